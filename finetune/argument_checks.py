@@ -1,0 +1,316 @@
+"""What makes a set of values unusable. Every check adds its own line, so that all faults show at once."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.argument_refusals import REFUSED_QUANT, find_refusals
+from finetune.argument_resolution import GENERATION_METRICS, LOSS_METRICS, canonical_metric
+from finetune.device import detect_device, device_kind, find_device_fault
+
+_LAUNCHER = "python -m paddle.distributed.launch"
+_CARDS_PER_NODE = 8
+
+
+class Values:
+    """Resolved values by name, together with which of them can be relied on.
+
+    Args:
+        values: Every setting by name.
+        broken: Names whose given value could not be converted; checks that need one of them are skipped.
+    """
+
+    def __init__(self, values: Mapping[str, Any], broken: set[str] | None = None):
+        self._values = values
+        self._broken = broken or set()
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def sound(self, *names: str) -> bool:
+        """True when none of the named settings was given a value of the wrong type."""
+        return self._broken.isdisjoint(names)
+
+
+# Settings that are understood but whose feature is still to come: a line here refuses them.
+# name -> (is it asked for?, fault line)
+NOT_YET: dict[str, tuple[Callable[[Values], bool], str]] = {
+    "zero_padding": (
+        lambda values: values["zero_padding"],
+        "zero_padding (intokens) is true, but packing is not available in this version: "
+        "run with --zero_padding false, which trains on the same samples",
+    ),
+    "lazy": (
+        lambda values: values["lazy"],
+        "lazy is true, but reading data as a stream is not available in this version: run with --lazy false",
+    ),
+    "processes": (
+        lambda values: count_processes() > 1,
+        "this run was started with several processes, but parallel layouts are not available in this version: "
+        "start finetune_generation.py with plain python",
+    ),
+}
+
+# name -> (lowest, highest, lowest itself allowed, highest itself allowed)
+_AT_LEAST_ONE = (1, math.inf, True, False)
+_AT_LEAST_ZERO = (0, math.inf, True, False)
+_ABOVE_ZERO = (0, math.inf, False, False)
+_DEGREE = (-1, math.inf, True, False)
+_SHARE_BELOW_ONE = (0, 1, True, False)
+RANGES: dict[str, tuple[float, float, bool, bool]] = {
+    "lora_rank": _AT_LEAST_ONE,
+    "lora_alpha": _ABOVE_ZERO,
+    "lora_dropout": _SHARE_BELOW_ONE,
+    "lora_plus_scale": _ABOVE_ZERO,
+    "num_prefix_tokens": _AT_LEAST_ONE,
+    "neftune_noise_alpha": _ABOVE_ZERO,
+    "hidden_dropout_prob": _SHARE_BELOW_ONE,
+    "attention_probs_dropout_prob": _SHARE_BELOW_ONE,
+    "pp_recompute_interval": _AT_LEAST_ZERO,
+    "virtual_pp_degree": _AT_LEAST_ONE,
+    "src_length": _AT_LEAST_ONE,
+    "max_length": (2, math.inf, True, False),
+    "pad_to_multiple_of": _AT_LEAST_ONE,
+    "max_new_tokens": _AT_LEAST_ONE,
+    "top_k": _AT_LEAST_ZERO,
+    "top_p": (0, 1, False, True),
+    "temperature": _ABOVE_ZERO,
+    "per_device_train_batch_size": _AT_LEAST_ONE,
+    "per_device_eval_batch_size": _AT_LEAST_ONE,
+    "gradient_accumulation_steps": _AT_LEAST_ONE,
+    "eval_accumulation_steps": _AT_LEAST_ONE,
+    "learning_rate": _AT_LEAST_ZERO,
+    "weight_decay": _AT_LEAST_ZERO,
+    "adam_beta1": _SHARE_BELOW_ONE,
+    "adam_beta2": _SHARE_BELOW_ONE,
+    "adam_epsilon": _ABOVE_ZERO,
+    "max_grad_norm": _AT_LEAST_ZERO,
+    "num_train_epochs": _ABOVE_ZERO,
+    "max_steps": (-1, math.inf, True, False),
+    "warmup_ratio": (0, 1, True, True),
+    "warmup_steps": _AT_LEAST_ZERO,
+    "num_cycles": _ABOVE_ZERO,
+    "lr_end": _AT_LEAST_ZERO,
+    "power": _ABOVE_ZERO,
+    "logging_steps": _AT_LEAST_ONE,
+    "save_steps": _AT_LEAST_ONE,
+    "eval_steps": _AT_LEAST_ZERO,
+    "save_total_limit": _AT_LEAST_ZERO,
+    "seed": (0, 2**32 - 1, True, True),
+    "scale_loss": _ABOVE_ZERO,
+    "max_evaluate_steps": (-1, math.inf, True, False),
+    "dataloader_num_workers": _AT_LEAST_ZERO,
+    "ordered_save_group_size": _AT_LEAST_ZERO,
+    "tensor_parallel_degree": _DEGREE,
+    "pipeline_parallel_degree": _DEGREE,
+    "sharding_parallel_degree": _DEGREE,
+    "sep_parallel_degree": _DEGREE,
+    "context_parallel_degree": _DEGREE,
+    "expert_parallel_degree": _DEGREE,
+    "expert_tensor_parallel_degree": _DEGREE,
+}
+
+# Experts are spread over processes that the other axes already count.
+_PROCESS_AXES = (
+    "tensor_parallel_degree",
+    "pipeline_parallel_degree",
+    "sharding_parallel_degree",
+    "sep_parallel_degree",
+    "context_parallel_degree",
+)
+_EXPERT_AXES = ("expert_parallel_degree", "expert_tensor_parallel_degree")
+_SHARDING_WORDS = frozenset({"stage1", "stage2", "stage3"})
+
+
+def find_faults(values: Values, extras: Mapping[str, Any]) -> list[str]:
+    """Every reason not to run with these values, one line each; empty when there is none."""
+    faults: list[str] = []
+    for check in (
+        _check_required,
+        _check_task,
+        _check_ranges,
+        _check_lengths,
+        _check_methods,
+        _check_paths,
+        _check_precision,
+        _check_best_model,
+        _check_sharding,
+        _check_processes,
+        _check_device,
+        _check_not_yet,
+    ):
+        check(values, faults)
+    return faults + find_refusals(extras, {name: values[name] for name in REFUSED_QUANT})
+
+
+def count_processes() -> int:
+    """Number of processes of this run, as the launcher set it; 1 without a launcher."""
+    told = os.environ.get("PADDLE_TRAINERS_NUM", "1")
+    return int(told) if told.isdecimal() else 1
+
+
+def looks_like_path(value: str) -> bool:
+    """True for a value that can only mean a place on disk, or that is one.
+
+    One slash alone is a hub name (``owner/model``).
+    """
+    return value.startswith((".", "/", "~")) or value.count("/") > 1 or os.path.exists(value)
+
+
+def _check_required(values: Values, faults: list[str]) -> None:
+    remedies = {
+        "model_name_or_path": "give the folder with the weights, or a model name",
+        "output_dir": "give the folder to write checkpoints and results to",
+        "dataset_name_or_path": "give the folder with train.json and dev.json, or a built-in dataset name",
+    }
+    for name, remedy in remedies.items():
+        if values.sound(name) and not values[name]:
+            faults.append(f"{name} is missing: {remedy}")
+
+
+def _check_task(values: Values, faults: list[str]) -> None:
+    tasks = ("do_train", "do_eval", "do_predict")
+    if values.sound(*tasks) and not any(values[task] for task in tasks):
+        faults.append("nothing to do: set at least one of do_train, do_eval and do_predict to true")
+
+
+def _check_ranges(values: Values, faults: list[str]) -> None:
+    for name, (low, high, low_allowed, high_allowed) in RANGES.items():
+        value = values[name]
+        if value is None or not values.sound(name):
+            continue
+        if (value > low or (low_allowed and value == low)) and (value < high or (high_allowed and value == high)):
+            continue
+        if high == math.inf:
+            allowed = f"at least {low}" if low_allowed else f"more than {low}"
+        else:
+            start = f"from {low}" if low_allowed else f"above {low}"
+            allowed = f"{start} up to {high}" if high_allowed else f"{start} to below {high}"
+        faults.append(f"{name} is {value}: it must be {allowed}")
+
+
+def _check_lengths(values: Values, faults: list[str]) -> None:
+    src_length, max_length = values["src_length"], values["max_length"]
+    if values.sound("src_length", "max_length") and src_length >= max_length:
+        faults.append(
+            f"src_length {src_length} leaves no room for the target in max_length {max_length}: "
+            "lower src_length or raise max_length"
+        )
+
+
+def _check_methods(values: Values, faults: list[str]) -> None:
+    if values.sound("lora", "prefix_tuning") and values["lora"] and values["prefix_tuning"]:
+        faults.append("lora and prefix_tuning are both true: choose one, for example with --prefix_tuning false")
+    for name in ("rslora", "pissa"):
+        if values.sound(name, "lora") and values[name] and not values["lora"]:
+            faults.append(f"{name} is true, but lora is false: add --lora true or remove {name}")
+    if values.sound("save_to_aistudio", "aistudio_repo_id"):
+        if values["save_to_aistudio"] and not values["aistudio_repo_id"]:
+            faults.append("save_to_aistudio is true, but aistudio_repo_id is missing: give the repository to upload to")
+
+
+def _check_paths(values: Values, faults: list[str]) -> None:
+    for name in (
+        "model_name_or_path",
+        "tokenizer_name_or_path",
+        "dataset_name_or_path",
+        "lora_path",
+        "prefix_path",
+    ):
+        value = values[name]
+        if value and values.sound(name) and looks_like_path(value) and not os.path.exists(value):
+            faults.append(f'{name} is "{value}", which does not exist (looked in {Path.cwd()}): check the path')
+    template = values["chat_template"]  # may also be the template's text, in which slashes mean nothing
+    if template and values.sound("chat_template") and template.startswith((".", "/")) and not os.path.exists(template):
+        faults.append(f'chat_template is "{template}", which does not exist (looked in {Path.cwd()}): check the path')
+    checkpoint = values["resume_from_checkpoint"]
+    if checkpoint and values.sound("resume_from_checkpoint") and not os.path.isdir(checkpoint):
+        faults.append(
+            f'resume_from_checkpoint is "{checkpoint}", which is no folder (looked in {Path.cwd()}): check the path, '
+            "or leave it out to continue from the newest checkpoint in output_dir"
+        )
+    output_dir = values["output_dir"]
+    if output_dir and values.sound("output_dir") and os.path.isfile(output_dir):
+        faults.append(f'output_dir is "{output_dir}", which is a file: give a folder')
+
+
+def _check_precision(values: Values, faults: list[str]) -> None:
+    for half, brain in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
+        if values.sound(half, brain) and values[half] and values[brain]:
+            faults.append(f"{half} and {brain} are both true: choose one, for example with --{half} false")
+
+
+def _check_best_model(values: Values, faults: list[str]) -> None:
+    metric = values["metric_for_best_model"]
+    if metric is not None and values.sound("metric_for_best_model", "eval_with_do_generation"):
+        by_generation = values["eval_with_do_generation"]
+        possible = GENERATION_METRICS if by_generation else LOSS_METRICS
+        if canonical_metric(metric) not in possible:
+            faults.append(
+                f'metric_for_best_model is "{metric}", which evaluation by {"generation" if by_generation else "loss"} '
+                f"(eval_with_do_generation {str(by_generation).lower()}) does not produce: "
+                f"choose one of {', '.join(possible)}"
+            )
+    needed = ("load_best_model_at_end", "evaluation_strategy", "save_strategy", "eval_steps", "save_steps")
+    if not (values.sound(*needed, "logging_steps") and values["load_best_model_at_end"]):
+        return
+    evaluation, saving = values["evaluation_strategy"], values["save_strategy"]
+    if evaluation != saving:
+        faults.append(
+            f"load_best_model_at_end needs every evaluated model saved, but evaluation_strategy is {evaluation} "
+            f"and save_strategy is {saving}: set both to steps or both to epoch"
+        )
+    elif evaluation == "steps" and values["eval_steps"] > 0 and values["save_steps"] % values["eval_steps"]:
+        faults.append(
+            f"load_best_model_at_end needs save_steps to be a multiple of eval_steps, "
+            f"but they are {values['save_steps']} and {values['eval_steps']}: change one of them"
+        )
+
+
+def _check_sharding(values: Values, faults: list[str]) -> None:
+    words = values["sharding"].split() if values.sound("sharding") else []
+    stages = [word for word in words if word in _SHARDING_WORDS]
+    if words and (len(stages) != 1 or set(words) - _SHARDING_WORDS - {"offload"} or len(words) > 2):
+        faults.append(
+            f'sharding is "{values["sharding"]}": choose stage1, stage2 or stage3, '
+            'with " offload" behind stage2 or stage3 to use host memory'
+        )
+
+
+def _check_processes(values: Values, faults: list[str]) -> None:
+    num_processes = count_processes()
+    if not values.sound(*_PROCESS_AXES, *_EXPERT_AXES):
+        return
+    split = {axis: values[axis] for axis in (*_PROCESS_AXES, *_EXPERT_AXES) if values[axis] > 1}
+    needed = max(
+        math.prod(split.get(axis, 1) for axis in _PROCESS_AXES), math.prod(split.get(axis, 1) for axis in _EXPERT_AXES)
+    )
+    if num_processes % needed == 0:
+        return
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    faults.append(
+        f"{' x '.join(f'{axis} {degree}' for axis, degree in split.items())} needs {needed} processes or a multiple, "
+        f"this run has {processes}: start it with `{_launch_command(values, needed)}` (once parallel layouts "
+        f"are available), or on one process with {' '.join(f'--{axis} 1' for axis in split)}"
+    )
+
+
+def _launch_command(values: Values, num_processes: int) -> str:
+    if values.sound("device") and device_kind(detect_device(values["device"])) == "cpu":
+        return f"{_LAUNCHER} --nproc_per_node {num_processes} finetune_generation.py ARGS.json --device cpu"
+    num_nodes = math.ceil(num_processes / _CARDS_PER_NODE)
+    cards = ",".join(str(card) for card in range(min(num_processes, _CARDS_PER_NODE)))
+    nodes = f"--nnodes {num_nodes} " if num_nodes > 1 else ""
+    return f"{_LAUNCHER} {nodes}--gpus {cards} finetune_generation.py ARGS.json"
+
+
+def _check_device(values: Values, faults: list[str]) -> None:
+    fault = find_device_fault(values["device"]) if values.sound("device", "no_cuda") else None
+    if fault:
+        faults.append(fault)
+
+
+def _check_not_yet(values: Values, faults: list[str]) -> None:
+    faults.extend(line for name, (asked_for, line) in NOT_YET.items() if values.sound(name) and asked_for(values))

@@ -1,0 +1,146 @@
+"""The groups of settings that are this project's own; PaddleNLP's training group is kept as data beside them.
+
+The help text stands beside each field. A field's type must be one that ``argument_settings.Setting`` lists.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """Which weights, which method, and the options PaddleNLP's model configuration takes."""
+
+    model_name_or_path: str | None = _setting(None, "Folder with the weights, or a model name on the hub. Required.")
+    tokenizer_name_or_path: str | None = _setting(None, "Folder or name of the tokenizer; null: the model's own.")
+    lora: bool = _setting(False, "Train low-rank updates (LoRA) instead of all weights.")
+    lora_path: str | None = _setting(None, "Adapter folder that LoRA starts from.")
+    lora_rank: int = _setting(8, "Rank of the LoRA update.")
+    lora_alpha: float | None = _setting(None, "The LoRA update is scaled by lora_alpha / lora_rank; null: 2 x lora_rank.")
+    lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA update.")
+    lora_target_modules: list[str] | None = _setting(
+        None, "Patterns of the linear layers that LoRA adapts; null: what suits the model family."
+    )
+    rslora: bool = _setting(False, "Scale the LoRA update by lora_alpha / sqrt(lora_rank) (rsLoRA).")
+    lora_plus_scale: float = _setting(1.0, "Factor on the learning rate of LoRA's B matrices (LoRA+).")
+    pissa: bool = _setting(False, "Start LoRA from the weight's leading singular vectors (PiSSA).")
+    prefix_tuning: bool = _setting(False, "Train key and value prefixes instead of weights.")
+    prefix_path: str | None = _setting(None, "Prefix folder that prefix tuning starts from.")
+    num_prefix_tokens: int = _setting(128, "Length of the trained prefix, in tokens.")
+    neftune: bool = _setting(False, "Add uniform noise to the embeddings in training (NEFTune).")
+    neftune_noise_alpha: float = _setting(5.0, "NEFTune noise is bounded by alpha / sqrt(length x hidden size).")
+    use_flash_attention: bool = _setting(False, "Use the flash attention kernel (GPU).")
+    fuse_attention_qkv: bool | None = _setting(
+        None, "Hold query, key and value projections as one matrix; null: as the model's configuration says."
+    )
+    fuse_attention_ffn: bool | None = _setting(
+        None, "Hold gate and up projections as one matrix; null: as the model's configuration says."
+    )
+    use_fused_rms_norm: bool = _setting(False, "Use the fused RMSNorm kernel (GPU).")
+    use_fused_rope: bool = _setting(False, "Use the fused rotary embedding kernel (GPU).")
+    use_fused_linear: bool = _setting(False, "Use linear layers with the bias fused in (GPU).")
+    use_fused_dropout_add: bool = _setting(False, "Use the fused dropout and residual kernel (GPU).")
+    use_fused_linear_cross_entropy: bool = _setting(False, "Fuse the output projection with the loss (GPU).")
+    recompute_granularity: str = _setting(
+        "full", "How much recompute runs again in the backward pass.", ("full", "full_attn", "core_attn")
+    )
+    no_recompute_layers: list[int] | None = _setting(None, "Indices of layers that are not recomputed.")
+    pp_recompute_interval: int = _setting(1, "Recompute every n-th layer of a pipeline stage; 0: none.")
+    recompute_use_reentrant: bool = _setting(False, "Use Paddle's PyLayer form of recompute.")
+    offload_recompute_inputs: bool = _setting(False, "Keep the inputs of recomputed layers in host memory.")
+    virtual_pp_degree: int = _setting(1, "Number of model chunks per pipeline stage.")
+    tensor_parallel_output: bool = _setting(False, "Leave the logits split over the tensor-parallel ranks.")
+    hidden_dropout_prob: float | None = _setting(None, "Dropout of hidden states; null: as the model's configuration.")
+    attention_probs_dropout_prob: float | None = _setting(
+        None, "Dropout of attention weights; null: as the model's configuration."
+    )
+    from_aistudio: bool = _setting(False, "Look model names up on AI Studio.")
+    save_to_aistudio: bool = _setting(False, "Upload the final weights to AI Studio.")
+    aistudio_repo_id: str | None = _setting(None, "AI Studio repository to upload to.")
+    aistudio_repo_private: bool = _setting(True, "Create the AI Studio repository as private.")
+    aistudio_repo_license: str = _setting("Apache License 2.0", "Licence named in the AI Studio repository.")
+    aistudio_token: str | None = _setting(None, "AI Studio access token; never written to arguments.json.")
+
+
+# Settings of ModelArguments that go into the model's configuration (PaddleNLP adds the first block to every one).
+MODEL_CONFIG_SETTINGS = (
+    "use_flash_attention",
+    "use_fused_rms_norm",
+    "use_fused_rope",
+    "use_fused_linear",
+    "use_fused_dropout_add",
+    "use_fused_linear_cross_entropy",
+    "recompute_granularity",
+    "no_recompute_layers",
+    "pp_recompute_interval",
+    "recompute_use_reentrant",
+    "offload_recompute_inputs",
+    "virtual_pp_degree",
+    "tensor_parallel_output",
+    # null in these means "leave the configuration alone"
+    "fuse_attention_qkv",
+    "fuse_attention_ffn",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+
+
+@dataclass(kw_only=True)
+class DataArguments:
+    """Where the samples come from and how they become rows of tokens."""
+
+    dataset_name_or_path: str | None = _setting(
+        None, "Folder with train.json and dev.json (or train/ and dev/), or a built-in dataset name. Required."
+    )
+    task_name: str | None = _setting(None, "Part of a built-in dataset to use.")
+    src_length: int = _setting(1024, "Most tokens kept of the source; cut from the left.")
+    max_length: int = _setting(2048, "Most tokens of source and target together.")
+    zero_padding: bool = _setting(False, "Pack samples into full rows (InTokens); also accepted as intokens.")
+    pad_to_multiple_of: int | None = _setting(None, "Pad rows to a multiple of this many tokens.")
+    eval_with_do_generation: bool = _setting(False, "Evaluate by generating text (BLEU-4, ROUGE) instead of by loss.")
+    save_generation_output: bool = _setting(False, "Write the text generated in evaluation to generated_output.json.")
+    lazy: bool = _setting(False, "Read the data as a stream instead of loading it.")
+    chat_template: str | None = _setting(None, "File or folder of a chat template; null: the tokenizer's own, if any.")
+
+    @property
+    def intokens(self) -> bool:
+        """The earlier name of ``zero_padding``."""
+        return self.zero_padding
+
+
+@dataclass(kw_only=True)
+class GenerationArguments:
+    """How text is generated, in evaluation and prediction."""
+
+    max_new_tokens: int | None = _setting(None, "Most tokens to generate; null: what is left of max_length.")
+    top_k: int = _setting(1, "Sample among the k likeliest tokens; 1: greedy, 0: no limit.")
+    top_p: float = _setting(1.0, "Sample among the likeliest tokens that hold this share of probability.")
+    temperature: float = _setting(1.0, "Divide the logits by this before sampling.")
+
+
+@dataclass(kw_only=True)
+class QuantArguments:
+    """Quantisation switches of PaddleNLP's later scripts: known, but only their off values are accepted so far."""
+
+    weight_quantize_algo: str | None = _setting(None, "Train adapters over quantised weights (not available yet).")
+    do_ptq: bool = _setting(False, "Quantise after training (not available yet).")
+    do_qat: bool = _setting(False, "Train with quantisation in the loop (not available yet).")
+    do_gptq: bool = _setting(False, "Quantise with GPTQ (not available yet).")
+    do_awq: bool = _setting(False, "Quantise with AWQ (not available yet).")
+    quant_type: str = _setting("a8w8", "Number format of quantised weights (not available yet).")
+    shift: bool = _setting(False, "Shift activations before quantising (not available yet).")
+    smooth: bool = _setting(False, "Smooth activations before quantising (not available yet).")
+    auto_clip: bool = _setting(False, "Clip weights before quantising (not available yet).")
+    load_quant_model: bool = _setting(False, "Start from quantised weights (not available yet).")
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelArguments,
+    "data": DataArguments,
+    "generation": GenerationArguments,
+    "quant": QuantArguments,
+}

@@ -1,0 +1,109 @@
+"""Settings of PaddleNLP's fine-tuning scripts that have no place here, each with what to do instead.
+
+An argument file written for PaddleNLP may carry them at their off value and runs unchanged; switched on they
+are refused by name (``REFUSED``), or reported as ignored where the result does not depend on them
+(``WITHOUT_EFFECT``).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_LORA_INSTEAD = "use lora, with rslora or pissa if need be"
+_QUANT_INSTEAD = "fine-tune in bf16 or fp16 here and quantise the merged model with PaddleNLP's llm/run_quantization.py"
+_LONG_INSTEAD = "use a checkpoint whose configuration already scales its rotary embedding"
+_BENCHMARK_INSTEAD = "set max_steps, do_eval false and save_strategy no for a timing run"
+
+# name -> (values that mean "off", what to do instead)
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "vera": ((False,), _LORA_INSTEAD),
+    "lokr": ((False,), _LORA_INSTEAD),
+    "reft": ((False,), _LORA_INSTEAD),
+    "use_mora": ((False,), _LORA_INSTEAD),
+    "lora_use_mixer": ((False,), _LORA_INSTEAD),
+    "dislora": ((False,), _LORA_INSTEAD),
+    "hqlora": ((False,), _LORA_INSTEAD),
+    "lqlora": ((False,), _LORA_INSTEAD),
+    "use_quick_lora": ((False,), "use lora; it gives the same weights"),
+    "lokr_path": ((), "use lora_path"),
+    "weight_double_quant": ((False,), _QUANT_INSTEAD),
+    "use_long_sequence_strategies": ((False,), _LONG_INSTEAD),
+    "strategy_type": ((), _LONG_INSTEAD),
+    "strategy_name": ((), _LONG_INSTEAD),
+    "rope_scaling_factor": ((1.0, 1), _LONG_INSTEAD),
+    "use_ssa": ((False,), "lower max_length, or use recompute, to save memory on long rows"),
+    "use_pose_convert": ((False,), "raise max_length, or shorten the samples"),
+    "autoregressive": ((False,), "give the text as target with an empty source"),
+    "continue_training": ((True,), "start from weights; `python -m finetune.models.tiny` writes random ones"),
+    "benchmark": ((False,), _BENCHMARK_INSTEAD),
+    "autotuner_benchmark": ((False,), _BENCHMARK_INSTEAD),
+    "use_moe": ((False,), "use a dense model family"),
+}
+
+# The same for settings that are fields of QuantArguments.
+REFUSED_QUANT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "weight_quantize_algo": ((None,), "use lora over bf16 or fp16 weights, with recompute to save memory"),
+    "do_ptq": ((False,), _QUANT_INSTEAD),
+    "do_qat": ((False,), _QUANT_INSTEAD),
+    "do_gptq": ((False,), _QUANT_INSTEAD),
+    "do_awq": ((False,), _QUANT_INSTEAD),
+    "quant_type": (("a8w8",), _QUANT_INSTEAD),
+    "shift": ((False,), _QUANT_INSTEAD),
+    "smooth": ((False,), _QUANT_INSTEAD),
+    "auto_clip": ((False,), _QUANT_INSTEAD),
+    "load_quant_model": ((False,), "start from the weights before quantisation"),
+}
+
+_BELONGS_TO_OFF_SWITCH = "it belongs to a method that is switched off"
+_PACKING_CHOOSES = "packing makes its own choice"
+
+# name -> why it changes nothing here
+WITHOUT_EFFECT: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            *("vera_rank", "lokr_dim", "weight_blocksize", "weight_double_quant_block_size", "ssa_group_size_ratio"),
+            *("fp8_type", "skip_list_names", "weight_quant_method", "act_quant_method", "cachekv_quant_method"),
+            *("search_alpha_min", "search_alpha_max", "search_scale_min", "search_scale_max", "ptq_step"),
+            *("shift_all_linears", "shift_sampler", "shift_step", "smooth_all_linears", "smooth_sampler"),
+            *("smooth_step", "smooth_piecewise_search", "smooth_k_piece", "smooth_search_piece", "gptq_step"),
+            *("awq_step", "autoclip_step", "do_quant_debug", "test_sample"),
+        ),
+        _BELONGS_TO_OFF_SWITCH,
+    ),
+    "greedy_zero_padding": _PACKING_CHOOSES,
+    "flash_mask": _PACKING_CHOOSES,
+    "use_sparse_mask": _PACKING_CHOOSES,
+    "pad_to_max_length": "rows are padded to the longest of their batch, which trains the same",
+    "use_fused_head_and_loss_fn": "use_fused_linear_cross_entropy is the switch of the fused loss",
+    "use_sparse_head_and_loss_fn": "use_fused_linear_cross_entropy is the switch of the fused loss",
+    "use_fast_layer_norm": "only GPT-3 models have it",
+    "decay_steps": "fine-tuning schedules end with the last step",
+    "max_seq_length": "max_length is the limit here",
+    "dataset_text_field": "samples have src and tgt",
+    "dataset_num_proc": "samples are prepared in this process",
+    "dataset_batch_size": "samples are prepared one by one",
+    "model_init_kwargs": "each model option is a setting of its own",
+    "dataset_kwargs": "each data option is a setting of its own",
+    "eval_packing": "evaluation rows are never packed",
+    "tensor_parallel_rank": "the launcher gives each process its rank",
+}
+
+
+def find_refusals(extras: Mapping[str, Any], quant: Mapping[str, Any]) -> list[str]:
+    """One fault line for each setting that is switched on but has no place here."""
+    faults = []
+    for table, values in ((REFUSED, extras), (REFUSED_QUANT, quant)):
+        for name, (off_values, instead) in table.items():
+            value = values.get(name)
+            if value is not None and not any(value is off or (value == off and value is not True) for off in off_values):
+                shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
+                faults.append(f"{name} is {shown}, which this version does not have: {instead}, and remove {name}")
+    return faults
+
+
+def list_ignored(extras: Mapping[str, Any]) -> list[str]:
+    """One line for each setting that was given, does nothing here, and might be missed."""
+    return [
+        f"{name} has no effect here: {reason}"
+        for name, reason in WITHOUT_EFFECT.items()
+        if extras.get(name) not in (None, False, "") and reason != _BELONGS_TO_OFF_SWITCH
+    ]

@@ -1,0 +1,219 @@
+"""Builds the parts of a run from its arguments: data, model, adapter, trainer.
+
+Every function here takes what the one before returned, so that the entry script reads as
+the list of what happens. Nothing imports Paddle before its function is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.dataset import DataReport, load_prompts, load_samples
+from finetune.data.source import find_split
+from finetune.data.template import load_template
+from finetune.data.tokenize import Prompt, Sample
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.arguments import Arguments
+    from finetune.models.loading import ResolvedModel
+    from finetune.models.tokenizer import FamilyEncoder
+    from finetune.run_directory import RunDirectory
+    from finetune.training.trainer import FinetuneTrainer
+
+
+@dataclass
+class TokenizerPair:
+    """A tokenizer as PaddleNLP has it and as the project uses it."""
+
+    tokenizer: Any
+    encoder: FamilyEncoder
+
+
+@dataclass
+class RunData:
+    """What is trained and evaluated; a part that the run does not need is empty."""
+
+    train: list[Sample]
+    dev: list[Sample] | list[Prompt]
+    reports: dict[str, DataReport]
+
+
+def find_files(args: Arguments) -> dict[str, list[Path]]:
+    """Finds the data files of a run before anything expensive starts.
+
+    Returns:
+        Files by split; a built-in dataset's name has none.
+
+    Raises:
+        UserError: A split that the run needs is missing.
+    """
+    path = args.data.dataset_name_or_path
+    if path is None or not Path(path).exists():
+        return {}
+    splits = {"train": args.training.do_train, "dev": args.training.do_eval}
+    return {split: find_split(path, split) for split, needed in splits.items() if needed}
+
+
+def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPair:
+    """Loads the tokenizer, the model's own unless another one is named."""
+    from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+
+    source = args.model.tokenizer_name_or_path or resolved.folder or resolved.name
+    tokenizer = load_tokenizer(source, resolved.family)
+    return TokenizerPair(tokenizer, FamilyEncoder(tokenizer, resolved.family))
+
+
+def read_data(args: Arguments, files: dict[str, list[Path]], pair: TokenizerPair) -> RunData:
+    """Reads, renders and tokenizes the splits a run needs.
+
+    Raises:
+        UserError: Faulty lines, all of them, or a split without a usable sample.
+    """
+    template = load_template(args.data.chat_template)
+    data = RunData(train=[], dev=[], reports={})
+    lengths = {"src_length": args.data.src_length, "max_length": args.data.max_length}
+    if args.training.do_train:
+        source = _source(args, files, "train")
+        data.train, data.reports["train"] = load_samples(source, pair.encoder, template, **lengths)
+    if args.training.do_eval:
+        source = _source(args, files, "dev")
+        if args.data.eval_with_do_generation:
+            data.dev, data.reports["dev"] = load_prompts(
+                source, pair.encoder, template, src_length=args.data.src_length
+            )
+        else:
+            data.dev, data.reports["dev"] = load_samples(source, pair.encoder, template, **lengths)
+    return data
+
+
+def _source(args: Arguments, files: dict[str, list[Path]], split: str) -> Any:
+    if split in files:
+        return files[split]
+    from finetune.data.builtin import load_builtin
+
+    return load_builtin(str(args.data.dataset_name_or_path), args.data.task_name, split)
+
+
+def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> Any:
+    """Loads the model's weights in the dtype of the run.
+
+    Raises:
+        UserError: The tokenizer has more pieces than the model has embeddings, or weights are
+            missing, unknown or of another shape.
+    """
+    from finetune.models.loading import load_model
+    from finetune.training.seeding import seed_everything
+
+    seed_everything(args.training.seed)
+    vocabulary = resolved.config.get("vocab_size")
+    if vocabulary is not None and len(pair.tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer has {len(pair.tokenizer)} tokens but the model only {vocabulary} embeddings: "
+            "use the tokenizer that belongs to the model."
+        )
+    # The cache of keys and values costs memory in training; `generate` asks for it by itself.
+    overrides = args.model_config_kwargs() | {"use_cache": False}
+    model = load_model(resolved, dtype=parameter_dtype(args), config_overrides=overrides, tokenizer=pair.tokenizer)
+    model.generation_config.use_cache = True
+    return model
+
+
+def parameter_dtype(args: Arguments) -> str:
+    """Dtype of the weights: half precision is stored only at level O2, otherwise computed on the fly."""
+    if args.training.fp16_opt_level != "O2":
+        return "float32"
+    return "float16" if args.training.fp16 else "bfloat16" if args.training.bf16 else "float32"
+
+
+def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
+    """Puts the adapter that the run asks for on the model, or returns it as it is."""
+    from finetune.adapters.lora import add_lora, load_lora
+    from finetune.adapters.prefix import add_prefix, load_prefix
+
+    settings, facts = args.model, {"family": resolved.family, "dtype": parameter_dtype(args)}
+    if settings.lora and settings.lora_path:
+        return load_lora(model, Path(settings.lora_path))
+    if settings.prefix_tuning and settings.prefix_path:
+        return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
+    if settings.lora:
+        return add_lora(model, settings, **facts)
+    if settings.prefix_tuning:
+        return add_prefix(model, settings, **facts)
+    return model
+
+
+def build_trainer(
+    args: Arguments, run: RunDirectory, model: Any, data: RunData, pair: TokenizerPair, *, resolved: ResolvedModel
+) -> FinetuneTrainer:
+    """Puts model, data and records together into a trainer."""
+    from finetune.adapters.checkpoint import base_model
+    from finetune.adapters.neftune import EmbeddingNoise
+    from finetune.training.loss import LabelPositions
+    from finetune.training.progress import ProgressReporter
+    from finetune.training.run_log import KEEP_ALL, RunLog
+    from finetune.training.setup import build_training_arguments
+    from finetune.training.trainer import FinetuneTrainer
+
+    base = base_model(model)
+    label_positions = LabelPositions(find_layer(base, resolved.family.head_module))
+    noise = None
+    if args.model.neftune:
+        embedding = find_layer(base, resolved.family.embedding_module)
+        noise = EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=args.training.seed)
+    trainer = FinetuneTrainer(
+        model=model,
+        args=build_training_arguments(args),
+        samples=data.train,
+        evaluation=_build_evaluation(args, data, pair, label_positions),
+        tokenizer=pair.tokenizer,
+        encoder=pair.encoder,
+        label_positions=label_positions,
+        noise=noise,
+        pad_to_multiple_of=args.data.pad_to_multiple_of,
+    )
+    training = args.training.do_train
+    total_steps = trainer.plan()[1] if training else 0
+    bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
+    trainer.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
+    trainer.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step if training else KEEP_ALL)
+    return trainer
+
+
+def _build_evaluation(args: Arguments, data: RunData, pair: TokenizerPair, label_positions: Any) -> Any:
+    from finetune.training.evaluation import GenerationEvaluation, GenerationSettings, LossEvaluation
+
+    if not args.training.do_eval:
+        return None
+    batch_size = args.training.per_device_eval_batch_size
+    if not args.data.eval_with_do_generation:
+        return LossEvaluation(
+            data.dev,
+            batch_size=batch_size,
+            pad_token_id=pair.encoder.pad_token_id,
+            label_positions=label_positions,
+        )
+    generation = args.generation
+    settings = GenerationSettings(
+        max_new_tokens=generation.max_new_tokens or args.data.max_length - args.data.src_length,
+        top_k=generation.top_k,
+        top_p=generation.top_p,
+        temperature=generation.temperature,
+    )
+    return GenerationEvaluation(
+        data.dev, batch_size=batch_size, encoder=pair.encoder, settings=settings, seed=args.training.seed
+    )
+
+
+def find_layer(model: Any, last_name: str) -> Any:
+    """The one sublayer whose name ends in `last_name`.
+
+    Raises:
+        RuntimeError: There is none or more than one: the family's record is wrong.
+    """
+    found = [layer for name, layer in model.named_sublayers() if name.rpartition(".")[2] == last_name]
+    if len(found) != 1:
+        raise RuntimeError(f"{type(model).__name__} has {len(found)} layers called {last_name}, expected one")
+    return found[0]

@@ -1,0 +1,66 @@
+"""What every entry script shares: exit codes, messages for users, quiet libraries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+from finetune.errors import EXIT_USER_ERROR, UserError
+
+EXIT_FAILED = 1
+
+
+def run_command(main: Callable[[], None]) -> int:
+    """Runs a command and turns how it ended into an exit code.
+
+    Returns:
+        0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
+        first process only; 1 the run failed.
+    """
+    from finetune.interruption import Interrupted
+
+    try:
+        main()
+    except UserError as error:
+        if is_first_process():
+            for fault in error.faults:
+                print(f"error: {fault}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted by the keyboard: start the same command again to continue", file=sys.stderr)
+        return EXIT_FAILED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
+    return 0
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks for the run: the only one, or rank 0 of a launch."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
+def silence_libraries() -> None:
+    """Keeps PaddleNLP's debug lines and its dependencies' start-up warnings off the screen.
+
+    Errors still show. FINETUNE_VERBOSE=1 in the environment shows everything.
+    """
+    if os.environ.get("FINETUNE_VERBOSE") == "1":
+        return
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("jieba").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from paddlenlp.utils.log import logger
+
+    logger.set_level("ERROR")
+    # Paddle's deprecation decorator re-enables its warnings; the filter must come after the import.
+    warnings.filterwarnings("ignore")

@@ -1,0 +1,8 @@
+"""From files to arrays: source, formats, template, tokenize, dataset, sampler, collate.
+
+Each stage is a module that can be run alone; none of them imports paddle, so that faults in the
+data are reported before any weight is read::
+
+    file -> Record -> Conversation -> Piece... -> Sample -> global batch -> arrays
+         source    formats         template    tokenize  sampler         collate
+"""

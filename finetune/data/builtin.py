@@ -1,0 +1,46 @@
+"""PaddleNLP's built-in datasets, by name, as conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.data.formats import Conversation, to_conversation
+from finetune.data.source import FaultCollector, Record, RecordError
+from finetune.errors import UserError
+
+
+def load_builtin(name: str, task_name: str | None, split: str) -> list[Conversation]:
+    """Reads one split of a dataset that PaddleNLP knows by name, downloading it when needed.
+
+    Args:
+        name: The dataset's name for PaddleNLP's `load_dataset`.
+        task_name: A part of it, or None.
+        split: "train" or "dev".
+
+    Raises:
+        UserError: There is no such dataset, it cannot be fetched, or its rows are not src/tgt.
+    """
+    from paddlenlp.datasets import load_dataset
+
+    try:
+        rows = (
+            load_dataset(name, task_name, splits=[split]) if task_name else load_dataset(name, splits=[split])
+        )
+    except BaseException as error:  # PaddleNLP raises anything here, SystemExit among it
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise UserError(
+            f"dataset_name_or_path {name!r} is no folder, and PaddleNLP has no dataset of that name that can be "
+            f"loaded here ({type(error).__name__}: {error}). Give a folder that holds train.json and dev.json."
+        ) from None
+    faults = FaultCollector()
+    conversations = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            conversations.append(
+                to_conversation(Record(file=Path(f"{name}/{split}"), line_number=number, fields=row))
+            )
+        except RecordError as error:
+            faults.add(str(error))
+    faults.raise_if_any()
+    return conversations

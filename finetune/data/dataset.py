@@ -1,0 +1,157 @@
+"""From files to the samples of a run, with a report of what was cut and dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.data.formats import read_conversations
+from finetune.data.template import Template
+from finetune.data.tokenize import Prompt, Sample, TextEncoder, build_prompt, build_sample, has_response
+from finetune.errors import UserError
+
+EMPTY_RESPONSE = "empty response"
+NO_ROOM = "no label token left within the length"
+EMPTY_PROMPT = "empty prompt"
+
+
+@dataclass
+class DataReport:
+    """What became of the lines of a split.
+
+    Attributes:
+        num_files: Files read.
+        num_lines: Lines that hold an example; blank lines do not count.
+        num_samples: Examples kept; duplicates are kept too.
+        num_tokens: Tokens of these that enter the model, all together.
+        num_label_tokens: Tokens that carry a label; 0 for prompts.
+        num_truncated_source: Samples whose source lost tokens.
+        num_truncated_target: Samples whose target lost tokens, or its EOS.
+        num_dropped_rounds: Rounds of long conversations dropped from samples that were kept.
+        num_dropped: Examples dropped, by reason.
+    """
+
+    num_files: int = 0
+    num_lines: int = 0
+    num_samples: int = 0
+    num_tokens: int = 0
+    num_label_tokens: int = 0
+    num_truncated_source: int = 0
+    num_truncated_target: int = 0
+    num_dropped_rounds: int = 0
+    num_dropped: Counter[str] = field(default_factory=Counter)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        parts = [
+            f"{_plural(self.num_samples, 'sample')} from {_plural(self.num_lines, 'line')} of {_plural(self.num_files, 'file')}"
+        ]
+        tokens = f"{self.num_tokens:,} tokens"
+        if self.num_label_tokens:
+            tokens += f", {self.num_label_tokens:,} of them learned"
+            tokens += f" ({self.num_label_tokens / max(self.num_tokens, 1):.1%})"
+        parts.append(tokens)
+        if cut := self._describe_cuts():
+            parts.append(cut)
+        if self.num_dropped:
+            parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
+        return "; ".join(parts) + "."
+
+    def _describe_cuts(self) -> str:
+        counts = {
+            "source": self.num_truncated_source,
+            "target": self.num_truncated_target,
+        }
+        cuts = [_plural(count, name) for name, count in counts.items() if count]
+        text = f"truncated: {', '.join(cuts)}" if cuts else ""
+        if self.num_dropped_rounds:
+            text += f"{'; ' if text else ''}old rounds left out: {self.num_dropped_rounds:,}"
+        return text
+
+
+def load_samples(
+    paths: Sequence[str | Path], encoder: TextEncoder, template: Template, *, src_length: int, max_length: int
+) -> tuple[list[Sample], DataReport]:
+    """Read and encode examples for training, or for evaluation by loss.
+
+    Args:
+        paths: The files of one split, from `finetune.data.source.find_split`.
+        encoder: The tokenizer.
+        template: How rounds are written down.
+        src_length: Most tokens of a source, see `finetune.data.tokenize`.
+        max_length: Most tokens of a sample.
+
+    Returns:
+        The samples in file order, and the report.
+
+    Raises:
+        UserError: Faulty lines (all of them), or no sample is left.
+    """
+    conversations = read_conversations(paths)
+    report = DataReport(num_files=len(paths), num_lines=len(conversations))
+    samples = []
+    for conversation in conversations:
+        sample = build_sample(conversation, encoder, template, src_length=src_length, max_length=max_length)
+        if sample is None:
+            report.num_dropped[NO_ROOM if has_response(conversation) else EMPTY_RESPONSE] += 1
+            continue
+        samples.append(sample)
+        report.num_label_tokens += sample.num_label_tokens
+        report.num_truncated_target += sample.truncated_target
+    _finish_report(report, samples, paths, f"src_length {src_length}, max_length {max_length}")
+    return samples, report
+
+
+def load_prompts(
+    paths: Sequence[str | Path], encoder: TextEncoder, template: Template, *, src_length: int
+) -> tuple[list[Prompt], DataReport]:
+    """Read and encode examples for evaluation by generation.
+
+    An example whose last response is blank is dropped: there is nothing to compare with.
+
+    Raises:
+        UserError: Faulty lines (all of them), or no prompt is left.
+    """
+    conversations = read_conversations(paths)
+    report = DataReport(num_files=len(paths), num_lines=len(conversations))
+    prompts = []
+    for conversation in conversations:
+        prompt = build_prompt(conversation, encoder, template, src_length=src_length)
+        if prompt is None or not prompt.target.strip():
+            report.num_dropped[EMPTY_PROMPT if prompt is None else EMPTY_RESPONSE] += 1
+            continue
+        prompts.append(prompt)
+    _finish_report(report, prompts, paths, f"src_length {src_length}")
+    return prompts, report
+
+
+def _finish_report(
+    report: DataReport, examples: Sequence[Sample | Prompt], paths: Iterable[str | Path], lengths: str
+) -> None:
+    """Fill in what samples and prompts have in common, and refuse a split that has none."""
+    if not examples:
+        raise UserError(_describe_nothing(report, ", ".join(map(str, paths)), lengths))
+    report.num_samples = len(examples)
+    report.num_tokens = sum(len(example.input_ids) for example in examples)
+    report.num_truncated_source = sum(example.truncated_source for example in examples)
+    report.num_dropped_rounds = sum(example.num_dropped_rounds for example in examples)
+
+
+def _describe_nothing(report: DataReport, files: str, lengths: str) -> str:
+    if not report.num_lines:
+        return f'{files}: no example found. Expected lines such as {{"src": "...", "tgt": "..."}}.'
+    return (
+        f"{files}: none of the {report.num_lines:,} examples can be used with {lengths} "
+        f"(dropped: {_describe_reasons(report.num_dropped)}). "
+        "Fill in the tgt fields, or leave more room: a larger max_length or a smaller src_length."
+    )
+
+
+def _describe_reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} ({reason})" for reason, count in sorted(counts.items()))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,19 @@
+"""The one exception that means "the user can mend this": it ends a command with exit code 2."""
+
+from collections.abc import Sequence
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """Arguments, data or files that cannot be used as given.
+
+    Args:
+        faults: One message or several; each names the value that was given, what is
+            allowed, and what to do. All faults that can be found at once are reported
+            at once.
+    """
+
+    def __init__(self, faults: str | Sequence[str]):
+        self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("\n".join(self.faults))

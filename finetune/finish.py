@@ -1,0 +1,135 @@
+"""What a run tells and leaves behind: first lines, final weights, results, curve, last lines."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.command import is_first_process
+from finetune.training.checkpoint import list_checkpoints
+from finetune.training.report import print_summary, write_generations, write_results
+
+if TYPE_CHECKING:
+    from finetune.arguments import Arguments
+    from finetune.assembly import RunData
+    from finetune.run_directory import RunDirectory
+    from finetune.training.trainer import FinetuneTrainer
+
+RESULTS_FILE = "all_results.json"
+GENERATIONS_FILE = "generated_output.json"
+LOG_FILE = "train_log.jsonl"
+PLOT_FILE = "loss.png"
+_NUM_SHOWN_SAMPLES = 3
+
+
+def save_final_weights(run: RunDirectory, trainer: FinetuneTrainer) -> None:
+    """Puts weights, configuration and tokenizer into the output folder, each file whole or not at all."""
+    from finetune.training.trainer import STATE_FILE
+
+    with tempfile.TemporaryDirectory(prefix="tmp-final-", dir=run.path) as name:
+        folder = Path(name)
+        trainer.write_model(folder)
+        trainer.state.save_to_json(str(folder / STATE_FILE))
+        # The state file is what marks a finished run, so it goes last.
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name == STATE_FILE, path.name)):
+            path.replace(run.path / path.name)
+
+
+class Report:
+    """Says on the screen what a run does, and writes its results.
+
+    Args:
+        args: The arguments of the run.
+        run: Its output folder.
+        processor_note: The line about CPU settings, or None.
+    """
+
+    def __init__(self, args: Arguments, run: RunDirectory, processor_note: str | None):
+        self.args = args
+        self.run = run
+        for line in (*args.warnings, *run.warnings):
+            self.say(f"warning: {line}")
+        if processor_note:
+            self.say(processor_note)
+        if run.resume:
+            self.say(f"Continuing from {run.resume}")
+
+    def say(self, text: str) -> None:
+        """One line for the person, from the first process only."""
+        if is_first_process():
+            print(text, file=sys.stderr, flush=True)
+
+    def data(self, data: RunData) -> None:
+        """Says what became of the data files."""
+        for split, report in data.reports.items():
+            self.say(f"Data, {split}: {report.describe()}")
+
+    def model(self, model: Any) -> None:
+        """Says how large the model is and how much of it is trained."""
+        if not self.args.training.do_train:
+            return
+        sizes = [(int(tensor.size), not tensor.stop_gradient) for tensor in model.parameters()]
+        total, trained = sum(size for size, _ in sizes), sum(size for size, on in sizes if on)
+        self.say(f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})")
+
+    def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
+        """Writes results, generated texts and the curve, and prints the last lines."""
+        if trainer.progress:
+            trainer.progress.close()
+        files = {"results": self.run.path / RESULTS_FILE}
+        write_results(files["results"], _known_results(files["results"]) | metrics)
+        rows = getattr(trainer.evaluation, "rows", [])
+        if rows and self.args.data.save_generation_output:
+            files["generated texts"] = self.run.path / GENERATIONS_FILE
+            write_generations(files["generated texts"], rows)
+        if self.args.training.do_train:
+            files |= self._training_files()
+        title = "Trained" if self.args.training.do_train else "Evaluated"
+        if is_first_process():
+            print_summary(
+                f"{title} {self.args.model.model_name_or_path}",
+                metrics={name: value for name, value in metrics.items() if not name.startswith("train_num")},
+                samples=rows[:_NUM_SHOWN_SAMPLES],
+                files=files,
+                next_commands=self._next_commands(),
+            )
+
+    def _training_files(self) -> dict[str, Path]:
+        from finetune.training.plot import plot_losses
+
+        path = self.run.path
+        plot_losses(path / LOG_FILE, path / PLOT_FILE)
+        files = {"weights": path, "log": path / LOG_FILE, "loss curve": path / PLOT_FILE}
+        checkpoints = list_checkpoints(path)
+        return files | ({"last checkpoint": checkpoints[-1]} if checkpoints else {})
+
+    def _next_commands(self) -> dict[str, str]:
+        if not self.args.training.do_train or self.args.data.eval_with_do_generation:
+            return {}
+        out = str(self.run.path)
+        options = {"do_train": "false", "do_eval": "true", "eval_with_do_generation": "true",
+                   "save_generation_output": "true"}  # fmt: skip
+        if self.args.model.lora:
+            options["lora_path"] = out
+        elif self.args.model.prefix_tuning:
+            options["prefix_path"] = out
+        else:
+            options["model_name_or_path"] = out
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return {
+            "evaluate by generated text": shlex.join(
+                ["python", "finetune_generation.py", f"{out}/arguments.json", *words]
+            )
+        }
+
+
+def _known_results(path: Path) -> dict[str, Any]:
+    """What an earlier command of the same run wrote, so that evaluating adds instead of replacing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,1 @@
+"""Model families: one record each, and what loads, tokenizes and rehearses them."""

@@ -1,0 +1,263 @@
+"""What the rest of the project needs to know of a model family, as one frozen record per family.
+
+A record holds facts only: class paths as dotted strings (imported when used), names of fields in
+config.json, name patterns of modules. Whoever needs a fact asks the record; nobody branches on a
+model type. A new family is one module in this package that calls `register`, and its name in
+`_RECORD_MODULES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune.errors import UserError
+
+_RECORD_MODULES = ("finetune.models.llama",)
+
+_registry: dict[str, Family] = {}
+
+
+@dataclass(frozen=True)
+class ConfigFields:
+    """Names under which a family's config.json keeps its sizes (None: the family has no such field)."""
+
+    num_layers: str = "num_hidden_layers"
+    num_heads: str = "num_attention_heads"
+    num_kv_heads: str | None = None
+    hidden_size: str = "hidden_size"
+    head_dim: str | None = None
+    max_positions: str = "max_position_embeddings"
+
+
+@dataclass(frozen=True)
+class PrefixGeometry:
+    """Sizes of the keys and values that prefix tuning puts before every layer.
+
+    Attributes:
+        postprocess: Dotted path of the function that turns a tensor
+            (batch, prefix length, 2 x layers, kv heads, head dim) into the family's past key values.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    postprocess: str
+
+
+@dataclass(frozen=True)
+class ParallelLimits:
+    """Which sizes of the config a degree must divide.
+
+    Attributes:
+        tensor_divides: Fields of config.json that the tensor-parallel degree must divide.
+        pipeline_min_layers_field: Field that the pipeline-parallel degree must not exceed.
+    """
+
+    tensor_divides: tuple[str, ...] = ()
+    pipeline_min_layers_field: str = "num_hidden_layers"
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """How prompts are framed. A token is named by its role ("bos", "eos", "pad", "unk") or by its text.
+
+    Attributes:
+        prefix: Tokens that open every sequence.
+        end_of_answer: Token that ends an answer and stops generation.
+        pad_fallback: Token used for padding when the tokenizer names none.
+        vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
+            preference; the first is the name it writes itself.
+        tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
+    """
+
+    prefix: tuple[str, ...]
+    end_of_answer: str
+    pad_fallback: str
+    vocab_files: tuple[str, ...]
+    tokenizer_class: str
+
+
+@dataclass(frozen=True)
+class TinyShape:
+    """Sizes of a tiny checkpoint; counts except `max_length`, which is in tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape of one weight and how a tiny checkpoint fills it: "normal", "ones" or "zeros"."""
+
+    shape: tuple[int, ...]
+    fill: str = "normal"
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """How to write a random checkpoint of the family without building the model.
+
+    Attributes:
+        tokenizer: Kind of tokenizer to train; a key of `finetune.models.tiny.TOKENIZER_WRITERS`.
+        config: Shape -> content of config.json.
+        weights: Shape -> PaddleNLP's parameter names (linear layers stored as [in, out]).
+    """
+
+    tokenizer: str
+    config: Callable[[TinyShape], dict[str, Any]]
+    weights: Callable[[TinyShape], dict[str, TensorSpec]]
+
+
+def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
+    return config
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts of one model family.
+
+    Attributes:
+        name: Name on the command line and of the folder with the argument files.
+        model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
+        architectures: Class names in `architectures`, for configs without a `model_type`.
+        model_class: Dotted path of the causal language model.
+        pipeline_class: The same for pipeline parallelism, None where PaddleNLP has none.
+        base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
+        lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
+        embedding_module: Last part of the input embedding's module name.
+        head_module: The same for the projection onto the vocabulary.
+        packing: Whether packed samples with a block mask equal separate samples.
+        positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
+            "none" (the model takes no positions).
+        chat_template: Name of the template for conversations, None for plain text.
+        adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
+            what PaddleNLP cannot express. Must not change its argument.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    model_class: str
+    pipeline_class: str | None
+    base_prefix: str
+    lora_target_modules: tuple[str, ...]
+    embedding_module: str
+    prefix_postprocess: str
+    tokenizer: TokenizerFacts
+    tiny: TinyRecipe
+    fields: ConfigFields = field(default_factory=ConfigFields)
+    parallel: ParallelLimits = field(default_factory=ParallelLimits)
+    packing: bool = True
+    positions: str = "position_ids"
+    chat_template: str | None = None
+    head_module: str = "lm_head"
+    adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+
+    def prefix_geometry(self, config: Any) -> PrefixGeometry:
+        """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""
+        num_heads = int(_read(config, self.fields.num_heads))
+        num_kv_heads = _read(config, self.fields.num_kv_heads) or num_heads
+        head_dim = _read(config, self.fields.head_dim) or _read(config, self.fields.hidden_size) // num_heads
+        return PrefixGeometry(
+            num_layers=int(_read(config, self.fields.num_layers)),
+            num_heads=num_heads,
+            num_kv_heads=int(num_kv_heads),
+            head_dim=int(head_dim),
+            postprocess=self.prefix_postprocess,
+        )
+
+    def parallel_faults(self, config: Any, *, tensor_degree: int, pipeline_degree: int) -> list[str]:
+        """Reasons why the degrees do not fit this model; empty when they do."""
+        faults = []
+        for name in self.parallel.tensor_divides:
+            size = _read(config, name)
+            if size is not None and size % tensor_degree:
+                faults.append(
+                    f"tensor_parallel_degree is {tensor_degree} but must divide {name}, which is {size} in "
+                    f"this model: choose a divisor of {size}"
+                )
+        if pipeline_degree > 1 and self.pipeline_class is None:
+            faults.append(
+                f"pipeline_parallel_degree is {pipeline_degree} but family {self.name} has no pipeline model: set it to 1"
+            )
+        num_layers = _read(config, self.fields.num_layers)
+        if num_layers is not None and pipeline_degree > num_layers:
+            faults.append(
+                f"pipeline_parallel_degree is {pipeline_degree} but this model has {num_layers} layers: "
+                f"set it to {num_layers} or less"
+            )
+        return faults
+
+
+def register(family: Family) -> Family:
+    """Adds a record; its module calls this once on import.
+
+    Raises:
+        ValueError: A record of that name, or one that claims the same model type, is there already.
+    """
+    for other in _registry.values():
+        shared = set(other.model_types) & set(family.model_types)
+        if other.name == family.name or shared:
+            raise ValueError(f"family {family.name} collides with family {other.name}: {sorted(shared)}")
+    _registry[family.name] = family
+    return family
+
+
+def families() -> dict[str, Family]:
+    """All records by name."""
+    for module in _RECORD_MODULES:
+        importlib.import_module(module)
+    return dict(_registry)
+
+
+def get_family(name: str) -> Family:
+    """The record called `name`.
+
+    Raises:
+        UserError: No such family; the message lists those there are.
+    """
+    known = families()
+    if name not in known:
+        raise UserError(f"unknown model family {name!r}; covered families: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The record that covers a config.json, by `model_type`, or by `architectures` where that is missing.
+
+    Raises:
+        UserError: No record covers it; the message lists the families.
+    """
+    known = families()
+    model_type = config.get("model_type")
+    architectures = tuple(config.get("architectures") or ())
+    for family in known.values():
+        if model_type in family.model_types:
+            return family
+        if model_type is None and set(architectures) & set(family.architectures):
+            return family
+    raise UserError(
+        f"no family covers model_type {model_type!r} with architectures {list(architectures)}; "
+        f"covered families: {', '.join(sorted(known))}"
+    )
+
+
+def import_object(dotted_path: str) -> Any:
+    """Imports "package.module.name" and returns the object."""
+    module, _, name = dotted_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _read(config: Any, name: str | None) -> Any:
+    if name is None:
+        return None
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

@@ -1,0 +1,312 @@
+"""From a folder or a name to a PaddleNLP model with every weight in its place.
+
+`resolve_model` looks at config.json and file names only, so that a wrong folder is reported before
+Paddle is imported. `load_model` builds the model and then sets its parameters tensor by tensor,
+straight from the files: PaddleNLP's own layout, or Hugging Face's, mapped by PaddleNLP's name table.
+Beside the model at most one tensor (and for fused layers its parts) is held. PaddleNLP's
+`from_pretrained` is not used, because it only logs missing weights, holds the state twice, and writes
+a second copy of converted weights into the user's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import UserError
+from finetune.models import hub, weights
+from finetune.models.family import Family, find_family, import_object
+
+Reader = Callable[[], np.ndarray]
+_MAX_LISTED = 20
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that is known to be there.
+
+    Attributes:
+        folder: Local folder with config and weights; None for a hub name whose weights come on loading.
+        name: As the user gave it.
+        config: config.json as found.
+        family: The record that covers it.
+    """
+
+    folder: Path | None
+    name: str
+    config: dict[str, Any]
+    family: Family
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        UserError: It is missing or is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no valid JSON ({error}): copy it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object: copy it again")
+    return config
+
+
+def resolve_model(name_or_path: str | Path) -> ResolvedModel:
+    """Finds a model, before Paddle is imported when it is a local folder.
+
+    Raises:
+        UserError: No model folder, no weights, a family that is not covered, or a name while the hub
+            cannot be reached.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_file():
+        raise UserError(f"model {name} is a file: give the folder that holds config.json and the weights")
+    if not path.is_dir() and _looks_like_path(name):
+        raise UserError(f"model folder {name} does not exist: check --model_name_or_path")
+    folder = path if path.is_dir() else hub.cached_folder(name)
+    if folder is None:
+        hub.require_reachable(name)
+        config = read_config(hub.download_config(name))
+        return ResolvedModel(None, name, config, _covered(config, name))
+    config = read_config(folder)
+    family = _covered(config, name)
+    weights.check_weights(folder)
+    return ResolvedModel(folder, name, config, family)
+
+
+def load_model(
+    resolved: ResolvedModel,
+    *,
+    dtype: str,
+    config_overrides: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+) -> Any:
+    """Builds the model and sets all its weights.
+
+    Args:
+        resolved: From `resolve_model`.
+        dtype: Parameter type: "float32", "float16" or "bfloat16".
+        config_overrides: Fields set on the PaddleNLP config, degrees of parallelism and flags of fused
+            layers among them.
+        tokenizer: When given, generation stops at its end token and pads with its padding token.
+
+    Returns:
+        A PaddleNLP causal language model (the pipeline class when `pipeline_parallel_degree` > 1).
+
+    Raises:
+        UserError: Weights missing, unknown or of another shape, all in one message.
+    """
+    from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
+
+    folder = resolved.folder or hub.download(resolved.name)
+    checkpoint = weights.Checkpoint(folder)
+    overrides = dict(config_overrides or {})
+    pipeline = overrides.get("pipeline_parallel_degree", 1) > 1
+    path = resolved.family.pipeline_class if pipeline else resolved.family.model_class
+    if path is None:
+        raise UserError(
+            f"family {resolved.family.name} has no pipeline model: set pipeline_parallel_degree to 1"
+        )
+    model_class = import_object(path)
+    config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
+    with dtype_guard(dtype), no_init_weights():
+        model = model_class(config)
+    _fill_parameters(model, model_class, config, checkpoint, resolved)
+    if pipeline:
+        model._synchronize_shared_weights()
+    _set_generation_config(model, folder, resolved.family, tokenizer)
+    model.eval()
+    return model
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Sets all weights of a built model from the files of a checkpoint of the same model.
+
+    Raises:
+        UserError: Weights missing, unknown or of another shape, all in one message.
+    """
+    config = read_config(folder)
+    source = ResolvedModel(folder, str(folder), config, find_family(config))
+    _fill_parameters(model, type(model), model.config, weights.Checkpoint(folder), source)
+
+
+def build_config(
+    resolved: ResolvedModel, model_class: Any, *, dtype: str, overrides: Mapping[str, Any] | None = None
+) -> Any:
+    """The PaddleNLP config: config.json as the family adapts it, then the overrides."""
+    adapted = resolved.family.adapt_config(resolved.config)
+    for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path"):
+        adapted.pop(name, None)
+    if not adapted.get("architectures"):
+        adapted["architectures"] = [resolved.family.architectures[0]]
+    config = model_class.config_class.from_dict(adapted)
+    # Set afterwards: the config's constructor loses some of the fuse flags on the way.
+    for name, value in {**(overrides or {}), "dtype": dtype}.items():
+        setattr(config, name, value)
+    return config
+
+
+def _covered(config: dict[str, Any], name: str) -> Family:
+    try:
+        return find_family(config)
+    except UserError as error:
+        raise UserError(f"model {name} is not supported: {error}") from None
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _fill_parameters(
+    model: Any, model_class: Any, config: Any, checkpoint: weights.Checkpoint, resolved: ResolvedModel
+) -> None:
+    """Sets every parameter, or raises one UserError that lists all that does not fit."""
+    readers = plan_readers(model_class, config, checkpoint)
+    shapes, done = [], set()
+    parameters = model.state_dict()
+    for name, parameter in parameters.items():
+        if name not in readers or id(parameter) in done:
+            continue
+        array = readers[name]()
+        done.add(id(parameter))
+        if tuple(array.shape) == tuple(parameter.shape):
+            _assign(parameter, array)
+        else:
+            shapes.append(f"{name} is {list(array.shape)} in the files, {list(parameter.shape)} in the model")
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
+    # The stages of a pipeline each hold a part of the model: weights of the others are no fault there.
+    extra = [name for name in readers if name not in parameters and config.pipeline_parallel_degree <= 1]
+    _raise_for(
+        resolved,
+        missing=_without(missing, model_class._keys_to_ignore_on_load_missing),
+        extra=_without(extra, model_class._keys_to_ignore_on_load_unexpected),
+        shapes=shapes,
+    )
+
+
+def _without(names: list[str], patterns: list[str] | None) -> list[str]:
+    return [name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())]
+
+
+def plan_readers(model_class: Any, config: Any, checkpoint: weights.Checkpoint) -> dict[str, Reader]:
+    """Parameter name -> function that reads what this rank's parameter must hold.
+
+    Nothing is read yet. Weights that the model does not know keep their names, to be reported.
+    """
+    readers = _with_fused(model_class, config, _paddle_readers(model_class, config, checkpoint))
+    if config.tensor_parallel_degree > 1:
+        splits = model_class.get_tensor_parallel_convert_actions(config, list(readers), ignore_error=True)
+        for name in splits.keys() & readers.keys():
+            readers[name] = _split_reader(readers[name], splits[name])
+    return readers
+
+
+def _paddle_readers(model_class: Any, config: Any, checkpoint: weights.Checkpoint) -> dict[str, Reader]:
+    """Tensors under PaddleNLP's names and in its layout, read when called.
+
+    Hugging Face's linear layers are stored as [out, in], PaddleNLP's as [in, out]. Names that the table
+    does not know keep their own, to be reported.
+    """
+    names = checkpoint.names
+    mappings = {mapping.source_name: mapping for mapping in model_class._get_name_mappings(config)}
+    if not _is_torch_layout(checkpoint, mappings):
+        return {name: _reader(checkpoint, name) for name in names}
+    readers = {}
+    for name in names:
+        mapping = mappings.get(name)
+        if mapping is None:
+            readers[name] = _reader(checkpoint, name)
+        else:
+            readers[mapping.target_name] = _mapped_reader(checkpoint, name, mapping)
+    return readers
+
+
+def _is_torch_layout(checkpoint: weights.Checkpoint, mappings: Mapping[str, Any]) -> bool:
+    if checkpoint.format is not None:
+        return checkpoint.format == "pt"
+    # Files without the mark: told by a name that only Hugging Face uses.
+    targets = {mapping.target_name for mapping in mappings.values()}
+    return any(name in mappings and name not in targets for name in checkpoint.names)
+
+
+def _reader(checkpoint: weights.Checkpoint, name: str) -> Reader:
+    return lambda: checkpoint.read(name)
+
+
+def _mapped_reader(checkpoint: weights.Checkpoint, name: str, mapping: Any) -> Reader:
+    return lambda: mapping.run({name: checkpoint.read(name)}, name)
+
+
+def _with_fused(model_class: Any, config: Any, sources: dict[str, Reader]) -> dict[str, Reader]:
+    """Joins or splits query/key/value and gate/up weights as the config's fuse flags ask.
+
+    PaddleNLP gives the work as (parts..., whole) -> function.
+    """
+    readers = dict(sources)
+    actions_of = model_class.get_fuse_or_split_param_convert_actions
+    fuse, _ = actions_of(config, list(sources), is_fuse=True)
+    for (*parts, whole), action in fuse.items():
+        readers[whole] = _fused_reader([readers.pop(part) for part in parts], action)
+    split, _ = actions_of(config, list(sources), is_fuse=False)
+    for (*parts, whole), action in split.items():
+        source = readers.pop(whole)
+        readers |= {part: _part_reader(source, action, index) for index, part in enumerate(parts)}
+    return readers
+
+
+def _split_reader(whole: Reader, action: Callable[[np.ndarray], Any]) -> Reader:
+    return lambda: np.asarray(action(np.asarray(whole())))
+
+
+def _fused_reader(parts: list[Reader], action: Callable[[list[np.ndarray]], np.ndarray]) -> Reader:
+    return lambda: action([np.asarray(part()) for part in parts])
+
+
+def _part_reader(whole: Reader, action: Callable[[np.ndarray], Any], index: int) -> Reader:
+    return lambda: action(np.asarray(whole()))[index]
+
+
+def _assign(parameter: Any, array: np.ndarray) -> None:
+    import paddle
+
+    value = paddle.to_tensor(np.ascontiguousarray(weights.as_float32(array)))
+    parameter.set_value(value.cast(parameter.dtype))
+
+
+def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str], shapes: list[str]) -> None:
+    faults = []
+    for names, what in (
+        (missing, "the model needs weights that the files lack"),
+        (extra, "the files hold weights that the model does not know"),
+        (shapes, "weights have another shape"),
+    ):
+        if names:
+            listed = "; ".join(sorted(names)[:_MAX_LISTED])
+            more = f"; and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+            faults.append(f"model {resolved.name}: {what} ({len(names)}): {listed}{more}")
+    if faults:
+        raise UserError([*faults, "config.json and the weight files do not belong together: copy both again"])
+
+
+def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: Any) -> None:
+    from paddlenlp.generation import GenerationConfig
+
+    from finetune.models.tokenizer import FamilyEncoder
+
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
+    if tokenizer is not None:
+        encoder = FamilyEncoder(tokenizer, family)
+        model.generation_config.eos_token_id = encoder.eos_token_id
+        model.generation_config.pad_token_id = encoder.pad_token_id

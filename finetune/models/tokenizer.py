@@ -1,0 +1,138 @@
+"""One small face for every PaddleNLP tokenizer: text to ids and back, and the ids that frame a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.models import hub
+from finetune.models.family import Family, import_object
+
+
+def load_tokenizer(folder_or_name: str | Path, family: Family | None = None) -> Any:
+    """Loads a PaddleNLP tokenizer; sets the family's padding token when the tokenizer names none.
+
+    Args:
+        folder_or_name: Folder with the tokenizer's files, or a name on the hub. A folder never touches
+            the network.
+        family: Record of the model; taken from the folder's config.json when not given.
+
+    Raises:
+        UserError: The folder lacks vocabulary files, or the files cannot be read.
+    """
+    name, path = str(folder_or_name), Path(folder_or_name)
+    folder = path if path.is_dir() else hub.cached_folder(name)
+    if folder is not None:
+        family = family or _family_of(folder)
+        tokenizer = _load_from_folder(folder, family)
+    else:
+        hub.require_reachable(name)
+        tokenizer = _load_by_name(name)
+    # Asking for an unset `pad_token` would log an error.
+    if family is not None and "pad_token" not in tokenizer.special_tokens_map:
+        tokenizer.pad_token = token_text(tokenizer, family.tokenizer.pad_fallback)
+    return tokenizer
+
+
+def token_id(tokenizer: Any, name: str) -> int:
+    """Id of a token given by role ("bos", "eos", "pad", "unk") or by its text.
+
+    Raises:
+        UserError: The tokenizer has no such token.
+    """
+    if name in ("bos", "eos", "pad", "unk"):
+        found = getattr(tokenizer, f"{name}_token_id", None)
+    else:
+        found = tokenizer.convert_tokens_to_ids(name)
+    if found is None or found < 0:
+        raise UserError(f"the tokenizer has no token {name!r}: check special_tokens_map.json in its folder")
+    return int(found)
+
+
+def token_text(tokenizer: Any, name: str) -> str:
+    """Text of a token given by role or by its text."""
+    return str(tokenizer.convert_ids_to_tokens(token_id(tokenizer, name)))
+
+
+class FamilyEncoder:
+    """What data preparation and generation need of a tokenizer.
+
+    Text is data: a sample that contains "</s>" gets the pieces of these four characters, never the id
+    that ends an answer, so that no sample can close its own answer or open a new turn. (PaddleNLP's
+    tokenizer turns such text into the special id, and drops the blanks around it.) Every other text
+    gives exactly PaddleNLP's ids with `add_special_tokens=False`. In a text that contains a special
+    token, added ordinary tokens (added_tokens.json) are split into pieces too.
+
+    Attributes:
+        eos_token_id: Id that ends an answer.
+        pad_token_id: Id that fills rows.
+        prefix_ids: Ids that open every sequence.
+    """
+
+    def __init__(self, tokenizer: Any, family: Family):
+        facts = family.tokenizer
+        self.tokenizer = tokenizer
+        self.eos_token_id: int = token_id(tokenizer, facts.end_of_answer)
+        pad = "pad" if "pad_token" in tokenizer.special_tokens_map else facts.pad_fallback
+        self.pad_token_id: int = token_id(tokenizer, pad)
+        self.prefix_ids: tuple[int, ...] = tuple(token_id(tokenizer, name) for name in facts.prefix)
+        special_ids = {int(index) for index in tokenizer.all_special_ids if index is not None}
+        self._skipped = special_ids | {self.eos_token_id, self.pad_token_id, *self.prefix_ids}
+        special = sorted((str(token) for token in tokenizer.all_special_tokens), key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, special))) if special else None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, no special token added or recognised."""
+        if not text:
+            return []
+        literal = self._special_text is not None and self._special_text.search(text) is not None
+        tokens = self.tokenizer.tokenize(text, split_special_tokens=literal)
+        return list(self.tokenizer.convert_tokens_to_ids(tokens))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids without the special tokens; blanks are left as the ids have them."""
+        kept = [int(index) for index in ids if int(index) not in self._skipped]
+        if not kept:
+            return ""
+        text: str = self.tokenizer.convert_tokens_to_string(self.tokenizer.convert_ids_to_tokens(kept))
+        return text
+
+
+def _family_of(folder: Path) -> Family | None:
+    from finetune.models.family import find_family
+    from finetune.models.loading import read_config
+
+    return find_family(read_config(folder)) if (folder / "config.json").is_file() else None
+
+
+def _load_from_folder(folder: Path, family: Family | None) -> Any:
+    if family is None:
+        return _load_by_name(str(folder))
+    overrides = _vocab_file(folder, family)
+    if (folder / "tokenizer_config.json").is_file():
+        return _load_by_name(str(folder), **overrides)
+    return _load_by_name(str(folder), tokenizer_class=family.tokenizer.tokenizer_class, **overrides)
+
+
+def _load_by_name(
+    name: str, tokenizer_class: str = "paddlenlp.transformers.AutoTokenizer", **overrides: str
+) -> Any:
+    try:
+        tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
+    except Exception as error:  # PaddleNLP raises anything from AssertionError to TypeError here
+        raise UserError(f"the tokenizer of {name} cannot be read ({type(error).__name__}: {error})") from error
+    if not tokenizer:
+        raise UserError(f"the vocabulary file of {name} cannot be read: copy the tokenizer files again")
+    return tokenizer
+
+
+def _vocab_file(folder: Path, family: Family) -> dict[str, str]:
+    """Names the vocabulary where it lies under another name than the one PaddleNLP looks for."""
+    names = family.tokenizer.vocab_files
+    present = [name for name in names if (folder / name).is_file()]
+    if not present:
+        raise UserError(f"folder {folder} holds no tokenizer: put one of {', '.join(names)} there")
+    return {} if present[0] == names[0] else {"vocab_file": str(folder / present[0])}

@@ -1,0 +1,250 @@
+"""Tensors of a checkpoint folder, one at a time, without Paddle.
+
+safetensors files are mapped into memory, so a tensor costs nothing until it is used. PaddleNLP's
+`.pdparams` are pickles: they are read through an unpickler that knows NumPy arrays and containers and
+refuses everything else, so that a folder from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import pickle
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from finetune.errors import UserError
+
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "model_state.pdparams.index.json",
+    "model_state.pdparams",
+)
+"""Names of the files that start a checkpoint, in the order of preference."""
+
+_TORCH_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+_SAFETENSORS_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+# NumPy has no bfloat16; both formats keep its 16 bits, which 16-bit unsigned integers stand for.
+_BFLOAT16 = np.dtype("<u2")
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One safetensors file: place of its data, and name -> (dtype, shape, begin, end)."""
+
+    path: Path
+    data_start: int
+    tensors: dict[str, tuple[np.dtype, tuple[int, ...], int, int]]
+    format: str | None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds weights that can be read here, every shard included."""
+    start = _start_file(folder)
+    return start is not None and all((folder / shard).is_file() for shard in shard_names(start))
+
+
+def check_weights(folder: Path) -> None:
+    """Raises UserError when the folder has no readable weights, naming what is there or what is missing."""
+    start = _start_file(folder)
+    if start is None:
+        pickled = [name for name in _TORCH_PICKLES if (folder / name).is_file()]
+        if pickled:
+            raise UserError(
+                f"{folder} holds {pickled[0]}, a pickled PyTorch file, which is not read because it can run "
+                "code: save the model as safetensors (save_pretrained(..., safe_serialization=True))"
+            )
+        raise UserError(f"{folder} holds no weights: put one of {', '.join(WEIGHT_FILES)} there")
+    missing = [name for name in shard_names(start) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{start} names {len(missing)} files that are not in the folder ({', '.join(missing[:5])}): "
+            "copy them there"
+        )
+
+
+def shard_names(start: Path) -> list[str]:
+    """File names that an index names, or the one file itself."""
+    if start.suffix != ".json":
+        return [start.name]
+    try:
+        names = set(json.loads(start.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{start} is no valid weight index ({error}): copy it again") from None
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise UserError(
+            f"{start} names files outside its folder ({outside[0]}): use only files of this folder"
+        )
+    return sorted(names)
+
+
+class Checkpoint:
+    """Read access to all tensors of a folder.
+
+    Attributes:
+        names: Name of every tensor -> its shape.
+        format: "pt" for files that Hugging Face wrote, "np" or "pd" for PaddleNLP's, None when unsaid.
+    """
+
+    def __init__(self, folder: Path):
+        check_weights(folder)
+        start = _start_file(folder)
+        assert start is not None
+        paths = [folder / name for name in shard_names(start)]
+        self._pickled: dict[str, np.ndarray] = {}
+        self._mapped: dict[str, WeightFile] = {}
+        self.format: str | None = None
+        if paths[0].suffix == ".safetensors":
+            for path in paths:
+                file = read_header(path)
+                self.format = self.format or file.format
+                self._mapped |= dict.fromkeys(file.tensors, file)
+        else:
+            self.format = "pd"
+            for path in paths:
+                self._pickled |= read_pdparams(path)
+
+    @property
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, by name."""
+        mapped = {name: file.tensors[name][1] for name, file in self._mapped.items()}
+        return mapped | {name: array.shape for name, array in self._pickled.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as stored; bfloat16 comes as uint16 (see `as_float32`)."""
+        if name in self._pickled:
+            return self._pickled[name]
+        file = self._mapped[name]
+        dtype, shape, begin, end = file.tensors[name]
+        if begin == end:
+            return np.empty(shape, dtype)
+        return np.memmap(file.path, dtype=dtype, mode="r", offset=file.data_start + begin, shape=shape)
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Widens stored floats, bfloat16 bits (uint16) among them; no copy for float32."""
+    if array.dtype == _BFLOAT16:
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return np.asarray(array, dtype=np.float32)
+
+
+def read_header(path: Path) -> WeightFile:
+    """Reads what a safetensors file says of its tensors.
+
+    Raises:
+        UserError: The file is cut short or is no safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(size, _MAX_HEADER_BYTES):
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", None) or {}
+            tensors = {
+                name: (
+                    np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]),
+                    tuple(entry["shape"]),
+                    *entry["data_offsets"],
+                )
+                for name, entry in header.items()
+            }
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no valid safetensors file ({error}): copy it again") from None
+    end = 8 + length + max((entry[3] for entry in tensors.values()), default=0)
+    if end > size:
+        raise UserError(f"{path} has {size} bytes but its header promises {end}: copy it again")
+    return WeightFile(path, 8 + length, tensors, metadata.get("format"))
+
+
+def read_pdparams(path: Path) -> dict[str, np.ndarray]:
+    """Reads a `.pdparams` pickle of NumPy arrays.
+
+    Raises:
+        UserError: It holds anything but arrays and plain containers, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused: {error}") from None
+    except (EOFError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
+    if "UnpackBigParamInfor@@" in content:
+        raise UserError(f"{path} splits large tensors in an old way: save the model as safetensors")
+    return dict(_arrays(content))
+
+
+def _arrays(content: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for name, value in content.items():
+        # Paddle stores a tensor as (its inner name, array).
+        array = value[1] if isinstance(value, tuple) and len(value) == 2 else value
+        if isinstance(array, np.ndarray):
+            yield name, array
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Resolves only what NumPy arrays and plain containers need."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed: dict[tuple[str, str], Any] = {
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("builtins", "tuple"): tuple,
+            ("builtins", "list"): list,
+            ("builtins", "dict"): dict,
+            ("_codecs", "encode"): _encode_latin1,
+        }
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            if name == "_reconstruct":
+                return np.array([]).__reduce__()[0]
+            if name == "scalar":
+                return np.float64(0).__reduce__()[0]
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return _frombuffer
+        if (module, name) in allowed:
+            return allowed[module, name]
+        raise pickle.UnpicklingError(
+            f"it contains {module}.{name}, which could run code; only arrays are read. Save the model as "
+            "safetensors where you trust it"
+        )
+
+
+def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")
+
+
+def _frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    array = np.frombuffer(buffer, dtype=dtype)
+    return array.reshape(shape, order="F" if order == "F" else "C")
+
+
+def _start_file(folder: Path) -> Path | None:
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)

@@ -1,0 +1,23 @@
+"""PaddleNLP's TrainingArguments from ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.arguments import Arguments
+
+
+def build_training_arguments(args: Arguments) -> Any:
+    """The object that PaddleNLP's Trainer reads.
+
+    It carries the model settings too, because PaddleNLP's parallel code looks for them there.
+    """
+    from paddlenlp.trainer import TrainingArguments
+    from paddlenlp.transformers.configuration_utils import llmmetaclass
+
+    @llmmetaclass
+    class FinetuneTrainingArguments(TrainingArguments):
+        """PaddleNLP's arguments with the model settings its parallel code looks for."""
+
+    return FinetuneTrainingArguments(**args.training_kwargs())

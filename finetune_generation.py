@@ -1,0 +1,47 @@
+"""Fine-tunes a generative language model from a JSON argument file.
+
+    python finetune_generation.py ./llama/lora_argument.json [--key value ...]
+    python finetune_generation.py --help
+"""
+
+import sys
+
+from finetune.arguments import parse_arguments
+from finetune.command import run_command, silence_libraries
+from finetune.environment import check_environment
+from finetune.processor import configure_processor
+
+
+def main() -> None:
+    """Parses, loads, adapts, trains, evaluates and saves."""
+    args = parse_arguments()
+    check_environment()
+    processor_note = configure_processor() if args.training.device == "cpu" else None
+
+    from finetune import assembly, finish
+    from finetune.models.loading import resolve_model
+    from finetune.run_directory import open_run_directory
+
+    resolved = resolve_model(args.model.model_name_or_path)
+    files = assembly.find_files(args)
+    with open_run_directory(args) as run:
+        report = finish.Report(args, run, processor_note)
+        silence_libraries()
+        pair = assembly.load_tokenizer_pair(args, resolved)
+        data = assembly.read_data(args, files, pair)
+        report.data(data)
+        model = assembly.adapt(assembly.load_base_model(args, resolved, pair), args, resolved)
+        trainer = assembly.build_trainer(args, run, model, data, pair, resolved=resolved)
+        report.model(model)
+
+        metrics = {}
+        if args.training.do_train:
+            metrics |= trainer.train(run.resume)
+            finish.save_final_weights(run, trainer)
+        if args.training.do_eval:
+            metrics |= trainer.evaluate()
+        report.results(trainer, metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
