@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.argument_ranges import RANGES, find_range_fault
 from finetune.argument_refusals import REFUSED_QUANT, find_refusals
 from finetune.argument_resolution import GENERATION_METRICS, LOSS_METRICS, canonical_metric
 from finetune.device import detect_device, device_kind, find_device_fault
@@ -51,65 +52,6 @@ NOT_YET: dict[str, tuple[Callable[[Values], bool], str]] = {
         "this run was started with several processes, but parallel layouts are not available in this version: "
         "start finetune_generation.py with plain python",
     ),
-}
-
-# name -> (lowest, highest, lowest itself allowed, highest itself allowed)
-_AT_LEAST_ONE = (1, math.inf, True, False)
-_AT_LEAST_ZERO = (0, math.inf, True, False)
-_ABOVE_ZERO = (0, math.inf, False, False)
-_DEGREE = (-1, math.inf, True, False)
-_SHARE_BELOW_ONE = (0, 1, True, False)
-RANGES: dict[str, tuple[float, float, bool, bool]] = {
-    "lora_rank": _AT_LEAST_ONE,
-    "lora_alpha": _ABOVE_ZERO,
-    "lora_dropout": _SHARE_BELOW_ONE,
-    "lora_plus_scale": _ABOVE_ZERO,
-    "num_prefix_tokens": _AT_LEAST_ONE,
-    "neftune_noise_alpha": _ABOVE_ZERO,
-    "hidden_dropout_prob": _SHARE_BELOW_ONE,
-    "attention_probs_dropout_prob": _SHARE_BELOW_ONE,
-    "pp_recompute_interval": _AT_LEAST_ZERO,
-    "virtual_pp_degree": _AT_LEAST_ONE,
-    "src_length": _AT_LEAST_ONE,
-    "max_length": (2, math.inf, True, False),
-    "pad_to_multiple_of": _AT_LEAST_ONE,
-    "max_new_tokens": _AT_LEAST_ONE,
-    "top_k": _AT_LEAST_ZERO,
-    "top_p": (0, 1, False, True),
-    "temperature": _ABOVE_ZERO,
-    "per_device_train_batch_size": _AT_LEAST_ONE,
-    "per_device_eval_batch_size": _AT_LEAST_ONE,
-    "gradient_accumulation_steps": _AT_LEAST_ONE,
-    "eval_accumulation_steps": _AT_LEAST_ONE,
-    "learning_rate": _AT_LEAST_ZERO,
-    "weight_decay": _AT_LEAST_ZERO,
-    "adam_beta1": _SHARE_BELOW_ONE,
-    "adam_beta2": _SHARE_BELOW_ONE,
-    "adam_epsilon": _ABOVE_ZERO,
-    "max_grad_norm": _AT_LEAST_ZERO,
-    "num_train_epochs": _ABOVE_ZERO,
-    "max_steps": (-1, math.inf, True, False),
-    "warmup_ratio": (0, 1, True, True),
-    "warmup_steps": _AT_LEAST_ZERO,
-    "num_cycles": _ABOVE_ZERO,
-    "lr_end": _AT_LEAST_ZERO,
-    "power": _ABOVE_ZERO,
-    "logging_steps": _AT_LEAST_ONE,
-    "save_steps": _AT_LEAST_ONE,
-    "eval_steps": _AT_LEAST_ZERO,
-    "save_total_limit": _AT_LEAST_ZERO,
-    "seed": (0, 2**32 - 1, True, True),
-    "scale_loss": _ABOVE_ZERO,
-    "max_evaluate_steps": (-1, math.inf, True, False),
-    "dataloader_num_workers": _AT_LEAST_ZERO,
-    "ordered_save_group_size": _AT_LEAST_ZERO,
-    "tensor_parallel_degree": _DEGREE,
-    "pipeline_parallel_degree": _DEGREE,
-    "sharding_parallel_degree": _DEGREE,
-    "sep_parallel_degree": _DEGREE,
-    "context_parallel_degree": _DEGREE,
-    "expert_parallel_degree": _DEGREE,
-    "expert_tensor_parallel_degree": _DEGREE,
 }
 
 # Experts are spread over processes that the other axes already count.
@@ -177,18 +119,9 @@ def _check_task(values: Values, faults: list[str]) -> None:
 
 
 def _check_ranges(values: Values, faults: list[str]) -> None:
-    for name, (low, high, low_allowed, high_allowed) in RANGES.items():
-        value = values[name]
-        if value is None or not values.sound(name):
-            continue
-        if (value > low or (low_allowed and value == low)) and (value < high or (high_allowed and value == high)):
-            continue
-        if high == math.inf:
-            allowed = f"at least {low}" if low_allowed else f"more than {low}"
-        else:
-            start = f"from {low}" if low_allowed else f"above {low}"
-            allowed = f"{start} up to {high}" if high_allowed else f"{start} to below {high}"
-        faults.append(f"{name} is {value}: it must be {allowed}")
+    for name in RANGES:
+        if values.sound(name) and (fault := find_range_fault(name, values[name])):
+            faults.append(fault)
 
 
 def _check_lengths(values: Values, faults: list[str]) -> None:
@@ -202,13 +135,17 @@ def _check_lengths(values: Values, faults: list[str]) -> None:
 
 def _check_methods(values: Values, faults: list[str]) -> None:
     if values.sound("lora", "prefix_tuning") and values["lora"] and values["prefix_tuning"]:
-        faults.append("lora and prefix_tuning are both true: choose one, for example with --prefix_tuning false")
+        faults.append(
+            "lora and prefix_tuning are both true: choose one, for example with --prefix_tuning false"
+        )
     for name in ("rslora", "pissa"):
         if values.sound(name, "lora") and values[name] and not values["lora"]:
             faults.append(f"{name} is true, but lora is false: add --lora true or remove {name}")
-    if values.sound("save_to_aistudio", "aistudio_repo_id"):
-        if values["save_to_aistudio"] and not values["aistudio_repo_id"]:
-            faults.append("save_to_aistudio is true, but aistudio_repo_id is missing: give the repository to upload to")
+    uploads = values.sound("save_to_aistudio", "aistudio_repo_id") and values["save_to_aistudio"]
+    if uploads and not values["aistudio_repo_id"]:
+        faults.append(
+            "save_to_aistudio is true, but aistudio_repo_id is missing: give the repository to upload to"
+        )
 
 
 def _check_paths(values: Values, faults: list[str]) -> None:
@@ -221,10 +158,19 @@ def _check_paths(values: Values, faults: list[str]) -> None:
     ):
         value = values[name]
         if value and values.sound(name) and looks_like_path(value) and not os.path.exists(value):
-            faults.append(f'{name} is "{value}", which does not exist (looked in {Path.cwd()}): check the path')
+            faults.append(
+                f'{name} is "{value}", which does not exist (looked in {Path.cwd()}): check the path'
+            )
     template = values["chat_template"]  # may also be the template's text, in which slashes mean nothing
-    if template and values.sound("chat_template") and template.startswith((".", "/")) and not os.path.exists(template):
-        faults.append(f'chat_template is "{template}", which does not exist (looked in {Path.cwd()}): check the path')
+    if (
+        template
+        and values.sound("chat_template")
+        and template.startswith((".", "/"))
+        and not os.path.exists(template)
+    ):
+        faults.append(
+            f'chat_template is "{template}", which does not exist (looked in {Path.cwd()}): check the path'
+        )
     checkpoint = values["resume_from_checkpoint"]
     if checkpoint and values.sound("resume_from_checkpoint") and not os.path.isdir(checkpoint):
         faults.append(
@@ -285,7 +231,8 @@ def _check_processes(values: Values, faults: list[str]) -> None:
         return
     split = {axis: values[axis] for axis in (*_PROCESS_AXES, *_EXPERT_AXES) if values[axis] > 1}
     needed = max(
-        math.prod(split.get(axis, 1) for axis in _PROCESS_AXES), math.prod(split.get(axis, 1) for axis in _EXPERT_AXES)
+        math.prod(split.get(axis, 1) for axis in _PROCESS_AXES),
+        math.prod(split.get(axis, 1) for axis in _EXPERT_AXES),
     )
     if num_processes % needed == 0:
         return
@@ -313,4 +260,6 @@ def _check_device(values: Values, faults: list[str]) -> None:
 
 
 def _check_not_yet(values: Values, faults: list[str]) -> None:
-    faults.extend(line for name, (asked_for, line) in NOT_YET.items() if values.sound(name) and asked_for(values))
+    faults.extend(
+        line for name, (asked_for, line) in NOT_YET.items() if values.sound(name) and asked_for(values)
+    )

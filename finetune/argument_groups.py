@@ -15,14 +15,20 @@ def _setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any
 class ModelArguments:
     """Which weights, which method, and the options PaddleNLP's model configuration takes."""
 
-    model_name_or_path: str | None = _setting(None, "Folder with the weights, or a model name on the hub. Required.")
-    tokenizer_name_or_path: str | None = _setting(None, "Folder or name of the tokenizer; null: the model's own.")
+    model_name_or_path: str | None = _setting(
+        None, "Folder with the weights, or a model name on the hub. Required."
+    )
+    tokenizer_name_or_path: str | None = _setting(
+        None, "Folder or name of the tokenizer; null: the model's own."
+    )
     lora: bool = _setting(False, "Train low-rank updates (LoRA) instead of all weights.")
     lora_path: str | None = _setting(None, "Adapter folder that LoRA starts from.")
     lora_rank: int = _setting(8, "Rank of the LoRA update.")
-    lora_alpha: float | None = _setting(None, "The LoRA update is scaled by lora_alpha / lora_rank; null: 2 x lora_rank.")
+    lora_alpha: float | None = _setting(
+        None, "The LoRA update is scaled by lora_alpha / lora_rank; null: 2 x lora_rank."
+    )
     lora_dropout: float = _setting(0.0, "Dropout on the input of the LoRA update.")
-    lora_target_modules: list[str] | None = _setting(
+    lora_target_modules: list[str] | None = _setting(  # noqa: RUF009 (the call builds a field)
         None, "Patterns of the linear layers that LoRA adapts; null: what suits the model family."
     )
     rslora: bool = _setting(False, "Scale the LoRA update by lora_alpha / sqrt(lora_rank) (rsLoRA).")
@@ -32,7 +38,9 @@ class ModelArguments:
     prefix_path: str | None = _setting(None, "Prefix folder that prefix tuning starts from.")
     num_prefix_tokens: int = _setting(128, "Length of the trained prefix, in tokens.")
     neftune: bool = _setting(False, "Add uniform noise to the embeddings in training (NEFTune).")
-    neftune_noise_alpha: float = _setting(5.0, "NEFTune noise is bounded by alpha / sqrt(length x hidden size).")
+    neftune_noise_alpha: float = _setting(
+        5.0, "NEFTune noise is bounded by alpha / sqrt(length x hidden size)."
+    )
     use_flash_attention: bool = _setting(False, "Use the flash attention kernel (GPU).")
     fuse_attention_qkv: bool | None = _setting(
         None, "Hold query, key and value projections as one matrix; null: as the model's configuration says."
@@ -48,13 +56,17 @@ class ModelArguments:
     recompute_granularity: str = _setting(
         "full", "How much recompute runs again in the backward pass.", ("full", "full_attn", "core_attn")
     )
-    no_recompute_layers: list[int] | None = _setting(None, "Indices of layers that are not recomputed.")
+    no_recompute_layers: list[int] | None = _setting(  # noqa: RUF009 (the call builds a field)
+        None, "Indices of layers that are not recomputed."
+    )
     pp_recompute_interval: int = _setting(1, "Recompute every n-th layer of a pipeline stage; 0: none.")
     recompute_use_reentrant: bool = _setting(False, "Use Paddle's PyLayer form of recompute.")
     offload_recompute_inputs: bool = _setting(False, "Keep the inputs of recomputed layers in host memory.")
     virtual_pp_degree: int = _setting(1, "Number of model chunks per pipeline stage.")
     tensor_parallel_output: bool = _setting(False, "Leave the logits split over the tensor-parallel ranks.")
-    hidden_dropout_prob: float | None = _setting(None, "Dropout of hidden states; null: as the model's configuration.")
+    hidden_dropout_prob: float | None = _setting(
+        None, "Dropout of hidden states; null: as the model's configuration."
+    )
     attention_probs_dropout_prob: float | None = _setting(
         None, "Dropout of attention weights; null: as the model's configuration."
     )
@@ -94,17 +106,24 @@ class DataArguments:
     """Where the samples come from and how they become rows of tokens."""
 
     dataset_name_or_path: str | None = _setting(
-        None, "Folder with train.json and dev.json (or train/ and dev/), or a built-in dataset name. Required."
+        None,
+        "Folder with train.json and dev.json (or train/ and dev/), or a built-in dataset name. Required.",
     )
     task_name: str | None = _setting(None, "Part of a built-in dataset to use.")
     src_length: int = _setting(1024, "Most tokens kept of the source; cut from the left.")
     max_length: int = _setting(2048, "Most tokens of source and target together.")
     zero_padding: bool = _setting(False, "Pack samples into full rows (InTokens); also accepted as intokens.")
     pad_to_multiple_of: int | None = _setting(None, "Pad rows to a multiple of this many tokens.")
-    eval_with_do_generation: bool = _setting(False, "Evaluate by generating text (BLEU-4, ROUGE) instead of by loss.")
-    save_generation_output: bool = _setting(False, "Write the text generated in evaluation to generated_output.json.")
+    eval_with_do_generation: bool = _setting(
+        False, "Evaluate by generating text (BLEU-4, ROUGE) instead of by loss."
+    )
+    save_generation_output: bool = _setting(
+        False, "Write the text generated in evaluation to generated_output.json."
+    )
     lazy: bool = _setting(False, "Read the data as a stream instead of loading it.")
-    chat_template: str | None = _setting(None, "File or folder of a chat template; null: the tokenizer's own, if any.")
+    chat_template: str | None = _setting(
+        None, "File or folder of a chat template; null: the tokenizer's own, if any."
+    )
 
     @property
     def intokens(self) -> bool:
@@ -126,7 +145,9 @@ class GenerationArguments:
 class QuantArguments:
     """Quantisation switches of PaddleNLP's later scripts: known, but only their off values are accepted so far."""
 
-    weight_quantize_algo: str | None = _setting(None, "Train adapters over quantised weights (not available yet).")
+    weight_quantize_algo: str | None = _setting(
+        None, "Train adapters over quantised weights (not available yet)."
+    )
     do_ptq: bool = _setting(False, "Quantise after training (not available yet).")
     do_qat: bool = _setting(False, "Train with quantisation in the loop (not available yet).")
     do_gptq: bool = _setting(False, "Quantise with GPTQ (not available yet).")

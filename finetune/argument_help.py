@@ -28,9 +28,24 @@ COMMON_TRAINING = (
     *("output_dir", "do_train", "do_eval", "do_predict", "device", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm"),
-    *("fp16", "bf16", "fp16_opt_level", "recompute", "seed", "logging_steps", "evaluation_strategy", "eval_steps"),
+    *(
+        "fp16",
+        "bf16",
+        "fp16_opt_level",
+        "recompute",
+        "seed",
+        "logging_steps",
+        "evaluation_strategy",
+        "eval_steps",
+    ),
     *("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end", "metric_for_best_model"),
-    *("resume_from_checkpoint", "overwrite_output_dir", "report_to", "disable_tqdm", "eval_accumulation_steps"),
+    *(
+        "resume_from_checkpoint",
+        "overwrite_output_dir",
+        "report_to",
+        "disable_tqdm",
+        "eval_accumulation_steps",
+    ),
     *("tensor_parallel_degree", "pipeline_parallel_degree", "pipeline_parallel_config", "sharding"),
     *("sharding_parallel_degree", "unified_checkpoint"),
 )
@@ -74,4 +89,6 @@ def _format_setting(setting: Setting) -> str:
 
 
 def _format_default(setting: Setting) -> str:
+    if setting.default == []:
+        return "none"
     return setting.default if setting.type == "str" and setting.default else json.dumps(setting.default)

@@ -95,7 +95,9 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
     except FileNotFoundError:
         faults.append(f"argument file {path} does not exist (looked in {Path.cwd()}): check the path")
     except json.JSONDecodeError as error:
-        faults.append(f"argument file {path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})")
+        faults.append(
+            f"argument file {path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+        )
     except UnicodeDecodeError as error:
         faults.append(f"argument file {path} is not UTF-8 text (byte {error.start}): save it as UTF-8")
     except OSError as error:
@@ -110,7 +112,9 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
     return None
 
 
-def _take(entries: dict[str, Any], given: Given, *, origin: str, convert: Callable[[Setting, Any], Any]) -> None:
+def _take(
+    entries: dict[str, Any], given: Given, *, origin: str, convert: Callable[[Setting, Any], Any]
+) -> None:
     """Add one source's entries to ``given``, over what an earlier source said."""
     settings = known_settings()
     spelled: dict[str, str] = {}
@@ -178,7 +182,9 @@ def convert_words(setting: Setting, words: list[str]) -> Any:
             try:
                 return _convert_list(setting, json.loads(words[0]))
             except json.JSONDecodeError as error:
-                raise ValueError(f"{_TYPE_PHRASES[setting.type]} as JSON, or separate words, is needed") from error
+                raise ValueError(
+                    f"{_TYPE_PHRASES[setting.type]} as JSON, or separate words, is needed"
+                ) from error
         return _convert_list(setting, words)
     if len(words) != 1:
         raise ValueError(f"one value is needed, not {len(words)}; {_phrase(setting)}")
@@ -205,12 +211,12 @@ def _convert_list(setting: Setting, value: Any) -> list[Any]:
         value = [value]
     if not isinstance(value, list):
         raise ValueError(_phrase(setting))
+    if setting.type == "list[list[int]]":
+        if not all(isinstance(row, list) for row in value):
+            raise ValueError(_phrase(setting))
+        return [[_convert_scalar("int", item, setting) for item in row] for row in value]
     item_type = setting.type.removeprefix("list[").removesuffix("]")
-    if item_type.startswith("list["):
-        inner = Setting(name="", group="", type=item_type, default=None, help="")
-        items = [_convert_list(inner, item) for item in value]
-    else:
-        items = [_convert_scalar(item_type, item, setting) for item in value]
+    items = [_convert_scalar(item_type, item, setting) for item in value]
     return [] if setting.name == "report_to" and items == ["none"] else items
 
 
@@ -226,7 +232,11 @@ def _convert_scalar(type_name: str, value: Any, setting: Setting) -> Any:
 def _phrase(setting: Setting) -> str:
     if setting.choices:
         return f"choose one of {', '.join(setting.choices)}"
-    example = "" if setting.type == "bool" or setting.default in (None, "", []) else f", for example {json.dumps(setting.default)}"
+    example = (
+        ""
+        if setting.type == "bool" or setting.default in (None, "", [])
+        else f", for example {json.dumps(setting.default)}"
+    )
     return f"{_TYPE_PHRASES[setting.type]} is needed{example}"
 
 
@@ -262,11 +272,16 @@ def _to_str(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-_CONVERTERS: dict[str, Callable[[Any], Any]] = {"bool": _to_bool, "int": _to_int, "float": _to_float, "str": _to_str}
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "bool": _to_bool,
+    "int": _to_int,
+    "float": _to_float,
+    "str": _to_str,
+}
 
 
 def _show(raw: Any) -> str:
-    if isinstance(raw, list) and len(raw) == 1:
+    if isinstance(raw, list) and len(raw) == 1 and isinstance(raw[0], str):
         raw = raw[0]
     elif raw == []:
         return "without a value"

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 _LORA_INSTEAD = "use lora, with rslora or pissa if need be"
-_QUANT_INSTEAD = "fine-tune in bf16 or fp16 here and quantise the merged model with PaddleNLP's llm/run_quantization.py"
+_QUANT_INSTEAD = (
+    "fine-tune in bf16 or fp16 here and quantise the merged model with PaddleNLP's llm/run_quantization.py"
+)
 _LONG_INSTEAD = "use a checkpoint whose configuration already scales its rotary embedding"
 _BENCHMARK_INSTEAD = "set max_steps, do_eval false and save_strategy no for a timing run"
 
@@ -30,6 +32,11 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "strategy_type": ((), _LONG_INSTEAD),
     "strategy_name": ((), _LONG_INSTEAD),
     "rope_scaling_factor": ((1.0, 1), _LONG_INSTEAD),
+    "hqlora_quantize_cfg": ((), _LORA_INSTEAD),
+    "use_shift_sparse_attention": (
+        (False,),
+        "lower max_length, or use recompute, to save memory on long rows",
+    ),
     "use_ssa": ((False,), "lower max_length, or use recompute, to save memory on long rows"),
     "use_pose_convert": ((False,), "raise max_length, or shorten the samples"),
     "autoregressive": ((False,), "give the text as target with an empty source"),
@@ -60,8 +67,20 @@ _PACKING_CHOOSES = "packing makes its own choice"
 WITHOUT_EFFECT: dict[str, str] = {
     **dict.fromkeys(
         (
-            *("vera_rank", "lokr_dim", "weight_blocksize", "weight_double_quant_block_size", "ssa_group_size_ratio"),
-            *("fp8_type", "skip_list_names", "weight_quant_method", "act_quant_method", "cachekv_quant_method"),
+            *(
+                "vera_rank",
+                "lokr_dim",
+                "weight_blocksize",
+                "weight_double_quant_block_size",
+                "ssa_group_size_ratio",
+            ),
+            *(
+                "fp8_type",
+                "skip_list_names",
+                "weight_quant_method",
+                "act_quant_method",
+                "cachekv_quant_method",
+            ),
             *("search_alpha_min", "search_alpha_max", "search_scale_min", "search_scale_max", "ptq_step"),
             *("shift_all_linears", "shift_sampler", "shift_step", "smooth_all_linears", "smooth_sampler"),
             *("smooth_step", "smooth_piecewise_search", "smooth_k_piece", "smooth_search_piece", "gptq_step"),
@@ -75,6 +94,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "pad_to_max_length": "rows are padded to the longest of their batch, which trains the same",
     "use_fused_head_and_loss_fn": "use_fused_linear_cross_entropy is the switch of the fused loss",
     "use_sparse_head_and_loss_fn": "use_fused_linear_cross_entropy is the switch of the fused loss",
+    "enable_linear_fused_grad_add": "only PaddleNLP's pre-training script has it",
     "use_fast_layer_norm": "only GPT-3 models have it",
     "decay_steps": "fine-tuning schedules end with the last step",
     "max_seq_length": "max_length is the limit here",
@@ -94,9 +114,13 @@ def find_refusals(extras: Mapping[str, Any], quant: Mapping[str, Any]) -> list[s
     for table, values in ((REFUSED, extras), (REFUSED_QUANT, quant)):
         for name, (off_values, instead) in table.items():
             value = values.get(name)
-            if value is not None and not any(value is off or (value == off and value is not True) for off in off_values):
+            if value is not None and not any(
+                value is off or (value == off and value is not True) for off in off_values
+            ):
                 shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
-                faults.append(f"{name} is {shown}, which this version does not have: {instead}, and remove {name}")
+                faults.append(
+                    f"{name} is {shown}, which this version does not have: {instead}, and remove {name}"
+                )
     return faults
 
 

@@ -49,7 +49,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Map
     for name in _PATH_SETTINGS:
         if values[name]:
             values[name] = os.path.expanduser(values[name])
-    if values["lora_alpha"] is None:
+    if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
     warnings = _resolve_evaluation(values, given)
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
@@ -83,8 +83,9 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
             "there is no checkpoint to choose from"
         )
     metric = values["metric_for_best_model"]
-    if metric is not None:
-        metric = canonical_metric(metric)
+    possible = GENERATION_METRICS if values["eval_with_do_generation"] else LOSS_METRICS
+    if metric is not None:  # one that is not possible stays as it was written, for the fault line
+        metric = canonical_metric(metric) if canonical_metric(metric) in possible else metric
     elif values["load_best_model_at_end"]:
         metric = "bleu4" if values["eval_with_do_generation"] else "loss"
     values["metric_for_best_model"] = metric

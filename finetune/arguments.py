@@ -99,7 +99,11 @@ class Arguments:
         groups = (self.model, self.data, self.generation, self.quant)
         settings = {name: value for group in groups for name, value in asdict(group).items()}
         settings.update(vars(self.training))
-        return {name: value for name, value in settings.items() if name not in _SECRETS and name in known_settings()}
+        return {
+            name: value
+            for name, value in settings.items()
+            if name not in _SECRETS and name in known_settings()
+        }
 
     def training_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for PaddleNLP's TrainingArguments: what was given, and what was resolved here.
@@ -161,13 +165,17 @@ def _wanted_help(argv: list[str]) -> str:
 
 
 def _build(values: dict[str, Any], given: frozenset[str], warnings: tuple[str, ...]) -> Arguments:
-    training = {name: values[name] for name, setting in known_settings().items() if setting.group == "training"}
+    training = {
+        name: values[name] for name, setting in known_settings().items() if setting.group == "training"
+    }
     return Arguments(
         model=_fill(ModelArguments, values),
         data=_fill(DataArguments, values),
         generation=_fill(GenerationArguments, values),
         quant=_fill(QuantArguments, values),
-        training=TrainingSettings(**training, sharding_degree=-1),  # an alias, kept as PaddleNLP's class has it
+        training=TrainingSettings(
+            **training, sharding_degree=-1
+        ),  # an alias, kept as PaddleNLP's class has it
         given=given,
         warnings=warnings,
     )

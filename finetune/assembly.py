@@ -72,7 +72,7 @@ def read_data(args: Arguments, files: dict[str, list[Path]], pair: TokenizerPair
     Raises:
         UserError: Faulty lines, all of them, or a split without a usable sample.
     """
-    template = load_template(args.data.chat_template)
+    template = load_template(args.data.chat_template, args.model.tokenizer_name_or_path or args.model.model_name_or_path)
     data = RunData(train=[], dev=[], reports={})
     lengths = {"src_length": args.data.src_length, "max_length": args.data.max_length}
     if args.training.do_train:

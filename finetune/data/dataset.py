@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.data.formats import read_conversations
+from finetune.data.formats import Conversation, read_conversations
 from finetune.data.template import Template
 from finetune.data.tokenize import Prompt, Sample, TextEncoder, build_prompt, build_sample, has_response
 from finetune.errors import UserError
@@ -22,7 +22,7 @@ class DataReport:
     """What became of the lines of a split.
 
     Attributes:
-        num_files: Files read.
+        files: Where the examples come from.
         num_lines: Lines that hold an example; blank lines do not count.
         num_samples: Examples kept; duplicates are kept too.
         num_tokens: Tokens of these that enter the model, all together.
@@ -33,7 +33,7 @@ class DataReport:
         num_dropped: Examples dropped, by reason.
     """
 
-    num_files: int = 0
+    files: tuple[str, ...] = ()
     num_lines: int = 0
     num_samples: int = 0
     num_tokens: int = 0
@@ -45,9 +45,8 @@ class DataReport:
 
     def describe(self) -> str:
         """One line for the log."""
-        parts = [
-            f"{_plural(self.num_samples, 'sample')} from {_plural(self.num_lines, 'line')} of {_plural(self.num_files, 'file')}"
-        ]
+        lines = f"{_plural(self.num_lines, 'line')} of {_plural(len(self.files), 'file')}"
+        parts = [f"{_plural(self.num_samples, 'sample')} from {lines}"]
         tokens = f"{self.num_tokens:,} tokens"
         if self.num_label_tokens:
             tokens += f", {self.num_label_tokens:,} of them learned"
@@ -72,12 +71,17 @@ class DataReport:
 
 
 def load_samples(
-    paths: Sequence[str | Path], encoder: TextEncoder, template: Template, *, src_length: int, max_length: int
+    source: Sequence[str | Path] | Sequence[Conversation],
+    encoder: TextEncoder,
+    template: Template,
+    *,
+    src_length: int,
+    max_length: int,
 ) -> tuple[list[Sample], DataReport]:
     """Read and encode examples for training, or for evaluation by loss.
 
     Args:
-        paths: The files of one split, from `finetune.data.source.find_split`.
+        source: The files of one split, from `finetune.data.source.find_split`, or conversations.
         encoder: The tokenizer.
         template: How rounds are written down.
         src_length: Most tokens of a source, see `finetune.data.tokenize`.
@@ -89,8 +93,7 @@ def load_samples(
     Raises:
         UserError: Faulty lines (all of them), or no sample is left.
     """
-    conversations = read_conversations(paths)
-    report = DataReport(num_files=len(paths), num_lines=len(conversations))
+    conversations, report = _read_source(source)
     samples = []
     for conversation in conversations:
         sample = build_sample(conversation, encoder, template, src_length=src_length, max_length=max_length)
@@ -100,12 +103,16 @@ def load_samples(
         samples.append(sample)
         report.num_label_tokens += sample.num_label_tokens
         report.num_truncated_target += sample.truncated_target
-    _finish_report(report, samples, paths, f"src_length {src_length}, max_length {max_length}")
+    _finish_report(report, samples, f"src_length {src_length}, max_length {max_length}")
     return samples, report
 
 
 def load_prompts(
-    paths: Sequence[str | Path], encoder: TextEncoder, template: Template, *, src_length: int
+    source: Sequence[str | Path] | Sequence[Conversation],
+    encoder: TextEncoder,
+    template: Template,
+    *,
+    src_length: int,
 ) -> tuple[list[Prompt], DataReport]:
     """Read and encode examples for evaluation by generation.
 
@@ -114,8 +121,7 @@ def load_prompts(
     Raises:
         UserError: Faulty lines (all of them), or no prompt is left.
     """
-    conversations = read_conversations(paths)
-    report = DataReport(num_files=len(paths), num_lines=len(conversations))
+    conversations, report = _read_source(source)
     prompts = []
     for conversation in conversations:
         prompt = build_prompt(conversation, encoder, template, src_length=src_length)
@@ -123,23 +129,35 @@ def load_prompts(
             report.num_dropped[EMPTY_PROMPT if prompt is None else EMPTY_RESPONSE] += 1
             continue
         prompts.append(prompt)
-    _finish_report(report, prompts, paths, f"src_length {src_length}")
+    _finish_report(report, prompts, f"src_length {src_length}")
     return prompts, report
 
 
-def _finish_report(
-    report: DataReport, examples: Sequence[Sample | Prompt], paths: Iterable[str | Path], lengths: str
-) -> None:
+def _read_source(
+    source: Sequence[str | Path] | Sequence[Conversation],
+) -> tuple[Sequence[Conversation], DataReport]:
+    paths = [item for item in source if not isinstance(item, Conversation)]
+    conversations = [item for item in source if isinstance(item, Conversation)]
+    if not conversations:
+        conversations = read_conversations(paths)
+        files = tuple(map(str, paths))
+    else:
+        files = tuple(dict.fromkeys(str(conversation.file) for conversation in conversations))
+    return conversations, DataReport(files=files, num_lines=len(conversations))
+
+
+def _finish_report(report: DataReport, examples: Sequence[Sample | Prompt], lengths: str) -> None:
     """Fill in what samples and prompts have in common, and refuse a split that has none."""
     if not examples:
-        raise UserError(_describe_nothing(report, ", ".join(map(str, paths)), lengths))
+        raise UserError(_describe_nothing(report, lengths))
     report.num_samples = len(examples)
     report.num_tokens = sum(len(example.input_ids) for example in examples)
     report.num_truncated_source = sum(example.truncated_source for example in examples)
     report.num_dropped_rounds = sum(example.num_dropped_rounds for example in examples)
 
 
-def _describe_nothing(report: DataReport, files: str, lengths: str) -> str:
+def _describe_nothing(report: DataReport, lengths: str) -> str:
+    files = ", ".join(report.files) or "the data set"
     if not report.num_lines:
         return f'{files}: no example found. Expected lines such as {{"src": "...", "tgt": "..."}}.'
     return (

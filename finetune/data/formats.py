@@ -1,7 +1,8 @@
 """From a record to a conversation: whatever the shape of the file, the later stages see rounds of text.
 
 The shape read here is PaddleNLP's: ``src`` and ``tgt``, both strings or both lists of strings (one entry
-for each round), and optionally a ``system`` text, at the top or inside ``context``. Other fields are left alone.
+for each round), and optionally a ``system`` text, at the top or inside ``context``. Other fields are left
+alone.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ class GlobalOrder:
             raise UserError(f"seed is {seed}, it must not be negative.")
         if num_samples < (global_batch_size if drop_last else 1):
             raise UserError(
-                f"the data set has {num_samples} samples, fewer than one global batch of {global_batch_size}. "
-                "Give more data, lower per_device_train_batch_size or gradient_accumulation_steps, "
-                "or leave dataloader_drop_last off."
+                f"the data set has {num_samples} samples, "
+                f"fewer than one global batch of {global_batch_size}. Give more data, lower "
+                "per_device_train_batch_size or gradient_accumulation_steps, or leave dataloader_drop_last off."
             )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
@@ -131,14 +131,13 @@ def split(
     Returns:
         Slices of `indices`.
     """
-    if (micro_batch_size is None) == (num_micro_batches is None):
-        raise ValueError("give either micro_batch_size or num_micro_batches")
     if not 0 <= rank < world:
         raise ValueError(f"rank is {rank}, expected 0 to {world - 1}")
     share = np.array_split(indices, world)[rank]
-    if num_micro_batches is not None:
+    if num_micro_batches is not None and micro_batch_size is None:
         return np.array_split(share, num_micro_batches)
-    assert micro_batch_size is not None
+    if micro_batch_size is None or num_micro_batches is not None:
+        raise ValueError("give either micro_batch_size or num_micro_batches")
     largest_share = -(-len(indices) // world)
     num_steps = -(-largest_share // micro_batch_size)
     return [share[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(num_steps)]

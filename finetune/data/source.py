@@ -81,7 +81,8 @@ class FaultCollector:
 
 def format_fault(file: Path, line_number: int, reason: str, excerpt: str) -> str:
     """The one shape of a fault in a data file: ``FILE:LINE: reason: first characters``."""
-    return f"{file}:{line_number}: {reason}: {excerpt}"
+    fault = f"{file}:{line_number}: {reason}"
+    return f"{fault}: {excerpt}" if excerpt else fault
 
 
 def make_excerpt(text: str) -> str:
@@ -163,7 +164,8 @@ def _describe_absence(path: Path, split: str) -> str:
     names = sorted(f.name + ("/" if f.is_dir() else "") for f in path.iterdir())
     found = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
     return (
-        f"{path} has no {split} data: looked for {split}.json, {split}.jsonl and {split}/*.json, found {found}. "
+        f"{path} has no {split} data: looked for {split}.json, {split}.jsonl and {split}/*.json, "
+        f"found {found}. "
         "Rename the file, or give its own path."
     )
 
@@ -214,7 +216,9 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        message = f"not UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line; save it as UTF-8)"
+        message = (
+            f"not UTF-8 (0x{line[error.start]:02x} at byte {error.start + 1} of the line; save it as UTF-8)"
+        )
         raise ValueError(message) from None
     try:
         fields = json.loads(text)

@@ -156,7 +156,8 @@ class JsonTemplate:
         try:
             return self._parts[part].render(values)
         except _RENDER_ERRORS as error:
-            where = f"{conversation.file}:{conversation.line_number}"
+            line_number = conversation.line_number
+            where = f"{conversation.file}:{line_number}" if line_number else "a trial round"
             raise UserError(f"{self._name}: the {part} part fails on {where}: {error}.") from error
 
     def _ends_with_response(self) -> bool:
@@ -198,7 +199,7 @@ def _read_parts(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"chat_template: {path} cannot be read as JSON: {error}.") from None
     if not isinstance(parts, dict):
-        raise UserError(f"chat_template: {path} holds no JSON object, expected one with the keys {_PARTS}.")
+        raise UserError(f"chat_template: {path} holds no JSON object, expected the keys {', '.join(_PARTS)}.")
     return parts
 
 
@@ -210,7 +211,7 @@ def _check_parts(parts: Mapping[str, Any], name: str) -> None:
     if not (isinstance(rounds, list) and len(rounds) == 2 and all(isinstance(half, str) for half in rounds)):
         faults.append(
             f"{name}: conversation must be a list of two strings, the user part and the bot part, "
-            f"for instance ['{{{{user}}}}', '{{{{bot}}}}'], not {json.dumps(rounds, ensure_ascii=False)[:80]}."
+            f"such as ['{{{{user}}}}', '{{{{bot}}}}'], not {json.dumps(rounds, ensure_ascii=False)[:80]}."
         )
     for key in ("system", "query"):
         if not isinstance(parts.get(key, ""), str | None):

@@ -2,11 +2,11 @@
 
 The ids of a sample, before the shift (T of them, T <= max_length)::
 
-    | prefix | source ........ | target ............ EOS |
-      kept     cut on the left   cut on the right
-    |<----- src_length at most ----->|
-    |<--------------- max_length at most --------------->|
-                               | learned .............. |
+    | prefix | source .......... | target ............ EOS |
+      kept     cut on the left     cut on the right
+    |<--- src_length at most --->|
+    |<----------------- max_length at most --------------->|
+                             |<-------- learned ------->|
 
 Rules for one round:
 

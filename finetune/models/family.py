@@ -54,11 +54,9 @@ class ParallelLimits:
 
     Attributes:
         tensor_divides: Fields of config.json that the tensor-parallel degree must divide.
-        pipeline_min_layers_field: Field that the pipeline-parallel degree must not exceed.
     """
 
     tensor_divides: tuple[str, ...] = ()
-    pipeline_min_layers_field: str = "num_hidden_layers"
 
 
 @dataclass(frozen=True)
@@ -187,7 +185,8 @@ class Family:
                 )
         if pipeline_degree > 1 and self.pipeline_class is None:
             faults.append(
-                f"pipeline_parallel_degree is {pipeline_degree} but family {self.name} has no pipeline model: set it to 1"
+                f"pipeline_parallel_degree is {pipeline_degree} but family {self.name} has no pipeline model: "
+                "set it to 1"
             )
         num_layers = _read(config, self.fields.num_layers)
         if num_layers is not None and pipeline_degree > num_layers:

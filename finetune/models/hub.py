@@ -51,7 +51,8 @@ def require_reachable(name: str) -> None:
     raise UserError(
         f"model {name!r} is no local folder, and the hub ({endpoint()}) cannot be reached. Either: "
         f"(1) on a machine with a network, download the model and copy its folder here: config.json, the "
-        f"weights (one of {', '.join(weights.WEIGHT_FILES)}, with the shards an index names) and the tokenizer files (tokenizer_config.json and the "
+        f"weights (one of {', '.join(weights.WEIGHT_FILES)}, with the shards an index names) "
+        "and the tokenizer files (tokenizer_config.json and the "
         "vocabulary); then pass that folder as --model_name_or_path. Or (2) rehearse with a tiny checkpoint: "
         f"python -m finetune.models.tiny {family} ./tiny-{family}, then --model_name_or_path ./tiny-{family}"
     )

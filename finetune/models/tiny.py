@@ -119,6 +119,7 @@ def _sentencepiece_writer(options: TinyOptions) -> Callable[[Path], dict[str, An
         model = tokenizer_training.train_sentencepiece(corpus, vocab_size=options.vocab_size)
     elif Path(options.tokenizer).is_file():
         model = Path(options.tokenizer).read_bytes()
+        tokenizer_training.open_sentencepiece(model)
     else:
         raise UserError(f"tokenizer {options.tokenizer} is not a file: give a SentencePiece .model file")
 

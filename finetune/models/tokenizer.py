@@ -89,8 +89,13 @@ class FamilyEncoder:
         if not text:
             return []
         literal = self._special_text is not None and self._special_text.search(text) is not None
-        tokens = self.tokenizer.tokenize(text, split_special_tokens=literal)
+        # The second switch is that of the tiktoken kind; each kind ignores the other's.
+        tokens = self.tokenizer.tokenize(text, split_special_tokens=literal, allowed_special=set())
         return list(self.tokenizer.convert_tokens_to_ids(tokens))
+
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of a template's own text, in which the names of special tokens stand for them."""
+        return list(self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without the special tokens; blanks are left as the ids have them."""
@@ -123,7 +128,9 @@ def _load_by_name(
     try:
         tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
     except Exception as error:  # PaddleNLP raises anything from AssertionError to TypeError here
-        raise UserError(f"the tokenizer of {name} cannot be read ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"the tokenizer of {name} cannot be read ({type(error).__name__}: {error})"
+        ) from error
     if not tokenizer:
         raise UserError(f"the vocabulary file of {name} cannot be read: copy the tokenizer files again")
     return tokenizer

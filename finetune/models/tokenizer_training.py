@@ -111,6 +111,26 @@ def check_vocab_size(vocab_size: int) -> None:
         )
 
 
+def open_sentencepiece(model: bytes) -> Any:
+    """The processor of a serialised model.
+
+    Raises:
+        UserError: `model` is no SentencePiece model, or lacks a begin, end or unknown token.
+    """
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+        raise UserError("the tokenizer file is not a SentencePiece model: give a .model file") from None
+    if min(processor.bos_id(), processor.eos_id(), processor.unk_id()) < 0:
+        raise UserError(
+            "the SentencePiece model lacks a begin, end or unknown token: train it with all three"
+        )
+    return processor
+
+
 def write_sentencepiece_tokenizer(out_dir: Path, model: bytes, *, max_length: int) -> dict[str, Any]:
     """Writes the files that PaddleNLP's and Hugging Face's LlamaTokenizer read.
 
@@ -121,18 +141,8 @@ def write_sentencepiece_tokenizer(out_dir: Path, model: bytes, *, max_length: in
     Raises:
         UserError: `model` is no SentencePiece model, or lacks a begin or end token.
     """
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(model)
-    except RuntimeError:
-        raise UserError("the tokenizer file is not a SentencePiece model: give a .model file") from None
+    processor = open_sentencepiece(model)
     bos_id, eos_id, unk_id = processor.bos_id(), processor.eos_id(), processor.unk_id()
-    if min(bos_id, eos_id, unk_id) < 0:
-        raise UserError(
-            "the SentencePiece model lacks a begin, end or unknown token: train it with all three"
-        )
     (out_dir / PADDLE_VOCAB_FILE).write_bytes(model)
     shutil.copyfile(out_dir / PADDLE_VOCAB_FILE, out_dir / HUGGING_FACE_VOCAB_FILE)
     tokens = {

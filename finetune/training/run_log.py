@@ -109,7 +109,6 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:  # bad JSON or bad UTF-8
             record = None
-        # Without its newline a line may be a torn one that happens to parse, such as a lone digit.
         if isinstance(record, dict):
             records.append(record)
         elif number < len(lines):

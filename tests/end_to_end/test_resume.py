@@ -1,0 +1,150 @@
+"""Killed at any moment, the same command continues and the curve is the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.training.checkpoint import find_fault, list_checkpoints
+from tests.conftest import FAST, ROOT, launch, losses, read_log, write_arguments
+
+NUM_STEPS = 24
+METHODS = {
+    "sft": {"neftune": True, "save_steps": 5},
+    "lora": {"lora": True, "lora_rank": 4, "lora_dropout": 0.1, "save_steps": 5},
+    "prefix": {"prefix_tuning": True, "num_prefix_tokens": 4, "save_steps": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def prepare(tiny_llama, small_data, tmp_path_factory):
+    """Writes the argument file of a method into a fresh folder."""
+
+    def write(method: str, **more) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(method)
+        settings = FAST | METHODS[method] | {
+            "model_name_or_path": str(tiny_llama),
+            "dataset_name_or_path": str(small_data),
+            "output_dir": str(folder / "out"),
+            "save_strategy": "steps",
+            "max_steps": NUM_STEPS,
+        }  # fmt: skip
+        return write_arguments(folder / "arguments.json", **settings | more), folder / "out"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepare):
+    """The loss curve of each method without interruption, trained once."""
+    found = {}
+
+    def curve(method: str) -> list[float]:
+        if method not in found:
+            arguments, out = prepare(method)
+            result = launch("finetune_generation.py", arguments)
+            assert result.returncode == 0, result.stderr[-3000:]
+            found[method] = losses(out)
+            assert len(found[method]) == NUM_STEPS
+        return found[method]
+
+    return curve
+
+
+def start(arguments: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "finetune_generation.py", str(arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition, process: subprocess.Popen, timeout: float = 90) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, f"ended by itself: {process.stderr.read()[-3000:]}"
+        assert time.monotonic() < deadline, "the moment to kill did not come"
+        time.sleep(0.001)
+
+
+def logged_steps(out: Path) -> int:
+    try:
+        return (out / "train_log.jsonl").read_bytes().count(b'"kind": "train"')
+    except FileNotFoundError:
+        return 0
+
+
+def inside_a_save(out: Path) -> bool:
+    return any(out.glob("tmp-checkpoint-10/*"))
+
+
+MOMENTS = {
+    "before the first checkpoint": lambda out: logged_steps(out) >= 3,
+    "inside a save": inside_a_save,
+    "between two checkpoints": lambda out: logged_steps(out) >= 13,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "moment"),
+    [("sft", moment) for moment in MOMENTS] + [("lora", "between two checkpoints"), ("prefix", "inside a save")],
+)
+def test_killed_run_continues_exactly(prepare, uninterrupted, method, moment):
+    expected = uninterrupted(method)
+    arguments, out = prepare(method)
+    process = start(arguments)
+    wait_until(lambda: MOMENTS[moment](out), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = logged_steps(out)
+    assert done < NUM_STEPS, "it was killed too late to show anything"
+    if moment == "inside a save":
+        assert any(out.glob("tmp-checkpoint-*")), "the kill missed the save"
+
+    result = launch("finetune_generation.py", arguments)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert losses(out) == expected  # to the last digit, and no step twice or missing
+    assert [record["step"] for record in read_log(out)] == list(range(1, NUM_STEPS + 1))
+    assert not list(out.glob("tmp-*"))
+    if moment != "before the first checkpoint":
+        assert "Continuing from" in result.stderr
+
+
+def test_sigterm_saves_first(prepare, uninterrupted):
+    arguments, out = prepare("sft", save_steps=1000)
+    process = start(arguments)
+    wait_until(lambda: logged_steps(out) >= 4, process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted: stopped by signal SIGTERM after step" in stderr
+    assert "start the same command again to continue" in stderr
+    (checkpoint,) = list_checkpoints(out)
+    assert find_fault(checkpoint) is None
+    assert launch("finetune_generation.py", arguments).returncode == 0
+    assert losses(out) == uninterrupted("sft")
+
+
+def test_altered_checkpoint_is_noticed_and_the_one_before_is_used(prepare, uninterrupted):
+    arguments, out = prepare("sft", max_steps=NUM_STEPS)
+    assert launch("finetune_generation.py", arguments).returncode == 0
+    newest, before = list_checkpoints(out)[-1], list_checkpoints(out)[-2]
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    result = launch("finetune_generation.py", arguments)
+    assert result.returncode == 0
+    assert f"{newest} is not used: model.safetensors has" in result.stderr
+    assert f"Continuing from {before}" in result.stderr
+    assert losses(out) == uninterrupted("sft")
+    state = json.loads((list_checkpoints(out)[-1] / "trainer_state.json").read_text())
+    assert state["global_step"] == 20

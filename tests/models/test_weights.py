@@ -1,0 +1,97 @@
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from finetune.errors import UserError
+from finetune.models import weights
+
+
+class _RunsCode:
+    def __reduce__(self):
+        return (os.getcwd, ())
+
+
+def test_tensors_and_shapes(tmp_path):
+    expected: dict[str, np.ndarray] = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.ones(4, dtype=np.float16),
+    }
+    save_file(expected, tmp_path / "model.safetensors", metadata={"format": "np"})
+    checkpoint = weights.Checkpoint(tmp_path)
+    assert checkpoint.format == "np"
+    assert checkpoint.names == {"a": (2, 3), "b": (4,)}
+    for name, array in expected.items():
+        np.testing.assert_array_equal(checkpoint.read(name), array)
+
+
+def test_shards(tmp_path):
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "one.safetensors")
+    save_file({"b": np.ones(3, np.float32)}, tmp_path / "two.safetensors")
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = weights.Checkpoint(tmp_path)
+    assert checkpoint.names == {"a": (2,), "b": (3,)}
+    assert checkpoint.read("b").sum() == 3
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names 1 files that are not in the folder .two.safetensors"):
+        weights.check_weights(tmp_path)
+
+
+def test_index_must_stay_in_its_folder(tmp_path):
+    index = {"weight_map": {"a": "../outside.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"outside its folder"):
+        weights.check_weights(tmp_path)
+
+
+def test_bfloat16_bits_become_float32():
+    values = np.array([1.0, -2.5, 3.140625], dtype=np.float32)
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+    np.testing.assert_array_equal(weights.as_float32(bits), values)
+
+
+@pytest.mark.parametrize("keep", [4, 40, -8])
+def test_cut_safetensors_file(tmp_path, keep):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(100, np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"no valid safetensors file|its header promises"):
+        weights.Checkpoint(tmp_path)
+
+
+def test_pdparams_of_arrays_are_read(tmp_path):
+    array = np.arange(4, dtype=np.float32)
+    content = {"a": ("inner_name", array), "b": np.asfortranarray(np.ones((2, 3))), "Names@@": {"a": "inner"}}
+    for protocol in (2, 4, 5):
+        (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, protocol))
+        checkpoint = weights.Checkpoint(tmp_path)
+        assert checkpoint.names == {"a": (4,), "b": (2, 3)}
+        np.testing.assert_array_equal(checkpoint.read("a"), array)
+
+
+def test_pdparams_that_could_run_code_are_refused(tmp_path):
+    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps({"a": _RunsCode()}))
+    with pytest.raises(UserError, match=r"is refused: it contains posix.getcwd, which could run code"):
+        weights.Checkpoint(tmp_path)
+
+
+def test_cut_pdparams_file(tmp_path):
+    data = pickle.dumps({"a": np.zeros(100)})
+    (tmp_path / "model_state.pdparams").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"is damaged|is refused"):
+        weights.Checkpoint(tmp_path)
+
+
+def test_pickled_torch_files_are_refused_with_the_way_out(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pickled PyTorch file.*safe_serialization=True"):
+        weights.check_weights(tmp_path)
+
+
+def test_folder_without_weights(tmp_path):
+    with pytest.raises(UserError, match=r"holds no weights: put one of model.safetensors"):
+        weights.check_weights(tmp_path)

@@ -1,0 +1,162 @@
+"""Trains the compared cases with Hugging Face transformers and peft, in float32 on CPU.
+
+    python -m tests.reference.transformers_training      # rewrites golden_curves.json
+
+Nothing of this project's training is used: the loop, the loss, the schedule and the optimizer are
+PyTorch's and written out here. Shared are only the starting weights, the token ids of the samples
+and the order of the samples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.reference.curves import CASES, COMMON, GOLDEN, HERE, LORA_RANK, NUM_STEPS, build_adapter, build_model
+
+IGNORED = -100
+
+
+def load_reference_model(folder: Path) -> LlamaForCausalLM:
+    """The tiny checkpoint in transformers: same numbers, linear weights transposed to [out, in]."""
+    config = json.loads((folder / "config.json").read_text())
+    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+              "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta",
+              "tie_word_embeddings")  # fmt: skip
+    model = LlamaForCausalLM(LlamaConfig(**{name: config[name] for name in fields}))
+    state = {}
+    for name, array in load_file(folder / "model.safetensors").items():
+        is_linear = name.endswith("_proj.weight") or name == "lm_head.weight"
+        tensor = torch.from_numpy(array.T.copy() if is_linear else array)
+        state[name.replace("llama.", "model.", 1) if name.startswith("llama.") else name] = tensor
+    model.load_state_dict(state, strict=True)
+    return model.float()
+
+
+def add_reference_lora(model: LlamaForCausalLM, adapter: Path, *, rslora: bool) -> Any:
+    """The same LoRA matrices in peft, transposed to its layout."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    adapted = get_peft_model(
+        model, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets, use_rslora=rslora)
+    )
+    saved = load_file(adapter / "weights.safetensors")
+    parameters = dict(adapted.named_parameters())
+    for name, array in saved.items():
+        layer, _, part = name.replace("llama.", "base_model.model.model.", 1).rpartition(".")
+        parameters[f"{layer}.{part}.default.weight"].data = torch.from_numpy(array.T.copy())
+    return adapted
+
+
+def learning_rate_factor(step: int, arguments: dict[str, Any]) -> float:
+    """Linear warm-up, then linear or cosine decay to zero; `step` counts finished steps."""
+    warmup = arguments["warmup_steps"]
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / (NUM_STEPS - warmup)
+    if arguments.get("lr_scheduler_type") == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress
+
+
+def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
+    """PaddleNLP's rule: no weight decay on biases and norms."""
+    groups: dict[bool, list] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups["bias" not in name and "norm" not in name].append(parameter)
+    return [{"params": part, "weight_decay": weight_decay if on else 0.0} for on, part in groups.items()]
+
+
+def train_reference(model: Any, samples: list, arguments: dict[str, Any]) -> list[dict[str, float]]:
+    """Loss, gradient norm and learning rate of every step."""
+    model.train()
+    groups = decay_groups(model, arguments["weight_decay"])
+    optimizer = torch.optim.AdamW(groups, lr=arguments["learning_rate"], betas=(0.9, 0.999), eps=1e-8)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, arguments))
+    batch_size = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
+    curve = []
+    for step in range(NUM_STEPS):
+        batch = [samples[i] for i in sample_order(len(samples), step, batch_size, arguments["seed"])]
+        length = max(len(sample.input_ids) for sample in batch)
+        ids = torch.zeros(len(batch), length, dtype=torch.long)
+        labels = torch.full((len(batch), length), IGNORED)
+        mask = torch.zeros(len(batch), length, dtype=torch.long)
+        for row, sample in enumerate(batch):
+            size = len(sample.input_ids)
+            ids[row, :size] = torch.from_numpy(sample.input_ids.astype(np.int64))
+            labels[row, :size] = torch.from_numpy(sample.labels.astype(np.int64))
+            mask[row, :size] = 1
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="mean"
+        )
+        loss.backward()
+        trained = [p for group in groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, arguments["max_grad_norm"])
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        curve.append({"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate})
+    return curve
+
+
+def sample_order(num_samples: int, step: int, batch_size: int, seed: int) -> np.ndarray:
+    """The published order of samples: a PCG64 permutation per (seed, epoch), cut into batches."""
+    steps_per_epoch = -(-num_samples // batch_size)
+    epoch, place = divmod(step, steps_per_epoch)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
+    return generator.permutation(num_samples)[place * batch_size : (place + 1) * batch_size]
+
+
+def read_samples(model_folder: Path) -> list:
+    """The samples as token ids, read by this project."""
+    from finetune.data.dataset import load_samples
+    from finetune.data.template import load_template
+    from finetune.models.family import get_family
+    from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+
+    encoder = FamilyEncoder(load_tokenizer(model_folder), get_family("llama"))
+    lengths = {name: COMMON[name] for name in ("src_length", "max_length")}
+    return load_samples([HERE / "data" / "train.json"], encoder, load_template(None), **lengths)[0]
+
+
+def reference_curves() -> dict[str, list[dict[str, float]]]:
+    """The curves of all cases."""
+    torch.manual_seed(0)
+    curves = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = build_model(Path(name) / "model")
+        samples = read_samples(folder)
+        for case in CASES.values():
+            model = load_reference_model(folder)
+            if case.lora:
+                rslora = bool(case.arguments.get("rslora"))
+                adapter = build_adapter(Path(name) / case.name, folder, rslora=rslora)
+                model = add_reference_lora(model, adapter, rslora=rslora)
+            curves[case.name] = train_reference(model, samples, COMMON | case.arguments)
+    return curves
+
+
+def main() -> int:
+    """Writes the golden values that are compared with where PyTorch is not installed."""
+    import transformers
+
+    made_with = {"torch": torch.__version__, "transformers": transformers.__version__}
+    GOLDEN.write_text(json.dumps({"made_with": made_with, "curves": reference_curves()}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
