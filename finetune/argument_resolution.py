@@ -66,6 +66,9 @@ def canonical_metric(name: str) -> str:
 
 def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str]) -> list[str]:
     warnings = []
+    if values["do_train"] is False and values["do_eval"]:
+        # The file of a training run, used to evaluate what it left: nothing is chosen or repeated then.
+        values.update(evaluation_strategy="no", load_best_model_at_end=False, metric_for_best_model=None)
     strategy = values["evaluation_strategy"]
     if strategy != "no" and not values["do_eval"]:
         values["do_eval"] = True

@@ -10,6 +10,7 @@ from finetune.processor import (
     cgroup_quota,
     configure_processor,
     count_cores,
+    keep_freed_memory,
     local_processes,
     mkl_cpu_type,
     parse_cpuinfo,
@@ -32,6 +33,20 @@ def cpuinfo(vendor: str, flags: str, cores: tuple[int, ...] = (0, 1)) -> str:
 ARM_CPUINFO = (
     "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\n\nprocessor\t: 1\n"
 )
+
+
+def test_what_a_parent_process_chose_is_not_the_users_wish():
+    """A configured process that starts a launch passes its environment on: the ranks must share anew."""
+    environ: dict[str, str] = {}
+    processor = Processor("", frozenset(), {})
+    configure_processor(environ, processor=processor, num_cores=8)
+    assert environ["MKL_NUM_THREADS"] == "8"
+    environ["PADDLE_LOCAL_SIZE"] = "4"
+    configure_processor(environ, processor=processor, num_cores=8)
+    assert environ["MKL_NUM_THREADS"] == "2"
+    environ["MKL_NUM_THREADS"] = "3"
+    configure_processor(environ, processor=processor, num_cores=8)
+    assert environ["MKL_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +89,7 @@ def test_log_line_says_what_and_why():
 def test_users_settings_stay():
     environ = {"MKL_NUM_THREADS": "7", "MKL_DEBUG_CPU_TYPE": "5"}
     line = configure_processor(environ, processor=parse_cpuinfo(cpuinfo("AuthenticAMD", AVX512)), num_cores=2)
+    del environ["FINETUNE_CPU_SETTINGS"]
     assert environ == {"MKL_NUM_THREADS": "7", "MKL_DEBUG_CPU_TYPE": "5", "OMP_NUM_THREADS": "1"}
     assert line.endswith("kept as the user set it: MKL_NUM_THREADS=7 MKL_DEBUG_CPU_TYPE=5")
 
@@ -131,7 +147,7 @@ def test_quota_limits_the_cores(monkeypatch, tmp_path):
 
 
 def test_too_late_is_said_and_sets_nothing(monkeypatch):
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "FINETUNE_CPU_SETTINGS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "paddle", sys)
     with pytest.warns(RuntimeWarning, match=r"MKL_NUM_THREADS=2 not set, because Paddle was imported before"):
@@ -151,7 +167,7 @@ def test_launched_processes_get_their_share(tmp_path):
         "Path(sys.argv[1], 'rank' + os.environ['PADDLE_TRAINER_ID']).write_text(line)\n"
     )
     environ = {
-        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_", "PADDLE_"))
+        name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "FLAGS_"))
     }
     environ["PYTHONPATH"] = str(ROOT)
     command = [
@@ -176,3 +192,36 @@ def test_launched_processes_get_their_share(tmp_path):
         line = (tmp_path / f"rank{rank}").read_text()
         assert line.startswith("CPU: OMP_NUM_THREADS=1 MKL_NUM_THREADS=3 (")
         assert "shared by 2 processes" in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_used_again_without_page_faults():
+    """64 MB that are freed and allocated again: the second time no page is fetched from the kernel."""
+    code = (
+        "import ctypes, resource, sys\n"
+        "from finetune.processor import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]\n"
+        "libc.free.argtypes = [ctypes.c_void_p]\n"
+        "libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]\n"
+        "def touch():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    block = libc.malloc(64 << 20); libc.memset(block, 1, 64 << 20); libc.free(block)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "touch(); print(touch())"
+    )
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
+    faults = {}
+    for mode in ("keep", "default"):
+        command = [sys.executable, "-c", code, mode]
+        result = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+        faults[mode] = int(result.stdout)
+    assert faults["keep"] < 100 < faults["default"]
+
+
+def test_malloc_tuned_by_the_user_stays(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert keep_freed_memory() is False

@@ -59,17 +59,27 @@ class LabelPositions:
     Args:
         head: The output projection of the model, called once per forward pass with hidden
             states [batch, length, hidden] (or [batch * length, hidden]).
+        length_first: Whether it is called with [length, batch, hidden] instead, and swaps the first
+            two axes itself.
     """
 
-    def __init__(self, head: Any):
+    def __init__(self, head: Any, *, length_first: bool = False):
         self._rows: paddle.Tensor | None = None
+        self._length_first = length_first
         head.register_forward_pre_hook(self._gather)
+        head.register_forward_post_hook(self._flatten)
 
     def _gather(self, _layer: Any, inputs: tuple) -> tuple | None:
         if self._rows is None:
             return None
-        hidden = inputs[0].reshape([-1, inputs[0].shape[-1]])
-        return (hidden.gather(self._rows), *inputs[1:])
+        hidden = inputs[0].transpose([1, 0, 2]) if self._length_first else inputs[0]
+        kept = hidden.reshape([-1, hidden.shape[-1]]).gather(self._rows)
+        return (kept.unsqueeze(1) if self._length_first else kept, *inputs[1:])
+
+    def _flatten(self, _layer: Any, _inputs: tuple, logits: Any) -> Any:
+        if self._rows is None or not self._length_first:
+            return None
+        return logits.reshape([-1, logits.shape[-1]])
 
     @contextmanager
     def only(self, labels: paddle.Tensor) -> Iterator[paddle.Tensor]:

@@ -1,0 +1,189 @@
+"""What users get wrong, through the entry script: exit code 2, a message with a remedy, nothing lost."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import FAST, ROOT, launch, losses, run_entry, write_arguments
+
+
+@pytest.fixture
+def arguments(tiny_llama, small_data, tmp_path):
+    """Writes an argument file that would run, with some settings changed."""
+
+    def write(**settings):
+        base = FAST | {
+            "model_name_or_path": str(tiny_llama),
+            "dataset_name_or_path": str(small_data),
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 2,
+        }
+        return write_arguments(tmp_path / "arguments.json", **(base | settings))
+
+    return write
+
+
+def fails(capsys, path, *messages: str) -> None:
+    capsys.readouterr()
+    assert run_entry(path) == 2
+    stderr = capsys.readouterr().err
+    for message in messages:
+        assert message in stderr
+    assert "Traceback" not in stderr
+
+
+def test_all_argument_faults_at_once_without_importing_paddle(tmp_path):
+    path = write_arguments(
+        tmp_path / "bad.json", model_name_or_path="x", dataset_name_or_path="./data", output_dir="out", do_train=True,
+        learnin_rate=1, max_length=10, src_length=20, lora=True, prefix_tuning=True,
+    )  # fmt: skip
+    result = launch("-X", "importtime", "finetune_generation.py", path)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert any("learnin_rate" in line and "learning_rate" in line for line in lines)
+    assert any("src_length" in line for line in lines)
+    assert any("prefix_tuning" in line for line in lines)
+    assert len(lines) == 3
+    assert "| paddle" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"src": "a", "tgt": ', "train.json:2:"),
+        (b'{"src": "a"}', "tgt"),
+        (b'{"src": 5, "tgt": "b"}', "src"),
+        (b"\xff\xfe broken", "UTF-8"),
+        (b"[1, 2]", "object"),
+    ],
+)
+def test_broken_data_lines(arguments, small_data, tmp_path, capsys, line, message):
+    folder = shutil.copytree(small_data, tmp_path / "data")
+    lines = (folder / "train.json").read_bytes().splitlines()
+    (folder / "train.json").write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+    fails(capsys, arguments(dataset_name_or_path=str(folder)), "train.json:2", message)
+
+
+def test_missing_dev_file(arguments, small_data, tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(small_data / "train.json", folder)
+    fails(capsys, arguments(dataset_name_or_path=str(folder), do_eval=True), "dev.json")
+
+
+def test_unknown_dataset_name(arguments, capsys):
+    fails(capsys, arguments(dataset_name_or_path="no_such_set"), "no_such_set", "train.json")
+
+
+def test_model_that_is_nowhere(arguments, capsys):
+    fails(
+        capsys, arguments(model_name_or_path="someone/some-model"),
+        "someone/some-model", "python -m finetune.models.tiny",
+    )  # fmt: skip
+
+
+def test_model_of_an_unknown_family(arguments, tiny_llama, tmp_path, capsys):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "t5", "architectures": ["T5"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(capsys, arguments(model_name_or_path=str(folder)), "t5", "llama")
+
+
+def test_output_folder_of_somebody_else(arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    fails(capsys, arguments(), "is not empty", "--overwrite_output_dir true")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_finished_run_is_not_overwritten_unless_asked(arguments, tmp_path, capsys):
+    assert run_entry(arguments()) == 0
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    fails(capsys, arguments(learning_rate=1e-2), "finished run without checkpoints")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    assert run_entry(arguments(learning_rate=1e-2, overwrite_output_dir=True)) == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+
+
+def test_second_run_in_the_same_folder(arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fails(capsys, arguments(), "in use by another running process")
+
+
+def test_finished_run_started_again_trains_nothing_and_keeps_its_curve(arguments, tmp_path):
+    path = arguments(save_strategy="steps", save_steps=2)
+    assert run_entry(path) == 0
+    curve = losses(tmp_path / "out")
+    assert run_entry(path) == 0
+    assert losses(tmp_path / "out") == curve
+
+
+def test_continuing_with_other_data_is_refused(arguments, tmp_path, capsys):
+    assert run_entry(arguments(save_strategy="steps", save_steps=2)) == 0
+    fails(
+        capsys, arguments(save_strategy="steps", save_steps=2, max_steps=4, per_device_train_batch_size=2),
+        "global_batch_size 4, this run has 2",
+    )  # fmt: skip
+
+
+def test_continuing_with_other_settings_is_said(arguments, capsys):
+    assert run_entry(arguments(save_strategy="steps", save_steps=2)) == 0
+    capsys.readouterr()
+    assert run_entry(arguments(save_strategy="steps", save_steps=2, max_steps=4, weight_decay=0.5)) == 0
+    assert "weight_decay (0.0 -> 0.5)" in capsys.readouterr().err
+
+
+def test_resume_from_a_broken_checkpoint_by_name(arguments, tmp_path, capsys):
+    assert run_entry(arguments(save_strategy="steps", save_steps=2)) == 0
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    (checkpoint / "optimizer.safetensors").unlink()
+    fails(
+        capsys, arguments(resume_from_checkpoint=str(checkpoint), max_steps=4),
+        "cannot be used: optimizer.safetensors is missing",
+    )  # fmt: skip
+
+
+def test_adapter_of_another_model(arguments, tiny_llama, tmp_path, capsys):
+    from finetune.models.tiny import build_tiny
+
+    assert run_entry(arguments(lora=True)) == 0
+    other = build_tiny("llama", tmp_path / "other", hidden_size=64, num_layers=2, num_heads=4, vocab_size=600)
+    fails(
+        capsys,
+        arguments(lora=True, lora_path=str(tmp_path / "out"), model_name_or_path=str(other),
+                  output_dir=str(tmp_path / "out2")),
+        "does not fit this model", "Was it trained on another base?",
+    )  # fmt: skip
+
+
+def test_lora_targets_that_match_nothing(arguments, capsys):
+    fails(
+        capsys, arguments(lora=True, lora_target_modules=[".*q_prj"]),
+        "no module matches '.*q_prj'", "q_proj",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sft", "lora", "pt", "sft_pp"])
+def test_shipped_files_run_on_cpu_in_one_process(name, tiny_llama, tmp_path):
+    code = run_entry(
+        ROOT / "llama" / f"{name}_argument.json", "--model_name_or_path", tiny_llama, "--device", "cpu",
+        "--max_steps", 2, "--tensor_parallel_degree", 1, "--pipeline_parallel_degree", 1,
+        "--dataset_name_or_path", ROOT / "tests" / "reference" / "data", "--output_dir", tmp_path / name,
+    )  # fmt: skip
+    assert code == 0
+    assert len(losses(tmp_path / name)) >= 1
+
+
+def test_more_degrees_than_processes(tiny_llama, tmp_path, capsys):
+    code = run_entry(
+        ROOT / "llama" / "sft_argument.json", "--model_name_or_path", tiny_llama, "--device", "cpu",
+        "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2
+    assert "tensor_parallel_degree" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+"""The two families as their authors publish them: names, layouts and configs of the files on the hubs.
+
+A tiny checkpoint written by this project is rewritten here, so that the loader is tested on folders of
+the published shape and the reference models compute from published names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from tests.reference import chatglm2_numpy, qwen_numpy
+
+_FIELDS_OF_CHATGLM2 = {
+    "num_hidden_layers": "num_layers",
+    "vocab_size": "padded_vocab_size",
+    "max_sequence_length": "seq_length",
+}
+
+
+def _chatglm2_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the published ChatGLM2-6B, with this checkpoint's sizes."""
+    kept = {_FIELDS_OF_CHATGLM2.get(name, name): value for name, value in config.items() if name != "dtype"}
+    return kept | {
+        "architectures": ["ChatGLMModel"],
+        "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig"},
+        "model_type": "chatglm",
+        "apply_query_key_layer_scaling": True,
+        "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        "bias_dropout_fusion": True,
+        "fp32_residual_connection": False,
+        "hidden_dropout": 0.0,
+        "multi_query_attention": True,
+        "original_rope": True,
+        "post_layer_norm": True,
+        "torch_dtype": "float16",
+        "transformers_version": "4.27.1",
+    }
+
+
+def _qwen_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the published Qwen-7B, with this checkpoint's sizes."""
+    left_out = ("dtype", "bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: value for name, value in config.items() if name not in left_out} | {
+        "architectures": ["QWenLMHeadModel"],
+        "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig"},
+        "attn_dropout_prob": 0.0,
+        "bf16": False,
+        "emb_dropout_prob": 0.0,
+        "fp16": False,
+        "fp32": False,
+        "onnx_safe": None,
+        "scale_attn_weights": True,
+        "softmax_in_fp32": False,
+        "tokenizer_class": "QWenTokenizer",
+        "transformers_version": "4.32.0",
+        "use_cache_kernel": False,
+        "use_cache_quantization": False,
+        "use_flash_attn": "auto",
+    }
+
+
+@dataclass(frozen=True)
+class Published:
+    """How a family is published.
+
+    Attributes:
+        base: First part of this project's parameter names, "transformer" in the published ones.
+        config: This project's config.json -> the published one.
+        tokenizer_class: What the published tokenizer_config.json names.
+        logits: The reference model.
+        lora_layers: Last parts of the linear layers that LoRA adapts.
+    """
+
+    base: str
+    config: Callable[[dict[str, Any]], dict[str, Any]]
+    tokenizer_class: str
+    logits: Callable[..., Any]
+    lora_layers: tuple[str, ...]
+
+
+PUBLISHED = {
+    "chatglm2": Published(
+        "chatglm_v2", _chatglm2_config, "ChatGLMTokenizer", chatglm2_numpy.logits,
+        ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
+    "qwen": Published(
+        "qwen", _qwen_config, "QWenTokenizer", qwen_numpy.logits,
+        ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"),
+    ),
+}  # fmt: skip
+
+
+def published_name(name: str, base: str) -> str:
+    """This project's parameter name -> the published one."""
+    return name.replace(f"{base}.", "transformer.", 1) if name.startswith(f"{base}.") else name
+
+
+def published_config(folder: Path, family: str) -> dict[str, Any]:
+    """config.json of a tiny checkpoint in the published form."""
+    return PUBLISHED[family].config(json.loads((folder / "config.json").read_text()))
+
+
+def published_weights(folder: Path, family: str) -> dict[str, np.ndarray]:
+    """Weights of a tiny checkpoint by published names, linear layers as [out, in]."""
+    found = {}
+    for name, array in load_file(folder / "model.safetensors").items():
+        is_linear = array.ndim == 2 and "embeddings" not in name and "wte" not in name
+        found[published_name(name, PUBLISHED[family].base)] = np.ascontiguousarray(array.T if is_linear else array)
+    return found
+
+
+def write_published(folder: Path, target: Path, family: str) -> Path:
+    """The same checkpoint as a folder of the published form."""
+    target.mkdir(parents=True)
+    weights = published_weights(folder, family)
+    if family == "chatglm2":
+        weights["transformer.rotary_pos_emb.inv_freq"] = np.ones(2, np.float16)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "config.json").write_text(json.dumps(published_config(folder, family)))
+    settings = {"model_max_length": 8192, "tokenizer_class": PUBLISHED[family].tokenizer_class, "auto_map": {}}
+    (target / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in ("tokenizer.model", "qwen.tiktoken"):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    return target
