@@ -1,7 +1,7 @@
 """Fine-tunes a generative language model from a JSON argument file.
 
-    python finetune_generation.py ./llama/lora_argument.json [--key value ...]
-    python finetune_generation.py --help
+python finetune_generation.py ./llama/lora_argument.json [--key value ...]
+python finetune_generation.py --help
 """
 
 import sys
@@ -22,7 +22,7 @@ def main() -> None:
     from finetune.models.loading import resolve_model
     from finetune.run_directory import open_run_directory
 
-    resolved = resolve_model(args.model.model_name_or_path)
+    resolved = resolve_model(str(args.model.model_name_or_path))
     files = assembly.find_files(args)
     with open_run_directory(args) as run:
         report = finish.Report(args, run, processor_note)
@@ -34,7 +34,7 @@ def main() -> None:
         trainer = assembly.build_trainer(args, run, model, data, pair, resolved=resolved)
         report.model(model)
 
-        metrics = {}
+        metrics: dict[str, float] = {}
         if args.training.do_train:
             metrics |= trainer.train(run.resume)
             finish.save_final_weights(run, trainer)

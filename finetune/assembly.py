@@ -37,7 +37,8 @@ class RunData:
     """What is trained and evaluated; a part that the run does not need is empty."""
 
     train: list[Sample]
-    dev: list[Sample] | list[Prompt]
+    dev: list[Sample]
+    prompts: list[Prompt]
     reports: dict[str, DataReport]
 
 
@@ -72,8 +73,10 @@ def read_data(args: Arguments, files: dict[str, list[Path]], pair: TokenizerPair
     Raises:
         UserError: Faulty lines, all of them, or a split without a usable sample.
     """
-    template = load_template(args.data.chat_template, args.model.tokenizer_name_or_path or args.model.model_name_or_path)
-    data = RunData(train=[], dev=[], reports={})
+    template = load_template(
+        args.data.chat_template, args.model.tokenizer_name_or_path or args.model.model_name_or_path
+    )
+    data = RunData(train=[], dev=[], prompts=[], reports={})
     lengths = {"src_length": args.data.src_length, "max_length": args.data.max_length}
     if args.training.do_train:
         source = _source(args, files, "train")
@@ -81,7 +84,7 @@ def read_data(args: Arguments, files: dict[str, list[Path]], pair: TokenizerPair
     if args.training.do_eval:
         source = _source(args, files, "dev")
         if args.data.eval_with_do_generation:
-            data.dev, data.reports["dev"] = load_prompts(
+            data.prompts, data.reports["dev"] = load_prompts(
                 source, pair.encoder, template, src_length=args.data.src_length
             )
         else:
@@ -116,7 +119,9 @@ def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
         )
     # The cache of keys and values costs memory in training; `generate` asks for it by itself.
     overrides = args.model_config_kwargs() | {"use_cache": False}
-    model = load_model(resolved, dtype=parameter_dtype(args), config_overrides=overrides, tokenizer=pair.tokenizer)
+    model = load_model(
+        resolved, dtype=parameter_dtype(args), config_overrides=overrides, tokenizer=pair.tokenizer
+    )
     model.generation_config.use_cache = True
     return model
 
@@ -133,20 +138,26 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
     from finetune.adapters.lora import add_lora, load_lora
     from finetune.adapters.prefix import add_prefix, load_prefix
 
-    settings, facts = args.model, {"family": resolved.family, "dtype": parameter_dtype(args)}
+    settings, dtype = args.model, parameter_dtype(args)
     if settings.lora and settings.lora_path:
         return load_lora(model, Path(settings.lora_path))
     if settings.prefix_tuning and settings.prefix_path:
         return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
     if settings.lora:
-        return add_lora(model, settings, **facts)
+        return add_lora(model, settings, family=resolved.family, dtype=dtype)
     if settings.prefix_tuning:
-        return add_prefix(model, settings, **facts)
+        return add_prefix(model, settings, family=resolved.family, dtype=dtype)
     return model
 
 
 def build_trainer(
-    args: Arguments, run: RunDirectory, model: Any, data: RunData, pair: TokenizerPair, *, resolved: ResolvedModel
+    args: Arguments,
+    run: RunDirectory,
+    model: Any,
+    data: RunData,
+    pair: TokenizerPair,
+    *,
+    resolved: ResolvedModel,
 ) -> FinetuneTrainer:
     """Puts model, data and records together into a trainer."""
     from finetune.adapters.checkpoint import base_model
@@ -158,7 +169,9 @@ def build_trainer(
     from finetune.training.trainer import FinetuneTrainer
 
     base = base_model(model)
-    label_positions = LabelPositions(find_layer(base, resolved.family.head_module))
+    label_positions = LabelPositions(
+        find_layer(base, resolved.family.head_module), length_first=resolved.family.hidden_length_first
+    )
     noise = None
     if args.model.neftune:
         embedding = find_layer(base, resolved.family.embedding_module)
@@ -203,7 +216,7 @@ def _build_evaluation(args: Arguments, data: RunData, pair: TokenizerPair, label
         temperature=generation.temperature,
     )
     return GenerationEvaluation(
-        data.dev, batch_size=batch_size, encoder=pair.encoder, settings=settings, seed=args.training.seed
+        data.prompts, batch_size=batch_size, encoder=pair.encoder, settings=settings, seed=args.training.seed
     )
 
 

@@ -66,7 +66,9 @@ def _run(*options: str) -> int:
     command = ["finetune_generation.py", ARGUMENTS, *options]
     print(f"$ python {shlex.join(command)}", file=sys.stderr, flush=True)
     # The summary of each run would repeat what the end of the demonstration shows.
-    return subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
+    ).returncode
 
 
 def _show(before: Path, after: Path, seconds: float) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.files import write_json
 from finetune.training.checkpoint import (
     find_fault,
     list_checkpoints,
@@ -15,7 +16,6 @@ from finetune.training.checkpoint import (
     remove_leftovers,
     set_aside,
     step_of,
-    write_json,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class RunDirectory:
 
     def take_lock(self) -> None:
         """Refuses a second run in the same folder while this one lives."""
-        self._lock = open(self.path / LOCK_FILE, "w")
+        self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  (held as long as the run)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -112,7 +112,9 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / LOCK_FILE).touch()
     except OSError as error:
-        raise UserError(f"output_dir {path} cannot be written: {error.strerror}. Choose another folder.") from None
+        raise UserError(
+            f"output_dir {path} cannot be written: {error.strerror}. Choose another folder."
+        ) from None
 
 
 def _check_contents(run: RunDirectory, *, overwrite: bool) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.training.checkpoint import write_json
+from finetune.files import write_json
 from finetune.training.tensor_files import load_tensors, save_tensors
 
 WEIGHTS_FILE = "peft_model-00001-of-00001.safetensors"
@@ -67,7 +67,9 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
     """
     saved = _read_weights(folder)
     expected = adapter_state(model)
-    faults = [f"missing {name} {list(expected[name].shape)}" for name in sorted(expected.keys() - saved.keys())]
+    faults = [
+        f"missing {name} {list(expected[name].shape)}" for name in sorted(expected.keys() - saved.keys())
+    ]
     faults += [f"unknown {name}" for name in sorted(saved.keys() - expected.keys())]
     faults += [
         f"{name} has shape {list(saved[name].shape)}, the model needs {list(expected[name].shape)}"
@@ -76,7 +78,9 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
     ]
     if faults:
         shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
-        raise UserError(f"the adapter in {folder} does not fit this model: {shown}. Was it trained on another base?")
+        raise UserError(
+            f"the adapter in {folder} does not fit this model: {shown}. Was it trained on another base?"
+        )
     for name, tensor in expected.items():
         tensor.set_value(saved[name].astype(tensor.dtype))
 
@@ -91,7 +95,9 @@ def _read_weights(folder: Path) -> dict[str, Any]:
     for name in PICKLED_FILES:
         if (folder / name).is_file():
             return _read_pickled(folder / name)
-    raise UserError(f"{folder} holds no adapter weights: expected {INDEX_FILE} or one of {', '.join(PICKLED_FILES)}.")
+    raise UserError(
+        f"{folder} holds no adapter weights: expected {INDEX_FILE} or one of {', '.join(PICKLED_FILES)}."
+    )
 
 
 def _read_pickled(path: Path) -> dict[str, Any]:

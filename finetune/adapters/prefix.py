@@ -29,7 +29,7 @@ def add_prefix(model: Any, settings: Any, *, family: Any, dtype: str) -> Any:
     Returns:
         PaddleNLP's PrefixModelForCausalLM.
     """
-    from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
+    from paddlenlp.peft import PrefixConfig
 
     geometry = family.prefix_geometry(model.config)
     config = PrefixConfig(
@@ -41,7 +41,7 @@ def add_prefix(model: Any, settings: Any, *, family: Any, dtype: str) -> Any:
         prefix_projection=False,
         dtype=dtype,
     )
-    return PrefixModelForCausalLM(model, config, import_object(geometry.postprocess))
+    return _with_prefix(model, config, family=family)
 
 
 def load_prefix(model: Any, folder: Path, *, family: Any) -> Any:
@@ -50,7 +50,7 @@ def load_prefix(model: Any, folder: Path, *, family: Any) -> Any:
     Raises:
         UserError: The folder holds no prefix or one of another shape.
     """
-    from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
+    from paddlenlp.peft import PrefixConfig
 
     from finetune.adapters.checkpoint import load_adapter_weights
 
@@ -62,7 +62,15 @@ def load_prefix(model: Any, folder: Path, *, family: Any) -> Any:
     config = PrefixConfig()
     for key, value in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).items():
         setattr(config, key, value)
-    postprocess = import_object(family.prefix_geometry(model.config).postprocess)
-    adapted = PrefixModelForCausalLM(model, config, postprocess)
+    adapted = _with_prefix(model, config, family=family)
     load_adapter_weights(adapted, folder)
     return adapted
+
+
+def _with_prefix(model: Any, config: Any, *, family: Any) -> Any:
+    from paddlenlp.peft import PrefixModelForCausalLM
+
+    if family.prefix_needs_cache:
+        model.config.use_cache = True  # otherwise the model would drop the prefix without a word
+    postprocess = import_object(family.prefix_geometry(model.config).postprocess)
+    return PrefixModelForCausalLM(model, config, postprocess)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.training.checkpoint import write_json
+from finetune.files import write_json
 from finetune.training.tensor_files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def load_optimizer(folder: Path, model: Any, optimizer: Any) -> None:
             tensor.name = f"{generated[name]}_{accumulator}"
             state[tensor.name] = tensor
     if unknown:
-        raise RuntimeError(f"{folder / OPTIMIZER_FILE} has state for unknown parameters: {sorted(unknown)[:5]}")
+        raise RuntimeError(
+            f"{folder / OPTIMIZER_FILE} has state for unknown parameters: {sorted(unknown)[:5]}"
+        )
     if masters:
         state["master_weights"] = masters
     optimizer.set_state_dict(state)

@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from finetune.training.run_log import read_log, write_atomically
+from finetune.files import write_atomically
+from finetune.training.run_log import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

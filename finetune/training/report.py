@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypedDict
 
+from finetune.files import write_atomically
 from finetune.training.progress import format_metric
-from finetune.training.run_log import to_json_value, write_atomically
+from finetune.training.run_log import to_json_value
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -68,7 +69,7 @@ def write_generations(path: str | os.PathLike[str], rows: Iterable[Mapping[str, 
 def print_summary(
     title: str,
     *,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, Any],
     samples: Sequence[Mapping[str, Any]] = (),
     files: Mapping[str, str | os.PathLike[str]] | None = None,
     next_commands: Mapping[str, str] | None = None,
@@ -124,7 +125,7 @@ def _heading(console: "Console", text: str) -> None:
     console.print(_text(text, "bold"))
 
 
-def _metrics_table(metrics: Mapping[str, float]) -> "RenderableType":
+def _metrics_table(metrics: Mapping[str, Any]) -> "RenderableType":
     from rich.table import Table
 
     table = Table(box=None, show_header=False, padding=(0, 2))

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
+from finetune.files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 KEEP_ALL = sys.maxsize
@@ -116,21 +118,6 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a whole file so that a reader, or a kill at any moment, sees the old or the new one.
-
-    One process at a time may write a path: what a killed one left under the temporary name is
-    overwritten by the next.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, target)
-
-
 def to_json_value(value: Any) -> Any:
     """Makes a value fit for JSON: array scalars become Python numbers, NaN and infinity None."""
     if isinstance(value, Mapping):
@@ -142,23 +129,6 @@ def to_json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def peak_resident_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes (0 where the system does not tell)."""
-    try:
-        # Not getrusage: its maximum survives exec, so a large parent process would be reported.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _to_line(record: Mapping[str, Any]) -> str:

@@ -23,6 +23,8 @@ def build_training_arguments(args: Arguments) -> Any:
         def to_sanitized_dict(self) -> dict[str, Any]:
             """Settings for VisualDL's table, whose integer column no longer takes booleans."""
             settings = super().to_sanitized_dict()
-            return {name: str(value) if isinstance(value, bool) else value for name, value in settings.items()}
+            return {
+                name: str(value) if isinstance(value, bool) else value for name, value in settings.items()
+            }
 
     return FinetuneTrainingArguments(**args.training_kwargs())

@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import paddle
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer
 from paddlenlp.trainer.trainer_callback import TrainerState
@@ -24,8 +25,9 @@ from paddlenlp.trainer.trainer_callback import TrainerState
 from finetune.adapters.checkpoint import is_adapter, load_adapter_weights, save_adapter
 from finetune.data.collate import collate
 from finetune.data.sampler import GlobalOrder, split
+from finetune.files import write_json
 from finetune.interruption import Interrupted
-from finetune.training.checkpoint import rotate, write_checkpoint, write_json
+from finetune.training.checkpoint import rotate, write_checkpoint
 from finetune.training.gradient_norm import RecordingClip
 from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
 from finetune.training.memory import peak_memory_bytes
@@ -75,6 +77,8 @@ class FinetuneTrainer(Trainer):
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.samples = samples
+        self.model_wrapped: Any
+        self.control: Any
         self.evaluation = evaluation
         self.encoder = encoder
         self.label_positions = label_positions
@@ -172,7 +176,10 @@ class FinetuneTrainer(Trainer):
         """Forward, backward and update for global batch `step`; the figures of its log record."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
         _, indices = self.order.batch(step)
-        batches = [self._collate(part) for part in split(indices, micro_batch_size=self.args.per_device_train_batch_size)]
+        batches = [
+            self._collate(part)
+            for part in split(indices, micro_batch_size=self.args.per_device_train_batch_size)
+        ]
         num_label_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
         loss = 0.0
         for number, batch in enumerate(batches):
@@ -184,7 +191,7 @@ class FinetuneTrainer(Trainer):
         num_tokens = sum(int(batch["lengths"].sum()) for batch in batches)
         return self._count(loss, num_tokens, num_label_tokens) | {"learning_rate": learning_rate}
 
-    def _collate(self, indices: Sequence[int]) -> dict[str, Any]:
+    def _collate(self, indices: np.ndarray) -> dict[str, Any]:
         batch = collate(
             [self.samples[i] for i in indices],
             pad_token_id=self.encoder.pad_token_id,
@@ -350,7 +357,9 @@ class FinetuneTrainer(Trainer):
         self.write_model(folder)
         save_optimizer(folder, self.model, self.optimizer)
         save_scheduler(folder, self.lr_scheduler, self.scaler if self.do_grad_scaling else None)
-        write_json(folder / POSITION_FILE, self.order.position(self.state.global_step) | {"totals": self._totals})
+        write_json(
+            folder / POSITION_FILE, self.order.position(self.state.global_step) | {"totals": self._totals}
+        )
         self.state.save_to_json(str(folder / STATE_FILE))
 
     def write_model(self, folder: Path) -> None:

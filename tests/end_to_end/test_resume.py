@@ -97,7 +97,8 @@ MOMENTS = {
 
 @pytest.mark.parametrize(
     ("method", "moment"),
-    [("sft", moment) for moment in MOMENTS] + [("lora", "between two checkpoints"), ("prefix", "inside a save")],
+    [("sft", moment) for moment in MOMENTS]
+    + [("lora", "between two checkpoints"), ("prefix", "inside a save")],
 )
 def test_killed_run_continues_exactly(prepare, uninterrupted, method, moment):
     expected = uninterrupted(method)

@@ -49,9 +49,15 @@ def test_neftune_is_the_same_however_the_batch_is_cut_and_off_in_evaluation(trai
     assert max(abs(a - b) for a, b in zip(losses(whole), losses(plain), strict=True)) > 1e-4
     # Evaluated from the saved weights without the setting, the result is the same: no noise was added.
     again = train(
-        "again", do_train=False, do_eval=True, model_name_or_path=str(whole), dataset_name_or_path=str(data_of(plain))
+        "again",
+        do_train=False,
+        do_eval=True,
+        model_name_or_path=str(whole),
+        dataset_name_or_path=str(data_of(plain)),
     )
-    first, second = (json.loads((out / "all_results.json").read_text())["eval_loss"] for out in (whole, again))
+    first, second = (
+        json.loads((out / "all_results.json").read_text())["eval_loss"] for out in (whole, again)
+    )
     assert first == pytest.approx(second, rel=1e-6)
 
 

@@ -11,14 +11,14 @@ import sys
 import numpy as np
 import pytest
 
+from finetune.files import write_atomically
 from finetune.training import run_log
+from finetune.training.memory import peak_resident_bytes
 from finetune.training.run_log import (
     KEEP_ALL,
     RunLog,
     TrainRecord,
-    peak_resident_bytes,
     read_log,
-    write_atomically,
 )
 
 

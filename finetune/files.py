@@ -1,0 +1,36 @@
+"""Files that are seen whole or not at all, whatever moment a process dies at."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a whole file so that a reader, or a kill at any moment, sees the old or the new one.
+
+    One process at a time may write a path: what a killed one left under the temporary name is
+    overwritten by the next.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, target)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a value as indented JSON, Chinese as it is, as a whole."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    write_atomically(path, (text + "\n").encode())
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Makes the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
