@@ -15,7 +15,16 @@ from typing import Any
 
 from finetune.errors import UserError
 
-_RECORD_MODULES = ("finetune.models.llama",)
+_RECORD_MODULES = (
+    "finetune.models.llama",
+    "finetune.models.chatglm2",
+    "finetune.models.qwen",
+    "finetune.models.qwen2",
+    "finetune.models.bloom",
+    "finetune.models.opt",
+    "finetune.models.mistral",
+    "finetune.models.gemma",
+)
 
 _registry: dict[str, Family] = {}
 
@@ -70,6 +79,8 @@ class TokenizerFacts:
         vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
             preference; the first is the name it writes itself.
         tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
+        own_class: Whether `tokenizer_class` is used even where a folder names another, because what
+            folders name is not the right one.
     """
 
     prefix: tuple[str, ...]
@@ -77,6 +88,7 @@ class TokenizerFacts:
     pad_fallback: str
     vocab_files: tuple[str, ...]
     tokenizer_class: str
+    own_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,15 +120,26 @@ class TinyRecipe:
         tokenizer: Kind of tokenizer to train; a key of `finetune.models.tiny.TOKENIZER_WRITERS`.
         config: Shape -> content of config.json.
         weights: Shape -> PaddleNLP's parameter names (linear layers stored as [in, out]).
+        grouped_heads: Whether several heads may share one head of keys and values.
+        head_dim_multiple: What the size of a head must be divisible by.
+        inner_ratio: Inner size of the feed-forward layers over the hidden size, where the architecture
+            fixes it.
     """
 
     tokenizer: str
     config: Callable[[TinyShape], dict[str, Any]]
     weights: Callable[[TinyShape], dict[str, TensorSpec]]
+    grouped_heads: bool = True
+    head_dim_multiple: int = 1
+    inner_ratio: int | None = None
 
 
 def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
     return config
+
+
+def _any_config(config: Mapping[str, Any]) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -124,7 +147,7 @@ class Family:
     """Facts of one model family.
 
     Attributes:
-        name: Name on the command line and of the folder with the argument files.
+        name: Name on the command line.
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
@@ -139,6 +162,17 @@ class Family:
         chat_template: Name of the template for conversations, None for plain text.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
+        covers: Whether a config.json with one of `model_types` really is of this family; for names
+            that several architectures share.
+        source_prefix: First part of the names in Hugging Face's files where PaddleNLP's name table
+            lacks it on both sides; `base_prefix` then takes its place.
+        computed_weights: Regular expressions of tensors that some files hold and others lack, because
+            the model computes them itself.
+        hidden_length_first: Whether hidden states are [length, batch, hidden] inside the model, not
+            [batch, length, hidden].
+        prefix_needs_cache: Whether the model looks at given past keys and values only with `use_cache`.
+        refused_options: Options of the model's config that must stay off, and why.
+        argument_folder: Folder with the argument files where it is not called like the family.
     """
 
     name: str
@@ -159,6 +193,13 @@ class Family:
     chat_template: str | None = None
     head_module: str = "lm_head"
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    covers: Callable[[Mapping[str, Any]], bool] = _any_config
+    source_prefix: str = ""
+    computed_weights: tuple[str, ...] = ()
+    hidden_length_first: bool = False
+    prefix_needs_cache: bool = False
+    refused_options: Mapping[str, str] = field(default_factory=dict)
+    argument_folder: str | None = None
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
         """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""
@@ -240,9 +281,10 @@ def find_family(config: Mapping[str, Any]) -> Family:
     model_type = config.get("model_type")
     architectures = tuple(config.get("architectures") or ())
     for family in known.values():
-        if model_type in family.model_types:
-            return family
-        if model_type is None and set(architectures) & set(family.architectures):
+        named = model_type in family.model_types
+        if model_type is None:
+            named = bool(set(architectures) & set(family.architectures))
+        if named and family.covers(config):
             return family
     raise UserError(
         f"no family covers model_type {model_type!r} with architectures {list(architectures)}; "

@@ -15,6 +15,7 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
+from finetune.models.rotary_config import check_head_dim, split_rotary
 
 _LINEAR_SCALING = ("linear",)
 _UNSCALED = (None, "default")
@@ -28,10 +29,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     from `rope_scaling`, and linear scaling from two fields of its own; what it does not find there it
     silently replaces by its default.
     """
-    adapted = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    if "rope_theta" in rope:
-        adapted["rope_theta"] = rope.pop("rope_theta")
+    adapted, rope = split_rotary(config)
     kind = rope.get("rope_type", rope.get("type"))
     if kind == "llama3":
         adapted["rope_scaling"] = {**rope, "rope_type": "llama3"}
@@ -43,18 +41,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce; allowed: "
             "none, linear, llama3. Use weights without that scaling"
         )
-    _check_head_dim(config)
+    check_head_dim(config)
     return adapted
-
-
-def _check_head_dim(config: dict[str, Any]) -> None:
-    head_dim, num_heads = config.get("head_dim"), config.get("num_attention_heads")
-    hidden_size = config.get("hidden_size")
-    if head_dim and num_heads and hidden_size and head_dim * num_heads != hidden_size:
-        raise UserError(
-            f"config.json has head_dim {head_dim} with {num_heads} heads, but PaddleNLP's Llama needs "
-            f"hidden_size / heads = {hidden_size // num_heads}: these weights cannot be used"
-        )
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,20 @@ def load_weights(model: Any, folder: Path) -> None:
 def build_config(
     resolved: ResolvedModel, model_class: Any, *, dtype: str, overrides: Mapping[str, Any] | None = None
 ) -> Any:
-    """The PaddleNLP config: config.json as the family adapts it, then the overrides."""
+    """The PaddleNLP config: config.json as the family adapts it, then the overrides.
+
+    Raises:
+        UserError: An option that the family must not have, or a config.json that PaddleNLP cannot express.
+    """
+    refused = resolved.family.refused_options
+    faults = [
+        f"{name} is {overrides[name]!r}, but family {resolved.family.name} cannot have it: {why}. "
+        f"Set {name} to false"
+        for name, why in refused.items()
+        if overrides and overrides.get(name)
+    ]
+    if faults:
+        raise UserError(faults)
     adapted = resolved.family.adapt_config(resolved.config)
     for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path"):
         adapted.pop(name, None)
@@ -172,7 +185,7 @@ def _fill_parameters(
     model: Any, model_class: Any, config: Any, checkpoint: weights.Checkpoint, resolved: ResolvedModel
 ) -> None:
     """Sets every parameter, or raises one UserError that lists all that does not fit."""
-    readers = plan_readers(model_class, config, checkpoint)
+    readers = plan_readers(model_class, config, checkpoint, family=resolved.family)
     shapes, done = [], set()
     parameters = model.state_dict()
     for name, parameter in parameters.items():
@@ -187,24 +200,28 @@ def _fill_parameters(
     missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
     # The stages of a pipeline each hold a part of the model: weights of the others are no fault there.
     extra = [name for name in readers if name not in parameters and config.pipeline_parallel_degree <= 1]
+    computed = list(resolved.family.computed_weights)
     _raise_for(
         resolved,
-        missing=_without(missing, model_class._keys_to_ignore_on_load_missing),
-        extra=_without(extra, model_class._keys_to_ignore_on_load_unexpected),
+        missing=_without(missing, [*computed, *(model_class._keys_to_ignore_on_load_missing or ())]),
+        extra=_without(extra, [*computed, *(model_class._keys_to_ignore_on_load_unexpected or ())]),
         shapes=shapes,
     )
 
 
-def _without(names: list[str], patterns: list[str] | None) -> list[str]:
-    return [name for name in names if not any(re.search(pattern, name) for pattern in patterns or ())]
+def _without(names: list[str], patterns: list[str]) -> list[str]:
+    return [name for name in names if not any(re.search(pattern, name) for pattern in patterns)]
 
 
-def plan_readers(model_class: Any, config: Any, checkpoint: weights.Checkpoint) -> dict[str, Reader]:
+def plan_readers(
+    model_class: Any, config: Any, checkpoint: weights.Checkpoint, *, family: Family | None = None
+) -> dict[str, Reader]:
     """Parameter name -> function that reads what this rank's parameter must hold.
 
     Nothing is read yet. Weights that the model does not know keep their names, to be reported.
     """
-    readers = _with_fused(model_class, config, _paddle_readers(model_class, config, checkpoint))
+    mappings = _name_table(model_class, config, family)
+    readers = _with_fused(model_class, config, _paddle_readers(checkpoint, mappings))
     if config.tensor_parallel_degree > 1:
         splits = model_class.get_tensor_parallel_convert_actions(config, list(readers), ignore_error=True)
         for name in splits.keys() & readers.keys():
@@ -212,14 +229,26 @@ def plan_readers(model_class: Any, config: Any, checkpoint: weights.Checkpoint) 
     return readers
 
 
-def _paddle_readers(model_class: Any, config: Any, checkpoint: weights.Checkpoint) -> dict[str, Reader]:
+def _name_table(model_class: Any, config: Any, family: Family | None) -> dict[str, Any]:
+    """PaddleNLP's mappings by Hugging Face's names, with the first parts that it may lack."""
+    mappings = model_class._get_name_mappings(config)
+    if family is None or not family.source_prefix:
+        return {mapping.source_name: mapping for mapping in mappings}
+    return {
+        f"{family.source_prefix}.{mapping.source_name}": replace(
+            mapping, target_name=f"{family.base_prefix}.{mapping.target_name}"
+        )
+        for mapping in mappings
+    }
+
+
+def _paddle_readers(checkpoint: weights.Checkpoint, mappings: Mapping[str, Any]) -> dict[str, Reader]:
     """Tensors under PaddleNLP's names and in its layout, read when called.
 
     Hugging Face's linear layers are stored as [out, in], PaddleNLP's as [in, out]. Names that the table
     does not know keep their own, to be reported.
     """
     names = checkpoint.names
-    mappings = {mapping.source_name: mapping for mapping in model_class._get_name_mappings(config)}
     if not _is_torch_layout(checkpoint, mappings):
         return {name: _reader(checkpoint, name) for name in names}
     readers = {}

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import EXIT_USER_ERROR, UserError
-from finetune.models import tokenizer_training
-from finetune.models.family import TensorSpec, TinyShape, families, get_family
+from finetune.models import byte_level_tokenizer, tiktoken_tokenizer, tokenizer_training
+from finetune.models.family import TensorSpec, TinyRecipe, TinyShape, families, get_family
 
 DEFAULT_CORPUS = Path(__file__).resolve().parents[2] / "data" / "train.json"
 _INITIALIZER_RANGE = 0.02
@@ -96,7 +96,7 @@ def build_tiny(family_name: str, out_dir: str | Path, **options: Any) -> Path:
     """
     chosen = TinyOptions(**options)
     recipe = get_family(family_name).tiny
-    faults = chosen.faults()
+    faults = chosen.faults() or _recipe_faults(chosen, recipe, family_name)
     if faults:
         raise UserError(faults)
     folder = Path(out_dir)
@@ -112,16 +112,32 @@ def build_tiny(family_name: str, out_dir: str | Path, **options: Any) -> Path:
     return folder
 
 
+def _recipe_faults(options: TinyOptions, recipe: TinyRecipe, family_name: str) -> list[str]:
+    """What this family cannot be built with."""
+    found = []
+    head_dim, multiple = options.hidden_size // options.num_heads, recipe.head_dim_multiple
+    if head_dim % multiple:
+        found.append(
+            f"hidden_size / num_heads is {head_dim} but family {family_name} needs a multiple of {multiple}: "
+            "change --hidden_size or --num_heads"
+        )
+    num_kv_heads = options.num_key_value_heads or options.num_heads
+    if num_kv_heads != options.num_heads and not recipe.grouped_heads:
+        found.append(
+            f"num_key_value_heads is {num_kv_heads} but family {family_name} has as many as heads "
+            f"({options.num_heads}): leave --num_key_value_heads out"
+        )
+    if recipe.inner_ratio and options.intermediate_size not in (None, recipe.inner_ratio * options.hidden_size):
+        found.append(
+            f"intermediate_size is {options.intermediate_size} but family {family_name} always has "
+            f"{recipe.inner_ratio} x hidden_size: leave --intermediate_size out"
+        )
+    return found
+
+
 def _sentencepiece_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
     """Trains or reads the model, before anything is written, and returns what writes the files."""
-    if options.tokenizer is None:
-        corpus = Path(options.corpus or DEFAULT_CORPUS)
-        model = tokenizer_training.train_sentencepiece(corpus, vocab_size=options.vocab_size)
-    elif Path(options.tokenizer).is_file():
-        model = Path(options.tokenizer).read_bytes()
-        tokenizer_training.open_sentencepiece(model)
-    else:
-        raise UserError(f"tokenizer {options.tokenizer} is not a file: give a SentencePiece .model file")
+    model = _sentencepiece_model(options)
 
     def write(folder: Path) -> dict[str, Any]:
         return tokenizer_training.write_sentencepiece_tokenizer(folder, model, max_length=options.max_length)
@@ -129,8 +145,87 @@ def _sentencepiece_writer(options: TinyOptions) -> Callable[[Path], dict[str, An
     return write
 
 
+def _gemma_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+    """The same for Gemma, whose control tokens have other ids and names."""
+    model = _sentencepiece_model(options, control_pieces=tokenizer_training.GEMMA_CONTROL_PIECES)
+
+    def write(folder: Path) -> dict[str, Any]:
+        return tokenizer_training.write_sentencepiece_tokenizer(
+            folder, model, max_length=options.max_length, tokenizer_class="GemmaTokenizer"
+        )
+
+    return write
+
+
+def _byte_level_writer(
+    kind: byte_level_tokenizer.ByteLevelKind,
+) -> Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]:
+    """Trains a byte-level tokenizer, before anything is written, and returns what writes the files."""
+
+    def prepare(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+        if options.tokenizer is not None:
+            raise UserError("byte-level tokenizers are always trained: leave --tokenizer out")
+        corpus = Path(options.corpus or DEFAULT_CORPUS)
+        tokenizer = byte_level_tokenizer.train_byte_level(corpus, kind, vocab_size=options.vocab_size)
+        return lambda folder: byte_level_tokenizer.write_byte_level_tokenizer(
+            folder, tokenizer, kind, max_length=options.max_length
+        )
+
+    return prepare
+
+
+def _sentencepiece_model(
+    options: TinyOptions, *, num_control_tokens: int = 0, control_pieces: dict[str, Any] | None = None
+) -> bytes:
+    """A trained or given model that leaves room for control tokens in the vocabulary."""
+    if options.tokenizer is None:
+        num_pieces = options.vocab_size - num_control_tokens
+        corpus = Path(options.corpus or DEFAULT_CORPUS)
+        return tokenizer_training.train_sentencepiece(
+            corpus, vocab_size=num_pieces, control_pieces=control_pieces
+        )
+    if Path(options.tokenizer).is_file():
+        model = Path(options.tokenizer).read_bytes()
+        tokenizer_training.open_sentencepiece(model)
+        return model
+    raise UserError(f"tokenizer {options.tokenizer} is not a file: give a SentencePiece .model file")
+
+
+def _chatglm2_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+    """The same for ChatGLM2, whose control tokens come behind the pieces."""
+    model = _sentencepiece_model(options, num_control_tokens=tokenizer_training.NUM_CHATGLM2_TOKENS)
+
+    def write(folder: Path) -> dict[str, Any]:
+        return tokenizer_training.write_chatglm2_tokenizer(folder, model, max_length=options.max_length)
+
+    return write
+
+
+def _tiktoken_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+    """Trains or reads a rank file, before anything is written, and returns what writes the files."""
+    if options.tokenizer is None:
+        corpus = Path(options.corpus or DEFAULT_CORPUS)
+        ranks = tiktoken_tokenizer.train_ranks(corpus, vocab_size=options.vocab_size)
+    elif Path(options.tokenizer).is_file():
+        ranks = Path(options.tokenizer).read_bytes()
+        tiktoken_tokenizer.count_ranks(ranks)
+    else:
+        raise UserError(f"tokenizer {options.tokenizer} is not a file: give a .tiktoken rank file")
+
+    def write(folder: Path) -> dict[str, Any]:
+        return tiktoken_tokenizer.write_tiktoken_tokenizer(folder, ranks, max_length=options.max_length)
+
+    return write
+
+
 TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]] = {
     "sentencepiece": _sentencepiece_writer,
+    "sentencepiece_gemma": _gemma_writer,
+    "byte_level_bloom": _byte_level_writer(byte_level_tokenizer.BLOOM_KIND),
+    "byte_level_opt": _byte_level_writer(byte_level_tokenizer.OPT_KIND),
+    "byte_level_qwen2": _byte_level_writer(byte_level_tokenizer.QWEN2_KIND),
+    "chatglm2": _chatglm2_writer,
+    "tiktoken": _tiktoken_writer,
 }
 
 
@@ -183,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corpus", type=Path, help="text or JSON-lines file for the tokenizer (data/train.json)"
     )
-    parser.add_argument("--tokenizer", type=Path, help="ready SentencePiece model instead of training one")
+    parser.add_argument("--tokenizer", type=Path, help="ready vocabulary of the family's kind instead of training one")
     sizes = {
         "hidden_size": "width of the model",
         "intermediate_size": "inner width of the feed-forward layers (8/3 of the width)",

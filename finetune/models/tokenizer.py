@@ -117,7 +117,7 @@ def _load_from_folder(folder: Path, family: Family | None) -> Any:
     if family is None:
         return _load_by_name(str(folder))
     overrides = _vocab_file(folder, family)
-    if (folder / "tokenizer_config.json").is_file():
+    if (folder / "tokenizer_config.json").is_file() and not family.tokenizer.own_class:
         return _load_by_name(str(folder), **overrides)
     return _load_by_name(str(folder), tokenizer_class=family.tokenizer.tokenizer_class, **overrides)
 

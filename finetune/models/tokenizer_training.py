@@ -29,6 +29,9 @@ _MAX_LINE_CHARS = 1000
 PADDLE_VOCAB_FILE = "sentencepiece.bpe.model"
 HUGGING_FACE_VOCAB_FILE = "tokenizer.model"
 
+NUM_CHATGLM2_TOKENS = 9
+"""Control tokens of ChatGLM2 that are no pieces: [MASK], [gMASK], [sMASK], sop, eop and four roles."""
+
 
 def corpus_lines(path: Path) -> Iterator[str]:
     """Lines of plain text of a corpus file.
@@ -57,12 +60,22 @@ def corpus_lines(path: Path) -> Iterator[str]:
         raise UserError(f"corpus {path} holds no text: give another file with --corpus")
 
 
-def train_sentencepiece(corpus: Path, *, vocab_size: int) -> bytes:
+LLAMA_CONTROL_PIECES = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+GEMMA_CONTROL_PIECES = {
+    **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
+    **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
+}
+
+
+def train_sentencepiece(
+    corpus: Path, *, vocab_size: int, control_pieces: dict[str, Any] | None = None
+) -> bytes:
     """Trains a byte-pair SentencePiece model.
 
     Args:
         corpus: Text or JSON-lines file.
         vocab_size: Pieces in total, at least `MIN_VOCAB_SIZE`.
+        control_pieces: Ids and texts of the control tokens by the trainer's names; Llama's when not given.
 
     Returns:
         The serialised model, byte for byte the same for the same corpus and size.
@@ -88,11 +101,8 @@ def train_sentencepiece(corpus: Path, *, vocab_size: int) -> bytes:
             allow_whitespace_only_pieces=True,
             split_digits=True,
             num_threads=1,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
             minloglevel=2,
+            **(control_pieces or LLAMA_CONTROL_PIECES),
         )
     except (RuntimeError, OSError) as error:
         raise UserError(
@@ -131,12 +141,14 @@ def open_sentencepiece(model: bytes) -> Any:
     return processor
 
 
-def write_sentencepiece_tokenizer(out_dir: Path, model: bytes, *, max_length: int) -> dict[str, Any]:
-    """Writes the files that PaddleNLP's and Hugging Face's LlamaTokenizer read.
+def write_sentencepiece_tokenizer(
+    out_dir: Path, model: bytes, *, max_length: int, tokenizer_class: str = "LlamaTokenizer"
+) -> dict[str, Any]:
+    """Writes the files that PaddleNLP's and Hugging Face's LlamaTokenizer, or GemmaTokenizer, read.
 
     Returns:
         The ids for config.json: `vocab_size`, `bos_token_id`, `eos_token_id`, `pad_token_id`. Padding
-        uses the end token, as for the published Llama weights, which have no padding token.
+        uses the end token where the model has no padding token, as for the published Llama weights.
 
     Raises:
         UserError: `model` is no SentencePiece model, or lacks a begin or end token.
@@ -150,13 +162,16 @@ def write_sentencepiece_tokenizer(out_dir: Path, model: bytes, *, max_length: in
         "eos_token": processor.id_to_piece(eos_id),
         "unk_token": processor.id_to_piece(unk_id),
     }
+    pad_id = processor.pad_id()
+    if pad_id >= 0:
+        tokens["pad_token"] = processor.id_to_piece(pad_id)
     settings = {
         **tokens,
         "add_bos_token": True,
         "add_eos_token": False,
         "legacy": True,
         "model_max_length": max_length,
-        "tokenizer_class": "LlamaTokenizer",
+        "tokenizer_class": tokenizer_class,
     }
     _write_json(out_dir / "tokenizer_config.json", settings)
     _write_json(out_dir / "special_tokens_map.json", tokens)
@@ -164,7 +179,29 @@ def write_sentencepiece_tokenizer(out_dir: Path, model: bytes, *, max_length: in
         "vocab_size": processor.get_piece_size(),
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
-        "pad_token_id": eos_id,
+        "pad_token_id": pad_id if pad_id >= 0 else eos_id,
+    }
+
+
+def write_chatglm2_tokenizer(out_dir: Path, model: bytes, *, max_length: int) -> dict[str, Any]:
+    """Writes the files that PaddleNLP's and Hugging Face's ChatGLM2 tokenizers read.
+
+    Returns:
+        The ids for config.json: `vocab_size` (pieces and control tokens), `bos_token_id`,
+        `eos_token_id`, `pad_token_id`. Padding uses the unknown token, as in the published weights.
+
+    Raises:
+        UserError: `model` is no SentencePiece model, or lacks a begin, end or unknown token.
+    """
+    processor = open_sentencepiece(model)
+    (out_dir / HUGGING_FACE_VOCAB_FILE).write_bytes(model)
+    settings = {"model_max_length": max_length, "tokenizer_class": "ChatGLMv2Tokenizer"}
+    _write_json(out_dir / "tokenizer_config.json", settings)
+    return {
+        "vocab_size": processor.get_piece_size() + NUM_CHATGLM2_TOKENS,
+        "bos_token_id": processor.bos_id(),
+        "eos_token_id": processor.eos_id(),
+        "pad_token_id": processor.unk_id(),
     }
 
 

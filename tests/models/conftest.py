@@ -31,7 +31,8 @@ def case(request) -> FamilyCase:
 @pytest.fixture(scope="session")
 def tiny_folder(case, corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / case.name
-    return build_tiny(case.name, folder, corpus=corpus, vocab_size=330, num_layers=2, **case.options)
+    options = {"vocab_size": 330, "num_layers": 2} | case.options
+    return build_tiny(case.name, folder, corpus=corpus, **options)
 
 
 @pytest.fixture

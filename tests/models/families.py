@@ -15,10 +15,32 @@ class FamilyCase:
     num_kv_heads: int = 4
     prefix: tuple[str, ...] = ("<s>",)
     end_of_answer: str = "</s>"
+    fused_layers: bool = False
+    bfloat16_on_cpu: bool = True
 
 
 CASES = (
-    FamilyCase("llama"),
-    FamilyCase("llama", {"num_key_value_heads": 2}, num_kv_heads=2),
+    FamilyCase("llama", fused_layers=True),
+    FamilyCase("llama", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
+    FamilyCase(
+        "chatglm2",
+        {"num_key_value_heads": 2},
+        num_kv_heads=2,
+        prefix=("[gMASK]", "sop"),
+        bfloat16_on_cpu=False,
+    ),
+    FamilyCase("qwen", {"vocab_size": 520}, prefix=(), end_of_answer="<|endoftext|>"),
+    FamilyCase(
+        "qwen2",
+        {"num_key_value_heads": 2},
+        num_kv_heads=2,
+        prefix=(),
+        end_of_answer="<|endoftext|>",
+        fused_layers=True,
+    ),
+    FamilyCase("bloom", prefix=()),
+    FamilyCase("opt", prefix=("</s>",)),
+    FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2),
+    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, prefix=("<bos>",), end_of_answer="<eos>"),
 )
 IDS = [f"{case.name}-kv{case.num_kv_heads}" for case in CASES]

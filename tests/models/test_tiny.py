@@ -1,11 +1,14 @@
 import json
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from finetune.errors import UserError
 from finetune.models import tiny
+from finetune.models.family import get_family
 from finetune.models.tiny import build_tiny
 from finetune.models.weights import Checkpoint
 
@@ -14,11 +17,11 @@ def _contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_same_seed_gives_the_same_bytes(corpus, tmp_path):
-    options = {"corpus": corpus, "vocab_size": 300, "num_layers": 1}
-    first = _contents(build_tiny("llama", tmp_path / "a", seed=3, **options))
-    second = _contents(build_tiny("llama", tmp_path / "b", seed=3, **options))
-    other = _contents(build_tiny("llama", tmp_path / "c", seed=4, **options))
+def test_the_same_seed_gives_the_same_bytes(case, corpus, tmp_path):
+    options = {"corpus": corpus, "vocab_size": 300, "num_layers": 1} | case.options
+    first = _contents(build_tiny(case.name, tmp_path / "a", seed=3, **options))
+    second = _contents(build_tiny(case.name, tmp_path / "b", seed=3, **options))
+    other = _contents(build_tiny(case.name, tmp_path / "c", seed=4, **options))
     assert first == second
     assert other.pop("model.safetensors") != first.pop("model.safetensors")
     assert other == first
@@ -27,13 +30,18 @@ def test_the_same_seed_gives_the_same_bytes(corpus, tmp_path):
 def test_sizes_and_distribution(case, tiny_folder):
     config = json.loads((tiny_folder / "config.json").read_text())
     checkpoint = Checkpoint(tiny_folder)
-    assert config["vocab_size"] == 330
-    assert config["num_key_value_heads"] == case.num_kv_heads
-    embedding = checkpoint.read("llama.embed_tokens.weight")
-    assert embedding.shape == (330, 64)
+    vocab_size = case.options.get("vocab_size", 330)
+    assert config["vocab_size"] == vocab_size
+    family = get_family(case.name)
+    assert family.prefix_geometry(config).num_kv_heads == case.num_kv_heads
+    (name,) = (name for name in checkpoint.names if name.endswith(f"{family.embedding_module}.weight"))
+    embedding = checkpoint.read(name)
+    assert embedding.shape == (vocab_size, 64)
     assert abs(embedding.std() - 0.02) < 0.001
     assert abs(embedding.mean()) < 0.001
-    assert (checkpoint.read("llama.norm.weight") == 1).all()
+    norms = [checkpoint.read(name) for name in checkpoint.names if re.search(r"(norm|ln_).*weight$", name)]
+    assert len(norms) >= 2 * config[family.fields.num_layers]
+    assert all(np.ptp(norm) == 0 for norm in norms)
 
 
 def test_a_ready_tokenizer_sets_the_vocabulary(llama_folder, tmp_path):
@@ -126,3 +134,19 @@ def test_the_command_does_not_import_paddle(corpus, tmp_path):
         timeout=60,
     )
     assert run.stdout.splitlines()[-1] == "[]", run.stderr
+
+
+FAMILY_FAULTS = [
+    ("bloom", {"num_key_value_heads": 2}, "num_key_value_heads is 2 but family bloom has as many as heads"),
+    ("bloom", {"intermediate_size": 96}, "intermediate_size is 96 but family bloom always has 4 x hidden_size"),
+    ("opt", {"vocab_size": 260}, "vocab_size is 260 but must be at least 261"),
+    ("qwen2", {"vocab_size": 9000}, "no vocabulary of 9000 pieces can be trained"),
+    ("opt", {"tokenizer": "vocab.json"}, "byte-level tokenizers are always trained"),
+]
+
+
+@pytest.mark.parametrize(("family", "options", "message"), FAMILY_FAULTS, ids=lambda value: str(value)[:24])
+def test_what_a_family_cannot_be_built_with(family, options, message, corpus, tmp_path):
+    with pytest.raises(UserError, match=message):
+        build_tiny(family, tmp_path / "model", **{"corpus": corpus, **options})
+    assert not (tmp_path / "model").exists()

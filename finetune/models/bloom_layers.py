@@ -1,0 +1,103 @@
+"""BLOOM with distances that respect packed rows behind a prefix.
+
+ALiBi adds slope x (position of the key) to every score; softmax ignores what all keys of a query share,
+so only differences count (Press et al., "Train Short, Test Long", 2022). PaddleNLP takes the column as
+the position of a key. Within one sample of a packed row that is exact, but between a sample and a prefix
+in front of the whole row it is not: later samples see the prefix from farther away than alone. Here
+`position_ids`, which start anew at each sample, place the keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddle.distributed.fleet.utils import recompute
+from paddlenlp.transformers.bloom import modeling
+
+
+class BloomModel(modeling.BloomModel):
+    """BLOOM's decoder with `position_ids`."""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        *,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        **unused: Any,
+    ) -> tuple[Any, ...]:
+        """(hidden states,) or, with `use_cache`, (hidden states, keys and values of every layer).
+
+        Args:
+            input_ids: [batch, length].
+            past_key_values: Per layer key and value [batch, past, heads, head dim].
+            attention_mask: [batch, past + length] with 1 for tokens, or [batch, 1, length, past + length],
+                true for what may be seen. None: all tokens.
+            position_ids: [batch, length], used with a 4-D mask only.
+            inputs_embeds: Word embeddings [batch, length, hidden] instead of `input_ids`.
+            use_cache: Return keys and values.
+            **unused: PaddleNLP's requests for all hidden states and attentions, which nothing here makes.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        shape = inputs_embeds.shape[:2]
+        past_length = past_key_values[0][0].shape[1] if past_key_values is not None else 0
+        if attention_mask is None:
+            attention_mask = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
+        attention_mask = attention_mask.astype("bool")
+        hidden = self.word_embeddings_layernorm(inputs_embeds)
+        keys = _key_positions(attention_mask, position_ids, past_length)
+        num_heads = self.config.n_head // max(self.config.tensor_parallel_degree, 1)
+        context = {
+            "attention_mask": self._prepare_attn_mask(attention_mask, shape, past_length, num_heads),
+            "alibi": self._distances(keys, num_heads).astype(hidden.dtype),
+        }
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        cache: tuple = ()
+        for index, block in enumerate(self.h):
+            past = past_key_values[index] if past_key_values is not None else None
+            if self.enable_recompute and self.training:
+                hidden = recompute(block, hidden, layer_past=past, **context, use_reentrant=False)[0]
+                continue
+            outputs = block(hidden, layer_past=past, use_cache=use_cache, **context)
+            hidden = outputs[0]
+            cache += (outputs[1],) if use_cache else ()
+        hidden = self.ln_f(hidden)
+        return (hidden, cache) if cache else (hidden,)
+
+    def _distances(self, key_positions: paddle.Tensor, num_heads: int) -> paddle.Tensor:
+        """[batch, keys] -> what is added to the scores, [batch * heads of this card, 1, keys]."""
+        pair = paddle.ones([1, 2], dtype="bool")
+        slopes = modeling.build_alibi_tensor(pair, self.config.n_head, paddle.float32)[0, :, 1]
+        first = max(self.config.tensor_parallel_rank, 0) * num_heads
+        slopes = slopes[first : first + num_heads].reshape([1, num_heads, 1])
+        return (slopes * key_positions.astype("float32").unsqueeze(1)).reshape([-1, 1, key_positions.shape[1]])
+
+
+class BloomForCausalLM(modeling.BloomForCausalLM):
+    """BLOOM with its output layer, built on the decoder above."""
+
+    def __init__(self, config: Any):
+        super(modeling.BloomForCausalLM, self).__init__(config)
+        self.bloom = BloomModel(config)
+        self.lm_head = modeling.BloomLMHead(config, self.bloom.word_embeddings.weight)
+        self.criterion = modeling.BloomPretrainingCriterion(
+            tensor_parallel_degree=config.tensor_parallel_degree,
+            tensor_parallel_output=config.tensor_parallel_output,
+        )
+
+
+def _key_positions(attention_mask: paddle.Tensor, position_ids: Any, past_length: int) -> paddle.Tensor:
+    """Positions [batch, keys]: tokens counted from 0, what lies in the past first."""
+    if attention_mask.ndim == 2:
+        tokens = attention_mask.astype("int64")
+        return (tokens.cumsum(axis=-1) - 1) * tokens
+    batch_size, num_keys = attention_mask.shape[0], attention_mask.shape[-1]
+    if position_ids is None:
+        return paddle.arange(num_keys).expand([batch_size, num_keys])
+    past = paddle.arange(past_length, dtype=position_ids.dtype).expand([batch_size, past_length])
+    return paddle.concat([past, position_ids + past_length], axis=1)

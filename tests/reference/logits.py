@@ -1,0 +1,124 @@
+"""The checkpoints whose logits are compared with Hugging Face transformers.
+
+A checkpoint is a config as transformers writes it and weights that NumPy draws from a seed, under
+transformers' names and in its layout. So the comparison with golden logits needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+HERE = Path(__file__).resolve().parent
+GOLDEN_LOGITS = HERE / "golden_logits.npz"
+GOLDEN_CHECKPOINTS = HERE / "golden_logits.json"
+LENGTHS = (12, 7)
+"""Tokens of the two compared rows; the shorter one is padded on the right."""
+
+LARGE, REALISTIC = 0.2, 0.02
+"""Spread of the weights: logits of order one, and that of freshly initialised models."""
+
+VOCAB_SIZE = 64
+_SIZES = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3}
+_ROTARY = _SIZES | {
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 50000.0,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+_OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
+
+
+@dataclass(frozen=True)
+class LogitCase:
+    """One checkpoint: transformers' class prefix ("Llama" in LlamaForCausalLM) and arguments of its config."""
+
+    name: str
+    transformers_class: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        LogitCase("llama", "Llama", _ROTARY),
+        LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
+        LogitCase("qwen2", "Qwen2", _ROTARY),
+        LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
+        LogitCase("bloom", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+        LogitCase("bloom_6_heads", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "n_layer": 2, "n_head": 6}),
+        LogitCase("opt", "OPT", _OPT),
+        LogitCase("opt_350m", "OPT", _OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+        LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
+        LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
+        LogitCase("gemma", "Gemma", _ROTARY | {"head_dim": 16}),
+    )
+}  # fmt: skip
+
+
+def input_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask, [2, 12] int64."""
+    ids = np.random.default_rng(7).integers(3, VOCAB_SIZE, (len(LENGTHS), max(LENGTHS)))
+    mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
+    return ids * mask, mask
+
+
+def draw_weights(shapes: dict[str, list[int]], scale: float) -> dict[str, np.ndarray]:
+    """Float32 weights by transformers' names: matrices of the given spread, norms around one."""
+    random = np.random.Generator(np.random.PCG64(5))
+    weights = {}
+    for name, shape in sorted(shapes.items()):
+        noise = random.standard_normal(shape, dtype=np.float32)
+        if name.endswith("bias"):
+            weights[name] = noise * np.float32(0.1)
+        elif len(shape) == 1:
+            weights[name] = noise * np.float32(0.1) + np.float32(1)
+        else:
+            weights[name] = noise * np.float32(scale)
+    return weights
+
+
+def write_checkpoint(folder: Path, config: dict[str, Any], weights: dict[str, np.ndarray]) -> Path:
+    """A folder as transformers' `save_pretrained` leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def as_transformers_5(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with its rotary settings where transformers 5 writes them."""
+    moved = {key: value for key, value in config.items() if key not in ("rope_theta", "rope_scaling")}
+    scaling = config.get("rope_scaling") or {"rope_type": "default"}
+    return moved | {"rope_parameters": {"rope_theta": config["rope_theta"], **scaling}}
+
+
+def our_logits(folder: Path) -> np.ndarray:
+    """[2, 12, vocabulary] of this project's model, without a mask, as the trainer calls it."""
+    import paddle
+
+    from finetune.models.loading import load_model, resolve_model
+    from finetune.training.loss import logits_of
+
+    model = load_model(resolve_model(folder), dtype="float32")
+    with paddle.no_grad():
+        return logits_of(model(input_ids=paddle.to_tensor(input_rows()[0]))).numpy()
+
+
+def largest_difference(ours: np.ndarray, reference: np.ndarray) -> float:
+    """Largest difference on tokens that are no padding, in units of the larger of 1 and the spread."""
+    real = input_rows()[1].astype(bool)
+    difference = np.abs(ours[real] - reference[real]).max()
+    return float(difference / max(1.0, reference[real].std()))

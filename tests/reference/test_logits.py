@@ -1,0 +1,91 @@
+"""Checkpoints in transformers' format give transformers' logits.
+
+Without PyTorch the comparison is with golden values that `transformers_logits.py` wrote; the tests
+marked `parity` compare with a model that transformers builds, computes and saves now.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+
+import numpy as np
+import pytest
+
+from tests.reference.logits import (
+    CASES,
+    GOLDEN_CHECKPOINTS,
+    GOLDEN_LOGITS,
+    LARGE,
+    REALISTIC,
+    as_transformers_5,
+    draw_weights,
+    largest_difference,
+    our_logits,
+    write_checkpoint,
+)
+
+TOLERANCE = 1e-5
+ROTARY = [name for name, case in CASES.items() if "rope_theta" in case.config]
+HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
+needs_torch = pytest.mark.skipif(
+    not HAS_TORCH and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
+)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN_LOGITS) as logits:
+        return json.loads(GOLDEN_CHECKPOINTS.read_text())["checkpoints"], dict(logits)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_the_golden_ones(golden, name, tmp_path):
+    checkpoints, logits = golden
+    weights = draw_weights(checkpoints[name]["shapes"], LARGE)
+    folder = write_checkpoint(tmp_path / name, checkpoints[name]["config"], weights)
+    assert logits[name].std() > 0.5, "small logits would hide differences"
+    assert largest_difference(our_logits(folder), logits[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_configs_of_transformers_5_give_the_same_logits(golden, name, tmp_path):
+    checkpoints, logits = golden
+    config = as_transformers_5(checkpoints[name]["config"])
+    folder = write_checkpoint(tmp_path / name, config, draw_weights(checkpoints[name]["shapes"], LARGE))
+    assert largest_difference(our_logits(folder), logits[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen2_tied", "gemma", "opt"])
+def test_a_stored_copy_of_tied_embeddings_is_no_fault(golden, name, tmp_path):
+    """Checkpoints converted from pickles hold the output layer although it is the embedding."""
+    checkpoints, logits = golden
+    weights = draw_weights(checkpoints[name]["shapes"], LARGE)
+    (embedding,) = (array for key, array in weights.items() if key.endswith("embed_tokens.weight"))
+    weights["lm_head.weight"] = embedding.copy()
+    folder = write_checkpoint(tmp_path / name, checkpoints[name]["config"], weights)
+    assert largest_difference(our_logits(folder), logits[name]) < TOLERANCE
+
+
+def test_the_window_and_the_scaling_matter(golden):
+    """The pairs of cases that differ in one setting have different logits, so that setting is tested."""
+    _, logits = golden
+    assert np.abs(logits["mistral"] - logits["mistral_window"]).max() > 0.1
+    assert np.abs(logits["llama"] - logits["llama3"]).max() > 0.01
+
+
+@pytest.mark.parity
+@needs_torch
+@pytest.mark.parametrize("scale", [LARGE, REALISTIC], ids=["large", "realistic"])
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_those_of_transformers(name, scale, golden, tmp_path):
+    from tests.reference.transformers_logits import build_reference, reference_logits
+
+    model = build_reference(CASES[name], scale)
+    reference = reference_logits(model)
+    if scale == LARGE:
+        assert largest_difference(golden[1][name], reference) < TOLERANCE
+    model.save_pretrained(tmp_path / name, safe_serialization=True)
+    assert largest_difference(our_logits(tmp_path / name), reference) < TOLERANCE
