@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from finetune.errors import EXIT_USER_ERROR, UserError
 
@@ -45,6 +46,15 @@ def run_command(main: Callable[[], None]) -> int:
 def is_first_process() -> bool:
     """Whether this process speaks for the run: the only one, or rank 0 of a launch."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
+def python_name() -> str:
+    """How to call this Python again from the current folder: `.venv/bin/python`, or just `python`."""
+    executable = Path(sys.executable)
+    try:
+        return str(executable.relative_to(Path.cwd()))
+    except ValueError:
+        return "python"
 
 
 def silence_libraries() -> None:

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from finetune.command import python_name
 from finetune.models.tiny import build_tiny
 from finetune.training.report import print_summary
 
@@ -74,6 +75,7 @@ def _run(*options: str) -> int:
 def _show(before: Path, after: Path, seconds: float) -> None:
     trained, untrained, generated = (_results(folder) for folder in (TRAINED, before, after))
     lines = (ROOT / after / "generated_output.json").read_text(encoding="utf-8").splitlines()
+    python = python_name()
     print_summary(
         f"A tiny model learned to write advertisements in {seconds / 60:.1f} minutes",
         metrics={
@@ -89,11 +91,11 @@ def _show(before: Path, after: Path, seconds: float) -> None:
             "all texts": after / "generated_output.json",
         },
         next_commands={
-            "train an adapter on the same model": "python finetune_generation.py llama/lora_argument.json "
+            "train an adapter on the same model": f"{python} finetune_generation.py llama/lora_argument.json "
             f"--model_name_or_path {TRAINED} --device cpu --max_steps 20 --output_dir checkpoints/demo/llama_lora",
-            "use your own data": "python finetune_generation.py llama/lora_argument.json "
+            "use your own data": f"{python} finetune_generation.py llama/lora_argument.json "
             "--dataset_name_or_path YOUR_FOLDER --model_name_or_path YOUR_MODEL",
-            "see every setting": "python finetune_generation.py --help",
+            "see every setting": f"{python} finetune_generation.py --help",
         },
     )
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.command import is_first_process
+from finetune.command import is_first_process, python_name
 from finetune.training.checkpoint import list_checkpoints
 from finetune.training.report import print_summary, write_generations, write_results
 
@@ -122,7 +122,7 @@ class Report:
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return {
             "evaluate by generated text": shlex.join(
-                ["python", "finetune_generation.py", f"{out}/arguments.json", *words]
+                [python_name(), "finetune_generation.py", f"{out}/arguments.json", *words]
             )
         }
 

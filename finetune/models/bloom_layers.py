@@ -9,11 +9,13 @@ in front of the whole row it is not: later samples see the prefix from farther a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import paddle
 from paddle.distributed.fleet.utils import recompute
 from paddlenlp.transformers.bloom import modeling
+from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 
 
 class BloomModel(modeling.BloomModel):
@@ -89,6 +91,16 @@ class BloomForCausalLM(modeling.BloomForCausalLM):
             tensor_parallel_degree=config.tensor_parallel_degree,
             tensor_parallel_output=config.tensor_parallel_output,
         )
+
+    @classmethod
+    def _get_name_mappings(cls, config: Any) -> list[Any]:
+        """PaddleNLP's table, the same names without "transformer." and a stored copy of the embedding.
+
+        The published files have the short names.
+        """
+        mappings = super()._get_name_mappings(config)
+        bare = [replace(each, source_name=each.source_name.removeprefix("transformer.")) for each in mappings]
+        return [*mappings, *bare, StateDictNameMapping("lm_head.weight", "lm_head.decoder_weight")]
 
 
 def _key_positions(attention_mask: paddle.Tensor, position_ids: Any, past_length: int) -> paddle.Tensor:

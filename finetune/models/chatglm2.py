@@ -109,7 +109,7 @@ CHATGLM2 = register(
         name="chatglm2",
         model_types=("chatglm_v2", "chatglm"),
         architectures=("ChatGLMv2ForCausalLM", "ChatGLMv2ForCausalLMPipe", "ChatGLMModel"),
-        model_class="paddlenlp.transformers.ChatGLMv2ForCausalLM",
+        model_class="finetune.models.chatglm2_layers.ChatGLMv2ForCausalLM",
         pipeline_class="paddlenlp.transformers.ChatGLMv2ForCausalLMPipe",
         base_prefix="chatglm_v2",
         source_prefix="transformer",
@@ -150,9 +150,6 @@ CHATGLM2 = register(
             tensor_divides=("num_attention_heads", "multi_query_group_num", "ffn_hidden_size", "vocab_size")
         ),
         # Rotary inverse frequencies: the model works them out anew in every pass.
-        refused_options={
-            "use_flash_attention": "PaddleNLP mixes up the rows of a batch there",
-        },
         computed_weights=(r"rotary_pos_emb\.inv_freq$",),
         adapt_config=_adapt_config,
         covers=_covers,

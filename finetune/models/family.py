@@ -76,6 +76,7 @@ class TokenizerFacts:
         prefix: Tokens that open every sequence.
         end_of_answer: Token that ends an answer and stops generation.
         pad_fallback: Token used for padding when the tokenizer names none.
+        chat_ends: Tokens by which chat templates end an answer; generation stops at them too.
         vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
             preference; the first is the name it writes itself.
         tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
@@ -89,6 +90,7 @@ class TokenizerFacts:
     vocab_files: tuple[str, ...]
     tokenizer_class: str
     own_class: bool = False
+    chat_ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

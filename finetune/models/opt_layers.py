@@ -14,6 +14,7 @@ Zhang et al., "OPT: Open Pre-trained Transformer Language Models" (2022).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import paddle
@@ -208,15 +209,20 @@ class OPTForCausalLM(modeling.OPTForCausalLM):
 
     @classmethod
     def _get_name_mappings(cls, config: Any) -> list[Any]:
-        """PaddleNLP's table with the projections around narrow embeddings."""
+        """PaddleNLP's table, with what published files hold besides.
+
+        These are the projections around narrow embeddings, the copy of the embedding as output layer,
+        and the names without "model." in the files of the first release.
+        """
         mappings = super()._get_name_mappings(config)
         if config.word_embed_proj_dim != config.hidden_size:
             for source, target in (
                 ("model.decoder.project_in.weight", "opt.embeddings.project_in.weight"),
                 ("model.decoder.project_out.weight", "opt.decoder.project_out.weight"),
             ):
-                mappings.append(StateDictNameMapping(source, target, "transpose", index=len(mappings)))
-        return mappings
+                mappings.append(StateDictNameMapping(source, target, "transpose"))
+        bare = [replace(each, source_name=each.source_name.removeprefix("model.")) for each in mappings]
+        return [*mappings, *bare, StateDictNameMapping("lm_head.weight", "lm_head.decoder_weight")]
 
 
 def _positions(attention_mask: Any, shape: list[int], past_length: int, first: int) -> paddle.Tensor:

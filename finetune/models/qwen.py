@@ -85,7 +85,7 @@ QWEN = register(
         name="qwen",
         model_types=("qwen",),
         architectures=("QWenForCausalLM", "QWenForCausalLMPipe", "QWenLMHeadModel"),
-        model_class="paddlenlp.transformers.QWenForCausalLM",
+        model_class="finetune.models.qwen_layers.QWenForCausalLM",
         pipeline_class="paddlenlp.transformers.QWenForCausalLMPipe",
         base_prefix="qwen",
         lora_target_modules=(
@@ -103,6 +103,7 @@ QWEN = register(
             prefix=(),
             end_of_answer="<|endoftext|>",
             pad_fallback="<|endoftext|>",
+            chat_ends=("<|im_end|>",),
             vocab_files=("qwen.tiktoken",),
             tokenizer_class="paddlenlp.transformers.QWenTokenizer",
         ),
@@ -110,7 +111,7 @@ QWEN = register(
             tokenizer="tiktoken", config=_tiny_config, weights=_tiny_weights, grouped_heads=False
         ),
         fields=ConfigFields(head_dim="kv_channels"),
-        parallel=ParallelLimits(tensor_divides=("num_attention_heads", "vocab_size")),
+        parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size", "vocab_size")),
         refused_options={"fuse_attention_ffn": "PaddleNLP has no rule that joins the weights w1 and w2"},
         computed_weights=(r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$"),
         adapt_config=_adapt_config,

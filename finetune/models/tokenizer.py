@@ -70,6 +70,7 @@ class FamilyEncoder:
         eos_token_id: Id that ends an answer.
         pad_token_id: Id that fills rows.
         prefix_ids: Ids that open every sequence.
+        chat_end_ids: Further ids at which generation stops.
     """
 
     def __init__(self, tokenizer: Any, family: Family):
@@ -79,8 +80,10 @@ class FamilyEncoder:
         pad = "pad" if "pad_token" in tokenizer.special_tokens_map else facts.pad_fallback
         self.pad_token_id: int = token_id(tokenizer, pad)
         self.prefix_ids: tuple[int, ...] = tuple(token_id(tokenizer, name) for name in facts.prefix)
+        self.chat_end_ids: tuple[int, ...] = tuple(token_id(tokenizer, name) for name in facts.chat_ends)
         special_ids = {int(index) for index in tokenizer.all_special_ids if index is not None}
-        self._skipped = special_ids | {self.eos_token_id, self.pad_token_id, *self.prefix_ids}
+        framing = {self.eos_token_id, self.pad_token_id, *self.prefix_ids, *self.chat_end_ids}
+        self._skipped = special_ids | framing
         special = sorted((str(token) for token in tokenizer.all_special_tokens), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, special))) if special else None
 

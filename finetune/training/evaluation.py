@@ -149,6 +149,7 @@ class GenerationEvaluation:
         import paddle
 
         generating = model if hasattr(model, "prefix_config") else getattr(model, "model", model)
+        ends = [self.encoder.eos_token_id, *getattr(self.encoder, "chat_end_ids", ())]
         for number, indices in enumerate(self._batches):
             paddle.seed(derive_seed(self.seed, "generate", number))
             batch = collate_prompts(
@@ -158,11 +159,12 @@ class GenerationEvaluation:
                 ids, _ = generating.generate(
                     **{name: paddle.to_tensor(array) for name, array in batch.items()},
                     **self.settings.to_kwargs(),
-                    eos_token_id=self.encoder.eos_token_id,
+                    eos_token_id=ends,
                     pad_token_id=self.encoder.pad_token_id,
                 )
-            yield indices, [_until(row, self.encoder.eos_token_id) for row in ids.tolist()]
+            yield indices, [_until(row, ends) for row in ids.tolist()]
 
 
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+def _until(ids: list[int], ends: list[int]) -> list[int]:
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:stop]

@@ -27,7 +27,7 @@ from finetune.data.collate import collate
 from finetune.data.sampler import GlobalOrder, split
 from finetune.files import write_json
 from finetune.interruption import Interrupted
-from finetune.training.checkpoint import rotate, write_checkpoint
+from finetune.training.checkpoint import rotate, step_of, write_checkpoint
 from finetune.training.gradient_norm import RecordingClip
 from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
 from finetune.training.memory import peak_memory_bytes
@@ -150,8 +150,10 @@ class FinetuneTrainer(Trainer):
             self.is_in_train = False
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-            self._load_weights(Path(self.state.best_model_checkpoint))
-            self._last_evaluation = None
+            best = Path(self.state.best_model_checkpoint)
+            if step_of(best) != self.state.global_step:
+                self._load_weights(best)
+                self._last_evaluation = None
         return self._training_metrics()
 
     def _num_epochs(self, max_steps: int) -> int:

@@ -16,6 +16,7 @@ from finetune.models.tiktoken_tokenizer import count_ranks, train_ranks
 from finetune.models.tiny import build_tiny
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
 from finetune.models.weights import Checkpoint
+from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from tests.models import decoding
 
 CHATGLM2_6B = {
@@ -97,7 +98,6 @@ def test_what_paddlenlp_cannot_express_is_refused(family, config, message):
 
 
 REFUSED = [
-    ("chatglm2", "use_flash_attention", r"use_flash_attention is True, but family chatglm2 cannot have it: .*rows"),
     ("qwen", "fuse_attention_ffn", r"fuse_attention_ffn is True, but family qwen cannot have it: .*w1 and w2"),
 ]
 
@@ -108,13 +108,16 @@ def test_options_that_would_compute_something_else_are_refused(folders, name, op
         load_model(resolve_model(folders[name]), dtype="float32", config_overrides={option: True})
 
 
-def test_flash_attention_of_chatglm2_is_still_wrong(folders):
-    """The reason of the refusal; when this fails, PaddleNLP has mended it."""
-    model = decoding.load_sharp(folders["chatglm2"])
+@pytest.mark.parametrize("name", ["chatglm2", "qwen"])
+def test_flash_attention_computes_the_same(folders, name):
     ids = np.stack(decoding.random_rows([7, 7]))
-    expected = decoding.logits(model, ids)
-    model.config.use_flash_attention = True
-    assert np.abs(decoding.logits(model, ids) - expected).max() > 0.1
+    plain, flash = (decoding.load_sharp(folders[name], use_flash_attention=on) for on in (False, True))
+    np.testing.assert_allclose(decoding.logits(flash, ids), decoding.logits(plain, ids), atol=2e-5)
+    batch = decoding.packed(decoding.random_rows([6, 3]))
+    ids = batch.pop("ids")
+    np.testing.assert_allclose(
+        decoding.logits(flash, ids, **batch), decoding.logits(plain, ids, **batch), atol=2e-5
+    )
 
 
 def test_words_that_contain_names_of_special_tokens_stay_words(encoders):
@@ -156,6 +159,30 @@ def test_a_saved_tokenizer_is_read_by_paddlenlp_and_here(encoders, folders, name
     text = "上衣 red, 12"
     assert ours.encode(text) == encoder.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
     assert theirs.pad_token_id == encoder.pad_token_id
+
+
+def test_generation_stops_where_a_chat_template_ends_an_answer(folders, encoders):
+    encoder, prompts = encoders["qwen"], decoding.as_prompts(decoding.random_rows([6, 4]))
+    model = decoding.load_sharp(folders["qwen"])
+    end = encoder.chat_end_ids[0]
+    assert encoder.tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
+
+    def answers():
+        evaluation = GenerationEvaluation(
+            prompts, batch_size=2, encoder=encoder, settings=GenerationSettings(max_new_tokens=7), seed=0
+        )
+        return [answer for _, batch in evaluation._generate(model) for answer in batch]
+
+    free = answers()
+    assert len(free[0]) == 7
+    # From now on the model says <|im_end|> where it said its fourth token.
+    weight = model.lm_head.weight.numpy()
+    weight[:, [end, free[0][3]]] = weight[:, [free[0][3], end]]
+    model.lm_head.weight.set_value(weight)
+    stopped = answers()
+    assert stopped[0] == free[0][:3]
+    assert all(end not in answer for answer in stopped)
+    assert encoder.decode([*stopped[0], end]) == encoder.decode(stopped[0])
 
 
 def _joined(ranks, name, whole):

@@ -7,6 +7,7 @@ the reference trains a transformers model, with weights copied over, on the same
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,22 @@ NUM_STEPS = 20
 LORA_RANK = 4
 SHAPE = {
     "hidden_size": 32,
-    "intermediate_size": 80,
     "num_layers": 2,
     "num_heads": 4,
-    "num_key_value_heads": 2,
     "vocab_size": 600,
     "max_length": 256,
     "seed": 3,
 }
+_GROUPED = {"intermediate_size": 80, "num_key_value_heads": 2}
+FAMILY_SHAPES: dict[str, dict[str, int]] = {
+    "llama": _GROUPED,
+    "qwen2": _GROUPED,
+    "bloom": {},
+    "opt": {"intermediate_size": 80},
+    "mistral": _GROUPED,
+    "gemma": _GROUPED,
+}
+"""What each compared family adds to `SHAPE`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Case:
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    family: str = "llama"
 
     @property
     def lora(self) -> bool:
@@ -56,44 +66,51 @@ COMMON = {
     "max_length": 160,
     "seed": 11,
 }
+_SFT = {"learning_rate": 2e-3, "lr_scheduler_type": "linear"}
+_LORA = {"learning_rate": 3e-2, "lora": True, "lora_rank": LORA_RANK}
 CASES = {
     case.name: case
     for case in (
-        Case("sft", {"learning_rate": 2e-3, "lr_scheduler_type": "linear"}),
+        Case("sft", _SFT),
         Case("sft_accumulate", {
             "learning_rate": 2e-3, "lr_scheduler_type": "cosine",
             "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4,
         }),
-        Case("lora", {"learning_rate": 3e-2, "lora": True, "lora_rank": LORA_RANK}),
-        Case("rslora", {"learning_rate": 3e-2, "lora": True, "lora_rank": LORA_RANK, "rslora": True}),
+        Case("lora", _LORA),
+        Case("rslora", _LORA | {"rslora": True}),
+        *(Case(f"{family}_sft", _SFT, family) for family in FAMILY_SHAPES if family != "llama"),
+        *(Case(f"{family}_lora", _LORA, family) for family in FAMILY_SHAPES if family != "llama"),
     )
 }  # fmt: skip
 
 
-def build_model(folder: Path) -> Path:
-    """The tiny Llama that all cases start from."""
+def build_model(folder: Path, family: str = "llama") -> Path:
+    """The tiny model that all cases of a family start from."""
     from finetune.models.tiny import build_tiny
 
-    build_tiny("llama", folder, corpus=HERE / "data" / "train.json", **SHAPE)
-    return folder
+    corpus = HERE / "data" / "train.json"
+    return build_tiny(family, folder, corpus=corpus, **SHAPE | FAMILY_SHAPES[family])
 
 
-def build_adapter(folder: Path, model: Path, *, rslora: bool) -> Path:
-    """A LoRA adapter with random A and small random B on all linear layers, in PaddleNLP's files."""
+def build_adapter(folder: Path, model: Path, *, family: str = "llama", rslora: bool = False) -> Path:
+    """A LoRA adapter with random A and small random B on the family's linear layers, in PaddleNLP's files."""
+    from finetune.models.family import get_family
     from finetune.models.weights import Checkpoint
 
+    targets = get_family(family).lora_target_modules
     random = np.random.default_rng(5)
     folder.mkdir(parents=True)
     tensors = {}
     for name, shape in sorted(Checkpoint(model).names.items()):
-        if name.endswith("_proj.weight"):
-            prefix = name.removesuffix("weight")
+        layer = name.removesuffix(".weight")
+        if len(shape) == 2 and any(re.fullmatch(target, layer) for target in targets):
+            prefix = f"{layer}."
             tensors[prefix + "lora_A"] = random.normal(0, 0.3, (shape[0], LORA_RANK)).astype(np.float32)
             tensors[prefix + "lora_B"] = random.normal(0, 0.1, (LORA_RANK, shape[1])).astype(np.float32)
     save_file(tensors, folder / "weights.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "weights.safetensors")}
     (folder / "peft_model.safetensors.index.json").write_text(json.dumps(index))
     config = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "rslora": rslora, "dtype": "float32",
-              "target_modules": [".*_proj"], "lora_dropout": 0.0}  # fmt: skip
+              "target_modules": list(targets), "lora_dropout": 0.0}  # fmt: skip
     (folder / "lora_config.json").write_text(json.dumps(config))
     return folder

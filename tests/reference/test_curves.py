@@ -23,15 +23,18 @@ REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
 def our_curves(tmp_path_factory):
     """Our curve of each case, through the entry script, computed once."""
     folder = tmp_path_factory.mktemp("curves")
-    model = build_model(folder / "model")
-    found = {}
+    models, found = {}, {}
 
     def curve(name: str) -> list[dict[str, float]]:
         if name not in found:
             case = CASES[name]
+            if case.family not in models:
+                models[case.family] = build_model(folder / case.family, case.family)
+            model = models[case.family]
             settings = COMMON | case.arguments
             if case.lora:
-                adapter = build_adapter(folder / f"{name}_adapter", model, rslora=settings.get("rslora", False))
+                rslora = settings.get("rslora", False)
+                adapter = build_adapter(folder / f"{name}_adapter", model, family=case.family, rslora=rslora)
                 settings |= {"lora_path": str(adapter)}
             settings |= {
                 "model_name_or_path": str(model),

@@ -58,12 +58,24 @@ def test_configs_of_transformers_5_give_the_same_logits(golden, name, tmp_path):
     assert largest_difference(our_logits(folder), logits[name]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["qwen2_tied", "gemma", "opt"])
+@pytest.mark.parametrize(("name", "prefix"), [("bloom", "transformer."), ("opt_350m", "model.")])
+def test_names_of_the_first_releases_are_read(golden, name, prefix, tmp_path):
+    """The published BLOOM and OPT files name weights without the part that transformers puts in front."""
+    checkpoints, logits = golden
+    weights = draw_weights(checkpoints[name]["shapes"], LARGE)
+    assert any(key.startswith(prefix) for key in weights)
+    bare = {key.removeprefix(prefix): array for key, array in weights.items()}
+    folder = write_checkpoint(tmp_path / name, checkpoints[name]["config"], bare)
+    assert largest_difference(our_logits(folder), logits[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen2_tied", "bloom", "gemma", "opt"])
 def test_a_stored_copy_of_tied_embeddings_is_no_fault(golden, name, tmp_path):
     """Checkpoints converted from pickles hold the output layer although it is the embedding."""
     checkpoints, logits = golden
     weights = draw_weights(checkpoints[name]["shapes"], LARGE)
-    (embedding,) = (array for key, array in weights.items() if key.endswith("embed_tokens.weight"))
+    names = ("embed_tokens.weight", "word_embeddings.weight")
+    (embedding,) = (array for key, array in weights.items() if key.endswith(names))
     weights["lm_head.weight"] = embedding.copy()
     folder = write_checkpoint(tmp_path / name, checkpoints[name]["config"], weights)
     assert largest_difference(our_logits(folder), logits[name]) < TOLERANCE

@@ -11,50 +11,133 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors.numpy import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.reference.curves import CASES, COMMON, GOLDEN, HERE, LORA_RANK, NUM_STEPS, build_adapter, build_model
+from tests.reference.curves import (
+    CASES,
+    COMMON,
+    FAMILY_SHAPES,
+    GOLDEN,
+    HERE,
+    LORA_RANK,
+    NUM_STEPS,
+    build_adapter,
+    build_model,
+)
 
 IGNORED = -100
 
 
-def load_reference_model(folder: Path) -> LlamaForCausalLM:
+@dataclass(frozen=True)
+class Reference:
+    """How a family is called in transformers.
+
+    Attributes:
+        transformers_class: "Llama" in LlamaForCausalLM.
+        fields: Fields of the config, as (transformers' name, the tiny checkpoint's name).
+        renamed: (pattern, replacement) that turn the tiny checkpoint's weight names into transformers'.
+        lora_layers: Last parts of the names of the layers that LoRA adapts.
+    """
+
+    transformers_class: str
+    fields: tuple[tuple[str, str], ...]
+    renamed: tuple[tuple[str, str], ...]
+    lora_layers: tuple[str, ...]
+
+    def rename(self, name: str) -> str:
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+def _same(*names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, name) for name in names)
+
+
+def _rotary(name: str, *extra: str) -> Reference:
+    fields = _same(
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings",
+        *extra,
+    )  # fmt: skip
+    layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    return Reference(name, fields, ((rf"^{name.lower()}\.", "model."),), layers)
+
+
+REFERENCES = {
+    "llama": _rotary("Llama"),
+    "qwen2": _rotary("Qwen2"),
+    "mistral": _rotary("Mistral", "sliding_window"),
+    "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
+    "bloom": Reference(
+        "Bloom",
+        _same("vocab_size", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon", "hidden_dropout",
+              "attention_dropout"),
+        ((r"^bloom\.", "transformer."),),
+        ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
+    "opt": Reference(
+        "OPT",
+        (
+            *_same("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+                   "max_position_embeddings", "word_embed_proj_dim"),
+            ("ffn_dim", "intermediate_size"), ("dropout", "hidden_dropout_prob"),
+            ("attention_dropout", "attention_probs_dropout_prob"), ("activation_function", "hidden_act"),
+        ),
+        (
+            (r"^opt\.embeddings\.word_embeddings", "model.decoder.embed_tokens"),
+            (r"^opt\.embeddings\.position_embeddings", "model.decoder.embed_positions"),
+            (r"^opt\.", "model."), (r"linear([12])", r"fc\1"),
+            (r"norm1", "self_attn_layer_norm"), (r"norm2", "final_layer_norm"),
+        ),
+        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    ),
+}  # fmt: skip
+
+
+def load_reference_model(folder: Path, family: str = "llama") -> Any:
     """The tiny checkpoint in transformers: same numbers, linear weights transposed to [out, in]."""
+    reference = REFERENCES[family]
     config = json.loads((folder / "config.json").read_text())
-    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-              "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta",
-              "tie_word_embeddings")  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**{name: config[name] for name in fields}))
+    settings = {theirs: config[ours] for theirs, ours in reference.fields}
+    config_class = getattr(transformers, f"{reference.transformers_class}Config")
+    model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(config_class(**settings))
     state = {}
     for name, array in load_file(folder / "model.safetensors").items():
-        is_linear = name.endswith("_proj.weight") or name == "lm_head.weight"
-        tensor = torch.from_numpy(array.T.copy() if is_linear else array)
-        state[name.replace("llama.", "model.", 1) if name.startswith("llama.") else name] = tensor
-    model.load_state_dict(state, strict=True)
+        is_linear = array.ndim == 2 and "embed" not in name
+        state[reference.rename(name)] = torch.from_numpy(array.T.copy() if is_linear else array)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    assert "lm_head.weight" in state or model.config.tie_word_embeddings
+    model.tie_weights()
     return model.float()
 
 
-def add_reference_lora(model: LlamaForCausalLM, adapter: Path, *, rslora: bool) -> Any:
+def add_reference_lora(model: Any, adapter: Path, *, family: str = "llama", rslora: bool = False) -> Any:
     """The same LoRA matrices in peft, transposed to its layout."""
     from peft import LoraConfig, get_peft_model
 
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    reference = REFERENCES[family]
+    targets = list(reference.lora_layers)
     adapted = get_peft_model(
         model, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=targets, use_rslora=rslora)
     )
     saved = load_file(adapter / "weights.safetensors")
     parameters = dict(adapted.named_parameters())
     for name, array in saved.items():
-        layer, _, part = name.replace("llama.", "base_model.model.model.", 1).rpartition(".")
+        layer, _, part = f"base_model.model.{reference.rename(name)}".rpartition(".")
         parameters[f"{layer}.{part}.default.weight"].data = torch.from_numpy(array.T.copy())
+    assert len(saved) == sum(parameter.requires_grad for parameter in parameters.values())
     return adapted
 
 
@@ -120,14 +203,14 @@ def sample_order(num_samples: int, step: int, batch_size: int, seed: int) -> np.
     return generator.permutation(num_samples)[place * batch_size : (place + 1) * batch_size]
 
 
-def read_samples(model_folder: Path) -> list:
+def read_samples(model_folder: Path, family: str = "llama") -> list:
     """The samples as token ids, read by this project."""
     from finetune.data.dataset import load_samples
     from finetune.data.template import load_template
     from finetune.models.family import get_family
     from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
 
-    encoder = FamilyEncoder(load_tokenizer(model_folder), get_family("llama"))
+    encoder = FamilyEncoder(load_tokenizer(model_folder), get_family(family))
     lengths = {name: COMMON[name] for name in ("src_length", "max_length")}
     return load_samples([HERE / "data" / "train.json"], encoder, load_template(None), **lengths)[0]
 
@@ -137,22 +220,21 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
     torch.manual_seed(0)
     curves = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = build_model(Path(name) / "model")
-        samples = read_samples(folder)
+        folders = {family: build_model(Path(name) / family, family) for family in FAMILY_SHAPES}
         for case in CASES.values():
-            model = load_reference_model(folder)
+            folder = folders[case.family]
+            samples = read_samples(folder, case.family)
+            model = load_reference_model(folder, case.family)
             if case.lora:
                 rslora = bool(case.arguments.get("rslora"))
-                adapter = build_adapter(Path(name) / case.name, folder, rslora=rslora)
-                model = add_reference_lora(model, adapter, rslora=rslora)
+                adapter = build_adapter(Path(name) / case.name, folder, family=case.family, rslora=rslora)
+                model = add_reference_lora(model, adapter, family=case.family, rslora=rslora)
             curves[case.name] = train_reference(model, samples, COMMON | case.arguments)
     return curves
 
 
 def main() -> int:
     """Writes the golden values that are compared with where PyTorch is not installed."""
-    import transformers
-
     made_with = {"torch": torch.__version__, "transformers": transformers.__version__}
     GOLDEN.write_text(json.dumps({"made_with": made_with, "curves": reference_curves()}, indent=1) + "\n")
     return 0
