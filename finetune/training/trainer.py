@@ -143,9 +143,13 @@ class FinetuneTrainer(Trainer):
         self.callback_handler.lr_scheduler = self.lr_scheduler
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
         previous = signal.signal(signal.SIGTERM, self._note_signal)
+        if self.progress:
+            self.progress.start()
         try:
             self._run_steps()
         finally:
+            if self.progress:
+                self.progress.close()
             signal.signal(signal.SIGTERM, previous)
             self.is_in_train = False
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
