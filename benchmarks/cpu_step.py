@@ -98,6 +98,9 @@ def main() -> None:
     ):
         print("PyTorch or transformers is not installed (make parity installs both): that side is left out.")
         sides.remove("pytorch")
+    if "ours" in sides and not importlib.util.find_spec("finetune.models.cpu_layers"):
+        print("finetune/models/cpu_layers.py is not there: `ours` is left out, `settings` stands for it.")
+        sides.remove("ours")
     print_conditions(args)
     for name in args.models.split(","):
         rounds = [{side: start_side(side, name, args.steps) for side in sides} for _ in range(args.rounds)]
@@ -112,7 +115,9 @@ def start_side(side: str, model: str, num_steps: int) -> dict[str, float]:
     result = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{side} failed:\n{result.stderr[-3000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
+    turn = json.loads(result.stdout.splitlines()[-1])
+    print(f"  {model} {side}: {turn['tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
+    return turn
 
 
 def run_side(side: str, model: Model, num_steps: int) -> dict[str, float]:

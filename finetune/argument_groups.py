@@ -6,6 +6,9 @@ The help text stands beside each field. A field's type must be one that ``argume
 from dataclasses import dataclass, field
 from typing import Any
 
+# The keys of `finetune.data.formats.FORMATS`.
+DATASET_FORMATS = ("src_tgt", "alpaca", "query_response", "messages", "sharegpt", "text", "preference")
+
 
 def _setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
     return field(default=default, metadata={"help": help_text, "choices": choices})
@@ -107,11 +110,48 @@ class DataArguments:
 
     dataset_name_or_path: str | None = _setting(
         None,
-        "Folder with train.json and dev.json (or train/ and dev/), or a built-in dataset name. Required.",
+        "Folder with train.json and dev.json (or train/ and dev/), a file (.json, .jsonl, .csv), several of "
+        "these with commas between, or a built-in dataset name. Required unless dataset_mix is given.",
     )
     task_name: str | None = _setting(None, "Part of a built-in dataset to use.")
+    dataset_format: str | None = _setting(
+        None, "Shape of the examples; null: recognised from the first ones.", DATASET_FORMATS
+    )
+    dataset_mix: list[dict] | None = _setting(  # noqa: RUF009 (the call builds a field)
+        None,
+        'Several training sets: a list of {"path": ..., "ratio": weight, "max_samples": n}; '
+        "as JSON on the command line.",
+    )
+    preference: str | None = _setting(
+        None, "What to learn from preference pairs; null: such files are refused.", ("chosen",)
+    )
+    validation_split: float | None = _setting(
+        None, "Held back from the training data when there is no dev file: a ratio below 1, or a count."
+    )
+    max_train_samples: int | None = _setting(None, "Most training examples, drawn by the seed.")
+    max_eval_samples: int | None = _setting(None, "Most evaluation examples, drawn by the seed.")
+    on_bad_line: str = _setting(
+        "error", "What a faulty line does: stop the run, or be left out and counted.", ("error", "skip")
+    )
+    self_cognition_samples: int = _setting(
+        0, "Examples added that teach the model its name (model_name) and maker (model_author)."
+    )
+    self_cognition_file: str | None = _setting(
+        None, "Questions and answers with {{name}} and {{author}} in them; null: our own."
+    )
+    model_name: str | None = _setting(
+        None, 'Name the model shall know; a Chinese and an English one as "中文名 English".'
+    )
+    model_author: str | None = _setting(None, "Who made the model, in the same form.")
     src_length: int = _setting(1024, "Most tokens kept of the source; cut from the left.")
     max_length: int = _setting(2048, "Most tokens of source and target together.")
+    truncation: str = _setting(
+        "left",
+        "Samples that are too long: left cuts the source on the left and then the target on the right, right "
+        "cuts at max_length, drop leaves them out, error stops the run.",
+        ("left", "right", "drop", "error"),
+    )
+    train_on: str = _setting("all", "Which answers of a conversation are learned.", ("all", "last"))
     zero_padding: bool = _setting(False, "Pack samples into full rows (InTokens); also accepted as intokens.")
     pad_to_multiple_of: int | None = _setting(None, "Pad rows to a multiple of this many tokens.")
     eval_with_do_generation: bool = _setting(
@@ -122,7 +162,12 @@ class DataArguments:
     )
     lazy: bool = _setting(False, "Read the data as a stream instead of loading it.")
     chat_template: str | None = _setting(
-        None, "File or folder of a chat template; null: the tokenizer's own, if any."
+        None,
+        "Name of a conversation format (llama2, chatml, ...; see docs/data.md), a template file, or tokenizer "
+        "for the tokenizer's own; null: the texts as they are.",
+    )
+    system: str | None = _setting(
+        None, "System text of examples that have none; null: the template's, if any."
     )
 
     @property

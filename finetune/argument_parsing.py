@@ -24,6 +24,7 @@ _TYPE_PHRASES = {
     "list[str]": "a list of texts",
     "list[int]": "a list of whole numbers",
     "list[list[int]]": "a list of lists of whole numbers",
+    "list[dict]": "a list of objects, as JSON on the command line,",
 }
 
 
@@ -215,6 +216,10 @@ def _convert_list(setting: Setting, value: Any) -> list[Any]:
         if not all(isinstance(row, list) for row in value):
             raise ValueError(_phrase(setting))
         return [[_convert_scalar("int", item, setting) for item in row] for row in value]
+    if setting.type == "list[dict]":
+        if not all(isinstance(item, dict) for item in value):
+            raise ValueError(_phrase(setting))
+        return [dict(item) for item in value]
     item_type = setting.type.removeprefix("list[").removesuffix("]")
     items = [_convert_scalar(item_type, item, setting) for item in value]
     return [] if setting.name == "report_to" and items == ["none"] else items

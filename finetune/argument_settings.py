@@ -38,7 +38,7 @@ class Setting:
     Attributes:
         name: The key.
         group: "model", "data", "generation", "quant" or "training".
-        type: "bool", "int", "float", "str", "list[str]", "list[int]" or "list[list[int]]".
+        type: "bool", "int", "float", "str", "list[str]", "list[int]", "list[list[int]]" or "list[dict]".
         default: Value when the key is absent or null.
         help: One or two sentences.
         choices: The values allowed, where they can be listed.

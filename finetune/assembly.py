@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from finetune.data.dataset import DataReport, load_prompts, load_samples
-from finetune.data.source import find_split
+from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.arguments import Arguments
+    from finetune.data.mixing import DataSource
     from finetune.models.loading import ResolvedModel
     from finetune.models.tokenizer import FamilyEncoder
     from finetune.run_directory import RunDirectory
+    from finetune.training.rows import Rows
     from finetune.training.trainer import FinetuneTrainer
 
 
@@ -42,20 +46,16 @@ class RunData:
     reports: dict[str, DataReport]
 
 
-def find_files(args: Arguments) -> dict[str, list[Path]]:
+def find_files(args: Arguments) -> dict[str, list[DataSource]]:
     """Finds the data files of a run before anything expensive starts.
 
     Returns:
-        Files by split; a built-in dataset's name has none.
+        Data sets by split; a built-in dataset's name has none.
 
     Raises:
         UserError: A split that the run needs is missing.
     """
-    path = args.data.dataset_name_or_path
-    if path is None or not Path(path).exists():
-        return {}
-    splits = {"train": args.training.do_train, "dev": args.training.do_eval}
-    return {split: find_split(path, split) for split, needed in splits.items() if needed}
+    return find_sources(args.data, training=args.training.do_train, evaluating=args.training.do_eval)
 
 
 def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPair:
@@ -67,37 +67,40 @@ def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPa
     return TokenizerPair(tokenizer, FamilyEncoder(tokenizer, resolved.family))
 
 
-def read_data(args: Arguments, files: dict[str, list[Path]], pair: TokenizerPair) -> RunData:
+def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
     """Reads, renders and tokenizes the splits a run needs.
 
     Raises:
         UserError: Faulty lines, all of them, or a split without a usable sample.
     """
-    template = load_template(
-        args.data.chat_template, args.model.tokenizer_name_or_path or args.model.model_name_or_path
-    )
+    settings, do_train, do_eval = args.data, args.training.do_train, args.training.do_eval
+    template = load_template(settings.chat_template, _tokenizer_folder(args))
+    splits = read_splits(settings, files, seed=args.training.seed, training=do_train, evaluating=do_eval)
     data = RunData(train=[], dev=[], prompts=[], reports={})
-    lengths = {"src_length": args.data.src_length, "max_length": args.data.max_length}
-    if args.training.do_train:
-        source = _source(args, files, "train")
-        data.train, data.reports["train"] = load_samples(source, pair.encoder, template, **lengths)
-    if args.training.do_eval:
-        source = _source(args, files, "dev")
-        if args.data.eval_with_do_generation:
-            data.prompts, data.reports["dev"] = load_prompts(
-                source, pair.encoder, template, src_length=args.data.src_length
-            )
-        else:
-            data.dev, data.reports["dev"] = load_samples(source, pair.encoder, template, **lengths)
+    common: dict[str, Any] = {
+        "src_length": settings.src_length,
+        "truncation": settings.truncation,
+        "system": settings.system,
+    }
+    encoding = {**common, "max_length": settings.max_length, "train_on": settings.train_on}
+    if do_train:
+        data.train, data.reports["train"] = load_samples(splits.train, pair.encoder, template, **encoding)
+    if do_eval and settings.eval_with_do_generation:
+        data.prompts, data.reports["dev"] = load_prompts(splits.dev, pair.encoder, template, **common)
+    elif do_eval:
+        data.dev, data.reports["dev"] = load_samples(splits.dev, pair.encoder, template, **encoding)
+    for split, faults in splits.faults.items():
+        if split in data.reports:
+            data.reports[split].add_faults(faults)
     return data
 
 
-def _source(args: Arguments, files: dict[str, list[Path]], split: str) -> Any:
-    if split in files:
-        return files[split]
-    from finetune.data.builtin import load_builtin
+def _tokenizer_folder(args: Arguments) -> Path:
+    """Where the tokenizer's files lie, or would lie: a name on the hub may be in the cache."""
+    from finetune.models import hub
 
-    return load_builtin(str(args.data.dataset_name_or_path), args.data.task_name, split)
+    name = str(args.model.tokenizer_name_or_path or args.model.model_name_or_path)
+    return Path(name) if Path(name).is_dir() else hub.cached_folder(name) or Path(name)
 
 
 def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> Any:
@@ -111,7 +114,7 @@ def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
     from finetune.training.seeding import seed_everything
 
     seed_everything(args.training.seed)
-    vocabulary = resolved.config.get("vocab_size")
+    vocabulary = resolved.family.adapt_config(resolved.config).get("vocab_size")
     if vocabulary is not None and len(pair.tokenizer) > vocabulary:
         raise UserError(
             f"the tokenizer has {len(pair.tokenizer)} tokens but the model only {vocabulary} embeddings: "
@@ -179,13 +182,11 @@ def build_trainer(
     trainer = FinetuneTrainer(
         model=model,
         args=build_training_arguments(args),
-        samples=data.train,
-        evaluation=_build_evaluation(args, data, pair, label_positions),
+        rows=_build_rows(args, data.train, pair, resolved) if args.training.do_train else None,
+        evaluation=_build_evaluation(args, data, pair, resolved, label_positions),
         tokenizer=pair.tokenizer,
-        encoder=pair.encoder,
         label_positions=label_positions,
         noise=noise,
-        pad_to_multiple_of=args.data.pad_to_multiple_of,
     )
     training = args.training.do_train
     total_steps = trainer.plan()[1] if training else 0
@@ -195,19 +196,37 @@ def build_trainer(
     return trainer
 
 
-def _build_evaluation(args: Arguments, data: RunData, pair: TokenizerPair, label_positions: Any) -> Any:
+def _build_rows(
+    args: Arguments, samples: list[Sample], pair: TokenizerPair, resolved: ResolvedModel
+) -> Rows:
+    """Padded rows of one sample each, or rows packed with several."""
+    from finetune.data.packing import PackedSamples, pack
+    from finetune.training.rows import PackedRows, PaddedRows
+
+    padding: dict[str, Any] = {
+        "pad_token_id": pair.encoder.pad_token_id,
+        "pad_to_multiple_of": args.data.pad_to_multiple_of,
+    }
+    if not args.data.zero_padding:
+        return PaddedRows(samples, **padding)
+    lengths = np.array([len(sample.input_ids) for sample in samples])
+    packing = pack(lengths, args.data.max_length, seed=args.training.seed)
+    # A dense mask beside flash attention would make Paddle fall back to a slower kernel.
+    mask = "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
+    return PackedRows(PackedSamples(samples, packing), mask=mask, **padding)
+
+
+def _build_evaluation(
+    args: Arguments, data: RunData, pair: TokenizerPair, resolved: ResolvedModel, label_positions: Any
+) -> Any:
     from finetune.training.evaluation import GenerationEvaluation, GenerationSettings, LossEvaluation
 
     if not args.training.do_eval:
         return None
     batch_size = args.training.per_device_eval_batch_size
     if not args.data.eval_with_do_generation:
-        return LossEvaluation(
-            data.dev,
-            batch_size=batch_size,
-            pad_token_id=pair.encoder.pad_token_id,
-            label_positions=label_positions,
-        )
+        rows = _build_rows(args, data.dev, pair, resolved)
+        return LossEvaluation(rows, batch_size=batch_size, label_positions=label_positions)
     generation = args.generation
     settings = GenerationSettings(
         max_new_tokens=generation.max_new_tokens or args.data.max_length - args.data.src_length,

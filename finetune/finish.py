@@ -82,7 +82,7 @@ class Report:
             trainer.progress.close()
         files = {"results": self.run.path / RESULTS_FILE}
         write_results(files["results"], _known_results(files["results"]) | metrics)
-        rows = getattr(trainer.evaluation, "rows", [])
+        rows = getattr(trainer.evaluation, "generations", [])
         if rows and self.args.data.save_generation_output:
             files["generated texts"] = self.run.path / GENERATIONS_FILE
             write_generations(files["generated texts"], rows)

@@ -4,8 +4,8 @@ Paddle's CPU wheel carries MKL 2019, which takes a slow generic path on every pr
 Intel's; `MKL_DEBUG_CPU_TYPE` picks the vector kernels by hand. Paddle itself sets OMP_NUM_THREADS=1
 at import, and MKL then follows it, so a training step would use one core however many there are. OpenMP
 threads of Paddle's own slow it down, threads inside MKL's matrix products pay: hence one of the former
-and as many of the latter as this process may have cores. On two cores of an AMD EPYC with AVX-512 the
-settings make a full training step 2.2 to 3.4 times as fast (benchmarks/README.md).
+and as many of the latter as this process may have cores. `benchmarks/cpu_step.py --sides settings,defaults`
+shows what that brings on the machine at hand.
 
 All of it is read once, when Paddle's libraries load: call `configure_processor` before that.
 """
@@ -156,6 +156,9 @@ def configure_processor(
     num_cores = num_cores or count_cores(processor)
     num_processes = local_processes(environ)
     settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": str(max(1, num_cores // num_processes))}
+    # By default MKL's threads spin 200 ms after each product: on cores that the elementwise kernels or
+    # other processes need in the meantime.
+    settings["KMP_BLOCKTIME"] = "0"
     if cpu_type := mkl_cpu_type(processor):
         settings["MKL_DEBUG_CPU_TYPE"] = cpu_type
     own = dict(pair.partition("=")[::2] for pair in environ.get(_OWN_SETTINGS, "").split())

@@ -227,10 +227,6 @@ def test_best_model_needs_saves_at_evaluations():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (
-            "--intokens true",
-            ["zero_padding (intokens) is true", "not available in this version", "--zero_padding false"],
-        ),
         ("--lazy", ["lazy is true", "not available in this version", "--lazy false"]),
         (
             "--tensor_parallel_degree 4",
@@ -284,8 +280,8 @@ def test_degrees_of_one_need_no_launcher():
 
 
 def test_deleting_a_line_of_not_yet_opens_the_feature(monkeypatch):
-    monkeypatch.setattr(argument_checks, "NOT_YET", {k: v for k, v in NOT_YET.items() if k != "zero_padding"})
-    assert parse_arguments([*VALID, "--intokens"]).data.zero_padding is True
+    monkeypatch.setattr(argument_checks, "NOT_YET", {k: v for k, v in NOT_YET.items() if k != "lazy"})
+    assert parse_arguments([*VALID, "--lazy"]).data.lazy is True
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *REFUSED_QUANT])

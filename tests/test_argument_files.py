@@ -79,7 +79,7 @@ PADDLENLP_FILES = {
             },
             **{"zero_padding": True, "use_sparse_mask": True, "use_flash_attention": True},
         },
-        {"tensor_parallel_degree", "zero_padding"},
+        {"tensor_parallel_degree"},
     ),
     "llama sft_pp": (
         {
@@ -95,7 +95,7 @@ PADDLENLP_FILES = {
     ),
     "llama lora, intokens": (
         {**ONE_CARD, "model_name_or_path": "facebook/llama-7b", "lora": True, "intokens": True},
-        {"zero_padding"},
+        set(),
     ),
     "llama pt": ({**ONE_CARD, "model_name_or_path": "facebook/llama-7b", "prefix_tuning": True}, set()),
     "llama 3 sft": (
@@ -143,7 +143,7 @@ PADDLENLP_FILES = {
                 "autotuner_benchmark": False,
             },
         },
-        {"tensor_parallel_degree", "zero_padding", "lazy"},
+        {"tensor_parallel_degree", "lazy"},
     ),
     "llama, fused": (
         {
@@ -204,7 +204,7 @@ PADDLENLP_FILES = {
             **{**ONE_CARD, **FUSED, "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct", "sharding": "stage2"},
             **{"zero_padding": True, "unified_checkpoint": True, "use_fused_linear_cross_entropy": True},
         },
-        {"zero_padding"},
+        set(),
     ),
     "bloom sft": (
         {

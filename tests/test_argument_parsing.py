@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import argument_checks, device
+from finetune import device
 from finetune.arguments import parse_arguments
 from finetune.errors import UserError
 
@@ -240,25 +240,19 @@ def test_a_wrong_value_in_the_file_can_be_replaced_by_a_right_one():
 # One setting, two names
 
 
-@pytest.fixture
-def with_packing(monkeypatch):
-    open_features = {name: row for name, row in argument_checks.NOT_YET.items() if name != "zero_padding"}
-    monkeypatch.setattr(argument_checks, "NOT_YET", open_features)
-
-
 @pytest.mark.parametrize(
     "settings", [{"intokens": True}, {"zero_padding": True}, {"intokens": True, "zero_padding": True}]
 )
-def test_intokens_and_zero_padding_are_one_setting(with_packing, settings):
+def test_intokens_and_zero_padding_are_one_setting(settings):
     data = parse(settings).data
     assert data.intokens is True and data.zero_padding is True
 
 
-def test_packing_goes_with_evaluation_by_generation(with_packing):
+def test_packing_goes_with_evaluation_by_generation():
     assert parse({"intokens": True, "eval_with_do_generation": True}).data.zero_padding is True
 
 
-def test_the_command_line_wins_under_the_other_name_too(with_packing):
+def test_the_command_line_wins_under_the_other_name_too():
     assert parse({"zero_padding": True}, "--intokens", "false").data.zero_padding is False
 
 
@@ -268,6 +262,6 @@ def test_two_names_with_two_values_are_a_fault():
     )
 
 
-def test_null_beside_the_other_name_is_no_conflict(with_packing):
+def test_null_beside_the_other_name_is_no_conflict():
     assert parse({"intokens": None, "zero_padding": True}).data.zero_padding is True
     assert parse({"zero_padding": True, "intokens": None}).data.zero_padding is True

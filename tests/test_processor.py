@@ -79,18 +79,29 @@ def test_a_flag_that_one_core_lacks_does_not_count():
 
 def test_log_line_says_what_and_why():
     line = configure_processor({}, processor=parse_cpuinfo(cpuinfo("AuthenticAMD", AVX512)), num_cores=2)
-    assert line == "CPU: OMP_NUM_THREADS=1 MKL_NUM_THREADS=2 MKL_DEBUG_CPU_TYPE=7 (AMD, AVX-512, 2 cores)"
+    assert (
+        line
+        == "CPU: OMP_NUM_THREADS=1 MKL_NUM_THREADS=2 KMP_BLOCKTIME=0 MKL_DEBUG_CPU_TYPE=7 (AMD, AVX-512, 2 cores)"
+    )
     line = configure_processor(
         {"PADDLE_LOCAL_SIZE": "4"}, processor=parse_cpuinfo(cpuinfo("GenuineIntel", AVX2)), num_cores=8
     )
-    assert line == "CPU: OMP_NUM_THREADS=1 MKL_NUM_THREADS=2 (Intel, 8 cores, shared by 4 processes)"
+    assert (
+        line
+        == "CPU: OMP_NUM_THREADS=1 MKL_NUM_THREADS=2 KMP_BLOCKTIME=0 (Intel, 8 cores, shared by 4 processes)"
+    )
 
 
 def test_users_settings_stay():
     environ = {"MKL_NUM_THREADS": "7", "MKL_DEBUG_CPU_TYPE": "5"}
     line = configure_processor(environ, processor=parse_cpuinfo(cpuinfo("AuthenticAMD", AVX512)), num_cores=2)
     del environ["FINETUNE_CPU_SETTINGS"]
-    assert environ == {"MKL_NUM_THREADS": "7", "MKL_DEBUG_CPU_TYPE": "5", "OMP_NUM_THREADS": "1"}
+    assert environ == {
+        "MKL_NUM_THREADS": "7",
+        "MKL_DEBUG_CPU_TYPE": "5",
+        "OMP_NUM_THREADS": "1",
+        "KMP_BLOCKTIME": "0",
+    }
     assert line.endswith("kept as the user set it: MKL_NUM_THREADS=7 MKL_DEBUG_CPU_TYPE=5")
 
 
@@ -147,10 +158,18 @@ def test_quota_limits_the_cores(monkeypatch, tmp_path):
 
 
 def test_too_late_is_said_and_sets_nothing(monkeypatch):
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", "FINETUNE_CPU_SETTINGS"):
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "KMP_BLOCKTIME",
+        "MKL_DEBUG_CPU_TYPE",
+        "FINETUNE_CPU_SETTINGS",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "paddle", sys)
-    with pytest.warns(RuntimeWarning, match=r"MKL_NUM_THREADS=2 not set, because Paddle was imported before"):
+    with pytest.warns(
+        RuntimeWarning, match=r"MKL_NUM_THREADS=2 KMP_BLOCKTIME=0 not set, because Paddle was imported before"
+    ):
         configure_processor(processor=Processor("", frozenset(), {}), num_cores=2)
     assert "MKL_NUM_THREADS" not in os.environ
 
@@ -190,7 +209,7 @@ def test_launched_processes_get_their_share(tmp_path):
     assert result.returncode == 0, result.stderr[-2000:]
     for rank in range(2):
         line = (tmp_path / f"rank{rank}").read_text()
-        assert line.startswith("CPU: OMP_NUM_THREADS=1 MKL_NUM_THREADS=3 (")
+        assert line.startswith("CPU: OMP_NUM_THREADS=1 MKL_NUM_THREADS=3 KMP_BLOCKTIME=0 (")
         assert "shared by 2 processes" in line
 
 

@@ -28,27 +28,28 @@ class EmbeddingNoise:
     def __init__(self, embedding: Any, *, alpha: float, seed: int):
         self.alpha = alpha
         self.seed = seed
-        self._lengths: Sequence[int] = ()
-        self._keys: Sequence[tuple[int, int]] = ()
+        self._step = 0
+        self._rows: Sequence[Sequence[tuple[int, int]]] = ()
         embedding.register_forward_post_hook(self._add_noise)
 
     @contextmanager
-    def active(self, lengths: Sequence[int], keys: Sequence[tuple[int, int]]) -> Iterator[None]:
+    def active(self, step: int, rows: Sequence[Sequence[tuple[int, int]]]) -> Iterator[None]:
         """Switches the noise on for one forward (and recomputed backward) pass.
 
         Args:
-            lengths: Tokens of each row that are not padding, [batch].
-            keys: (optimizer step, sample index) of each row: the same sample in the same step
-                gets the same noise wherever and in whatever company it is computed.
+            step: The optimizer step. The same sample in the same step gets the same noise
+                wherever, and in whatever company, it is computed.
+            rows: For each row of the batch its samples in a row: (tokens, sample index). What is
+                left of a row is padding.
         """
-        self._lengths, self._keys = lengths, keys
+        self._step, self._rows = step, rows
         try:
             yield
         finally:
-            self._lengths, self._keys = (), ()
+            self._rows = ()
 
     def _add_noise(self, _layer: Any, _inputs: Any, output: Any) -> Any:
-        if not self._keys:
+        if not self._rows:
             return output
         return output + self._noise(output.shape).astype(output.dtype)
 
@@ -58,10 +59,15 @@ class EmbeddingNoise:
 
         _, max_length, hidden_size = shape
         rows = []
-        for length, key in zip(self._lengths, self._keys, strict=True):
-            scale = self.alpha / math.sqrt(length * hidden_size)
-            seed = derive_seed(self.seed, "neftune", *key)
-            row = paddle.uniform([length, hidden_size], dtype="float32", min=-scale, max=scale, seed=seed)
-            padding = paddle.zeros([max_length - length, hidden_size])
-            rows.append(paddle.concat([row, padding]))
+        for segments in self._rows:
+            parts = [self._sample_noise(length, index, hidden_size) for length, index in segments]
+            padding = max_length - sum(length for length, _ in segments)
+            rows.append(paddle.concat([*parts, paddle.zeros([padding, hidden_size])]))
         return paddle.stack(rows)
+
+    def _sample_noise(self, length: int, index: int, hidden_size: int) -> Any:
+        import paddle
+
+        scale = self.alpha / math.sqrt(length * hidden_size)
+        seed = derive_seed(self.seed, "neftune", self._step, index)
+        return paddle.uniform([length, hidden_size], dtype="float32", min=-scale, max=scale, seed=seed)

@@ -52,7 +52,7 @@ def assign_bins(counts: np.ndarray, capacity: int) -> np.ndarray:
     """The bin of every sample, samples taken from the longest to the shortest.
 
     Args:
-        counts: Integers [capacity + 1], number of samples of each length; none of length 0.
+        counts: Integers [lengths], ``counts[n]`` samples have n tokens; n is 1 to `capacity` where it is not 0.
         capacity: Tokens that fit into a bin.
 
     Returns:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.data.formats import Conversation, to_conversation
-from finetune.data.source import FaultCollector, Record, RecordError
+from finetune.data.conversation import Conversation
+from finetune.data.formats import convert
+from finetune.data.records import FaultCollector, Record
 from finetune.errors import UserError
 
 
@@ -18,7 +19,7 @@ def load_builtin(name: str, task_name: str | None, split: str) -> list[Conversat
         split: "train" or "dev".
 
     Raises:
-        UserError: There is no such dataset, it cannot be fetched, or its rows are not src/tgt.
+        UserError: There is no such dataset, it cannot be fetched, or its rows have no known format.
     """
     from paddlenlp.datasets import load_dataset
 
@@ -34,13 +35,10 @@ def load_builtin(name: str, task_name: str | None, split: str) -> list[Conversat
             f"loaded here ({type(error).__name__}: {error}). Give a folder that holds train.json and dev.json."
         ) from None
     faults = FaultCollector()
-    conversations = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            conversations.append(
-                to_conversation(Record(file=Path(f"{name}/{split}"), line_number=number, fields=row))
-            )
-        except RecordError as error:
-            faults.add(str(error))
+    records = (
+        Record(file=Path(f"{name}/{split}"), line_number=number, fields=row)
+        for number, row in enumerate(rows, start=1)
+    )
+    conversations = list(convert(records, faults))
     faults.raise_if_any()
     return conversations

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
-from finetune.data.formats import Conversation, read_conversations
-from finetune.data.template import Template
-from finetune.data.tokenize import Prompt, Sample, TextEncoder, build_prompt, build_sample, has_response
+from finetune.data.conversation import Conversation
+from finetune.data.formats import read_conversations
+from finetune.data.pieces import Template
+from finetune.data.records import FaultCollector
+from finetune.data.tokenize import Prompt, Sample, SampleBuilder, TextEncoder, TooLongError, has_response
 from finetune.errors import UserError
 
 EMPTY_RESPONSE = "empty response"
 NO_ROOM = "no label token left within the length"
 EMPTY_PROMPT = "empty prompt"
+TOO_LONG = "too long"
+
+_Example = TypeVar("_Example", Sample, Prompt)
 
 
 @dataclass
@@ -31,6 +37,8 @@ class DataReport:
         num_truncated_target: Samples whose target lost tokens, or its EOS.
         num_dropped_rounds: Rounds of long conversations dropped from samples that were kept.
         num_dropped: Examples dropped, by reason.
+        num_faulty_lines: Lines that could not be read and were skipped, as `on_bad_line` says.
+        first_fault: The first of these, with its file and line.
     """
 
     files: tuple[str, ...] = ()
@@ -42,6 +50,13 @@ class DataReport:
     num_truncated_target: int = 0
     num_dropped_rounds: int = 0
     num_dropped: Counter[str] = field(default_factory=Counter)
+    num_faulty_lines: int = 0
+    first_fault: str = ""
+
+    def add_faults(self, faults: FaultCollector) -> None:
+        """Note what was skipped in reading."""
+        self.num_faulty_lines += faults.num_faults
+        self.first_fault = self.first_fault or (faults.messages or [""])[0]
 
     def describe(self) -> str:
         """One line for the log."""
@@ -56,6 +71,9 @@ class DataReport:
             parts.append(cut)
         if self.num_dropped:
             parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
+        if self.num_faulty_lines:
+            lines = _plural(self.num_faulty_lines, "faulty line")
+            parts.append(f"skipped: {lines}, the first: {self.first_fault}")
         return "; ".join(parts) + "."
 
     def _describe_cuts(self) -> str:
@@ -77,6 +95,9 @@ def load_samples(
     *,
     src_length: int,
     max_length: int,
+    truncation: str = "left",
+    train_on: str = "all",
+    system: str | None = None,
 ) -> tuple[list[Sample], DataReport]:
     """Read and encode examples for training, or for evaluation by loss.
 
@@ -86,6 +107,9 @@ def load_samples(
         template: How rounds are written down.
         src_length: Most tokens of a source, see `finetune.data.tokenize`.
         max_length: Most tokens of a sample.
+        truncation: What happens to longer ones, see `finetune.data.tokenize`.
+        train_on: "all" or "last" of the responses.
+        system: The system text of conversations that have none; None leaves that to the template.
 
     Returns:
         The samples in file order, and the report.
@@ -93,18 +117,25 @@ def load_samples(
     Raises:
         UserError: Faulty lines (all of them), or no sample is left.
     """
-    conversations, report = _read_source(source)
-    samples = []
-    for conversation in conversations:
-        sample = build_sample(conversation, encoder, template, src_length=src_length, max_length=max_length)
+    conversations, report = _read_source(source, system)
+    builder = SampleBuilder(
+        encoder,
+        template,
+        src_length=src_length,
+        max_length=max_length,
+        truncation=truncation,
+        train_on=train_on,
+    )
+    samples = _build_all(conversations, builder.sample, report, truncation)
+    for conversation, sample in samples:
         if sample is None:
-            report.num_dropped[NO_ROOM if has_response(conversation) else EMPTY_RESPONSE] += 1
-            continue
-        samples.append(sample)
-        report.num_label_tokens += sample.num_label_tokens
-        report.num_truncated_target += sample.truncated_target
-    _finish_report(report, samples, f"src_length {src_length}, max_length {max_length}")
-    return samples, report
+            is_blank = not has_response(conversation, only_last=train_on == "last")
+            report.num_dropped[EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
+    kept = [sample for _, sample in samples if sample is not None]
+    report.num_label_tokens = sum(sample.num_label_tokens for sample in kept)
+    report.num_truncated_target = sum(sample.truncated_target for sample in kept)
+    _finish_report(report, kept, f"src_length {src_length}, max_length {max_length}")
+    return kept, report
 
 
 def load_prompts(
@@ -113,6 +144,8 @@ def load_prompts(
     template: Template,
     *,
     src_length: int,
+    truncation: str = "left",
+    system: str | None = None,
 ) -> tuple[list[Prompt], DataReport]:
     """Read and encode examples for evaluation by generation.
 
@@ -121,10 +154,10 @@ def load_prompts(
     Raises:
         UserError: Faulty lines (all of them), or no prompt is left.
     """
-    conversations, report = _read_source(source)
+    conversations, report = _read_source(source, system)
+    builder = SampleBuilder(encoder, template, src_length=src_length, truncation=truncation)
     prompts = []
-    for conversation in conversations:
-        prompt = build_prompt(conversation, encoder, template, src_length=src_length)
+    for _, prompt in _build_all(conversations, builder.prompt, report, truncation):
         if prompt is None or not prompt.target.strip():
             report.num_dropped[EMPTY_PROMPT if prompt is None else EMPTY_RESPONSE] += 1
             continue
@@ -133,8 +166,30 @@ def load_prompts(
     return prompts, report
 
 
+def _build_all(
+    conversations: Sequence[Conversation],
+    build: Callable[[Conversation], _Example | None],
+    report: DataReport,
+    truncation: str,
+) -> list[tuple[Conversation, _Example | None]]:
+    """Encode conversations; those that are too long and must not be cut are counted, or told together."""
+    built = []
+    too_long = FaultCollector()
+    for conversation in conversations:
+        try:
+            built.append((conversation, build(conversation)))
+        except TooLongError as error:
+            report.num_dropped[TOO_LONG] += 1
+            too_long.add(
+                f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop"
+            )
+    if truncation == "error":
+        too_long.raise_if_any()
+    return built
+
+
 def _read_source(
-    source: Sequence[str | Path] | Sequence[Conversation],
+    source: Sequence[str | Path] | Sequence[Conversation], system: str | None
 ) -> tuple[Sequence[Conversation], DataReport]:
     paths = [item for item in source if not isinstance(item, Conversation)]
     conversations = [item for item in source if isinstance(item, Conversation)]
@@ -143,7 +198,13 @@ def _read_source(
         files = tuple(map(str, paths))
     else:
         files = tuple(dict.fromkeys(str(conversation.file) for conversation in conversations))
-    return conversations, DataReport(files=files, num_lines=len(conversations))
+    report = DataReport(files=files, num_lines=len(conversations))
+    if system is not None:
+        conversations = [
+            replace(each, system=system) if each.system is None and not each.is_text else each
+            for each in conversations
+        ]
+    return conversations, report
 
 
 def _finish_report(report: DataReport, examples: Sequence[Sample | Prompt], lengths: str) -> None:

@@ -12,8 +12,8 @@ Samples are shifted already (labels[i] follows input_ids[i]), so no label reache
 and the order of the bins, is random by the seed: neither follows the order of the file. (Bins that open
 late hold short samples only; being in random order, they do not come last.)
 
-Cost: one million samples (log-normal, median 180, at most 2048 tokens) take about 0.25 s on one core;
-benchmarks/packing.py measures it, and how much room stays empty.
+Cost: one million samples (log-normal, median 180, at most 2048 tokens) take 0.15 to 0.3 s on
+one core; benchmarks/packing.py measures it, and how much room stays empty.
 """
 
 from __future__ import annotations
@@ -215,12 +215,9 @@ def _pack_shuffled(
     lengths: np.ndarray, indices: np.ndarray, capacity: int, generator: np.random.Generator
 ) -> Packing:
     """Pack the samples with these indices, dealt out in this order within equal lengths."""
-    missing = capacity - lengths[indices]
-    if capacity < 2**16:
-        missing = missing.astype(np.uint16)  # NumPy has a radix sort for these
-    indices = indices[np.argsort(missing, kind="stable")]  # longest first
-    counts = np.bincount(lengths[indices], minlength=capacity + 1)
-    bin_of_sample = assign_bins(counts, capacity)
+    own_lengths = lengths[indices]
+    indices = indices[_argsort_stable(capacity - own_lengths)]  # longest first
+    bin_of_sample = assign_bins(np.bincount(own_lengths), capacity)
     num_bins = int(bin_of_sample.max(initial=-1)) + 1
     bin_of_sample = generator.permutation(num_bins)[bin_of_sample]
     offsets = _offsets(np.bincount(bin_of_sample, minlength=num_bins))
@@ -229,9 +226,10 @@ def _pack_shuffled(
 
 
 def _argsort_stable(keys: np.ndarray) -> np.ndarray:
-    """np.argsort(keys, kind="stable") in a third of its time: plain sorting is vectorised."""
-    size = max(len(keys), 1)
-    return np.sort(keys * size + np.arange(len(keys))) % size
+    """np.argsort(keys, kind="stable") for keys >= 0: NumPy's radix sort, 16 bits a time, is 2 to 3 times faster."""
+    order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
+    rest = keys >> 16
+    return order[_argsort_stable(rest[order])] if rest.any() else order
 
 
 def _join(packings: Sequence[Packing]) -> Packing:

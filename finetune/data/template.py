@@ -8,68 +8,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from finetune.data.formats import Conversation, Turn
+from finetune.data.chat_templates import CHAT_FORMATS, NamedTemplate
+from finetune.data.conversation import Conversation, make_conversation
+from finetune.data.jinja_templates import RENDER_ERRORS, JinjaTemplate, make_environment
+from finetune.data.pieces import Piece, Template
 from finetune.errors import UserError
 
+__all__ = ["JsonTemplate", "Piece", "PlainTemplate", "Template", "load_template"]
+
 PLAIN_NAMES = ("none", "plain")
+OWN_NAME = "tokenizer"
 
 _PARTS = ("system", "conversation", "query")
-# What a template that is valid but does not fit the data may raise while it is rendered.
-_RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of text that is tokenized on its own.
-
-    Attributes:
-        text: The text.
-        learned: Whether its tokens carry a label.
-        special: Whether names of special tokens in the text, such as ``</s>``, stand for these tokens.
-        data: The part of a special piece that comes from the example: names in it are plain text, so
-            that no example can end its own response or open another round.
-    """
-
-    text: str
-    learned: bool
-    special: bool = False
-    data: str = ""
-
-
-class Template(Protocol):
-    """How the rounds of a conversation are written down.
-
-    Attributes:
-        appends_eos: Whether a learned response has to be closed by the end-of-sequence token; False
-            when the template writes an end mark of its own.
-    """
-
-    appends_eos: bool
-
-    def render(self, conversation: Conversation) -> list[Piece]:
-        """All pieces of a conversation, in order, for training."""
-        ...
-
-    def render_prompt(self, conversation: Conversation) -> list[Piece]:
-        """What stands before the last response, for generation; that response is not looked at."""
-        ...
+_OWN_FILES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+_JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
 class PlainTemplate:
     """Prompt and response as they are, round after round, with nothing in between."""
 
     appends_eos = True
+    special_tokens: tuple[str, ...] = ()
 
     def render(self, conversation: Conversation) -> list[Piece]:
         """Every response is learned, nothing else is."""
-        pieces = [Piece(conversation.system, learned=False)] if conversation.system else []
+        system = conversation.system_text()
+        pieces = [Piece(system, learned=False)] if system else []
         for turn in conversation.turns:
             pieces += [Piece(turn.prompt, learned=False), Piece(turn.response, learned=True)]
         return pieces
@@ -97,10 +67,12 @@ class JsonTemplate:
         UserError: Parts are missing, unknown, of the wrong type, or no valid jinja; all of them at once.
     """
 
+    special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
+
     def __init__(self, parts: Mapping[str, Any], name: str):
         self._name = name
         _check_parts(parts, name)
-        environment = _make_environment()
+        environment = make_environment(keep_trailing_newline=True)
         sources = {"user": parts["conversation"][0], "bot": parts["conversation"][1]}
         sources |= {key: parts[key] for key in ("system", "query") if parts.get(key) is not None}
         self._parts: dict[str, jinja2.Template] = {}
@@ -140,7 +112,7 @@ class JsonTemplate:
             return []
         context = _context(conversation, is_training=is_training)
         text = self._render_part("system", context, conversation)
-        return [Piece(text, learned=False, special=True, data=conversation.system or "")] if text else []
+        return [Piece(text, learned=False, special=True, data=conversation.system_text())] if text else []
 
     def _render_round(self, conversation: Conversation, index: int, *, is_training: bool) -> list[Piece]:
         turn = conversation.turns[index]
@@ -155,14 +127,13 @@ class JsonTemplate:
     def _render_part(self, part: str, values: Mapping[str, Any], conversation: Conversation) -> str:
         try:
             return self._parts[part].render(values)
-        except _RENDER_ERRORS as error:
-            line_number = conversation.line_number
-            where = f"{conversation.file}:{line_number}" if line_number else "a trial round"
+        except RENDER_ERRORS as error:
+            where = conversation.place if conversation.line_number else "a trial round"
             raise UserError(f"{self._name}: the {part} part fails on {where}: {error}.") from error
 
     def _ends_with_response(self) -> bool:
         """Whether the learned half of a round puts no end mark behind the response."""
-        probe = Conversation((Turn("question", "response"),), None, Path(self._name), 0)
+        probe = make_conversation([("question", "response")])
         rendered = self._render_round(probe, 0, is_training=True)[1].text
         return not rendered.rpartition("response")[2].strip()
 
@@ -171,29 +142,89 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     """The template that the setting ``chat_template`` asks for.
 
     Args:
-        name_or_path: None, "none" or "plain" for no template at all; otherwise the path of a file of the
-            shape of `JsonTemplate`.
-        tokenizer_folder: A second place to look for a relative path.
+        name_or_path: None, "none" or "plain" for no template at all; a key of `CHAT_FORMATS`; "tokenizer"
+            for the one in the tokenizer's folder; otherwise the path of a file: JSON of the shape of
+            `JsonTemplate`, or with a key ``chat_template`` that holds jinja text, or jinja by its name.
+        tokenizer_folder: Where "tokenizer" and relative paths are looked for, and the names of special
+            tokens.
 
     Raises:
-        UserError: The value is neither, or the file is faulty.
+        UserError: The value is none of these, or the file is faulty.
     """
-    if name_or_path is None or str(name_or_path) in PLAIN_NAMES:
+    name = None if name_or_path is None else str(name_or_path)
+    folder = Path(tokenizer_folder) if tokenizer_folder is not None else None
+    if name is None or name in PLAIN_NAMES:
         return PlainTemplate()
-    candidates = [Path(name_or_path)]
-    if tokenizer_folder is not None:
-        candidates.append(Path(tokenizer_folder) / name_or_path)
-    for path in candidates:
+    if name in CHAT_FORMATS:
+        return NamedTemplate(name)
+    if name == OWN_NAME:
+        return _load_own(folder)
+    for path in (Path(name), *([folder / name] if folder else [])):
         if path.is_file():
-            return JsonTemplate(_read_parts(path), str(path))
+            template = _load_file(path, folder)
+            if template is None:
+                raise UserError(f"chat_template: {path} holds no chat_template.")
+            return template
+    nearest = get_close_matches(name.lower(), [*CHAT_FORMATS, OWN_NAME], n=1)
     raise UserError(
-        f"chat_template: {str(name_or_path)!r} is not known. Accepted: null, "
-        f"{', '.join(map(repr, PLAIN_NAMES))} (no template), or the path of a JSON file such as "
+        f"chat_template: {name!r} is not known{f' (did you mean {nearest[0]!r}?)' if nearest else ''}. "
+        f"Accepted: null, {', '.join(map(repr, PLAIN_NAMES))} (no template), {', '.join(CHAT_FORMATS)}, "
+        f"{OWN_NAME!r} (the tokenizer's own), or the path of a jinja file or of a JSON file such as "
         '{"system": "...", "conversation": ["{{user}} ...", "{{bot}} ..."], "query": "{{query}} ..."}.'
     )
 
 
-def _read_parts(path: Path) -> Mapping[str, Any]:
+def _load_own(folder: Path | None) -> Template:
+    for path in [folder / name for name in _OWN_FILES] if folder else []:
+        if path.is_file() and (template := _load_file(path, folder)):
+            return template
+    raise UserError(
+        f"chat_template is tokenizer, but {folder} has none (looked for {', '.join(_OWN_FILES)}): "
+        f"choose one of {', '.join(CHAT_FORMATS)}, or give a file."
+    )
+
+
+def _load_file(path: Path, folder: Path | None) -> Template | None:
+    """The template in a file; None for JSON of a tokenizer that has none."""
+    if path.suffix in _JINJA_SUFFIXES:
+        try:
+            source: Any = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError(f"chat_template: {path} cannot be read: {error}.") from None
+        return JinjaTemplate(source, str(path), *_read_special_tokens(folder or path.parent))
+    parts = _read_object(path)
+    if "chat_template" not in parts:
+        return None if path.name == "tokenizer_config.json" else JsonTemplate(parts, str(path))
+    source = parts["chat_template"]
+    if isinstance(source, list):  # several by name
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise UserError(f"chat_template: the key chat_template of {path} holds no text and no default one.")
+    return JinjaTemplate(source, str(path), *_read_special_tokens(folder or path.parent))
+
+
+def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Special tokens by role, and all others, out of the files that stand beside a tokenizer."""
+    by_role: dict[str, str] = {"bos_token": "", "eos_token": ""}
+    others: list[str] = []
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        content = _read_object(folder / name) if (folder / name).is_file() else {}
+        for key, value in content.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                by_role[key] = text
+            elif key == "additional_special_tokens" and isinstance(value, list):
+                others += [item.get("content", "") if isinstance(item, dict) else str(item) for item in value]
+            elif key == "added_tokens_decoder" and isinstance(value, dict):
+                tokens = [token for token in value.values() if isinstance(token, dict)]
+                others += [str(token.get("content", "")) for token in tokens if token.get("special")]
+    return by_role, others
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
     try:
         parts = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -220,23 +251,10 @@ def _check_parts(parts: Mapping[str, Any], name: str) -> None:
         raise UserError(faults)
 
 
-def _make_environment() -> ImmutableSandboxedEnvironment:
-    """A template file comes with a downloaded model: it may format text and nothing more."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = raise_exception
-    return environment
-
-
 def _context(conversation: Conversation, *, is_training: bool) -> dict[str, Any]:
     context: dict[str, Any] = {"is_training": is_training}
-    if conversation.system is not None:
-        context["system"] = conversation.system
+    if conversation.system is not None or conversation.tools:
+        context["system"] = conversation.system_text()
     return context
 
 

@@ -21,10 +21,20 @@ Rules for one round:
 5. The target and its EOS are learned, nothing else is. Text after the last learned token is left out,
    because no label depends on it.
 
+Running text is a target without a source: all of it is learned, and loses its last tokens.
+
 Rules for several rounds: each response is followed by EOS and learned. A conversation that fits in
 max_length stays whole (src_length does not apply to it). Otherwise the oldest rounds are dropped, whole,
 and the rest is rendered anew (so it begins as the template begins a conversation, system text included),
 until it fits or one round is left, to which the rules above apply.
+
+These are the rules of the truncation "left", the default. The others change them so:
+
+- "right": the source is never cut, src_length does not apply; what is over max_length is lost at the end.
+- "drop", "error": nothing is cut and no round is dropped; a sample over max_length raises `TooLongError`,
+  for the caller to count or to tell.
+
+With train_on "last" only the last response (or tool call) of what is kept is learned.
 
 A sample without any learned token of a response is no sample: the builder returns None. That happens when
 all responses are blank (EOS alone teaches silence) or when prefix and source leave no room.
@@ -32,43 +42,30 @@ all responses are blank (EOS alone teaches silence) or when prefix and source le
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.data.formats import Conversation
-from finetune.data.template import Piece, Template
+from finetune.data.conversation import Conversation
+from finetune.data.piece_encoding import PieceEncoder, TextEncoder
+from finetune.data.pieces import Piece, Template
 
 IGNORE_INDEX = -100
+TRUNCATIONS = ("left", "right", "drop", "error")
+TRAIN_ON = ("all", "last")
 
 
-class TextEncoder(Protocol):
-    """What a tokenizer has to offer here.
+class TooLongError(Exception):
+    """An example that does not fit and must not be cut.
 
-    Attributes:
-        eos_token_id: Closes a response.
-        pad_token_id: Fills up a row of a batch.
-        prefix_ids: The ids that frame a prompt, such as ``(bos,)``; may be empty.
+    Args:
+        num_tokens: Its length.
+        limit: The length allowed.
     """
 
-    eos_token_id: int
-    pad_token_id: int
-    prefix_ids: tuple[int, ...]
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text: no special token added, and none recognised, since text is data."""
-        ...
-
-    def encode_special(self, text: str) -> list[int]:
-        """The same, but names of special tokens in the text give these tokens (asked of templates only)."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
-        ...
+    def __init__(self, num_tokens: int, limit: int):
+        super().__init__(f"{num_tokens:,} tokens, allowed are {limit:,}")
+        self.num_tokens = num_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,129 +108,141 @@ class Prompt:
     num_dropped_rounds: int = 0
 
 
+class SampleBuilder:
+    """Encodes conversations by the rules in the module's docstring.
+
+    Args:
+        encoder: The tokenizer.
+        template: Gives the pieces.
+        src_length: Most tokens of prefix and source, for one round, and of a prompt.
+        max_length: Most tokens of a whole sample, before the shift; prompts do not need it.
+        truncation: One of `TRUNCATIONS`.
+        train_on: One of `TRAIN_ON`.
+
+    Raises:
+        UserError: The tokenizer lacks special tokens of the template.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        template: Template,
+        *,
+        src_length: int,
+        max_length: int = 0,
+        truncation: str = "left",
+        train_on: str = "all",
+    ):
+        if truncation not in TRUNCATIONS or train_on not in TRAIN_ON:
+            raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
+        self._encoder, self._template = encoder, template
+        self._pieces = PieceEncoder(encoder, template)
+        self._src_length, self._max_length = src_length, max_length
+        self._cuts = truncation in ("left", "right")
+        self._cuts_source = truncation == "left"
+        self._only_last = train_on == "last"
+
+    def sample(self, conversation: Conversation) -> Sample | None:
+        """Encode a conversation for training.
+
+        Returns:
+            The sample, or None when no token of a response is left to learn.
+
+        Raises:
+            TooLongError: It does not fit, and truncation is "drop" or "error".
+        """
+        prefix_ids, max_length = self._encoder.prefix_ids, self._max_length
+        memory: dict[Piece, list[int]] = {}
+        for kept in conversation.shortened():
+            ids, learned = _drop_tail(*self._encode(kept, memory))
+            if len(prefix_ids) + len(ids) <= max_length or not self._cuts:
+                break
+        if not has_response(kept, only_last=self._only_last) or True not in learned:
+            return None
+        if len(prefix_ids) + len(ids) > max_length and not self._cuts:
+            raise TooLongError(len(prefix_ids) + len(ids), max_length)
+        num_source_tokens = learned.index(True)
+        source, target = ids[:num_source_tokens], ids[num_source_tokens:]
+        framed = [*prefix_ids, *source]
+        if self._cuts_source and kept.num_rounds == 1:
+            framed = _truncate_left(source, prefix_ids, self._src_length)
+        room = max(max_length - len(framed), 0)
+        tokens = np.array(framed + target[:room], dtype=np.int32)
+        flags = [False] * len(framed) + learned[num_source_tokens:][:room]
+        labels = np.where(flags, tokens, IGNORE_INDEX).astype(np.int32)[1:]
+        if not np.any((labels != IGNORE_INDEX) & (labels != self._encoder.eos_token_id)):
+            return None
+        return Sample(
+            input_ids=tokens[:-1],
+            labels=labels,
+            num_label_tokens=int(np.count_nonzero(labels != IGNORE_INDEX)),
+            truncated_source=len(framed) < len(prefix_ids) + len(source),
+            truncated_target=len(target) > room,
+            num_dropped_rounds=conversation.num_rounds - kept.num_rounds,
+        )
+
+    def prompt(self, conversation: Conversation) -> Prompt | None:
+        """Encode what stands before the last response.
+
+        The oldest rounds are dropped until the rest fits in src_length; a last prompt that is still too
+        long is cut on the left. For one round these are the same tokens that a training sample begins with.
+
+        Returns:
+            The prompt, or None when it has no token at all (an empty prompt and no prefix).
+
+        Raises:
+            TooLongError: It does not fit, and truncation is "drop" or "error".
+        """
+        prefix_ids = self._encoder.prefix_ids
+        memory: dict[Piece, list[int]] = {}
+        for kept in conversation.shortened():
+            ids, _ = self._pieces.encode(self._render_prompt(kept), memory=memory)
+            if len(prefix_ids) + len(ids) <= self._src_length or not self._cuts:
+                break
+        if len(prefix_ids) + len(ids) > self._src_length and not self._cuts:
+            raise TooLongError(len(prefix_ids) + len(ids), self._src_length)
+        framed = _truncate_left(ids, prefix_ids, self._src_length)
+        if not framed:
+            return None
+        return Prompt(
+            input_ids=np.array(framed, dtype=np.int32),
+            source="".join(piece.text for piece in self._render_prompt(conversation)),
+            target=conversation.messages[-1].content,
+            truncated_source=len(framed) < len(prefix_ids) + len(ids),
+            num_dropped_rounds=conversation.num_rounds - kept.num_rounds,
+        )
+
+    def _encode(
+        self, conversation: Conversation, memory: dict[Piece, list[int]]
+    ) -> tuple[list[int], list[bool]]:
+        if conversation.is_text:  # no template has a place for it
+            text = conversation.messages[0].content
+            return self._pieces.encode([Piece(text, learned=True)], appends_eos=True)
+        pieces = self._template.render(conversation)
+        return self._pieces.encode(pieces, only_last=self._only_last, memory=memory)
+
+    def _render_prompt(self, conversation: Conversation) -> list[Piece]:
+        return [] if conversation.is_text else self._template.render_prompt(conversation)
+
+
 def build_sample(
     conversation: Conversation, encoder: TextEncoder, template: Template, *, src_length: int, max_length: int
 ) -> Sample | None:
-    """Encode a conversation for training by the rules in the module's docstring.
-
-    Args:
-        conversation: At least one round.
-        encoder: The tokenizer.
-        template: Gives the pieces.
-        src_length: Most tokens of prefix and source, for one round.
-        max_length: Most tokens of the whole sample, before the shift.
-
-    Returns:
-        The sample, or None when no token of a response is left to learn.
-    """
-    encode = _cached_encode(encoder)
-    prefix_ids = encoder.prefix_ids
-    for kept in _drop_oldest(conversation):
-        pieces = template.render(kept)
-        ids, learned = _drop_tail(*_encode_pieces(pieces, encode, encoder, appends_eos=template.appends_eos))
-        if len(kept.turns) == 1 or len(prefix_ids) + len(ids) <= max_length:
-            break
-    if not has_response(kept) or True not in learned:
-        return None
-    num_source_tokens = learned.index(True)
-    source, target = ids[:num_source_tokens], ids[num_source_tokens:]
-    framed = [*prefix_ids, *source]
-    if len(kept.turns) == 1:
-        framed = _truncate_left(source, prefix_ids, src_length)
-    room = max(max_length - len(framed), 0)
-    tokens = np.array(framed + target[:room], dtype=np.int32)
-    flags = [False] * len(framed) + learned[num_source_tokens:][:room]
-    labels = np.where(flags, tokens, IGNORE_INDEX).astype(np.int32)[1:]
-    if not np.any((labels != IGNORE_INDEX) & (labels != encoder.eos_token_id)):
-        return None
-    return Sample(
-        input_ids=tokens[:-1],
-        labels=labels,
-        num_label_tokens=int(np.count_nonzero(labels != IGNORE_INDEX)),
-        truncated_source=len(framed) < len(prefix_ids) + len(source),
-        truncated_target=len(target) > room,
-        num_dropped_rounds=len(conversation.turns) - len(kept.turns),
-    )
+    """Encode one conversation for training; see `SampleBuilder`, which is for many."""
+    return SampleBuilder(encoder, template, src_length=src_length, max_length=max_length).sample(conversation)
 
 
 def build_prompt(
     conversation: Conversation, encoder: TextEncoder, template: Template, *, src_length: int
 ) -> Prompt | None:
-    """Encode what stands before the last response.
-
-    The oldest rounds are dropped until the rest fits in src_length; a last prompt that is still too long
-    is cut on the left. For one round these are the same tokens that a training sample begins with.
-
-    Returns:
-        The prompt, or None when it has no token at all (an empty prompt and no prefix).
-    """
-    encode = _cached_encode(encoder)
-    prefix_ids = encoder.prefix_ids
-    for kept in _drop_oldest(conversation):
-        pieces = template.render_prompt(kept)
-        ids, _ = _encode_pieces(pieces, encode, encoder, appends_eos=template.appends_eos)
-        if len(prefix_ids) + len(ids) <= src_length:
-            break
-    framed = _truncate_left(ids, prefix_ids, src_length)
-    if not framed:
-        return None
-    return Prompt(
-        input_ids=np.array(framed, dtype=np.int32),
-        source="".join(piece.text for piece in template.render_prompt(conversation)),
-        target=conversation.turns[-1].response,
-        truncated_source=len(framed) < len(prefix_ids) + len(ids),
-        num_dropped_rounds=len(conversation.turns) - len(kept.turns),
-    )
+    """Encode one conversation for evaluation by generation; see `SampleBuilder`, which is for many."""
+    return SampleBuilder(encoder, template, src_length=src_length).prompt(conversation)
 
 
-def has_response(conversation: Conversation) -> bool:
-    """Whether any round has a response that is not blank."""
-    return any(turn.response.strip() for turn in conversation.turns)
-
-
-def _drop_oldest(conversation: Conversation) -> Iterator[Conversation]:
-    """The conversation with 0, 1, ... of its oldest rounds dropped; the last one stays."""
-    yield conversation
-    for num_dropped in range(1, len(conversation.turns)):
-        yield replace(conversation, turns=conversation.turns[num_dropped:])
-
-
-def _cached_encode(encoder: TextEncoder) -> Callable[[Piece], list[int]]:
-    """Encode pieces, each once: a shorter rendering of a conversation repeats most of them."""
-
-    @functools.cache
-    def encode(piece: Piece) -> list[int]:
-        if not piece.special:
-            return encoder.encode(piece.text)
-        data = piece.data.strip()  # templates often trim it
-        literal = encoder.encode(data)
-        if literal == encoder.encode_special(data):
-            return encoder.encode_special(piece.text)  # in one go: some tokenizers mark the start of a text
-        before, found, after = piece.text.partition(data)
-        if not found:  # the template has altered the data
-            return encoder.encode(piece.text)
-        return encoder.encode_special(before) + literal + encoder.encode_special(after)
-
-    return encode
-
-
-def _encode_pieces(
-    pieces: Sequence[Piece], encode: Callable[[Piece], list[int]], encoder: TextEncoder, *, appends_eos: bool
-) -> tuple[list[int], list[bool]]:
-    """The ids of the pieces and whether each is learned; no prefix, but EOS after each learned run."""
-    ids: list[int] = []
-    learned: list[bool] = []
-    for position, piece in enumerate(pieces):
-        piece_ids = encode(piece)
-        ids += piece_ids
-        ends_run = piece.learned and (position + 1 == len(pieces) or not pieces[position + 1].learned)
-        if ends_run and appends_eos and piece_ids[-1:] != [encoder.eos_token_id]:
-            ids.append(encoder.eos_token_id)
-        learned += [piece.learned] * (len(ids) - len(learned))
-    num_prefix = len(encoder.prefix_ids)
-    if tuple(ids[:num_prefix]) == tuple(encoder.prefix_ids) and True not in learned[:num_prefix]:
-        return ids[num_prefix:], learned[num_prefix:]
-    return ids, learned
+def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:
+    """Whether any response that is learned is not blank."""
+    turns = conversation.turns[-1:] if only_last else conversation.turns
+    return any(turn.response.strip() for turn in turns)
 
 
 def _drop_tail(ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:

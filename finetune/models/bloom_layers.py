@@ -77,7 +77,9 @@ class BloomModel(modeling.BloomModel):
         slopes = modeling.build_alibi_tensor(pair, self.config.n_head, paddle.float32)[0, :, 1]
         first = max(self.config.tensor_parallel_rank, 0) * num_heads
         slopes = slopes[first : first + num_heads].reshape([1, num_heads, 1])
-        return (slopes * key_positions.astype("float32").unsqueeze(1)).reshape([-1, 1, key_positions.shape[1]])
+        return (slopes * key_positions.astype("float32").unsqueeze(1)).reshape(
+            [-1, 1, key_positions.shape[1]]
+        )
 
 
 class BloomForCausalLM(modeling.BloomForCausalLM):

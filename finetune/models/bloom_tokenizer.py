@@ -49,7 +49,9 @@ class BloomTokenizer(PretrainedTokenizer):
         special = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
         # Without its added tokens the library takes every text as text.
         self._backend = Tokenizer.from_str(
-            json.dumps({**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None})
+            json.dumps(
+                {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+            )
         )
         self.encoder = self._backend.get_vocab() | special
         self.decoder = {index: token for token, index in self.encoder.items()}

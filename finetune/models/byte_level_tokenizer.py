@@ -106,9 +106,7 @@ def write_byte_level_tokenizer(
 def _added_tokens(tokenizer: Any, kind: ByteLevelKind) -> dict[str, dict[str, Any]]:
     """Ids of the tokens that are not in vocab.json, as transformers writes them."""
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    return {
-        str(tokenizer.token_to_id(token)): {"content": token, **flags} for token in kind.special_tokens
-    }
+    return {str(tokenizer.token_to_id(token)): {"content": token, **flags} for token in kind.special_tokens}
 
 
 def _write_tokenizer_json(folder: Path, tokenizer: Any) -> None:

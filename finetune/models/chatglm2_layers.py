@@ -51,9 +51,13 @@ class ChatGLMv2ForCausalLM(modeling.ChatGLMv2ForCausalLM):
                 layer.self_attention.core_attention = FlashAttention(config)
 
     @classmethod
-    def _get_tensor_parallel_mappings(cls, config: Any, is_split: bool = True) -> dict[str, Callable[[Any], Any]]:
+    def _get_tensor_parallel_mappings(
+        cls, config: Any, is_split: bool = True
+    ) -> dict[str, Callable[[Any], Any]]:
         actions = super()._get_tensor_parallel_mappings(config, is_split=is_split)
-        return {name: partial(_on_tensor, action) for name, action in actions.items()} if is_split else actions
+        return (
+            {name: partial(_on_tensor, action) for name, action in actions.items()} if is_split else actions
+        )
 
 
 def _on_tensor(action: Callable[[Any], Any], weight: Any) -> Any:

@@ -44,7 +44,7 @@ class ChatGLMv2Tokenizer(_PaddleTokenizer):  # type: ignore[misc]
 
     @property
     def pad_token(self) -> str:
-        """"<unk>": the published padding token."""
+        """The published padding token, which is the unknown one."""
         return "<unk>"
 
     @pad_token.setter

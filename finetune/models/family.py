@@ -158,6 +158,7 @@ class Family:
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
         embedding_module: Last part of the input embedding's module name.
         head_module: The same for the projection onto the vocabulary.
+        flash_mask: Whether the model takes `attn_mask_startend_row_indices` for packed rows (GPU).
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
@@ -194,6 +195,7 @@ class Family:
     positions: str = "position_ids"
     chat_template: str | None = None
     head_module: str = "lm_head"
+    flash_mask: bool = False
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
     covers: Callable[[Mapping[str, Any]], bool] = _any_config
     source_prefix: str = ""

@@ -108,6 +108,7 @@ LLAMA = register(
             ".*gate_up_fused_proj.*",
         ),
         embedding_module="embed_tokens",
+        flash_mask=True,
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
         tokenizer=TokenizerFacts(

@@ -185,7 +185,9 @@ def _fill_parameters(
     model: Any, model_class: Any, config: Any, checkpoint: weights.Checkpoint, resolved: ResolvedModel
 ) -> None:
     """Sets every parameter, or raises one UserError that lists all that does not fit."""
-    readers = plan_readers(model_class, config, checkpoint, family=resolved.family)
+    computed = list(resolved.family.computed_weights)
+    planned = plan_readers(model_class, config, checkpoint, family=resolved.family)
+    readers = {name: planned[name] for name in _without(list(planned), computed)}
     shapes, done = [], set()
     parameters = model.state_dict()
     for name, parameter in parameters.items():
@@ -200,11 +202,10 @@ def _fill_parameters(
     missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
     # The stages of a pipeline each hold a part of the model: weights of the others are no fault there.
     extra = [name for name in readers if name not in parameters and config.pipeline_parallel_degree <= 1]
-    computed = list(resolved.family.computed_weights)
     _raise_for(
         resolved,
         missing=_without(missing, [*computed, *(model_class._keys_to_ignore_on_load_missing or ())]),
-        extra=_without(extra, [*computed, *(model_class._keys_to_ignore_on_load_unexpected or ())]),
+        extra=_without(extra, model_class._keys_to_ignore_on_load_unexpected or []),
         shapes=shapes,
     )
 

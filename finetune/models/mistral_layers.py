@@ -1,4 +1,6 @@
-"""What PaddleNLP's Mistral lacks: the sliding window, one count of positions under prefix tuning, bool
+"""Mistral with what PaddleNLP's lacks.
+
+That is the sliding window, one count of positions in training and generation under prefix tuning, bool
 block masks, and recomputation that lets gradients reach a prefix.
 """
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.models.family import (
-    ConfigFields,
     Family,
     ParallelLimits,
     TensorSpec,

@@ -26,13 +26,13 @@ from paddlenlp.transformers.llama.modeling import parallel_matmul
 from paddlenlp.transformers.model_outputs import BaseModelOutputWithPastAndCrossAttentions
 from paddlenlp.transformers.opt import modeling
 
-Cache = modeling.MultiHeadAttention.Cache
+from finetune.errors import UserError
 
 # fairseq reserved the first rows of the position table for padding.
 _POSITION_OFFSET = 2
 
 
-class PrefixCache(Cache):
+class PrefixCache(modeling.MultiHeadAttention.Cache):
     """Keys and values of a trained prefix, which take no positions: the first token stays position 0.
 
     A prefix that took positions would shorten the longest text by its length.
@@ -89,6 +89,7 @@ class OPTModel(modeling.OPTModel):
         past_length = cache[0].k.shape[2] if cache is not None else 0
         if position_ids is None:
             first = 0 if cache is None or isinstance(cache[0], PrefixCache) else past_length
+            self._check_length(first + length)
             position_ids = _positions(attention_mask, [batch_size, length], past_length, first)
         hidden = self._embed(inputs_embeds, position_ids)
         mask = _additive_mask(attention_mask, [batch_size, length], past_length, hidden.dtype)
@@ -98,6 +99,15 @@ class OPTModel(modeling.OPTModel):
                 last_hidden_state=hidden, past_key_values=new_cache
             )
         return (hidden, new_cache) if use_cache else hidden
+
+    def _check_length(self, length: int) -> None:
+        """Raises UserError for a text that the position table has no rows for."""
+        limit = self.config.max_position_embeddings
+        if length > limit:
+            raise UserError(
+                f"a text has {length} tokens but this model has only {limit} positions: "
+                f"set max_length (and src_length + max_new_tokens) to {limit} or less"
+            )
 
     def _embed(self, inputs_embeds: paddle.Tensor, position_ids: paddle.Tensor) -> paddle.Tensor:
         embeddings = self.embeddings

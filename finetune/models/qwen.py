@@ -113,7 +113,7 @@ QWEN = register(
         fields=ConfigFields(head_dim="kv_channels"),
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size", "vocab_size")),
         refused_options={"fuse_attention_ffn": "PaddleNLP has no rule that joins the weights w1 and w2"},
-        computed_weights=(r"rotary_emb\.inv_freq$", r"attn\.(masked_)?bias$"),
+        computed_weights=(r"rotary_emb\.inv_freq$",),
         adapt_config=_adapt_config,
     )
 )

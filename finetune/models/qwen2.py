@@ -99,6 +99,7 @@ QWEN2 = register(
             ".*down_proj.*",
         ),
         embedding_module="embed_tokens",
+        flash_mask=True,
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",
         tokenizer=TokenizerFacts(

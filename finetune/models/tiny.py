@@ -127,7 +127,10 @@ def _recipe_faults(options: TinyOptions, recipe: TinyRecipe, family_name: str) -
             f"num_key_value_heads is {num_kv_heads} but family {family_name} has as many as heads "
             f"({options.num_heads}): leave --num_key_value_heads out"
         )
-    if recipe.inner_ratio and options.intermediate_size not in (None, recipe.inner_ratio * options.hidden_size):
+    if recipe.inner_ratio and options.intermediate_size not in (
+        None,
+        recipe.inner_ratio * options.hidden_size,
+    ):
         found.append(
             f"intermediate_size is {options.intermediate_size} but family {family_name} always has "
             f"{recipe.inner_ratio} x hidden_size: leave --intermediate_size out"
@@ -278,7 +281,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--corpus", type=Path, help="text or JSON-lines file for the tokenizer (data/train.json)"
     )
-    parser.add_argument("--tokenizer", type=Path, help="ready vocabulary of the family's kind instead of training one")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="ready vocabulary of the family's kind instead of training one"
+    )
     sizes = {
         "hidden_size": "width of the model",
         "intermediate_size": "inner width of the feed-forward layers (8/3 of the width)",

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from finetune.data.collate import collate, collate_prompts
+from finetune.data.collate import collate_prompts
 from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
 from finetune.training.metrics import generation_metrics, loss_metrics
 from finetune.training.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from finetune.data.tokenize import Prompt, Sample, TextEncoder
+    from finetune.data.tokenize import Prompt, TextEncoder
+    from finetune.training.rows import Rows
 
 
 class Evaluation(Protocol):
@@ -28,7 +29,7 @@ class Evaluation(Protocol):
         ...
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarray]:
+def batches_by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Indices in batches of similar length, longest first, so that little is padding."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -37,30 +38,21 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[np.ndarra
 class LossEvaluation:
     """Loss, perplexity and token accuracy over labelled samples.
 
-    Sums are taken per token, so the result does not depend on the batch size; the best token
+    Sums are taken per token, so the result depends neither on the batch size nor on packing; the best token
     of each position is picked on the spot and logits are never gathered.
 
     Args:
-        samples: The dev set.
-        batch_size: Samples per forward pass.
-        pad_token_id: Fills rows up to the longest.
+        rows: The dev set as rows of batches.
+        batch_size: Rows per forward pass.
         label_positions: Restricts logits to labelled positions.
     """
 
     label = "Evaluating"
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        *,
-        batch_size: int,
-        pad_token_id: int,
-        label_positions: LabelPositions,
-    ):
-        self.samples = samples
-        self.pad_token_id = pad_token_id
+    def __init__(self, rows: Rows, *, batch_size: int, label_positions: LabelPositions):
+        self.rows = rows
         self.label_positions = label_positions
-        self._batches = batches_by_length([len(sample.input_ids) for sample in samples], batch_size)
+        self._batches = batches_by_length(rows.lengths, batch_size)
         self.num_batches = len(self._batches)
 
     def run(self, model: Any, advance: Callable[[], None]) -> dict[str, float]:
@@ -69,9 +61,9 @@ class LossEvaluation:
 
         loss_sum, num_tokens, num_correct = 0.0, 0, 0
         for indices in self._batches:
-            batch = collate([self.samples[i] for i in indices], pad_token_id=self.pad_token_id)
-            with paddle.no_grad(), self.label_positions.only(paddle.to_tensor(batch["labels"])) as labels:
-                logits = logits_of(model(input_ids=paddle.to_tensor(batch["input_ids"])))
+            batch = self.rows.batch(indices)
+            with paddle.no_grad(), self.label_positions.only(paddle.to_tensor(batch.labels)) as labels:
+                logits = logits_of(model(**batch.tensors()))
             loss_sum += float(token_loss_sum(logits, labels))
             num_correct += int((logits.argmax(axis=-1) == labels).sum())
             num_tokens += int(labels.shape[0])
@@ -102,7 +94,7 @@ class GenerationSettings:
 
 
 class GenerationEvaluation:
-    """BLEU-4 and ROUGE of generated answers; keeps the answers in `rows`.
+    """BLEU-4 and ROUGE of generated answers; keeps the answers in `generations`.
 
     Args:
         prompts: The dev set.
@@ -127,7 +119,7 @@ class GenerationEvaluation:
         self.encoder = encoder
         self.settings = settings
         self.seed = seed
-        self.rows: list[dict[str, str]] = []
+        self.generations: list[dict[str, str]] = []
         self._batches = batches_by_length([len(prompt.input_ids) for prompt in prompts], batch_size)
         self.num_batches = len(self._batches)
 
@@ -138,7 +130,7 @@ class GenerationEvaluation:
             for index, answer in zip(indices, answers, strict=True):
                 outputs[index] = self.encoder.decode(answer)
             advance()
-        self.rows = [
+        self.generations = [
             {"source": prompt.source, "output": output, "target": prompt.target}
             for prompt, output in zip(self.prompts, outputs, strict=True)
         ]

@@ -12,18 +12,15 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import paddle
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer
 from paddlenlp.trainer.trainer_callback import TrainerState
 
 from finetune.adapters.checkpoint import is_adapter, load_adapter_weights, save_adapter
-from finetune.data.collate import collate
 from finetune.data.sampler import GlobalOrder, split
 from finetune.files import write_json
 from finetune.interruption import Interrupted
@@ -36,9 +33,9 @@ from finetune.training.seeding import derive_seed
 
 if TYPE_CHECKING:
     from finetune.adapters.neftune import EmbeddingNoise
-    from finetune.data.tokenize import Sample, TextEncoder
     from finetune.training.evaluation import Evaluation
     from finetune.training.progress import ProgressReporter
+    from finetune.training.rows import Batch, Rows
     from finetune.training.run_log import RunLog
 
 STATE_FILE = "trainer_state.json"
@@ -51,13 +48,11 @@ class FinetuneTrainer(Trainer):
     Args:
         model: PaddleNLP model, LoRAModel or PrefixModelForCausalLM.
         args: PaddleNLP's TrainingArguments.
-        samples: The training set; may be empty when only evaluating.
+        rows: The training set as rows of batches; None when only evaluating.
         evaluation: What `evaluate` runs, or None.
         tokenizer: PaddleNLP's tokenizer, saved beside the weights.
-        encoder: Our view of it, for padding.
         label_positions: Restricts logits to labelled positions.
         noise: NEFTune noise, or None.
-        pad_to_multiple_of: Rows are padded to a multiple of this length.
     """
 
     def __init__(
@@ -65,25 +60,21 @@ class FinetuneTrainer(Trainer):
         *,
         model: Any,
         args: Any,
-        samples: Sequence[Sample],
+        rows: Rows | None,
         evaluation: Evaluation | None,
         tokenizer: Any,
-        encoder: TextEncoder,
         label_positions: LabelPositions,
         noise: EmbeddingNoise | None = None,
-        pad_to_multiple_of: int | None = None,
     ):
-        super().__init__(model=model, args=args, train_dataset=samples or None, tokenizer=tokenizer)
+        super().__init__(model=model, args=args, train_dataset=rows, tokenizer=tokenizer)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.samples = samples
+        self.rows: Any = rows
         self.model_wrapped: Any
         self.control: Any
         self.evaluation = evaluation
-        self.encoder = encoder
         self.label_positions = label_positions
         self.noise = noise
-        self.pad_to_multiple_of = pad_to_multiple_of
         self.progress: ProgressReporter | None = None
         self.run_log: RunLog | None = None
         self._clip = RecordingClip(args.max_grad_norm)
@@ -101,9 +92,10 @@ class FinetuneTrainer(Trainer):
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
     def plan(self) -> tuple[GlobalOrder, int]:
-        """The order of the samples and the number of optimizer steps of the whole run."""
+        """The order of the rows and the number of optimizer steps of the whole run."""
+        assert self.rows is not None
         order = GlobalOrder(
-            len(self.samples),
+            len(self.rows),
             global_batch_size=self.global_batch_size,
             seed=self.args.seed,
             drop_last=self.args.dataloader_drop_last,
@@ -182,11 +174,9 @@ class FinetuneTrainer(Trainer):
         """Forward, backward and update for global batch `step`; the figures of its log record."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
         _, indices = self.order.batch(step)
-        batches = [
-            self._collate(part)
-            for part in split(indices, micro_batch_size=self.args.per_device_train_batch_size)
-        ]
-        num_label_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+        parts = split(indices, micro_batch_size=self.args.per_device_train_batch_size)
+        batches = [self.rows.batch(part) for part in parts]
+        num_label_tokens = sum(batch.num_label_tokens for batch in batches)
         loss = 0.0
         for number, batch in enumerate(batches):
             paddle.seed(derive_seed(self.args.seed, "step", step, number))
@@ -194,29 +184,15 @@ class FinetuneTrainer(Trainer):
         self._check_finite(loss, step)
         learning_rate = float(self.lr_scheduler.get_lr())
         self._update_weights()
-        num_tokens = sum(int(batch["lengths"].sum()) for batch in batches)
+        num_tokens = sum(batch.num_tokens for batch in batches)
         return self._count(loss, num_tokens, num_label_tokens) | {"learning_rate": learning_rate}
 
-    def _collate(self, indices: np.ndarray) -> dict[str, Any]:
-        batch = collate(
-            [self.samples[i] for i in indices],
-            pad_token_id=self.encoder.pad_token_id,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-        )
-        return batch | {"indices": indices}
-
-    def _forward_backward(self, batch: dict[str, Any], step: int, num_label_tokens: int) -> float:
-        """Adds one micro-batch's gradients; returns its share of the step's loss.
-
-        Rows are padded on the right and attention is causal, so no token ever sees padding and
-        the model needs no mask.
-        """
-        labels = paddle.to_tensor(batch["labels"])
-        keys = [(step, int(index)) for index in batch["indices"]]
-        noise = self.noise.active(batch["lengths"].tolist(), keys) if self.noise else nullcontext()
-        with noise, self.label_positions.only(labels) as label_ids:
+    def _forward_backward(self, batch: Batch, step: int, num_label_tokens: int) -> float:
+        """Adds one micro-batch's gradients; returns its share of the step's loss."""
+        noise = self.noise.active(step, batch.segments) if self.noise else nullcontext()
+        with noise, self.label_positions.only(paddle.to_tensor(batch.labels)) as label_ids:
             with self.autocast_smart_context_manager():
-                logits = logits_of(self.model_wrapped(input_ids=paddle.to_tensor(batch["input_ids"])))
+                logits = logits_of(self.model_wrapped(**batch.tensors()))
             loss = token_loss_sum(logits, label_ids) / num_label_tokens
             (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
         return float(loss)

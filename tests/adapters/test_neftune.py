@@ -17,16 +17,16 @@ def embedding():
     return paddle.nn.Embedding(50, HIDDEN)
 
 
-def noise_of(embedding, noise, ids, lengths, keys) -> np.ndarray:
+def noise_of(embedding, noise, ids, step, rows) -> np.ndarray:
     plain = embedding(ids).numpy()
-    with noise.active(lengths, keys):
+    with noise.active(step, rows):
         return embedding(ids).numpy() - plain
 
 
 def test_bound_per_position_follows_the_samples_own_length(embedding):
     noise = EmbeddingNoise(embedding, alpha=ALPHA, seed=1)
     lengths = [40, 7]
-    found = noise_of(embedding, noise, paddle.ones([2, 40], "int64"), lengths, [(0, 0), (0, 1)])
+    found = noise_of(embedding, noise, paddle.ones([2, 40], "int64"), 0, [[(40, 0)], [(7, 1)]])
     for row, length in zip(found, lengths, strict=True):
         bound = ALPHA / math.sqrt(length * HIDDEN)
         largest = np.abs(row[:length]).max(axis=1)
@@ -38,8 +38,8 @@ def test_bound_per_position_follows_the_samples_own_length(embedding):
 
 def test_same_sample_and_step_get_the_same_noise_in_any_batch(embedding):
     noise = EmbeddingNoise(embedding, alpha=ALPHA, seed=1)
-    pair = noise_of(embedding, noise, paddle.ones([2, 9], "int64"), [9, 6], [(3, 11), (3, 12)])
-    alone = noise_of(embedding, noise, paddle.ones([1, 6], "int64"), [6], [(3, 12)])
+    pair = noise_of(embedding, noise, paddle.ones([2, 9], "int64"), 3, [[(9, 11)], [(6, 12)]])
+    alone = noise_of(embedding, noise, paddle.ones([1, 6], "int64"), 3, [[(6, 12)]])
     np.testing.assert_array_equal(pair[1, :6], alone[0])
 
 
@@ -47,8 +47,17 @@ def test_same_sample_and_step_get_the_same_noise_in_any_batch(embedding):
 def test_other_steps_and_samples_get_other_noise(embedding, key):
     noise = EmbeddingNoise(embedding, alpha=ALPHA, seed=1)
     ids = paddle.ones([1, 6], "int64")
-    first = noise_of(embedding, noise, ids, [6], [(3, 12)])
-    assert np.abs(first - noise_of(embedding, noise, ids, [6], [key])).max() > 0.1
+    first = noise_of(embedding, noise, ids, 3, [[(6, 12)]])
+    step, sample = key
+    assert np.abs(first - noise_of(embedding, noise, ids, step, [[(6, sample)]])).max() > 0.1
+
+
+def test_packed_samples_get_the_noise_they_get_alone(embedding):
+    noise = EmbeddingNoise(embedding, alpha=ALPHA, seed=1)
+    packed = noise_of(embedding, noise, paddle.ones([1, 12], "int64"), 3, [[(4, 7), (6, 12)]])
+    alone = noise_of(embedding, noise, paddle.ones([1, 6], "int64"), 3, [[(6, 12)]])
+    np.testing.assert_array_equal(packed[0, 4:10], alone[0])
+    assert (packed[0, 10:] == 0).all()
 
 
 def test_no_noise_outside_the_block(embedding):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.formats import Conversation, Turn
+from finetune.data.conversation import Conversation, make_conversation
 
 SPECIAL_IDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<sep>": 3}
 FIRST_CHARACTER_ID = 10
@@ -63,6 +63,6 @@ def conversation() -> Callable[..., Conversation]:
     """Builds a conversation from (prompt, response) pairs."""
 
     def build(*turns: tuple[str, str], system: str | None = None) -> Conversation:
-        return Conversation(tuple(Turn(*turn) for turn in turns), system, Path("train.json"), 7)
+        return make_conversation(turns, system, Path("train.json"), 7)
 
     return build

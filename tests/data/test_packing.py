@@ -128,7 +128,6 @@ def test_split_open():
 
 
 def test_split_open_keeps_three_quarters():
-    closed, waiting = split_open(pack(np.arange(6, 14), 20, seed=0))
     packing = pack(np.full(8, 6), 10, seed=0)
     closed, waiting = split_open(packing)
     assert (len(closed), len(waiting)) == (6, 2)

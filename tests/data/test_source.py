@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from finetune.data.source import MAX_FAULTS, find_split, make_excerpt, read_records
+from finetune.data.readers import read_records
+from finetune.data.records import MAX_FAULTS, make_excerpt
+from finetune.data.source import find_split
 from finetune.errors import UserError
 
 
@@ -52,7 +54,10 @@ def test_absent_split_says_what_was_looked_for_and_found(tmp_path):
         find_split(tmp_path, "train")
     message = str(caught.value)
     assert str(tmp_path) in message
-    assert "looked for train.json, train.jsonl and train/*.json, found sub/, training.json." in message
+    assert (
+        "looked for train.json, train.jsonl, train.csv and train/*.json, found sub/, training.json."
+        in message
+    )
 
 
 def test_empty_folder(tmp_path):
@@ -69,14 +74,14 @@ def test_missing_path(tmp_path, required):
 @pytest.mark.parametrize("required", [True, False])
 def test_folder_named_like_the_file(tmp_path, required):
     (tmp_path / "train.json").mkdir()
-    with pytest.raises(UserError, match=r"train\.json is a folder, expected a file of JSON lines"):
+    with pytest.raises(UserError, match=r"train\.json is a folder, expected a file\. Rename"):
         find_split(tmp_path, "train", required=required)
 
 
 @pytest.mark.parametrize("required", [True, False])
 def test_split_folder_without_files(tmp_path, required):
     (tmp_path / "dev").mkdir()
-    with pytest.raises(UserError, match=r"dev holds no \.json or \.jsonl file"):
+    with pytest.raises(UserError, match=r"dev holds no \.json, \.jsonl or \.csv file"):
         find_split(tmp_path, "dev", required=required)
 
 

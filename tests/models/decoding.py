@@ -20,7 +20,9 @@ WEIGHT_SCALE = 8.0
 
 def load_sharp(folder, **overrides: Any) -> Any:
     """The tiny model, its matrices and biases scaled up."""
-    model = load_model(resolve_model(folder), dtype="float32", config_overrides={"use_cache": False, **overrides})
+    model = load_model(
+        resolve_model(folder), dtype="float32", config_overrides={"use_cache": False, **overrides}
+    )
     for name, parameter in model.named_parameters():
         if "norm" not in name and "ln_" not in name:
             parameter.set_value(parameter * WEIGHT_SCALE)

@@ -19,13 +19,13 @@ LORA_LAYERS = {
     "qwen": {"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"},
     "bloom": {"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"},
     "opt": {"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"},
-    **dict.fromkeys(
-        ("qwen2", "mistral", "gemma"),
-        {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-    ),
+    **{
+        name: {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        for name in ("qwen2", "mistral", "gemma")
+    },
 }
 OPTIONS = {"chatglm2": {"num_key_value_heads": 2}, "qwen": {"vocab_size": 520}, "bloom": {}, "opt": {}}
-OPTIONS |= dict.fromkeys(("qwen2", "mistral", "gemma"), {"num_key_value_heads": 2})
+OPTIONS |= {name: {"num_key_value_heads": 2} for name in ("qwen2", "mistral", "gemma")}
 NUM_LAYERS = 2
 
 
@@ -87,7 +87,9 @@ def test_label_positions_leave_loss_and_gradients_as_they_are(tuned, family):
         return float(loss), found
 
     tuned.train()
-    plain_loss, plain = gradients(token_loss_sum(logits_of(tuned(input_ids=paddle.to_tensor(ids))), paddle.to_tensor(labels)))
+    plain_loss, plain = gradients(
+        token_loss_sum(logits_of(tuned(input_ids=paddle.to_tensor(ids))), paddle.to_tensor(labels))
+    )
     with positions.only(paddle.to_tensor(labels)) as kept:
         output = logits_of(tuned(input_ids=paddle.to_tensor(ids)))
         assert output.shape[:-1] == kept.shape == [7]
@@ -100,7 +102,9 @@ def test_label_positions_leave_loss_and_gradients_as_they_are(tuned, family):
 
 def test_lora_adapts_the_linear_layers_and_nothing_else(model, family):
     adapted = decoding.with_lora(model, family)
-    names = {name.removesuffix(".lora_A") for name, _ in adapted.named_parameters() if name.endswith("lora_A")}
+    names = {
+        name.removesuffix(".lora_A") for name, _ in adapted.named_parameters() if name.endswith("lora_A")
+    }
     layers = {name.split(".", 4)[-1] for name in names}
     assert len(names) == NUM_LAYERS * len(LORA_LAYERS[family.name])
     assert all(any(layer.endswith(known) for known in LORA_LAYERS[family.name]) for layer in layers)
@@ -113,7 +117,9 @@ def test_neftune_and_the_head_find_their_layers(model, family):
     ids = paddle.to_tensor(decoding.random_rows([4])[0][None])
     assert embedding(ids).shape == [1, 4, 32]
     seen = []
-    find_layer(model, family.head_module).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    find_layer(model, family.head_module).register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape)
+    )
     model(input_ids=ids)
     assert len(seen) == 1 and seen[0][-1] == 32
 

@@ -7,6 +7,9 @@ import numpy as np
 import paddle
 import pytest
 
+from finetune.data.dataset import load_prompts, load_samples
+from finetune.data.template import load_template
+from finetune.data.tokenize import IGNORE_INDEX
 from finetune.errors import UserError
 from finetune.models.chatglm2 import CHATGLM2
 from finetune.models.family import find_family, import_object
@@ -52,7 +55,9 @@ def folders(corpus, tmp_path_factory):
     root = tmp_path_factory.mktemp("chatglm2_qwen")
     options = {"corpus": corpus, "num_layers": 1}
     return {
-        "chatglm2": build_tiny("chatglm2", root / "chatglm2", num_key_value_heads=2, vocab_size=340, **options),
+        "chatglm2": build_tiny(
+            "chatglm2", root / "chatglm2", num_key_value_heads=2, vocab_size=340, **options
+        ),
         "qwen": build_tiny("qwen", root / "qwen", vocab_size=520, **options),
     }
 
@@ -70,21 +75,36 @@ def test_published_configs_are_covered_and_renamed():
     assert find_family(CHATGLM2_6B) is CHATGLM2
     assert find_family(QWEN_7B) is QWEN
     adapted = CHATGLM2.adapt_config(CHATGLM2_6B)
-    assert (adapted["num_hidden_layers"], adapted["vocab_size"], adapted["max_sequence_length"]) == (28, 65024, 32768)
+    assert (adapted["num_hidden_layers"], adapted["vocab_size"], adapted["max_sequence_length"]) == (
+        28,
+        65024,
+        32768,
+    )
     assert not {"num_layers", "padded_vocab_size", "seq_length"} & adapted.keys()
     geometry = CHATGLM2.prefix_geometry(adapted)
-    assert (geometry.num_layers, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim) == (28, 32, 2, 128)
+    assert (geometry.num_layers, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim) == (
+        28,
+        32,
+        2,
+        128,
+    )
     separate = CHATGLM2.adapt_config({**CHATGLM2_6B, "multi_query_attention": False})
     assert separate["multi_query_group_num"] == 32
 
 
 def test_chatglm_6b_is_another_architecture():
-    with pytest.raises(UserError, match=r"no family covers model_type 'chatglm'.*covered families: .*chatglm2"):
+    with pytest.raises(
+        UserError, match=r"no family covers model_type 'chatglm'.*covered families: .*chatglm2"
+    ):
         find_family({"model_type": "chatglm", "architectures": ["ChatGLMModel"], "inner_hidden_size": 16384})
 
 
 ADAPT_FAULTS = [
-    (CHATGLM2, {**CHATGLM2_6B, "rope_ratio": 50}, r"rope_ratio 50, which this stack cannot reproduce; allowed: 1"),
+    (
+        CHATGLM2,
+        {**CHATGLM2_6B, "rope_ratio": 50},
+        r"rope_ratio 50, which this stack cannot reproduce; allowed: 1",
+    ),
     (CHATGLM2, {**CHATGLM2_6B, "rmsnorm": False}, r"rmsnorm False.*allowed: True"),
     (QWEN, {**QWEN_7B, "rotary_pct": 0.5}, r"rotary_pct 0.5, but PaddleNLP's Qwen rotates all of a head"),
     (QWEN, {**QWEN_7B, "kv_channels": 64}, r"kv_channels 64 with 32 heads.*hidden_size / heads = 128"),
@@ -98,7 +118,11 @@ def test_what_paddlenlp_cannot_express_is_refused(family, config, message):
 
 
 REFUSED = [
-    ("qwen", "fuse_attention_ffn", r"fuse_attention_ffn is True, but family qwen cannot have it: .*w1 and w2"),
+    (
+        "qwen",
+        "fuse_attention_ffn",
+        r"fuse_attention_ffn is True, but family qwen cannot have it: .*w1 and w2",
+    ),
 ]
 
 
@@ -118,6 +142,27 @@ def test_flash_attention_computes_the_same(folders, name):
     np.testing.assert_allclose(
         decoding.logits(flash, ids, **batch), decoding.logits(plain, ids, **batch), atol=2e-5
     )
+
+
+FRAMES = {"chatglm2": ["[gMASK]", "sop", "dress", "red", "</s>"], "qwen": ["dress", "red", "<|endoftext|>"]}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_sample_opens_and_ends_as_published_and_learns_the_answer_only(encoders, name, tmp_path):
+    encoder, path = encoders[name], tmp_path / "train.json"
+    path.write_text('{"src": "dress", "tgt": "red"}\n')
+    (sample,), _ = load_samples([path], encoder, load_template(None), src_length=32, max_length=64)
+    *frame, source, target, end = FRAMES[name]
+    frame_ids, (end_id,) = (
+        [encoder.tokenizer.convert_tokens_to_ids(t) for t in part] for part in (frame, [end])
+    )
+    prompt_ids = [*frame_ids, *encoder.encode(source)]
+    answer_ids = [*encoder.encode(target), end_id]
+    assert [*sample.input_ids.tolist(), end_id] == prompt_ids + answer_ids
+    assert sample.labels.tolist() == [IGNORE_INDEX] * (len(prompt_ids) - 1) + answer_ids
+    assert encoder.decode(prompt_ids) == source and encoder.decode(answer_ids) == target
+    (prompt,), _ = load_prompts([path], encoder, load_template(None), src_length=32)
+    assert prompt.input_ids.tolist() == prompt_ids
 
 
 def test_words_that_contain_names_of_special_tokens_stay_words(encoders):
@@ -229,13 +274,37 @@ def test_ranks_are_the_same_every_time_and_give_tiktoken_what_it_needs(corpus):
 
 
 TINY_FAULTS = [
-    ("qwen", {"vocab_size": 464}, r"vocab_size is 464 but must be at least 465 \(256 bytes, 208 control tokens"),
-    ("qwen", {"vocab_size": 9000}, r"no vocabulary of 9000 tokens can be trained on .* it has pairs for \d+ only"),
-    ("qwen", {"num_key_value_heads": 2}, r"num_key_value_heads is 2 but family qwen has as many as heads \(4\)"),
-    ("qwen", {"tokenizer": "no-such-file"}, r"tokenizer no-such-file is not a file: give a .tiktoken rank file"),
-    ("chatglm2", {"hidden_size": 24}, r"hidden_size / num_heads is 6 but family chatglm2 needs a multiple of 4"),
+    (
+        "qwen",
+        {"vocab_size": 464},
+        r"vocab_size is 464 but must be at least 465 \(256 bytes, 208 control tokens",
+    ),
+    (
+        "qwen",
+        {"vocab_size": 9000},
+        r"no vocabulary of 9000 tokens can be trained on .* it has pairs for \d+ only",
+    ),
+    (
+        "qwen",
+        {"num_key_value_heads": 2},
+        r"num_key_value_heads is 2 but family qwen has as many as heads \(4\)",
+    ),
+    (
+        "qwen",
+        {"tokenizer": "no-such-file"},
+        r"tokenizer no-such-file is not a file: give a .tiktoken rank file",
+    ),
+    (
+        "chatglm2",
+        {"hidden_size": 24},
+        r"hidden_size / num_heads is 6 but family chatglm2 needs a multiple of 4",
+    ),
     ("chatglm2", {"vocab_size": 268}, r"vocab_size is \d+ but must be at least \d+"),
-    ("chatglm2", {"tokenizer": "no-such-file"}, r"tokenizer no-such-file is not a file: give a SentencePiece"),
+    (
+        "chatglm2",
+        {"tokenizer": "no-such-file"},
+        r"tokenizer no-such-file is not a file: give a SentencePiece",
+    ),
 ]
 
 

@@ -35,7 +35,11 @@ REFUSED = [
     ("mistral", {"tie_word_embeddings": True}, "tie_word_embeddings true"),
     ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "sliding-window attention from layer 2"),
     ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
-    ("gemma", {"hidden_activation": "relu"}, "hidden_activation 'relu'.*allowed for Gemma: gelu_pytorch_tanh"),
+    (
+        "gemma",
+        {"hidden_activation": "relu"},
+        "hidden_activation 'relu'.*allowed for Gemma: gelu_pytorch_tanh",
+    ),
     ("gemma", {"attention_bias": True}, "attention_bias True, but Gemma is run with False only"),
     ("opt", {"activation_function": "gelu"}, "activation_function 'gelu'; allowed for OPT: relu"),
     ("opt", {"enable_bias": False}, "enable_bias False"),

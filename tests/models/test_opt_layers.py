@@ -5,10 +5,20 @@ import paddle
 import pytest
 from paddlenlp.transformers.opt import modeling
 
+from finetune.errors import UserError
+from finetune.models.family import get_family
 from finetune.models.loading import build_config, load_model, resolve_model
 from finetune.models.opt_layers import OPTForCausalLM
 from finetune.models.tiny import build_tiny
-from tests.models.decoding import WEIGHT_SCALE, load_sharp, logits, packed, random_rows, right_padded
+from tests.models.decoding import (
+    WEIGHT_SCALE,
+    load_sharp,
+    logits,
+    packed,
+    random_rows,
+    right_padded,
+    with_prefix,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +29,9 @@ def folder(corpus, tmp_path_factory):
 
 def test_only_the_random_output_layer_of_paddlenlp_differs(folder):
     ours = load_model(resolve_model(folder), dtype="float32")
-    theirs = modeling.OPTForCausalLM(build_config(resolve_model(folder), modeling.OPTForCausalLM, dtype="float32"))
+    theirs = modeling.OPTForCausalLM(
+        build_config(resolve_model(folder), modeling.OPTForCausalLM, dtype="float32")
+    )
     missing, unexpected = theirs.set_state_dict(
         {name: value for name, value in ours.state_dict().items() if not name.startswith("lm_head")}
     )
@@ -32,7 +44,9 @@ def test_only_the_random_output_layer_of_paddlenlp_differs(folder):
 
 
 def test_paddlenlp_refuses_a_block_mask(folder):
-    theirs = modeling.OPTForCausalLM(build_config(resolve_model(folder), modeling.OPTForCausalLM, dtype="float32"))
+    theirs = modeling.OPTForCausalLM(
+        build_config(resolve_model(folder), modeling.OPTForCausalLM, dtype="float32")
+    )
     batch = packed(random_rows([3, 4]))
     batch.pop("position_ids")
     with pytest.raises(Exception, match=r"shape|rank|dimension|Broadcast"):
@@ -53,12 +67,18 @@ def test_padding_on_the_left_moves_no_position(folder):
 
 def test_a_prefix_takes_no_position_away(folder):
     """The longest text the position table allows fits behind a prefix."""
-    from tests.models.decoding import with_prefix
-    from finetune.models.family import get_family
-
     model = load_sharp(folder)
     longest = np.stack(random_rows([model.config.max_position_embeddings]))
     assert np.isfinite(logits(with_prefix(model, get_family("opt")), longest)).all()
+
+
+def test_a_text_longer_than_the_position_table_is_an_error(folder):
+    model = load_sharp(folder)
+    longest = model.config.max_position_embeddings
+    with pytest.raises(
+        UserError, match=rf"has {longest + 1} tokens but this model has only {longest} positions"
+    ):
+        logits(model, np.stack(random_rows([longest + 1])))
 
 
 def test_cached_steps_without_positions_continue_behind_the_cache(folder):

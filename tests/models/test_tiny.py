@@ -138,7 +138,11 @@ def test_the_command_does_not_import_paddle(corpus, tmp_path):
 
 FAMILY_FAULTS = [
     ("bloom", {"num_key_value_heads": 2}, "num_key_value_heads is 2 but family bloom has as many as heads"),
-    ("bloom", {"intermediate_size": 96}, "intermediate_size is 96 but family bloom always has 4 x hidden_size"),
+    (
+        "bloom",
+        {"intermediate_size": 96},
+        "intermediate_size is 96 but family bloom always has 4 x hidden_size",
+    ),
     ("opt", {"vocab_size": 260}, "vocab_size is 260 but must be at least 261"),
     ("qwen2", {"vocab_size": 9000}, "no vocabulary of 9000 pieces can be trained"),
     ("opt", {"tokenizer": "vocab.json"}, "byte-level tokenizers are always trained"),

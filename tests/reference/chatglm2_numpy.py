@@ -32,7 +32,9 @@ def logits(weights: Mapping[str, Any], ids: np.ndarray, config: Mapping[str, Any
         prefix = f"transformer.encoder.layers.{layer}."
         attention = prefix + "self_attention."
         x = rms_norm(hidden, weights[prefix + "input_layernorm.weight"], epsilon=epsilon, xp=xp)
-        joined = x @ weights[attention + "query_key_value.weight"].T + weights[attention + "query_key_value.bias"]
+        joined = (
+            x @ weights[attention + "query_key_value.weight"].T + weights[attention + "query_key_value.bias"]
+        )
         heads_of = joined.reshape((batch, length, heads + 2 * groups, head_dim))
         query, key, value = (
             heads_of[:, :, :heads],

@@ -115,7 +115,9 @@ def published_weights(folder: Path, family: str) -> dict[str, np.ndarray]:
     found = {}
     for name, array in load_file(folder / "model.safetensors").items():
         is_linear = array.ndim == 2 and "embeddings" not in name and "wte" not in name
-        found[published_name(name, PUBLISHED[family].base)] = np.ascontiguousarray(array.T if is_linear else array)
+        found[published_name(name, PUBLISHED[family].base)] = np.ascontiguousarray(
+            array.T if is_linear else array
+        )
     return found
 
 
@@ -124,10 +126,15 @@ def write_published(folder: Path, target: Path, family: str) -> Path:
     target.mkdir(parents=True)
     weights = published_weights(folder, family)
     if family == "chatglm2":
+        # Stored with the published weights, but worked out anew by every implementation.
         weights["transformer.rotary_pos_emb.inv_freq"] = np.ones(2, np.float16)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(published_config(folder, family)))
-    settings = {"model_max_length": 8192, "tokenizer_class": PUBLISHED[family].tokenizer_class, "auto_map": {}}
+    settings = {
+        "model_max_length": 8192,
+        "tokenizer_class": PUBLISHED[family].tokenizer_class,
+        "auto_map": {},
+    }
     (target / "tokenizer_config.json").write_text(json.dumps(settings))
     for name in ("tokenizer.model", "qwen.tiktoken"):
         if (folder / name).is_file():

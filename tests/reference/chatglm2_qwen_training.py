@@ -19,7 +19,12 @@ import torch
 from safetensors.numpy import load_file
 
 from tests.reference.chatglm2_qwen_curves import CASES, GOLDEN, build_adapter, build_model
-from tests.reference.chatglm2_qwen_published import PUBLISHED, published_config, published_name, published_weights
+from tests.reference.chatglm2_qwen_published import (
+    PUBLISHED,
+    published_config,
+    published_name,
+    published_weights,
+)
 from tests.reference.curves import COMMON, HERE
 from tests.reference.transformers_training import train_reference
 
@@ -32,7 +37,9 @@ class ReferenceModel:
     def __init__(self, folder: Path, family: str, adapter: Path | None = None):
         self.published = PUBLISHED[family]
         self.config = published_config(folder, family)
-        self.weights = {name: torch.from_numpy(array.copy()) for name, array in published_weights(folder, family).items()}
+        self.weights = {
+            name: torch.from_numpy(array.copy()) for name, array in published_weights(folder, family).items()
+        }
         self.adapter: dict[str, torch.Tensor] = {}
         if adapter is not None:
             for name, array in load_file(adapter / "weights.safetensors").items():

@@ -67,7 +67,10 @@ COMMON = {
     "seed": 11,
 }
 _SFT = {"learning_rate": 2e-3, "lr_scheduler_type": "linear"}
-_LORA = {"learning_rate": 3e-2, "lora": True, "lora_rank": LORA_RANK}
+# Larger steps bring training to the edge of stability, where rounding errors double at every step: two
+# of our own runs with different matrix kernels then differ by more than the tolerance.
+_LORA = {"learning_rate": 1e-2, "lora": True, "lora_rank": LORA_RANK}
+_SLOW_LORA = _LORA | {"learning_rate": 1e-3}
 CASES = {
     case.name: case
     for case in (
@@ -79,7 +82,8 @@ CASES = {
         Case("lora", _LORA),
         Case("rslora", _LORA | {"rslora": True}),
         *(Case(f"{family}_sft", _SFT, family) for family in FAMILY_SHAPES if family != "llama"),
-        *(Case(f"{family}_lora", _LORA, family) for family in FAMILY_SHAPES if family != "llama"),
+        *(Case(f"{family}_lora", _LORA, family) for family in ("bloom", "gemma")),
+        *(Case(f"{family}_lora", _SLOW_LORA, family) for family in ("qwen2", "opt", "mistral")),
     )
 }  # fmt: skip
 

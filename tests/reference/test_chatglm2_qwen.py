@@ -16,7 +16,12 @@ import pytest
 from finetune.models.loading import load_model, resolve_model
 from tests.conftest import read_log, run_entry, write_arguments
 from tests.reference.chatglm2_qwen_curves import CASES, GOLDEN, build_adapter, build_model
-from tests.reference.chatglm2_qwen_published import PUBLISHED, published_config, published_weights, write_published
+from tests.reference.chatglm2_qwen_published import (
+    PUBLISHED,
+    published_config,
+    published_weights,
+    write_published,
+)
 from tests.reference.curves import COMMON, HERE, NUM_STEPS
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -114,7 +119,9 @@ def live_curves():
 
 
 @pytest.mark.parity
-@pytest.mark.skipif(not HAS_TORCH and not REQUIRED, reason="PyTorch is not installed; make parity installs it")
+@pytest.mark.skipif(
+    not HAS_TORCH and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_curve_equals_a_live_run_of_the_reference(our_curves, name, live_curves):
     assert_same(our_curves(name), live_curves[name])

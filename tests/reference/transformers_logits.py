@@ -1,6 +1,8 @@
 """Computes the compared logits with Hugging Face transformers, in float32 on CPU.
 
     python -m tests.reference.transformers_logits      # rewrites golden_logits.npz and golden_logits.json
+
+The weights are drawn by NumPy and put into models that transformers builds from their configs.
 """
 
 from __future__ import annotations

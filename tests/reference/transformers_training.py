@@ -166,7 +166,9 @@ def train_reference(model: Any, samples: list, arguments: dict[str, Any]) -> lis
     model.train()
     groups = decay_groups(model, arguments["weight_decay"])
     optimizer = torch.optim.AdamW(groups, lr=arguments["learning_rate"], betas=(0.9, 0.999), eps=1e-8)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, arguments))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, arguments)
+    )
     batch_size = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
     curve = []
     for step in range(NUM_STEPS):

@@ -1,0 +1,149 @@
+"""From sample numbers to what the model is called with: padded rows or packed rows.
+
+Both kinds answer the same questions, so the trainer and the loss evaluation do not know which
+one they use. A unit is what the order of the samples counts: a sample, or a bin of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from finetune.data.collate import collate, collate_packed
+from finetune.data.packing import PackedSamples
+from finetune.data.tokenize import IGNORE_INDEX, Sample
+
+_MODEL_INPUTS = ("input_ids", "position_ids", "attention_mask", "attn_mask_startend_row_indices")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass.
+
+    Attributes:
+        inputs: Arguments of the model by name, NumPy arrays [batch, length, ...].
+        labels: int64 [batch, length]; IGNORE_INDEX where nothing is learned.
+        segments: For each row its samples in a row: (tokens, sample index).
+        num_tokens: Tokens that are not padding.
+        num_label_tokens: Labels that are not IGNORE_INDEX.
+    """
+
+    inputs: dict[str, np.ndarray]
+    labels: np.ndarray
+    segments: list[list[tuple[int, int]]]
+    num_tokens: int
+    num_label_tokens: int
+
+    def tensors(self) -> dict[str, Any]:
+        """The arguments of the model as Paddle tensors."""
+        import paddle
+
+        return {name: paddle.to_tensor(array) for name, array in self.inputs.items()}
+
+
+class Rows(Protocol):
+    """Units that become rows of a batch."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [units], tokens of each unit."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows of some units."""
+        ...
+
+
+class PaddedRows:
+    """One sample a row, padded on the right up to the longest.
+
+    Attention is causal, so no token ever sees padding and the model needs no mask.
+
+    Args:
+        samples: The data set.
+        pad_token_id: Fills rows.
+        pad_to_multiple_of: Rounds row lengths up, or None.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], *, pad_token_id: int, pad_to_multiple_of: int | None = None
+    ):
+        self.samples = samples
+        self._padding: dict[str, Any] = {
+            "pad_token_id": pad_token_id,
+            "pad_to_multiple_of": pad_to_multiple_of,
+        }
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [samples], tokens of each sample."""
+        return np.array([len(sample.input_ids) for sample in self.samples], dtype=np.int64)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows of some samples."""
+        arrays = collate([self.samples[i] for i in indices], **self._padding)
+        segments = [
+            [(int(length), int(index))] for length, index in zip(arrays["lengths"], indices, strict=True)
+        ]
+        return _to_batch(arrays, segments, names=("input_ids",))
+
+
+class PackedRows:
+    """Several whole samples a row (InTokens); attention and positions keep them apart.
+
+    Args:
+        packed: The bins.
+        pad_token_id: Fills rows.
+        pad_to_multiple_of: Rounds row lengths up, or None.
+        mask: "block" (dense) or "start_end" (indices for PaddleNLP's flash-mask attention).
+    """
+
+    def __init__(
+        self,
+        packed: PackedSamples,
+        *,
+        pad_token_id: int,
+        pad_to_multiple_of: int | None = None,
+        mask: str = "block",
+    ):
+        self.packed = packed
+        self._options: dict[str, Any] = {
+            "pad_token_id": pad_token_id,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "mask": mask,
+        }
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [bins], tokens of each bin."""
+        return self.packed.lengths
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The rows of some bins."""
+        arrays = collate_packed([self.packed[int(i)] for i in indices], **self._options)
+        segments = [
+            [(int(length), int(index)) for length, index in zip(lengths, row, strict=True) if length]
+            for lengths, row in zip(arrays["segment_lengths"], arrays["sample_indices"], strict=True)
+        ]
+        return _to_batch(arrays, segments, names=_MODEL_INPUTS)
+
+
+def _to_batch(arrays: dict[str, np.ndarray], segments: list, *, names: Sequence[str]) -> Batch:
+    return Batch(
+        inputs={name: arrays[name] for name in names if name in arrays},
+        labels=arrays["labels"],
+        segments=segments,
+        num_tokens=int(arrays["lengths"].sum()),
+        num_label_tokens=int(np.count_nonzero(arrays["labels"] != IGNORE_INDEX)),
+    )

@@ -1,0 +1,218 @@
+"""Every named template written out; learned parts in braces, special tokens after a section sign."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.data.chat_templates import CHAT_FORMATS
+from finetune.data.conversation import Conversation, Message, make_conversation
+from finetune.data.template import NamedTemplate, load_template
+from finetune.data.tokenize import IGNORE_INDEX, SampleBuilder
+from finetune.errors import UserError
+
+TWO_ROUNDS = make_conversation([("q1", "a1"), ("q2", "a2")], "sys")
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+# name: (two rounds with a system text, one round without)
+WRITTEN = {
+    "llama2": (
+        "§<s>[INST] <<SYS>>\nsys\n<</SYS>>\n\nq1 [/INST]{ a1 }§<s>[INST] q2 [/INST]{ a2 }",
+        "§<s>[INST] q [/INST]{ a }",
+    ),
+    "llama3": (
+        "§<|begin_of_text|>§<|start_header_id|>system§<|end_header_id|>\n\nsys§<|eot_id|>"
+        "§<|start_header_id|>user§<|end_header_id|>\n\nq1§<|eot_id|>"
+        "§<|start_header_id|>assistant§<|end_header_id|>\n\n{a1}{§<|eot_id|>}"
+        "§<|start_header_id|>user§<|end_header_id|>\n\nq2§<|eot_id|>"
+        "§<|start_header_id|>assistant§<|end_header_id|>\n\n{a2}{§<|eot_id|>}",
+        "§<|begin_of_text|>§<|start_header_id|>user§<|end_header_id|>\n\nq§<|eot_id|>"
+        "§<|start_header_id|>assistant§<|end_header_id|>\n\n{a}{§<|eot_id|>}",
+    ),
+    "mistral": (
+        "§<s>[INST] sys\n\nq1 [/INST]{ a1}[INST] q2 [/INST]{ a2}",
+        "§<s>[INST] q [/INST]{ a}",
+    ),
+    "chatml": (
+        "§<|im_start|>system\nsys§<|im_end|>\n§<|im_start|>user\nq1§<|im_end|>\n§<|im_start|>assistant\n"
+        "{a1}{§<|im_end|>}\n§<|im_start|>user\nq2§<|im_end|>\n§<|im_start|>assistant\n{a2}{§<|im_end|>}",
+        "§<|im_start|>user\nq§<|im_end|>\n§<|im_start|>assistant\n{a}{§<|im_end|>}",
+    ),
+    "qwen": (
+        "§<|im_start|>system\nsys§<|im_end|>\n§<|im_start|>user\nq1§<|im_end|>\n§<|im_start|>assistant\n"
+        "{a1}{§<|im_end|>}\n§<|im_start|>user\nq2§<|im_end|>\n§<|im_start|>assistant\n{a2}{§<|im_end|>}",
+        "§<|im_start|>system\nYou are a helpful assistant.§<|im_end|>\n"
+        "§<|im_start|>user\nq§<|im_end|>\n§<|im_start|>assistant\n{a}{§<|im_end|>}",
+    ),
+    "chatglm2": (
+        "sys\n\n[Round 1]\n\n问：q1\n\n答：{a1}\n\n[Round 2]\n\n问：q2\n\n答：{a2}",
+        "[Round 1]\n\n问：q\n\n答：{a}",
+    ),
+    "alpaca": (
+        "sys\n\n### Instruction:\nq1\n\n### Response:\n{a1}\n\n### Instruction:\nq2\n\n### Response:\n{a2}",
+        ALPACA + "\n\n### Instruction:\nq\n\n### Response:\n{a}",
+    ),
+    "baichuan": (
+        "sys§<reserved_102>q1§<reserved_103>{a1}§<reserved_102>q2§<reserved_103>{a2}",
+        "§<reserved_102>q§<reserved_103>{a}",
+    ),
+    "baichuan2": (
+        "sys§<reserved_106>q1§<reserved_107>{a1}§<reserved_106>q2§<reserved_107>{a2}",
+        "§<reserved_106>q§<reserved_107>{a}",
+    ),
+    "gemma": (
+        "§<bos>§<start_of_turn>user\nsys\n\nq1§<end_of_turn>\n§<start_of_turn>model\n{a1}{§<end_of_turn>}\n"
+        "§<start_of_turn>user\nq2§<end_of_turn>\n§<start_of_turn>model\n{a2}{§<end_of_turn>}",
+        "§<bos>§<start_of_turn>user\nq§<end_of_turn>\n§<start_of_turn>model\n{a}{§<end_of_turn>}",
+    ),
+    "vicuna": (
+        "sys USER: q1 ASSISTANT:{ a1}USER: q2 ASSISTANT:{ a2}",
+        VICUNA + " USER: q ASSISTANT:{ a}",
+    ),
+}
+
+
+def show(pieces):
+    texts = ["§" * piece.special + piece.text for piece in pieces]
+    return "".join(
+        f"{{{text}}}" if piece.learned else text for piece, text in zip(pieces, texts, strict=True)
+    )
+
+
+def test_every_template_is_written_out_here():
+    assert set(WRITTEN) == set(CHAT_FORMATS)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_exact_string(name):
+    template = load_template(name)
+    with_system, without = WRITTEN[name]
+    assert show(template.render(TWO_ROUNDS)) == with_system
+    assert show(template.render(make_conversation([("q", "a")]))) == without
+    assert template.appends_eos == (not with_system.endswith("{§" + template.special_tokens[-1] + "}")
+                                    if template.special_tokens else True)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_prompt_is_what_stands_before_the_last_answer(name):
+    template = load_template(name)
+    whole, prompt = template.render(TWO_ROUNDS), template.render_prompt(TWO_ROUNDS)
+    assert whole[: len(prompt)] == prompt
+    assert all(piece.learned for piece in whole[len(prompt) :])
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_empty_system_text_leaves_the_default_out(name):
+    with_default = show(load_template(name).render(make_conversation([("q", "a")])))
+    without = show(load_template(name).render(make_conversation([("q", "a")], "")))
+    assert (without != with_default) == (CHAT_FORMATS[name].default_system is not None)
+    assert with_default.endswith(without)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("chatml", "§<|im_start|>tool\n21§<|im_end|>\n§<|im_start|>assistant\n{warm}"),
+        ("llama3", "ipython§<|end_header_id|>\n\n21§<|eot_id|>§<|start_header_id|>assistant§<|end_header_id|>\n\n{warm}"),
+        ("chatglm2", "[Round 1]\n\n问：21\n\n答：{warm}"),
+    ],
+)  # fmt: skip
+def test_tools(name, written):
+    messages = (
+        Message("user", "q"),
+        Message("tool_call", '{"name": "t"}'),
+        Message("tool", "21"),
+        Message("assistant", "warm"),
+    )
+    text = show(load_template(name).render(Conversation(messages, tools='[{"name": "t"}]')))
+    assert written in text
+    assert '{{"name": "t"}}' in text  # the call is learned
+    assert 'name and arguments.\n[{"name": "t"}]' in text.split("q")[0] + text
+
+
+class TokenEncoder:
+    """One token per character, and one for each special token of every template."""
+
+    def __init__(self, prefix_ids=(), names=None):
+        found = {token for chat in CHAT_FORMATS.values() for token in chat.special_tokens}
+        self.names = sorted(found if names is None else names)
+        self.prefix_ids, self.eos_token_id, self.pad_token_id = prefix_ids, 1, 0
+
+    def encode(self, text):
+        return [100 + ord(character) for character in text]
+
+    def encode_special(self, text):
+        return [2 + self.names.index(text)] if text in self.names else self.encode(text)
+
+    def decode(self, ids):
+        return "".join(chr(i - 100) if i >= 100 else (["", "<EOS>", *self.names])[i] for i in ids)
+
+
+class GreedyEncoder(TokenEncoder):
+    """One that finds special tokens in any text, as tokenizers do with added tokens."""
+
+    def encode(self, text):
+        for number, name in enumerate(self.names):
+            if name in text:
+                before, _, after = text.partition(name)
+                return [*self.encode(before), 2 + number, *self.encode(after)]
+        return super().encode(text)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(["<s>", "a<|im_end|>b", "<|im_start|>user\n", "{content}", "<end_of_turn>", "[/INST]"]),
+)
+TURNS = st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("kind", [TokenEncoder, GreedyEncoder])
+@settings(max_examples=25)
+@given(turns=TURNS, system=st.one_of(st.none(), TEXTS), train_on=st.sampled_from(["all", "last"]))
+def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
+    template = NamedTemplate(name)
+    encoder = kind(names=template.special_tokens)
+    builder = SampleBuilder(encoder, template, src_length=9999, max_length=10**6, train_on=train_on)
+    sample = builder.sample(make_conversation(turns, system))
+    is_learned = sample.labels != IGNORE_INDEX
+    assert (sample.labels[:-1] == sample.input_ids[1:])[is_learned[:-1]].all()
+    learned = encoder.decode(sample.labels[is_learned].tolist())
+    blank = CHAT_FORMATS[name].answer
+    end = CHAT_FORMATS[name].end or "<EOS>"
+    answers = [blank.replace("{content}", answer) + end for _, answer in turns]
+    assert learned == "".join(answers if train_on == "all" else answers[-1:])
+    # No text of the example has become a special token: there are as many as in an example of plain texts.
+    plain = builder.sample(make_conversation([("q", "a")] * len(turns), system and "s"))
+    ids, plain_ids = ([*each.input_ids, each.labels[-1]] for each in (sample, plain))
+    assert [i for i in ids if i < 100] == [i for i in plain_ids if i < 100]
+
+
+def test_tokens_that_the_tokenizer_lacks_are_refused():
+    encoder = TokenEncoder(names=["<s>"])
+    with pytest.raises(
+        UserError, match=r"chat_template chatml writes the special tokens <\|im_start\|>, <\|im_end\|>"
+    ):
+        SampleBuilder(encoder, NamedTemplate("chatml"), src_length=9)
+    SampleBuilder(encoder, NamedTemplate("llama2"), src_length=9)
+
+
+def test_opening_that_the_tokenizer_writes_too_is_not_doubled():
+    encoder = TokenEncoder(prefix_ids=(2,), names=["<s>"])
+    sample = SampleBuilder(encoder, NamedTemplate("llama2"), src_length=99, max_length=99).sample(TWO_ROUNDS)
+    assert sample.input_ids.tolist().count(2) == 2
+
+
+def test_blank_between_words_is_left_to_tokenizers_that_write_one():
+    class Blanks(TokenEncoder):
+        def encode(self, text):
+            return super().encode(" " + text)
+
+    encoder = Blanks(names=["<s>"])
+    ids = SampleBuilder(encoder, NamedTemplate("mistral"), src_length=99, max_length=99).sample(
+        make_conversation([("q", "a")])
+    )
+    assert encoder.decode([*ids.input_ids, ids.labels[-1]]) == "<s> [INST] q [/INST] a<EOS>"
