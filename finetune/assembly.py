@@ -110,9 +110,15 @@ def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
         UserError: The tokenizer has more pieces than the model has embeddings, or weights are
             missing, unknown or of another shape.
     """
+    from finetune.models.family import import_object
     from finetune.models.loading import load_model
+    from finetune.processor import keep_freed_memory
     from finetune.training.seeding import seed_everything
 
+    if args.training.device == "cpu":
+        keep_freed_memory()
+        if resolved.family.cpu_layers:
+            import_object(resolved.family.cpu_layers)()
     seed_everything(args.training.seed)
     vocabulary = resolved.family.adapt_config(resolved.config).get("vocab_size")
     if vocabulary is not None and len(pair.tokenizer) > vocabulary:

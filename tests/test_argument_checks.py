@@ -326,3 +326,67 @@ def test_no_setting_stands_in_two_tables():
 
 def test_gpu_only_settings_exist():
     assert set(argument_resolution.GPU_ONLY_SETTINGS) <= known_settings().keys()
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("mixed", "message"),
+    [
+        ("[]", "dataset_mix is empty: give at least one"),
+        ("[{}]", "dataset_mix[0]: path is missing"),
+        ('[{"path": "absent"}]', 'dataset_mix[0]: path is "absent", which does not exist'),
+        ('[{"path": "data", "weight": 2}]', 'dataset_mix[0]: unknown key "weight", allowed are path, ratio and max_samples'),
+        ('[{"path": "data", "ratio": 0}]', "dataset_mix[0]: ratio is 0: it must be a number above 0"),
+        ('[{"path": "data", "ratio": "1"}]', 'dataset_mix[0]: ratio is "1": it must be a number above 0'),
+        ('[{"path": "data", "max_samples": 0.5}]', "dataset_mix[0]: max_samples is 0.5: it must be a whole number"),
+        ('[{"path": "data", "max_samples": true}]', "dataset_mix[0]: max_samples is true: it must be a whole number"),
+        ('[{"path": "data", "ratio": 1}, {"path": "data"}]', "dataset_mix[1] has no ratio, but others have"),
+        ("[5]", "a list of objects, as JSON on the command line, is needed"),
+        ("data", "a list of objects, as JSON on the command line, is needed"),
+        ("[{", "is needed"),
+    ],
+)  # fmt: skip
+def test_dataset_mix(mixed, message):
+    assert message in only_fault_of("--dataset_mix", mixed)
+
+
+def test_dataset_mix_stands_in_for_a_dataset():
+    mixed = '[{"path": "data", "ratio": 0.5, "max_samples": 3}]'
+    arguments = parse_arguments([*VALID[:2], *VALID[4:], "--dataset_mix", mixed])
+    assert arguments.data.dataset_mix == [{"path": "data", "ratio": 0.5, "max_samples": 3}]
+    assert arguments.to_json()["dataset_mix"] == arguments.data.dataset_mix
+
+
+def test_several_data_sets_with_commas(tmp_path):
+    (tmp_path / "more.csv").write_text("")
+    assert parse_arguments([*VALID, "--dataset_name_or_path", "data, more.csv"])
+    fault = only_fault_of("--dataset_name_or_path", "data,less.csv")
+    assert fault.startswith('dataset_name_or_path is "less.csv", which does not exist')
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--validation_split", "0"), "validation_split is 0.0: it must be more than 0"),
+        (("--validation_split", "1.5"), "validation_split is 1.5: it must be a ratio below 1, such as 0.1, or a whole"),
+        (("--max_train_samples", "0"), "max_train_samples is 0: it must be at least 1"),
+        (("--max_eval_samples", "-1"), "max_eval_samples is -1: it must be at least 1"),
+        (("--self_cognition_samples", "-1"), "self_cognition_samples is -1: it must be at least 0"),
+        (("--self_cognition_samples", "5", "--model_name", "x"), "self_cognition_samples is 5, but model_author is missing"),
+        (("--self_cognition_file", "absent.json"), 'self_cognition_file is "absent.json", which is no file'),
+        (("--truncation", "middle"), "choose one of left, right, drop, error"),
+        (("--train_on", "first"), "choose one of all, last"),
+        (("--on_bad_line", "ignore"), "choose one of error, skip"),
+        (("--preference", "rejected"), "choose one of chosen"),
+        (("--dataset_format", "xml"), "choose one of src_tgt, alpaca, query_response, messages, sharegpt, text"),
+    ],
+)  # fmt: skip
+def test_data_settings(words, message):
+    assert message in only_fault_of(*words)
+
+
+@pytest.mark.parametrize("split", ["0.1", "1", "200"])
+def test_validation_split_is_a_ratio_or_a_count(split):
+    assert parse_arguments([*VALID, "--validation_split", split]).data.validation_split == float(split)

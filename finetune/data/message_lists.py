@@ -35,7 +35,7 @@ def read_message(record: Record, value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise RecordError(record, f"{name} is {describe_type(value)}, expected an object")
     role_name = "role" if "role" in value else "from"
-    content_name = "content" if "content" in value else "value"
+    content_name = "value" if "value" in value or role_name == "from" else "content"
     role = value.get(role_name)
     if not isinstance(role, str) or role.lower() not in _ROLES:
         shown = json.dumps(role, ensure_ascii=False)[:40] if role_name in value else "missing"

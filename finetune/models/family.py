@@ -158,6 +158,7 @@ class Family:
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
         embedding_module: Last part of the input embedding's module name.
         head_module: The same for the projection onto the vocabulary.
+        cpu_layers: Dotted path of the function that puts cheaper forms of the layers in place on CPU.
         flash_mask: Whether the model takes `attn_mask_startend_row_indices` for packed rows (GPU).
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
@@ -196,6 +197,7 @@ class Family:
     chat_template: str | None = None
     head_module: str = "lm_head"
     flash_mask: bool = False
+    cpu_layers: str | None = None
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
     covers: Callable[[Mapping[str, Any]], bool] = _any_config
     source_prefix: str = ""

@@ -109,6 +109,7 @@ LLAMA = register(
         ),
         embedding_module="embed_tokens",
         flash_mask=True,
+        cpu_layers="finetune.models.cpu_layers.install_llama",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
         tokenizer=TokenizerFacts(

@@ -4,6 +4,7 @@ import pytest
 
 from finetune.data.dataset import DataReport, load_prompts, load_samples
 from finetune.data.formats import read_conversations
+from finetune.data.records import FaultCollector
 from finetune.data.source import find_split
 from finetune.data.template import PlainTemplate
 from finetune.errors import UserError
@@ -100,6 +101,38 @@ def test_faulty_lines_are_told(write_lines, encoder):
     with pytest.raises(UserError) as caught:
         load_samples([file], encoder, PLAIN, src_length=8, max_length=8)
     assert len(caught.value.faults) == 2
+
+
+def test_too_long_examples_are_counted_or_told(write_lines, encoder):
+    file = write_lines({"src": "a", "tgt": "b"}, {"src": "a" * 9, "tgt": "b"}, {"src": "a", "tgt": "b" * 9})
+    lengths = {"src_length": 5, "max_length": 8}
+    samples, report = load_samples([file], encoder, PLAIN, truncation="drop", **lengths)
+    assert len(samples) == 1 and report.num_dropped == {"too long": 2}
+    with pytest.raises(UserError) as caught:
+        load_samples([file], encoder, PLAIN, truncation="error", **lengths)
+    assert caught.value.faults == (
+        f"{file}:2: 12 tokens, allowed are 8: raise the length, or set truncation to left, right or drop",
+        f"{file}:3: 12 tokens, allowed are 8: raise the length, or set truncation to left, right or drop",
+    )
+    prompts, report = load_prompts([file], encoder, PLAIN, truncation="drop", src_length=5)
+    assert len(prompts) == 2 and report.num_dropped == {"too long": 1}
+
+
+def test_system_text_for_examples_without_one(write_lines, encoder):
+    file = write_lines({"src": "a", "tgt": "b"}, {"src": "a", "tgt": "b", "system": "mine"})
+    prompts, _ = load_prompts([file], encoder, PLAIN, src_length=50, system="sys ")
+    assert [prompt.source for prompt in prompts] == ["sys a", "minea"]
+
+
+def test_skipped_lines_are_told(write_lines, encoder):
+    file = write_lines({"src": "ab", "tgt": "cd"}, b"broken", b"broken")
+    faults = FaultCollector(skip=True)
+    conversations = read_conversations([file], faults=faults)
+    _, report = load_samples(conversations, encoder, PLAIN, src_length=5, max_length=10)
+    report.add_faults(faults)
+    assert report.describe().endswith(
+        f"; skipped: 2 faulty lines, the first: {file}:2: not JSON (Expecting value at character 1): broken."
+    )
 
 
 @pytest.mark.skipif(not ADVERTISEGEN.is_dir(), reason="the real data set is not there")

@@ -126,10 +126,9 @@ def test_json_lines_are_streamed(tmp_path):
 # --- fuzz ---
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
-NAMES = st.sampled_from(
-    "src tgt instruction input output history system query response messages conversations text chosen rejected "
-    "role content from value tools tool_calls function name arguments context prompt".split()
-)
+FIELD_NAMES = """src tgt instruction input output history system query response messages conversations text chosen
+rejected role content from value tools tool_calls function name arguments context prompt"""
+NAMES = st.sampled_from(FIELD_NAMES.split())
 ROLES = st.sampled_from(
     ["user", "assistant", "system", "tool", "human", "gpt", "function_call", "observation"]
 )

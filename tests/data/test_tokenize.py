@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.data.conversation import Conversation, Message
 from finetune.data.template import JsonTemplate, Piece, PlainTemplate
-from finetune.data.tokenize import IGNORE_INDEX, build_prompt, build_sample
+from finetune.data.tokenize import IGNORE_INDEX, SampleBuilder, TooLongError, build_prompt, build_sample
 
 PLAIN = PlainTemplate()
 TEXT = st.text(alphabet="abcdefgh西装", max_size=30)
@@ -284,3 +285,69 @@ def test_generation_starts_where_training_did(encoder, conversation, prompt, res
     start = build_prompt(chat, encoder, PLAIN, src_length=src_length).input_ids.tolist()
     assert full_ids(sample)[: len(start)] == start
     assert len(start) + sample.num_label_tokens == len(full_ids(sample))
+
+
+# --- truncation, running text, what is learned ---
+
+
+@pytest.fixture(scope="session")
+def build(encoder, conversation):
+    def run(*turns, src_length=4, max_length=8, template=PLAIN, **settings):
+        builder = SampleBuilder(encoder, template, src_length=src_length, max_length=max_length, **settings)
+        sample = builder.sample(conversation(*turns))
+        return sample and show(encoder, sample)
+
+    return run
+
+
+@pytest.mark.parametrize(("truncation", "expected"), [("left", "<s>rce{targ}"), ("right", "<s>source{t}")])
+def test_truncation_policies_that_cut(build, truncation, expected):
+    assert build(("source", "target"), truncation=truncation) == expected
+    assert build(("q1", "a1"), ("source", "target"), truncation=truncation) == expected
+
+
+@pytest.mark.parametrize("truncation", ["drop", "error"])
+@pytest.mark.parametrize("turns", [[("source", "target")], [("q", "a"), ("qq", "aa")]])
+def test_truncation_policies_that_do_not_cut(build, truncation, turns):
+    with pytest.raises(TooLongError, match=r"tokens, allowed are 8"):
+        build(*turns, truncation=truncation)
+    assert build(*turns, truncation=truncation, max_length=14, src_length=2).endswith("</s>}")
+
+
+def test_right_truncation_that_leaves_no_answer(build):
+    assert build(("source text", "t"), truncation="right") is None
+
+
+def test_prompt_that_must_not_be_cut(encoder, conversation):
+    builder = SampleBuilder(encoder, PLAIN, src_length=4, truncation="drop")
+    with pytest.raises(TooLongError):
+        builder.prompt(conversation(("source", "t")))
+    assert len(builder.prompt(conversation(("src", "t"))).input_ids) == 4
+
+
+def test_running_text_is_learned_from_its_first_token(encoder):
+    text = Conversation((Message("text", "once upon"),))
+    for template in (PLAIN, CHAT):
+        builder = SampleBuilder(encoder, template, src_length=2, max_length=50, train_on="last")
+        assert show(encoder, builder.sample(text)) == "<s>{once upon</s>}"
+        short = SampleBuilder(encoder, template, src_length=2, max_length=5).sample(text)
+        assert show(encoder, short) == "<s>{once}" and short.truncated_target
+
+
+def test_training_on_the_last_answer(build):
+    turns = ("q1", "a1"), ("q2", "a2")
+    assert build(*turns, max_length=99, train_on="last") == "<s>q1a1</s>q2{a2</s>}"
+    assert (
+        build(*turns, max_length=99, train_on="last", template=CHAT)
+        == "<s>SQq1<sep>Aa1</s>\nQq2<sep>{Aa2</s>\n}"
+    )
+    assert build(("q1", "a1"), ("q2", " "), max_length=99, train_on="last") is None
+
+
+def test_rounds_with_tools_are_dropped_whole(encoder):
+    roles = ["user", "tool_call", "tool", "assistant", "user", "assistant"]
+    conversation = Conversation(tuple(Message(role, str(i) * 2) for i, role in enumerate(roles)))
+    for max_length, expected in ((17, "<s>00{11</s>}22{33</s>}44{55</s>}"), (15, "<s>44{55</s>}")):
+        sample = SampleBuilder(encoder, PLAIN, src_length=9, max_length=max_length).sample(conversation)
+        assert show(encoder, sample) == expected
+    assert sample.num_dropped_rounds == 1

@@ -1,0 +1,73 @@
+"""Data in other shapes through the entry script: real files train, faulty ones are refused or skipped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import FAST, REAL_DATA, losses, run_entry, write_arguments
+
+
+@pytest.fixture
+def run(tiny_llama, tmp_path, capsys):
+    def start(**settings):
+        base = FAST | {
+            "model_name_or_path": str(tiny_llama),
+            "output_dir": str(tmp_path / "out"),
+            "max_steps": 2,
+            "max_train_samples": 16,
+        }
+        code = run_entry(write_arguments(tmp_path / "arguments.json", **(base | settings)))
+        return code, capsys.readouterr().err
+
+    return start
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data set is not there")
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("alpaca_zh_demo.json", {"chat_template": "alpaca"}),
+        ("identity.json", {"chat_template": "llama2", "system": "be short"}),
+        ("glaive_toolcall_zh_demo.json", {"chat_template": "chatglm2", "train_on": "last"}),
+        ("c4_demo.jsonl", {"truncation": "right"}),
+        ("dpo_zh_demo.json", {"chat_template": "mistral", "preference": "chosen"}),
+        ("advertisegen", {"chat_template": "vicuna", "system": "", "truncation": "right"}),
+    ],
+)
+def test_real_files_train(run, tmp_path, name, settings):
+    code, stderr = run(dataset_name_or_path=str(REAL_DATA / name), **settings)
+    assert code == 0, stderr
+    assert len(losses(tmp_path / "out")) == 2
+    assert "Data, train:" in stderr
+
+
+def test_mixed_skipped_and_held_back(run, tmp_path):
+    lines = [json.dumps({"src": f"问{i}", "tgt": "答"}, ensure_ascii=False) for i in range(12)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "broken"]), encoding="utf-8")
+    (tmp_path / "b.csv").write_text("query,response\n" + "谁,我\n" * 12, encoding="utf-8")
+    code, stderr = run(
+        dataset_mix=[
+            {"path": str(tmp_path / "a.jsonl"), "ratio": 2},
+            {"path": str(tmp_path / "b.csv"), "ratio": 1, "max_samples": 6},
+        ],
+        on_bad_line="skip", validation_split=4, do_eval=True, chat_template="llama2",
+        self_cognition_samples=5, model_name="小桨 Paddy", model_author="The Team",
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert f"skipped: 1 faulty line, the first: {tmp_path / 'a.jsonl'}:13: not JSON" in stderr
+    assert "Data, dev: 4 samples from 4 lines" in stderr
+
+
+def test_template_of_another_family(run, small_data):
+    code, stderr = run(dataset_name_or_path=str(small_data), chat_template="qwen")
+    assert code == 2
+    assert "chat_template qwen writes the special tokens <|im_start|>, <|im_end|>" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_preference_pairs_without_a_choice(run, tmp_path):
+    (tmp_path / "p.json").write_text('[{"prompt": "a", "chosen": "b", "rejected": "c"}]')
+    code, stderr = run(dataset_name_or_path=str(tmp_path / "p.json"))
+    assert code == 2 and "set preference to chosen" in stderr
