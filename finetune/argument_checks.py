@@ -1,16 +1,15 @@
 """What makes a set of values unusable. Every check adds its own line, so that all faults show at once."""
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.argument_data_checks import check_data_settings, looks_like_path
 from finetune.argument_ranges import RANGES, find_range_fault
 from finetune.argument_refusals import REFUSED_QUANT, find_refusals
 from finetune.argument_resolution import GENERATION_METRICS, LOSS_METRICS, canonical_metric
-from finetune.data.source import split_paths
 from finetune.device import detect_device, device_kind, find_device_fault
 
 _LAUNCHER = "python -m paddle.distributed.launch"
@@ -71,8 +70,7 @@ def find_faults(values: Values, extras: Mapping[str, Any]) -> list[str]:
         _check_task,
         _check_ranges,
         _check_lengths,
-        _check_mix,
-        _check_data,
+        check_data_settings,
         _check_methods,
         _check_paths,
         _check_precision,
@@ -90,14 +88,6 @@ def count_processes() -> int:
     """Number of processes of this run, as the launcher set it; 1 without a launcher."""
     told = os.environ.get("PADDLE_TRAINERS_NUM", "1")
     return int(told) if told.isdecimal() else 1
-
-
-def looks_like_path(value: str) -> bool:
-    """True for a value that can only mean a place on disk, or that is one.
-
-    One slash alone is a hub name (``owner/model``).
-    """
-    return value.startswith((".", "/", "~")) or value.count("/") > 1 or os.path.exists(value)
 
 
 def _check_required(values: Values, faults: list[str]) -> None:
@@ -134,67 +124,6 @@ def _check_lengths(values: Values, faults: list[str]) -> None:
         )
 
 
-def _check_mix(values: Values, faults: list[str]) -> None:
-    if not values.sound("dataset_mix") or values["dataset_mix"] is None:
-        return
-    entries = values["dataset_mix"]
-    if not entries:
-        faults.append('dataset_mix is empty: give at least one {"path": ...}, or leave it out')
-    for position, entry in enumerate(entries):
-        faults.extend(f"dataset_mix[{position}]: {fault}" for fault in _find_mix_faults(entry))
-    weighted = [entry.get("ratio") is not None for entry in entries]
-    if any(weighted) and not all(weighted):
-        faults.append(
-            f"dataset_mix[{weighted.index(False)}] has no ratio, but others have: give every data set one, or none"
-        )
-
-
-def _find_mix_faults(entry: Mapping[str, Any]) -> Iterator[str]:
-    unknown = sorted(set(entry) - {"path", "ratio", "max_samples"})
-    if unknown:
-        yield f'unknown key "{unknown[0]}", allowed are path, ratio and max_samples'
-    path = entry.get("path")
-    if not isinstance(path, str) or not path:
-        yield "path is missing: give a folder with train.json, or a file"
-    elif not os.path.exists(os.path.expanduser(path)):
-        yield f'path is "{path}", which does not exist (looked in {Path.cwd()}): check the path'
-    ratio = entry.get("ratio")
-    if ratio is not None and not (_is_number(ratio) and 0 < ratio < math.inf):
-        yield f"ratio is {_to_json(ratio)}: it must be a number above 0"
-    limit = entry.get("max_samples")
-    if limit is not None and not (isinstance(limit, int) and _is_number(limit) and limit > 0):
-        yield f"max_samples is {_to_json(limit)}: it must be a whole number of at least 1"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)[:80]
-
-
-def _check_data(values: Values, faults: list[str]) -> None:
-    split = values["validation_split"]
-    if values.sound("validation_split") and split is not None and split > 1 and split != int(split):
-        faults.append(
-            f"validation_split is {split}: it must be a ratio below 1, such as 0.1, or a whole number of examples"
-        )
-    needed = ("model_name", "model_author")
-    if values.sound("self_cognition_samples", *needed) and values["self_cognition_samples"] > 0:
-        faults.extend(
-            f"self_cognition_samples is {values['self_cognition_samples']}, but {name} is missing: "
-            "give the name that the model shall know"
-            for name in needed
-            if not (values[name] or "").strip()
-        )
-    file = values["self_cognition_file"]
-    if file and values.sound("self_cognition_file") and not os.path.isfile(os.path.expanduser(file)):
-        faults.append(
-            f'self_cognition_file is "{file}", which is no file (looked in {Path.cwd()}): check the path'
-        )
-
-
 def _check_methods(values: Values, faults: list[str]) -> None:
     if values.sound("lora", "prefix_tuning") and values["lora"] and values["prefix_tuning"]:
         faults.append(
@@ -222,7 +151,6 @@ def _check_paths(values: Values, faults: list[str]) -> None:
             faults.append(
                 f'{name} is "{value}", which does not exist (looked in {Path.cwd()}): check the path'
             )
-    _check_dataset_paths(values, faults)
     template = values["chat_template"]  # may also be the template's text, in which slashes mean nothing
     if (
         template
@@ -242,18 +170,6 @@ def _check_paths(values: Values, faults: list[str]) -> None:
     output_dir = values["output_dir"]
     if output_dir and values.sound("output_dir") and os.path.isfile(output_dir):
         faults.append(f'output_dir is "{output_dir}", which is a file: give a folder')
-
-
-def _check_dataset_paths(values: Values, faults: list[str]) -> None:
-    value = values["dataset_name_or_path"]
-    if not value or not values.sound("dataset_name_or_path"):
-        return
-    paths = split_paths(value)
-    for path in paths:
-        if not os.path.exists(path) and (len(paths) > 1 or looks_like_path(path)):
-            faults.append(
-                f'dataset_name_or_path is "{path}", which does not exist (looked in {Path.cwd()}): check the path'
-            )
 
 
 def _check_precision(values: Values, faults: list[str]) -> None:

@@ -4,5 +4,7 @@ Each stage is a module that can be run alone; none of them imports paddle, so th
 data are reported before any weight is read::
 
     file -> Record -> Conversation -> Piece... -> Sample -> global batch -> arrays
-         source    formats         template    tokenize  sampler         collate
+         readers   formats         template    tokenize  sampler         collate
+
+`splits` decides which files and examples a run uses.
 """

@@ -136,7 +136,7 @@ CHATGLM2 = register(
         ),
         tiny=TinyRecipe(
             # Half of a head is rotated, in pairs.
-            tokenizer="chatglm2",
+            tokenizer="sentencepiece_chatglm2",
             config=_tiny_config,
             weights=_tiny_weights,
             head_dim_multiple=4,

@@ -2,29 +2,25 @@
 
 A record holds facts only: class paths as dotted strings (imported when used), names of fields in
 config.json, name patterns of modules. Whoever needs a fact asks the record; nobody branches on a
-model type. A new family is one module in this package that calls `register`, and its name in
-`_RECORD_MODULES`.
+model type. A new family is one module in this package with `NAME = register(` at its top level: such
+modules are found by themselves. A record from anywhere else counts once its module has been imported.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
 
-_RECORD_MODULES = (
-    "finetune.models.llama",
-    "finetune.models.chatglm2",
-    "finetune.models.qwen",
-    "finetune.models.qwen2",
-    "finetune.models.bloom",
-    "finetune.models.opt",
-    "finetune.models.mistral",
-    "finetune.models.gemma",
-)
+_PACKAGE = "finetune.models"
+# Told by their text, because importing the other modules of the package would load Paddle.
+_REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
 
 _registry: dict[str, Family] = {}
 
@@ -260,9 +256,18 @@ def register(family: Family) -> Family:
 
 def families() -> dict[str, Family]:
     """All records by name."""
-    for module in _RECORD_MODULES:
+    for module in _record_modules():
         importlib.import_module(module)
     return dict(_registry)
+
+
+@functools.cache
+def _record_modules() -> tuple[str, ...]:
+    folders = importlib.import_module(_PACKAGE).__path__
+    files = [path for folder in folders for path in sorted(Path(folder).glob("*.py"))]
+    return tuple(
+        f"{_PACKAGE}.{path.stem}" for path in files if _REGISTERS.search(path.read_text(encoding="utf-8"))
+    )
 
 
 def get_family(name: str) -> Family:

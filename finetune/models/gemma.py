@@ -114,5 +114,6 @@ GEMMA = register(
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
         adapt_config=_adapt_config,
+        argument_folder="llama",
     )
 )

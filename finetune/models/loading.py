@@ -3,8 +3,8 @@
 `resolve_model` looks at config.json and file names only, so that a wrong folder is reported before
 Paddle is imported. `load_model` builds the model and then sets its parameters tensor by tensor,
 straight from the files: PaddleNLP's own layout, or Hugging Face's, mapped by PaddleNLP's name table.
-Beside the model at most one tensor (and for fused layers its parts) is held. PaddleNLP's
-`from_pretrained` is not used, because it only logs missing weights, holds the state twice, and writes
+Beside the model only a slice of one tensor is held (see `parameters.py`), and for fused layers one tensor
+with its parts. PaddleNLP's `from_pretrained` is not used, because it only logs missing weights, holds the state twice, and writes
 a second copy of converted weights into the user's folder.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.models import hub, weights
 from finetune.models.family import Family, find_family, import_object
+from finetune.models.parameters import assign
 
 Reader = Callable[[], np.ndarray]
 _MAX_LISTED = 20
@@ -196,7 +197,7 @@ def _fill_parameters(
         array = readers[name]()
         done.add(id(parameter))
         if tuple(array.shape) == tuple(parameter.shape):
-            _assign(parameter, array)
+            assign(parameter, array)
         else:
             shapes.append(f"{name} is {list(array.shape)} in the files, {list(parameter.shape)} in the model")
     missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
@@ -305,13 +306,6 @@ def _fused_reader(parts: list[Reader], action: Callable[[list[np.ndarray]], np.n
 
 def _part_reader(whole: Reader, action: Callable[[np.ndarray], Any], index: int) -> Reader:
     return lambda: action(np.asarray(whole()))[index]
-
-
-def _assign(parameter: Any, array: np.ndarray) -> None:
-    import paddle
-
-    value = paddle.to_tensor(np.ascontiguousarray(weights.as_float32(array)))
-    parameter.set_value(value.cast(parameter.dtype))
 
 
 def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str], shapes: list[str]) -> None:

@@ -106,5 +106,6 @@ MISTRAL = register(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
         ),
         adapt_config=_adapt_config,
+        argument_folder="llama",
     )
 )

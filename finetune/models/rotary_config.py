@@ -36,8 +36,8 @@ def without_scaling(config: dict[str, Any]) -> dict[str, Any]:
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind not in _UNSCALED:
         raise UserError(
-            f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce for model_type "
-            f"{config.get('model_type')!r}; allowed: none. Use weights without that scaling, or delete the "
+            f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce for this "
+            "family; allowed: none. Use weights without that scaling, or delete the "
             "setting if all your texts are shorter than the model's original length"
         )
     share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0

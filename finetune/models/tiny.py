@@ -227,7 +227,7 @@ TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, 
     "byte_level_bloom": _byte_level_writer(byte_level_tokenizer.BLOOM_KIND),
     "byte_level_opt": _byte_level_writer(byte_level_tokenizer.OPT_KIND),
     "byte_level_qwen2": _byte_level_writer(byte_level_tokenizer.QWEN2_KIND),
-    "chatglm2": _chatglm2_writer,
+    "sentencepiece_chatglm2": _chatglm2_writer,
     "tiktoken": _tiktoken_writer,
 }
 

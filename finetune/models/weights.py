@@ -2,7 +2,8 @@
 
 safetensors files are mapped into memory, so a tensor costs nothing until it is used. PaddleNLP's
 `.pdparams` are pickles: they are read through an unpickler that knows NumPy arrays and containers and
-refuses everything else, so that a folder from a stranger cannot run code.
+refuses everything else, so that a folder from a stranger cannot run code. PyTorch's `.bin` files are
+read in the same spirit by `torch_files`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from finetune.errors import UserError
+from finetune.models.torch_files import TorchTensor, read_torch_file
 
 WEIGHT_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
     "model_state.pdparams.index.json",
     "model_state.pdparams",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
 )
 """Names of the files that start a checkpoint, in the order of preference."""
-
-_TORCH_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 _SAFETENSORS_DTYPES = {
     "F64": "<f8",
@@ -67,12 +69,6 @@ def check_weights(folder: Path) -> None:
     """Raises UserError when the folder has no readable weights, naming what is there or what is missing."""
     start = _start_file(folder)
     if start is None:
-        pickled = [name for name in _TORCH_PICKLES if (folder / name).is_file()]
-        if pickled:
-            raise UserError(
-                f"{folder} holds {pickled[0]}, a pickled PyTorch file, which is not read because it can run "
-                "code: save the model as safetensors (save_pretrained(..., safe_serialization=True))"
-            )
         raise UserError(f"{folder} holds no weights: put one of {', '.join(WEIGHT_FILES)} there")
     missing = [name for name in shard_names(start) if not (folder / name).is_file()]
     if missing:
@@ -113,12 +109,17 @@ class Checkpoint:
         paths = [folder / name for name in shard_names(start)]
         self._pickled: dict[str, np.ndarray] = {}
         self._mapped: dict[str, WeightFile] = {}
+        self._torch: dict[str, TorchTensor] = {}
         self.format: str | None = None
         if paths[0].suffix == ".safetensors":
             for path in paths:
                 file = read_header(path)
                 self.format = self.format or file.format
                 self._mapped |= dict.fromkeys(file.tensors, file)
+        elif paths[0].suffix == ".bin":
+            self.format = "pt"
+            for path in paths:
+                self._torch |= read_torch_file(path)
         else:
             self.format = "pd"
             for path in paths:
@@ -128,12 +129,15 @@ class Checkpoint:
     def names(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, by name."""
         mapped = {name: file.tensors[name][1] for name, file in self._mapped.items()}
+        mapped |= {name: tensor.shape for name, tensor in self._torch.items()}
         return mapped | {name: array.shape for name, array in self._pickled.items()}
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as stored; bfloat16 comes as uint16 (see `as_float32`)."""
         if name in self._pickled:
             return self._pickled[name]
+        if name in self._torch:
+            return self._torch[name].read()
         file = self._mapped[name]
         dtype, shape, begin, end = file.tensors[name]
         if begin == end:

@@ -149,7 +149,7 @@ def test_template_cannot_reach_the_interpreter():
 
 
 def test_no_module_of_the_data_path_imports_paddle():
-    modules = ["source", "formats", "template", "tokenize", "dataset", "sampler", "collate"]
+    modules = ["splits", "formats", "template", "tokenize", "dataset", "sampler", "collate"]
     code = "import sys\n" + "".join(f"import finetune.data.{m}\n" for m in modules)
     code += "print([m for m in sys.modules if m.split('.')[0] in ('paddle', 'paddlenlp')])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

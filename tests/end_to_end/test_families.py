@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
-from finetune.models.family import get_family
+from finetune.models import family as family_records
+from finetune.models.family import families, get_family
 from finetune.models.tiny import build_tiny
-from tests.conftest import ROOT, losses, read_log, run_entry
+from tests.conftest import ROOT, launch, losses, read_log, run_entry, write_arguments
 from tests.models.families import CASES as FAMILY_CASES
+from tests.models.families import FamilyCase
 
 METHODS = ("sft", "lora", "pt", "sft_pp")
 SHIPPED = ("llama", "chatglm2", "qwen", "bloom", "opt")
+BORROWING = ("qwen2", "mistral", "gemma")  # run with the files of another family
 NUM_TRAIN, NUM_DEV = 6, 2
 TINY = {"vocab_size": 330, "num_layers": 2, "hidden_size": 32, "max_length": 256}
 
@@ -24,22 +30,20 @@ TINY = {"vocab_size": 330, "num_layers": 2, "hidden_size": 32, "max_length": 256
 class FileCase:
     """An argument file and the tiny model it runs with."""
 
-    folder: str
-    method: str
     family: str
+    method: str
+    root: Path = ROOT
 
     @property
     def arguments(self) -> Path:
-        return ROOT / self.folder / f"{self.method}_argument.json"
+        folder = get_family(self.family).argument_folder or self.family
+        return self.root / folder / f"{self.method}_argument.json"
 
 
-CASES = [FileCase(name, method, name) for name in SHIPPED for method in METHODS]
-CASES += [
-    FileCase(folder, method, family)
-    for family, folder in (("qwen2", "qwen"), ("mistral", "llama"), ("gemma", "llama"))
-    for method in ("sft", "lora")
-]
-OPTIONS = {case.name: case.options for case in FAMILY_CASES}  # the last row: grouped heads where there are
+CASES = [FileCase(name, method) for name in SHIPPED for method in METHODS]
+CASES += [FileCase(name, method) for name in BORROWING for method in ("sft", "lora")]
+# Of a family with two rows the last one: keys and values in fewer heads.
+OPTIONS = {row.name: row.options for row in FAMILY_CASES}
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +54,7 @@ def tiny_model(tmp_path_factory):
 
     def build(family: str) -> Path:
         if family not in found:
-            found[family] = build_tiny(family, root / family, **TINY | OPTIONS[family])
+            found[family] = build_tiny(family, root / family, **TINY | OPTIONS.get(family, {}))
         return found[family]
 
     return build
@@ -67,49 +71,153 @@ def few_samples(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_shipped_file_is_in_the_table():
+def test_every_family_and_every_shipped_file_is_in_the_table():
+    assert {case.family for case in CASES} == set(families())
     files = {path.relative_to(ROOT) for path in ROOT.glob("*/*_argument.json")}
     demonstration = {Path("llama/demo_argument.json")}
     assert files - demonstration == {case.arguments.relative_to(ROOT) for case in CASES}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.folder}_{case.method}")
-def test_file_trains_saves_resumes_and_evaluates(case, tiny_model, few_samples, tmp_path):
-    out = tmp_path / "out"
+SETTINGS = {
+    "device": "cpu",
+    "tensor_parallel_degree": 1,
+    "pipeline_parallel_degree": 1,
+    "max_steps": 2,
+    "warmup_steps": 0,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "src_length": 64,
+    "max_length": 128,
+    "evaluation_strategy": "steps",
+    "eval_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "save_total_limit": 2,
+    "disable_tqdm": True,
+}
+"""What a tiny model on a CPU needs; everything else is as the file has it."""
+TRAINED = {"sft": "model_name_or_path", "sft_pp": "model_name_or_path", "lora": "lora_path", "pt": "prefix_path"}
+"""Setting that takes what a method leaves behind."""
+EVALUATE = {"do_train": False}
+GENERATE = EVALUATE | {"eval_with_do_generation": True, "max_new_tokens": 4, "save_generation_output": True}
 
-    def run(**settings: object) -> dict:
-        settings = {
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}-{case.method}")
+def test_file_trains_saves_resumes_and_evaluates(case, tiny_model, few_samples, tmp_path):
+    check(case, tiny_model, few_samples, tmp_path)
+
+
+def check(case, tiny_model, few_samples, tmp_path) -> None:
+    """Runs a file four times: to the end, again from its middle, and for the two evaluations."""
+
+    def run(name: str, **settings: object) -> dict:
+        base = SETTINGS | {
             "model_name_or_path": tiny_model(case.family),
             "dataset_name_or_path": few_samples,
-            "output_dir": out,
-            "device": "cpu",
-            "tensor_parallel_degree": 1,
-            "pipeline_parallel_degree": 1,
-            "max_steps": 2,
-            "warmup_steps": 0,
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 1,
-            "src_length": 64,
-            "max_length": 128,
-            "evaluation_strategy": "steps",
-            "eval_steps": 1,
-            "save_strategy": "steps",
-            "save_steps": 1,
-            "save_total_limit": 2,
-            "disable_tqdm": True,
-        } | settings
-        command_line = [part for name, value in settings.items() for part in (f"--{name}", value)]
-        assert run_entry(case.arguments, *command_line) == 0
-        return json.loads((out / "all_results.json").read_text(encoding="utf-8"))
+            "output_dir": tmp_path / name,
+        }
+        options = [part for key, value in (base | settings).items() for part in (f"--{key}", value)]
+        assert run_entry(case.arguments, *options) == 0
+        return results(tmp_path / name)
 
-    by_loss = run()
-    curve, checkpoints = losses(out), sorted(path.name for path in out.glob("checkpoint-*"))
-    assert len(curve) == 2 and checkpoints == ["checkpoint-1", "checkpoint-2"]
-    assert by_loss["eval_loss"] == pytest.approx(curve[-1], rel=0.5)
-    final = contents(out)
+    out = tmp_path / "out"
+    trained, curve, weights = run("out"), losses(out), tensors(out / "checkpoint-2")
+    assert [record["step"] for record in read_log(out)] == [1, 2]
+    assert 0 < trained["eval_loss"] < 2 * curve[0]
 
-    # As after a power cut between the two checkpoints: step 2 is done again, from step 1.
+    # As after a power cut between two checkpoints: step 2 is done again, from what checkpoint-1 holds.
     shutil.rmtree(out / "checkpoint-2")
-    assert run() == by_loss | {}
+    assert run("out") == trained
     assert losses(out) == curve
-    assert contents(out) == final
+    assert tensors(out / "checkpoint-2") == weights
+
+    saved = {TRAINED[case.method]: out}
+    assert run("by_loss", **EVALUATE | saved)["eval_loss"] == trained["eval_loss"]
+    assert run("by_generation", **GENERATE | saved)["eval_bleu4"] >= 0
+    lines = (tmp_path / "by_generation" / "generated_output.json").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == NUM_DEV
+
+
+def results(out: Path) -> dict:
+    """Metrics of a run, without those of the clock."""
+    found = json.loads((out / "all_results.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in found.items() if "second" not in name}
+
+
+def tensors(checkpoint: Path) -> dict[str, bytes]:
+    """All tensors of a checkpoint: weights and optimizer. (Their order in the files is no contract.)"""
+    paths = list(checkpoint.glob("*.safetensors"))
+    assert len(paths) == 2
+    return {f"{path.name}: {name}": array.tobytes() for path in paths for name, array in load_file(path).items()}
+
+
+# What one adds for a sixth family: a record, a folder with argument files, and a row of the table.
+QUILL_RECORD = """
+from dataclasses import replace
+
+from finetune.models.family import register
+from finetune.models.llama import LLAMA
+
+NAMES = {"model_type": "quill", "architectures": ["QuillForCausalLM"]}
+QUILL = register(
+    replace(
+        LLAMA,
+        name="quill",
+        model_types=("quill",),
+        architectures=("QuillForCausalLM",),
+        lora_target_modules=(".*q_proj.*", ".*down_proj.*"),
+        tiny=replace(LLAMA.tiny, config=lambda shape: LLAMA.tiny.config(shape) | NAMES),
+    )
+)
+"""
+QUILL_FILE = {
+    "model_name_or_path": "nobody/quill-7b",
+    "dataset_name_or_path": "./data",
+    "output_dir": "./checkpoints/quill",
+    "do_train": True,
+    "do_eval": True,
+}
+QUILL_ROW = FamilyCase("quill")
+
+
+@pytest.fixture
+def quill(tmp_path, monkeypatch):
+    """Puts the record where records are, as far as Python can tell, and takes it away again."""
+    package = importlib.import_module("finetune.models")
+    records = tmp_path / "records"
+    records.mkdir()
+    (records / "quill.py").write_text(QUILL_RECORD, encoding="utf-8")
+    for method, switch in (("sft", {}), ("lora", {"lora": True}), ("pt", {"prefix_tuning": True})):
+        write_arguments(tmp_path / "quill" / f"{method}_argument.json", **QUILL_FILE, **switch)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(records)])
+    monkeypatch.setattr(family_records, "_registry", dict(family_records._registry))
+    family_records._record_modules.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    family_records._record_modules.cache_clear()
+    sys.modules.pop("finetune.models.quill", None)
+
+
+@pytest.mark.parametrize("method", ["sft", "lora", "pt"])
+def test_a_sixth_family_is_one_record_one_folder_and_one_row(method, quill, few_samples, tmp_path):
+    folder = build_tiny(QUILL_ROW.name, tmp_path / "tiny", **TINY | QUILL_ROW.options)
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "quill"
+    check(FileCase(QUILL_ROW.name, method, root=quill), lambda _family: folder, few_samples, tmp_path)
+    if method == "lora":
+        names = {name.split(": ")[1] for name in tensors(tmp_path / "out" / "checkpoint-2")}
+        assert {name.split(".")[-2] for name in names if name.endswith("lora_A")} == {"q_proj", "down_proj"}
+
+
+def test_a_model_that_no_record_covers_is_refused_before_weights_are_read(few_samples, tmp_path):
+    folder = tmp_path / "model"  # it has no weights at all, and nobody gets as far as noticing
+    write_arguments(folder / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"])
+    result = launch(
+        "-X", "importtime", "finetune_generation.py", ROOT / "llama" / "lora_argument.json", "--device", "cpu",
+        "--model_name_or_path", folder, "--dataset_name_or_path", few_samples, "--output_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert result.returncode == 2
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert "no family covers model_type 't5'" in line
+    assert f"covered families: {', '.join(sorted(families()))}" in line
+    assert "| paddle" not in result.stderr
+    assert not (tmp_path / "out").exists()
