@@ -26,10 +26,14 @@ def main() -> None:
     files = assembly.find_files(args)
     with open_run_directory(args) as run:
         report = finish.Report(args, run, processor_note)
+        if run.finished:
+            report.nothing_to_do()
+            return
         silence_libraries()
         pair = assembly.load_tokenizer_pair(args, resolved)
+        report.notes(assembly.vocabulary_notes(args, resolved, pair))
         data = assembly.read_data(args, files, pair)
-        report.data(data)
+        report.data(data, resolved)
         model = assembly.adapt(assembly.load_base_model(args, resolved, pair), args, resolved)
         trainer = assembly.build_trainer(args, run, model, data, pair, resolved=resolved)
         report.model(model)

@@ -1,5 +1,6 @@
 """What makes a set of values unusable. Every check adds its own line, so that all faults show at once."""
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from finetune.argument_data_checks import check_data_settings, looks_like_path
 from finetune.argument_ranges import RANGES, find_range_fault
-from finetune.argument_refusals import REFUSED_QUANT, find_refusals
+from finetune.argument_refusals import REFUSED_QUANT, SUPPORTED_VALUES, find_refusals
 from finetune.argument_resolution import GENERATION_METRICS, LOSS_METRICS, canonical_metric
 from finetune.device import detect_device, device_kind, find_device_fault
 
@@ -78,10 +79,30 @@ def find_faults(values: Values, extras: Mapping[str, Any]) -> list[str]:
         _check_sharding,
         _check_processes,
         _check_device,
+        _check_supported,
+        _check_reporting,
         _check_not_yet,
     ):
         check(values, faults)
     return faults + find_refusals(extras, {name: values[name] for name in REFUSED_QUANT})
+
+
+def _check_supported(values: Values, faults: list[str]) -> None:
+    for name, (working, remedy) in SUPPORTED_VALUES.items():
+        if values.sound(name) and values[name] not in working:
+            faults.append(f"{name} is {values[name]!r}, which this version does not have: {remedy}")
+
+
+def _check_reporting(values: Values, faults: list[str]) -> None:
+    packages = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorboardX"}
+    services = (values["report_to"] or []) if values.sound("report_to") else []
+    for service in services:
+        package = packages.get(service)
+        if package and importlib.util.find_spec(package) is None:
+            faults.append(
+                f"report_to names {service}, whose package {package} is not installed: pip install {package}, "
+                "or leave it out; train_log.jsonl and loss.png are always written"
+            )
 
 
 def count_processes() -> int:
@@ -97,6 +118,8 @@ def _check_required(values: Values, faults: list[str]) -> None:
         "dataset_name_or_path": "give the folder with train.json and dev.json, or a built-in dataset name",
     }
     for name, remedy in remedies.items():
+        if name == "output_dir" and values["preview"]:
+            continue
         if name == "dataset_name_or_path" and (values["dataset_mix"] or not values.sound("dataset_mix")):
             continue
         if values.sound(name) and not values[name]:
@@ -104,9 +127,9 @@ def _check_required(values: Values, faults: list[str]) -> None:
 
 
 def _check_task(values: Values, faults: list[str]) -> None:
-    tasks = ("do_train", "do_eval", "do_predict")
+    tasks = ("do_train", "do_eval")
     if values.sound(*tasks) and not any(values[task] for task in tasks):
-        faults.append("nothing to do: set at least one of do_train, do_eval and do_predict to true")
+        faults.append("nothing to do: set do_train or do_eval to true")
 
 
 def _check_ranges(values: Values, faults: list[str]) -> None:
@@ -132,6 +155,12 @@ def _check_methods(values: Values, faults: list[str]) -> None:
     for name in ("rslora", "pissa"):
         if values.sound(name, "lora") and values[name] and not values["lora"]:
             faults.append(f"{name} is true, but lora is false: add --lora true or remove {name}")
+    saved = values.sound("modules_to_save", "lora") and values["modules_to_save"]
+    if saved and not values["lora"]:
+        faults.append(
+            "modules_to_save is given, but lora is false: add --lora true, or remove it (without LoRA the "
+            "choice is between all weights and a prefix)"
+        )
     uploads = values.sound("save_to_aistudio", "aistudio_repo_id") and values["save_to_aistudio"]
     if uploads and not values["aistudio_repo_id"]:
         faults.append(
@@ -151,6 +180,11 @@ def _check_paths(values: Values, faults: list[str]) -> None:
             faults.append(
                 f'{name} is "{value}", which does not exist (looked in {Path.cwd()}): check the path'
             )
+    for method, name in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
+        value = values[name]
+        wanted = values.sound(name, method) and value and values[method] and not looks_like_path(value)
+        if wanted and not os.path.isdir(value):
+            faults.append(f'{name} is "{value}", which is no folder (looked in {Path.cwd()}): check the path')
     template = values["chat_template"]  # may also be the template's text, in which slashes mean nothing
     if (
         template

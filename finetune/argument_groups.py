@@ -34,6 +34,11 @@ class ModelArguments:
     lora_target_modules: list[str] | None = _setting(  # noqa: RUF009 (the call builds a field)
         None, "Patterns of the linear layers that LoRA adapts; null: what suits the model family."
     )
+    modules_to_save: list[str] | None = _setting(  # noqa: RUF009 (the call builds a field)
+        None,
+        "Modules that LoRA trains and saves whole, by the last part of their names: "
+        "embed_tokens,lm_head for new tokens; null: none.",
+    )
     rslora: bool = _setting(False, "Scale the LoRA update by lora_alpha / sqrt(lora_rank) (rsLoRA).")
     lora_plus_scale: float = _setting(1.0, "Factor on the learning rate of LoRA's B matrices (LoRA+).")
     pissa: bool = _setting(False, "Start LoRA from the weight's leading singular vectors (PiSSA).")
@@ -159,6 +164,9 @@ class DataArguments:
     )
     save_generation_output: bool = _setting(
         False, "Write the text generated in evaluation to generated_output.json."
+    )
+    preview: int = _setting(
+        0, "Show this many training samples, and figures of all of them, instead of training; 0: train."
     )
     lazy: bool = _setting(False, "Read the data as a stream instead of loading it.")
     chat_template: str | None = _setting(

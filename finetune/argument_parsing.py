@@ -249,7 +249,8 @@ def _to_bool(value: Any) -> bool | None:
     if isinstance(value, str):
         word = value.strip().lower()
         return True if word in _TRUE_WORDS else False if word in _FALSE_WORDS else None
-    return value if isinstance(value, bool) else None
+    # PaddleNLP's parser takes 0 and 1 for flags in a file, and existing files use them.
+    return bool(value) if isinstance(value, bool) or value in (0, 1) else None
 
 
 def _to_int(value: Any) -> int | None:

@@ -108,6 +108,46 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 
 
+_OWN_CHECKPOINTS = "checkpoints here always hold what a run continues with"
+_WHOLE_EVALUATION = "every evaluation sees the whole dev set; make it smaller with max_eval_samples"
+
+# Settings of PaddleNLP's TrainingArguments that this trainer has no use for -> why.
+TRAINING_WITHOUT_EFFECT: dict[str, str] = {
+    "max_evaluate_steps": _WHOLE_EVALUATION,
+    "minimum_eval_times": "evaluation_strategy and eval_steps say when to evaluate",
+    "prediction_loss_only": "evaluation never gathers logits",
+    "eval_accumulation_steps": "evaluation keeps nothing on the device from batch to batch",
+    "skip_data_intervals": "every optimizer step consumes its own global batch",
+    "ignore_data_skip": "a resumed run finds its place in the data at once",
+    "ignore_save_lr_and_optim": _OWN_CHECKPOINTS,
+    "ignore_load_lr_and_optim": _OWN_CHECKPOINTS,
+    "use_async_save": "checkpoints are written before training goes on",
+    "do_predict": "evaluate with do_eval and eval_with_do_generation",
+    "do_export": "a static graph is not exported by this command",
+    "count_trained_tokens": "tokens are always counted",
+    "metrics_output_path": "train_log.jsonl holds every logged step",
+}
+# Quietly accepted: their values change nothing, and many existing files carry them.
+_QUIET = frozenset({"eval_accumulation_steps", "count_trained_tokens", "prediction_loss_only"})
+
+# Settings of TrainingArguments with the values that work here, and what to do about the others.
+SUPPORTED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "optim": (("adamw",), "use adamw"),
+    "to_static": ((False, None), "leave it off: training runs in dynamic graphs"),
+    "flatten_param_grads": ((False, None), "leave it off: it is for NPU devices"),
+    "enable_auto_parallel": ((False, None), "leave it off: layouts are given by their degrees"),
+}
+
+
+def list_training_ignored(values: Mapping[str, Any], given: frozenset[str]) -> list[str]:
+    """One line for each training setting that was switched on and does nothing here."""
+    return [
+        f"{name} has no effect here: {reason}"
+        for name, reason in TRAINING_WITHOUT_EFFECT.items()
+        if name in given and name not in _QUIET and values[name] not in (None, False, "", -1, 0)
+    ]
+
+
 def find_refusals(extras: Mapping[str, Any], quant: Mapping[str, Any]) -> list[str]:
     """One fault line for each setting that is switched on but has no place here."""
     faults = []

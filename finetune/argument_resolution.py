@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from finetune.argument_refusals import list_ignored
+from finetune.argument_refusals import list_ignored, list_training_ignored
 from finetune.device import detect_device, device_kind
 
 LOSS_METRICS = ("loss", "perplexity", "accuracy")
@@ -51,11 +51,14 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Map
             values[name] = os.path.expanduser(values[name])
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
+    if values["modules_to_save"]:
+        parts = [part.strip() for item in values["modules_to_save"] for part in item.split(",")]
+        values["modules_to_save"] = [part for part in parts if part] or None
     warnings = _resolve_evaluation(values, given)
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         if values[path] and not values[method]:
             warnings.append(f"{path} is not read, because {method} is false")
-    return warnings + list_ignored(extras)
+    return warnings + list_ignored(extras) + list_training_ignored(values, given)
 
 
 def canonical_metric(name: str) -> str:
@@ -66,7 +69,7 @@ def canonical_metric(name: str) -> str:
 
 def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str]) -> list[str]:
     warnings = []
-    if values["do_train"] is False and values["do_eval"]:
+    if values["do_train"] is False:
         # The file of a training run, used to evaluate what it left: nothing is chosen or repeated then.
         values.update(evaluation_strategy="no", load_best_model_at_end=False, metric_for_best_model=None)
     strategy = values["evaluation_strategy"]

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # Kept out of every file that is written.
-_SECRETS = frozenset({"aistudio_token", "wandb_api_key"})
+SECRETS = frozenset({"aistudio_token", "wandb_api_key"})
 
 # Resolved here, so PaddleNLP's TrainingArguments must be told even when the user did not say.
 _RESOLVED_TRAINING = (
@@ -102,7 +102,7 @@ class Arguments:
         return {
             name: value
             for name, value in settings.items()
-            if name not in _SECRETS and name in known_settings()
+            if name not in SECRETS and name in known_settings()
         }
 
     def training_kwargs(self) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from finetune.data.dataset import DataReport, load_prompts, load_samples
 from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
-from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from finetune.arguments import Arguments
     from finetune.data.mixing import DataSource
     from finetune.models.loading import ResolvedModel
     from finetune.models.tokenizer import FamilyEncoder
+    from finetune.models.vocabulary import VocabularyGrowth
     from finetune.run_directory import RunDirectory
     from finetune.training.rows import Rows
     from finetune.training.trainer import FinetuneTrainer
@@ -103,6 +103,37 @@ def _tokenizer_folder(args: Arguments) -> Path:
     return Path(name) if Path(name).is_dir() else hub.cached_folder(name) or Path(name)
 
 
+def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> VocabularyGrowth | None:
+    """Embeddings that the model needs for a tokenizer with more tokens; None when it has enough.
+
+    Raises:
+        UserError: The model's own tokenizer has more tokens than the model has embeddings.
+    """
+    from finetune.models.vocabulary import find_growth, is_other_tokenizer
+
+    return find_growth(
+        resolved.family.adapt_config(resolved.config).get("vocab_size"),
+        len(pair.tokenizer),
+        family=resolved.family,
+        other_tokenizer=is_other_tokenizer(
+            args.model.tokenizer_name_or_path, resolved.folder or resolved.name
+        ),
+    )
+
+
+def vocabulary_notes(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> list[str]:
+    """What the person should know of added embeddings; empty when there are none.
+
+    Raises:
+        UserError: See `plan_vocabulary`.
+    """
+    from finetune.models.vocabulary import describe
+
+    growth, model = plan_vocabulary(args, resolved, pair), args.model
+    untrained = model.prefix_tuning or (model.lora and not (model.modules_to_save or model.lora_path))
+    return describe(growth, untrained=untrained and args.training.do_train) if growth else []
+
+
 def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> Any:
     """Loads the model's weights in the dtype of the run.
 
@@ -120,16 +151,14 @@ def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
         if resolved.family.cpu_layers:
             import_object(resolved.family.cpu_layers)()
     seed_everything(args.training.seed)
-    vocabulary = resolved.family.adapt_config(resolved.config).get("vocab_size")
-    if vocabulary is not None and len(pair.tokenizer) > vocabulary:
-        raise UserError(
-            f"the tokenizer has {len(pair.tokenizer)} tokens but the model only {vocabulary} embeddings: "
-            "use the tokenizer that belongs to the model."
-        )
     # The cache of keys and values costs memory in training; `generate` asks for it by itself.
     overrides = args.model_config_kwargs() | {"use_cache": False}
     model = load_model(
-        resolved, dtype=parameter_dtype(args), config_overrides=overrides, tokenizer=pair.tokenizer
+        resolved,
+        dtype=parameter_dtype(args),
+        config_overrides=overrides,
+        tokenizer=pair.tokenizer,
+        growth=plan_vocabulary(args, resolved, pair),
     )
     model.generation_config.use_cache = True
     return model
@@ -149,7 +178,7 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
 
     settings, dtype = args.model, parameter_dtype(args)
     if settings.lora and settings.lora_path:
-        return load_lora(model, Path(settings.lora_path))
+        return load_lora(model, Path(settings.lora_path), modules_to_save=settings.modules_to_save)
     if settings.prefix_tuning and settings.prefix_path:
         return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
     if settings.lora:
@@ -173,7 +202,7 @@ def build_trainer(
     from finetune.adapters.neftune import EmbeddingNoise
     from finetune.training.loss import LabelPositions
     from finetune.training.progress import ProgressReporter
-    from finetune.training.run_log import KEEP_ALL, RunLog
+    from finetune.training.run_log import RunLog
     from finetune.training.setup import build_training_arguments
     from finetune.training.trainer import FinetuneTrainer
 
@@ -198,13 +227,12 @@ def build_trainer(
     total_steps = trainer.plan()[1] if training else 0
     bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
     trainer.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
-    trainer.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step if training else KEEP_ALL)
+    if training:
+        trainer.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step)
     return trainer
 
 
-def _build_rows(
-    args: Arguments, samples: list[Sample], pair: TokenizerPair, resolved: ResolvedModel
-) -> Rows:
+def _build_rows(args: Arguments, samples: list[Sample], pair: TokenizerPair, resolved: ResolvedModel) -> Rows:
     """Padded rows of one sample each, or rows packed with several."""
     from finetune.data.packing import PackedSamples, pack
     from finetune.training.rows import PackedRows, PaddedRows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.errors import EXIT_USER_ERROR, UserError
+from finetune.interruption import Interrupted
 
 EXIT_FAILED = 1
 
@@ -22,8 +24,7 @@ def run_command(main: Callable[[], None]) -> int:
         0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
         first process only; 1 the run failed.
     """
-    from finetune.interruption import Interrupted
-
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except UserError as error:
@@ -41,6 +42,11 @@ def run_command(main: Callable[[], None]) -> int:
         traceback.print_exc()
         return EXIT_FAILED
     return 0
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """Outside the training loop, which saves first, there is nothing that a stop could lose."""
+    raise Interrupted(f"stopped by signal {signal.Signals(number).name}; nothing new was to be saved")
 
 
 def is_first_process() -> bool:
@@ -69,7 +75,12 @@ def silence_libraries() -> None:
     logging.getLogger("jieba").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import paddle
         from paddlenlp.utils.log import logger
+
+    # Paddle's own handlers would print a C++ stack on SIGTERM instead of letting ours act.
+    paddle.disable_signal_handler()
+    signal.signal(signal.SIGTERM, _interrupt)
 
     logger.set_level("ERROR")
     # Paddle's deprecation decorator re-enables its warnings; the filter must come after the import.

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.command import is_first_process, python_name
+from finetune.run_directory import RESULTS_FILE
 from finetune.training.checkpoint import list_checkpoints
 from finetune.training.report import print_summary, write_generations, write_results
 
 if TYPE_CHECKING:
     from finetune.arguments import Arguments
     from finetune.assembly import RunData
+    from finetune.models.loading import ResolvedModel
     from finetune.run_directory import RunDirectory
     from finetune.training.trainer import FinetuneTrainer
 
-RESULTS_FILE = "all_results.json"
 GENERATIONS_FILE = "generated_output.json"
 LOG_FILE = "train_log.jsonl"
 PLOT_FILE = "loss.png"
@@ -34,9 +37,11 @@ def save_final_weights(run: RunDirectory, trainer: FinetuneTrainer) -> None:
         folder = Path(name)
         trainer.write_model(folder)
         trainer.state.save_to_json(str(folder / STATE_FILE))
+        run.remove_old_outputs(keep={path.name for path in folder.iterdir()})
         # The state file is what marks a finished run, so it goes last.
         for path in sorted(folder.iterdir(), key=lambda path: (path.name == STATE_FILE, path.name)):
             path.replace(run.path / path.name)
+    run.settle()
 
 
 class Report:
@@ -63,10 +68,31 @@ class Report:
         if is_first_process():
             print(text, file=sys.stderr, flush=True)
 
-    def data(self, data: RunData) -> None:
-        """Says what became of the data files."""
+    def notes(self, lines: list[str]) -> None:
+        """Says what a preparing step found."""
+        for line in lines:
+            self.say(line)
+
+    def data(self, data: RunData, resolved: ResolvedModel) -> None:
+        """Says what became of the data files, and whether rows are longer than the model was made for."""
         for split, report in data.reports.items():
             self.say(f"Data, {split}: {report.describe()}")
+        config = resolved.family.adapt_config(resolved.config)
+        limit = config.get(resolved.family.fields.max_positions)
+        examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)
+        longest = max((len(example.input_ids) for example in examples), default=0)
+        if limit and longest > limit:
+            self.say(
+                f"warning: the longest sample has {longest} tokens, but the model was made for {limit}: "
+                f"lower max_length (now {self.args.data.max_length}) to {limit}."
+            )
+
+    def nothing_to_do(self) -> None:
+        """Says that this very run is finished."""
+        self.say(
+            f"{self.run.path} holds this run, finished. Give larger max_steps or num_train_epochs to train further, "
+            "or --overwrite_output_dir true to train it anew."
+        )
 
     def model(self, model: Any) -> None:
         """Says how large the model is and how much of it is trained."""
@@ -81,7 +107,9 @@ class Report:
         if trainer.progress:
             trainer.progress.close()
         files = {"results": self.run.path / RESULTS_FILE}
-        write_results(files["results"], _known_results(files["results"]) | metrics)
+        # A command that only evaluates adds to what the training wrote.
+        known = {} if self.args.training.do_train else _known_results(files["results"])
+        write_results(files["results"], known | metrics)
         rows = getattr(trainer.evaluation, "generations", [])
         if rows and self.args.data.save_generation_output:
             files["generated texts"] = self.run.path / GENERATIONS_FILE

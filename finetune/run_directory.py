@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.files import write_json
 from finetune.training.checkpoint import (
+    REPLACED_PREFIX,
     find_fault,
     list_checkpoints,
     newest_valid_checkpoint,
@@ -24,11 +26,17 @@ if TYPE_CHECKING:
 ARGUMENTS_FILE = "arguments.json"
 FINISHED_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
+OVERWRITING_FILE = ".overwriting.json"
+RESULTS_FILE = "all_results.json"
 _MAY_CHANGE = {
     "disable_tqdm", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit", "device",
-    "per_device_eval_batch_size", "report_to", "overwrite_output_dir", "save_generation_output", "eval_steps",
+    "per_device_eval_batch_size", "report_to", "output_dir", "logging_dir", "overwrite_output_dir",
+    "save_generation_output", "eval_steps", "preview", "data_cache", "data_cache_dir",
 }  # fmt: skip
-"""Settings that do not change the curve of a run; all others are named when a resumed run changes them."""
+"""Settings that do not change the curve of a run; all others are named when a continued run changes them."""
+_LENGTHS = ("max_steps", "num_train_epochs")
+_OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
+            "generated_output.json")  # fmt: skip
 
 
 class RunDirectory:
@@ -37,12 +45,16 @@ class RunDirectory:
     Attributes:
         path: The folder.
         resume: The checkpoint that training continues from, or None for a fresh start.
+        finished: Whether this very run is done already; there is nothing to do then.
+        replaces: Whether an earlier run in this folder is being replaced, on request.
         warnings: What the person should know before training starts.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.resume: Path | None = None
+        self.finished = False
+        self.replaces = False
         self.warnings: list[str] = []
         self._lock: IO[str] | None = None
 
@@ -68,22 +80,29 @@ class RunDirectory:
                 f"output_dir {self.path} is in use by another running process: wait for it, or choose another folder."
             ) from None
 
-    def note_changes(self, arguments: dict[str, Any]) -> None:
-        """Warns when a run continues with settings that change its curve."""
-        try:
-            before = json.loads((self.path / ARGUMENTS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        changed = [
-            f"{key} ({before.get(key)!r} -> {value!r})"
+    def changes(self, arguments: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings that shape the curve and differ from those the run in this folder began with: (old, new)."""
+        before = _read_json(self.path / ARGUMENTS_FILE)
+        return {
+            key: (before[key], value)
             for key, value in arguments.items()
-            if key not in _MAY_CHANGE and before.get(key) != value
-        ]
-        if changed:
-            self.warnings.append(
-                "this run continues with other settings than it began with, so its curve will not be the "
-                "one of an uninterrupted run: " + ", ".join(changed)
-            )
+            if key not in _MAY_CHANGE and key in before and before[key] != value
+        }
+
+    def settle(self) -> None:
+        """Removes what a replaced run left, once the new run's final files stand."""
+        if not self.replaces:
+            return
+        for path in [*self.path.glob(f"{REPLACED_PREFIX}*")]:
+            shutil.rmtree(path, ignore_errors=True)
+        (self.path / OVERWRITING_FILE).unlink(missing_ok=True)
+
+    def remove_old_outputs(self, *, keep: set[str]) -> None:
+        """Removes weights and texts of a replaced run that the new one has no files for."""
+        if self.replaces:
+            for path in [path for pattern in _OUTPUTS for path in self.path.glob(pattern)]:
+                if path.name not in keep:
+                    path.unlink()
 
 
 def open_run_directory(args: Arguments) -> RunDirectory:
@@ -98,11 +117,12 @@ def open_run_directory(args: Arguments) -> RunDirectory:
         raise UserError(f"output_dir {path} is a file: choose a folder.")
     run = RunDirectory(path)
     if args.training.do_train:
-        _check_contents(run, overwrite=args.training.overwrite_output_dir)
+        _check_contents(run, args)
     _make_folder(path)
     run.take_lock()
-    if args.training.do_train:
+    if args.training.do_train and not run.finished:
         _choose_start(run, args)
+        (path / FINISHED_FILE).unlink(missing_ok=True)
         write_json(path / ARGUMENTS_FILE, args.to_json())
     return run
 
@@ -117,35 +137,74 @@ def _make_folder(path: Path) -> None:
         ) from None
 
 
-def _check_contents(run: RunDirectory, *, overwrite: bool) -> None:
-    if overwrite or not run.path.is_dir() or not any(run.path.iterdir()):
+def _check_contents(run: RunDirectory, args: Arguments) -> None:
+    """Refuses to write over what belongs to others, or over a finished run with other settings."""
+    if args.training.overwrite_output_dir or not run.path.is_dir():
         return
     ours = (run.path / ARGUMENTS_FILE).is_file() or list_checkpoints(run.path)
-    if not ours and any(p.name != LOCK_FILE for p in run.path.iterdir()):
+    if not ours and any(path.name != LOCK_FILE for path in run.path.iterdir()):
         raise UserError(
             f"output_dir {run.path} is not empty and holds no run of this program: choose another folder, "
             "or add --overwrite_output_dir true to write into it."
         )
-    if (run.path / FINISHED_FILE).is_file() and not list_checkpoints(run.path):
+    is_finished = (run.path / FINISHED_FILE).is_file() and "train_steps" in _read_json(
+        run.path / RESULTS_FILE
+    )
+    if is_finished and not args.training.resume_from_checkpoint:
+        _check_finished(run, run.changes(args.to_json()))
+
+
+def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]]) -> None:
+    others = [name for name in changes if name not in _LENGTHS]
+    is_longer = not others and any(new > old for old, new in changes.values())
+    if not changes:
+        run.finished = True
+    elif not is_longer:
         raise UserError(
-            f"output_dir {run.path} holds a finished run without checkpoints: choose another folder, "
-            "or add --overwrite_output_dir true to replace it."
+            f"output_dir {run.path} holds a finished run with other settings ({_describe(changes)}): choose another "
+            "folder, or add --overwrite_output_dir true to replace it."
+        )
+    elif not list_checkpoints(run.path):
+        raise UserError(
+            f"output_dir {run.path} holds a finished run without checkpoints, so it cannot be trained further: "
+            "choose another folder, or add --overwrite_output_dir true to replace it."
         )
 
 
 def _choose_start(run: RunDirectory, args: Arguments) -> None:
     remove_leftovers(run.path)
+    arguments = args.to_json()
     asked = args.training.resume_from_checkpoint
-    if asked and str(asked).lower() not in ("true", "false"):
-        fault = find_fault(Path(asked)) if step_of(Path(asked)) >= 0 else "its name is not checkpoint-<step>"
+    marker = run.path / OVERWRITING_FILE
+    if asked:
+        run.resume = Path(asked)
+        fault = find_fault(run.resume) if step_of(run.resume) >= 0 else "its name is not checkpoint-<step>"
         if fault:
             raise UserError(f"resume_from_checkpoint {asked} cannot be used: {fault}.")
-        run.resume = Path(asked)
-    elif args.training.overwrite_output_dir:
+    elif args.training.overwrite_output_dir and _read_json(marker) != arguments:
+        # Once begun, the same command continues the new run instead of replacing it again.
         set_aside(run.path)
+        write_json(marker, arguments)
     else:
         run.resume = newest_valid_checkpoint(run.path, run.warnings.append)
         if run.resume is None and list_checkpoints(run.path):
             run.warnings.append("no valid checkpoint is left, training starts from the first step.")
+    run.replaces = marker.is_file()
     if run.resume is not None:
-        run.note_changes(args.to_json())
+        set_aside(run.path, beyond=step_of(run.resume))
+        if changes := run.changes(arguments):
+            run.warnings.append(
+                "this run continues with other settings than it began with, so its curve will not be the "
+                f"one of an uninterrupted run: {_describe(changes)}"
+            )
+
+
+def _describe(changes: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{name} ({old!r} -> {new!r})" for name, (old, new) in changes.items())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -100,7 +100,7 @@ def test_a_value_of_the_wrong_type_brings_no_further_fault():
         ("--fp16 --bf16", ["fp16 and bf16 are both true", "--fp16 false"]),
         ("--fp16_full_eval --bf16_full_eval", ["fp16_full_eval and bf16_full_eval are both true"]),
         ("--save_to_aistudio", ["aistudio_repo_id is missing"]),
-        ("--do_train false", ["nothing to do", "do_train, do_eval and do_predict"]),
+        ("--do_train false", ["nothing to do", "set do_train or do_eval to true"]),
         ("--lr_scheduler_type cosin", ["lr_scheduler_type", "choose one of linear, cosine, constant"]),
         ("--evaluation_strategy sometimes", ["evaluation_strategy", "choose one of no, steps, epoch"]),
         ("--save_strategy sometimes", ["save_strategy", "choose one of no, steps, epoch"]),

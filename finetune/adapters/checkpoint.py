@@ -37,9 +37,16 @@ def _weights_layer(model: Any) -> Any:
 
 
 def adapter_state(model: Any) -> dict[str, Any]:
-    """Trained tensors of an adapter by the names PaddleNLP stores them under."""
-    state = _weights_layer(model).state_dict()
-    return {name: tensor for name, tensor in state.items() if not tensor.stop_gradient}
+    """Trained tensors of an adapter by the names PaddleNLP stores them under.
+
+    Modules that are trained whole are among them. A tensor with two names, as tied embeddings have, stands
+    under the first.
+    """
+    state: dict[int, tuple[str, Any]] = {}
+    for name, tensor in _weights_layer(model).state_dict().items():
+        if not tensor.stop_gradient:
+            state.setdefault(id(tensor), (name, tensor))
+    return dict(state.values())
 
 
 def save_adapter(model: Any, folder: Path) -> None:

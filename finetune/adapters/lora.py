@@ -38,8 +38,12 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str) -> Any:
     targets = list(settings.lora_target_modules or family.lora_target_modules)
     if settings.lora_target_modules:
         check_targets(model, targets)
+    saved = settings.modules_to_save
+    if saved:
+        check_saved_modules(model, saved, targets=targets)
     config = LoRAConfig(
         target_modules=targets,
+        trainable_modules=[saved_pattern(name) for name in saved] if saved else None,
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
@@ -53,11 +57,16 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str) -> Any:
     return LoRAModel(model, config)
 
 
-def load_lora(model: Any, folder: Path) -> Any:
+def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = None) -> Any:
     """Puts a saved adapter on a model, trainable again.
 
+    Args:
+        model: The model that it was trained on.
+        folder: The adapter's folder.
+        modules_to_save: Modules that the run wants trained whole; None for those of the adapter.
+
     Raises:
-        UserError: The folder holds no adapter or one of another shape.
+        UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
     """
     from paddlenlp.peft import LoRAConfig, LoRAModel
 
@@ -70,10 +79,44 @@ def load_lora(model: Any, folder: Path) -> Any:
         )
     fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     fields.pop("scaling", None)
+    patterns = [saved_pattern(name) for name in modules_to_save or ()]
+    if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):
+        raise UserError(
+            f"modules_to_save is {', '.join(modules_to_save or ())}, but the adapter in lora_path {folder} was "
+            f"trained with {fields.get('trainable_modules') or 'none'}: remove modules_to_save to go on with "
+            "the adapter's, or start a new one"
+        )
     config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
     adapted = LoRAModel(model, config)
     load_adapter_weights(adapted, folder)
     return adapted
+
+
+def saved_pattern(name: str) -> str:
+    """PaddleNLP's pattern for all parameters of the modules whose names end in `name`."""
+    return rf"(.*\.)?{re.escape(name)}\.[^.]+"
+
+
+def check_saved_modules(model: Any, names: list[str], *, targets: list[str]) -> None:
+    """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
+
+    Raises:
+        UserError: Names that fit nothing or both.
+    """
+    modules = [name for name, layer in model.named_sublayers() if layer.parameters(include_sublayers=False)]
+    leaves = {name.rpartition(".")[2] for name in modules}
+    if unknown := [name for name in names if name not in leaves]:
+        raise UserError(
+            f"modules_to_save: this model has no module called {', '.join(map(repr, unknown))} with weights of "
+            f"its own; there are: {', '.join(sorted(leaves))}."
+        )
+    adapted = {
+        name.rpartition(".")[2] for name in modules if any(re.fullmatch(each, name) for each in targets)
+    }
+    if both := [name for name in names if name in adapted]:
+        raise UserError(
+            f"modules_to_save: {', '.join(both)} gets a low-rank update as well (lora_target_modules): choose one."
+        )
 
 
 def check_targets(model: Any, targets: list[str] | str) -> None:

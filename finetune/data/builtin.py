@@ -21,6 +21,14 @@ def load_builtin(name: str, task_name: str | None, split: str) -> list[Conversat
     Raises:
         UserError: There is no such dataset, it cannot be fetched, or its rows have no known format.
     """
+    from finetune.models import hub
+
+    # Without the network PaddleNLP would retry for most of a minute before it gives up.
+    if not (Path.home() / ".paddlenlp" / "datasets" / name).exists() and not hub.is_reachable():
+        raise UserError(
+            f"dataset_name_or_path {name!r} is no folder, and datasets by name come from the network, which cannot be "
+            "reached. Give a folder that holds train.json and dev.json."
+        )
     from paddlenlp.datasets import load_dataset
 
     try:

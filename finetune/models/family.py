@@ -72,7 +72,8 @@ class TokenizerFacts:
         prefix: Tokens that open every sequence.
         end_of_answer: Token that ends an answer and stops generation.
         pad_fallback: Token used for padding when the tokenizer names none.
-        chat_ends: Tokens by which chat templates end an answer; generation stops at them too.
+        chat_ends: Tokens by which chat templates end an answer; generation stops at them too, where the
+            tokenizer has them.
         vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
             preference; the first is the name it writes itself.
         tokenizer_class: Dotted path of the tokenizer for folders that do not name one.

@@ -107,6 +107,7 @@ GEMMA = register(
             prefix=("bos",),
             end_of_answer="eos",
             pad_fallback="<pad>",
+            chat_ends=("<end_of_turn>",),
             vocab_files=("tokenizer.model",),
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
         ),

@@ -46,15 +46,17 @@ def require_reachable(name: str) -> None:
     """Raises UserError, with what to do, unless the hub can be reached."""
     if is_reachable():
         return
-    known = sorted(families())
-    family = next((each for each in known if each in name.lower()), "llama")
+    known = sorted(families(), key=len, reverse=True)  # "qwen2" before "qwen"
+    family = next((each for each in known if each in name.lower()), None)
+    choice = "" if family else f" (FAMILY is one of {', '.join(sorted(known))})"
+    family = family or "FAMILY"
     raise UserError(
         f"model {name!r} is no local folder, and the hub ({endpoint()}) cannot be reached. Either: "
         f"(1) on a machine with a network, download the model and copy its folder here: config.json, the "
         f"weights (one of {', '.join(weights.WEIGHT_FILES)}, with the shards an index names) "
         "and the tokenizer files (tokenizer_config.json and the "
         "vocabulary); then pass that folder as --model_name_or_path. Or (2) rehearse with a tiny checkpoint: "
-        f"python -m finetune.models.tiny {family} ./tiny-{family}, then --model_name_or_path ./tiny-{family}"
+        f"python -m finetune.models.tiny {family} ./tiny-{family}, then --model_name_or_path ./tiny-{family}{choice}"
     )
 
 

@@ -116,6 +116,7 @@ LLAMA = register(
             prefix=("bos",),
             end_of_answer="eos",
             pad_fallback="eos",
+            chat_ends=("<|eot_id|>",),  # of Llama 3
             vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
         ),

@@ -23,6 +23,7 @@ from finetune.errors import UserError
 from finetune.models import hub, weights
 from finetune.models.family import Family, find_family, import_object
 from finetune.models.parameters import assign
+from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_reader
 
 Reader = Callable[[], np.ndarray]
 _MAX_LISTED = 20
@@ -92,6 +93,7 @@ def load_model(
     dtype: str,
     config_overrides: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
+    growth: VocabularyGrowth | None = None,
 ) -> Any:
     """Builds the model and sets all its weights.
 
@@ -101,6 +103,7 @@ def load_model(
         config_overrides: Fields set on the PaddleNLP config, degrees of parallelism and flags of fused
             layers among them.
         tokenizer: When given, generation stops at its end token and pads with its padding token.
+        growth: More embeddings than the files hold, for a tokenizer with more tokens.
 
     Returns:
         A PaddleNLP causal language model (the pipeline class when `pipeline_parallel_degree` > 1).
@@ -112,7 +115,7 @@ def load_model(
 
     folder = resolved.folder or hub.download(resolved.name)
     checkpoint = weights.Checkpoint(folder)
-    overrides = dict(config_overrides or {})
+    overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
     pipeline = overrides.get("pipeline_parallel_degree", 1) > 1
     path = resolved.family.pipeline_class if pipeline else resolved.family.model_class
     if path is None:
@@ -123,7 +126,7 @@ def load_model(
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
     with dtype_guard(dtype), no_init_weights():
         model = model_class(config)
-    _fill_parameters(model, model_class, config, checkpoint, resolved)
+    _fill_parameters(model, checkpoint, resolved, growth=growth)
     if pipeline:
         model._synchronize_shared_weights()
     _set_generation_config(model, folder, resolved.family, tokenizer)
@@ -139,7 +142,7 @@ def load_weights(model: Any, folder: Path) -> None:
     """
     config = read_config(folder)
     source = ResolvedModel(folder, str(folder), config, find_family(config))
-    _fill_parameters(model, type(model), model.config, weights.Checkpoint(folder), source)
+    _fill_parameters(model, weights.Checkpoint(folder), source)
 
 
 def build_config(
@@ -183,11 +186,16 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _fill_parameters(
-    model: Any, model_class: Any, config: Any, checkpoint: weights.Checkpoint, resolved: ResolvedModel
+    model: Any,
+    checkpoint: weights.Checkpoint,
+    resolved: ResolvedModel,
+    *,
+    growth: VocabularyGrowth | None = None,
 ) -> None:
     """Sets every parameter, or raises one UserError that lists all that does not fit."""
+    model_class, config = type(model), model.config
     computed = list(resolved.family.computed_weights)
-    planned = plan_readers(model_class, config, checkpoint, family=resolved.family)
+    planned = plan_readers(model_class, config, checkpoint, family=resolved.family, growth=growth)
     readers = {name: planned[name] for name in _without(list(planned), computed)}
     shapes, done = [], set()
     parameters = model.state_dict()
@@ -198,6 +206,8 @@ def _fill_parameters(
         done.add(id(parameter))
         if tuple(array.shape) == tuple(parameter.shape):
             assign(parameter, array)
+        elif growth and growth.covers(name) and growth.fits(array, tuple(parameter.shape)):
+            assign_grown(parameter, array)
         else:
             shapes.append(f"{name} is {list(array.shape)} in the files, {list(parameter.shape)} in the model")
     missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
@@ -216,15 +226,23 @@ def _without(names: list[str], patterns: list[str]) -> list[str]:
 
 
 def plan_readers(
-    model_class: Any, config: Any, checkpoint: weights.Checkpoint, *, family: Family | None = None
+    model_class: Any,
+    config: Any,
+    checkpoint: weights.Checkpoint,
+    *,
+    family: Family | None = None,
+    growth: VocabularyGrowth | None = None,
 ) -> dict[str, Reader]:
     """Parameter name -> function that reads what this rank's parameter must hold.
 
-    Nothing is read yet. Weights that the model does not know keep their names, to be reported.
+    Nothing is read yet. Weights that the model does not know keep their names, to be reported. A growing
+    vocabulary matters here only for tensors that are split over cards; others grow as they are assigned.
     """
     mappings = _name_table(model_class, config, family)
     readers = _with_fused(model_class, config, _paddle_readers(checkpoint, mappings))
     if config.tensor_parallel_degree > 1:
+        for name in [name for name in readers if growth and growth.covers(name)]:
+            readers[name] = grown_reader(readers[name], growth)
         splits = model_class.get_tensor_parallel_convert_actions(config, list(readers), ignore_error=True)
         for name in splits.keys() & readers.keys():
             readers[name] = _split_reader(readers[name], splits[name])

@@ -9,6 +9,7 @@ types: about 0.2 GB, however large the embeddings are.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,43 @@ SLICE_BYTES = 32 * 2**20
 
 
 def assign(parameter: Any, array: np.ndarray) -> None:
-    """Sets a parameter to a stored tensor of the same shape.
+    """Sets a parameter to a stored tensor, or its first rows and columns to a smaller one.
 
     Args:
-        parameter: Paddle's tensor; its type stays.
+        parameter: Paddle's tensor, as large as the stored one or larger; its type stays.
         array: As `Checkpoint.read` gives it: any float type, bfloat16 as uint16; it may be a transposed view.
     """
     import paddle
 
-    if array.ndim == 0 or parameter.size * 4 <= SLICE_BYTES:
+    if tuple(array.shape) == tuple(parameter.shape) and array.size * 4 <= SLICE_BYTES:
         parameter.set_value(_converted(array, parameter.dtype))
         _release_pages(array)
         return
-    # Along the axis whose steps in the file are the longest, so that a slice is one stretch of it.
-    axis = int(np.argmax(np.abs(array.strides)))
-    step = max(1, SLICE_BYTES * array.shape[axis] // (array.size * 4))
     with paddle.no_grad():
-        for begin in range(0, array.shape[axis], step):
-            place = (slice(None),) * axis + (slice(begin, begin + step),)
+        for place in _slices(array):
             parameter[place] = _converted(array[place], parameter.dtype)
             _release_pages(array)
+
+
+def mean_along(array: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of a stored tensor over one axis, which stays with size 1; float32, summed in float64."""
+    shape = tuple(1 if index == axis else size for index, size in enumerate(array.shape))
+    total = np.zeros(shape, np.float64)
+    for place in _slices(array):
+        target = tuple(slice(None) if index == axis else part for index, part in enumerate(place))
+        total[target] += weights.as_float32(array[place]).sum(axis=axis, keepdims=True, dtype=np.float64)
+        _release_pages(array)
+    return (total / array.shape[axis]).astype(np.float32)
+
+
+def _slices(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """Cuts along the axis whose steps in the file are the longest, so that a slice is one stretch of it."""
+    axis = int(np.argmax(np.abs(array.strides)))
+    step = max(1, SLICE_BYTES * array.shape[axis] // max(array.size * 4, 1))
+    whole = [slice(0, size) for size in array.shape]
+    for begin in range(0, array.shape[axis], step):
+        whole[axis] = slice(begin, min(begin + step, array.shape[axis]))
+        yield tuple(whole)
 
 
 def _converted(array: np.ndarray, dtype: Any) -> Any:

@@ -107,6 +107,7 @@ QWEN2 = register(
             # "<|endoftext|>" in base models, "<|im_end|>" in chat models: the folder says which.
             end_of_answer="eos",
             pad_fallback="<|endoftext|>",
+            chat_ends=("<|im_end|>",),
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),

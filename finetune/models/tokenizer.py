@@ -52,6 +52,12 @@ def token_id(tokenizer: Any, name: str) -> int:
     return int(found)
 
 
+def has_token(tokenizer: Any, text: str) -> bool:
+    """Whether the text is a token of its own; tokenizers give another token's id where it is not."""
+    found = tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(text))
+    return text == (found.decode(errors="replace") if isinstance(found, bytes) else found)
+
+
 def token_text(tokenizer: Any, name: str) -> str:
     """Text of a token given by role or by its text."""
     return str(tokenizer.convert_ids_to_tokens(token_id(tokenizer, name)))
@@ -80,7 +86,9 @@ class FamilyEncoder:
         pad = "pad" if "pad_token" in tokenizer.special_tokens_map else facts.pad_fallback
         self.pad_token_id: int = token_id(tokenizer, pad)
         self.prefix_ids: tuple[int, ...] = tuple(token_id(tokenizer, name) for name in facts.prefix)
-        self.chat_end_ids: tuple[int, ...] = tuple(token_id(tokenizer, name) for name in facts.chat_ends)
+        self.chat_end_ids: tuple[int, ...] = tuple(
+            token_id(tokenizer, name) for name in facts.chat_ends if has_token(tokenizer, name)
+        )
         special_ids = {int(index) for index in tokenizer.all_special_ids if index is not None}
         framing = {self.eos_token_id, self.pad_token_id, *self.prefix_ids, *self.chat_end_ids}
         self._skipped = special_ids | framing

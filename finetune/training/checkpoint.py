@@ -128,18 +128,29 @@ def remove_leftovers(output_dir: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def set_aside(output_dir: Path) -> None:
-    """Takes the checkpoints of an earlier run out of sight of resume, without deleting them yet."""
+def set_aside(output_dir: Path, *, beyond: int = -1) -> None:
+    """Takes checkpoints out of sight of resume, without deleting them yet: `rotate` does, after a save.
+
+    Args:
+        output_dir: The folder of the run.
+        beyond: Only those of later steps: another history follows from here.
+    """
     for path in list_checkpoints(output_dir):
+        if step_of(path) <= beyond:
+            continue
         target = path.with_name(f"{REPLACED_PREFIX}{step_of(path)}")
         shutil.rmtree(target, ignore_errors=True)
         os.rename(path, target)
 
 
-def rotate(output_dir: Path, *, keep: int | None, best: Path | None) -> list[Path]:
-    """Deletes the oldest checkpoints beyond `keep`, and those that a finished one has replaced.
+def rotate(output_dir: Path, *, keep: int | None, best: Path | None, newest: Path) -> list[Path]:
+    """Deletes the oldest checkpoints beyond `keep`, and those that were set aside.
 
-    The newest and the best checkpoint always stay; so `keep=1` keeps two when they differ.
+    Args:
+        output_dir: The folder of the run.
+        keep: How many to keep; None or 0 keeps all.
+        best: The best checkpoint so far, which always stays.
+        newest: The one just written, which always stays; so `keep=1` keeps two when they differ.
 
     Returns:
         The folders that were deleted.
@@ -147,7 +158,7 @@ def rotate(output_dir: Path, *, keep: int | None, best: Path | None) -> list[Pat
     doomed = list(Path(output_dir).glob(f"{REPLACED_PREFIX}*"))
     checkpoints = list_checkpoints(output_dir)
     if keep is not None and keep > 0 and len(checkpoints) > keep:
-        protected = {checkpoints[-1]} | ({best} if best else set())
+        protected = {newest} | ({best} if best else set())
         spare = max(0, keep - len(protected))
         candidates = [path for path in checkpoints if path not in protected]
         doomed += candidates[: len(candidates) - spare]

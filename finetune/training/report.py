@@ -87,7 +87,7 @@ def print_summary(
             its own and is never wrapped, so that it can be copied.
         stream: stdout by default. Colours and a width above 80 only where it is a terminal.
     """
-    console = _make_console(stream if stream is not None else sys.stdout)
+    console = make_console(stream if stream is not None else sys.stdout)
     console.print()
     console.rule(_text(title, "bold"), align="left")
     if metrics:
@@ -107,7 +107,8 @@ def print_summary(
     console.print()
 
 
-def _make_console(stream: TextIO) -> "Console":
+def make_console(stream: TextIO) -> "Console":
+    """A console of the width of the terminal, at most `MAX_WIDTH`; 80 columns without colours elsewhere."""
     from rich.console import Console
 
     if hasattr(stream, "reconfigure"):

@@ -6,6 +6,7 @@ one they use. A unit is what the order of the samples counts: a sample, or a bin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,6 +59,10 @@ class Rows(Protocol):
         """The rows of some units."""
         ...
 
+    def fingerprint(self) -> str:
+        """Changes when the samples do."""
+        ...
+
 
 class PaddedRows:
     """One sample a row, padded on the right up to the longest.
@@ -86,6 +91,10 @@ class PaddedRows:
     def lengths(self) -> np.ndarray:
         """int64 [samples], tokens of each sample."""
         return np.array([len(sample.input_ids) for sample in self.samples], dtype=np.int64)
+
+    def fingerprint(self) -> str:
+        """Changes when the samples do."""
+        return hash_samples(self.samples)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows of some samples."""
@@ -129,6 +138,10 @@ class PackedRows:
         """int64 [bins], tokens of each bin."""
         return self.packed.lengths
 
+    def fingerprint(self) -> str:
+        """Changes when the samples do."""
+        return hash_samples(self.packed.samples)
+
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows of some bins."""
         arrays = collate_packed([self.packed[int(i)] for i in indices], **self._options)
@@ -137,6 +150,15 @@ class PackedRows:
             for lengths, row in zip(arrays["segment_lengths"], arrays["sample_indices"], strict=True)
         ]
         return _to_batch(arrays, segments, names=_MODEL_INPUTS)
+
+
+def hash_samples(samples: Sequence[Sample]) -> str:
+    """Hash over the token ids and labels of all samples, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for sample in samples:
+        digest.update(sample.input_ids.tobytes())
+        digest.update(sample.labels.tobytes())
+    return digest.hexdigest()
 
 
 def _to_batch(arrays: dict[str, np.ndarray], segments: list, *, names: Sequence[str]) -> Batch:

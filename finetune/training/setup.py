@@ -16,6 +16,8 @@ def build_training_arguments(args: Arguments) -> Any:
     from paddlenlp.trainer import TrainingArguments
     from paddlenlp.transformers.configuration_utils import llmmetaclass
 
+    from finetune.arguments import SECRETS
+
     @llmmetaclass
     class FinetuneTrainingArguments(TrainingArguments):
         """PaddleNLP's arguments with the model settings its parallel code looks for."""
@@ -26,5 +28,9 @@ def build_training_arguments(args: Arguments) -> Any:
             return {
                 name: str(value) if isinstance(value, bool) else value for name, value in settings.items()
             }
+
+        def to_dict(self) -> dict[str, Any]:
+            """Settings as they may be written to a log: without keys and tokens."""
+            return {name: value for name, value in super().to_dict().items() if name not in SECRETS}
 
     return FinetuneTrainingArguments(**args.training_kwargs())

@@ -22,9 +22,9 @@ from paddlenlp.trainer.trainer_callback import TrainerState
 
 from finetune.adapters.checkpoint import is_adapter, load_adapter_weights, save_adapter
 from finetune.data.sampler import GlobalOrder, split
-from finetune.files import write_json
+from finetune.files import give_usual_mode, write_json
 from finetune.interruption import Interrupted
-from finetune.training.checkpoint import rotate, step_of, write_checkpoint
+from finetune.training.checkpoint import find_fault, rotate, step_of, write_checkpoint
 from finetune.training.gradient_norm import RecordingClip
 from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
 from finetune.training.memory import peak_memory_bytes
@@ -79,6 +79,7 @@ class FinetuneTrainer(Trainer):
         self.run_log: RunLog | None = None
         self._clip = RecordingClip(args.max_grad_norm)
         self._stop_signal: int | None = None
+        self._loaded_step: int | None = None
         self._totals = {"loss": 0.0, "steps": 0, "seconds": 0.0, "num_tokens": 0, "num_label_tokens": 0}
         self._interval = {"num_tokens": 0, "num_label_tokens": 0, "seconds": 0.0}
         self._last_evaluation: tuple[int, dict[str, float]] | None = None
@@ -146,11 +147,27 @@ class FinetuneTrainer(Trainer):
             self.is_in_train = False
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-            best = Path(self.state.best_model_checkpoint)
-            if step_of(best) != self.state.global_step:
-                self._load_weights(best)
-                self._last_evaluation = None
+            self._load_best(Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name)
         return self._training_metrics()
+
+    def _load_best(self, best: Path) -> None:
+        """Puts the best weights in place, or says why the last ones stay."""
+        if step_of(best) == self.state.global_step:
+            return
+        fault = find_fault(best) if best.is_dir() else "it is gone"
+        if fault:
+            self.say(
+                f"warning: the best checkpoint {best} cannot be used: {fault}. The last weights are kept."
+            )
+            return
+        self._load_weights(best)
+        self._loaded_step = step_of(best)
+        self._last_evaluation = None
+
+    def say(self, text: str) -> None:
+        """Shows a line to the person, above the progress bar."""
+        if self.progress:
+            self.progress.message(text)
 
     def _num_epochs(self, max_steps: int) -> int:
         return -(-max_steps // self.order.steps_per_epoch)
@@ -290,7 +307,7 @@ class FinetuneTrainer(Trainer):
         Returns:
             Metrics by name, each with the prefix "eval_".
         """
-        step = self.state.global_step
+        step = self._loaded_step if self._loaded_step is not None else self.state.global_step
         if self._last_evaluation and self._last_evaluation[0] == step:
             return self._last_evaluation[1]
         assert self.evaluation is not None
@@ -307,7 +324,9 @@ class FinetuneTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in raw.items()}
         record = {"step": step, "epoch": self.state.epoch or 0.0} | metrics
         record[f"{metric_key_prefix}_seconds"] = time.perf_counter() - began
-        if self.run_log:
+        if self._loaded_step is not None:
+            self.say(f"The best checkpoint is that of step {step}")
+        elif self.run_log:  # the best weights were evaluated and logged when they were saved
             self.run_log.evaluation(record)
         if self.progress:
             self.progress.evaluation(record)
@@ -320,12 +339,13 @@ class FinetuneTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
         output_dir = Path(self.args.output_dir)
-        self._note_best(output_dir, metrics)
-        write_checkpoint(output_dir, self.state.global_step, self._write_checkpoint_files)
-        best = Path(self.state.best_model_checkpoint) if self.state.best_model_checkpoint else None
-        rotate(output_dir, keep=self.args.save_total_limit, best=best)
+        self._note_best(metrics)
+        newest = write_checkpoint(output_dir, self.state.global_step, self._write_checkpoint_files)
+        best = self.state.best_model_checkpoint
+        best_path = output_dir / Path(best).name if best else None
+        rotate(output_dir, keep=self.args.save_total_limit, best=best_path, newest=newest)
 
-    def _note_best(self, output_dir: Path, metrics: dict[str, float] | None) -> None:
+    def _note_best(self, metrics: dict[str, float] | None) -> None:
         if metrics is None or self.args.metric_for_best_model is None:
             return
         name = self.args.metric_for_best_model
@@ -333,15 +353,15 @@ class FinetuneTrainer(Trainer):
         best = self.state.best_metric
         if best is None or (value > best if self.args.greater_is_better else value < best):
             self.state.best_metric = value
-            self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.global_step}")
+            self.state.best_model_checkpoint = f"checkpoint-{self.state.global_step}"
 
     def _write_checkpoint_files(self, folder: Path) -> None:
         self.write_model(folder)
         save_optimizer(folder, self.model, self.optimizer)
         save_scheduler(folder, self.lr_scheduler, self.scaler if self.do_grad_scaling else None)
-        write_json(
-            folder / POSITION_FILE, self.order.position(self.state.global_step) | {"totals": self._totals}
-        )
+        position = self.order.position(self.state.global_step)
+        counts = {"totals": self._totals, "interval": self._interval, "data": self.rows.fingerprint()}
+        write_json(folder / POSITION_FILE, position | counts)
         self.state.save_to_json(str(folder / STATE_FILE))
 
     def write_model(self, folder: Path) -> None:
@@ -351,6 +371,8 @@ class FinetuneTrainer(Trainer):
         else:
             self.model.save_pretrained(str(folder), safe_serialization=True, max_shard_size="5GB")
         self.tokenizer.save_pretrained(str(folder))
+        for path in folder.glob("*.safetensors"):
+            give_usual_mode(path)
 
     def _restore(self, checkpoint: Path) -> None:
         """Takes up weights, optimizer, schedule and position where a checkpoint left them."""
@@ -360,8 +382,12 @@ class FinetuneTrainer(Trainer):
         saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         saved.max_steps, saved.num_train_epochs = self.state.max_steps, self.state.num_train_epochs
         self.state = saved
-        self._totals |= _read_position(checkpoint)["totals"]
-        self.order.restore(_read_position(checkpoint))
+        position = _read_position(checkpoint)
+        self.order.restore(position)
+        self._totals |= position["totals"]
+        self._interval |= position["interval"]
+        if position["data"] != self.rows.fingerprint():
+            self.say("warning: the training data changed since this run began; its curve will change too.")
 
     def _load_weights(self, folder: Path) -> None:
         if is_adapter(self.model):

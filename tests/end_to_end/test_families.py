@@ -96,7 +96,12 @@ SETTINGS = {
     "disable_tqdm": True,
 }
 """What a tiny model on a CPU needs; everything else is as the file has it."""
-TRAINED = {"sft": "model_name_or_path", "sft_pp": "model_name_or_path", "lora": "lora_path", "pt": "prefix_path"}
+TRAINED = {
+    "sft": "model_name_or_path",
+    "sft_pp": "model_name_or_path",
+    "lora": "lora_path",
+    "pt": "prefix_path",
+}
 """Setting that takes what a method leaves behind."""
 EVALUATE = {"do_train": False}
 GENERATE = EVALUATE | {"eval_with_do_generation": True, "max_new_tokens": 4, "save_generation_output": True}
@@ -148,7 +153,9 @@ def tensors(checkpoint: Path) -> dict[str, bytes]:
     """All tensors of a checkpoint: weights and optimizer. (Their order in the files is no contract.)"""
     paths = list(checkpoint.glob("*.safetensors"))
     assert len(paths) == 2
-    return {f"{path.name}: {name}": array.tobytes() for path in paths for name, array in load_file(path).items()}
+    return {
+        f"{path.name}: {name}": array.tobytes() for path in paths for name, array in load_file(path).items()
+    }
 
 
 # What one adds for a sixth family: a record, a folder with argument files, and a row of the table.
@@ -174,6 +181,7 @@ QUILL_FILE = {
     "model_name_or_path": "nobody/quill-7b",
     "dataset_name_or_path": "./data",
     "output_dir": "./checkpoints/quill",
+    "logging_steps": 1,
     "do_train": True,
     "do_eval": True,
 }

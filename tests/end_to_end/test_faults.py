@@ -101,12 +101,59 @@ def test_output_folder_of_somebody_else(arguments, tmp_path, capsys):
 
 
 def test_finished_run_is_not_overwritten_unless_asked(arguments, tmp_path, capsys):
-    assert run_entry(arguments()) == 0
-    before = (tmp_path / "out" / "model.safetensors").read_bytes()
-    fails(capsys, arguments(learning_rate=1e-2), "finished run without checkpoints")
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
-    assert run_entry(arguments(learning_rate=1e-2, overwrite_output_dir=True)) == 0
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() != before
+    out = tmp_path / "out"
+    assert run_entry(arguments(do_eval=True)) == 0
+    before = (out / "model.safetensors").read_bytes()
+    fails(
+        capsys,
+        arguments(learning_rate=1e-2),
+        "a finished run with other settings",
+        "learning_rate (0.001 -> 0.01)",
+    )
+    fails(capsys, arguments(max_steps=4, do_eval=True), "finished run without checkpoints")
+    assert (out / "model.safetensors").read_bytes() == before
+    assert run_entry(arguments(lora=True, overwrite_output_dir=True)) == 0
+    # Nothing of the replaced run is left to be taken for the new one's.
+    assert not (out / "model.safetensors").exists()
+    assert (out / "lora_config.json").is_file()
+    assert "eval_loss" not in json.loads((out / "all_results.json").read_text())
+
+
+def test_overwriting_run_continues_once_begun(arguments, tmp_path):
+    out = tmp_path / "out"
+    assert run_entry(arguments(save_strategy="steps", save_steps=1)) == 0
+    again = arguments(save_strategy="steps", save_steps=1, max_steps=4, overwrite_output_dir=True)
+    assert run_entry(again) == 0
+    curve = losses(out)
+    # As a kill after step 3 would leave it: the new run's marker, no final files, a checkpoint.
+    (out / ".overwriting.json").write_text((out / "arguments.json").read_text())
+    (out / "trainer_state.json").unlink()
+    shutil.rmtree(out / "checkpoint-4")
+    assert run_entry(again) == 0
+    assert losses(out) == curve
+    assert not (out / ".overwriting.json").exists()
+
+
+def test_resuming_an_older_checkpoint_sets_later_ones_aside(arguments, tmp_path):
+    out = tmp_path / "out"
+    assert run_entry(arguments(save_strategy="steps", save_steps=1, max_steps=4)) == 0
+    shutil.copytree(out / "checkpoint-1", tmp_path / "checkpoint-1")
+    code = run_entry(
+        arguments(
+            save_strategy="steps", save_steps=1, max_steps=3, save_total_limit=1,
+            resume_from_checkpoint=str(out / "checkpoint-1"),
+        )
+    )  # fmt: skip
+    assert code == 0
+    assert sorted(path.name for path in out.glob("*checkpoint-*")) == ["checkpoint-3"]
+
+
+def test_no_secret_is_written_anywhere(arguments, tmp_path):
+    code = run_entry(arguments(wandb_api_key="SEKRET1", aistudio_token="SEKRET2", report_to=["visualdl"]))
+    assert code == 0
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any("vdlrecords" in path.name for path in written)
+    assert not [path for path in written if b"SEKRET" in path.read_bytes()]
 
 
 def test_second_run_in_the_same_folder(arguments, tmp_path, capsys):
@@ -116,27 +163,39 @@ def test_second_run_in_the_same_folder(arguments, tmp_path, capsys):
         fails(capsys, arguments(), "in use by another running process")
 
 
-def test_finished_run_started_again_trains_nothing_and_keeps_its_curve(arguments, tmp_path):
+def test_finished_run_started_again_says_so_and_touches_nothing(arguments, tmp_path, capsys):
     path = arguments(save_strategy="steps", save_steps=2)
     assert run_entry(path) == 0
-    curve = losses(tmp_path / "out")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    capsys.readouterr()
     assert run_entry(path) == 0
-    assert losses(tmp_path / "out") == curve
+    assert "holds this run, finished" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
 
 
-def test_continuing_with_other_data_is_refused(arguments, tmp_path, capsys):
+def test_continuing_with_other_batches_is_refused(arguments, tmp_path, capsys):
     assert run_entry(arguments(save_strategy="steps", save_steps=2)) == 0
+    (tmp_path / "out" / "trainer_state.json").unlink()
     fails(
         capsys, arguments(save_strategy="steps", save_steps=2, max_steps=4, per_device_train_batch_size=2),
         "global_batch_size 4, this run has 2",
     )  # fmt: skip
 
 
-def test_continuing_with_other_settings_is_said(arguments, capsys):
+def test_continuing_with_other_settings_or_data_is_said(arguments, small_data, tmp_path, capsys):
     assert run_entry(arguments(save_strategy="steps", save_steps=2)) == 0
+    (tmp_path / "out" / "trainer_state.json").unlink()
+    folder = shutil.copytree(small_data, tmp_path / "data")
+    lines = (folder / "train.json").read_text(encoding="utf-8").splitlines()
+    (folder / "train.json").write_text("\n".join(reversed(lines)), encoding="utf-8")
     capsys.readouterr()
-    assert run_entry(arguments(save_strategy="steps", save_steps=2, max_steps=4, weight_decay=0.5)) == 0
-    assert "weight_decay (0.0 -> 0.5)" in capsys.readouterr().err
+    path = arguments(
+        save_strategy="steps", save_steps=2, max_steps=4, weight_decay=0.5, dataset_name_or_path=str(folder)
+    )
+    assert run_entry(path) == 0
+    stderr = capsys.readouterr().err
+    assert "weight_decay (0.0 -> 0.5)" in stderr
+    assert "the training data changed since this run began" in stderr
 
 
 def test_resume_from_a_broken_checkpoint_by_name(arguments, tmp_path, capsys):

@@ -142,6 +142,7 @@ def test_altered_checkpoint_is_noticed_and_the_one_before_is_used(prepare, unint
     newest, before = list_checkpoints(out)[-1], list_checkpoints(out)[-2]
     weights = newest / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    (out / "trainer_state.json").unlink()  # as if it had been killed before the end
     result = launch("finetune_generation.py", arguments)
     assert result.returncode == 0
     assert f"{newest} is not used: model.safetensors has" in result.stderr

@@ -127,11 +127,42 @@ def test_best_model_by_loss_is_the_one_that_is_left(train):
     best = min(evaluations, key=lambda record: record["eval_loss"])
     state = json.loads((out / "trainer_state.json").read_text())
     assert state["best_metric"] == best["eval_loss"]
-    assert state["best_model_checkpoint"].endswith(f"checkpoint-{best['step']}")
+    assert state["best_model_checkpoint"] == f"checkpoint-{best['step']}"
     left = {path.name for path in list_checkpoints(out)}
     assert left == {"checkpoint-12", f"checkpoint-{best['step']}"} or best["step"] == 12
     results = json.loads((out / "all_results.json").read_text())
     assert results["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-6)
+    assert [record["step"] for record in evaluations] == [2, 4, 6, 8, 10, 12]  # none twice
+
+
+def test_an_altered_best_checkpoint_is_not_loaded(train, capsys):
+    # Turned round on purpose, so that the best checkpoint is the first one.
+    settings = {
+        "evaluation_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2,
+        "load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True,
+    }  # fmt: skip
+    out = train("best", max_steps=6, **settings)
+    assert json.loads((out / "trainer_state.json").read_text())["best_model_checkpoint"] == "checkpoint-2"
+    weights = out / "checkpoint-2" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + b"\0" * 7 + b"\1")
+    (out / "trainer_state.json").unlink()
+    capsys.readouterr()
+    train("best", max_steps=6, **settings)
+    assert "checkpoint-2 cannot be used: model.safetensors was altered" in capsys.readouterr().err
+
+
+def test_the_bar_runs_from_the_first_step_to_the_last(train, monkeypatch):
+    from finetune.training.progress import ProgressReporter
+
+    calls = []
+    for name in ("start", "step", "close"):
+        method = getattr(ProgressReporter, name)
+        monkeypatch.setattr(
+            ProgressReporter, name, lambda self, *a, _n=name, _m=method: (calls.append(_n), _m(self, *a))[1]
+        )
+    train("bar", max_steps=3)
+    assert calls[:4] == ["start", "step", "step", "step"]
+    assert calls[4] == "close"
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "bleu4"])

@@ -103,3 +103,19 @@ def test_tiktoken_file_of_llama_3(tmp_path):
     text = "你好\n<|end_of_text|> and <|eot_id|>"
     assert encoder.encode(text) == list(text.encode())
     assert encoder.decode([256, *encoder.encode(text), 257]) == text
+
+
+def test_generation_of_llama_3_also_stops_where_a_turn_ends(tmp_path):
+    ranks = (base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256))
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(ranks))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Llama3Tokenizer"}')
+    family = get_family("llama")
+    encoder = FamilyEncoder(load_tokenizer(tmp_path, family), family)
+    (end,) = encoder.chat_end_ids
+    assert end != encoder.eos_token_id and encoder.encode_special("<|eot_id|>") == [end]
+
+
+def test_ends_of_turns_that_a_tokenizer_lacks_are_left_out(llama_folder):
+    family = get_family("llama")
+    assert family.tokenizer.chat_ends
+    assert FamilyEncoder(load_tokenizer(llama_folder), family).chat_end_ids == ()

@@ -86,12 +86,6 @@ def test_cut_pdparams_file(tmp_path):
         weights.Checkpoint(tmp_path)
 
 
-def test_pickled_torch_files_are_refused_with_the_way_out(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"pickled PyTorch file.*safe_serialization=True"):
-        weights.check_weights(tmp_path)
-
-
 def test_folder_without_weights(tmp_path):
     with pytest.raises(UserError, match=r"holds no weights: put one of model.safetensors"):
         weights.check_weights(tmp_path)

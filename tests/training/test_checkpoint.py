@@ -120,7 +120,7 @@ def test_checkpoints_are_ordered_by_step_not_by_name(tmp_path):
 )
 def test_rotation_keeps_the_newest_and_the_best(tmp_path, keep, best, left):
     folders = {step: write(tmp_path, step) for step in (1, 2, 3, 4)}
-    rotate(tmp_path, keep=keep, best=folders.get(best))
+    rotate(tmp_path, keep=keep, best=folders.get(best), newest=folders[4])
     assert [module.step_of(p) for p in list_checkpoints(tmp_path)] == left
 
 
@@ -129,6 +129,19 @@ def test_set_aside_checkpoints_go_only_when_a_new_one_stands(tmp_path):
     set_aside(tmp_path)
     assert list_checkpoints(tmp_path) == []
     assert (tmp_path / "replaced-checkpoint-5").is_dir()
-    write(tmp_path, 2)
-    rotate(tmp_path, keep=None, best=None)
+    rotate(tmp_path, keep=None, best=None, newest=write(tmp_path, 2))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_only_later_checkpoints_are_set_aside_when_another_history_begins(tmp_path):
+    for step in (3, 6, 9):
+        write(tmp_path, step)
+    set_aside(tmp_path, beyond=3)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["checkpoint-3"]
+
+
+def test_the_checkpoint_just_written_stays_whatever_else_is_there(tmp_path):
+    write(tmp_path, 12)
+    newest = write(tmp_path, 4)
+    rotate(tmp_path, keep=1, best=None, newest=newest)
+    assert newest in list_checkpoints(tmp_path)

@@ -1,0 +1,228 @@
+"""The tokenizer libraries themselves, behind one face: plain text to ids, many texts at a time.
+
+A backend knows no special tokens: every text is text. PaddleNLP's tokenizers call the same libraries (or
+write the same algorithm in Python) text by text; here they run on several threads and without Paddle.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class UnsupportedTokenizerError(Exception):
+    """These files may give other ids here than in PaddleNLP; the message says why."""
+
+
+class TextBackend(Protocol):
+    """Plain text to ids and back.
+
+    Attributes:
+        vocabulary: Ids of pieces that may be named as special tokens.
+    """
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        ...
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece by its text; None when there is no such piece."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, none of which is a special token."""
+        ...
+
+    def piece(self, index: int) -> str:
+        """One token, for people to read."""
+        ...
+
+
+class SentencePieceBackend:
+    """A SentencePiece model that falls back to bytes.
+
+    With bytes to fall back to, every piece of a text is a piece of the vocabulary, so that the detour
+    over the pieces' texts, which PaddleNLP takes, ends at the same ids.
+
+    Args:
+        path: The model file.
+        num_threads: Threads that texts are spread over.
+
+    Raises:
+        UnsupportedTokenizerError: The file is no such model.
+    """
+
+    def __init__(self, path: Path, num_threads: int):
+        import sentencepiece
+
+        self.processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self.processor.LoadFromSerializedProto(path.read_bytes())
+        except (RuntimeError, OSError):
+            raise UnsupportedTokenizerError(f"{path.name} is no SentencePiece model") from None
+        size = self.processor.get_piece_size()
+        if sum(map(self.processor.is_byte, range(size))) != 256:
+            raise UnsupportedTokenizerError(f"{path.name} has no bytes to fall back to")
+        self._num_threads = num_threads
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        return list(self.processor.encode(list(texts), out_type=int, num_threads=self._num_threads))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece, control tokens such as ``<s>`` included."""
+        index = int(self.processor.piece_to_id(token))
+        is_there = index != self.processor.unk_id() or token == self.processor.id_to_piece(index)
+        return index if is_there else None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return str(self.processor.decode(list(map(int, ids))))
+
+    def piece(self, index: int) -> str:
+        """One piece; ▁ stands for a blank."""
+        return str(self.processor.id_to_piece(index))
+
+
+class TiktokenBackend:
+    """A rank file of tiktoken's; texts are brought into Unicode's composed form first.
+
+    Args:
+        path: The file.
+        pattern: What cuts text before merging.
+        special_tokens: Names of the tokens that follow the ranks, in order.
+        num_threads: Threads that texts are spread over.
+
+    Raises:
+        UnsupportedTokenizerError: The file is no rank file.
+    """
+
+    def __init__(self, path: Path, *, pattern: str, special_tokens: Sequence[str], num_threads: int):
+        import tiktoken
+
+        try:
+            lines = [line.split() for line in path.read_bytes().splitlines() if line]
+            ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+        except (ValueError, OSError):
+            raise UnsupportedTokenizerError(f"{path.name} is no tiktoken rank file") from None
+        self.special_ids = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
+        self._encoding = tiktoken.Encoding(
+            path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
+        )
+        self._num_threads = num_threads
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        composed = [unicodedata.normalize("NFC", text) for text in texts]
+        return list(self._encoding.encode_ordinary_batch(composed, num_threads=self._num_threads))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a control token."""
+        return self.special_ids.get(token)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._encoding.decode(list(map(int, ids)), errors="replace")
+
+    def piece(self, index: int) -> str:
+        """One token."""
+        return self._encoding.decode_single_token_bytes(index).decode("utf-8", "replace")
+
+
+class BytePairBackend:
+    """A model of Hugging Face's `tokenizers` library without its added tokens.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer` with a byte-level decoder.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the base vocabulary."""
+        index = self._tokenizer.token_to_id(token)
+        return None if index is None else int(index)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        tokens = [self._tokenizer.id_to_token(int(index)) for index in ids]
+        return str(self._tokenizer.decoder.decode(tokens))
+
+    def piece(self, index: int) -> str:
+        """One token."""
+        token = self._tokenizer.id_to_token(index)
+        return str(self._tokenizer.decoder.decode([token])) if token is not None else f"<{index}>"
+
+
+def read_tokenizer_json(path: Path) -> tuple[BytePairBackend, dict[str, int]]:
+    """The model of a tokenizer.json, and the ids of its added tokens by name.
+
+    Raises:
+        UnsupportedTokenizerError: The file cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        special = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
+        bare = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        tokenizer = Tokenizer.from_str(json.dumps({**content, **bare}))
+    except Exception as error:  # the library raises plain Exception
+        raise UnsupportedTokenizerError(f"{path.name} cannot be read: {error}") from None
+    return BytePairBackend(tokenizer), special
+
+
+def read_vocab_and_merges(vocab: Path, merges: Sequence[str], pattern: str) -> BytePairBackend:
+    """Byte-level pair encoding from vocab.json and the rules of merges.txt.
+
+    Raises:
+        UnsupportedTokenizerError: The files cannot be read, or are such that the order in which the
+            library applies the rules could make a difference.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    pairs = [tuple(line.split()) for line in merges]
+    try:
+        ids = json.loads(vocab.read_text(encoding="utf-8"))
+        _check_merges(pairs, ids)
+        tokenizer = Tokenizer(models.BPE(ids, pairs))
+    except UnsupportedTokenizerError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise UnsupportedTokenizerError(f"{vocab.name} and merges.txt do not fit together: {error}") from None
+    cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, as_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    return BytePairBackend(tokenizer)
+
+
+def _check_merges(pairs: Sequence[tuple[str, ...]], ids: dict[str, int]) -> None:
+    """Each rule makes a token that no other makes, from tokens made before it.
+
+    Then the rule of the lowest rank anywhere in a word always comes before the rules that need its
+    result, and it does not matter whether a pass applies one rule everywhere (PaddleNLP) or one place at a
+    time (the library).
+    """
+    from tokenizers import pre_tokenizers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    missing = [character for character in alphabet if character not in ids]
+    if missing:
+        raise UnsupportedTokenizerError(f"the vocabulary lacks {len(missing)} of the 256 bytes")
+    known = set(alphabet)
+    for number, pair in enumerate(pairs):
+        token = "".join(pair)
+        if len(pair) != 2 or not known.issuperset(pair) or token in known or token not in ids:
+            raise UnsupportedTokenizerError(f"rule {number + 1} of merges.txt ({' '.join(pair)}) is out of order")
+        known.add(token)

@@ -1,0 +1,88 @@
+"""Shows what a run would train on, without its weights: ``--preview N``.
+
+The data take the same way as in a run (the same reading, drawing, template, lengths and faults), so what
+is shown is what is trained. Neither Paddle nor PaddleNLP is imported, unless the tokenizer is one that
+only PaddleNLP reads; nothing is written to the output folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+from finetune.preview_tables import Figures, count_prompts, count_samples, print_figures
+from finetune.preview_tokens import Example, TokenReader, print_example
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from finetune.arguments import Arguments
+    from finetune.assembly import RunData
+    from finetune.data.mixing import DataSource
+    from finetune.models.loading import ResolvedModel
+
+_TITLES = {"train": "Training data", "dev": "Evaluation data"}
+
+
+def show(
+    args: Arguments,
+    resolved: ResolvedModel,
+    files: dict[str, list[DataSource]],
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Prints the first samples of a run as they will be trained, and figures of all of them.
+
+    Args:
+        args: The arguments; ``args.data.preview`` says how many samples.
+        resolved: The model, whose weights may be missing.
+        files: The data sets by split, from `finetune.assembly.find_files`.
+        stream: stdout by default.
+
+    Raises:
+        UserError: The same faults of tokenizer, template and data as in a run.
+    """
+    from finetune.assembly import TokenizerPair, read_data
+    from finetune.command import is_first_process
+    from finetune.preview_encoder import load_preview_encoder
+    from finetune.training.report import make_console
+
+    if not is_first_process():
+        return
+    for warning in args.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    encoder, note = load_preview_encoder(args, resolved)
+    if note:
+        print(note, file=sys.stderr)
+    data = read_data(args, files, TokenizerPair(tokenizer=None, encoder=encoder))
+    console = make_console(stream if stream is not None else sys.stdout)
+    examples = _choose_examples(data, args.data.preview)
+    _print_examples(console, examples, TokenReader(encoder))
+    for split, report in data.reports.items():
+        prompts = split == "dev" and args.data.eval_with_do_generation
+        figures: Figures
+        if prompts:
+            figures = count_prompts(data.prompts)
+        else:
+            samples = data.train if split == "train" else data.dev
+            capacity = args.data.max_length if args.data.zero_padding else None
+            figures = count_samples(samples, pack_to=capacity, seed=args.training.seed)
+        print_figures(console, _TITLES[split], report, figures)
+
+
+def _choose_examples(data: RunData, number: int) -> list[Example]:
+    """The first training samples; in a run that only evaluates, what it evaluates on."""
+    if data.prompts and not data.train:
+        return [Example.of_prompt(prompt) for prompt in data.prompts[:number]]
+    return [Example.of_sample(sample) for sample in (data.train or data.dev)[:number]]
+
+
+def _print_examples(console: Console, examples: list[Example], reader: TokenReader) -> None:
+    from rich.text import Text
+
+    legend = Text("Learned tokens are ")
+    legend.append("green" if console.color_system else "in [[ ]]", "green" if console.color_system else "")
+    legend.append("; below each token stands its id.")
+    console.print(legend)
+    for number, example in enumerate(examples, start=1):
+        print_example(console, f"Sample {number}", example, reader)

@@ -1,0 +1,211 @@
+"""What each family's model sees and learns of one sample, token by token, and where its answers end.
+
+The table is what a reader checks against a family's published tokenizer: which tokens open the
+prompt, which carry loss, which one ends the answer. Ids are those of the tiny tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from finetune.assembly import find_layer
+from finetune.data.dataset import load_prompts, load_samples
+from finetune.data.template import load_template
+from finetune.data.tokenize import IGNORE_INDEX
+from finetune.models.family import families, get_family
+from finetune.models.loading import load_model, resolve_model
+from finetune.models.tiny import build_tiny
+from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
+from tests.models.families import CASES
+
+SOURCE, TARGET = "a red dress", "fits well 上衣"
+OPTIONS = {row.name: row.options for row in CASES}
+
+Pieces = list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Ids with their text: what frames the prompt, the prompt, the answer, its end, and what fills rows."""
+
+    frame: Pieces
+    source: Pieces
+    target: Pieces
+    end: tuple[int, str]
+    pad_token_id: int
+    chat_ends: tuple[str, ...] = ()
+
+
+LLAMA = Framing(
+    frame=[(1, "<s>")],
+    source=[(260, "a"), (274, "red"), (275, "dress")],
+    target=[(287, "f"), (261, "it"), (300, "s"), (267, "w"), (292, "ell"), (272, "上衣")],
+    end=(2, "</s>"),
+    pad_token_id=2,
+)
+TABLE = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "gemma": Framing(
+        frame=[(2, "<bos>")],
+        source=[(261, "a"), (275, "red"), (276, "dress")],
+        target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
+        end=(1, "<eos>"),
+        pad_token_id=0,
+    ),
+    "chatglm2": Framing(
+        frame=[(322, "[gMASK]"), (324, "sop")],
+        source=[(260, "a"), (276, "red"), (277, "dress")],
+        target=[
+            *[(290, "▁"), (105, "f"), (261, "it"), (295, "s"), (268, "w")],
+            *[(291, "e"), (263, "ll"), (274, "上衣")],
+        ],
+        end=(2, "</s>"),
+        pad_token_id=0,
+    ),
+    "qwen": Framing(
+        frame=[],
+        source=[(64, "a"), (286, " red"), (287, " dress")],
+        target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+        end=(312, "<|endoftext|>"),
+        pad_token_id=312,
+        chat_ends=("<|im_end|>",),
+    ),
+    "qwen2": Framing(
+        frame=[],
+        source=[(64, "a"), (286, " red"), (287, " dress")],
+        target=[(300, "fit"), (82, "s"), (276, " w"), (299, "ell"), (220, " "), (265, "上衣")],
+        end=(327, "<|endoftext|>"),
+        pad_token_id=327,
+        chat_ends=("<|im_end|>",),
+    ),
+    "bloom": Framing(
+        frame=[],
+        source=[(68, "a"), (290, " red"), (291, " dress")],
+        target=[(304, "fit"), (86, "s"), (280, " w"), (303, "ell"), (224, " "), (268, "上衣")],
+        end=(2, "</s>"),
+        pad_token_id=3,
+    ),
+    "opt": Framing(
+        frame=[(2, "</s>")],  # the token that ends a text also opens it; only the end is learned
+        source=[(68, "a"), (290, " red"), (291, " dress")],
+        target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
+        end=(2, "</s>"),
+        pad_token_id=1,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=TABLE)
+def family(request):
+    return get_family(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(family, corpus, tmp_path_factory):
+    options = {"vocab_size": 330, "num_layers": 1, "hidden_size": 32} | OPTIONS[family.name]
+    return build_tiny(family.name, tmp_path_factory.mktemp("framing") / family.name, corpus=corpus, **options)
+
+
+@pytest.fixture(scope="module")
+def encoder(folder, family):
+    return FamilyEncoder(load_tokenizer(folder, family), family)
+
+
+@pytest.fixture
+def framing(family):
+    return TABLE[family.name]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"src": SOURCE, "tgt": TARGET}) + "\n", encoding="utf-8")
+    return path
+
+
+def sample_of(data, encoder, max_length: int):
+    (sample,), _ = load_samples([data], encoder, load_template(None), src_length=32, max_length=max_length)
+    return sample
+
+
+def test_every_family_has_a_row():
+    assert set(TABLE) == set(families())
+
+
+def test_each_token_of_a_sample(data, encoder, framing):
+    sample = sample_of(data, encoder, max_length=64)
+    learned = [*framing.target, framing.end]
+    expected = [*framing.frame, *framing.source, *learned]
+    # input_ids leave out the last token, labels the first.
+    ids = [*sample.input_ids.tolist(), int(sample.labels[-1])]
+    assert [(index, shown(encoder, index)) for index in ids] == expected
+    num_prompt_tokens = len(framing.frame) + len(framing.source)
+    assert sample.labels.tolist() == [IGNORE_INDEX] * (num_prompt_tokens - 1) + [
+        index for index, _ in learned
+    ]
+    assert sample.labels.tolist().count(framing.end[0]) == 1
+    assert encoder.decode(ids[:num_prompt_tokens]) == SOURCE
+    assert encoder.decode(ids[num_prompt_tokens:]) == TARGET
+    assert encoder.pad_token_id == framing.pad_token_id
+
+
+def test_a_target_that_was_cut_does_not_teach_to_stop(data, encoder, framing):
+    whole = sum(map(len, (framing.frame, framing.source, framing.target)))
+    for max_length in (whole, whole - 2):  # no room for the end alone, and for the last tokens neither
+        sample = sample_of(data, encoder, max_length)
+        learned = sample.labels[sample.labels != IGNORE_INDEX].tolist()
+        kept = max_length - len(framing.frame) - len(framing.source)
+        assert learned == [index for index, _ in framing.target][:kept]
+        assert sample.truncated_target
+
+
+def test_generation_starts_from_the_prompt_that_was_trained(data, encoder, framing):
+    (prompt,), _ = load_prompts([data], encoder, load_template(None), src_length=32)
+    assert prompt.input_ids.tolist() == [index for index, _ in [*framing.frame, *framing.source]]
+
+
+def test_generation_stops_at_the_end_that_was_learned(data, folder, encoder, framing, family):
+    assert tuple(shown(encoder, index) for index in encoder.chat_end_ids) == framing.chat_ends
+    prompts, _ = load_prompts([data, data], encoder, load_template(None), src_length=32)
+    model = load_model(resolve_model(folder), dtype="float32", tokenizer=encoder.tokenizer)
+    answer = [index for index, _ in framing.target]
+    for end in (encoder.eos_token_id, *encoder.chat_end_ids):
+        said, num_passes = generate(model, prompts, encoder, family, script=[*answer, end, *answer])
+        assert said == [TARGET, TARGET]
+        assert num_passes == len(answer) + 1, "it went on behind the end"
+    said, num_passes = generate(model, prompts, encoder, family, script=answer * 2)
+    assert num_passes == len(answer) * 2, "it stopped at a token that is no end"
+
+
+def shown(encoder, index: int) -> str:
+    """Text of one token; its name where it has no text of its own."""
+    token = encoder.tokenizer.convert_ids_to_tokens(index)
+    return encoder.decode([index]) or (token.decode() if isinstance(token, bytes) else token)
+
+
+def generate(model, prompts, encoder, family, *, script: list[int]) -> tuple[list[str], int]:
+    """Texts, and the number of forward passes, of a model that is made to say one token after another."""
+    import paddle
+
+    num_passes = 0
+
+    def dictate(_layer, _inputs, logits):
+        nonlocal num_passes
+        num_passes += 1
+        wish = paddle.zeros([logits.shape[-1]])
+        wish[script[num_passes - 1]] = 1e6
+        return logits + wish
+
+    settings = GenerationSettings(max_new_tokens=len(script))
+    evaluation = GenerationEvaluation(prompts, batch_size=2, encoder=encoder, settings=settings, seed=0)
+    hook = find_layer(model, family.head_module).register_forward_post_hook(dictate)
+    try:
+        evaluation.run(model, lambda: None)
+    finally:
+        hook.remove()
+    return [each["output"] for each in evaluation.generations], num_passes
