@@ -18,12 +18,14 @@ def main() -> None:
     check_environment()
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
-    from finetune import assembly, finish
+    from finetune import assembly, finish, preview
     from finetune.models.loading import resolve_model
     from finetune.run_directory import open_run_directory
 
-    resolved = resolve_model(str(args.model.model_name_or_path))
+    resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
     files = assembly.find_files(args)
+    if args.data.preview:
+        return preview.show(args, resolved, files)
     with open_run_directory(args) as run:
         report = finish.Report(args, run, processor_note)
         if run.finished:

@@ -54,6 +54,8 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Map
     if values["modules_to_save"]:
         parts = [part.strip() for item in values["modules_to_save"] for part in item.split(",")]
         values["modules_to_save"] = [part for part in parts if part] or None
+    if values["preview"] and not (values["do_train"] or values["do_eval"]):
+        values["do_train"] = True  # the samples to look at
     warnings = _resolve_evaluation(values, given)
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         if values[path] and not values[method]:

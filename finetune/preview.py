@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from finetune.preview_tables import Figures, count_prompts, count_samples, print_figures
-from finetune.preview_tokens import Example, TokenReader, print_example
+from finetune.preview_tokens import Example, TokenReader, print_example, uses_marks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,9 +80,7 @@ def _choose_examples(data: RunData, number: int) -> list[Example]:
 def _print_examples(console: Console, examples: list[Example], reader: TokenReader) -> None:
     from rich.text import Text
 
-    legend = Text("Learned tokens are ")
-    legend.append("green" if console.color_system else "in [[ ]]", "green" if console.color_system else "")
-    legend.append("; below each token stands its id.")
-    console.print(legend)
+    how = ("in [[ ]]", "") if uses_marks(console) else ("green", "green")
+    console.print(Text.assemble("What is learned is ", how, "; below each token stands its id."))
     for number, example in enumerate(examples, start=1):
         print_example(console, f"Sample {number}", example, reader)

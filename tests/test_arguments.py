@@ -120,7 +120,8 @@ def test_written_arguments_parse_to_the_same_values():
     second = parse_arguments(["arguments.json"])
     for group in ("model", "data", "generation", "quant", "training"):
         assert getattr(second, group) == getattr(first, group)
-    assert second.warnings == first.warnings
+    # What was turned off for the CPU is written as off, so it is not said again.
+    assert second.warnings == tuple(line for line in first.warnings if "turned off" not in line)
     assert second.to_json() == first.to_json()
 
 

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.errors import UserError
 from finetune.files import write_json
 from finetune.training.tensor_files import load_tensors, save_tensors
@@ -110,6 +112,6 @@ def _read_weights(folder: Path) -> dict[str, Any]:
 def _read_pickled(path: Path) -> dict[str, Any]:
     import paddle
 
-    from finetune.models.weights import read_pdparams
+    from finetune.models.pickled_arrays import read_pdparams
 
-    return {name: paddle.to_tensor(array) for name, array in read_pdparams(path).items()}
+    return {name: paddle.to_tensor(np.array(array.read())) for name, array in read_pdparams(path).items()}

@@ -64,8 +64,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def resolve_model(name_or_path: str | Path) -> ResolvedModel:
+def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> ResolvedModel:
     """Finds a model, before Paddle is imported when it is a local folder.
+
+    Args:
+        name_or_path: Its folder, or its name on the hub.
+        needs_weights: Whether a folder without weights is a fault.
 
     Raises:
         UserError: No model folder, no weights, a family that is not covered, or a name while the hub
@@ -83,7 +87,8 @@ def resolve_model(name_or_path: str | Path) -> ResolvedModel:
         return ResolvedModel(None, name, config, _covered(config, name))
     config = read_config(folder)
     family = _covered(config, name)
-    weights.check_weights(folder)
+    if needs_weights:
+        weights.check_weights(folder)
     return ResolvedModel(folder, name, config, family)
 
 

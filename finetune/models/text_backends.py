@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +18,7 @@ class UnsupportedTokenizerError(Exception):
 
 
 class TextBackend(Protocol):
-    """Plain text to ids and back.
-
-    Attributes:
-        vocabulary: Ids of pieces that may be named as special tokens.
-    """
+    """Plain text to ids and back."""
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
@@ -89,7 +84,7 @@ class SentencePieceBackend:
 
 
 class TiktokenBackend:
-    """A rank file of tiktoken's; texts are brought into Unicode's composed form first.
+    """A rank file of tiktoken's.
 
     Args:
         path: The file.
@@ -117,8 +112,7 @@ class TiktokenBackend:
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
-        composed = [unicodedata.normalize("NFC", text) for text in texts]
-        return list(self._encoding.encode_ordinary_batch(composed, num_threads=self._num_threads))
+        return list(self._encoding.encode_ordinary_batch(list(texts), num_threads=self._num_threads))
 
     def id_of(self, token: str) -> int | None:
         """The id of a control token."""
@@ -224,5 +218,7 @@ def _check_merges(pairs: Sequence[tuple[str, ...]], ids: dict[str, int]) -> None
     for number, pair in enumerate(pairs):
         token = "".join(pair)
         if len(pair) != 2 or not known.issuperset(pair) or token in known or token not in ids:
-            raise UnsupportedTokenizerError(f"rule {number + 1} of merges.txt ({' '.join(pair)}) is out of order")
+            raise UnsupportedTokenizerError(
+                f"rule {number + 1} of merges.txt ({' '.join(pair)}) is out of order"
+            )
         known.add(token)

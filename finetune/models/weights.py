@@ -1,25 +1,20 @@
 """Tensors of a checkpoint folder, one at a time, without Paddle.
 
-safetensors files are mapped into memory, so a tensor costs nothing until it is used. PaddleNLP's
-`.pdparams` are pickles: they are read through an unpickler that knows NumPy arrays and containers and
-refuses everything else, so that a folder from a stranger cannot run code. PyTorch's `.bin` files are
-read in the same spirit by `torch_files`.
+Files are mapped into memory, so a tensor costs nothing until it is used. safetensors files are read here,
+PaddleNLP's `.pdparams` in `pickled_arrays`, PyTorch's `.bin` in `torch_files`.
 """
 
 from __future__ import annotations
 
-import collections
 import json
-import pickle
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from finetune.errors import UserError
+from finetune.models.pickled_arrays import PickledArray, read_pdparams
 from finetune.models.torch_files import TorchTensor, read_torch_file
 
 WEIGHT_FILES = (
@@ -107,9 +102,8 @@ class Checkpoint:
         start = _start_file(folder)
         assert start is not None
         paths = [folder / name for name in shard_names(start)]
-        self._pickled: dict[str, np.ndarray] = {}
         self._mapped: dict[str, WeightFile] = {}
-        self._torch: dict[str, TorchTensor] = {}
+        self._pickled: dict[str, PickledArray | TorchTensor] = {}
         self.format: str | None = None
         if paths[0].suffix == ".safetensors":
             for path in paths:
@@ -119,7 +113,7 @@ class Checkpoint:
         elif paths[0].suffix == ".bin":
             self.format = "pt"
             for path in paths:
-                self._torch |= read_torch_file(path)
+                self._pickled |= read_torch_file(path)
         else:
             self.format = "pd"
             for path in paths:
@@ -129,15 +123,12 @@ class Checkpoint:
     def names(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, by name."""
         mapped = {name: file.tensors[name][1] for name, file in self._mapped.items()}
-        mapped |= {name: tensor.shape for name, tensor in self._torch.items()}
         return mapped | {name: array.shape for name, array in self._pickled.items()}
 
     def read(self, name: str) -> np.ndarray:
         """The tensor as stored; bfloat16 comes as uint16 (see `as_float32`)."""
         if name in self._pickled:
-            return self._pickled[name]
-        if name in self._torch:
-            return self._torch[name].read()
+            return self._pickled[name].read()
         file = self._mapped[name]
         dtype, shape, begin, end = file.tensors[name]
         if begin == end:
@@ -180,74 +171,6 @@ def read_header(path: Path) -> WeightFile:
     if end > size:
         raise UserError(f"{path} has {size} bytes but its header promises {end}: copy it again")
     return WeightFile(path, 8 + length, tensors, metadata.get("format"))
-
-
-def read_pdparams(path: Path) -> dict[str, np.ndarray]:
-    """Reads a `.pdparams` pickle of NumPy arrays.
-
-    Raises:
-        UserError: It holds anything but arrays and plain containers, or is damaged.
-    """
-    try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file).load()
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: {error}") from None
-    except (EOFError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): copy it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
-    if "UnpackBigParamInfor@@" in content:
-        raise UserError(f"{path} splits large tensors in an old way: save the model as safetensors")
-    return dict(_arrays(content))
-
-
-def _arrays(content: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for name, value in content.items():
-        # Paddle stores a tensor as (its inner name, array).
-        array = value[1] if isinstance(value, tuple) and len(value) == 2 else value
-        if isinstance(array, np.ndarray):
-            yield name, array
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Resolves only what NumPy arrays and plain containers need."""
-
-    def __init__(self, file: BinaryIO):
-        super().__init__(file)
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("builtins", "tuple"): tuple,
-            ("builtins", "list"): list,
-            ("builtins", "dict"): dict,
-            ("_codecs", "encode"): _encode_latin1,
-        }
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            if name == "_reconstruct":
-                return np.array([]).__reduce__()[0]
-            if name == "scalar":
-                return np.float64(0).__reduce__()[0]
-        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
-            return _frombuffer
-        if (module, name) in allowed:
-            return allowed[module, name]
-        raise pickle.UnpicklingError(
-            f"it contains {module}.{name}, which could run code; only arrays are read. Save the model as "
-            "safetensors where you trust it"
-        )
-
-
-def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
-def _frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    array = np.frombuffer(buffer, dtype=dtype)
-    return array.reshape(shape, order="F" if order == "F" else "C")
 
 
 def _start_file(folder: Path) -> Path | None:

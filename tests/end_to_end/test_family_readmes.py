@@ -30,7 +30,7 @@ def test_commands_run(folder, small_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "data").symlink_to(small_data)
-    trained, launched, model = [], [], None
+    trained, launched, model = [], [], ""
     for command in commands(folder):
         if command[:3] == BUILD:
             model = command[4]

@@ -46,7 +46,7 @@ def with_lora(model: Any, family: Any) -> Any:
     """LoRA on the family's default layers."""
     settings = SimpleNamespace(
         lora_target_modules=None, lora_rank=2, lora_alpha=4, lora_dropout=0.0, rslora=False,
-        lora_plus_scale=1.0, pissa=False, model_name_or_path="tiny",
+        lora_plus_scale=1.0, pissa=False, model_name_or_path="tiny", modules_to_save=None,
     )  # fmt: skip
     return add_lora(model, settings, family=family, dtype="float32")
 

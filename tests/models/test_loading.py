@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ from safetensors.numpy import load_file, save_file
 from finetune.errors import UserError
 from finetune.models.family import get_family, import_object
 from finetune.models.loading import build_config, load_model, plan_readers, resolve_model
+from finetune.models.tiny import build_tiny
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
 from finetune.models.weights import Checkpoint
+from tests.models.torch_writing import save_bin
 
 INPUT_IDS = np.array([[1, 5, 280, 17, 300, 9]])
 
@@ -164,19 +167,55 @@ def test_tensor_parallel_ranks_hold_parts_of_the_whole(llama_folder, fused):
         np.testing.assert_array_equal(joined(mlp + "gate_proj.weight", 1), gate)
 
 
-def test_all_weight_faults_are_listed_together(llama_folder):
-    def damage(tensors):
-        tensors["stranger.weight"] = np.zeros(2, np.float32)
-        tensors["llama.norm.weight"] = np.zeros(7, np.float32)
-        del tensors["llama.layers.1.mlp.up_proj.weight"]
+def _write_weights(folder, tensors, kind) -> None:
+    """Replaces a folder's weights by the same tensors in another container."""
+    (folder / "model.safetensors").unlink()
+    if kind == "pdparams":
+        (folder / "model_state.pdparams").write_bytes(pickle.dumps(tensors, 4))
+    elif kind == "bin":
+        save_bin(folder / "pytorch_model.bin", tensors)
+    elif kind == "shards":
+        names = sorted(tensors)
+        index = {}
+        for file, part in {"a.safetensors": names[::2], "b.safetensors": names[1::2]}.items():
+            save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "np"})
+            index |= dict.fromkeys(part, file)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    else:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "np"})
 
-    _rewrite(llama_folder, damage)
+
+@pytest.mark.parametrize("kind", ["safetensors", "shards", "pdparams", "bin"])
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_all_weight_faults_are_listed_together(family, kind, corpus, tmp_path):
+    folder = build_tiny(family, tmp_path / family, corpus=corpus, vocab_size=330, num_layers=2)
+    tensors = load_file(folder / "model.safetensors")
+    norm, lacking = {
+        "llama": ("llama.norm.weight", "llama.layers.1.mlp.up_proj.weight"),
+        "bloom": ("bloom.ln_f.bias", "bloom.h.1.mlp.dense_h_to_4h.weight"),
+    }[family]
+    del tensors[lacking]
+    tensors[norm] = np.zeros(7, np.float32)
+    tensors[f"{family}.stranger.weight"] = np.zeros(2, np.float32)
+    if kind == "bin":
+        tensors = {
+            _hugging_face_name(family, name): array if array.ndim < 2 or "embed" in name else array.T
+            for name, array in tensors.items()
+        }
+    _write_weights(folder, tensors, kind)
     with pytest.raises(UserError) as error:
-        load_model(resolve_model(llama_folder), dtype="float32")
+        load_model(resolve_model(folder), dtype="float32")
     message = str(error.value)
-    assert "files lack (1): llama.layers.1.mlp.up_proj.weight" in message
-    assert "does not know (1): stranger.weight" in message
-    assert "llama.norm.weight is [7] in the files, [64] in the model" in message
+    stranger = f"{family}.stranger.weight"
+    if kind == "bin":
+        stranger = _hugging_face_name(family, stranger)
+    assert f"files lack (1): {lacking}" in message
+    assert f"does not know (1): {stranger}" in message
+    assert f"have another shape (1): {norm} is [7] in the files, [64] in the model" in message
+
+
+def _hugging_face_name(family, name):
+    return name.replace(f"{family}.", {"llama": "model.", "bloom": "transformer."}[family], 1)
 
 
 def test_long_lists_are_cut(llama_folder):
