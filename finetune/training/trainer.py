@@ -246,7 +246,7 @@ class FinetuneTrainer(Trainer):
         record = {"step": self.state.global_step, "epoch": self.state.epoch} | record
         if self.progress:
             self.progress.step(record)
-        if self.control.should_log:
+        if self.control.should_log or self.state.global_step == self.state.max_steps:
             self._log_step(record)
         metrics = self.evaluate() if self.control.should_evaluate else None
         if self.control.should_save or self._stop_signal:

@@ -228,17 +228,6 @@ def test_lora_targets_that_match_nothing(arguments, capsys):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["sft", "lora", "pt", "sft_pp"])
-def test_shipped_files_run_on_cpu_in_one_process(name, tiny_llama, tmp_path):
-    code = run_entry(
-        ROOT / "llama" / f"{name}_argument.json", "--model_name_or_path", tiny_llama, "--device", "cpu",
-        "--max_steps", 2, "--tensor_parallel_degree", 1, "--pipeline_parallel_degree", 1,
-        "--dataset_name_or_path", ROOT / "tests" / "reference" / "data", "--output_dir", tmp_path / name,
-    )  # fmt: skip
-    assert code == 0
-    assert len(losses(tmp_path / name)) >= 1
-
-
 def test_more_degrees_than_processes(tiny_llama, tmp_path, capsys):
     code = run_entry(
         ROOT / "llama" / "sft_argument.json", "--model_name_or_path", tiny_llama, "--device", "cpu",

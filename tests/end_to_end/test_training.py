@@ -92,6 +92,11 @@ def test_log_has_every_field_in_full_precision(train):
     assert rerun["max_steps"] == 3
 
 
+def test_the_last_step_is_always_logged(train):
+    out = train("sparse", max_steps=5, logging_steps=3)
+    assert [record["step"] for record in read_log(out)] == [3, 5]
+
+
 def test_loss_evaluation_does_not_depend_on_the_batch_size(train, tiny_llama):
     results = [
         json.loads((train(f"eval{size}", do_train=False, do_eval=True, per_device_eval_batch_size=size)

@@ -66,11 +66,43 @@ def test_cut_safetensors_file(tmp_path, keep):
 def test_pdparams_of_arrays_are_read(tmp_path):
     array = np.arange(4, dtype=np.float32)
     content = {"a": ("inner_name", array), "b": np.asfortranarray(np.ones((2, 3))), "Names@@": {"a": "inner"}}
-    for protocol in (2, 4, 5):
+    for protocol in (2, 3, 4, 5):
         (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, protocol))
         checkpoint = weights.Checkpoint(tmp_path)
         assert checkpoint.names == {"a": (4,), "b": (2, 3)}
         np.testing.assert_array_equal(checkpoint.read("a"), array)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_large_arrays_of_pdparams_stay_in_the_file(tmp_path, protocol, order):
+    array = np.asarray(np.random.default_rng(0).normal(size=(50, 40)), dtype=np.float32, order=order)
+    again = np.arange(1000, dtype=np.int64)
+    content = {"a": ("inner_name", array), "b": again, "same": again, "tail": np.ones(2)}
+    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, protocol))
+    checkpoint = weights.Checkpoint(tmp_path)
+    assert checkpoint.names == {"a": (50, 40), "b": (1000,), "same": (1000,), "tail": (2,)}
+    np.testing.assert_array_equal(checkpoint.read("a"), array)
+    np.testing.assert_array_equal(checkpoint.read("b"), again)
+    np.testing.assert_array_equal(checkpoint.read("same"), again)
+    np.testing.assert_array_equal(checkpoint.read("tail"), [1, 1])
+    if protocol in (3, 4):
+        assert isinstance(checkpoint.read("a"), np.memmap)
+
+
+def test_pdparams_with_arrays_of_objects_are_refused(tmp_path):
+    content = {"a": np.array([{"b": 1}, None], dtype=object)}
+    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, 4))
+    with pytest.raises(UserError, match="holds something else than numbers"):
+        weights.Checkpoint(tmp_path)
+
+
+def test_pdparams_may_not_point_outside_the_file(tmp_path):
+    state = b"(K\x01K\x01\x85cnumpy\ndtype\n(X\x02\x00\x00\x00f4\x89\x88tR\x89X\x05\x00\x00\x009:999Qt"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR" + state + b"b"
+    (tmp_path / "model_state.pdparams").write_bytes(b"\x80\x02}X\x01\x00\x00\x00a" + array + b"s.")
+    with pytest.raises(UserError, match="reaches past the end of the file"):
+        weights.Checkpoint(tmp_path)
 
 
 def test_pdparams_that_could_run_code_are_refused(tmp_path):
