@@ -40,10 +40,6 @@ class Values:
 # Settings that are understood but whose feature is still to come: a line here refuses them.
 # name -> (is it asked for?, fault line)
 NOT_YET: dict[str, tuple[Callable[[Values], bool], str]] = {
-    "lazy": (
-        lambda values: values["lazy"],
-        "lazy is true, but reading data as a stream is not available in this version: run with --lazy false",
-    ),
     "processes": (
         lambda values: count_processes() > 1,
         "this run was started with several processes, but parallel layouts are not available in this version: "

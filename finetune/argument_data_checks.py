@@ -28,6 +28,8 @@ def check_data_settings(values: Values, faults: list[str]) -> None:
     _check_dataset_paths(values, faults)
     _check_mix(values, faults)
     _check_data(values, faults)
+    if values.sound("lazy", "do_train") and values["lazy"] and values["do_train"]:
+        faults.extend(_find_stream_faults(values))
 
 
 def _check_dataset_paths(values: Values, faults: list[str]) -> None:
@@ -80,6 +82,29 @@ def _is_number(value: Any) -> bool:
 
 def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:80]
+
+
+def _find_stream_faults(values: Values) -> Iterator[str]:
+    """What a stream cannot do: nobody knows how long it is before it was read."""
+    if values.sound("max_steps") and values["max_steps"] <= 0:
+        yield (
+            "lazy is true, but max_steps is missing: a stream has no known length, so say after how many steps "
+            "the training ends, for example with --max_steps 1000"
+        )
+    for name in ("evaluation_strategy", "save_strategy"):
+        if values.sound(name) and values[name] == "epoch":
+            yield (
+                f"{name} is epoch, but with lazy true no step is the last of an epoch: set it to steps, "
+                f"with {'eval_steps' if name == 'evaluation_strategy' else 'save_steps'}"
+            )
+    remedies = {
+        "validation_split": "give a folder with a dev file",
+        "max_train_samples": "max_steps bounds the training; max_samples in dataset_mix takes the first of a data set",
+        "self_cognition_samples": "write these examples to a file and name it in dataset_mix",
+    }
+    for name, remedy in remedies.items():
+        if values.sound(name) and values[name]:
+            yield f"{name} is {values[name]}, but with lazy true the data are not held: {remedy}"
 
 
 def _check_data(values: Values, faults: list[str]) -> None:

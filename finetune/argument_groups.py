@@ -168,7 +168,13 @@ class DataArguments:
     preview: int = _setting(
         0, "Show this many training samples, and figures of all of them, instead of training; 0: train."
     )
-    lazy: bool = _setting(False, "Read the data as a stream instead of loading it.")
+    lazy: bool = _setting(
+        False,
+        "Read the training data as a stream instead of loading it: for files larger than memory. Needs max_steps.",
+    )
+    shuffle_buffer_size: int = _setting(
+        10_000, "Samples of a stream that the next one is drawn from; 1: the order of the files."
+    )
     chat_template: str | None = _setting(
         None,
         "Name of a conversation format (llama2, chatml, ...; see docs/data.md), a template file, or tokenizer "

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "max_train_samples": _AT_LEAST_ONE,
     "max_eval_samples": _AT_LEAST_ONE,
     "self_cognition_samples": _AT_LEAST_ZERO,
+    "shuffle_buffer_size": _AT_LEAST_ONE,
     "preview": _AT_LEAST_ZERO,
     "pad_to_multiple_of": _AT_LEAST_ONE,
     "max_new_tokens": _AT_LEAST_ONE,

@@ -51,7 +51,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Map
             values[name] = os.path.expanduser(values[name])
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
-    if values["modules_to_save"]:
+    if values["modules_to_save"] is not None:
         parts = [part.strip() for item in values["modules_to_save"] for part in item.split(",")]
         values["modules_to_save"] = [part for part in parts if part] or None
     if values["preview"] and not (values["do_train"] or values["do_eval"]):

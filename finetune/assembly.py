@@ -16,6 +16,7 @@ from finetune.data.dataset import DataReport, load_prompts, load_samples
 from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
+from finetune.streaming import build_stream_source, check_sources, make_row_builder, read_first
 
 if TYPE_CHECKING:
     from finetune.arguments import Arguments
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from finetune.models.tokenizer import FamilyEncoder
     from finetune.models.vocabulary import VocabularyGrowth
     from finetune.run_directory import RunDirectory
+    from finetune.training.batch_source import BatchSource
     from finetune.training.rows import Rows
     from finetune.training.trainer import FinetuneTrainer
 
@@ -38,12 +40,21 @@ class TokenizerPair:
 
 @dataclass
 class RunData:
-    """What is trained and evaluated; a part that the run does not need is empty."""
+    """What is trained and evaluated; a part that the run does not need is empty.
+
+    Attributes:
+        train: To train on; of a stream, the first ones.
+        dev: To evaluate on by loss.
+        prompts: To evaluate on by generation.
+        reports: What became of the lines, by split.
+        stream: What to train on where it is read as a stream.
+    """
 
     train: list[Sample]
     dev: list[Sample]
     prompts: list[Prompt]
     reports: dict[str, DataReport]
+    stream: tuple[DataSource, ...] = ()
 
 
 def find_files(args: Arguments) -> dict[str, list[DataSource]]:
@@ -55,7 +66,10 @@ def find_files(args: Arguments) -> dict[str, list[DataSource]]:
     Raises:
         UserError: A split that the run needs is missing.
     """
-    return find_sources(args.data, training=args.training.do_train, evaluating=args.training.do_eval)
+    files = find_sources(args.data, training=args.training.do_train, evaluating=args.training.do_eval)
+    if args.data.lazy and args.training.do_train:
+        check_sources(files.get("train", ()))
+    return files
 
 
 def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPair:
@@ -75,7 +89,14 @@ def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: Tokeniz
     """
     settings, do_train, do_eval = args.data, args.training.do_train, args.training.do_eval
     template = load_template(settings.chat_template, _tokenizer_folder(args))
-    splits = read_splits(settings, files, seed=args.training.seed, training=do_train, evaluating=do_eval)
+    is_stream = do_train and settings.lazy
+    splits = read_splits(
+        settings,
+        files,
+        seed=args.training.seed,
+        training=do_train and not is_stream,
+        evaluating=do_eval,
+    )
     data = RunData(train=[], dev=[], prompts=[], reports={})
     common: dict[str, Any] = {
         "src_length": settings.src_length,
@@ -83,7 +104,11 @@ def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: Tokeniz
         "system": settings.system,
     }
     encoding = {**common, "max_length": settings.max_length, "train_on": settings.train_on}
-    if do_train:
+    if is_stream:
+        data.stream = tuple(files["train"])
+        folder = _tokenizer_folder(args)
+        data.train, data.reports["train"] = read_first(args, data.stream, pair.encoder, folder)
+    elif do_train:
         data.train, data.reports["train"] = load_samples(splits.train, pair.encoder, template, **encoding)
     if do_eval and settings.eval_with_do_generation:
         data.prompts, data.reports["dev"] = load_prompts(splits.dev, pair.encoder, template, **common)
@@ -214,22 +239,73 @@ def build_trainer(
     if args.model.neftune:
         embedding = find_layer(base, resolved.family.embedding_module)
         noise = EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=args.training.seed)
+    training_args = build_training_arguments(args)
+    batches = None
+    if args.training.do_train:
+        batches = _build_batches(args, data, pair, resolved, training_args)
     trainer = FinetuneTrainer(
         model=model,
-        args=build_training_arguments(args),
-        rows=_build_rows(args, data.train, pair, resolved) if args.training.do_train else None,
+        args=training_args,
+        batches=batches,
         evaluation=_build_evaluation(args, data, pair, resolved, label_positions),
         tokenizer=pair.tokenizer,
         label_positions=label_positions,
         noise=noise,
     )
     training = args.training.do_train
-    total_steps = trainer.plan()[1] if training else 0
+    total_steps = trainer.plan_steps() if training else 0
     bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
     trainer.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
     if training:
         trainer.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step)
+    if batches is not None:
+        batches.say = trainer.say
     return trainer
+
+
+def _build_batches(
+    args: Arguments, data: RunData, pair: TokenizerPair, resolved: ResolvedModel, training_args: Any
+) -> BatchSource:
+    """The batches of a data set in memory, or of a stream."""
+    from finetune.data.sampler import GlobalOrder
+    from finetune.training.batch_source import MapSource
+
+    if data.stream:
+        make_rows = make_row_builder(
+            _padding(args, pair), _mask_kind(args, resolved) if args.data.zero_padding else None
+        )
+        folder = _tokenizer_folder(args)
+        return build_stream_source(
+            args,
+            data.stream,
+            resolved,
+            tokenizer_folder=folder,
+            training_args=training_args,
+            make_rows=make_rows,
+        )
+    rows = _build_rows(args, data.train, pair, resolved)
+    micro_batch_size, world = training_args.per_device_train_batch_size, training_args.dataset_world_size
+    order = GlobalOrder(
+        len(rows),
+        global_batch_size=micro_batch_size * training_args.gradient_accumulation_steps * world,
+        seed=args.training.seed,
+        drop_last=training_args.dataloader_drop_last,
+    )
+    return MapSource(
+        rows, order, micro_batch_size=micro_batch_size, rank=training_args.dataset_rank, world=world
+    )
+
+
+def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
+    return {
+        "pad_token_id": pair.encoder.pad_token_id,
+        "pad_to_multiple_of": args.data.pad_to_multiple_of,
+    }
+
+
+def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
+    # A dense mask beside flash attention would make Paddle fall back to a slower kernel.
+    return "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
 
 
 def _build_rows(args: Arguments, samples: list[Sample], pair: TokenizerPair, resolved: ResolvedModel) -> Rows:
@@ -237,16 +313,12 @@ def _build_rows(args: Arguments, samples: list[Sample], pair: TokenizerPair, res
     from finetune.data.packing import PackedSamples, pack
     from finetune.training.rows import PackedRows, PaddedRows
 
-    padding: dict[str, Any] = {
-        "pad_token_id": pair.encoder.pad_token_id,
-        "pad_to_multiple_of": args.data.pad_to_multiple_of,
-    }
+    padding = _padding(args, pair)
     if not args.data.zero_padding:
         return PaddedRows(samples, **padding)
     lengths = np.array([len(sample.input_ids) for sample in samples])
     packing = pack(lengths, args.data.max_length, seed=args.training.seed)
-    # A dense mask beside flash attention would make Paddle fall back to a slower kernel.
-    mask = "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
+    mask = _mask_kind(args, resolved)
     return PackedRows(PackedSamples(samples, packing), mask=mask, **padding)
 
 

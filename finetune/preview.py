@@ -59,15 +59,7 @@ def show(
     examples = _choose_examples(data, args.data.preview)
     _print_examples(console, examples, TokenReader(encoder))
     for split, report in data.reports.items():
-        prompts = split == "dev" and args.data.eval_with_do_generation
-        figures: Figures
-        if prompts:
-            figures = count_prompts(data.prompts)
-        else:
-            samples = data.train if split == "train" else data.dev
-            capacity = args.data.max_length if args.data.zero_padding else None
-            figures = count_samples(samples, pack_to=capacity, seed=args.training.seed)
-        print_figures(console, _TITLES[split], report, figures)
+        print_figures(console, _TITLES[split], report, _count(args, data, split))
 
 
 def _choose_examples(data: RunData, number: int) -> list[Example]:
@@ -75,6 +67,16 @@ def _choose_examples(data: RunData, number: int) -> list[Example]:
     if data.prompts and not data.train:
         return [Example.of_prompt(prompt) for prompt in data.prompts[:number]]
     return [Example.of_sample(sample) for sample in (data.train or data.dev)[:number]]
+
+
+def _count(args: Arguments, data: RunData, split: str) -> Figures:
+    if split == "dev" and args.data.eval_with_do_generation:
+        return count_prompts(data.prompts)
+    return count_samples(
+        data.train if split == "train" else data.dev,
+        pack_to=args.data.max_length if args.data.zero_padding else None,
+        seed=args.training.seed,
+    )
 
 
 def _print_examples(console: Console, examples: list[Example], reader: TokenReader) -> None:

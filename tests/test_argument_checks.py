@@ -99,6 +99,7 @@ def test_a_value_of_the_wrong_type_brings_no_further_fault():
         ("--pissa", ["pissa is true, but lora is false"]),
         ("--fp16 --bf16", ["fp16 and bf16 are both true", "--fp16 false"]),
         ("--fp16_full_eval --bf16_full_eval", ["fp16_full_eval and bf16_full_eval are both true"]),
+        ("--modules_to_save lm_head", ["modules_to_save is given, but lora is false", "--lora true"]),
         ("--save_to_aistudio", ["aistudio_repo_id is missing"]),
         ("--do_train false", ["nothing to do", "set do_train or do_eval to true"]),
         ("--lr_scheduler_type cosin", ["lr_scheduler_type", "choose one of linear, cosine, constant"]),
@@ -227,7 +228,6 @@ def test_best_model_needs_saves_at_evaluations():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("--lazy", ["lazy is true", "not available in this version", "--lazy false"]),
         (
             "--tensor_parallel_degree 4",
             ["tensor_parallel_degree 4 needs 4 processes", "has 1 process", "paddle.distributed.launch"],
@@ -280,8 +280,33 @@ def test_degrees_of_one_need_no_launcher():
 
 
 def test_deleting_a_line_of_not_yet_opens_the_feature(monkeypatch):
-    monkeypatch.setattr(argument_checks, "NOT_YET", {k: v for k, v in NOT_YET.items() if k != "lazy"})
-    assert parse_arguments([*VALID, "--lazy"]).data.lazy is True
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    assert "parallel layouts are not available" in only_fault_of()
+    monkeypatch.setattr(argument_checks, "NOT_YET", {k: v for k, v in NOT_YET.items() if k != "processes"})
+    assert parse_arguments(VALID)
+
+
+STREAM = ["--lazy", "--max_steps", "10"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--lazy"], "max_steps is missing: a stream has no known length"),
+        ([*STREAM, "--save_strategy", "epoch"], "save_strategy is epoch, but with lazy true"),
+        ([*STREAM, "--evaluation_strategy", "epoch"], "set it to steps, with eval_steps"),
+        ([*STREAM, "--validation_split", "0.1"], "validation_split is 0.1, but with lazy true"),
+        ([*STREAM, "--max_train_samples", "5"], "max_steps bounds the training"),
+        ([*STREAM, "--shuffle_buffer_size", "0"], "shuffle_buffer_size is 0: it must be at least 1"),
+    ],
+)
+def test_what_a_stream_cannot_do(words, part):
+    assert part in only_fault_of(*words)
+
+
+def test_a_stream_that_only_evaluates_needs_nothing_more():
+    parse_arguments([*VALID, *STREAM])
+    parse_arguments([*VALID, "--lazy", "--do_train", "false", "--do_eval"])
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *REFUSED_QUANT])

@@ -143,7 +143,7 @@ PADDLENLP_FILES = {
                 "autotuner_benchmark": False,
             },
         },
-        {"tensor_parallel_degree", "lazy"},
+        {"tensor_parallel_degree"},
     ),
     "llama, fused": (
         {

@@ -37,6 +37,20 @@ def test_lora_alpha_follows_the_rank():
     assert parse({"lora_rank": 4, "lora_alpha": 32}).model.lora_alpha == 32
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("embed_tokens,lm_head", ["embed_tokens", "lm_head"]),
+        (["embed_tokens", "lm_head"], ["embed_tokens", "lm_head"]),
+        (["embed_tokens, lm_head"], ["embed_tokens", "lm_head"]),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_modules_to_save_may_stand_between_commas(given, expected):
+    assert parse({"lora": True, "modules_to_save": given}).model.modules_to_save == expected
+
+
 BEST = {"load_best_model_at_end": True, "evaluation_strategy": "epoch", "save_strategy": "epoch"}
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune.models.family import Family
 from finetune.models.text_backends import (
+    Ids,
     SentencePieceBackend,
     TextBackend,
     TiktokenBackend,
@@ -70,10 +71,10 @@ class FastEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, no special token added or recognised."""
-        return list(self.encode_many([text])[0]) if text else []
+        return list(map(int, self.encode_many([text])[0])) if text else []
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, on several threads; the interpreter is free meanwhile."""
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Ids]:
+        """Ids of each text (lists, or int32 arrays), on several threads; the interpreter is free meanwhile."""
         if self._composes:
             texts = [unicodedata.normalize("NFC", text) for text in texts]
         return self._backend.encode_many(texts)

@@ -246,8 +246,8 @@ def plan_readers(
     mappings = _name_table(model_class, config, family)
     readers = _with_fused(model_class, config, _paddle_readers(checkpoint, mappings))
     if config.tensor_parallel_degree > 1:
-        for name in [name for name in readers if growth and growth.covers(name)]:
-            readers[name] = grown_reader(readers[name], growth)
+        if growth:
+            readers |= {name: grown_reader(readers[name], growth) for name in readers if growth.covers(name)}
         splits = model_class.get_tensor_parallel_convert_actions(config, list(readers), ignore_error=True)
         for name in splits.keys() & readers.keys():
             readers[name] = _split_reader(readers[name], splits[name])

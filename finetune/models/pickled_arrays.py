@@ -58,7 +58,11 @@ class PickledArray:
             ValueError: The parts do not belong together.
         """
         _version, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(raw, bytes | bytearray | _Place):
+        if (
+            not isinstance(dtype, np.dtype)
+            or dtype.hasobject
+            or not isinstance(raw, bytes | bytearray | _Place)
+        ):
             raise ValueError("an array holds something else than numbers")
         size = raw.size if isinstance(raw, _Place) else len(raw)
         if min(shape, default=0) < 0 or int(np.prod(shape, dtype=np.int64)) * dtype.itemsize != size:
@@ -102,12 +106,15 @@ def _without_long_bytes(path: Path) -> bytes:
         for opcode, argument, position in pickletools.genops(walked):
             if pending:
                 _copy_instruction(copied, shortened, pending, end=position or 0)
-            pending = (opcode.name, position or 0, len(argument) if opcode.name in _LENGTH_BYTES else 0)
+            length = len(argument or b"") if opcode.name in _LENGTH_BYTES else 0
+            pending = (opcode.name, position or 0, length)
     shortened.write(pickle.STOP)
     return shortened.getvalue()
 
 
-def _copy_instruction(source: Any, target: io.BytesIO, instruction: tuple[str, int, int], *, end: int) -> None:
+def _copy_instruction(
+    source: Any, target: io.BytesIO, instruction: tuple[str, int, int], *, end: int
+) -> None:
     name, begin, length = instruction
     if name == "FRAME":  # its length would be wrong, and it may be left out
         return

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 
 class UnsupportedTokenizerError(Exception):
     """These files may give other ids here than in PaddleNLP; the message says why."""
 
 
+Ids = list[int] | np.ndarray
+"""The ids of one text, int32 where it is an array."""
+
+
 class TextBackend(Protocol):
     """Plain text to ids and back."""
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Ids]:
         """The ids of each text."""
         ...
 
@@ -64,9 +71,10 @@ class SentencePieceBackend:
             raise UnsupportedTokenizerError(f"{path.name} has no bytes to fall back to")
         self._num_threads = num_threads
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
-        return list(self.processor.encode(list(texts), out_type=int, num_threads=self._num_threads))
+    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text; arrays where the library can give them, which spares it the Python objects."""
+        out_type = "numpy" if hasattr(self.processor, "EncodeAsNumpy") else int
+        return list(self.processor.encode(list(texts), out_type=out_type, num_threads=self._num_threads))
 
     def id_of(self, token: str) -> int | None:
         """The id of a piece, control tokens such as ``<s>`` included."""
@@ -132,15 +140,34 @@ class BytePairBackend:
 
     Args:
         tokenizer: A `tokenizers.Tokenizer` with a byte-level decoder.
+        cut: Cuts a text as PaddleNLP does, by Python's `regex`, where that is another library than the
+            tokenizer's; they know different versions of Unicode.
+        of_words: The same model without the cutting; with `cut` only.
     """
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, *, cut: Callable[[str], list[str]] | None = None, of_words: Any = None
+    ):
+        self._tokenizer, self._cut, self._of_words = tokenizer, cut, of_words
+        self._settled: set[str] = set()
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        ids: list[list[int]] = [encoding.ids for encoding in encodings]
+        if self._cut is not None and (doubtful := self._find_doubtful(texts)):
+            for number, text in enumerate(texts):
+                if not doubtful.isdisjoint(text):
+                    words = self._of_words.encode_batch_fast(self._cut(text), add_special_tokens=False)
+                    ids[number] = [index for word in words for index in word.ids]
+        return ids
+
+    def _find_doubtful(self, texts: Sequence[str]) -> set[str]:
+        """Characters that a version of Unicode does not have that is older than either library's: Python's."""
+        new = set().union(*texts) - self._settled
+        doubtful = {character for character in new if unicodedata.category(character) == "Cn"}
+        self._settled |= new - doubtful
+        return doubtful
 
     def id_of(self, token: str) -> int | None:
         """The id of a token of the base vocabulary."""
@@ -183,6 +210,7 @@ def read_vocab_and_merges(vocab: Path, merges: Sequence[str], pattern: str) -> B
         UnsupportedTokenizerError: The files cannot be read, or are such that the order in which the
             library applies the rules could make a difference.
     """
+    import regex
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     pairs = [tuple(line.split()) for line in merges]
@@ -194,11 +222,13 @@ def read_vocab_and_merges(vocab: Path, merges: Sequence[str], pattern: str) -> B
         raise
     except Exception as error:  # the library raises plain Exception
         raise UnsupportedTokenizerError(f"{vocab.name} and merges.txt do not fit together: {error}") from None
-    cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    return BytePairBackend(tokenizer)
+    of_words = Tokenizer.from_str(tokenizer.to_str())
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    of_words.pre_tokenizer = as_bytes
+    cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, as_bytes])
+    return BytePairBackend(tokenizer, cut=regex.compile(pattern).findall, of_words=of_words)
 
 
 def _check_merges(pairs: Sequence[tuple[str, ...]], ids: dict[str, int]) -> None:

@@ -26,9 +26,11 @@ class BatchSource(Protocol):
 
     Attributes:
         steps_per_epoch: Optimizer steps in one pass over the data; None when that is not known.
+        say: Shows a line to the person.
     """
 
     steps_per_epoch: int | None
+    say: Callable[[str], None]
 
     def micro_batches(self, step: int) -> list[Batch]:
         """This rank's part of the global batch of a step, counted from 0; asked for in order."""
@@ -74,6 +76,7 @@ class MapSource:
     """
 
     def __init__(self, rows: Rows, order: GlobalOrder, *, micro_batch_size: int, rank: int = 0, world: int = 1):
+        self.say: Callable[[str], None] = _say_nothing
         self.rows, self.order = rows, order
         self.steps_per_epoch: int | None = order.steps_per_epoch
         self._layout: dict[str, int] = {"micro_batch_size": micro_batch_size, "rank": rank, "world": world}
@@ -118,7 +121,7 @@ class StreamSource:
     steps_per_epoch: int | None = None
 
     def __init__(self, process: StreamProcess, make_rows: Callable[[list[Bin]], Batch]):
-        self.say: Callable[[str], None] = lambda _line: None
+        self.say: Callable[[str], None] = _say_nothing
         self._process, self._make_rows = process, make_rows
         self._epochs: dict[int, float] = {0: 0.0}
         self._summary = self._told_fault = ""
@@ -174,6 +177,10 @@ class StreamSource:
         self._process.close()
         if self._summary:
             self.say(f"Data, train, as far as read: {self._summary}")
+
+
+def _say_nothing(_line: str) -> None:
+    pass
 
 
 def make_share(global_batch_size: int, *, micro_batch_size: int, rank: int, world: int) -> list[np.ndarray]:

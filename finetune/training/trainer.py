@@ -21,7 +21,6 @@ from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer
 from paddlenlp.trainer.trainer_callback import TrainerState
 
 from finetune.adapters.checkpoint import is_adapter, load_adapter_weights, save_adapter
-from finetune.data.sampler import GlobalOrder, split
 from finetune.files import give_usual_mode, write_json
 from finetune.interruption import Interrupted
 from finetune.training.checkpoint import find_fault, rotate, step_of, write_checkpoint
@@ -33,9 +32,10 @@ from finetune.training.seeding import derive_seed
 
 if TYPE_CHECKING:
     from finetune.adapters.neftune import EmbeddingNoise
+    from finetune.training.batch_source import BatchSource
     from finetune.training.evaluation import Evaluation
     from finetune.training.progress import ProgressReporter
-    from finetune.training.rows import Batch, Rows
+    from finetune.training.rows import Batch
     from finetune.training.run_log import RunLog
 
 STATE_FILE = "trainer_state.json"
@@ -48,7 +48,7 @@ class FinetuneTrainer(Trainer):
     Args:
         model: PaddleNLP model, LoRAModel or PrefixModelForCausalLM.
         args: PaddleNLP's TrainingArguments.
-        rows: The training set as rows of batches; None when only evaluating.
+        batches: Gives the batches of each step; None when only evaluating.
         evaluation: What `evaluate` runs, or None.
         tokenizer: PaddleNLP's tokenizer, saved beside the weights.
         label_positions: Restricts logits to labelled positions.
@@ -60,16 +60,16 @@ class FinetuneTrainer(Trainer):
         *,
         model: Any,
         args: Any,
-        rows: Rows | None,
+        batches: BatchSource | None,
         evaluation: Evaluation | None,
         tokenizer: Any,
         label_positions: LabelPositions,
         noise: EmbeddingNoise | None = None,
     ):
-        super().__init__(model=model, args=args, train_dataset=rows, tokenizer=tokenizer)
+        super().__init__(model=model, args=args, tokenizer=tokenizer)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.rows: Any = rows
+        self.batches: Any = batches
         self.model_wrapped: Any
         self.control: Any
         self.evaluation = evaluation
@@ -92,18 +92,11 @@ class FinetuneTrainer(Trainer):
         args = self.args
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
-    def plan(self) -> tuple[GlobalOrder, int]:
-        """The order of the rows and the number of optimizer steps of the whole run."""
-        assert self.rows is not None
-        order = GlobalOrder(
-            len(self.rows),
-            global_batch_size=self.global_batch_size,
-            seed=self.args.seed,
-            drop_last=self.args.dataloader_drop_last,
-        )
+    def plan_steps(self) -> int:
+        """The number of optimizer steps of the whole run."""
         if self.args.max_steps > 0:
-            return order, self.args.max_steps
-        return order, max(1, round(order.steps_per_epoch * self.args.num_train_epochs))
+            return int(self.args.max_steps)
+        return max(1, round(self.batches.steps_per_epoch * self.args.num_train_epochs))
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
         """PaddleNLP's optimizer, with clipping that also remembers the norm for the log."""
@@ -126,7 +119,7 @@ class FinetuneTrainer(Trainer):
             Interrupted: SIGTERM arrived; the step in progress was finished and saved first.
         """
         self.is_in_train = True
-        self.order, max_steps = self.plan()
+        max_steps = self.plan_steps()
         self.create_optimizer_and_scheduler(max_steps)
         self.state = TrainerState(max_steps=max_steps, num_train_epochs=self._num_epochs(max_steps))
         if resume_from_checkpoint is not None:
@@ -141,6 +134,7 @@ class FinetuneTrainer(Trainer):
         try:
             self._run_steps()
         finally:
+            self.batches.close()
             if self.progress:
                 self.progress.close()
             signal.signal(signal.SIGTERM, previous)
@@ -170,7 +164,8 @@ class FinetuneTrainer(Trainer):
             self.progress.message(text)
 
     def _num_epochs(self, max_steps: int) -> int:
-        return -(-max_steps // self.order.steps_per_epoch)
+        steps_per_epoch = self.batches.steps_per_epoch
+        return -(-max_steps // steps_per_epoch) if steps_per_epoch else 1
 
     def _run_steps(self) -> None:
         self.model_wrapped.train()
@@ -178,21 +173,18 @@ class FinetuneTrainer(Trainer):
         while self.state.global_step < self.state.max_steps:
             step = self.state.global_step
             record = self._optimizer_step(step)
-            epoch, place = divmod(step + 1, self.order.steps_per_epoch)
             self.state.global_step = step + 1
-            self.state.epoch = epoch + place / self.order.steps_per_epoch
+            self.state.epoch = self.batches.epoch(step + 1)
             self.state.consumed_samples = (step + 1) * self.global_batch_size
             self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
-            if place == 0 or self.state.global_step == self.state.max_steps:
+            if self.batches.ends_epoch(step + 1) or self.state.global_step == self.state.max_steps:
                 self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._after_step(record)
 
     def _optimizer_step(self, step: int) -> dict[str, float]:
         """Forward, backward and update for global batch `step`; the figures of its log record."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
-        _, indices = self.order.batch(step)
-        parts = split(indices, micro_batch_size=self.args.per_device_train_batch_size)
-        batches = [self.rows.batch(part) for part in parts]
+        batches = self.batches.micro_batches(step)
         num_label_tokens = sum(batch.num_label_tokens for batch in batches)
         loss = 0.0
         for number, batch in enumerate(batches):
@@ -359,8 +351,8 @@ class FinetuneTrainer(Trainer):
         self.write_model(folder)
         save_optimizer(folder, self.model, self.optimizer)
         save_scheduler(folder, self.lr_scheduler, self.scaler if self.do_grad_scaling else None)
-        position = self.order.position(self.state.global_step)
-        counts = {"totals": self._totals, "interval": self._interval, "data": self.rows.fingerprint()}
+        position = self.batches.save(folder, self.state.global_step)
+        counts = {"totals": self._totals, "interval": self._interval}
         write_json(folder / POSITION_FILE, position | counts)
         self.state.save_to_json(str(folder / STATE_FILE))
 
@@ -383,11 +375,11 @@ class FinetuneTrainer(Trainer):
         saved.max_steps, saved.num_train_epochs = self.state.max_steps, self.state.num_train_epochs
         self.state = saved
         position = _read_position(checkpoint)
-        self.order.restore(position)
+        note = self.batches.restore(checkpoint, position)
         self._totals |= position["totals"]
         self._interval |= position["interval"]
-        if position["data"] != self.rows.fingerprint():
-            self.say("warning: the training data changed since this run began; its curve will change too.")
+        if note:
+            self.say(note)
 
     def _load_weights(self, folder: Path) -> None:
         if is_adapter(self.model):

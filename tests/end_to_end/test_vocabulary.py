@@ -104,6 +104,29 @@ def test_lora(arguments, tmp_path, capsys, whole):
     assert reloaded == pytest.approx(loss, abs=1e-6)
 
 
+def test_lora_with_tied_embeddings(arguments, tmp_path):
+    """One tensor serves input and output; the adapter holds it once."""
+    model, tokenizer = (
+        build_tiny(
+            "bloom", tmp_path / f"bloom{size}", hidden_size=32, num_layers=2, num_heads=4, vocab_size=size
+        )
+        for size in (OLD, NEW)
+    )
+    path = arguments(
+        model_name_or_path=str(model), tokenizer_name_or_path=str(tokenizer),
+        lora=True, lora_rank=4, modules_to_save=["word_embeddings"],
+    )  # fmt: skip
+    assert run_entry(path) == 0
+    out = tmp_path / "out"
+    saved = load_file(out / "peft_model-00001-of-00001.safetensors")
+    assert {name: array.shape for name, array in saved.items() if "lora" not in name} == {
+        "bloom.word_embeddings.weight": (NEW, 32)
+    }
+    loss = read_log(out, "eval")[-1]["eval_loss"]
+    reloaded = evaluated(path, "--lora_path", out, "--output_dir", tmp_path / "again")
+    assert reloaded == pytest.approx(loss, abs=1e-6)
+
+
 def test_an_adapter_that_trains_other_modules_whole(arguments, tmp_path, capsys):
     assert run_entry(arguments(lora=True, lora_rank=4)) == 0
     more = WHOLE | {"lora_path": str(tmp_path / "out"), "output_dir": str(tmp_path / "other")}
@@ -138,4 +161,6 @@ def test_the_models_own_tokenizer_must_fit(arguments, tiny_llama, larger_tokeniz
     for tokenizer in (None, str(own)):
         fault = run_entry(arguments(model_name_or_path=str(own), tokenizer_name_or_path=tokenizer))
         assert fault == EXIT_USER_ERROR
-        assert f"the tokenizer has {NEW} tokens but the model only {OLD} embeddings" in capsys.readouterr().err
+        assert (
+            f"the tokenizer has {NEW} tokens but the model only {OLD} embeddings" in capsys.readouterr().err
+        )

@@ -63,7 +63,9 @@ def test_overrides_reach_the_config(tiny_folder):
 
 def test_parameters_take_the_asked_type(case, tiny_folder):
     if not case.bfloat16_on_cpu:
-        pytest.skip("PaddleNLP makes this family's rotary frequencies with a kernel that CPUs lack in bfloat16")
+        pytest.skip(
+            "PaddleNLP makes this family's rotary frequencies with a kernel that CPUs lack in bfloat16"
+        )
     import paddle
 
     model = load_model(resolve_model(tiny_folder), dtype="bfloat16")

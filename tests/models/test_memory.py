@@ -115,9 +115,7 @@ def test_paddlenlps_pdparams(tmp_path):
 
 def test_pytorch_bin(tmp_path):
     generator = np.random.default_rng(0)
-    tensors = {
-        name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes(3).items()
-    }
+    tensors = {name: generator.standard_normal(shape, dtype=np.float32) for name, shape in shapes(3).items()}
     save_bin(tmp_path / "pytorch_model.bin", tensors)
     peak, size = measure(tmp_path, num_layers=3)
     assert size > 1e9

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import io
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +23,20 @@ from finetune.models.torch_files import read_torch_file
 from tests.models.torch_writing import save_bin
 
 
+def _module(name: str) -> Any:
+    """A package that not every environment has; the test is skipped without it unless it is required."""
+    required = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
+    return importlib.import_module(name) if required else pytest.importorskip(name)
+
+
 def test_values_types_and_views(tmp_path):
     path = tmp_path / "pytorch_model.bin"
     numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
     half = np.array([1.5, -2.0], np.float16)
     bits = (np.array([1.0, -2.5, 3.140625], np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    save_bin(path, {"plain": numbers, "transposed": numbers.T, "half": half, "brain": bits, "one": np.array(7)})
+    save_bin(
+        path, {"plain": numbers, "transposed": numbers.T, "half": half, "brain": bits, "one": np.array(7)}
+    )
     tensors = read_torch_file(path)
     assert tensors["transposed"].shape == (3, 2)
     assert tensors["transposed"].stride == (1, 3)
@@ -37,8 +48,9 @@ def test_values_types_and_views(tmp_path):
     assert isinstance(tensors["plain"].read(), np.memmap)  # nothing is read before it is used
 
 
+@pytest.mark.parity
 def test_files_of_pytorch_itself(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = _module("torch")
     base = torch.arange(24, dtype=torch.float32)
     stored = collections.OrderedDict(
         whole=base.reshape(4, 6),
@@ -65,8 +77,9 @@ def test_files_of_pytorch_itself(tmp_path):
         weights.Checkpoint(tmp_path)
 
 
+@pytest.mark.parity
 def test_a_state_of_modules_is_read(tmp_path):
-    torch = pytest.importorskip("torch")
+    torch = _module("torch")
     layer = torch.nn.Linear(2, 3)
     torch.save(layer.state_dict(), tmp_path / "pytorch_model.bin")
     assert weights.Checkpoint(tmp_path).names == {"weight": (3, 2), "bias": (3,)}
@@ -126,7 +139,7 @@ def test_attributes_of_tensors_cannot_be_set(tmp_path):
     tensor = members["archive/data.pkl"].rpartition(b"s.")[0]
     for state in (b"}X\x04\x00\x00\x00pathX\x04\x00\x00\x00evils", b"N}X\x04\x00\x00\x00pathNs\x86"):
         _archive(path, tensor + state + b"bs.", {"archive/data/0": members["archive/data/0"]})
-        with pytest.raises(UserError, match="is damaged .AttributeError"):
+        with pytest.raises(UserError, match=r"is damaged .AttributeError"):
             read_torch_file(path)
 
 
@@ -168,3 +181,37 @@ def _archive(path: Path, data: bytes, members: dict[str, bytes] | None = None) -
         for name, content in {"archive/data.pkl": data, **(members or {})}.items():
             archive.writestr(name, content)
     path.write_bytes(buffer.getvalue())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "bloom", "opt"])
+def test_folders_of_transformers(tmp_path, family, dtype):
+    """Shards of half precision give exactly what safetensors of the same model give."""
+    torch, transformers = _module("torch"), _module("transformers")
+    sizes = {"vocab_size": 96, "hidden_size": 32}
+    config = {
+        "llama": lambda: transformers.LlamaConfig(
+            **sizes,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            tie_word_embeddings=True,
+        ),
+        "bloom": lambda: transformers.BloomConfig(**sizes, n_layer=2, n_head=4),
+        "opt": lambda: transformers.OPTConfig(
+            **sizes, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+        ),
+    }[family]()
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "bin", safe_serialization=False, max_shard_size="20KB")
+    model.save_pretrained(tmp_path / "safetensors")
+    assert len(list((tmp_path / "bin").glob("pytorch_model-*.bin"))) > 1
+    loaded, expected = (
+        load_model(resolve_model(tmp_path / kind), dtype="float32").state_dict()
+        for kind in ("bin", "safetensors")
+    )
+    assert loaded.keys() == expected.keys()
+    for name, parameter in expected.items():
+        np.testing.assert_array_equal(loaded[name].numpy(), parameter.numpy(), err_msg=name)

@@ -67,7 +67,9 @@ def test_a_checkpoint_of_a_grown_model_fits_it(llama_folder, tmp_path):
 
 def test_other_tensors_of_another_shape_are_still_faults(llama_folder):
     resolved = resolve_model(llama_folder)
-    with pytest.raises(UserError, match=r"lm_head.weight is \[64, 330\] in the files, \[64, 350\] in the model"):
+    with pytest.raises(
+        UserError, match=r"lm_head.weight is \[64, 330\] in the files, \[64, 350\] in the model"
+    ):
         load_model(resolved, dtype="float32", growth=VocabularyGrowth(330, 350, ("embed_tokens",)))
 
 
@@ -92,7 +94,9 @@ def test_the_models_own_folder_is_no_other_tokenizer(tmp_path):
 def test_a_tensor_to_be_split_grows_before(small_slices):
     array = np.arange(12, dtype=np.float16).reshape(3, 4)
     grown = grown_reader(lambda: array, VocabularyGrowth(4, 6, ("lm_head",)))()
-    np.testing.assert_array_equal(grown, [[0, 1, 2, 3, 1.5, 1.5], [4, 5, 6, 7, 5.5, 5.5], [8, 9, 10, 11, 9.5, 9.5]])
+    np.testing.assert_array_equal(
+        grown, [[0, 1, 2, 3, 1.5, 1.5], [4, 5, 6, 7, 5.5, 5.5], [8, 9, 10, 11, 9.5, 9.5]]
+    )
 
 
 @pytest.mark.usefixtures("small_slices")

@@ -55,7 +55,13 @@ def _pickle(tensors: dict[str, np.ndarray], claimed_shape: tuple[int, ...] | Non
         parts += [
             _plain(name),
             b"ctorch._utils\n_rebuild_tensor_v2\n(",
-            b"(" + _plain("storage") + storage + _plain(str(key)) + _plain("cpu") + _plain(array.size) + b"tQ",
+            b"("
+            + _plain("storage")
+            + storage
+            + _plain(str(key))
+            + _plain("cpu")
+            + _plain(array.size)
+            + b"tQ",
             _plain(0) + _plain(claimed_shape or array.shape) + _plain(strides) + b"\x89",
             b"ccollections\nOrderedDict\n)RtR",
             b"s",
