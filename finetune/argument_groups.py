@@ -168,6 +168,10 @@ class DataArguments:
     preview: int = _setting(
         0, "Show this many training samples, and figures of all of them, instead of training; 0: train."
     )
+    data_cache: bool = _setting(True, "Keep tokenized data on disk for the next run with the same files.")
+    data_cache_dir: str | None = _setting(
+        None, "Where they are kept; null: ~/.cache/paddle_finetune/data (XDG_CACHE_HOME is honoured)."
+    )
     lazy: bool = _setting(
         False,
         "Read the training data as a stream instead of loading it: for files larger than memory. Needs max_steps.",

@@ -6,13 +6,13 @@ the list of what happens. Nothing imports Paddle before its function is called.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from finetune.data.dataset import DataReport, load_prompts, load_samples
+from finetune.data.sample_store import sample_lengths
 from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
@@ -32,10 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenizerPair:
-    """A tokenizer as PaddleNLP has it and as the project uses it."""
+    """A tokenizer as PaddleNLP has it and as the project uses it.
+
+    Attributes:
+        tokenizer: PaddleNLP's.
+        encoder: Ours around it.
+        note: Why many texts take longer than they need to; "" when they do not.
+    """
 
     tokenizer: Any
     encoder: FamilyEncoder
+    note: str = ""
 
 
 @dataclass
@@ -50,8 +57,8 @@ class RunData:
         stream: What to train on where it is read as a stream.
     """
 
-    train: list[Sample]
-    dev: list[Sample]
+    train: Sequence[Sample]
+    dev: Sequence[Sample]
     prompts: list[Prompt]
     reports: dict[str, DataReport]
     stream: tuple[DataSource, ...] = ()
@@ -74,19 +81,33 @@ def find_files(args: Arguments) -> dict[str, list[DataSource]]:
 
 def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPair:
     """Loads the tokenizer, the model's own unless another one is named."""
+    from finetune.models.fast_encoder import load_fast_encoder
     from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
 
     source = args.model.tokenizer_name_or_path or resolved.folder or resolved.name
     tokenizer = load_tokenizer(source, resolved.family)
-    return TokenizerPair(tokenizer, FamilyEncoder(tokenizer, resolved.family))
+    fast, reason = load_fast_encoder(_tokenizer_folder(args), resolved.family)
+    encoder = FamilyEncoder(tokenizer, resolved.family, fast)
+    note = "" if encoder.fast else f"Tokenizing with PaddleNLP, text by text: {reason or 'the ids differ'}."
+    return TokenizerPair(tokenizer, encoder, note)
 
 
 def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
-    """Reads, renders and tokenizes the splits a run needs.
+    """Reads, renders and tokenizes the splits a run needs, or takes them from the cache.
 
     Raises:
         UserError: Faulty lines, all of them, or a split without a usable sample.
     """
+    from finetune.data.run_cache import read_cached
+
+    folder = _tokenizer_folder(args)
+    # A stream is read while training, and a built-in data set has no files to know it by.
+    if not args.data.data_cache or args.data.lazy or not files or not folder.is_dir():
+        return _encode_data(args, files, pair)
+    return RunData(**read_cached(args, files, folder, lambda: vars(_encode_data(args, files, pair))))
+
+
+def _encode_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
     settings, do_train, do_eval = args.data, args.training.do_train, args.training.do_eval
     template = load_template(settings.chat_template, _tokenizer_folder(args))
     is_stream = do_train and settings.lazy
@@ -147,7 +168,7 @@ def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
 
 
 def vocabulary_notes(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> list[str]:
-    """What the person should know of added embeddings; empty when there are none.
+    """What the person should know of the tokenizer and of added embeddings; empty when that is nothing.
 
     Raises:
         UserError: See `plan_vocabulary`.
@@ -156,7 +177,8 @@ def vocabulary_notes(args: Arguments, resolved: ResolvedModel, pair: TokenizerPa
 
     growth, model = plan_vocabulary(args, resolved, pair), args.model
     untrained = model.prefix_tuning or (model.lora and not (model.modules_to_save or model.lora_path))
-    return describe(growth, untrained=untrained and args.training.do_train) if growth else []
+    notes = [pair.note] if pair.note else []
+    return notes + (describe(growth, untrained=untrained and args.training.do_train) if growth else [])
 
 
 def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> Any:
@@ -308,7 +330,9 @@ def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
     return "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
 
 
-def _build_rows(args: Arguments, samples: list[Sample], pair: TokenizerPair, resolved: ResolvedModel) -> Rows:
+def _build_rows(
+    args: Arguments, samples: Sequence[Sample], pair: TokenizerPair, resolved: ResolvedModel
+) -> Rows:
     """Padded rows of one sample each, or rows packed with several."""
     from finetune.data.packing import PackedSamples, pack
     from finetune.training.rows import PackedRows, PaddedRows
@@ -316,7 +340,7 @@ def _build_rows(args: Arguments, samples: list[Sample], pair: TokenizerPair, res
     padding = _padding(args, pair)
     if not args.data.zero_padding:
         return PaddedRows(samples, **padding)
-    lengths = np.array([len(sample.input_ids) for sample in samples])
+    lengths = sample_lengths(samples)
     packing = pack(lengths, args.data.max_length, seed=args.training.seed)
     mask = _mask_kind(args, resolved)
     return PackedRows(PackedSamples(samples, packing), mask=mask, **padding)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.data.bulk_encoding import BulkBuilder
 from finetune.data.dataset import DataReport
 from finetune.data.formats import ReadOptions
 from finetune.data.mixing import DataSource
@@ -16,7 +17,7 @@ from finetune.data.stream import SampleStream, StreamSettings
 from finetune.data.stream_reader import check_streamable
 from finetune.data.stream_worker import StreamPlan, StreamProcess, shares_of
 from finetune.data.template import load_template
-from finetune.data.tokenize import Sample, SampleBuilder, TextEncoder
+from finetune.data.tokenize import Sample, TextEncoder
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def read_first(
     Raises:
         UserError: Faulty lines, or no usable sample.
     """
-    builder = SampleBuilder(encoder, load_template(args.data.chat_template, folder), **_lengths(args))
+    builder = BulkBuilder(encoder, load_template(args.data.chat_template, folder), **_lengths(args))
     stream = SampleStream(sources, builder, _settings(args))
     samples = stream.read_first(max(args.data.preview or 0, NUM_FIRST_SAMPLES))
     return samples, StreamReport(**vars(stream.report))
@@ -74,12 +75,12 @@ def read_first(
 
 def make_builder(
     tokenizer: str, family: str, chat_template: str | None, folder: Path, lengths: dict[str, Any]
-) -> SampleBuilder:
+) -> BulkBuilder:
     """Tokenizer and template of the process that reads; Paddle is loaded only where nothing else will do."""
     from finetune.models.family import get_family
 
     encoder = _load_encoder(tokenizer, get_family(family))
-    return SampleBuilder(encoder, load_template(chat_template, folder), **lengths)
+    return BulkBuilder(encoder, load_template(chat_template, folder), **lengths)
 
 
 def build_stream_source(
@@ -112,7 +113,12 @@ def build_stream_source(
     plan = StreamPlan(
         sources=tuple(sources),
         make_builder=functools.partial(
-            make_builder, name, resolved.family.name, args.data.chat_template, tokenizer_folder, _lengths(args)
+            make_builder,
+            name,
+            resolved.family.name,
+            args.data.chat_template,
+            tokenizer_folder,
+            _lengths(args),
         ),
         settings=_settings(args),
         global_batch_size=global_batch_size,

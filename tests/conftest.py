@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from finetune.processor import configure_processor  # noqa: E402
 
 configure_processor()  # before any test imports Paddle
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="finetune-tests-")  # no test writes into the home folder
 
 FAST = {
     "device": "cpu",

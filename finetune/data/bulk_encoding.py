@@ -15,10 +15,11 @@ template's text and an example's are mixed, go to `SampleBuilder`, which gets th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import Any, Protocol
+from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +29,16 @@ from finetune.data.pieces import Piece, Template
 from finetune.data.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
 from finetune.data.tokenize import IGNORE_INDEX, Sample, SampleBuilder, TooLongError, has_response
 
-CHUNK_CHARACTERS = 1_000_000
-"""Text that goes to the tokenizer together: enough to keep its threads busy, little enough to hold twice."""
+CHUNK_CHARACTERS = 500_000
+"""Text that goes to the tokenizer together: enough to keep its threads busy."""
+
+NUM_CHUNKS_AHEAD = 3
+"""Chunks rendered before their ids are needed, so that the tokenizer never waits."""
 
 
-class BulkEncoder(TextEncoder, Protocol):
-    """A tokenizer that takes many texts at a time."""
-
-    def encode_many(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
-        """The ids of each text, the same as `encode` gives."""
-        ...
+_Ids = Sequence[int] | np.ndarray
+_Part = tuple[_Ids, bool]
+_OnDropped = Callable[[Conversation, TooLongError | None], None]
 
 
 class _Remembering:
@@ -60,7 +61,8 @@ class BulkBuilder:
     """Builds samples as a `SampleBuilder` of the same arguments does.
 
     Args:
-        encoder: The tokenizer.
+        encoder: The tokenizer; one with a method `encode_many` (texts to the ids of each, the same as from
+            `encode`) is used so.
         template: Gives the pieces.
         src_length: As for `SampleBuilder`.
         max_length: As for `SampleBuilder`.
@@ -70,7 +72,7 @@ class BulkBuilder:
 
     def __init__(
         self,
-        encoder: BulkEncoder,
+        encoder: TextEncoder,
         template: Template,
         *,
         src_length: int,
@@ -89,6 +91,7 @@ class BulkBuilder:
             train_on=train_on,
         )
         self._pieces = PieceEncoder(encoder, template)
+        self._mark_ids = self._pieces.mark_ids
         self._source_limit = src_length if truncation == "left" else max_length
         self._max_length = max_length
         self._only_last = train_on == "last"
@@ -96,7 +99,7 @@ class BulkBuilder:
     def build(
         self,
         conversations: Iterable[Conversation],
-        on_dropped: Callable[[Conversation, TooLongError | None], None],
+        on_dropped: _OnDropped,
     ) -> SampleStore:
         """Encodes conversations.
 
@@ -104,16 +107,27 @@ class BulkBuilder:
             conversations: In the order of the samples.
             on_dropped: Told of each that gives no sample, and the error of those that are too long.
         """
-        parts = []
+        chunks = self._chunks(iter(conversations))
+        return SampleStore.join(
+            self._assemble(chunk, encoded, on_dropped) for chunk, encoded in self._encode(chunks)
+        )
+
+    def _encode(self, chunks: Iterator[_Chunk]) -> Iterator[tuple[_Chunk, Sequence[_Ids]]]:
+        """The ids of the texts of each chunk, one chunk ahead of what is asked for."""
+        encode_many = getattr(self._encoder, "encode_many", None)
+        if encode_many is None:
+            for chunk in chunks:
+                yield chunk, [self._encoder.encode(text) for text in chunk.texts]
+            return
         with ThreadPoolExecutor(1) as pool:
-            waiting: list[tuple[_Chunk, Future]] = []
-            for chunk in self._chunks(iter(conversations)):
-                waiting.append((chunk, pool.submit(self._encoder.encode_many, chunk.texts)))
-                if len(waiting) > 1:
-                    first, future = waiting.pop(0)
-                    parts.append(self._assemble(first, future.result(), on_dropped))
-            parts += [self._assemble(first, future.result(), on_dropped) for first, future in waiting]
-        return SampleStore.join(parts)
+            waiting: deque[tuple[_Chunk, Future[Sequence[_Ids]]]] = deque()
+            for chunk in chunks:
+                waiting.append((chunk, pool.submit(encode_many, chunk.texts)))
+                if len(waiting) > NUM_CHUNKS_AHEAD:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
 
     def _chunks(self, conversations: Iterator[Conversation]) -> Iterator[_Chunk]:
         chunk = _Chunk()
@@ -132,33 +146,34 @@ class BulkBuilder:
             pieces, appends_eos = [Piece(conversation.messages[0].content, learned=True)], True
         else:
             pieces, appends_eos = self._template.render(conversation), self._template.appends_eos
-        texts = []
-        for piece in pieces:
-            if not piece.special:
-                texts.append(self._pieces.plain_text(piece))
         chunk.conversations.append(conversation)
         chunk.pieces.append((pieces, appends_eos))
-        chunk.texts += texts
-        chunk.num_characters += sum(map(len, texts))
+        for piece in pieces:
+            if not piece.special:
+                text = self._pieces.plain_text(piece)
+                chunk.texts.append(text)
+                chunk.num_characters += len(text)
 
-    def _assemble(
-        self,
-        chunk: _Chunk,
-        encoded: Sequence[Sequence[int] | np.ndarray],
-        on_dropped: Callable[[Conversation, TooLongError | None], None],
-    ) -> SampleStore:
+    def _assemble(self, chunk: _Chunk, encoded: Sequence[_Ids], on_dropped: _OnDropped) -> SampleStore:
         layout = _Layout()
-        texts = iter(zip(chunk.texts, encoded, strict=True))
+        arrays = [np.asarray(ids, dtype=np.int32) for ids in encoded]
+        has_marks = self._has_marks(arrays)
+        place = 0
         for conversation, (pieces, appends_eos) in zip(chunk.conversations, chunk.pieces, strict=True):
-            own = list(islice(texts, sum(not piece.special for piece in pieces)))
+            start, place = place, place + sum(not piece.special for piece in pieces)
             if not has_response(conversation, only_last=self._only_last):
                 on_dropped(conversation, None)
                 continue
-            parts = self._lay_out(conversation, pieces, [ids for _, ids in own], appends_eos)
-            if parts is not None:
+            parts = None
+            if not has_marks or not self._has_marks(arrays[start:place]):
+                parts = self._lay_out(pieces, arrays[start:place], appends_eos)
+            if parts is not None and self._may_stay(conversation, parts):
                 layout.add(parts)
                 continue
-            self._remembering.known = {text: list(map(int, ids)) for text, ids in own}
+            self._remembering.known = {
+                text: ids.tolist()
+                for text, ids in zip(chunk.texts[start:place], arrays[start:place], strict=True)
+            }
             try:
                 sample = self._plain.sample(conversation)
             except TooLongError as error:
@@ -170,62 +185,73 @@ class BulkBuilder:
                 layout.add_sample(sample)
         return layout.finish()
 
+    def _has_marks(self, arrays: Sequence[np.ndarray]) -> bool:
+        """Whether the tokenizer has taken an example's text for one of the template's special tokens."""
+        if not self._mark_ids or not arrays:
+            return False
+        ids = np.concatenate(arrays)
+        return any(bool(np.any(ids == mark)) for mark in self._mark_ids)
+
     def _lay_out(
-        self,
-        conversation: Conversation,
-        pieces: Sequence[Piece],
-        encoded: Sequence[Sequence[int] | np.ndarray],
-        appends_eos: bool,
-    ) -> list[tuple[Sequence[int] | np.ndarray, bool]] | None:
-        """The parts of a sample and whether they are learned; None where only `SampleBuilder` will do."""
-        eos, prefix = self._encoder.eos_token_id, self._encoder.prefix_ids
-        parts: list[tuple[Sequence[int] | np.ndarray, bool]] = [(prefix, False)]
+        self, pieces: Sequence[Piece], encoded: Sequence[np.ndarray], appends_eos: bool
+    ) -> list[_Part] | None:
+        """The tokens of a conversation, part by part; None where that takes more than joining."""
+        eos = self._encoder.eos_token_id
+        parts: list[_Part] = [(self._encoder.prefix_ids, False)]
         texts = iter(encoded)
-        last = len(pieces) - 1
         end = last_run = 0
         was_learned = False
         for position, piece in enumerate(pieces):
             if not piece.special:
-                ids = next(texts)
+                ids: _Ids = next(texts)
             elif piece.data:
                 return None
             else:
                 ids = self._pieces.special_ids(piece)
-            if not len(ids):
-                return None
-            learned = piece.learned
-            if learned and not was_learned:
+            if piece.learned and not was_learned:
                 last_run = len(parts)
-            was_learned = learned
-            parts.append((ids, learned))
-            if learned:
-                if appends_eos and ids[-1] != eos and (position == last or not pieces[position + 1].learned):
+            was_learned = piece.learned
+            if not len(ids):
+                if piece.learned:
+                    return None
+                continue
+            parts.append((ids, piece.learned))
+            if piece.learned:
+                ends_run = position + 1 == len(pieces) or not pieces[position + 1].learned
+                if appends_eos and ends_run and ids[-1] != eos:
                     parts.append(((eos,), True))
                 end = len(parts)
         del parts[end:]
-        if not self._may_stay(conversation, parts):
-            return None
         if self._only_last:
             parts[:last_run] = [(ids, False) for ids, _ in parts[:last_run]]
+        if self._opens_with_prefix(parts[1:]):
+            del parts[0]
         return parts
 
-    def _may_stay(
-        self, conversation: Conversation, parts: Sequence[tuple[Sequence[int] | np.ndarray, bool]]
-    ) -> bool:
-        """Whether the rules of `SampleBuilder` leave these parts as they are, the prefix before them."""
-        if len(parts) < 2:
-            return False
+    def _opens_with_prefix(self, parts: Sequence[_Part]) -> bool:
+        """Whether the template has written the ids that frame a prompt already."""
         prefix = self._encoder.prefix_ids
-        if prefix and parts[1][0][0] == prefix[0]:  # the template may have written it already
+        if not prefix or not parts or parts[0][0][0] != prefix[0]:
             return False
+        head = [
+            (int(index), learned) for ids, learned in parts[: len(prefix)] for index in ids[: len(prefix)]
+        ]
+        head = head[: len(prefix)]
+        return tuple(index for index, _ in head) == prefix and not any(learned for _, learned in head)
+
+    def _may_stay(self, conversation: Conversation, parts: Sequence[_Part]) -> bool:
+        """Whether these parts are a sample already: nothing too long, and something but EOS to learn."""
         num_tokens = num_source_tokens = 0
-        in_source = True
+        teaches, in_source = False, True
         for ids, learned in parts:
-            in_source = in_source and not learned
+            if learned:
+                in_source = False
+                # The first token of all follows no other, and is not learned.
+                teaches = teaches or (ids[-1] != self._encoder.eos_token_id and num_tokens + len(ids) > 1)
+            elif in_source:
+                num_source_tokens += len(ids)
             num_tokens += len(ids)
-            num_source_tokens += len(ids) if in_source else 0
-        # Running text has no token before its first, so that one is not learned; it needs another.
-        if num_tokens - max(num_source_tokens, 1) < 2 or num_tokens > self._max_length:
+        if not teaches or num_tokens > self._max_length:
             return False
         return num_source_tokens <= self._source_limit or conversation.num_rounds > 1
 
@@ -244,7 +270,7 @@ class _Layout:
     """The parts of many samples, end to end."""
 
     def __init__(self) -> None:
-        self._ids: list[Sequence[int] | np.ndarray] = []
+        self._ids: list[_Ids] = []
         self._learned: list[bool] = []
         self._num_parts: list[int] = []
         self._cuts: list[int] = []
@@ -252,7 +278,7 @@ class _Layout:
 
     def add(
         self,
-        parts: Sequence[tuple[Sequence[int] | np.ndarray, bool]],
+        parts: Sequence[_Part],
         cuts: int = 0,
         num_dropped_rounds: int = 0,
     ) -> None:
@@ -266,16 +292,11 @@ class _Layout:
 
     def add_sample(self, sample: Sample) -> None:
         """Add a sample that has been made one by one."""
-        learned = sample.labels != IGNORE_INDEX
+        learned = np.append(False, sample.labels != IGNORE_INDEX)
         # The last token is not an input; where it is not learned either, any will do.
-        tokens = np.append(sample.input_ids, sample.labels[-1] if learned[-1] else 0)
-        borders = [0, *(np.flatnonzero(np.diff(learned)) + 2).tolist(), len(tokens)]
-        if learned[0]:
-            borders.insert(1, 1)
-        parts = [
-            (tokens[start:stop], bool(start and learned[start - 1]))
-            for start, stop in zip(borders[:-1], borders[1:], strict=True)
-        ]
+        tokens = np.append(sample.input_ids, np.int32(sample.labels[-1] if learned[-1] else 0))
+        borders = [0, *(np.flatnonzero(learned[1:] != learned[:-1]) + 1).tolist(), len(tokens)]
+        parts = [(tokens[start:stop], bool(learned[start])) for start, stop in pairwise(borders)]
         cuts = CUT_SOURCE * sample.truncated_source + CUT_TARGET * sample.truncated_target
         self.add(parts, cuts, sample.num_dropped_rounds)
 
@@ -299,7 +320,7 @@ class _Layout:
         )
 
 
-def _flatten(parts: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
+def _flatten(parts: Sequence[_Ids]) -> np.ndarray:
     """int32, all ids in a row."""
     if not parts:
         return np.zeros(0, np.int32)

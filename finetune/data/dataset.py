@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
+import numpy as np
+
+from finetune.data.bulk_encoding import BulkBuilder
 from finetune.data.conversation import Conversation
 from finetune.data.formats import read_conversations
 from finetune.data.pieces import Template
 from finetune.data.records import FaultCollector
-from finetune.data.tokenize import Prompt, Sample, SampleBuilder, TextEncoder, TooLongError, has_response
+from finetune.data.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
+from finetune.data.tokenize import Prompt, SampleBuilder, TextEncoder, TooLongError, has_response
 from finetune.errors import UserError
 
 EMPTY_RESPONSE = "empty response"
 NO_ROOM = "no label token left within the length"
 EMPTY_PROMPT = "empty prompt"
 TOO_LONG = "too long"
-
-_Example = TypeVar("_Example", Sample, Prompt)
 
 
 @dataclass
@@ -98,7 +99,7 @@ def load_samples(
     truncation: str = "left",
     train_on: str = "all",
     system: str | None = None,
-) -> tuple[list[Sample], DataReport]:
+) -> tuple[SampleStore, DataReport]:
     """Read and encode examples for training, or for evaluation by loss.
 
     Args:
@@ -118,7 +119,7 @@ def load_samples(
         UserError: Faulty lines (all of them), or no sample is left.
     """
     conversations, report = _read_source(source, system)
-    builder = SampleBuilder(
+    builder = BulkBuilder(
         encoder,
         template,
         src_length=src_length,
@@ -126,16 +127,27 @@ def load_samples(
         truncation=truncation,
         train_on=train_on,
     )
-    samples = _build_all(conversations, builder.sample, report, truncation)
-    for conversation, sample in samples:
-        if sample is None:
+    too_long = FaultCollector()
+
+    def count_dropped(conversation: Conversation, error: TooLongError | None) -> None:
+        if error is not None:
+            _count_too_long(conversation, error, report, too_long)
+        else:
             is_blank = not has_response(conversation, only_last=train_on == "last")
             report.num_dropped[EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
-    kept = [sample for _, sample in samples if sample is not None]
-    report.num_label_tokens = sum(sample.num_label_tokens for sample in kept)
-    report.num_truncated_target = sum(sample.truncated_target for sample in kept)
-    _finish_report(report, kept, f"src_length {src_length}, max_length {max_length}")
-    return kept, report
+
+    samples = builder.build(conversations, count_dropped)
+    if truncation == "error":
+        too_long.raise_if_any()
+    if not len(samples):
+        raise UserError(_describe_nothing(report, f"src_length {src_length}, max_length {max_length}"))
+    report.num_samples = len(samples)
+    report.num_tokens = int(samples.lengths.sum())
+    report.num_label_tokens = samples.num_label_tokens
+    report.num_truncated_source = int(np.count_nonzero(samples.cuts & CUT_SOURCE))
+    report.num_truncated_target = int(np.count_nonzero(samples.cuts & CUT_TARGET))
+    report.num_dropped_rounds = int(samples.dropped_rounds.sum())
+    return samples, report
 
 
 def load_prompts(
@@ -157,35 +169,33 @@ def load_prompts(
     conversations, report = _read_source(source, system)
     builder = SampleBuilder(encoder, template, src_length=src_length, truncation=truncation)
     prompts = []
-    for _, prompt in _build_all(conversations, builder.prompt, report, truncation):
+    too_long = FaultCollector()
+    for conversation in conversations:
+        try:
+            prompt = builder.prompt(conversation)
+        except TooLongError as error:
+            _count_too_long(conversation, error, report, too_long)
+            continue
         if prompt is None or not prompt.target.strip():
             report.num_dropped[EMPTY_PROMPT if prompt is None else EMPTY_RESPONSE] += 1
             continue
         prompts.append(prompt)
-    _finish_report(report, prompts, f"src_length {src_length}")
+    if truncation == "error":
+        too_long.raise_if_any()
+    if not prompts:
+        raise UserError(_describe_nothing(report, f"src_length {src_length}"))
+    report.num_samples = len(prompts)
+    report.num_tokens = sum(len(prompt.input_ids) for prompt in prompts)
+    report.num_truncated_source = sum(prompt.truncated_source for prompt in prompts)
+    report.num_dropped_rounds = sum(prompt.num_dropped_rounds for prompt in prompts)
     return prompts, report
 
 
-def _build_all(
-    conversations: Sequence[Conversation],
-    build: Callable[[Conversation], _Example | None],
-    report: DataReport,
-    truncation: str,
-) -> list[tuple[Conversation, _Example | None]]:
-    """Encode conversations; those that are too long and must not be cut are counted, or told together."""
-    built = []
-    too_long = FaultCollector()
-    for conversation in conversations:
-        try:
-            built.append((conversation, build(conversation)))
-        except TooLongError as error:
-            report.num_dropped[TOO_LONG] += 1
-            too_long.add(
-                f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop"
-            )
-    if truncation == "error":
-        too_long.raise_if_any()
-    return built
+def _count_too_long(
+    conversation: Conversation, error: TooLongError, report: DataReport, faults: FaultCollector
+) -> None:
+    report.num_dropped[TOO_LONG] += 1
+    faults.add(f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop")
 
 
 def _read_source(
@@ -205,16 +215,6 @@ def _read_source(
             for each in conversations
         ]
     return conversations, report
-
-
-def _finish_report(report: DataReport, examples: Sequence[Sample | Prompt], lengths: str) -> None:
-    """Fill in what samples and prompts have in common, and refuse a split that has none."""
-    if not examples:
-        raise UserError(_describe_nothing(report, lengths))
-    report.num_samples = len(examples)
-    report.num_tokens = sum(len(example.input_ids) for example in examples)
-    report.num_truncated_source = sum(example.truncated_source for example in examples)
-    report.num_dropped_rounds = sum(example.num_dropped_rounds for example in examples)
 
 
 def _describe_nothing(report: DataReport, lengths: str) -> str:

@@ -42,6 +42,9 @@ class PieceEncoder:
         encoder: The tokenizer.
         template: Writes the pieces.
 
+    Attributes:
+        mark_ids: Ids of the template's special tokens.
+
     Raises:
         UserError: The template writes special tokens that the tokenizer does not have.
     """
@@ -59,7 +62,7 @@ class PieceEncoder:
                 "which this model's tokenizer does not have: choose the template the model was made for, "
                 "or one of plain, alpaca, chatglm2, vicuna, which need none."
             )
-        self._mark_ids = {encoder.encode_special(mark)[0] for mark in self._marks}
+        self.mark_ids = {encoder.encode_special(mark)[0] for mark in self._marks}
         self._writes_blanks = encoder.encode("a b") == encoder.encode("a") + encoder.encode("b")
 
     def encode(
@@ -107,10 +110,17 @@ class PieceEncoder:
 
     def _encode_piece(self, piece: Piece) -> list[int]:
         if not piece.special:
-            text = piece.text[1:] if piece.joined and self._writes_blanks else piece.text
-            return self._encode_text(text)
+            return self._encode_text(self.plain_text(piece))
         if piece.data:
             return self._encode_mixed(piece)
+        return self.special_ids(piece)
+
+    def plain_text(self, piece: Piece) -> str:
+        """What goes to the tokenizer of a piece without special tokens."""
+        return piece.text[1:] if piece.joined and self._writes_blanks else piece.text
+
+    def special_ids(self, piece: Piece) -> list[int]:
+        """The ids of a piece of the template's own."""
         ids = self._special_ids.get(piece.text)
         if ids is None:
             ids = self._special_ids[piece.text] = self._encoder.encode_special(piece.text)
@@ -123,7 +133,7 @@ class PieceEncoder:
         the name is torn apart.
         """
         ids = self._encoder.encode(text)
-        if self._mark_ids.isdisjoint(ids):
+        if self.mark_ids.isdisjoint(ids):
             return ids
         for mark in self._marks:
             if (start := text.find(mark)) >= 0:

@@ -69,15 +69,17 @@ class SourceReader:
         self.num_bytes = [max(file.stat().st_size, 1) for file in source.files]
         self._counts_bytes = [file.suffix.lower() != ".csv" and not is_list(file) for file in source.files]
         self.size: int | None = None
+        self._place: int
+        self._num_examples: int
         self._records: Iterator[Record] | None = None
         self._file_options = options
         self._begin(0)
 
     def next(self) -> Conversation | None:
-        """The next example; None when a pass is over, and the call after that begins another.
+        """The next example; None when the pass is over, until `begin_pass` begins another.
 
         Raises:
-            UserError: Faulty lines, or a pass without a single usable example.
+            UserError: Faulty lines.
         """
         while not self._is_over():
             if self._records is None:
@@ -94,11 +96,26 @@ class SourceReader:
             if conversation is not None:
                 self._num_examples += 1
                 return conversation
-        self._finish()
         return None
 
+    def begin_pass(self) -> None:
+        """Begin the next pass over the files.
+
+        Raises:
+            UserError: The one that is over had not a single usable example.
+        """
+        if not self._num_examples:
+            raise UserError(f"{self.source.name}: no example found.")
+        if not self._num_kept:
+            raise UserError(
+                f"{self.source.name}: none of the {self._num_examples:,} examples can be used: their answers "
+                "are empty, or leave no token within max_length."
+            )
+        self.size = self._num_kept
+        self._begin(self.epoch + 1)
+
     def note_kept(self) -> None:
-        """Count the example read last as one that gave a sample."""
+        """Count an example that gave a sample."""
         self._num_kept += 1
 
     def estimate_size(self) -> float | None:
@@ -150,17 +167,6 @@ class SourceReader:
         self.epoch, self._place, self._at = epoch, 0, START
         self._num_examples = self._num_kept = 0
         self._records = None
-
-    def _finish(self) -> None:
-        if not self._num_examples:
-            raise UserError(f"{self.source.name}: no example found.")
-        if not self._num_kept:
-            raise UserError(
-                f"{self.source.name}: none of the {self._num_examples:,} examples can be used: their answers "
-                "are empty, or leave no token within max_length."
-            )
-        self.size = self._num_kept
-        self._begin(self.epoch + 1)
 
     def _open(self, file: Path) -> None:
         options = self._options

@@ -26,12 +26,14 @@ class StreamState:
     Attributes:
         position: JSON: where each file is, counters, what the stream was made with.
         buffer: The shuffle buffer.
+        ahead: Samples that were made together with others and are not in the buffer yet.
         window: Samples that wait to be packed.
         bins: Samples that are packed, the bin to come next at the end.
     """
 
     position: dict[str, Any]
     buffer: Sequence[Sample]
+    ahead: Sequence[Sample]
     window: Sequence[Numbered]
     bins: Sequence[Sequence[Numbered]]
 
@@ -39,13 +41,14 @@ class StreamState:
         """The samples as flat arrays.
 
         Returns:
-            ``input_ids`` and ``labels`` int32 [tokens] and ``lengths`` int32 [samples] of buffer, window and bins in
-            this order; ``numbers`` int64 of window and bins; ``num_buffered`` and ``num_waiting`` int64 [1];
+            ``input_ids`` and ``labels`` int32 [tokens] and ``lengths`` int32 [samples] of buffer, samples ahead,
+            window and bins in this order; ``numbers`` int64 of window and bins; ``num_buffered``, ``num_ahead`` and
+            ``num_waiting`` int64 [1];
             ``bin_sizes`` int64 [bins].
         """
         packed = [pair for row in self.bins for pair in row]
         numbered = [*self.window, *packed]
-        samples = [*self.buffer, *(sample for _, sample in numbered)]
+        samples = [*self.buffer, *self.ahead, *(sample for _, sample in numbered)]
         empty = np.empty(0, dtype=np.int32)
         return {
             "input_ids": np.concatenate([empty, *(sample.input_ids for sample in samples)]),
@@ -53,6 +56,7 @@ class StreamState:
             "lengths": np.array([len(sample.input_ids) for sample in samples], dtype=np.int32),
             "numbers": np.array([number for number, _ in numbered], dtype=np.int64),
             "num_buffered": np.array([len(self.buffer)], dtype=np.int64),
+            "num_ahead": np.array([len(self.ahead)], dtype=np.int64),
             "num_waiting": np.array([len(self.window)], dtype=np.int64),
             "bin_sizes": np.array([len(row) for row in self.bins], dtype=np.int64),
         }
@@ -69,12 +73,14 @@ class StreamState:
             if len(ids)
         ]
         num_buffered, num_waiting = int(arrays["num_buffered"][0]), int(arrays["num_waiting"][0])
-        numbered = list(zip(arrays["numbers"].tolist(), samples[num_buffered:], strict=True))
+        first = num_buffered + int(arrays["num_ahead"][0])
+        numbered = list(zip(arrays["numbers"].tolist(), samples[first:], strict=True))
         rows, start = [], num_waiting
         for size in arrays["bin_sizes"].tolist():
             rows.append(numbered[start : start + size])
             start += size
-        return cls(position, samples[:num_buffered], numbered[:num_waiting], rows)
+        buffer, ahead = samples[:num_buffered], samples[num_buffered:first]
+        return cls(position, buffer, ahead, numbered[:num_waiting], rows)
 
 
 def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:

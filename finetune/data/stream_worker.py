@@ -29,17 +29,16 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.bulk_encoding import BulkBuilder
 from finetune.data.mixing import DataSource
 from finetune.data.packing import Bin
 from finetune.data.stream import SampleStream, StreamSettings
 from finetune.data.stream_state import StreamState
-from finetune.data.tokenize import SampleBuilder
 from finetune.errors import UserError
 
 NUM_AHEAD = 4
 """Global batches that wait for the training."""
 _PR_SET_PDEATHSIG = 1
-_CLOSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class StreamPlan:
     """
 
     sources: tuple[DataSource, ...]
-    make_builder: Callable[[], SampleBuilder]
+    make_builder: Callable[[], BulkBuilder]
     settings: StreamSettings
     global_batch_size: int
     shares: tuple[tuple[int, ...], ...]
@@ -101,19 +100,33 @@ class StreamProcess:
         Args:
             step: The first step whose batch will be asked for.
             saved: Position and arrays of the state before that step; None begins with the data.
+
+        Raises:
+            UserError: The state is that of other data or settings.
+            RuntimeError: The worker failed.
         """
         assert self._process is None, "the worker has been started already"
         self._pipe, other = Pipe()
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()", str(other.fileno()), str(os.getpid())],
+            [
+                sys.executable,
+                "-c",
+                f"from {__name__} import main; main()",
+                str(other.fileno()),
+                str(os.getpid()),
+            ],
             pass_fds=[other.fileno()],
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": path},
         )
         other.close()
-        self._ask("start", self.plan, step, saved)
+        try:
+            self._ask("start", self.plan, step, saved)
+        except Exception:
+            self.close()
+            raise
 
     def batch(self, step: int) -> StreamBatch:
         """This rank's part of global batch `step`; steps are asked for in order.
@@ -134,11 +147,8 @@ class StreamProcess:
             self._pipe.close()
             self._pipe = None
         if self._process:
-            try:
-                self._process.wait(timeout=_CLOSE_SECONDS if self._process.poll() is None else 0)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.kill()  # it has nothing to finish
+            self._process.wait()
 
     def _ask(self, *question: Any) -> Any:
         assert self._process and self._pipe, "the worker is not running"
@@ -156,7 +166,11 @@ class StreamProcess:
     def _describe_end(self) -> str:
         assert self._process
         code = self._process.wait()
-        how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was ended by signal {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         hint = ": most likely memory ran out, lower shuffle_buffer_size" if code == -signal.SIGKILL else ""
         return f"the process that reads the data {how}{hint}; start the same command again to continue"
 

@@ -197,7 +197,7 @@ class _Loader:
 
     def _find_kind(self) -> _Kind:
         default = self._facts.tokenizer_class.rpartition(".")[2]
-        name = default
+        name: str | None = default
         if self._config is not None and not self._facts.own_class:
             name = self._config.get("tokenizer_class")
         if name not in _KINDS:

@@ -15,6 +15,7 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
+from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
 from finetune.models.rotary_config import without_scaling
 
 
@@ -39,47 +40,19 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
-    return {
-        "architectures": ["GemmaForCausalLM"],
-        "model_type": "gemma",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "head_dim": shape.hidden_size // shape.num_heads,
-        "max_position_embeddings": shape.max_length,
-        "seq_length": shape.max_length,
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-    }
+    return gated_decoder_config(
+        shape,
+        model_type="gemma",
+        architectures=["GemmaForCausalLM"],
+        head_dim=shape.hidden_size // shape.num_heads,
+        hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+    )
 
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    kv_size = hidden // shape.num_heads * shape.num_kv_heads
-    weights = {"gemma.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
-    for layer in range(shape.num_layers):
-        prefix = f"gemma.layers.{layer}."
-        weights |= {
-            prefix + "self_attn.q_proj.weight": TensorSpec((hidden, hidden)),
-            prefix + "self_attn.k_proj.weight": TensorSpec((hidden, kv_size)),
-            prefix + "self_attn.v_proj.weight": TensorSpec((hidden, kv_size)),
-            prefix + "self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
-            prefix + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
-            prefix + "input_layernorm.weight": TensorSpec((hidden,), "zeros"),
-            prefix + "post_attention_layernorm.weight": TensorSpec((hidden,), "zeros"),
-        }
-    weights["gemma.norm.weight"] = TensorSpec((hidden,), "zeros")
-    return weights
+    return gated_decoder_weights(shape, "gemma", norm_fill="zeros", tied=True)
 
 
 GEMMA = register(
@@ -91,15 +64,7 @@ GEMMA = register(
         # PaddleNLP's pipeline model computes the exact GELU, which Gemma was not trained with.
         pipeline_class=None,
         base_prefix="gemma",
-        lora_target_modules=(
-            ".*q_proj.*",
-            ".*k_proj.*",
-            ".*v_proj.*",
-            ".*o_proj.*",
-            ".*gate_proj.*",
-            ".*up_proj.*",
-            ".*down_proj.*",
-        ),
+        lora_target_modules=LINEAR_LAYERS,
         embedding_module="embed_tokens",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",

@@ -15,6 +15,7 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
+from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
 from finetune.models.rotary_config import check_head_dim, split_rotary
 
 _LINEAR_SCALING = ("linear",)
@@ -46,46 +47,11 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "max_position_embeddings": shape.max_length,
-        "seq_length": shape.max_length,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "use_cache": True,
-    }
+    return gated_decoder_config(shape, model_type="llama", architectures=["LlamaForCausalLM"])
 
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    kv_size = hidden // shape.num_heads * shape.num_kv_heads
-    weights = {"llama.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
-    for layer in range(shape.num_layers):
-        prefix = f"llama.layers.{layer}."
-        weights |= {
-            prefix + "self_attn.q_proj.weight": TensorSpec((hidden, hidden)),
-            prefix + "self_attn.k_proj.weight": TensorSpec((hidden, kv_size)),
-            prefix + "self_attn.v_proj.weight": TensorSpec((hidden, kv_size)),
-            prefix + "self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
-            prefix + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
-            prefix + "input_layernorm.weight": TensorSpec((hidden,), "ones"),
-            prefix + "post_attention_layernorm.weight": TensorSpec((hidden,), "ones"),
-        }
-    weights["llama.norm.weight"] = TensorSpec((hidden,), "ones")
-    weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
-    return weights
+    return gated_decoder_weights(shape, "llama")
 
 
 LLAMA = register(
@@ -96,17 +62,7 @@ LLAMA = register(
         model_class="paddlenlp.transformers.LlamaForCausalLM",
         pipeline_class="paddlenlp.transformers.LlamaForCausalLMPipe",
         base_prefix="llama",
-        lora_target_modules=(
-            ".*q_proj.*",
-            ".*v_proj.*",
-            ".*k_proj.*",
-            ".*o_proj.*",
-            ".*qkv_proj.*",
-            ".*gate_proj.*",
-            ".*down_proj.*",
-            ".*up_proj.*",
-            ".*gate_up_fused_proj.*",
-        ),
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         flash_mask=True,
         cpu_layers="finetune.models.cpu_layers.install_llama",

@@ -15,6 +15,7 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
+from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
 from finetune.models.rotary_config import check_head_dim, without_scaling
 
 
@@ -32,46 +33,17 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
-    return {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "max_position_embeddings": shape.max_length,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "sliding_window": None,
-        "tie_word_embeddings": False,
-        "use_cache": True,
-    }
+    return gated_decoder_config(
+        shape,
+        model_type="mistral",
+        architectures=["MistralForCausalLM"],
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+    )
 
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    kv_size = hidden // shape.num_heads * shape.num_kv_heads
-    weights = {"mistral.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
-    for layer in range(shape.num_layers):
-        prefix = f"mistral.layers.{layer}."
-        weights |= {
-            prefix + "self_attn.q_proj.weight": TensorSpec((hidden, hidden)),
-            prefix + "self_attn.k_proj.weight": TensorSpec((hidden, kv_size)),
-            prefix + "self_attn.v_proj.weight": TensorSpec((hidden, kv_size)),
-            prefix + "self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
-            prefix + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
-            prefix + "input_layernorm.weight": TensorSpec((hidden,), "ones"),
-            prefix + "post_attention_layernorm.weight": TensorSpec((hidden,), "ones"),
-        }
-    weights["mistral.norm.weight"] = TensorSpec((hidden,), "ones")
-    weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
-    return weights
+    return gated_decoder_weights(shape, "mistral")
 
 
 MISTRAL = register(
@@ -82,15 +54,7 @@ MISTRAL = register(
         model_class="finetune.models.mistral_layers.MistralForCausalLM",
         pipeline_class=None,
         base_prefix="mistral",
-        lora_target_modules=(
-            ".*q_proj.*",
-            ".*k_proj.*",
-            ".*v_proj.*",
-            ".*o_proj.*",
-            ".*gate_proj.*",
-            ".*up_proj.*",
-            ".*down_proj.*",
-        ),
+        lora_target_modules=LINEAR_LAYERS,
         embedding_module="embed_tokens",
         prefix_postprocess="finetune.models.mistral_layers.prefix_key_values",
         tokenizer=TokenizerFacts(

@@ -15,6 +15,7 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
+from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
 from finetune.models.rotary_config import check_head_dim, without_scaling
 
 
@@ -36,47 +37,17 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "max_position_embeddings": shape.max_length,
-        "seq_length": shape.max_length,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": False,
-        "use_sliding_window": False,
-        "use_cache": True,
-    }
+    return gated_decoder_config(
+        shape,
+        model_type="qwen2",
+        architectures=["Qwen2ForCausalLM"],
+        rope_theta=1000000.0,
+        use_sliding_window=False,
+    )
 
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    kv_size = hidden // shape.num_heads * shape.num_kv_heads
-    weights = {"qwen2.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
-    for layer in range(shape.num_layers):
-        prefix = f"qwen2.layers.{layer}."
-        for name, size in (("q", hidden), ("k", kv_size), ("v", kv_size)):
-            weights[f"{prefix}self_attn.{name}_proj.weight"] = TensorSpec((hidden, size))
-            weights[f"{prefix}self_attn.{name}_proj.bias"] = TensorSpec((size,), "zeros")
-        weights |= {
-            prefix + "self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
-            prefix + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
-            prefix + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
-            prefix + "input_layernorm.weight": TensorSpec((hidden,), "ones"),
-            prefix + "post_attention_layernorm.weight": TensorSpec((hidden,), "ones"),
-        }
-    weights["qwen2.norm.weight"] = TensorSpec((hidden,), "ones")
-    weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
-    return weights
+    return gated_decoder_weights(shape, "qwen2", qkv_bias=True)
 
 
 QWEN2 = register(
@@ -87,17 +58,7 @@ QWEN2 = register(
         model_class="paddlenlp.transformers.Qwen2ForCausalLM",
         pipeline_class="paddlenlp.transformers.Qwen2ForCausalLMPipe",
         base_prefix="qwen2",
-        lora_target_modules=(
-            ".*q_proj.*",
-            ".*k_proj.*",
-            ".*v_proj.*",
-            ".*o_proj.*",
-            ".*qkv_proj.*",
-            ".*gate_proj.*",
-            ".*up_proj.*",
-            ".*gate_up_fused_proj.*",
-            ".*down_proj.*",
-        ),
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         flash_mask=True,
         # Past keys and values: (batch, length, kv heads, head dim) per layer.

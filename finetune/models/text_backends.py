@@ -73,7 +73,7 @@ class SentencePieceBackend:
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text; arrays where the library can give them, which spares it the Python objects."""
-        out_type = "numpy" if hasattr(self.processor, "EncodeAsNumpy") else int
+        out_type: Any = "numpy" if hasattr(self.processor, "EncodeAsNumpy") else int
         return list(self.processor.encode(list(texts), out_type=out_type, num_threads=self._num_threads))
 
     def id_of(self, token: str) -> int | None:
@@ -196,7 +196,12 @@ def read_tokenizer_json(path: Path) -> tuple[BytePairBackend, dict[str, int]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         special = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
-        bare = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        bare: dict[str, Any] = {
+            "added_tokens": [],
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+        }
         tokenizer = Tokenizer.from_str(json.dumps({**content, **bare}))
     except Exception as error:  # the library raises plain Exception
         raise UnsupportedTokenizerError(f"{path.name} cannot be read: {error}") from None

@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.models import hub
 from finetune.models.family import Family, import_object
+
+if TYPE_CHECKING:
+    from finetune.models.fast_encoder import FastEncoder
+    from finetune.models.text_backends import Ids
+
+_PROBES = ("a b", " a", "上衣 12", "</s> <s>", "\n\n x\t", "e\u0301")
 
 
 def load_tokenizer(folder_or_name: str | Path, family: Family | None = None) -> Any:
@@ -72,14 +78,21 @@ class FamilyEncoder:
     gives exactly PaddleNLP's ids with `add_special_tokens=False`. In a text that contains a special
     token, added ordinary tokens (added_tokens.json) are split into pieces too.
 
+    Args:
+        tokenizer: PaddleNLP's.
+        family: The model's.
+        fast: The fast tokenizer of the same folder; it serves where many texts are encoded together, once
+            it has given the same ids for a few probes.
+
     Attributes:
+        fast: The fast tokenizer in use, or None.
         eos_token_id: Id that ends an answer.
         pad_token_id: Id that fills rows.
         prefix_ids: Ids that open every sequence.
         chat_end_ids: Further ids at which generation stops.
     """
 
-    def __init__(self, tokenizer: Any, family: Family):
+    def __init__(self, tokenizer: Any, family: Family, fast: FastEncoder | None = None):
         facts = family.tokenizer
         self.tokenizer = tokenizer
         self.eos_token_id: int = token_id(tokenizer, facts.end_of_answer)
@@ -94,6 +107,8 @@ class FamilyEncoder:
         self._skipped = special_ids | framing
         special = sorted((str(token) for token in tokenizer.all_special_tokens), key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, special))) if special else None
+        agrees = fast is not None and all(fast.encode(text) == self.encode(text) for text in _PROBES)
+        self.fast = fast if agrees else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, no special token added or recognised."""
@@ -103,6 +118,10 @@ class FamilyEncoder:
         # The second switch is that of the tiktoken kind; each kind ignores the other's.
         tokens = self.tokenizer.tokenize(text, split_special_tokens=literal, allowed_special=set())
         return list(self.tokenizer.convert_tokens_to_ids(tokens))
+
+    def encode_many(self, texts: Sequence[str]) -> Sequence[Ids]:
+        """Ids of each text, the same as from `encode`; on several threads where there is a fast tokenizer."""
+        return self.fast.encode_many(texts) if self.fast else [self.encode(text) for text in texts]
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of a template's own text, in which the names of special tokens stand for them."""

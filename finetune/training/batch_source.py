@@ -75,7 +75,9 @@ class MapSource:
         world: Number of data-parallel ranks.
     """
 
-    def __init__(self, rows: Rows, order: GlobalOrder, *, micro_batch_size: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self, rows: Rows, order: GlobalOrder, *, micro_batch_size: int, rank: int = 0, world: int = 1
+    ):
         self.say: Callable[[str], None] = _say_nothing
         self.rows, self.order = rows, order
         self.steps_per_epoch: int | None = order.steps_per_epoch
@@ -164,7 +166,9 @@ class StreamSource:
 
         before, now = position.get("global_batch_size"), self._process.plan.global_batch_size
         if "stream" not in position or before != now:
-            what = "without lazy" if "stream" not in position else f"with global_batch_size {before}, not {now}"
+            what = (
+                "without lazy" if "stream" not in position else f"with global_batch_size {before}, not {now}"
+            )
             raise UserError(
                 f"the checkpoint {checkpoint} was written {what}: the order of samples would not continue. "
                 "Use the same settings, or start anew."

@@ -15,6 +15,7 @@ import numpy as np
 
 from finetune.data.collate import collate, collate_packed
 from finetune.data.packing import PackedSamples
+from finetune.data.sample_store import sample_lengths
 from finetune.data.tokenize import IGNORE_INDEX, Sample
 
 _MODEL_INPUTS = ("input_ids", "position_ids", "attention_mask", "attn_mask_startend_row_indices")
@@ -90,7 +91,7 @@ class PaddedRows:
     @property
     def lengths(self) -> np.ndarray:
         """int64 [samples], tokens of each sample."""
-        return np.array([len(sample.input_ids) for sample in self.samples], dtype=np.int64)
+        return sample_lengths(self.samples)
 
     def fingerprint(self) -> str:
         """Changes when the samples do."""

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune.data.bulk_encoding import BulkBuilder
 from finetune.data.formats import ReadOptions
 from finetune.data.mixing import DataSource
 from finetune.data.stream import SampleStream, StreamSettings
 from finetune.data.stream_reader import check_streamable
 from finetune.data.stream_state import StreamState, load_arrays, save_arrays
 from finetune.data.template import PlainTemplate
-from finetune.data.tokenize import SampleBuilder
 from finetune.errors import UserError
 
 
@@ -24,7 +24,7 @@ def make_stream(encoder):
             DataSource(name=file.name, files=(file,), ratio=ratio, max_samples=max_samples)
             for file, ratio in zip(files, ratios or [None] * len(files), strict=True)
         ]
-        builder = SampleBuilder(
+        builder = BulkBuilder(
             encoder, PlainTemplate(), src_length=32, max_length=max_length, truncation=truncation
         )
         return SampleStream(sources, builder, StreamSettings(**({"seed": 1} | more)))
@@ -138,7 +138,8 @@ def test_the_epoch_counts_what_was_given_out(make_stream, lines):
 
 def test_packing_loses_and_doubles_nothing_and_keeps_to_the_row_length(make_stream, lines, encoder):
     stream = make_stream(lines, row_length=64, shuffle_buffer_size=20)
-    found, tokens, units = [], 0, []
+    found: list[int] = []
+    tokens, units = 0, []
     while len(found) < 100:
         (unit,) = stream.next_units(1)
         units.append(unit)
@@ -233,7 +234,7 @@ def make_stream_for_hypothesis(encoder, tmp_path_factory):
             DataSource(name=file.name, files=(file,), ratio=ratio)
             for file, ratio in zip(chosen, ratios or [None] * len(chosen), strict=True)
         ]
-        builder = SampleBuilder(encoder, PlainTemplate(), src_length=32, max_length=64)
+        builder = BulkBuilder(encoder, PlainTemplate(), src_length=32, max_length=64)
         return SampleStream(sources, builder, StreamSettings(**more))
 
     return make, files, folder
@@ -253,7 +254,7 @@ def test_a_state_does_not_change_when_the_stream_goes_on(make_stream, lines):
 
 def test_a_checkpoint_of_other_data_or_settings_is_refused(make_stream, lines, tmp_path):
     state = make_stream(lines, shuffle_buffer_size=9).state()
-    with pytest.raises(UserError, match="shuffle_buffer_size 9, this run has 10.*start anew"):
+    with pytest.raises(UserError, match=r"shuffle_buffer_size 9, this run has 10.*start anew"):
         make_stream(lines, shuffle_buffer_size=10).restore(state)
     write(lines, range(51))
     with pytest.raises(UserError, match=r"other data files \(changed or new: train.jsonl \("):
@@ -264,7 +265,9 @@ def test_a_checkpoint_of_other_data_or_settings_is_refused(make_stream, lines, t
 
 
 def test_a_faulty_line_stops_with_file_and_line(make_stream, write_lines):
-    file = write_lines(*[example(n) for n in range(20)], b'{"src": "a", "tgt"', *[example(n) for n in range(5)])
+    file = write_lines(
+        *[example(n) for n in range(20)], b'{"src": "a", "tgt"', *[example(n) for n in range(5)]
+    )
     stream = make_stream(file, shuffle_buffer_size=4)
     assert len(stream.next_units(16)) == 16
     with pytest.raises(UserError, match=rf"{file}:21: not JSON"):
@@ -307,3 +310,16 @@ def test_a_large_list_is_refused_with_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.data.stream_reader.MAX_LIST_BYTES", 1000)
     with pytest.raises(UserError, match=r"big.json is a JSON list .* `jq -c"):
         check_streamable([DataSource(name="big", files=(file,))])
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_how_many_are_tokenised_at_once_changes_nothing(make_stream, lines, tmp_path, monkeypatch, at_once):
+    options = {"row_length": 64, "shuffle_buffer_size": 5}
+    expected = make_stream(lines, **options).next_units(60)
+    monkeypatch.setattr("finetune.data.stream.NUM_AT_ONCE", at_once)
+    assert_same(make_stream(lines, **options).next_units(60), expected)
+    for done in (3, 11, 30):
+        whole, other = make_stream(lines, **options), make_stream(lines, **options)
+        whole.next_units(done)
+        other.restore(through_files(whole.state(), tmp_path))
+        assert_same(other.next_units(20), expected[done : done + 20])

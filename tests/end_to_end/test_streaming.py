@@ -74,7 +74,7 @@ def start(arguments: Path) -> subprocess.Popen:
 def wait_until(condition, process: subprocess.Popen | None = None, timeout: float = 90) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
-        assert process is None or process.poll() is None, process.stderr.read()[-3000:]
+        assert process is None or process.poll() is None, f"ended by itself with {process.returncode}"
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.002)
 
@@ -181,7 +181,9 @@ def test_accumulation_does_not_change_the_curve(prepare):
 
 
 def test_evaluation_reads_the_dev_set_as_a_whole(prepare):
-    arguments, out = prepare("padded", max_steps=4, evaluation_strategy="steps", eval_steps=2, save_strategy="no")
+    arguments, out = prepare(
+        "padded", max_steps=4, evaluation_strategy="steps", eval_steps=2, save_strategy="no"
+    )
     assert run_entry(arguments, "--max_eval_samples", 5) == 0
     assert len(read_log(out, "eval")) == 2
 

@@ -216,3 +216,22 @@ def test_paddle_is_not_needed(tiny_llama):
         "assert not {'paddle', 'paddlenlp'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+def test_the_fast_tokenizer_serves_many_texts(llama_folder):
+    family = get_family("llama")
+    fast, _ = load_fast_encoder(llama_folder, family)
+    tokenizer = load_tokenizer(llama_folder, family)
+    encoder = FamilyEncoder(tokenizer, family, fast)
+    assert encoder.fast is fast
+    expected = [FamilyEncoder(tokenizer, family).encode(text) for text in NASTY]
+    assert [list(ids) for ids in encoder.encode_many(NASTY)] == expected
+
+
+def test_a_fast_tokenizer_that_differs_is_left_alone(llama_folder, monkeypatch):
+    family = get_family("llama")
+    fast, _ = load_fast_encoder(llama_folder, family)
+    monkeypatch.setattr(fast, "encode", lambda text: [1, 2, 3])
+    encoder = FamilyEncoder(load_tokenizer(llama_folder, family), family, fast)
+    assert encoder.fast is None
+    assert [list(ids) for ids in encoder.encode_many(["a b", ""])] == [encoder.encode("a b"), []]
