@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT))
 from finetune.processor import configure_processor  # noqa: E402
 
 configure_processor()  # before any test imports Paddle
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="finetune-tests-")  # no test writes into the home folder
+# No test writes into the home folder.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="finetune-tests-")
 
 FAST = {
     "device": "cpu",

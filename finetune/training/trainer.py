@@ -99,9 +99,15 @@ class FinetuneTrainer(Trainer):
         return max(1, round(self.batches.steps_per_epoch * self.args.num_train_epochs))
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
-        """PaddleNLP's optimizer, with clipping that also remembers the norm for the log."""
+        """PaddleNLP's optimizer, with clipping that also remembers the norm for the log.
+
+        Weight decay is for matrices: norms and biases go without. PaddleNLP tells them by the words
+        "norm" and "bias" in their names, which misses the norms of families that call them `ln_1`.
+        """
         optimizer = super().create_optimizer(lr_scheduler)
         optimizer._grad_clip = self._clip
+        decayed = {parameter.name for parameter in self.model.parameters() if parameter.ndim > 1}
+        optimizer._apply_decay_param_fun = decayed.__contains__
         return optimizer
 
     # ---------------------------------------------------------------- training

@@ -11,6 +11,7 @@ from finetune.data import bulk_encoding
 from finetune.data.bulk_encoding import BulkBuilder
 from finetune.data.conversation import ASSISTANT, TEXT, TOOL, TOOL_CALL, USER, Conversation, Message
 from finetune.data.formats import ReadOptions, read_conversations
+from finetune.data.pieces import Piece
 from finetune.data.template import load_template
 from finetune.data.tokenize import TRAIN_ON, TRUNCATIONS, SampleBuilder, TooLongError, has_response
 from tests.conftest import REAL_DATA
@@ -25,10 +26,10 @@ class BulkCharacterEncoder(CharacterEncoder):
 
 
 class MarkingEncoder(BulkCharacterEncoder):
-    """Takes the name of the separator for the token in any text, as some tokenizers do."""
+    """Takes names of special tokens for these tokens in any text, as some tokenizers do."""
 
     def encode(self, text):
-        return self.encode_special(text) if "<s>" in text else super().encode(text)
+        return CharacterEncoder().encode_special(text)
 
 
 def plain(conversations, builder, train_on):
@@ -71,7 +72,24 @@ def check_equal(conversations, encoder, template, **options):
     assert store.num_label_tokens == sum(sample.num_label_tokens for sample in expected)
 
 
-TEXTS = st.text(alphabet="ab <s>/\n上", max_size=12)
+class TailTemplate:
+    """Closes some answers by EOS itself, and writes on behind the last one."""
+
+    appends_eos = True
+    special_tokens = ("<sep>",)
+
+    def render(self, conversation):
+        pieces = []
+        for number, turn in enumerate(conversation.turns):
+            pieces += [Piece(turn.prompt, learned=False), Piece("<sep>", learned=False, special=True)]
+            pieces.append(Piece(turn.response, learned=True))
+            if number % 2 == 0:
+                pieces.append(Piece("</s>", learned=True, special=True))
+            pieces.append(Piece("tail", learned=False))
+        return pieces
+
+
+TEXTS = st.text(alphabet="ab <s>/\n上", max_size=12) | st.sampled_from(["<s>", "a<s>b", "x<sep>", "</s>"])
 ROUND = st.builds(
     lambda prompt, answer, tool: (
         (Message(USER, prompt), Message(ASSISTANT, answer))
@@ -100,7 +118,7 @@ CONVERSATION = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(
     conversations=st.lists(CONVERSATION, max_size=4),
-    template=st.sampled_from([None, "llama2", "mistral", "alpaca", "vicuna"]),
+    template=st.sampled_from([None, "llama2", "mistral", "alpaca", TailTemplate()]),
     truncation=st.sampled_from(TRUNCATIONS),
     train_on=st.sampled_from(TRAIN_ON),
     max_length=st.integers(2, 120),

@@ -235,3 +235,13 @@ def test_a_fast_tokenizer_that_differs_is_left_alone(llama_folder, monkeypatch):
     encoder = FamilyEncoder(load_tokenizer(llama_folder, family), family, fast)
     assert encoder.fast is None
     assert [list(ids) for ids in encoder.encode_many(["a b", ""])] == [encoder.encode("a b"), []]
+
+
+def test_a_published_vocabulary(tmp_path):
+    texts = [*NASTY, *random_texts(100), *real_texts(30_000)]
+    model = REAL_DATA / "chinese_llama2_tokenizer.model"
+    (tmp_path / "tokenizer.model").write_bytes(model.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    fast, slow = both(tmp_path)
+    many = fast.encode_many(texts)
+    assert [text for text, ids in zip(texts, many, strict=True) if list(ids) != slow.encode(text)] == []

@@ -153,11 +153,11 @@ def learning_rate_factor(step: int, arguments: dict[str, Any]) -> float:
 
 
 def decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """PaddleNLP's rule: no weight decay on biases and norms."""
+    """No weight decay on biases and norms, which are vectors."""
     groups: dict[bool, list] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
+    for _, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups["bias" not in name and "norm" not in name].append(parameter)
+            groups[parameter.ndim > 1].append(parameter)
     return [{"params": part, "weight_decay": weight_decay if on else 0.0} for on, part in groups.items()]
 
 
