@@ -130,9 +130,13 @@ TRAINING_WITHOUT_EFFECT: dict[str, str] = {
 # Quietly accepted: their values change nothing, and many existing files carry them.
 _QUIET = frozenset({"eval_accumulation_steps", "count_trained_tokens", "prediction_loss_only"})
 
-# Settings of TrainingArguments with the values that work here, and what to do about the others.
+# Settings with the values that work here, and what to do about the others.
 SUPPORTED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
     "optim": (("adamw",), "use adamw"),
+    "from_aistudio": (
+        (False, None),
+        "download the repository with AI Studio's own client and give its folder as model_name_or_path",
+    ),
     "to_static": ((False, None), "leave it off: training runs in dynamic graphs"),
     "flatten_param_grads": ((False, None), "leave it off: it is for NPU devices"),
     "enable_auto_parallel": ((False, None), "leave it off: layouts are given by their degrees"),

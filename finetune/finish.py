@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.aistudio import upload
 from finetune.command import is_first_process, python_name
 from finetune.run_directory import RESULTS_FILE
 from finetune.training.checkpoint import list_checkpoints
@@ -125,6 +126,8 @@ class Report:
                 files=files,
                 next_commands=self._next_commands(),
             )
+        if self.args.model.save_to_aistudio and self.args.training.do_train:
+            upload(self.run.path, self.args.model, self.say)
 
     def _training_files(self) -> dict[str, Path]:
         from finetune.training.plot import plot_losses
