@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.models.family import (
     ConfigFields,
     Family,
@@ -16,10 +17,26 @@ from finetune.models.family import (
 )
 
 _OTHER_NAMES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+# Paddle's layer norm refuses more.
+_LARGEST_EPSILON = 1e-3
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """One name per size: the published configs use three sets of names, PaddleNLP reads one."""
+    """One name per size: the published configs use three sets of names, PaddleNLP reads one.
+
+    Refuses an output layer of its own, which would silently be replaced by the input embedding.
+    """
+    if config.get("tie_word_embeddings", True) is not True:
+        raise UserError(
+            f"config.json has tie_word_embeddings {config['tie_word_embeddings']}, but BLOOM is run with True "
+            "only. Use other weights"
+        )
+    epsilon = config.get("layer_norm_epsilon")
+    if epsilon is not None and not 0 <= epsilon <= _LARGEST_EPSILON:
+        raise UserError(
+            f"config.json has layer_norm_epsilon {epsilon}, but Paddle's layer norm takes 0 to "
+            f"{_LARGEST_EPSILON}. Use other weights"
+        )
     adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
     for other, name in _OTHER_NAMES.items():
         if config.get(other) is not None:

@@ -18,21 +18,23 @@ from finetune.models.family import (
 from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
 from finetune.models.rotary_config import without_scaling
 
+_TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Says which GELU is meant, and refuses what PaddleNLP's Gemma has no place for.
+    """Refuses what is computed in one way here: another activation, biases, an output layer of its own.
 
-    `hidden_act` of the first published configs says "gelu" although the weights were trained with the
-    tanh approximation, so only an explicit `hidden_activation` asks for the exact function.
+    `hidden_act` "gelu", which the first published configs have, means the tanh approximation that the
+    weights were trained with. `hidden_activation` "gelu" asks some releases of transformers for the exact
+    function and is ignored by others, so no one result would be right.
     """
     adapted = without_scaling(config)
-    adapted["hidden_activation"] = config.get("hidden_activation") or "gelu_pytorch_tanh"
-    allowed = ("gelu_pytorch_tanh", "gelu_new", "gelu")
-    if adapted["hidden_activation"] not in allowed:
-        raise UserError(
-            f"config.json has hidden_activation {adapted['hidden_activation']!r}; allowed for Gemma: "
-            f"{', '.join(allowed)}. Use other weights"
-        )
+    for name, allowed in (("hidden_activation", _TANH_GELU), ("hidden_act", (*_TANH_GELU, "gelu"))):
+        if config.get(name) is not None and config[name] not in allowed:
+            raise UserError(
+                f"config.json has {name} {config[name]!r}; allowed for Gemma: {', '.join(allowed)}. "
+                "Use other weights, or gelu_pytorch_tanh if these were trained with it"
+            )
     for name, only in (("attention_bias", False), ("tie_word_embeddings", True)):
         if config.get(name, only) != only:
             raise UserError(f"config.json has {name} {config[name]}, but Gemma is run with {only} only")

@@ -22,13 +22,12 @@ class TanhGeluMLP(modeling.GemmaMLP):
 
 
 class GemmaForCausalLM(modeling.GemmaForCausalLM):
-    """Gemma whose feed-forward layers follow `hidden_activation`."""
+    """Gemma whose feed-forward layers compute the tanh approximation; the record refuses other configs."""
 
     def __init__(self, config: Any):
         super().__init__(config)
-        if getattr(config, "hidden_activation", None) != "gelu":
-            for layer in self.gemma.layers:
-                layer.mlp = TanhGeluMLP(config)
+        for layer in self.gemma.layers:
+            layer.mlp = TanhGeluMLP(config)
 
     @classmethod
     def _get_name_mappings(cls, config: Any) -> list[Any]:

@@ -28,8 +28,13 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     Newer Hugging Face folders keep `rope_theta` and the scaling inside `rope_parameters`, older ones
     keep the scaling in `rope_scaling`. PaddleNLP reads a top-level `rope_theta`, the Llama 3 scaling
     from `rope_scaling`, and linear scaling from two fields of its own; what it does not find there it
-    silently replaces by its default.
+    silently replaces by its default. Its feed-forward layer is SwiGLU whatever `hidden_act` says.
     """
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UserError(
+            f"config.json has hidden_act {activation!r}, but PaddleNLP's Llama computes silu only. Use other weights"
+        )
     adapted, rope = split_rotary(config)
     kind = rope.get("rope_type", rope.get("type"))
     if kind == "llama3":

@@ -24,8 +24,13 @@ _OTHER_NAMES = {
 }
 # PaddleNLP's "gelu" is the tanh approximation; the exact function has no name there.
 _ACTIVATIONS = {"relu": "relu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
-# Variants of the architecture that PaddleNLP's layers do not have, with the one value they do have.
-_FIXED = {"enable_bias": True, "layer_norm_elementwise_affine": True, "_remove_final_layer_norm": False}
+# Variants of the architecture that the layers here do not have, with the one value they do have.
+_FIXED = {
+    "enable_bias": True,
+    "layer_norm_elementwise_affine": True,
+    "_remove_final_layer_norm": False,
+    "tie_word_embeddings": True,
+}
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +40,9 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     for name, only in _FIXED.items():
         if config.get(name, only) != only:
-            raise UserError(f"config.json has {name} {config[name]}, but PaddleNLP's OPT has only {only}")
+            raise UserError(
+                f"config.json has {name} {config[name]}, but OPT is run with {only} only. Use other weights"
+            )
     adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
     for other, name in _OTHER_NAMES.items():
         if config.get(other) is not None:

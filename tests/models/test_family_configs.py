@@ -40,10 +40,16 @@ REFUSED = [
         {"hidden_activation": "relu"},
         "hidden_activation 'relu'.*allowed for Gemma: gelu_pytorch_tanh",
     ),
+    ("gemma", {"hidden_activation": "gelu"}, "hidden_activation 'gelu'; allowed for Gemma: gelu_pytorch_tanh"),
+    ("gemma", {"hidden_act": "silu"}, "hidden_act 'silu'; allowed for Gemma: .*, gelu"),
     ("gemma", {"attention_bias": True}, "attention_bias True, but Gemma is run with False only"),
     ("opt", {"activation_function": "gelu"}, "activation_function 'gelu'; allowed for OPT: relu"),
     ("opt", {"enable_bias": False}, "enable_bias False"),
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm True"),
+    ("opt", {"tie_word_embeddings": False}, "tie_word_embeddings False, but OPT is run with True only"),
+    ("bloom", {"tie_word_embeddings": False}, "tie_word_embeddings False, but BLOOM is run with True only"),
+    ("bloom", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu', but PaddleNLP's Llama computes silu only"),
 ]
 
 
@@ -51,6 +57,21 @@ REFUSED = [
 def test_what_paddlenlp_would_compute_wrongly_is_refused(name, settings, message):
     with pytest.raises(UserError, match=message):
         get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
+
+
+ACCEPTED = [
+    ("gemma", {"hidden_activation": None, "hidden_act": "gelu"}),  # the first published configs
+    ("gemma", {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+    ("opt", {"tie_word_embeddings": True}),
+    ("bloom", {"tie_word_embeddings": True, "layer_norm_epsilon": 1e-3}),
+    ("llama", {"hidden_act": "silu"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), ACCEPTED)
+def test_what_is_computed_rightly_is_accepted(name, settings):
+    adapted = get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
+    assert settings.items() <= adapted.items()
 
 
 def test_a_window_that_no_layer_uses_is_accepted():

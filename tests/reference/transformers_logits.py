@@ -32,7 +32,8 @@ def build_reference(case: LogitCase, scale: float) -> torch.nn.Module:
     config = getattr(transformers, f"{case.transformers_class}Config")(**case.config)
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{case.transformers_class}ForCausalLM")(config).float().eval()
-    weights = {name: torch.from_numpy(array) for name, array in draw_weights(shapes_of(model), scale).items()}
+    drawn = draw_weights(case, shapes_of(model), scale)
+    weights = {name: torch.from_numpy(array) for name, array in drawn.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= set(model._tied_weights_keys or ())
     model.tie_weights()
