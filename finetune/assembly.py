@@ -80,16 +80,31 @@ def find_files(args: Arguments) -> dict[str, list[DataSource]]:
 
 
 def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPair:
-    """Loads the tokenizer, the model's own unless another one is named."""
+    """Loads the tokenizer, the model's own unless another one is named.
+
+    Raises:
+        UserError: It cannot be read, or the adapter to be loaded was trained with another one.
+    """
+    from finetune.adapters.checkpoint import check_tokenizer
     from finetune.models.fast_encoder import load_fast_encoder
     from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
 
     source = args.model.tokenizer_name_or_path or resolved.folder or resolved.name
     tokenizer = load_tokenizer(source, resolved.family)
+    if adapter := _adapter_folder(args):
+        # Here rather than where the adapter is loaded: before any data is tokenized.
+        check_tokenizer(adapter, len(tokenizer))
     fast, reason = load_fast_encoder(_tokenizer_folder(args), resolved.family)
     encoder = FamilyEncoder(tokenizer, resolved.family, fast)
     note = "" if encoder.fast else f"Tokenizing with PaddleNLP, text by text: {reason or 'the ids differ'}."
     return TokenizerPair(tokenizer, encoder, note)
+
+
+def _adapter_folder(args: Arguments) -> Path | None:
+    """The saved adapter that the run starts from, if it does."""
+    settings = args.model
+    path = settings.lora_path if settings.lora else settings.prefix_path if settings.prefix_tuning else None
+    return Path(path) if path else None
 
 
 def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:

@@ -36,7 +36,7 @@ _MAY_CHANGE = {
 """Settings that do not change the curve of a run; all others are named when a continued run changes them."""
 _LENGTHS = ("max_steps", "num_train_epochs")
 _OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
-            "generated_output.json")  # fmt: skip
+            "adapter_facts.json", "generated_output.json")  # fmt: skip
 
 
 class RunDirectory:

@@ -129,6 +129,129 @@ def test_only_the_models_package_imports_the_code_of_a_family():
     assert found == []
 
 
+# Words of family records that anyone may use, and why.
+GENERIC_WORDS = {
+    "vocab_size": "the same word in every PaddleNLP configuration: rows of the embeddings",
+    "head_dim": "a size of PrefixGeometry, the record's own answer",
+}
+ALLOWED_WORDS = {
+    "finetune/demo.py": "sizes of the tiny checkpoint, arguments of finetune.models.tiny",
+}
+
+
+def config_words() -> set[str]:
+    """What some family calls a size in its config.json."""
+    words: set[str] = set()
+    for family in families().values():
+        words |= {name for name in vars(family.fields).values() if name}
+        words |= set(family.parallel.tensor_divides)
+    return words - GENERIC_WORDS.keys()
+
+
+def module_words() -> set[str]:
+    """What some family calls its embeddings, its head and its linear layers."""
+    words: set[str] = set()
+    for family in families().values():
+        words |= {family.embedding_module, family.head_module}
+        words |= {re.findall(r"\w+", pattern)[-1] for pattern in family.lora_target_modules}
+    return words
+
+
+def docstrings(tree: ast.AST) -> set[ast.AST]:
+    """Strings that stand alone as statements."""
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def is_identity(node: ast.AST) -> bool:
+    """`family.name`, `x.family.name`, `type(x).__name__` or `x.__class__.__name__`."""
+    if not isinstance(node, ast.Attribute):
+        return False
+    owner = ast.unparse(node.value)
+    if node.attr == "name":
+        return owner.rpartition(".")[2] == "family"
+    return node.attr == "__name__" and (owner.startswith("type(") or owner.endswith(".__class__"))
+
+
+def decided_by(node: ast.AST) -> list[ast.AST]:
+    """What a comparison, an index or slice, a `match` or a string method looks at."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.Subscript):
+        return [node.value, node.slice]
+    if isinstance(node, ast.Match):
+        return [node.subject]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        # x.name.startswith("q") and SIZES.get(x.name) decide as well.
+        return [node.func.value, *(node.args if node.func.attr == "get" else [])]
+    return []
+
+
+def family_facts(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """Places that know what only a record should: words of config.json, names of modules, identities."""
+    fields, modules, ignored = config_words(), module_words(), docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in fields:
+            yield node, node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in ignored:
+            # Sentences may use the words; names and patterns hold no blank.
+            parts = set() if " " in node.value else set(re.findall(r"\w+", node.value))
+            if node.value in fields or parts & modules:
+                yield node, repr(node.value)
+        for part in decided_by(node):
+            if any(is_identity(inner) for inner in ast.walk(part)):
+                yield node, ast.unparse(node)[:60]
+
+
+def test_only_the_models_package_knows_the_words_and_modules_of_families():
+    found = [
+        f"{shown(path, node)}: {what}"
+        for path in library()
+        if MODELS not in path.parents and str(path.relative_to(ROOT)) not in ALLOWED_WORDS
+        for node, what in family_facts(parse(path))
+    ]
+    assert found == [], "no fact of a family outside its record: ask the record"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "heads = config.num_key_value_heads",
+        "groups = getattr(model.config, 'multi_query_group_num', 1)",
+        "layers = config['n_head']",
+        "layer = find_layer(model, 'embed_tokens')",
+        "weight = state['llama.embed_tokens.weight']",
+        "head = model.lm_head if hasattr(model, 'lm_head') else None",
+        "targets = ['.*query_key_value.*', r'.*attn\\.c_attn']",
+        "if resolved.family.name == 'q' + 'wen': pass",
+        "if family.name in ODD_ONES: pass",
+        "if family.name[:4] == prefix: pass",
+        "if family.name.startswith(prefix): pass",
+        "size = SIZES[family.name]",
+        "size = SIZES.get(family.name, 1)",
+        "match family.name:\n    case x: pass",
+        "if type(model).__name__ == wanted: pass",
+        "if 'GLM' in model.__class__.__name__: pass",
+        "if type(model).__name__.lower().startswith(prefix): pass",
+    ],
+)
+def test_the_search_finds_what_knows_a_family(source):
+    assert list(family_facts(ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""Heads are num_key_value_heads; the head is lm_head."""',
+        "raise UserError(f'{family.name} has no pipeline; {type(x).__name__}')",
+        "size = config.vocab_size // geometry.head_dim",
+        "raise ValueError('for instance embed_tokens and lm_head')",
+        "if path.name == other.name: pass",
+    ],
+)
+def test_the_search_leaves_other_code_alone(source):
+    assert not list(family_facts(ast.parse(source)))
+
+
 # What answers at once imports no Paddle
 
 

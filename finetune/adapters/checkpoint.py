@@ -20,6 +20,8 @@ from finetune.training.tensor_files import load_tensors, save_tensors
 
 WEIGHTS_FILE = "peft_model-00001-of-00001.safetensors"
 INDEX_FILE = "peft_model.safetensors.index.json"
+FACTS_FILE = "adapter_facts.json"
+"""What PaddleNLP's own configuration files have no place for."""
 PICKLED_FILES = ("lora_model_state.pdparams", "prefix_model_state.pdparams")
 
 
@@ -51,8 +53,14 @@ def adapter_state(model: Any) -> dict[str, Any]:
     return dict(state.values())
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Writes an adapter's weights, their index and its configuration."""
+def save_adapter(model: Any, folder: Path, *, num_tokens: int | None = None) -> None:
+    """Writes an adapter's weights, their index and its configuration.
+
+    Args:
+        model: The adapter on its base.
+        folder: Where to write.
+        num_tokens: Tokens of the tokenizer it was trained with, added ones included; None leaves no record.
+    """
     state = adapter_state(model)
     save_tensors(folder / WEIGHTS_FILE, state)
     num_bytes = sum(int(tensor.size) * tensor.element_size() for tensor in state.values())
@@ -66,6 +74,36 @@ def save_adapter(model: Any, folder: Path) -> None:
     )
     config = model.lora_config if hasattr(model, "lora_config") else model.prefix_config
     config.save_pretrained(str(folder))
+    if num_tokens is not None:
+        write_json(folder / FACTS_FILE, {"num_tokens": num_tokens})
+
+
+def check_tokenizer(folder: Path, num_tokens: int) -> None:
+    """Compares a run's tokenizer with the one that an adapter was trained with, as far as that is on record.
+
+    Args:
+        folder: The adapter's folder.
+        num_tokens: Tokens of the run's tokenizer, added ones included.
+
+    Raises:
+        UserError: They have different numbers of tokens.
+    """
+    path = folder / FACTS_FILE
+    if not path.is_file():
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8")).get("num_tokens")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy the adapter's folder again") from error
+    if recorded is not None and recorded != num_tokens:
+        raise UserError(
+            f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "
+            f"this run has {num_tokens}: {_tokenizer_cure(folder)}"
+        )
+
+
+def _tokenizer_cure(folder: Path) -> str:
+    return f"use the adapter's own tokenizer with --tokenizer_name_or_path {folder}"
 
 
 def load_adapter_weights(model: Any, folder: Path) -> None:
@@ -80,18 +118,30 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
         f"missing {name} {list(expected[name].shape)}" for name in sorted(expected.keys() - saved.keys())
     ]
     faults += [f"unknown {name}" for name in sorted(saved.keys() - expected.keys())]
-    faults += [
-        f"{name} has shape {list(saved[name].shape)}, the model needs {list(expected[name].shape)}"
+    misfits = {
+        name: (list(saved[name].shape), list(expected[name].shape))
         for name in sorted(expected.keys() & saved.keys())
         if list(saved[name].shape) != list(expected[name].shape)
+    }
+    faults += [
+        f"{name} has shape {ours}, the model needs {needed}" for name, (ours, needed) in misfits.items()
     ]
     if faults:
+        vocab_size = base_model(model).config.vocab_size
+        other_vocabulary = any(_differ_by_vocabulary(*shapes, vocab_size) for shapes in misfits.values())
+        cure = "Was it trained on another base?"
+        if other_vocabulary:
+            cure = f"It was trained with another vocabulary: {_tokenizer_cure(folder)}."
         shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
-        raise UserError(
-            f"the adapter in {folder} does not fit this model: {shown}. Was it trained on another base?"
-        )
+        raise UserError(f"the adapter in {folder} does not fit this model: {shown}. {cure}")
     for name, tensor in expected.items():
         tensor.set_value(saved[name].astype(tensor.dtype))
+
+
+def _differ_by_vocabulary(saved: list[int], needed: list[int], vocab_size: int) -> bool:
+    """Whether two shapes differ only where the second has one row per token."""
+    different = [pair for pair in zip(saved, needed, strict=False) if pair[0] != pair[1]]
+    return len(saved) == len(needed) and [pair[1] for pair in different] == [vocab_size]
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:

@@ -171,5 +171,23 @@ def _vocab_file(folder: Path, family: Family) -> dict[str, str]:
     names = family.tokenizer.vocab_files
     present = [name for name in names if (folder / name).is_file()]
     if not present:
-        raise UserError(f"folder {folder} holds no tokenizer: put one of {', '.join(names)} there")
+        raise UserError(_missing_vocabulary(folder, family))
     return {} if present[0] == names[0] else {"vocab_file": str(folder / present[0])}
+
+
+def _missing_vocabulary(folder: Path, family: Family) -> str:
+    """Which file to add; a tokenizer.json alone makes people believe that nothing is missing."""
+    names = family.tokenizer.vocab_files
+    if not (folder / "tokenizer.json").is_file():
+        return f"folder {folder} holds no tokenizer: put one of {', '.join(names)} there"
+    found = [path for name in names if (path := folder / "original" / name).is_file()]
+    place = f"copy {found[0]} there" if found else "published models keep it beside tokenizer.json"
+    if "tokenizer.model" in names:
+        # The one published layout that keeps the file elsewhere and names a class PaddleNLP does not have.
+        place += (
+            "" if found else " or, as Llama 3 does, in original/tokenizer.model"
+        ) + '; Llama 3 also needs "tokenizer_class": "Llama3Tokenizer" in tokenizer_config.json'
+    return (
+        f"folder {folder} holds tokenizer.json, but PaddleNLP does not read it for family {family.name}: "
+        f"put one of {', '.join(names)} there ({place})"
+    )

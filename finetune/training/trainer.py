@@ -365,7 +365,7 @@ class FinetuneTrainer(Trainer):
     def write_model(self, folder: Path) -> None:
         """Writes weights or adapter, configuration and tokenizer files into a folder."""
         if is_adapter(self.model):
-            save_adapter(self.model, folder)
+            save_adapter(self.model, folder, num_tokens=len(self.tokenizer))
         else:
             self.model.save_pretrained(str(folder), safe_serialization=True, max_shard_size="5GB")
         self.tokenizer.save_pretrained(str(folder))

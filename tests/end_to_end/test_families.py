@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,8 +22,7 @@ from tests.models.families import CASES as FAMILY_CASES
 from tests.models.families import FamilyCase
 
 METHODS = ("sft", "lora", "pt", "sft_pp")
-SHIPPED = ("llama", "chatglm2", "qwen", "bloom", "opt")
-BORROWING = ("qwen2", "mistral", "gemma")  # run with the files of another family
+BORROWED_METHODS = ("sft", "lora", "pt")  # of a family that runs with the files of another
 NUM_TRAIN, NUM_DEV = 6, 2
 TINY = {"vocab_size": 330, "num_layers": 2, "hidden_size": 32, "max_length": 256}
 
@@ -41,8 +41,17 @@ class FileCase:
         return self.root / folder / f"{self.method}_argument.json"
 
 
-CASES = [FileCase(name, method) for name in SHIPPED for method in METHODS]
-CASES += [FileCase(name, method) for name in BORROWING for method in ("sft", "lora")]
+def file_cases(root: Path) -> list[FileCase]:
+    """Every family with every file in its folder under `root`, by what the records say."""
+    cases = [
+        FileCase(family.name, method, root)
+        for family in families().values()
+        for method in (BORROWED_METHODS if family.argument_folder else METHODS)
+    ]
+    return [case for case in cases if case.arguments.is_file()]
+
+
+CASES = file_cases(ROOT)
 # Of a family with two rows the last one: keys and values in fewer heads.
 OPTIONS = {row.name: row.options for row in FAMILY_CASES}
 
@@ -73,10 +82,18 @@ def few_samples(tmp_path_factory) -> Path:
 
 
 def test_every_family_and_every_shipped_file_is_in_the_table():
-    assert {case.family for case in CASES} == set(families())
+    assert {case.family for case in CASES} == set(families()) == set(OPTIONS)
     files = {path.relative_to(ROOT) for path in ROOT.glob("*/*_argument.json")}
     demonstration = {Path("llama/demo_argument.json")}
     assert files - demonstration == {case.arguments.relative_to(ROOT) for case in CASES}
+
+
+@pytest.mark.parametrize("readme", sorted(ROOT.glob("*/README.md")), ids=lambda path: path.parent.name)
+def test_the_files_that_a_readme_lists_are_there(readme):
+    listed = re.findall(r"^\| `(\w+_argument\.json)` \|", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(listed) == {path.name for path in readme.parent.glob("*_argument.json")} - {
+        "demo_argument.json"
+    }
 
 
 SETTINGS = {
@@ -220,6 +237,7 @@ def quill(tmp_path, monkeypatch):
 def test_a_sixth_family_is_one_record_one_folder_and_one_row(method, quill, few_samples, tmp_path):
     folder = build_tiny(QUILL_ROW.name, tmp_path / "tiny", **TINY | QUILL_ROW.options)
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "quill"
+    assert FileCase(QUILL_ROW.name, method, quill) in file_cases(quill)
     check(FileCase(QUILL_ROW.name, method, root=quill), lambda _family: folder, few_samples, tmp_path)
     if method == "lora":
         names = {name.split(": ")[1] for name in tensors(tmp_path / "out" / "checkpoint-2")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -125,6 +126,79 @@ def test_lora_with_tied_embeddings(arguments, tmp_path):
     loss = read_log(out, "eval")[-1]["eval_loss"]
     reloaded = evaluated(path, "--lora_path", out, "--output_dir", tmp_path / "again")
     assert reloaded == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "path_argument"),
+    [
+        ({"lora": True, "lora_rank": 4}, "lora_path"),
+        ({"prefix_tuning": True, "num_prefix_tokens": 4}, "prefix_path"),
+    ],
+    ids=["lora", "prefix"],
+)
+def test_an_adapter_needs_its_tokenizer(arguments, tmp_path, capsys, method, path_argument):
+    out = tmp_path / "out"
+    assert run_entry(arguments(**method, max_steps=1)) == 0
+    assert json.loads((out / "adapter_facts.json").read_text()) == {"num_tokens": NEW}
+    loss = read_log(out, "eval")[-1]["eval_loss"]
+    again = method | {path_argument: str(out), "output_dir": str(tmp_path / "again"), "max_steps": 1}
+
+    assert run_entry(arguments(**again, tokenizer_name_or_path=None)) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert f"a tokenizer of {NEW} tokens, but the tokenizer of this run has {OLD}" in said
+    assert f"--tokenizer_name_or_path {out}" in said
+
+    cured = arguments(**again, tokenizer_name_or_path=str(out))
+    assert evaluated(cured, "--output_dir", tmp_path / "cured") == pytest.approx(loss, abs=1e-6)
+
+    (out / "adapter_facts.json").unlink()  # as older adapters are: nothing is compared
+    old = arguments(**again, tokenizer_name_or_path=None)
+    evaluated(old, "--output_dir", tmp_path / "old")
+
+
+def test_embeddings_of_another_vocabulary_name_the_tokenizer(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_entry(arguments(**WHOLE, max_steps=1)) == 0
+    (out / "adapter_facts.json").unlink()
+    more = {"lora_path": str(out), "output_dir": str(tmp_path / "again"), "tokenizer_name_or_path": None}
+    assert run_entry(arguments(**WHOLE, **more)) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert f"lm_head.weight has shape [32, {NEW}], the model needs [32, {OLD}]" in said
+    assert (
+        f"trained with another vocabulary: use the adapter's own tokenizer with --tokenizer_name_or_path {out}"
+        in said
+    )
+
+
+def test_an_adapter_of_another_rank_does_not_blame_the_tokenizer(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_entry(arguments(lora=True, lora_rank=4, max_steps=1)) == 0
+    config = json.loads((out / "lora_config.json").read_text())
+    (out / "lora_config.json").write_text(json.dumps(config | {"r": 2}))
+    more = {"lora": True, "lora_path": str(out), "output_dir": str(tmp_path / "again")}
+    assert run_entry(arguments(**more)) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert "Was it trained on another base?" in said
+    assert "vocabulary" not in said.partition("does not fit")[2]
+
+
+def test_paddlenlp_reads_an_adapter_beside_our_record(arguments, tmp_path):
+    from paddlenlp.peft import LoRAConfig, LoRAModel
+    from paddlenlp.transformers import LlamaForCausalLM
+
+    base, out = tmp_path / "base", tmp_path / "out"
+    build_tiny("llama", base, hidden_size=32, num_layers=1, num_heads=4, vocab_size=OLD)
+    plain = arguments(
+        lora=True, lora_rank=4, max_steps=1, tokenizer_name_or_path=None, model_name_or_path=str(base)
+    )
+    assert run_entry(plain) == 0
+    assert (out / "adapter_facts.json").is_file()
+    gc.collect()  # PaddleNLP takes any warning while it loads, of a file left open too, for its own fault
+    model = LoRAModel.from_pretrained(LlamaForCausalLM.from_pretrained(str(base)), str(out))
+    assert LoRAConfig.from_pretrained(str(out)).r == 4
+    saved = load_file(out / "peft_model-00001-of-00001.safetensors")
+    for name, array in saved.items():
+        np.testing.assert_array_equal(model.model.state_dict()[name].numpy(), array)
 
 
 def test_an_adapter_that_trains_other_modules_whole(arguments, tmp_path, capsys):

@@ -40,7 +40,11 @@ REFUSED = [
         {"hidden_activation": "relu"},
         "hidden_activation 'relu'.*allowed for Gemma: gelu_pytorch_tanh",
     ),
-    ("gemma", {"hidden_activation": "gelu"}, "hidden_activation 'gelu'; allowed for Gemma: gelu_pytorch_tanh"),
+    (
+        "gemma",
+        {"hidden_activation": "gelu"},
+        "hidden_activation 'gelu'; allowed for Gemma: gelu_pytorch_tanh",
+    ),
     ("gemma", {"hidden_act": "silu"}, "hidden_act 'silu'; allowed for Gemma: .*, gelu"),
     ("gemma", {"attention_bias": True}, "attention_bias True, but Gemma is run with False only"),
     ("opt", {"activation_function": "gelu"}, "activation_function 'gelu'; allowed for OPT: relu"),

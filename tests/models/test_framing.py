@@ -1,13 +1,11 @@
 """What each family's model sees and learns of one sample, token by token, and where its answers end.
 
-The table is what a reader checks against a family's published tokenizer: which tokens open the
-prompt, which carry loss, which one ends the answer. Ids are those of the tiny tokenizers.
+The rows of `tests/models/families.py` say what is expected.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import pytest
 
@@ -23,91 +21,18 @@ from finetune.training.evaluation import GenerationEvaluation, GenerationSetting
 from tests.models.families import CASES
 
 SOURCE, TARGET = "a red dress", "fits well 上衣"
-OPTIONS = {row.name: row.options for row in CASES}
-
-Pieces = list[tuple[int, str]]
-
-
-@dataclass(frozen=True)
-class Framing:
-    """Ids with their text: what frames the prompt, the prompt, the answer, its end, and what fills rows."""
-
-    frame: Pieces
-    source: Pieces
-    target: Pieces
-    end: tuple[int, str]
-    pad_token_id: int
-    chat_ends: tuple[str, ...] = ()
+# Of a family with two rows the last one: keys and values in fewer heads.
+ROWS = {row.name: row for row in CASES}
 
 
-LLAMA = Framing(
-    frame=[(1, "<s>")],
-    source=[(260, "a"), (274, "red"), (275, "dress")],
-    target=[(287, "f"), (261, "it"), (300, "s"), (267, "w"), (292, "ell"), (272, "上衣")],
-    end=(2, "</s>"),
-    pad_token_id=2,
-)
-TABLE = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "gemma": Framing(
-        frame=[(2, "<bos>")],
-        source=[(261, "a"), (275, "red"), (276, "dress")],
-        target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
-        end=(1, "<eos>"),
-        pad_token_id=0,
-    ),
-    "chatglm2": Framing(
-        frame=[(322, "[gMASK]"), (324, "sop")],
-        source=[(260, "a"), (276, "red"), (277, "dress")],
-        target=[
-            *[(290, "▁"), (105, "f"), (261, "it"), (295, "s"), (268, "w")],
-            *[(291, "e"), (263, "ll"), (274, "上衣")],
-        ],
-        end=(2, "</s>"),
-        pad_token_id=0,
-    ),
-    "qwen": Framing(
-        frame=[],
-        source=[(64, "a"), (286, " red"), (287, " dress")],
-        target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
-        end=(312, "<|endoftext|>"),
-        pad_token_id=312,
-        chat_ends=("<|im_end|>",),
-    ),
-    "qwen2": Framing(
-        frame=[],
-        source=[(64, "a"), (286, " red"), (287, " dress")],
-        target=[(300, "fit"), (82, "s"), (276, " w"), (299, "ell"), (220, " "), (265, "上衣")],
-        end=(327, "<|endoftext|>"),
-        pad_token_id=327,
-        chat_ends=("<|im_end|>",),
-    ),
-    "bloom": Framing(
-        frame=[],
-        source=[(68, "a"), (290, " red"), (291, " dress")],
-        target=[(304, "fit"), (86, "s"), (280, " w"), (303, "ell"), (224, " "), (268, "上衣")],
-        end=(2, "</s>"),
-        pad_token_id=3,
-    ),
-    "opt": Framing(
-        frame=[(2, "</s>")],  # the token that ends a text also opens it; only the end is learned
-        source=[(68, "a"), (290, " red"), (291, " dress")],
-        target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
-        end=(2, "</s>"),
-        pad_token_id=1,
-    ),
-}
-
-
-@pytest.fixture(scope="module", params=TABLE)
+@pytest.fixture(scope="module", params=ROWS)
 def family(request):
     return get_family(request.param)
 
 
 @pytest.fixture(scope="module")
 def folder(family, corpus, tmp_path_factory):
-    options = {"vocab_size": 330, "num_layers": 1, "hidden_size": 32} | OPTIONS[family.name]
+    options = {"vocab_size": 330, "num_layers": 1, "hidden_size": 32} | ROWS[family.name].options
     return build_tiny(family.name, tmp_path_factory.mktemp("framing") / family.name, corpus=corpus, **options)
 
 
@@ -118,7 +43,7 @@ def encoder(folder, family):
 
 @pytest.fixture
 def framing(family):
-    return TABLE[family.name]
+    return ROWS[family.name].framing
 
 
 @pytest.fixture
@@ -134,7 +59,7 @@ def sample_of(data, encoder, max_length: int):
 
 
 def test_every_family_has_a_row():
-    assert set(TABLE) == set(families())
+    assert set(ROWS) == set(families())
 
 
 def test_each_token_of_a_sample(data, encoder, framing):
