@@ -72,6 +72,44 @@ def test_packed_rows_equal_separate_rows(tuned):
     np.testing.assert_allclose(together, separate, atol=2e-5)
 
 
+def loss_and_gradients(model, ids, labels, **inputs):
+    labels = paddle.to_tensor(labels)
+    tensors = {name: paddle.to_tensor(array) for name, array in inputs.items()}
+    loss = token_loss_sum(logits_of(model(input_ids=paddle.to_tensor(ids), **tensors)), labels)
+    loss.backward()
+    found = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
+    model.clear_gradients()
+    return float(loss), found
+
+
+def test_packed_rows_have_the_loss_and_gradients_of_separate_rows(tuned):
+    rows = decoding.random_rows([6, 3, 5])
+    targets = decoding.random_rows([6, 3, 5], seed=1)
+    batch = decoding.packed(rows)
+    packed_loss, packed = loss_and_gradients(tuned, batch.pop("ids"), np.concatenate(targets)[None], **batch)
+    parts = [
+        loss_and_gradients(tuned, row[None], target[None]) for row, target in zip(rows, targets, strict=True)
+    ]
+    assert packed_loss == pytest.approx(sum(loss for loss, _ in parts), rel=1e-5)
+    assert packed
+    for name, gradient in packed.items():
+        expected = sum(gradients[name] for _, gradients in parts)
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max()))
+
+
+def test_changing_one_packed_sample_changes_no_other(tuned):
+    rows = decoding.random_rows([6, 3, 5])
+    changed = [rows[0], rows[1][::-1].copy() + 1, rows[2]]
+    before, after = (
+        decoding.logits(tuned, batch.pop("ids"), **batch)[0]
+        for batch in (decoding.packed(rows), decoding.packed(changed))
+    )
+    difference = np.abs(before - after).max(axis=-1)
+    assert difference[6:9].min() > 1e-3
+    assert difference[:6].max() < 1e-6
+    assert difference[9:].max() < 1e-6
+
+
 def test_label_positions_leave_loss_and_gradients_as_they_are(tuned, family):
     ids, mask = decoding.right_padded(decoding.random_rows([7, 4]))
     labels = decoding.some_labels(ids, mask)
