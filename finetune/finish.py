@@ -107,6 +107,8 @@ class Report:
         """Writes results, generated texts and the curve, and prints the last lines."""
         if trainer.progress:
             trainer.progress.close()
+        if trainer.run_log:
+            trainer.run_log.close()
         files = {"results": self.run.path / RESULTS_FILE}
         # A command that only evaluates adds to what the training wrote.
         known = {} if self.args.training.do_train else _known_results(files["results"])
