@@ -56,6 +56,8 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Map
         values["modules_to_save"] = [part for part in parts if part] or None
     if values["preview"] and not (values["do_train"] or values["do_eval"]):
         values["do_train"] = True  # the samples to look at
+    if "src_length" not in given and values["src_length"] >= values["max_length"] > 1:
+        values["src_length"] = values["max_length"] // 2
     warnings = _resolve_evaluation(values, given)
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         if values[path] and not values[method]:

@@ -373,8 +373,12 @@ def _build_evaluation(
         rows = _build_rows(args, data.dev, pair, resolved)
         return LossEvaluation(rows, batch_size=batch_size, label_positions=label_positions)
     generation = args.generation
+    max_new_tokens = generation.max_new_tokens or args.data.max_length - args.data.src_length
+    if limit := resolved.family.position_limit(resolved.config):
+        longest = max(len(prompt.input_ids) for prompt in data.prompts)
+        max_new_tokens = max(1, min(max_new_tokens, limit - longest))  # positions end there
     settings = GenerationSettings(
-        max_new_tokens=generation.max_new_tokens or args.data.max_length - args.data.src_length,
+        max_new_tokens=max_new_tokens,
         top_k=generation.top_k,
         top_p=generation.top_p,
         temperature=generation.temperature,

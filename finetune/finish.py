@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.aistudio import upload
 from finetune.command import is_first_process, python_name
+from finetune.errors import UserError
 from finetune.run_directory import RESULTS_FILE
 from finetune.training.checkpoint import list_checkpoints
 from finetune.training.report import print_summary, write_generations, write_results
@@ -75,17 +76,18 @@ class Report:
             self.say(line)
 
     def data(self, data: RunData, resolved: ResolvedModel) -> None:
-        """Says what became of the data files, and whether rows are longer than the model was made for."""
+        """Says what became of the data files, and refuses samples that the model has no positions for."""
         for split, report in data.reports.items():
             self.say(f"Data, {split}: {report.describe()}")
-        config = resolved.family.adapt_config(resolved.config)
-        limit = config.get(resolved.family.fields.max_positions)
+        limit = resolved.family.position_limit(resolved.config)
         examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)
         longest = max((len(example.input_ids) for example in examples), default=0)
+        if self.args.data.lazy:  # nobody has seen all samples of a stream
+            longest = max(longest, self.args.data.max_length)
         if limit and longest > limit:
-            self.say(
-                f"warning: the longest sample has {longest} tokens, but the model was made for {limit}: "
-                f"lower max_length (now {self.args.data.max_length}) to {limit}."
+            raise UserError(
+                f"samples have up to {longest} tokens, but this model has positions for {limit} only: "
+                f"set max_length (now {self.args.data.max_length}) to {limit} or less, or use a model with more positions."
             )
 
     def nothing_to_do(self) -> None:

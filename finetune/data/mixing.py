@@ -48,12 +48,14 @@ def read_sources(
     """
     read = [_read_source(source, options, faults) for source in sources]
     faults.raise_if_any()
-    if len(sources) > 1:
-        empty = [
-            source.name for source, conversations in zip(sources, read, strict=True) if not conversations
-        ]
-        if empty:
-            raise UserError([f"{name}: no example found." for name in empty])
+    empty = [source.name for source, conversations in zip(sources, read, strict=True) if not conversations]
+    if empty:
+        why = (
+            f" {faults.num_faults:,} lines were skipped, the first: {faults.messages[0]}"
+            if faults.messages
+            else ""
+        )
+        raise UserError([f"{name}: no example found.{why}" for name in empty])
     return read
 
 

@@ -120,6 +120,7 @@ BLOOM = register(
             inner_ratio=4,
         ),
         fields=ConfigFields(num_layers="n_layer", num_heads="n_head", max_positions="seq_length"),
+        positions_end=False,
         parallel=ParallelLimits(tensor_divides=("n_head", "vocab_size")),
         adapt_config=_adapt_config,
     )

@@ -156,6 +156,8 @@ class Family:
         embedding_module: Last part of the input embedding's module name.
         head_module: The same for the projection onto the vocabulary.
         cpu_layers: Dotted path of the function that puts cheaper forms of the layers in place on CPU.
+        positions_end: Whether a text longer than the config's positions cannot be computed (tables of
+            positions end there); False where distances or positions of any size are worked out.
         flash_mask: Whether the model takes `attn_mask_startend_row_indices` for packed rows (GPU).
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
@@ -194,6 +196,7 @@ class Family:
     chat_template: str | None = None
     head_module: str = "lm_head"
     flash_mask: bool = False
+    positions_end: bool = True
     cpu_layers: str | None = None
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
     covers: Callable[[Mapping[str, Any]], bool] = _any_config
@@ -216,6 +219,11 @@ class Family:
             head_dim=int(head_dim),
             postprocess=self.prefix_postprocess,
         )
+
+    def position_limit(self, config: dict[str, Any]) -> int | None:
+        """Most tokens of a text that this model can compute, from a config.json; None without a limit."""
+        limit = _read(self.adapt_config(config), self.fields.max_positions) if self.positions_end else None
+        return int(limit) if limit else None
 
     def parallel_faults(self, config: Any, *, tensor_degree: int, pipeline_degree: int) -> list[str]:
         """Reasons why the degrees do not fit this model; empty when they do."""

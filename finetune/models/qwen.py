@@ -111,6 +111,7 @@ QWEN = register(
             tokenizer="tiktoken", config=_tiny_config, weights=_tiny_weights, grouped_heads=False
         ),
         fields=ConfigFields(head_dim="kv_channels"),
+        positions_end=False,
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size", "vocab_size")),
         refused_options={"fuse_attention_ffn": "PaddleNLP has no rule that joins the weights w1 and w2"},
         computed_weights=(r"rotary_emb\.inv_freq$",),

@@ -71,3 +71,29 @@ def test_preference_pairs_without_a_choice(run, tmp_path):
     (tmp_path / "p.json").write_text('[{"prompt": "a", "chosen": "b", "rejected": "c"}]')
     code, stderr = run(dataset_name_or_path=str(tmp_path / "p.json"))
     assert code == 2 and "set preference to chosen" in stderr
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_samples_longer_than_the_models_positions_are_refused(tiny_llama, small_data, tmp_path, capsys, lazy):
+    lines = [json.dumps({"src": "a", "tgt": "很长的广告" * 200}, ensure_ascii=False)] * 4
+    (tmp_path / "train.json").write_text("\n".join(lines), encoding="utf-8")
+    settings = {
+        "model_name_or_path": str(tiny_llama), "dataset_name_or_path": str(tmp_path), "device": "cpu",
+        "output_dir": str(tmp_path / "out"), "do_train": True, "max_steps": 2, "lazy": lazy,
+    }  # fmt: skip
+    assert run_entry(write_arguments(tmp_path / "arguments.json", **settings)) == 2
+    error = capsys.readouterr().err
+    assert "this model has positions for 256 only" in error
+    assert "set max_length (now 2048) to 256 or less" in error
+
+
+def test_skipped_lines_are_counted_when_none_is_left(tiny_llama, tmp_path, capsys):
+    (tmp_path / "train.json").write_text('{"foo": 1}\n{"foo": 2}\n', encoding="utf-8")
+    settings = {
+        "model_name_or_path": str(tiny_llama), "dataset_name_or_path": str(tmp_path), "device": "cpu",
+        "output_dir": str(tmp_path / "out"), "do_train": True, "max_steps": 2, "on_bad_line": "skip",
+    }  # fmt: skip
+    assert run_entry(write_arguments(tmp_path / "arguments.json", **settings)) == 2
+    error = capsys.readouterr().err
+    assert "no example found. 2 lines were skipped, the first: " in error
+    assert "train.json:1" in error
