@@ -46,7 +46,7 @@ def main() -> int:
     before = FOLDER / "before"
     if code := _run("--output_dir", str(before), *_GENERATE):
         return code
-    _step("3/4 Fine-tuning on 3,200 samples (2 to 4 minutes on 2 cores)")
+    _step("3/4 Fine-tuning on 3,200 samples (1 to 4 minutes on 2 cores)")
     began = time.monotonic()
     if code := _run():
         return code
