@@ -27,6 +27,14 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
+def read_json_or_empty(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object from a file; an empty one where the file is missing or cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 def give_usual_mode(path: str | os.PathLike[str]) -> None:
     """Gives a file the mode that new files get; some libraries write theirs readable by the owner alone."""
     umask = os.umask(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.aistudio import upload
 from finetune.command import is_first_process, python_name
 from finetune.errors import UserError
+from finetune.files import read_json_or_empty
 from finetune.run_directory import RESULTS_FILE
 from finetune.training.checkpoint import list_checkpoints
 from finetune.training.report import print_summary, write_generations, write_results
@@ -113,7 +113,7 @@ class Report:
             trainer.run_log.close()
         files = {"results": self.run.path / RESULTS_FILE}
         # A command that only evaluates adds to what the training wrote.
-        known = {} if self.args.training.do_train else _known_results(files["results"])
+        known = {} if self.args.training.do_train else read_json_or_empty(files["results"])
         write_results(files["results"], known | metrics)
         rows = getattr(trainer.evaluation, "generations", [])
         if rows and self.args.data.save_generation_output:
@@ -160,11 +160,3 @@ class Report:
                 [python_name(), "finetune_generation.py", f"{out}/arguments.json", *words]
             )
         }
-
-
-def _known_results(path: Path) -> dict[str, Any]:
-    """What an earlier command of the same run wrote, so that evaluating adds instead of replacing."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

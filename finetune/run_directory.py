@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from finetune.errors import UserError
-from finetune.files import write_json
+from finetune.files import read_json_or_empty, write_json
 from finetune.training.checkpoint import (
     REPLACED_PREFIX,
     find_fault,
@@ -82,7 +81,7 @@ class RunDirectory:
 
     def changes(self, arguments: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that shape the curve and differ from those the run in this folder began with: (old, new)."""
-        before = _read_json(self.path / ARGUMENTS_FILE)
+        before = read_json_or_empty(self.path / ARGUMENTS_FILE)
         return {
             key: (before[key], value)
             for key, value in arguments.items()
@@ -147,7 +146,7 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
             f"output_dir {run.path} is not empty and holds no run of this program: choose another folder, "
             "or add --overwrite_output_dir true to write into it."
         )
-    is_finished = (run.path / FINISHED_FILE).is_file() and "train_steps" in _read_json(
+    is_finished = (run.path / FINISHED_FILE).is_file() and "train_steps" in read_json_or_empty(
         run.path / RESULTS_FILE
     )
     if is_finished and not args.training.resume_from_checkpoint:
@@ -181,7 +180,7 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
         fault = find_fault(run.resume) if step_of(run.resume) >= 0 else "its name is not checkpoint-<step>"
         if fault:
             raise UserError(f"resume_from_checkpoint {asked} cannot be used: {fault}.")
-    elif args.training.overwrite_output_dir and _read_json(marker) != arguments:
+    elif args.training.overwrite_output_dir and read_json_or_empty(marker) != arguments:
         # Once begun, the same command continues the new run instead of replacing it again.
         set_aside(run.path)
         write_json(marker, arguments)
@@ -201,10 +200,3 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
 
 def _describe(changes: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{name} ({old!r} -> {new!r})" for name, (old, new) in changes.items())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.files import write_json
 from finetune.models.tokenizer_training import NUM_BYTES, corpus_lines
 
 
@@ -97,8 +98,8 @@ def write_byte_level_tokenizer(
     settings = {**tokens, **kind.settings, "model_max_length": max_length}
     if not kind.special_first:
         settings["added_tokens_decoder"] = _added_tokens(tokenizer, kind)
-    _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", tokens)
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", tokens)
     ids = {f"{role}_token_id": tokenizer.token_to_id(kind.roles[role]) for role in ("bos", "eos", "pad")}
     return {"vocab_size": tokenizer.get_vocab_size(), **ids}
 
@@ -116,13 +117,9 @@ def _write_tokenizer_json(folder: Path, tokenizer: Any) -> None:
 def _write_vocab_and_merges(folder: Path, tokenizer: Any) -> None:
     """vocab.json holds the trained pieces, merges.txt the rules under GPT-2's header line."""
     content = json.loads(tokenizer.to_str())
-    _write_json(folder / "vocab.json", content["model"]["vocab"])
+    write_json(folder / "vocab.json", content["model"]["vocab"])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

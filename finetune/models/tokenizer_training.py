@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.files import write_json
 
 NUM_BYTES = 256
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
@@ -173,8 +173,8 @@ def write_sentencepiece_tokenizer(
         "model_max_length": max_length,
         "tokenizer_class": tokenizer_class,
     }
-    _write_json(out_dir / "tokenizer_config.json", settings)
-    _write_json(out_dir / "special_tokens_map.json", tokens)
+    write_json(out_dir / "tokenizer_config.json", settings)
+    write_json(out_dir / "special_tokens_map.json", tokens)
     return {
         "vocab_size": processor.get_piece_size(),
         "bos_token_id": bos_id,
@@ -196,7 +196,7 @@ def write_chatglm2_tokenizer(out_dir: Path, model: bytes, *, max_length: int) ->
     processor = open_sentencepiece(model)
     (out_dir / HUGGING_FACE_VOCAB_FILE).write_bytes(model)
     settings = {"model_max_length": max_length, "tokenizer_class": "ChatGLMv2Tokenizer"}
-    _write_json(out_dir / "tokenizer_config.json", settings)
+    write_json(out_dir / "tokenizer_config.json", settings)
     return {
         "vocab_size": processor.get_piece_size() + NUM_CHATGLM2_TOKENS,
         "bos_token_id": processor.bos_id(),
@@ -256,7 +256,3 @@ def _common_characters_only(lines: list[str], *, vocab_size: int) -> list[str]:
 
 def _reason(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].rpartition("] ")[2] or "unknown reason"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + os.linesep, encoding="utf-8")

@@ -6,6 +6,7 @@ seed alone, and a data-parallel rank takes its share of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -97,14 +98,19 @@ class MapSource:
         """Whether this step is the last of an epoch."""
         return num_steps % self.order.steps_per_epoch == 0
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """Of the data, which stay as they are: hashed once, not at every save."""
+        return self.rows.fingerprint()
+
     def save(self, folder: Path, num_steps: int) -> dict[str, Any]:
         """The step and what the order depends on; nothing is bulky."""
-        return self.order.position(num_steps) | {"data": self.rows.fingerprint()}
+        return self.order.position(num_steps) | {"data": self._fingerprint}
 
     def restore(self, checkpoint: Path, position: Mapping[str, Any]) -> str | None:
         """Checks that the order is the same, and tells when the data are not."""
         self.order.restore(position)
-        if position["data"] != self.rows.fingerprint():
+        if position["data"] != self._fingerprint:
             return "warning: the training data changed since this run began; its curve will change too."
         return None
 
