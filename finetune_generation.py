@@ -20,13 +20,15 @@ def main() -> None:
 
     from finetune import assembly, finish, preview
     from finetune.models.loading import resolve_model
+    from finetune.parallel.start import plan_layout, start_processes
     from finetune.run_directory import open_run_directory
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
+    layout = plan_layout(args, resolved)
     files = assembly.find_files(args)
     if args.data.preview:
         return preview.show(args, resolved, files)
-    with open_run_directory(args) as run:
+    with start_processes(args, layout) as groups, open_run_directory(args, groups) as run:
         report = finish.Report(args, run, processor_note)
         if run.finished:
             report.nothing_to_do()
@@ -36,9 +38,9 @@ def main() -> None:
         report.notes(assembly.vocabulary_notes(args, resolved, pair))
         data = assembly.read_data(args, files, pair)
         report.data(data, resolved)
-        model = assembly.adapt(assembly.load_base_model(args, resolved, pair), args, resolved)
-        trainer = assembly.build_trainer(args, run, model, data, pair, resolved=resolved)
-        report.model(model)
+        model = assembly.adapt(assembly.load_base_model(args, resolved, pair, groups), args, resolved)
+        trainer = assembly.build_trainer(args, run, model, data, pair, resolved=resolved, groups=groups)
+        report.model(trainer.parallel)
 
         metrics: dict[str, float] = {}
         if args.training.do_train:

@@ -3,15 +3,22 @@
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.argument_data_checks import check_data_settings, looks_like_path
 from finetune.argument_ranges import RANGES, find_range_fault
-from finetune.argument_refusals import REFUSED_QUANT, SUPPORTED_VALUES, find_refusals
+from finetune.argument_refusals import (
+    PARALLEL_WORDS,
+    REFUSED_QUANT,
+    SUPPORTED_VALUES,
+    find_refusals,
+    find_unknown_words,
+)
 from finetune.argument_resolution import GENERATION_METRICS, LOSS_METRICS, canonical_metric
 from finetune.device import detect_device, device_kind, find_device_fault
+from finetune.parallel.topology import SHARDING_STAGES, split_processes
 
 _LAUNCHER = "python -m paddle.distributed.launch"
 _CARDS_PER_NODE = 8
@@ -37,26 +44,7 @@ class Values:
         return self._broken.isdisjoint(names)
 
 
-# Settings that are understood but whose feature is still to come: a line here refuses them.
-# name -> (is it asked for?, fault line)
-NOT_YET: dict[str, tuple[Callable[[Values], bool], str]] = {
-    "processes": (
-        lambda values: count_processes() > 1,
-        "this run was started with several processes, but parallel layouts are not available in this version: "
-        "start finetune_generation.py with plain python",
-    ),
-}
-
-# Experts are spread over processes that the other axes already count.
-_PROCESS_AXES = (
-    "tensor_parallel_degree",
-    "pipeline_parallel_degree",
-    "sharding_parallel_degree",
-    "sep_parallel_degree",
-    "context_parallel_degree",
-)
-_EXPERT_AXES = ("expert_parallel_degree", "expert_tensor_parallel_degree")
-_SHARDING_WORDS = frozenset({"stage1", "stage2", "stage3"})
+_DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree")
 
 
 def find_faults(values: Values, extras: Mapping[str, Any]) -> list[str]:
@@ -73,11 +61,11 @@ def find_faults(values: Values, extras: Mapping[str, Any]) -> list[str]:
         _check_precision,
         _check_best_model,
         _check_sharding,
+        _check_words,
         _check_processes,
         _check_device,
         _check_supported,
         _check_reporting,
-        _check_not_yet,
     ):
         check(values, faults)
     return faults + find_refusals(extras, {name: values[name] for name in REFUSED_QUANT})
@@ -236,31 +224,50 @@ def _check_best_model(values: Values, faults: list[str]) -> None:
 
 
 def _check_sharding(values: Values, faults: list[str]) -> None:
-    words = values["sharding"].split() if values.sound("sharding") else []
-    stages = [word for word in words if word in _SHARDING_WORDS]
-    if words and (len(stages) != 1 or set(words) - _SHARDING_WORDS - {"offload"} or len(words) > 2):
+    words = (values["sharding"] or "").split() if values.sound("sharding") else []
+    stages = [word for word in words if word in SHARDING_STAGES]
+    if words and (len(stages) != 1 or len(words) > 2 or set(words) - {*stages, "offload"}):
+        faults.append(f'sharding is "{values["sharding"]}": choose stage1, stage2 or stage3')
+    elif "offload" in words:
+        remedy = "" if stages == ["stage3"] else "use stage3, "
         faults.append(
-            f'sharding is "{values["sharding"]}": choose stage1, stage2 or stage3, '
-            'with " offload" behind stage2 or stage3 to use host memory'
+            f'sharding is "{values["sharding"]}", but keeping the state in host memory is not available: '
+            f"remove offload; if memory is short, {remedy}raise sharding_parallel_degree, or set recompute true"
+        )
+    if not values.sound("sharding", "sharding_parallel_degree"):
+        return
+    degree = values["sharding_parallel_degree"]
+    if degree > 1 and not words:
+        faults.append(
+            f"sharding_parallel_degree is {degree}, but sharding does not say what to share out: "
+            "add --sharding stage1 (or stage2, stage3), or remove the degree to train plain replicas"
         )
 
 
+def _check_words(values: Values, faults: list[str]) -> None:
+    for name in PARALLEL_WORDS:
+        if values.sound(name) and (fault := find_unknown_words(name, values[name])):
+            faults.append(fault)
+
+
 def _check_processes(values: Values, faults: list[str]) -> None:
-    num_processes = count_processes()
-    if not values.sound(*_PROCESS_AXES, *_EXPERT_AXES):
+    if not values.sound("sharding", *_DEGREES):
         return
-    split = {axis: values[axis] for axis in (*_PROCESS_AXES, *_EXPERT_AXES) if values[axis] > 1}
-    needed = max(
-        math.prod(split.get(axis, 1) for axis in _PROCESS_AXES),
-        math.prod(split.get(axis, 1) for axis in _EXPERT_AXES),
-    )
-    if num_processes % needed == 0:
+    num_processes, sharded = count_processes(), bool(values["sharding"])
+    tensor, pipeline, sharding = (values[name] for name in _DEGREES)
+    if split_processes(num_processes, tensor=tensor, pipeline=pipeline, sharding=sharding, sharded=sharded):
         return
-    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    split = {name: values[name] for name in _DEGREES if values[name] > 1}
+    if not sharded:
+        split.pop("sharding_parallel_degree", None)
+    needed = math.prod(split.values())
+    one = num_processes == 1
+    alone = " ".join(f"--{name} 1" for name in split)
     faults.append(
-        f"{' x '.join(f'{axis} {degree}' for axis, degree in split.items())} needs {needed} processes or a multiple, "
-        f"this run has {processes}: start it with `{_launch_command(values, needed)}` (once parallel layouts "
-        f"are available), or on one process with {' '.join(f'--{axis} 1' for axis in split)}"
+        f"{' x '.join(f'{name} {degree}' for name, degree in split.items())} needs {needed} processes or a multiple, "
+        f"this run has {'1 process' if one else f'{num_processes} processes'}: "
+        f"start it with `{_launch_command(values, needed)}`, or "
+        + (f"on one process with {alone}" if one else f"as {num_processes} replicas with {alone}")
     )
 
 
@@ -277,9 +284,3 @@ def _check_device(values: Values, faults: list[str]) -> None:
     fault = find_device_fault(values["device"]) if values.sound("device", "no_cuda") else None
     if fault:
         faults.append(fault)
-
-
-def _check_not_yet(values: Values, faults: list[str]) -> None:
-    faults.extend(
-        line for name, (asked_for, line) in NOT_YET.items() if values.sound(name) and asked_for(values)
-    )

@@ -67,11 +67,24 @@ class ModelArguments:
     no_recompute_layers: list[int] | None = _setting(  # noqa: RUF009 (the call builds a field)
         None, "Indices of layers that are not recomputed."
     )
-    pp_recompute_interval: int = _setting(1, "Recompute every n-th layer of a pipeline stage; 0: none.")
+    pp_recompute_interval: int = _setting(
+        1, "Without effect: recompute and no_recompute_layers choose the layers."
+    )
     recompute_use_reentrant: bool = _setting(False, "Use Paddle's PyLayer form of recompute.")
     offload_recompute_inputs: bool = _setting(False, "Keep the inputs of recomputed layers in host memory.")
-    virtual_pp_degree: int = _setting(1, "Number of model chunks per pipeline stage.")
-    tensor_parallel_output: bool = _setting(False, "Leave the logits split over the tensor-parallel ranks.")
+    virtual_pp_degree: int = _setting(
+        1, "Chunks of layers per pipeline stage (needs a pipeline_parallel_degree above 1)."
+    )
+    tensor_parallel_output: bool = _setting(
+        False, "Without effect: split logits stay split while the loss is computed."
+    )
+    hang_timeout: int = _setting(
+        600, "Seconds without progress on some process after which all say what they do; 0: never."
+    )
+    replica_check_steps: int = _setting(
+        0,
+        "Compare weights that must agree across processes every n steps, beside start and saves; 0: only there.",
+    )
     hidden_dropout_prob: float | None = _setting(
         None, "Dropout of hidden states; null: as the model's configuration."
     )

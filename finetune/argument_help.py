@@ -46,13 +46,14 @@ COMMON_TRAINING = (
         "disable_tqdm",
         "eval_accumulation_steps",
     ),
-    *("tensor_parallel_degree", "pipeline_parallel_degree", "pipeline_parallel_config", "sharding"),
+    *("tensor_parallel_degree", "pipeline_parallel_degree", "sequence_parallel", "sharding"),
     *("sharding_parallel_degree", "unified_checkpoint"),
 )
 # Of our own groups, what few people set.
 _RARE = (
     *("use_fused_linear", "use_fused_dropout_add", "no_recompute_layers", "pp_recompute_interval"),
     *("recompute_use_reentrant", "offload_recompute_inputs", "virtual_pp_degree", "tensor_parallel_output"),
+    *("hang_timeout", "replica_check_steps"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
 )
 

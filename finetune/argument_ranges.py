@@ -19,6 +19,8 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "attention_probs_dropout_prob": _SHARE_BELOW_ONE,
     "pp_recompute_interval": _AT_LEAST_ZERO,
     "virtual_pp_degree": _AT_LEAST_ONE,
+    "hang_timeout": _AT_LEAST_ZERO,
+    "replica_check_steps": _AT_LEAST_ZERO,
     "src_length": _AT_LEAST_ONE,
     "max_length": (2, math.inf, True, False),
     "validation_split": _ABOVE_ZERO,

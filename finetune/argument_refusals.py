@@ -5,8 +5,11 @@ are refused by name (``REFUSED``), or reported as ignored where the result does 
 (``WITHOUT_EFFECT``).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from finetune.argument_settings import known_settings
 
 _LORA_INSTEAD = "use lora, with rslora or pissa if need be"
 _QUANT_INSTEAD = (
@@ -109,6 +112,10 @@ WITHOUT_EFFECT: dict[str, str] = {
 
 
 _OWN_CHECKPOINTS = "checkpoints here always hold what a run continues with"
+_WHOLE_TENSORS = "checkpoints here hold whole tensors, which any layout of processes reads"
+_OWN_EXCHANGE = "gradients are exchanged by this trainer itself"
+_ONLY_AUTO_PARALLEL = "only PaddleNLP's automatic parallelism has it"
+_ONLY_EXPERTS = "no model family here has experts"
 _WHOLE_EVALUATION = "every evaluation sees the whole dev set; make it smaller with max_eval_samples"
 
 # Settings of PaddleNLP's TrainingArguments that this trainer has no use for -> why.
@@ -126,9 +133,81 @@ TRAINING_WITHOUT_EFFECT: dict[str, str] = {
     "do_export": "a static graph is not exported by this command",
     "count_trained_tokens": "tokens are always counted",
     "metrics_output_path": "train_log.jsonl holds every logged step",
+    # Parallel training
+    "save_sharded_model": _WHOLE_TENSORS,
+    "load_sharded_model": _WHOLE_TENSORS,
+    "save_sharding_stage1_model_include_freeze_params": _WHOLE_TENSORS,
+    "force_reshard_pp": _WHOLE_TENSORS,
+    "auto_parallel_resume_form_hybrid_parallel": _WHOLE_TENSORS,
+    "ckpt_quant_stage": "optimizer state is saved as it is",
+    "ordered_save_group_size": "checkpoints are written in one order",
+    "distributed_dataloader": "every process reads its own samples",
+    "hybrid_parallel_topo_order": "results do not depend on the order of the axes, which is that of pp_first",
+    "pp_recompute_interval": "recompute and no_recompute_layers choose the layers",
+    "fuse_sequence_parallel_allreduce": _OWN_EXCHANGE,
+    "sharding_comm_buffer_size_MB": _OWN_EXCHANGE,
+    "ddp_find_unused_parameters": _OWN_EXCHANGE,
+    "release_grads": _OWN_EXCHANGE,
+    "sharding_parallel_mesh_dimension": _ONLY_AUTO_PARALLEL,
+    "split_inputs_sequence_dim": "rows are split by sequence_parallel only",
+    "expert_max_capacity": _ONLY_EXPERTS,
+    "expert_min_capacity": _ONLY_EXPERTS,
+    "tensor_parallel_output": "the logits stay split while the loss is computed, which gives the same",
 }
 # Quietly accepted: their values change nothing, and many existing files carry them.
-_QUIET = frozenset({"eval_accumulation_steps", "count_trained_tokens", "prediction_loss_only"})
+_QUIET = frozenset(
+    {
+        *("eval_accumulation_steps", "count_trained_tokens", "prediction_loss_only"),
+        *("tensor_parallel_output", "ddp_find_unused_parameters", "split_inputs_sequence_dim"),
+        *("fuse_sequence_parallel_allreduce", "release_grads", "expert_max_capacity", "expert_min_capacity"),
+    }
+)
+# Values that ask for what is done anyway.
+_QUIET_VALUES: dict[str, Any] = {"hybrid_parallel_topo_order": "pp_first"}
+
+# Settings that hold words for Fleet's own pipeline, sharding and so on, whose place is taken by
+# finetune.parallel -> the words PaddleNLP knows. They change speed or memory there, never the result,
+# so they are accepted; a word that is not known is a slip of the pen.
+PARALLEL_WORDS: dict[str, frozenset[str]] = {
+    "data_parallel_config": frozenset(
+        {"enable_allreduce_avg_in_gradinent_scale", "gradient_sync_after_accumulate"}
+    ),
+    "sequence_parallel_config": frozenset({"enable_allreduce_avg_in_gradinent_scale"}),
+    "tensor_parallel_config": frozenset(
+        {
+            *("enable_mp_async_allreduce", "enable_mp_skip_c_identity"),
+            *("enable_mp_fused_linear_param_grad_add", "enable_sp_async_reduce_scatter"),
+            *("enable_delay_scale_loss", "sync_param", "sync_grad", "sync_moment"),
+            *("replace_with_c_embedding", "replace_with_parallel_cross_entropy"),
+        }
+    ),
+    "pipeline_parallel_config": frozenset(
+        {
+            *("disable_p2p_cache_shape", "disable_partial_send_recv", "enable_delay_scale_loss"),
+            *("enable_dp_comm_overlap", "enable_sharding_comm_overlap", "enable_timer"),
+            *("enable_release_grads", "enable_clear_every_step_cache", "enable_overlap_p2p_comm"),
+            *("disable_batch_p2p_comm", "disable_non_batch_p2p_comm", "best_unbalanced_scheduler"),
+            *("use_dualpipev", "enable_send_recv_overlap", "enable_split_backward"),
+        }
+    ),
+    "sharding_parallel_config": frozenset(
+        {
+            *("enable_stage1_tensor_fusion", "enable_stage1_overlap", "enable_stage2_overlap"),
+            *("enable_stage1_broadcast_overlap", "enable_stage1_allgather_overlap"),
+            *("enable_tensor_fusion", "enable_overlap", "enable_release_grads"),
+            *("enable_fuse_optimizer_states", "disable_stage1_reduce_avg", "split_param"),
+        }
+    ),
+    "unified_checkpoint_config": frozenset(
+        {
+            *("skip_save_model_weight", "master_weight_compatible", "remove_master_weight", "async_save"),
+            *("enable_all_options", "ignore_merge_optimizer"),
+        }
+    ),
+}
+
+_OFF_DEGREES = (-1, 0, 1, None)
+_LONG_ROWS = "set it to 1; for long rows use tensor_parallel_degree with sequence_parallel, or recompute"
 
 # Settings with the values that work here, and what to do about the others.
 SUPPORTED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -140,6 +219,12 @@ SUPPORTED_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
     "to_static": ((False, None), "leave it off: training runs in dynamic graphs"),
     "flatten_param_grads": ((False, None), "leave it off: it is for NPU devices"),
     "enable_auto_parallel": ((False, None), "leave it off: layouts are given by their degrees"),
+    "sep_parallel_degree": (_OFF_DEGREES, _LONG_ROWS),
+    "context_parallel_degree": (_OFF_DEGREES, _LONG_ROWS),
+    "expert_parallel_degree": (_OFF_DEGREES, "set it to 1: no model family here has experts"),
+    "expert_tensor_parallel_degree": (_OFF_DEGREES, "set it to 1: no model family here has experts"),
+    "use_expert_parallel": ((False, None), "leave it off: no model family here has experts"),
+    "offload_optim": ((False, None), "leave it off: sharding spreads the optimizer state over processes"),
 }
 
 
@@ -148,8 +233,23 @@ def list_training_ignored(values: Mapping[str, Any], given: frozenset[str]) -> l
     return [
         f"{name} has no effect here: {reason}"
         for name, reason in TRAINING_WITHOUT_EFFECT.items()
-        if name in given and name not in _QUIET and values[name] not in (None, False, "", -1, 0)
+        if name in given and name not in _QUIET and _is_switched_on(name, values[name])
     ]
+
+
+def _is_switched_on(name: str, value: Any) -> bool:
+    if value in (None, False, "", -1, 0) or value == _QUIET_VALUES.get(name):
+        return False
+    return value != known_settings()[name].default
+
+
+def find_unknown_words(name: str, value: str | None) -> str | None:
+    """The fault line for words of a setting in `PARALLEL_WORDS` that nobody knows; None without any."""
+    unknown = [word for word in re.split(r"[\s,]+", value or "") if word and word not in PARALLEL_WORDS[name]]
+    if not unknown:
+        return None
+    listed = ", ".join(f'"{word}"' for word in unknown)
+    return f'{name} is "{value}", of which {listed} is not known: choose from {", ".join(sorted(PARALLEL_WORDS[name]))}'
 
 
 def find_refusals(extras: Mapping[str, Any], quant: Mapping[str, Any]) -> list[str]:

@@ -22,9 +22,11 @@ from finetune.argument_groups import (
     QuantArguments,
 )
 from finetune.argument_parsing import read_given
+from finetune.argument_refusals import PARALLEL_WORDS
 from finetune.argument_resolution import adapt_to_device, resolve
 from finetune.argument_settings import CHANGED_DEFAULTS, known_settings
 from finetune.errors import UserError
+from finetune.parallel.topology import Layout
 
 __all__ = [
     "Arguments",
@@ -50,6 +52,8 @@ _RESOLVED_TRAINING = (
     "greater_is_better",
 )
 
+_ONE_PROCESS = Layout()
+
 # From the training group into the model's configuration.
 _CONFIG_SETTINGS_OF_TRAINING = (
     "recompute",
@@ -57,11 +61,28 @@ _CONFIG_SETTINGS_OF_TRAINING = (
     "sequence_parallel",
     "fuse_sequence_parallel_allreduce",
 )
-_CONFIG_DEGREES = (
-    "tensor_parallel_degree",
-    "pipeline_parallel_degree",
-    "sep_parallel_degree",
-    "context_parallel_degree",
+# Parallelism is this project's own (finetune.parallel), so PaddleNLP's trainer must not set up any.
+_OWN_PARALLELISM = frozenset(
+    {
+        "tensor_parallel_degree",
+        "pipeline_parallel_degree",
+        "sep_parallel_degree",
+        "context_parallel_degree",
+        "expert_parallel_degree",
+        "expert_tensor_parallel_degree",
+        "use_expert_parallel",
+        "sequence_parallel",
+        "fuse_sequence_parallel_allreduce",
+        "hybrid_parallel_topo_order",
+        "sharding",
+        "sharding_parallel_degree",
+        "sharding_parallel_mesh_dimension",
+        "sharding_comm_buffer_size_MB",
+        "save_sharded_model",
+        "load_sharded_model",
+        "unified_checkpoint",
+        *PARALLEL_WORDS,
+    }
 )
 
 
@@ -110,18 +131,39 @@ class Arguments:
 
         ``do_eval`` is left out when there is no evaluation during training: PaddleNLP would then evaluate
         every ``logging_steps``, while here it means once at the end. Read ``training.do_eval`` for that.
+        Settings of parallelism are left out, too: `finetune.parallel` acts on them, not PaddleNLP's trainer.
         """
         names = (self.given & vars(self.training).keys()) | set(_RESOLVED_TRAINING)
+        names -= _OWN_PARALLELISM
         kwargs = {name: getattr(self.training, name) for name in names}
         if self.training.evaluation_strategy == "no":
             kwargs.pop("do_eval")
         return {name: value for name, value in kwargs.items() if value is not None}
 
-    def model_config_kwargs(self) -> dict[str, Any]:
-        """Options for the model's configuration (fused kernels, recompute, degrees); null ones are left out."""
+    def model_config_kwargs(self, layout: Layout = _ONE_PROCESS, rank: int = 0) -> dict[str, Any]:
+        """Options for the model's configuration (fused kernels, recompute, slices); null ones are left out.
+
+        A pipeline stage is built as an ordinary model with fewer layers, so the configuration never
+        hears of a pipeline.
+
+        Args:
+            layout: How the processes are laid out.
+            rank: This process's global rank.
+        """
         kwargs = {name: getattr(self.model, name) for name in MODEL_CONFIG_SETTINGS}
         kwargs.update({name: getattr(self.training, name) for name in _CONFIG_SETTINGS_OF_TRAINING})
-        kwargs.update({name: max(1, getattr(self.training, name)) for name in _CONFIG_DEGREES})
+        sliced = layout.tensor > 1
+        kwargs.update(
+            tensor_parallel_degree=layout.tensor,
+            tensor_parallel_rank=layout.coordinates(rank).tensor,
+            # The loss is computed on the slices of the logits, which saves the memory of the whole ones.
+            tensor_parallel_output=sliced,
+            sequence_parallel=sliced and self.training.sequence_parallel,
+            pipeline_parallel_degree=1,
+            virtual_pp_degree=1,
+            sep_parallel_degree=1,
+            context_parallel_degree=1,
+        )
         return {name: value for name, value in kwargs.items() if value is not None}
 
 

@@ -6,6 +6,8 @@ the list of what happens. Nothing imports Paddle before its function is called.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from finetune.models.loading import ResolvedModel
     from finetune.models.tokenizer import FamilyEncoder
     from finetune.models.vocabulary import VocabularyGrowth
+    from finetune.parallel.groups import ProcessGroups
     from finetune.run_directory import RunDirectory
     from finetune.training.batch_source import BatchSource
     from finetune.training.rows import Rows
@@ -196,8 +199,10 @@ def vocabulary_notes(args: Arguments, resolved: ResolvedModel, pair: TokenizerPa
     return notes + (describe(growth, untrained=untrained and args.training.do_train) if growth else [])
 
 
-def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> Any:
-    """Loads the model's weights in the dtype of the run.
+def load_base_model(
+    args: Arguments, resolved: ResolvedModel, pair: TokenizerPair, groups: ProcessGroups
+) -> Any:
+    """Loads this process's part of the model's weights in the dtype of the run.
 
     Raises:
         UserError: The tokenizer has more pieces than the model has embeddings, or weights are
@@ -214,13 +219,20 @@ def load_base_model(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
             import_object(resolved.family.cpu_layers)()
     seed_everything(args.training.seed)
     # The cache of keys and values costs memory in training; `generate` asks for it by itself.
-    overrides = args.model_config_kwargs() | {"use_cache": False}
+    overrides = args.model_config_kwargs(groups.layout, groups.rank) | {"use_cache": False}
+    build = None
+    if groups.pipeline.size > 1:
+        from finetune.parallel.pipe.stage import StagePlan, build_stage
+
+        plan = StagePlan(groups.pipeline.position, groups.pipeline.size, args.model.virtual_pp_degree)
+        build = functools.partial(build_stage, family=resolved.family, plan=plan)
     model = load_model(
         resolved,
         dtype=parameter_dtype(args),
         config_overrides=overrides,
         tokenizer=pair.tokenizer,
         growth=plan_vocabulary(args, resolved, pair),
+        build=build,
     )
     model.generation_config.use_cache = True
     return model
@@ -244,9 +256,9 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
     if settings.prefix_tuning and settings.prefix_path:
         return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
     if settings.lora:
-        return add_lora(model, settings, family=resolved.family, dtype=dtype)
+        return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
     if settings.prefix_tuning:
-        return add_prefix(model, settings, family=resolved.family, dtype=dtype)
+        return add_prefix(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
     return model
 
 
@@ -258,50 +270,83 @@ def build_trainer(
     pair: TokenizerPair,
     *,
     resolved: ResolvedModel,
+    groups: ProcessGroups,
 ) -> FinetuneTrainer:
     """Puts model, data and records together into a trainer."""
     from finetune.adapters.checkpoint import base_model
     from finetune.adapters.neftune import EmbeddingNoise
+    from finetune.parallel.pipe.stage import decoder_layers, stage_of
+    from finetune.parallel.topology import sharding_stage
+    from finetune.training.dropout import KeyedDropout
     from finetune.training.loss import LabelPositions
-    from finetune.training.progress import ProgressReporter
-    from finetune.training.run_log import RunLog
     from finetune.training.setup import build_training_arguments
     from finetune.training.trainer import FinetuneTrainer
 
     base = base_model(model)
-    label_positions = LabelPositions(
-        find_layer(base, resolved.family.head_module), length_first=resolved.family.hidden_length_first
-    )
-    noise = None
-    if args.model.neftune:
+    stage = stage_of(base)
+    label_positions = None
+    if stage is None or stage.plan.holds_last:
+        label_positions = LabelPositions(
+            find_layer(base, resolved.family.head_module),
+            length_first=resolved.family.hidden_length_first,
+            rows_divided=bool(getattr(base.config, "sequence_parallel", False)),
+        )
+    randomness: list[Any] = [
+        KeyedDropout(
+            base,
+            seed=args.training.seed,
+            length_first=resolved.family.hidden_length_first,
+            tensor_degree=groups.tensor.size,
+            tensor_rank=groups.tensor.position,
+        )
+    ]
+    if args.model.neftune and (stage is None or stage.plan.holds_first):
         embedding = find_layer(base, resolved.family.embedding_module)
-        noise = EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=args.training.seed)
-    training_args = build_training_arguments(args)
+        randomness.append(
+            EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=args.training.seed)
+        )
     batches = None
     if args.training.do_train:
-        batches = _build_batches(args, data, pair, resolved, training_args)
+        batches = _build_batches(args, data, pair, resolved, groups)
     trainer = FinetuneTrainer(
         model=model,
-        args=training_args,
+        args=build_training_arguments(args),
         batches=batches,
-        evaluation=_build_evaluation(args, data, pair, resolved, label_positions),
+        evaluation=_build_evaluation(
+            args, data, pair, resolved, label_positions=label_positions, groups=groups
+        ),
         tokenizer=pair.tokenizer,
         label_positions=label_positions,
-        noise=noise,
+        randomness=randomness,
+        groups=groups,
+        stage=stage,
+        sharding_stage=sharding_stage(args),
+        layers=stage.decoder_layers if stage else decoder_layers(base),
+        unified=args.training.unified_checkpoint is not False or groups.model.size == 1,
+        replica_check_steps=args.model.replica_check_steps,
     )
+    if batches is not None:
+        batches.say = trainer.say
+    if groups.is_first:
+        _add_records(args, run, trainer)
+    return trainer
+
+
+def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> None:
+    """What the first process shows and writes for all."""
+    from finetune.training.progress import ProgressReporter
+    from finetune.training.run_log import RunLog
+
     training = args.training.do_train
     total_steps = trainer.plan_steps() if training else 0
     bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
     trainer.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
     if training:
         trainer.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step)
-    if batches is not None:
-        batches.say = trainer.say
-    return trainer
 
 
 def _build_batches(
-    args: Arguments, data: RunData, pair: TokenizerPair, resolved: ResolvedModel, training_args: Any
+    args: Arguments, data: RunData, pair: TokenizerPair, resolved: ResolvedModel, groups: ProcessGroups
 ) -> BatchSource:
     """The batches of a data set in memory, or of a stream."""
     from finetune.data.sampler import GlobalOrder
@@ -317,27 +362,29 @@ def _build_batches(
             data.stream,
             resolved,
             tokenizer_folder=folder,
-            training_args=training_args,
+            layout=groups.layout,
+            rank=groups.rank,
             make_rows=make_rows,
         )
     rows = _build_rows(args, data.train, pair, resolved)
-    micro_batch_size, world = training_args.per_device_train_batch_size, training_args.dataset_world_size
+    settings, layout = args.training, groups.layout
+    micro_batch_size, world = settings.per_device_train_batch_size, layout.data_world
     order = GlobalOrder(
         len(rows),
-        global_batch_size=micro_batch_size * training_args.gradient_accumulation_steps * world,
-        seed=args.training.seed,
-        drop_last=training_args.dataloader_drop_last,
+        global_batch_size=micro_batch_size * settings.gradient_accumulation_steps * world,
+        seed=settings.seed,
+        drop_last=settings.dataloader_drop_last,
     )
     return MapSource(
-        rows, order, micro_batch_size=micro_batch_size, rank=training_args.dataset_rank, world=world
+        rows, order, micro_batch_size=micro_batch_size, rank=layout.data_rank(groups.rank), world=world
     )
 
 
 def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
-    return {
-        "pad_token_id": pair.encoder.pad_token_id,
-        "pad_to_multiple_of": args.data.pad_to_multiple_of,
-    }
+    multiple = args.data.pad_to_multiple_of
+    if args.training.sequence_parallel:  # every tensor-parallel rank has as many tokens of a row as the next
+        multiple = math.lcm(multiple or 1, args.training.tensor_parallel_degree)
+    return {"pad_token_id": pair.encoder.pad_token_id, "pad_to_multiple_of": multiple}
 
 
 def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
@@ -362,7 +409,13 @@ def _build_rows(
 
 
 def _build_evaluation(
-    args: Arguments, data: RunData, pair: TokenizerPair, resolved: ResolvedModel, label_positions: Any
+    args: Arguments,
+    data: RunData,
+    pair: TokenizerPair,
+    resolved: ResolvedModel,
+    *,
+    label_positions: Any,
+    groups: ProcessGroups,
 ) -> Any:
     from finetune.training.evaluation import GenerationEvaluation, GenerationSettings, LossEvaluation
 
@@ -371,7 +424,7 @@ def _build_evaluation(
     batch_size = args.training.per_device_eval_batch_size
     if not args.data.eval_with_do_generation:
         rows = _build_rows(args, data.dev, pair, resolved)
-        return LossEvaluation(rows, batch_size=batch_size, label_positions=label_positions)
+        return LossEvaluation(rows, batch_size=batch_size, label_positions=label_positions, groups=groups)
     generation = args.generation
     max_new_tokens = generation.max_new_tokens or args.data.max_length - args.data.src_length
     if limit := resolved.family.position_limit(resolved.config):
@@ -384,7 +437,12 @@ def _build_evaluation(
         temperature=generation.temperature,
     )
     return GenerationEvaluation(
-        data.prompts, batch_size=batch_size, encoder=pair.encoder, settings=settings, seed=args.training.seed
+        data.prompts,
+        batch_size=batch_size,
+        encoder=pair.encoder,
+        settings=settings,
+        seed=args.training.seed,
+        groups=groups,
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -13,8 +14,11 @@ from pathlib import Path
 
 from finetune.errors import EXIT_USER_ERROR, UserError
 from finetune.interruption import Interrupted
+from finetune.parallel.watch import close_watch, report_failure
 
 EXIT_FAILED = 1
+# A launcher ends everybody at the first failure it sees and takes rank 0's exit code for its own.
+_FIRST_SPEAKS_SECONDS = 3
 
 
 def run_command(main: Callable[[], None]) -> int:
@@ -31,21 +35,31 @@ def run_command(main: Callable[[], None]) -> int:
         if is_first_process():
             for fault in error.faults:
                 print(f"error: {fault}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        else:
+            time.sleep(_FIRST_SPEAKS_SECONDS)
+        return _fail(str(error), EXIT_USER_ERROR)
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        return _fail(f"interrupted: {error}")
     except KeyboardInterrupt:
         print("interrupted by the keyboard: start the same command again to continue", file=sys.stderr)
-        return EXIT_FAILED
-    except Exception:
+        return _fail("interrupted by the keyboard")
+    except Exception as error:
         traceback.print_exc()
-        return EXIT_FAILED
+        return _fail(f"{type(error).__name__}: {error}")
+    close_watch()
     return 0
+
+
+def _fail(text: str, code: int = EXIT_FAILED) -> int:
+    """Tells the other processes of the run why this one ends."""
+    report_failure(text, code)
+    return code
 
 
 def _interrupt(number: int, _frame: object) -> None:
     """Outside the training loop, which saves first, there is nothing that a stop could lose."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat themselves; once is enough
     raise Interrupted(f"stopped by signal {signal.Signals(number).name}; nothing new was to be saved")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from finetune.aistudio import upload
 from finetune.command import is_first_process, python_name
 from finetune.errors import UserError
 from finetune.files import read_json_or_empty
+from finetune.parallel.topology import describe_layout
 from finetune.run_directory import RESULTS_FILE
 from finetune.training.checkpoint import list_checkpoints
 from finetune.training.report import print_summary, write_generations, write_results
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.arguments import Arguments
     from finetune.assembly import RunData
     from finetune.models.loading import ResolvedModel
+    from finetune.parallel.parallel_model import ParallelModel
     from finetune.run_directory import RunDirectory
     from finetune.training.trainer import FinetuneTrainer
 
@@ -33,16 +36,29 @@ _NUM_SHOWN_SAMPLES = 3
 
 def save_final_weights(run: RunDirectory, trainer: FinetuneTrainer) -> None:
     """Puts weights, configuration and tokenizer into the output folder, each file whole or not at all."""
-    from finetune.training.trainer import STATE_FILE
+    from finetune.parallel.joint_steps import together
+    from finetune.parallel.start import on_first
 
-    with tempfile.TemporaryDirectory(prefix="tmp-final-", dir=run.path) as name:
-        folder = Path(name)
-        trainer.write_model(folder)
-        trainer.state.save_to_json(str(folder / STATE_FILE))
-        run.remove_old_outputs(keep={path.name for path in folder.iterdir()})
-        # The state file is what marks a finished run, so it goes last.
-        for path in sorted(folder.iterdir(), key=lambda path: (path.name == STATE_FILE, path.name)):
-            path.replace(run.path / path.name)
+    groups = trainer.groups
+    folder = on_first(groups, lambda: Path(tempfile.mkdtemp(prefix="tmp-final-", dir=run.path)))
+    try:
+        trainer.saved.write_model(folder)
+        with together(groups):
+            if groups.is_first:
+                _move_final_files(run, trainer, folder)
+    finally:
+        if groups.is_first:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_final_files(run: RunDirectory, trainer: FinetuneTrainer, folder: Path) -> None:
+    from finetune.training.saved_state import STATE_FILE
+
+    trainer.state.save_to_json(str(folder / STATE_FILE))
+    run.remove_old_outputs(keep={path.name for path in folder.iterdir()})
+    # The state file is what marks a finished run, so it goes last.
+    for path in sorted(folder.iterdir(), key=lambda path: (path.name == STATE_FILE, path.name)):
+        path.replace(run.path / path.name)
     run.settle()
 
 
@@ -97,13 +113,14 @@ class Report:
             "or --overwrite_output_dir true to train it anew."
         )
 
-    def model(self, model: Any) -> None:
-        """Says how large the model is and how much of it is trained."""
-        if not self.args.training.do_train:
-            return
-        sizes = [(int(tensor.size), not tensor.stop_gradient) for tensor in model.parameters()]
-        total, trained = sum(size for size, _ in sizes), sum(size for size, on in sizes if on)
-        self.say(f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})")
+    def model(self, parallel: ParallelModel) -> None:
+        """Says how large the model is, how much of it is trained, and how it is laid out over the processes."""
+        layout = parallel.groups.layout
+        total, trained, held = parallel.count_parameters()
+        if self.args.training.do_train:
+            self.say(f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})")
+        if layout.world > 1:
+            self.say(describe_layout(layout, held))
 
     def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
         """Writes results, generated texts and the curve, and prints the last lines."""
@@ -111,6 +128,8 @@ class Report:
             trainer.progress.close()
         if trainer.run_log:
             trainer.run_log.close()
+        if not trainer.groups.is_first:
+            return
         files = {"results": self.run.path / RESULTS_FILE}
         # A command that only evaluates adds to what the training wrote.
         known = {} if self.args.training.do_train else read_json_or_empty(files["results"])

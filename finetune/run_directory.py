@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from finetune.training.checkpoint import (
 
 if TYPE_CHECKING:
     from finetune.arguments import Arguments
+    from finetune.parallel.groups import ProcessGroups
 
 ARGUMENTS_FILE = "arguments.json"
 FINISHED_FILE = "trainer_state.json"
@@ -31,6 +33,11 @@ _MAY_CHANGE = {
     "disable_tqdm", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit", "device",
     "per_device_eval_batch_size", "report_to", "output_dir", "logging_dir", "overwrite_output_dir",
     "save_generation_output", "eval_steps", "preview", "data_cache", "data_cache_dir",
+    # The curve is the same in every layout; that the global batch stays is checked with the order of samples.
+    "tensor_parallel_degree", "pipeline_parallel_degree", "virtual_pp_degree", "sharding", "sharding_parallel_degree",
+    "sequence_parallel", "recompute", "pipeline_parallel_config", "tensor_parallel_config", "sharding_parallel_config",
+    "data_parallel_config", "unified_checkpoint", "unified_checkpoint_config", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "hang_timeout", "replica_check_steps",
 }  # fmt: skip
 """Settings that do not change the curve of a run; all others are named when a continued run changes them."""
 _LENGTHS = ("max_steps", "num_train_epochs")
@@ -38,6 +45,7 @@ _OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_co
             "adapter_facts.json", "generated_output.json")  # fmt: skip
 
 
+@dataclass
 class RunDirectory:
     """An output folder that this process holds, and the checkpoint to continue from.
 
@@ -49,18 +57,21 @@ class RunDirectory:
         warnings: What the person should know before training starts.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.resume: Path | None = None
-        self.finished = False
-        self.replaces = False
-        self.warnings: list[str] = []
-        self._lock: IO[str] | None = None
+    path: Path
+    resume: Path | None = None
+    finished: bool = False
+    replaces: bool = False
+    warnings: list[str] = field(default_factory=list)
+    _lock: IO[str] | None = field(default=None, init=False)
 
     @property
     def resume_step(self) -> int | None:
         """Optimizer steps done at the checkpoint to continue from, None for a fresh start."""
         return None if self.resume is None else step_of(self.resume)
+
+    def decisions(self) -> dict[str, Any]:
+        """All but the lock, for processes that follow."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.init}
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -104,13 +115,32 @@ class RunDirectory:
                     path.unlink()
 
 
-def open_run_directory(args: Arguments) -> RunDirectory:
+def open_run_directory(args: Arguments, groups: ProcessGroups) -> RunDirectory:
     """Claims the output folder and decides where training starts.
+
+    The first process does it; the others get its decisions.
 
     Raises:
         UserError: The folder belongs to something else, holds a finished run that would be
             overwritten, is in use, or the checkpoint asked for is not valid.
     """
+    from finetune.parallel.start import on_first
+
+    opened: list[RunDirectory] = []
+
+    def claim() -> dict[str, Any]:
+        opened.append(_claim(args))
+        return opened[0].decisions()
+
+    decisions = on_first(groups, claim)
+    if groups.world.size > 1:
+        from finetune.parallel.saving import check_shared_folder
+
+        check_shared_folder(Path(decisions["path"]), groups)
+    return opened[0] if opened else RunDirectory(**decisions)
+
+
+def _claim(args: Arguments) -> RunDirectory:
     path = Path(args.training.output_dir).expanduser()
     if path.exists() and not path.is_dir():
         raise UserError(f"output_dir {path} is a file: choose a folder.")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finetune.data.packing import Bin
     from finetune.models.family import Family
     from finetune.models.loading import ResolvedModel
+    from finetune.parallel.topology import Layout
     from finetune.training.batch_source import StreamSource
     from finetune.training.rows import Batch
 
@@ -89,7 +90,8 @@ def build_stream_source(
     resolved: ResolvedModel,
     *,
     tokenizer_folder: Path,
-    training_args: Any,
+    layout: Layout,
+    rank: int,
     make_rows: Any,
 ) -> StreamSource:
     """The source of a training that reads its data as a stream.
@@ -99,15 +101,16 @@ def build_stream_source(
         sources: The training data.
         resolved: The model.
         tokenizer_folder: Where the tokenizer's files lie.
-        training_args: PaddleNLP's, which know the layout.
+        layout: Degrees of the run.
+        rank: Global rank of this process.
         make_rows: Bins to a batch.
     """
     from finetune.training.batch_source import StreamSource, make_share
 
-    micro_batch_size, world = training_args.per_device_train_batch_size, training_args.dataset_world_size
-    global_batch_size = micro_batch_size * training_args.gradient_accumulation_steps * world
+    micro_batch_size, world = args.training.per_device_train_batch_size, layout.data_world
+    global_batch_size = micro_batch_size * args.training.gradient_accumulation_steps * world
     share = make_share(
-        global_batch_size, micro_batch_size=micro_batch_size, rank=training_args.dataset_rank, world=world
+        global_batch_size, micro_batch_size=micro_batch_size, rank=layout.data_rank(rank), world=world
     )
     name = str(args.model.tokenizer_name_or_path or resolved.folder or resolved.name)
     plan = StreamPlan(

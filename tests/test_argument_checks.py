@@ -2,10 +2,13 @@
 
 import pytest
 
-from finetune import argument_checks, argument_resolution, device
-from finetune.argument_checks import NOT_YET
+from finetune import argument_resolution, device
 from finetune.argument_ranges import RANGES
-from finetune.argument_refusals import REFUSED, REFUSED_QUANT, WITHOUT_EFFECT
+from finetune.argument_refusals import (
+    REFUSED,
+    REFUSED_QUANT,
+    WITHOUT_EFFECT,
+)
 from finetune.argument_settings import known_settings
 from finetune.arguments import parse_arguments
 from finetune.errors import UserError
@@ -223,67 +226,6 @@ def test_best_model_needs_saves_at_evaluations():
     parse_arguments([*VALID, *BEST, "--save_steps", "40", "--eval_steps", "20"])
     # eval_steps comes from logging_steps when it is not given
     assert "they are 30 and 7" in only_fault_of(*BEST, "--save_steps", "30", "--logging_steps", "7")
-
-
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (
-            "--tensor_parallel_degree 4",
-            ["tensor_parallel_degree 4 needs 4 processes", "has 1 process", "paddle.distributed.launch"],
-        ),
-        (
-            "--tensor_parallel_degree 2 --pipeline_parallel_degree 2",
-            [
-                "needs 4 processes",
-                "--tensor_parallel_degree 1 --pipeline_parallel_degree 1",
-                "--nproc_per_node 4",
-            ],
-        ),
-        ("--sharding stage1 --sharding_parallel_degree 8", ["--sharding_parallel_degree 1"]),
-        ("--sharding_degree 8", ["sharding_parallel_degree 8 needs 8 processes"]),
-        ("--sep_parallel_degree 2", ["sep_parallel_degree 2"]),
-        ("--context_parallel_degree 2", ["context_parallel_degree 2"]),
-        ("--expert_parallel_degree 2", ["expert_parallel_degree 2"]),
-    ],
-)
-def test_what_is_still_to_come(words, parts):
-    fault = only_fault_of(*words.split())
-    for part in parts:
-        assert part in fault
-
-
-def test_launch_command_on_gpus(monkeypatch):
-    monkeypatch.setattr(device, "has_gpu_build", lambda: True)
-    monkeypatch.setattr(device, "count_visible_gpus", lambda environ=None: 8)
-    assert "--gpus 0,1 finetune_generation.py" in only_fault_of("--tensor_parallel_degree", "2")
-    fault = only_fault_of("--tensor_parallel_degree", "8", "--pipeline_parallel_degree", "2")
-    assert "--nnodes 2 --gpus 0,1,2,3,4,5,6,7" in fault
-
-
-def test_several_processes_are_still_to_come(monkeypatch):
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
-    assert "parallel layouts are not available in this version" in only_fault_of(
-        "--tensor_parallel_degree", "2"
-    )
-    faults = faults_of("--tensor_parallel_degree", "3")
-    assert any("needs 3 processes or a multiple, this run has 4 processes" in fault for fault in faults)
-
-
-def test_degrees_of_one_need_no_launcher():
-    parse_arguments(
-        [
-            *VALID,
-            *["--tensor_parallel_degree", "1", "--pipeline_parallel_degree", "1", "--sharding", "stage2"],
-        ]
-    )
-
-
-def test_deleting_a_line_of_not_yet_opens_the_feature(monkeypatch):
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    assert "parallel layouts are not available" in only_fault_of()
-    monkeypatch.setattr(argument_checks, "NOT_YET", {k: v for k, v in NOT_YET.items() if k != "processes"})
-    assert parse_arguments(VALID)
 
 
 STREAM = ["--lazy", "--max_steps", "10"]

@@ -68,7 +68,7 @@ FUSED = dict.fromkeys(
     ),
     True,
 )
-# name: (differences from COMMON, settings that wait for a later version)
+# name: (differences from COMMON, settings that need more than one process)
 PADDLENLP_FILES = {
     "llama sft": (
         {
@@ -239,26 +239,19 @@ PADDLENLP_FILES = {
 
 
 @pytest.mark.parametrize("name", PADDLENLP_FILES)
-def test_argument_files_of_paddlenlp_parse(name, tmp_path):
+def test_argument_files_of_paddlenlp_parse(name, tmp_path, monkeypatch):
     differences, waiting = PADDLENLP_FILES[name]
     settings = {**COMMON, **differences}
     path = tmp_path / "paddlenlp.json"
     path.write_text(json.dumps(settings))
-    if waiting:  # the only faults are those of features still to come
+    if waiting:  # the only faults are of the number of processes
         with pytest.raises(UserError) as caught:
             parse_arguments([str(path)])
         assert {fault.split()[0] for fault in caught.value.faults} == waiting
-    overrides = [
-        "--intokens",
-        "false",
-        "--lazy",
-        "false",
-        "--tensor_parallel_degree",
-        "1",
-        "--pipeline_parallel_degree",
-        "1",
-    ]
-    arguments = parse_arguments([str(path), *overrides, "--sharding_parallel_degree", "1"])
+    else:
+        parse_arguments([str(path)])
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    arguments = parse_arguments([str(path)])
     assert arguments.model.model_name_or_path == settings["model_name_or_path"]
     assert arguments.data.dataset_name_or_path == "./data"
     assert arguments.training.learning_rate == settings["learning_rate"]

@@ -186,7 +186,7 @@ def test_unknown_key_in_the_file_names_the_file():
         ("do_eval", "false", False),
         ("bf16_full_eval", "False", False),
         ("sharding", True, "stage1"),
-        ("sharding", "stage2 offload", "stage2 offload"),
+        ("sharding", "stage2", "stage2"),
         ("report_to", "visualdl", ["visualdl"]),
         ("report_to", "none", []),
         ("save_total_limit", None, None),

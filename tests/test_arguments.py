@@ -11,6 +11,7 @@ import pytest
 from finetune import device
 from finetune.argument_settings import known_settings
 from finetune.arguments import parse_arguments
+from finetune.parallel.topology import Layout
 
 ROOT = Path(__file__).resolve().parents[1]
 VALID = {
@@ -147,8 +148,44 @@ def test_training_kwargs_hold_what_was_given_or_resolved():
 def test_model_config_kwargs():
     kwargs = parse({"recompute": True, "recompute_granularity": "core_attn"}).model_config_kwargs()
     assert kwargs["recompute"] is True and kwargs["recompute_granularity"] == "core_attn"
-    assert kwargs["tensor_parallel_degree"] == 1
+    assert kwargs["tensor_parallel_degree"] == 1 and kwargs["tensor_parallel_output"] is False
     assert "fuse_attention_qkv" not in kwargs
+
+
+PARALLEL = {
+    "tensor_parallel_degree": 2,
+    "pipeline_parallel_degree": 2,
+    "virtual_pp_degree": 2,
+    "sharding": "stage2",
+    "sequence_parallel": True,
+    "unified_checkpoint": True,
+    "pipeline_parallel_config": "disable_p2p_cache_shape",
+    "sharding_parallel_config": "enable_stage2_overlap",
+    "hybrid_parallel_topo_order": "sharding_first",
+}
+
+
+def test_paddlenlp_hears_of_no_parallelism_but_the_files_do(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "8")
+    arguments = parse({**PARALLEL, "max_steps": 5})
+    kwargs = arguments.training_kwargs()
+    assert kwargs["max_steps"] == 5
+    assert kwargs.keys().isdisjoint(PARALLEL)
+    written = arguments.to_json()
+    assert {name: written[name] for name in PARALLEL} == PARALLEL
+
+
+def test_the_model_hears_of_its_slice_only(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "8")
+    arguments = parse({**PARALLEL, "recompute": True})
+    kwargs = arguments.model_config_kwargs(Layout(pipeline=2, sharding=2, tensor=2), rank=5)
+    assert (kwargs["tensor_parallel_degree"], kwargs["tensor_parallel_rank"]) == (2, 1)
+    assert kwargs["tensor_parallel_output"] is True and kwargs["sequence_parallel"] is True
+    assert (kwargs["pipeline_parallel_degree"], kwargs["virtual_pp_degree"]) == (1, 1)
+    assert kwargs["recompute"] is True
+    alone = arguments.model_config_kwargs()
+    assert (alone["tensor_parallel_degree"], alone["tensor_parallel_rank"]) == (1, 0)
+    assert alone["sequence_parallel"] is False
 
 
 # Help, and how fast all of this answers

@@ -9,17 +9,31 @@ unified checkpoints and what `LoRAModel.from_pretrained` and
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.errors import UserError
 from finetune.files import write_json
-from finetune.training.tensor_files import load_tensors, save_tensors
+from finetune.models.parameters import assign
+from finetune.models.shard_files import LORA_STEM, PREFIX_STEM, ShardedCheckpoint, find_shards, open_shards
+from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.joint_steps import together
+from finetune.parallel.saving import (
+    LocalTensor,
+    family_of,
+    local_tensor,
+    save_shards,
+    save_tensors_of_all,
+)
+from finetune.training.tensor_files import TensorFiles, open_indexed
 
-WEIGHTS_FILE = "peft_model-00001-of-00001.safetensors"
-INDEX_FILE = "peft_model.safetensors.index.json"
+WEIGHTS_STEM = "peft_model"
+WEIGHTS_FILE = f"{WEIGHTS_STEM}-00001-of-00001.safetensors"
+"""The file of a run without pipeline stages."""
+INDEX_FILE = f"{WEIGHTS_STEM}.safetensors.index.json"
 FACTS_FILE = "adapter_facts.json"
 """What PaddleNLP's own configuration files have no place for."""
 PICKLED_FILES = ("lora_model_state.pdparams", "prefix_model_state.pdparams")
@@ -53,29 +67,59 @@ def adapter_state(model: Any) -> dict[str, Any]:
     return dict(state.values())
 
 
-def save_adapter(model: Any, folder: Path, *, num_tokens: int | None = None) -> None:
+def adapter_tensors(model: Any) -> dict[str, LocalTensor]:
+    """The same with what is known of their division over tensor-parallel ranks.
+
+    The prefix encoder is whole on every rank.
+    """
+    config = base_model(model).config
+    family = family_of(config)
+    return {
+        name: local_tensor(name, tensor, config, family)
+        for name, tensor in sorted(adapter_state(model).items())
+    }
+
+
+def save_adapter(
+    model: Any,
+    folder: Path,
+    groups: ProcessGroups | None = None,
+    *,
+    num_tokens: int | None = None,
+    unified: bool = True,
+    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Writes an adapter's weights, their index and its configuration.
 
     Args:
-        model: The adapter on its base.
+        model: The adapter on its base, or on a stage of it.
         folder: Where to write.
+        groups: All ranks call this; None for one process.
         num_tokens: Tokens of the tokenizer it was trained with, added ones included; None leaves no record.
+        unified: Whether files hold whole tensors; otherwise one file of its own parts for each rank.
+        whole: Makes the parameters whole while they are read, for sharding stage 3.
     """
-    state = adapter_state(model)
-    save_tensors(folder / WEIGHTS_FILE, state)
-    num_bytes = sum(int(tensor.size) * tensor.element_size() for tensor in state.values())
-    write_json(
-        folder / INDEX_FILE,
-        {
-            "metadata": {"total_size": num_bytes},
-            "weight_map": {name: WEIGHTS_FILE for name in sorted(state)},
-            "type": "lora" if hasattr(model, "lora_config") else "ptuning",
-        },
-    )
-    config = model.lora_config if hasattr(model, "lora_config") else model.prefix_config
-    config.save_pretrained(str(folder))
-    if num_tokens is not None:
-        write_json(folder / FACTS_FILE, {"num_tokens": num_tokens})
+    groups = groups or ProcessGroups()
+    is_lora = hasattr(model, "lora_config")
+    with whole():
+        tensors = adapter_tensors(model)
+        if unified:
+            facts = {"type": "lora" if is_lora else "ptuning"}
+            save_tensors_of_all(
+                tensors, folder, groups, stem=WEIGHTS_STEM, always_index=True, index_facts=facts
+            )
+        else:
+            save_shards(tensors, folder, groups, stem=LORA_STEM if is_lora else PREFIX_STEM)
+    with together(groups):
+        if not groups.is_first:
+            return
+        config = replace(model.lora_config if is_lora else model.prefix_config)
+        # A degree above 1 would make PaddleNLP look for a file of each rank.
+        if unified and config.tensor_parallel_degree > 1:
+            config.tensor_parallel_degree = -1
+        config.save_pretrained(str(folder))
+        if num_tokens is not None:
+            write_json(folder / FACTS_FILE, {"num_tokens": num_tokens})
 
 
 def check_tokenizer(folder: Path, num_tokens: int) -> None:
@@ -112,30 +156,41 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
     Raises:
         UserError: Weights are missing, unknown or of another shape; all are listed.
     """
-    saved = _read_weights(folder)
-    expected = adapter_state(model)
-    faults = [
-        f"missing {name} {list(expected[name].shape)}" for name in sorted(expected.keys() - saved.keys())
-    ]
-    faults += [f"unknown {name}" for name in sorted(saved.keys() - expected.keys())]
+    config = base_model(model).config
+    degree = max(config.tensor_parallel_degree, 1)
+    saved = _open_weights(folder, config)
+    expected = adapter_tensors(model)
+    needs = {
+        name: list(tensor.split.whole_shape(tensor.shape, degree) if tensor.split else tensor.shape)
+        for name, tensor in expected.items()
+    }
+    found = {name: list(shape) for name, shape in saved.names.items()}
+    faults = [f"missing {name} {needs[name]}" for name in sorted(needs.keys() - found.keys())]
+    # A stage of a pipeline has a part of the layers; the rest of the adapter is for other stages.
+    if getattr(config, "local_layers", None) is None:
+        faults += [f"unknown {name}" for name in sorted(found.keys() - needs.keys())]
     misfits = {
-        name: (list(saved[name].shape), list(expected[name].shape))
-        for name in sorted(expected.keys() & saved.keys())
-        if list(saved[name].shape) != list(expected[name].shape)
+        name: (found[name], needs[name])
+        for name in sorted(needs.keys() & found.keys())
+        if found[name] != needs[name]
     }
     faults += [
         f"{name} has shape {ours}, the model needs {needed}" for name, (ours, needed) in misfits.items()
     ]
     if faults:
-        vocab_size = base_model(model).config.vocab_size
-        other_vocabulary = any(_differ_by_vocabulary(*shapes, vocab_size) for shapes in misfits.values())
+        other_vocabulary = any(
+            _differ_by_vocabulary(*shapes, config.vocab_size) for shapes in misfits.values()
+        )
         cure = "Was it trained on another base?"
         if other_vocabulary:
             cure = f"It was trained with another vocabulary: {_tokenizer_cure(folder)}."
         shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise UserError(f"the adapter in {folder} does not fit this model: {shown}. {cure}")
     for name, tensor in expected.items():
-        tensor.set_value(saved[name].astype(tensor.dtype))
+        array = saved.read(name)
+        if tensor.split:
+            array = tensor.split.part(array, degree, config.tensor_parallel_rank)
+        assign(tensor.read(), array)
 
 
 def _differ_by_vocabulary(saved: list[int], needed: list[int], vocab_size: int) -> bool:
@@ -144,24 +199,12 @@ def _differ_by_vocabulary(saved: list[int], needed: list[int], vocab_size: int) 
     return len(saved) == len(needed) and [pair[1] for pair in different] == [vocab_size]
 
 
-def _read_weights(folder: Path) -> dict[str, Any]:
+def _open_weights(folder: Path, config: Any) -> TensorFiles | ShardedCheckpoint:
     if (folder / INDEX_FILE).is_file():
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        weights: dict[str, Any] = {}
-        for file in sorted(set(index["weight_map"].values())):
-            weights.update(load_tensors(folder / file))
-        return weights
-    for name in PICKLED_FILES:
-        if (folder / name).is_file():
-            return _read_pickled(folder / name)
+        return open_indexed(folder, INDEX_FILE)
+    for stem in (LORA_STEM, PREFIX_STEM):
+        if find_shards(folder, stem):
+            return open_shards(folder, stem=stem, family=family_of(config), config=config)
     raise UserError(
         f"{folder} holds no adapter weights: expected {INDEX_FILE} or one of {', '.join(PICKLED_FILES)}."
     )
-
-
-def _read_pickled(path: Path) -> dict[str, Any]:
-    import paddle
-
-    from finetune.models.pickled_arrays import read_pdparams
-
-    return {name: paddle.to_tensor(np.array(array.read())) for name, array in read_pdparams(path).items()}

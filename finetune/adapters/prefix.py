@@ -3,21 +3,96 @@
 Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation" (2021). The
 prefix is one embedding [num_prefix_tokens, layers * 2 * key/value heads * head size]; the
 family record knows how its parts become the model's past keys and values.
+
+Every process of a tensor-parallel or pipeline-parallel run holds the whole embedding and uses the part that
+its heads and layers need.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import paddle
+from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
+
+from finetune.adapters.checkpoint import load_adapter_weights
 from finetune.errors import UserError
 from finetune.models.family import import_object
+from finetune.training.seeding import derive_seed
 
 CONFIG_FILE = "prefix_config.json"
 
 
-def add_prefix(model: Any, settings: Any, *, family: Any, dtype: str) -> Any:
+class PrefixModel(PrefixModelForCausalLM):
+    """PaddleNLP's, whose prefix means the same however the model is divided.
+
+    PaddleNLP divides the embedding among tensor ranks by tokens and then cuts its columns as if heads came
+    before layers, so that a prefix trained under one degree is another one under the next; and it cannot
+    divide the heads of ChatGLM2.
+    """
+
+    def __init__(self, model: Any, config: PrefixConfig, postprocess: Any, *, seed: int = 0):
+        config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
+        super().__init__(model, config, postprocess)
+        config.tensor_parallel_degree = -1  # every rank holds, and writes, the whole embedding
+        weight = self.prefix_encoder[0].weight
+        bound = math.sqrt(6 / sum(weight.shape))  # Glorot and Bengio's, as Paddle's embeddings start
+        random = np.random.default_rng(derive_seed(seed, "prefix"))
+        values = random.uniform(-bound, bound, weight.shape).astype(np.float32)
+        weight.set_value(paddle.to_tensor(values).astype(weight.dtype))
+
+    def _create_prefix_encoder(self) -> Any:
+        """The embedding under the names of PaddleNLP's encoder, whole under any tensor-parallel degree."""
+        config = self.prefix_config
+        degree, config.tensor_parallel_degree = config.tensor_parallel_degree, -1
+        encoder = super()._create_prefix_encoder()
+        config.tensor_parallel_degree = degree
+        return encoder
+
+    def _get_past_key_values(self, batch_size: int) -> Any:
+        config = self.prefix_config
+        tokens = self.prefix_tokens.unsqueeze(0).expand([batch_size, -1])
+        sizes = [2, -1, self.num_heads, self.head_dim]  # -1 for the layers
+        past = self.prefix_encoder(tokens).reshape([batch_size, config.num_prefix_tokens, *sizes])
+        layers = getattr(self.model.config, "local_layers", None)
+        if layers is not None:
+            past = paddle.stack([past[:, :, :, number] for number in layers], axis=3)
+        heads = _own_heads(self.model.config, self.num_heads)
+        past = past[..., heads.start : heads.stop, :].flatten(2, 3)
+        return self.postprocess_past_key_value(past)
+
+
+def _own_heads(config: Any, num_heads: int) -> range:
+    """Key and value heads of this tensor rank.
+
+    Where there are fewer than ranks, every rank keeps all and its attention picks what it needs.
+    """
+    degree = max(config.tensor_parallel_degree, 1)
+    if num_heads % degree:
+        return range(num_heads)
+    size = num_heads // degree
+    first = size * max(config.tensor_parallel_rank, 0) if degree > 1 else 0
+    return range(first, first + size)
+
+
+def partial_gradients(model: Any) -> set[str]:
+    """Parameters that every process holds whole but gets only a share of the gradient of.
+
+    Shares add up over the tensor group and over the pipeline group.
+
+    Returns:
+        Names as in `model.named_parameters()`; none unless the model has a prefix.
+    """
+    if not hasattr(model, "prefix_config"):
+        return set()
+    return {f"prefix_encoder.{name}" for name, _ in model.prefix_encoder.named_parameters()}
+
+
+def add_prefix(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 0) -> PrefixModel:
     """Wraps a model so that only a prefix trains.
 
     Args:
@@ -25,12 +100,11 @@ def add_prefix(model: Any, settings: Any, *, family: Any, dtype: str) -> Any:
         settings: The model arguments (`num_prefix_tokens`).
         family: The record of the model's family, for the prefix geometry.
         dtype: Dtype of the prefix.
+        seed: The seed of the run, for the initial prefix.
 
     Returns:
-        PaddleNLP's PrefixModelForCausalLM.
+        The model behind its prefix.
     """
-    from paddlenlp.peft import PrefixConfig
-
     geometry = family.prefix_geometry(model.config)
     config = PrefixConfig(
         num_prefix_tokens=settings.num_prefix_tokens,
@@ -41,19 +115,15 @@ def add_prefix(model: Any, settings: Any, *, family: Any, dtype: str) -> Any:
         prefix_projection=False,
         dtype=dtype,
     )
-    return _with_prefix(model, config, family=family)
+    return _with_prefix(model, config, family=family, seed=seed)
 
 
-def load_prefix(model: Any, folder: Path, *, family: Any) -> Any:
+def load_prefix(model: Any, folder: Path, *, family: Any) -> PrefixModel:
     """Puts a saved prefix on a model, trainable again.
 
     Raises:
         UserError: The folder holds no prefix or one of another shape.
     """
-    from paddlenlp.peft import PrefixConfig
-
-    from finetune.adapters.checkpoint import load_adapter_weights
-
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"prefix_path {folder} holds no {CONFIG_FILE}: point it at the output folder "
@@ -67,10 +137,8 @@ def load_prefix(model: Any, folder: Path, *, family: Any) -> Any:
     return adapted
 
 
-def _with_prefix(model: Any, config: Any, *, family: Any) -> Any:
-    from paddlenlp.peft import PrefixModelForCausalLM
-
+def _with_prefix(model: Any, config: PrefixConfig, *, family: Any, seed: int = 0) -> PrefixModel:
     if family.prefix_needs_cache:
         model.config.use_cache = True  # otherwise the model would drop the prefix without a word
     postprocess = import_object(family.prefix_geometry(model.config).postprocess)
-    return PrefixModelForCausalLM(model, config, postprocess)
+    return PrefixModel(model, config, postprocess, seed=seed)

@@ -102,6 +102,7 @@ BLOOM = register(
             ".*dense_4h_to_h.*",
         ),
         embedding_module="word_embeddings",
+        entry_modules=("word_embeddings", "word_embeddings_layernorm"),
         # Past keys and values: (batch, length, heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.bloom_postprocess_past_key_value",
         tokenizer=TokenizerFacts(
@@ -123,5 +124,14 @@ BLOOM = register(
         positions_end=False,
         parallel=ParallelLimits(tensor_divides=("n_head", "vocab_size")),
         adapt_config=_adapt_config,
+        tensor_splits={
+            "word_embeddings": "vocabulary",
+            "lm_head": "vocabulary",  # the embedding once more
+            # Query, key and value of one head after the other.
+            "query_key_value": "columns",
+            r"self_attention\.dense": "rows",
+            "dense_h_to_4h": "columns",
+            "dense_4h_to_h": "rows",
+        },
     )
 )

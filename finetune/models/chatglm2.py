@@ -120,6 +120,7 @@ CHATGLM2 = register(
             ".*dense_4h_to_h.*",
         ),
         embedding_module="word_embeddings",
+        entry_modules=("word_embeddings",),
         head_module="output_layer",
         hidden_length_first=True,
         # Past keys and values: (length, batch, groups, head dim) per layer.
@@ -149,9 +150,18 @@ CHATGLM2 = register(
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "multi_query_group_num", "ffn_hidden_size", "vocab_size")
         ),
+        sequence_parallel=True,
         # Rotary inverse frequencies: the model works them out anew in every pass.
         computed_weights=(r"rotary_pos_emb\.inv_freq$",),
         adapt_config=_adapt_config,
+        tensor_splits={
+            "word_embeddings": "vocabulary",
+            "output_layer": "head",
+            "query_key_value": "query_key_value",
+            r"self_attention\.dense": "rows",
+            "dense_h_to_4h": "halves",
+            "dense_4h_to_h": "rows",
+        },
         covers=_covers,
     )
 )

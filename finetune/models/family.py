@@ -22,6 +22,9 @@ _PACKAGE = "finetune.models"
 # Told by their text, because importing the other modules of the package would load Paddle.
 _REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
 
+# Layers are split over the cards of one or two machines.
+_LARGEST_DEGREE = 16
+
 _registry: dict[str, Family] = {}
 
 
@@ -59,9 +62,11 @@ class ParallelLimits:
 
     Attributes:
         tensor_divides: Fields of config.json that the tensor-parallel degree must divide.
+        tensor_divides_half: The same for fields that hold two equal parts, each of which is split.
     """
 
     tensor_divides: tuple[str, ...] = ()
+    tensor_divides_half: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class Family:
         base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
         embedding_module: Last part of the input embedding's module name.
+        entry_modules: Parts of the names of modules with weights that come before the first layer.
         head_module: The same for the projection onto the vocabulary.
         cpu_layers: Dotted path of the function that puts cheaper forms of the layers in place on CPU.
         positions_end: Whether a text longer than the config's positions cannot be computed (tables of
@@ -174,8 +180,11 @@ class Family:
         hidden_length_first: Whether hidden states are [length, batch, hidden] inside the model, not
             [batch, length, hidden].
         prefix_needs_cache: Whether the model looks at given past keys and values only with `use_cache`.
+        sequence_parallel: Whether the family's layers can split rows over tensor-parallel ranks.
         refused_options: Options of the model's config that must stay off, and why.
         argument_folder: Folder with the argument files where it is not called like the family.
+        tensor_splits: End of a layer's name, as a regular expression -> how tensor parallelism divides the
+            layer; a kind of `finetune.models.tensor_splits`. Other layers are whole on every rank.
     """
 
     name: str
@@ -204,8 +213,11 @@ class Family:
     computed_weights: tuple[str, ...] = ()
     hidden_length_first: bool = False
     prefix_needs_cache: bool = False
+    sequence_parallel: bool = False
     refused_options: Mapping[str, str] = field(default_factory=dict)
     argument_folder: str | None = None
+    entry_modules: tuple[str, ...] = ("embed_tokens",)
+    tensor_splits: Mapping[str, str] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
         """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""
@@ -225,26 +237,44 @@ class Family:
         limit = _read(self.adapt_config(config), self.fields.max_positions) if self.positions_end else None
         return int(limit) if limit else None
 
-    def parallel_faults(self, config: Any, *, tensor_degree: int, pipeline_degree: int) -> list[str]:
-        """Reasons why the degrees do not fit this model; empty when they do."""
+    def parallel_faults(
+        self,
+        config: Any,
+        *,
+        tensor_degree: int,
+        pipeline_degree: int,
+        virtual_degree: int = 1,
+        vocab_size: int | None = None,
+    ) -> list[str]:
+        """Reasons why the degrees do not fit this model; empty when they do.
+
+        Args:
+            config: config.json as PaddleNLP reads it (see `adapt_config`), or a PaddleNLP config object.
+            tensor_degree: Ranks that hold slices of every layer.
+            pipeline_degree: Stages that hold consecutive layers.
+            virtual_degree: Chunks of layers per stage.
+            vocab_size: Rows of the embeddings where they grow beyond those of the config.
+        """
         faults = []
-        for name in self.parallel.tensor_divides:
-            size = _read(config, name)
-            if size is not None and size % tensor_degree:
-                faults.append(
-                    f"tensor_parallel_degree is {tensor_degree} but must divide {name}, which is {size} in "
-                    f"this model: choose a divisor of {size}"
-                )
-        if pipeline_degree > 1 and self.pipeline_class is None:
+        limits = self.parallel
+        parts = dict.fromkeys(limits.tensor_divides, 1) | dict.fromkeys(limits.tensor_divides_half, 2)
+        for name, num_parts in parts.items():
+            grown = vocab_size if name == "vocab_size" else None
+            size = grown or _read(config, name)
+            if tensor_degree == 1 or size is None or size % (num_parts * tensor_degree) == 0:
+                continue
             faults.append(
-                f"pipeline_parallel_degree is {pipeline_degree} but family {self.name} has no pipeline model: "
-                "set it to 1"
+                f"tensor_parallel_degree is {tensor_degree} but must divide {'half of ' * (num_parts - 1)}{name}, "
+                f"which is {size} in this model{' with its added tokens' if grown else ''}: "
+                f"choose {_divisors_as_text(size // num_parts)}"
             )
         num_layers = _read(config, self.fields.num_layers)
-        if num_layers is not None and pipeline_degree > num_layers:
+        if num_layers is not None and pipeline_degree * virtual_degree > num_layers:
+            product = f" x virtual_pp_degree {virtual_degree}" if virtual_degree > 1 else ""
+            remedy = f"a product of {num_layers}" if virtual_degree > 1 else f"{num_layers}"
             faults.append(
-                f"pipeline_parallel_degree is {pipeline_degree} but this model has {num_layers} layers: "
-                f"set it to {num_layers} or less"
+                f"pipeline_parallel_degree is {pipeline_degree}{product} but this model has {num_layers} layers: "
+                f"choose {remedy} or less"
             )
         return faults
 
@@ -316,6 +346,12 @@ def import_object(dotted_path: str) -> Any:
     """Imports "package.module.name" and returns the object."""
     module, _, name = dotted_path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def _divisors_as_text(size: int) -> str:
+    """The divisors that a tensor-parallel degree may have in practice."""
+    divisors = [str(degree) for degree in range(1, min(size, _LARGEST_DEGREE) + 1) if size % degree == 0]
+    return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"
 
 
 def _read(config: Any, name: str | None) -> Any:

@@ -17,6 +17,20 @@ LINEAR_LAYERS = (
 )
 """Patterns of all linear layers of such a decoder, for LoRA."""
 
+TENSOR_SPLITS = {
+    "embed_tokens": "vocabulary",
+    "lm_head": "head",
+    "q_proj": "columns",
+    "[kv]_proj": "key_value_columns",
+    # Grouped as PaddleNLP joins them: the queries of a key/value head, its key, its value.
+    "qkv_proj": "columns",
+    "o_proj": "rows",
+    "(gate|up)_proj": "columns",
+    "gate_up_fused_proj": "halves",
+    "down_proj": "rows",
+}
+"""How tensor parallelism divides the layers of such a decoder."""
+
 
 def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
     """config.json of a tiny decoder, without the fields that name the model.

@@ -15,7 +15,12 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
-from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
+from finetune.models.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+)
 from finetune.models.rotary_config import without_scaling
 
 _TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
@@ -80,8 +85,14 @@ GEMMA = register(
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
-        parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        # Whole embeddings and key and value heads: see llama.py.
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        sequence_parallel=True,
         adapt_config=_adapt_config,
+        # Always tied, also where the config leaves that out.
+        tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",
     )
 )

@@ -15,7 +15,12 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
-from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
+from finetune.models.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+)
 from finetune.models.rotary_config import check_head_dim, split_rotary
 
 _LINEAR_SCALING = ("linear",)
@@ -83,9 +88,14 @@ LLAMA = register(
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
-        # Key and value heads that the degree does not divide are kept whole on every card, and so are
-        # the embeddings when it does not divide the vocabulary: neither is a limit.
-        parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
+        # PaddleNLP would do the same with key and value heads, but then each rank's gradients, those of the
+        # layer's input among them, are of its own heads only, and nothing adds them up.
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        sequence_parallel=True,
         adapt_config=_adapt_config,
+        tensor_splits=TENSOR_SPLITS,
     )
 )

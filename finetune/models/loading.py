@@ -4,12 +4,14 @@
 Paddle is imported. `load_model` builds the model and then sets its parameters tensor by tensor,
 straight from the files: PaddleNLP's own layout, or Hugging Face's, mapped by PaddleNLP's name table.
 Beside the model only a slice of one tensor is held (see `parameters.py`), and for fused layers one tensor
-with its parts. PaddleNLP's `from_pretrained` is not used, because it only logs missing weights, holds the state twice, and writes
+with its parts. Under tensor parallelism a rank reads its part of each tensor and no more. PaddleNLP's
+`from_pretrained` is not used, because it only logs missing weights, holds the state twice, and writes
 a second copy of converted weights into the user's folder.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -22,11 +24,23 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.models import hub, weights
 from finetune.models.family import Family, find_family, import_object
-from finetune.models.parameters import assign
-from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_reader
+from finetune.models.parameters import assign, join_blocks
+from finetune.models.shard_files import MODEL_STEM, ShardedCheckpoint, find_shards, open_shards
+from finetune.models.tensor_splits import Split, find_split
+from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
 
 Reader = Callable[[], np.ndarray]
+Source = weights.Checkpoint | ShardedCheckpoint
 _MAX_LISTED = 20
+# Fields of a model's configuration that say how it was trained, not what it is.
+_LAYOUT_FIELDS = {
+    "tensor_parallel_degree": 1,
+    "tensor_parallel_rank": 0,
+    "pipeline_parallel_degree": 1,
+    "virtual_pp_degree": 1,
+    "sequence_parallel": False,
+    "tensor_parallel_output": False,
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         return ResolvedModel(None, name, config, _covered(config, name))
     config = read_config(folder)
     family = _covered(config, name)
-    if needs_weights:
+    if needs_weights and not is_sharded(folder):
         weights.check_weights(folder)
     return ResolvedModel(folder, name, config, family)
 
@@ -99,6 +113,7 @@ def load_model(
     config_overrides: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     growth: VocabularyGrowth | None = None,
+    build: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
     """Builds the model and sets all its weights.
 
@@ -109,9 +124,11 @@ def load_model(
             layers among them.
         tokenizer: When given, generation stops at its end token and pads with its padding token.
         growth: More embeddings than the files hold, for a tokenizer with more tokens.
+        build: Class and config -> model; for a model that holds a part of the weights, such as a stage of a
+            pipeline. None: `model_class(config)`.
 
     Returns:
-        A PaddleNLP causal language model (the pipeline class when `pipeline_parallel_degree` > 1).
+        A PaddleNLP causal language model.
 
     Raises:
         UserError: Weights missing, unknown or of another shape, all in one message.
@@ -119,21 +136,13 @@ def load_model(
     from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
 
     folder = resolved.folder or hub.download(resolved.name)
-    checkpoint = weights.Checkpoint(folder)
+    checkpoint = open_checkpoint(folder, resolved.family, resolved.config)
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
-    pipeline = overrides.get("pipeline_parallel_degree", 1) > 1
-    path = resolved.family.pipeline_class if pipeline else resolved.family.model_class
-    if path is None:
-        raise UserError(
-            f"family {resolved.family.name} has no pipeline model: set pipeline_parallel_degree to 1"
-        )
-    model_class = import_object(path)
+    model_class = import_object(resolved.family.model_class)
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
     with dtype_guard(dtype), no_init_weights():
-        model = model_class(config)
+        model = build(model_class, config) if build else model_class(config)
     _fill_parameters(model, checkpoint, resolved, growth=growth)
-    if pipeline:
-        model._synchronize_shared_weights()
     _set_generation_config(model, folder, resolved.family, tokenizer)
     model.eval()
     return model
@@ -147,7 +156,32 @@ def load_weights(model: Any, folder: Path) -> None:
     """
     config = read_config(folder)
     source = ResolvedModel(folder, str(folder), config, find_family(config))
-    _fill_parameters(model, weights.Checkpoint(folder), source)
+    _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether the folder's weights are in one file per rank, and in no other form.
+
+    Raises:
+        UserError: A rank's file is missing.
+    """
+    return not weights.has_weights(folder) and bool(find_shards(folder, MODEL_STEM))
+
+
+def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> Source:
+    """Opens a folder's weights, whole tensors or the parts that several ranks wrote.
+
+    Args:
+        folder: Of the model.
+        family: Record of the model.
+        config: Its config.json.
+
+    Raises:
+        UserError: There are none, or files are missing or damaged.
+    """
+    if is_sharded(folder):
+        return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
+    return weights.Checkpoint(folder)
 
 
 def build_config(
@@ -179,6 +213,25 @@ def build_config(
     return config
 
 
+def one_process_config(model: Any, config: Any = None) -> Any:
+    """A model's PaddleNLP config for its folder: without what says how it was laid out over processes.
+
+    Args:
+        model: A model or a stage of one.
+        config: That of the whole model; by default the model's own.
+    """
+    saved = copy.deepcopy(config if config is not None else model.config)
+    for name, value in _LAYOUT_FIELDS.items():
+        if hasattr(saved, name):
+            setattr(saved, name, value)
+    if hasattr(saved, "local_layers"):
+        del saved.local_layers
+    dtypes = (str(parameter.dtype).rpartition(".")[2] for parameter in model.parameters())
+    saved.dtype = next((name for name in dtypes if "float" in name), saved.dtype)
+    saved.architectures = [type(model).__name__]
+    return saved
+
+
 def _covered(config: dict[str, Any], name: str) -> Family:
     try:
         return find_family(config)
@@ -192,7 +245,7 @@ def _looks_like_path(name: str) -> bool:
 
 def _fill_parameters(
     model: Any,
-    checkpoint: weights.Checkpoint,
+    checkpoint: Source,
     resolved: ResolvedModel,
     *,
     growth: VocabularyGrowth | None = None,
@@ -217,7 +270,11 @@ def _fill_parameters(
             shapes.append(f"{name} is {list(array.shape)} in the files, {list(parameter.shape)} in the model")
     missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
     # The stages of a pipeline each hold a part of the model: weights of the others are no fault there.
-    extra = [name for name in readers if name not in parameters and config.pipeline_parallel_degree <= 1]
+    whole = len(getattr(config, "local_layers", ())) in (
+        0,
+        getattr(config, resolved.family.fields.num_layers),
+    )
+    extra = [name for name in readers if name not in parameters and whole]
     _raise_for(
         resolved,
         missing=_without(missing, [*computed, *(model_class._keys_to_ignore_on_load_missing or ())]),
@@ -233,31 +290,41 @@ def _without(names: list[str], patterns: list[str]) -> list[str]:
 def plan_readers(
     model_class: Any,
     config: Any,
-    checkpoint: weights.Checkpoint,
+    checkpoint: Source,
     *,
-    family: Family | None = None,
+    family: Family,
     growth: VocabularyGrowth | None = None,
 ) -> dict[str, Reader]:
     """Parameter name -> function that reads what this rank's parameter must hold.
 
     Nothing is read yet. Weights that the model does not know keep their names, to be reported. A growing
     vocabulary matters here only for tensors that are split over cards; others grow as they are assigned.
+
+    Tensors are taken apart, then divided over the ranks, then joined, so that a layer that is fused in the model
+    but not in the files is joined from this rank's parts.
     """
-    mappings = _name_table(model_class, config, family)
-    readers = _with_fused(model_class, config, _paddle_readers(checkpoint, mappings))
-    if config.tensor_parallel_degree > 1:
-        if growth:
-            readers |= {name: grown_reader(readers[name], growth) for name in readers if growth.covers(name)}
-        splits = model_class.get_tensor_parallel_convert_actions(config, list(readers), ignore_error=True)
-        for name in splits.keys() & readers.keys():
-            readers[name] = _split_reader(readers[name], splits[name])
-    return readers
+    readers = _paddle_readers(checkpoint, _name_table(model_class, config, family))
+    readers = _with_unfused(model_class, config, readers)
+    degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
+    if degree <= 1:
+        return _with_fused(model_class, config, readers)
+    for name, read in readers.items():
+        split = find_split(family, name, config, degree=degree)
+        if split and growth and growth.covers(name):
+            readers[name] = grown_part_reader(read, growth, split, degree=degree, rank=rank)
+        elif split:
+            readers[name] = _split_reader(read, split, degree=degree, rank=rank)
+    local = copy.copy(config)
+    for field in (family.fields.num_heads, family.fields.num_kv_heads):
+        if field:
+            setattr(local, field, getattr(config, field) // degree)
+    return _with_fused(model_class, local, readers)
 
 
-def _name_table(model_class: Any, config: Any, family: Family | None) -> dict[str, Any]:
+def _name_table(model_class: Any, config: Any, family: Family) -> dict[str, Any]:
     """PaddleNLP's mappings by Hugging Face's names, with the first parts that it may lack."""
     mappings = model_class._get_name_mappings(config)
-    if family is None or not family.source_prefix:
+    if not family.source_prefix:
         return {mapping.source_name: mapping for mapping in mappings}
     return {
         f"{family.source_prefix}.{mapping.source_name}": replace(
@@ -267,7 +334,7 @@ def _name_table(model_class: Any, config: Any, family: Family | None) -> dict[st
     }
 
 
-def _paddle_readers(checkpoint: weights.Checkpoint, mappings: Mapping[str, Any]) -> dict[str, Reader]:
+def _paddle_readers(checkpoint: Source, mappings: Mapping[str, Any]) -> dict[str, Reader]:
     """Tensors under PaddleNLP's names and in its layout, read when called.
 
     Hugging Face's linear layers are stored as [out, in], PaddleNLP's as [in, out]. Names that the table
@@ -286,7 +353,7 @@ def _paddle_readers(checkpoint: weights.Checkpoint, mappings: Mapping[str, Any])
     return readers
 
 
-def _is_torch_layout(checkpoint: weights.Checkpoint, mappings: Mapping[str, Any]) -> bool:
+def _is_torch_layout(checkpoint: Source, mappings: Mapping[str, Any]) -> bool:
     if checkpoint.format is not None:
         return checkpoint.format == "pt"
     # Files without the mark: told by a name that only Hugging Face uses.
@@ -294,33 +361,43 @@ def _is_torch_layout(checkpoint: weights.Checkpoint, mappings: Mapping[str, Any]
     return any(name in mappings and name not in targets for name in checkpoint.names)
 
 
-def _reader(checkpoint: weights.Checkpoint, name: str) -> Reader:
+def _reader(checkpoint: Source, name: str) -> Reader:
     return lambda: checkpoint.read(name)
 
 
-def _mapped_reader(checkpoint: weights.Checkpoint, name: str, mapping: Any) -> Reader:
+def _mapped_reader(checkpoint: Source, name: str, mapping: Any) -> Reader:
     return lambda: mapping.run({name: checkpoint.read(name)}, name)
 
 
 def _with_fused(model_class: Any, config: Any, sources: dict[str, Reader]) -> dict[str, Reader]:
-    """Joins or splits query/key/value and gate/up weights as the config's fuse flags ask.
+    """Joins query/key/value and gate/up weights where the config's fuse flags ask for it.
 
     PaddleNLP gives the work as (parts..., whole) -> function.
     """
     readers = dict(sources)
-    actions_of = model_class.get_fuse_or_split_param_convert_actions
-    fuse, _ = actions_of(config, list(sources), is_fuse=True)
-    for (*parts, whole), action in fuse.items():
+    actions, _ = model_class.get_fuse_or_split_param_convert_actions(config, list(sources), is_fuse=True)
+    for (*parts, whole), action in actions.items():
         readers[whole] = _fused_reader([readers.pop(part) for part in parts], action)
-    split, _ = actions_of(config, list(sources), is_fuse=False)
-    for (*parts, whole), action in split.items():
+    return readers
+
+
+def _with_unfused(model_class: Any, config: Any, sources: dict[str, Reader]) -> dict[str, Reader]:
+    """Takes apart query/key/value and gate/up weights that the files join and the config does not."""
+    readers = dict(sources)
+    actions, _ = model_class.get_fuse_or_split_param_convert_actions(config, list(sources), is_fuse=False)
+    for (*parts, whole), action in actions.items():
         source = readers.pop(whole)
         readers |= {part: _part_reader(source, action, index) for index, part in enumerate(parts)}
     return readers
 
 
-def _split_reader(whole: Reader, action: Callable[[np.ndarray], Any]) -> Reader:
-    return lambda: np.asarray(action(np.asarray(whole())))
+def _split_reader(whole: Reader, split: Split, *, degree: int, rank: int) -> Reader:
+    def read() -> np.ndarray:
+        array = whole()
+        places = split.places(array.shape, degree, rank)
+        return array[places[0]] if len(places) == 1 else join_blocks(array, places, split.axis)
+
+    return read
 
 
 def _fused_reader(parts: list[Reader], action: Callable[[list[np.ndarray]], np.ndarray]) -> Reader:

@@ -15,7 +15,12 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
-from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
+from finetune.models.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+)
 from finetune.models.rotary_config import check_head_dim, without_scaling
 
 
@@ -70,6 +75,7 @@ MISTRAL = register(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
         ),
         adapt_config=_adapt_config,
+        tensor_splits=TENSOR_SPLITS,
         argument_folder="llama",
     )
 )

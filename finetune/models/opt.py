@@ -124,6 +124,7 @@ OPT = register(
             ".*linear2.*",
         ),
         embedding_module="word_embeddings",
+        entry_modules=("embeddings",),
         prefix_postprocess="finetune.models.opt_layers.prefix_cache",
         tokenizer=TokenizerFacts(
             # The token that opens a text is also the one that ends it.
@@ -140,7 +141,21 @@ OPT = register(
             weights=_tiny_weights,
             grouped_heads=False,
         ),
-        parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size", "vocab_size")),
+        # The last is the width of the two projections around narrow embeddings (opt-350m).
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "intermediate_size", "vocab_size", "word_embed_proj_dim")
+        ),
         adapt_config=_adapt_config,
+        tensor_splits={
+            "word_embeddings": "vocabulary",
+            "lm_head": "vocabulary",  # the embedding once more
+            "project_(in|out)": "columns",
+            "[qkv]_proj": "columns",
+            # Query, key and value of one head after the other.
+            "qkv_proj": "columns",
+            "out_proj": "rows",
+            "linear1": "columns",
+            "linear2": "rows",
+        },
     )
 )

@@ -111,6 +111,8 @@ class OPTModel(modeling.OPTModel):
 
     def _embed(self, inputs_embeds: paddle.Tensor, position_ids: paddle.Tensor) -> paddle.Tensor:
         embeddings = self.embeddings
+        if getattr(embeddings.position_embeddings, "is_absent", False):  # a later stage of a pipeline
+            return inputs_embeds
         if embeddings.project_in is not None:
             inputs_embeds = embeddings.project_in(inputs_embeds)
         table = embeddings.position_embeddings.weight

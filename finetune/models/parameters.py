@@ -9,7 +9,7 @@ types: about 0.2 GB, however large the embeddings are.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,14 +28,14 @@ def assign(parameter: Any, array: np.ndarray) -> None:
     """
     import paddle
 
-    if tuple(array.shape) == tuple(parameter.shape) and array.size * 4 <= SLICE_BYTES:
+    if tuple(array.shape) == tuple(parameter.shape) and max(array.size * 4, _span(array)) <= SLICE_BYTES:
         parameter.set_value(_converted(array, parameter.dtype))
-        _release_pages(array)
+        release_pages(array)
         return
     with paddle.no_grad():
         for place in _slices(array):
             parameter[place] = _converted(array[place], parameter.dtype)
-            _release_pages(array)
+            release_pages(array)
 
 
 def mean_along(array: np.ndarray, axis: int) -> np.ndarray:
@@ -45,14 +45,35 @@ def mean_along(array: np.ndarray, axis: int) -> np.ndarray:
     for place in _slices(array):
         target = tuple(slice(None) if index == axis else part for index, part in enumerate(place))
         total[target] += weights.as_float32(array[place]).sum(axis=axis, keepdims=True, dtype=np.float64)
-        _release_pages(array)
+        release_pages(array)
     return (total / array.shape[axis]).astype(np.float32)
+
+
+def join_blocks(array: np.ndarray, places: Sequence[tuple[slice, ...]], axis: int) -> np.ndarray:
+    """Parts of a stored tensor side by side along an axis, in memory; the pages of its file are given back."""
+    blocks = [array[place] for place in places]
+    shape = list(blocks[0].shape)
+    shape[axis] = sum(block.shape[axis] for block in blocks)
+    joined = np.empty(shape, array.dtype)
+    ends = np.cumsum([block.shape[axis] for block in blocks])[:-1]
+    for block, target in zip(blocks, np.split(joined, ends, axis), strict=True):
+        for place in _slices(block):
+            target[place] = block[place]
+            release_pages(block)
+    return joined
+
+
+def _span(array: np.ndarray) -> int:
+    """Bytes of the file from an array's first element to its last; of a few columns, nearly the whole tensor."""
+    return max(
+        (abs(stride) * size for stride, size in zip(array.strides, array.shape, strict=True)), default=0
+    )
 
 
 def _slices(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
     """Cuts along the axis whose steps in the file are the longest, so that a slice is one stretch of it."""
     axis = int(np.argmax(np.abs(array.strides)))
-    step = max(1, SLICE_BYTES * array.shape[axis] // max(array.size * 4, 1))
+    step = max(1, SLICE_BYTES * array.shape[axis] // max(array.size * 4, _span(array), 1))
     whole = [slice(0, size) for size in array.shape]
     for begin in range(0, array.shape[axis], step):
         whole[axis] = slice(begin, min(begin + step, array.shape[axis]))
@@ -65,7 +86,7 @@ def _converted(array: np.ndarray, dtype: Any) -> Any:
     return paddle.to_tensor(np.ascontiguousarray(weights.as_float32(array))).cast(dtype)
 
 
-def _release_pages(array: np.ndarray) -> None:
+def release_pages(array: np.ndarray) -> None:
     """Gives back the pages of a mapped file that were read so far; the array stays usable."""
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):

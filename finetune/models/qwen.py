@@ -97,6 +97,7 @@ QWEN = register(
             ".*gate_up_fused_proj.*",
         ),
         embedding_module="wte",
+        entry_modules=("wte",),
         # Past keys and values: (batch, length, heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",
         tokenizer=TokenizerFacts(
@@ -112,9 +113,22 @@ QWEN = register(
         ),
         fields=ConfigFields(head_dim="kv_channels"),
         positions_end=False,
-        parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size", "vocab_size")),
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "vocab_size"),
+            # The config counts w1 and w2 together.
+            tensor_divides_half=("intermediate_size",),
+        ),
+        sequence_parallel=True,
         refused_options={"fuse_attention_ffn": "PaddleNLP has no rule that joins the weights w1 and w2"},
         computed_weights=(r"rotary_emb\.inv_freq$",),
         adapt_config=_adapt_config,
+        tensor_splits={
+            "wte": "vocabulary",
+            "lm_head": "head",
+            r"attn\.c_attn": "query_key_value",
+            r"attn\.c_proj": "rows",
+            r"mlp\.w[12]": "columns",
+            r"mlp\.c_proj": "rows",
+        },
     )
 )

@@ -15,7 +15,12 @@ from finetune.models.family import (
     TokenizerFacts,
     register,
 )
-from finetune.models.gated_decoder import LINEAR_LAYERS, gated_decoder_config, gated_decoder_weights
+from finetune.models.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+)
 from finetune.models.rotary_config import check_head_dim, without_scaling
 
 
@@ -74,8 +79,13 @@ QWEN2 = register(
         ),
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
-        parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
+        tensor_splits=TENSOR_SPLITS,
     )
 )

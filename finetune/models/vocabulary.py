@@ -19,6 +19,7 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.models.family import Family
 from finetune.models.parameters import assign, mean_along
+from finetune.models.tensor_splits import Split
 from finetune.models.weights import as_float32
 
 Reader = Callable[[], np.ndarray]
@@ -111,16 +112,32 @@ def assign_grown(parameter: Any, array: np.ndarray) -> None:
         parameter[place] = mean
 
 
-def grown_reader(read: Reader, growth: VocabularyGrowth) -> Reader:
-    """Reads a whole tensor with its new rows, as float32, for what is split over cards afterwards."""
+def grown_part_reader(
+    read: Reader, growth: VocabularyGrowth, split: Split, *, degree: int, rank: int
+) -> Reader:
+    """Reads one rank's part of a tensor with its new rows, as float32.
+
+    Args:
+        read: Gives the stored tensor, without new rows.
+        growth: How many there are to be.
+        split: How the tensor with its new rows is divided over the ranks; in one block.
+        degree: Number of ranks.
+        rank: Which part.
+    """
 
     def read_grown() -> np.ndarray:
-        array = as_float32(read())
+        array = read()
         axes = [index for index, size in enumerate(array.shape) if size == growth.old]
         if len(axes) != 1:
-            return array
-        mean = mean_along(array, axes[0])
-        rows = np.repeat(mean, growth.new - growth.old, axis=axes[0])
-        return np.concatenate([array, rows], axis=axes[0])
+            return split.part(array, degree, rank)
+        axis = axes[0]
+        sizes = tuple(growth.new if index == axis else size for index, size in enumerate(array.shape))
+        (place,) = split.places(sizes, degree, rank)
+        known = as_float32(array[place])
+        missing = split.part_shape(sizes, degree)[axis] - known.shape[axis]
+        if not missing:
+            return known
+        rows = np.repeat(mean_along(array, axis), missing, axis=axis)
+        return np.concatenate([known, rows], axis=axis)
 
     return read_grown

@@ -35,6 +35,7 @@ _SAFETENSORS_DTYPES = {
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
+    "U16": "<u2",  # what PaddleNLP writes for bfloat16
     "I8": "i1",
     "U8": "u1",
     "BOOL": "?",

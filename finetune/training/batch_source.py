@@ -85,9 +85,13 @@ class MapSource:
         self._layout: dict[str, int] = {"micro_batch_size": micro_batch_size, "rank": rank, "world": world}
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """This rank's part of the global batch of a step."""
+        """This rank's part of the global batch of a step.
+
+        All ranks get the same number; one that is out of samples repeats the batch's first as an idle one.
+        """
         _, indices = self.order.batch(step)
-        return [self.rows.batch(part) for part in split(indices, **self._layout)]
+        parts = split(indices, **self._layout)
+        return [self.rows.batch(part) if len(part) else self.rows.batch(indices[:1]).idle() for part in parts]
 
     def epoch(self, num_steps: int) -> float:
         """Passes over the data, in whole steps."""

@@ -2,7 +2,8 @@
 
 A checkpoint is written under a temporary name, every file is flushed to the disk, a
 manifest with the size and hash of each file is written last, and only then the folder
-gets its name by one rename. Whatever moment a process dies at, the folders that carry a
+gets its name by one rename. Several processes write their files into the same folder; rank 0 makes it and names it,
+when all have told that they are done. Whatever moment a process dies at, the folders that carry a
 checkpoint's name are complete; should a file be altered afterwards, the manifest tells.
 """
 
@@ -15,8 +16,11 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from finetune.files import sync_folder, write_json
+from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.joint_steps import together
 
 MANIFEST_NAME = "manifest.json"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -38,41 +42,73 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def write_checkpoint(output_dir: Path, step: int, write_files: Callable[[Path], None]) -> Path:
+def write_checkpoint(
+    output_dir: Path,
+    step: int,
+    write_files: Callable[[Path], None],
+    groups: ProcessGroups | None = None,
+) -> Path:
     """Writes checkpoint-<step> so that it appears complete or not at all.
 
     Args:
-        output_dir: The folder of the run.
+        output_dir: The folder of the run; with several hosts, on storage that they share.
         step: Finished optimizer steps.
-        write_files: Receives an empty folder and fills it.
+        write_files: Receives an empty folder and fills it; each rank writes its own files.
+        groups: All ranks call this; None for one process.
 
     Returns:
         The folder of the finished checkpoint. One of the same step is replaced.
+
+    Raises:
+        Exception: What `write_files` raised; on the other ranks a RuntimeError that names the rank. The
+            unfinished folder is deleted.
     """
+    groups = groups or ProcessGroups()
     final = Path(output_dir) / f"{CHECKPOINT_PREFIX}{step}"
     temporary = Path(output_dir) / f"{TEMPORARY_PREFIX}{step}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_files(temporary)
-    _write_manifest(temporary, step)
-    replaced = final.with_name(f"{REPLACED_PREFIX}{step}")
+
+    def clean_up() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+    with together(groups):
+        if groups.is_first:
+            clean_up()
+            temporary.mkdir(parents=True)
+    with together(groups, clean_up):
+        write_files(temporary)
+    facts: dict[str, dict[str, Any]] = {}
+    names = groups.world.gather_objects(_file_names(temporary) if groups.is_first else None)[0]
+    with together(groups, clean_up):
+        # Shared out over the ranks: hashing takes longer than writing.
+        facts = {name: _facts(temporary / name) for name in names[groups.rank :: groups.world.size]}
+    parts = groups.world.gather_objects(facts)
+    with together(groups, clean_up):
+        if groups.is_first:
+            _write_manifest(temporary, step, {name: part[name] for part in parts for name in part})
+            _give_name(temporary, final)
+    return final
+
+
+def _give_name(temporary: Path, final: Path) -> None:
+    replaced = final.with_name(f"{REPLACED_PREFIX}{step_of(final)}")
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(final, replaced)
     os.rename(temporary, final)
     sync_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    return final
 
 
-def _write_manifest(folder: Path, step: int) -> None:
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        files[path.relative_to(folder).as_posix()] = {
-            "size": path.stat().st_size,
-            "sha256": _hash_and_sync(path),
-        }
-    write_json(folder / MANIFEST_NAME, {"step": step, "files": files})
+def _file_names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": _hash_and_sync(path)}
+
+
+def _write_manifest(folder: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
+    write_json(folder / MANIFEST_NAME, {"step": step, "files": dict(sorted(files.items()))})
     for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         sync_folder(path)
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from finetune.data.collate import collate_prompts
-from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
+from finetune.parallel.groups import ProcessGroups
+from finetune.training.loss import LabelPositions, best_tokens, logits_of, token_loss_sum
 from finetune.training.metrics import generation_metrics, loss_metrics
 from finetune.training.seeding import derive_seed
 
 if TYPE_CHECKING:
     from finetune.data.tokenize import Prompt, TextEncoder
-    from finetune.training.rows import Rows
+    from finetune.parallel.parallel_model import ParallelModel
+    from finetune.training.rows import Batch, Rows
 
 
 class Evaluation(Protocol):
@@ -24,8 +27,11 @@ class Evaluation(Protocol):
     num_batches: int
     label: str
 
-    def run(self, model: Any, advance: Callable[[], None]) -> dict[str, float]:
-        """Evaluates a model that is in evaluation mode; calls `advance` after every batch."""
+    def run(self, parallel: ParallelModel, advance: Callable[[], None]) -> dict[str, float]:
+        """Evaluates a model that is in evaluation mode; calls `advance` after every batch.
+
+        Every rank calls it and gets the same metrics.
+        """
         ...
 
 
@@ -33,6 +39,17 @@ def batches_by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> l
     """Indices in batches of similar length, longest first, so that little is padding."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def share_of(batches: Sequence[np.ndarray], groups: ProcessGroups) -> list[np.ndarray]:
+    """Every n-th batch, for n ranks that take different samples.
+
+    All get the same number, since every pass is a collective: a rank that is out of batches gets empty ones.
+    """
+    layout = groups.layout
+    mine = list(batches[layout.data_rank(groups.rank) :: layout.data_world])
+    most = -(-len(batches) // layout.data_world)
+    return mine + [np.zeros(0, np.int64)] * (most - len(mine))
 
 
 class LossEvaluation:
@@ -44,31 +61,53 @@ class LossEvaluation:
     Args:
         rows: The dev set as rows of batches.
         batch_size: Rows per forward pass.
-        label_positions: Restricts logits to labelled positions.
+        label_positions: Restricts logits to labelled positions; None on a pipeline's earlier stages.
+        groups: Share out the batches.
     """
 
     label = "Evaluating"
 
-    def __init__(self, rows: Rows, *, batch_size: int, label_positions: LabelPositions):
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        batch_size: int,
+        label_positions: LabelPositions | None,
+        groups: ProcessGroups | None = None,
+    ):
         self.rows = rows
         self.label_positions = label_positions
-        self._batches = batches_by_length(rows.lengths, batch_size)
+        self._batches = share_of(batches_by_length(rows.lengths, batch_size), groups or ProcessGroups())
         self.num_batches = len(self._batches)
 
-    def run(self, model: Any, advance: Callable[[], None]) -> dict[str, float]:
+    def run(self, parallel: ParallelModel, advance: Callable[[], None]) -> dict[str, float]:
         """Returns `loss` (nats per label token), `perplexity` and `accuracy` (0 to 1)."""
+        sums = [0.0, 0.0, 0.0]
+        for indices in self._batches:
+            batch = (
+                self.rows.batch(indices) if len(indices) else self.rows.batch(np.zeros(1, np.int64)).idle()
+            )
+            counted = self._run_batch(parallel, batch)
+            sums = [total + value * batch.weight for total, value in zip(sums, counted, strict=True)]
+            advance()
+        loss_sum, num_tokens, num_correct = parallel.total(sums)
+        return loss_metrics(loss_sum, int(num_tokens), int(num_correct))
+
+    def _run_batch(self, parallel: ParallelModel, batch: Batch) -> tuple[float, float, float]:
+        """Loss, label tokens and right tokens of a batch; zeros where the logits are not computed."""
         import paddle
 
-        loss_sum, num_tokens, num_correct = 0.0, 0, 0
-        for indices in self._batches:
-            batch = self.rows.batch(indices)
-            with paddle.no_grad(), self.label_positions.only(paddle.to_tensor(batch.labels)) as labels:
-                logits = logits_of(model(**batch.tensors()))
-            loss_sum += float(token_loss_sum(logits, labels))
-            num_correct += int((logits.argmax(axis=-1) == labels).sum())
-            num_tokens += int(labels.shape[0])
-            advance()
-        return loss_metrics(loss_sum, num_tokens, num_correct)
+        labels = paddle.to_tensor(batch.labels)
+        chosen = self.label_positions.only(labels) if self.label_positions else nullcontext(labels)
+        with chosen as label_ids:
+            outputs = parallel.forward(batch.tensors())
+        if outputs is None:
+            return 0.0, 0.0, 0.0
+        with paddle.no_grad():
+            logits, group = logits_of(outputs), parallel.logits_group
+            loss = float(token_loss_sum(logits, label_ids, group))
+            num_correct = int((best_tokens(logits, group) == label_ids).sum())
+        return loss, float(label_ids.shape[0]), float(num_correct)
 
 
 @dataclass(frozen=True)
@@ -102,6 +141,7 @@ class GenerationEvaluation:
         encoder: The model's tokenizer.
         settings: How to generate.
         seed: Seed of the run, for sampling.
+        groups: Share out the prompts.
     """
 
     label = "Generating"
@@ -114,22 +154,30 @@ class GenerationEvaluation:
         encoder: TextEncoder,
         settings: GenerationSettings,
         seed: int,
+        groups: ProcessGroups | None = None,
     ):
+        self.groups = groups or ProcessGroups()
         self.prompts = prompts
         self.encoder = encoder
         self.settings = settings
         self.seed = seed
         self.generations: list[dict[str, str]] = []
-        self._batches = batches_by_length([len(prompt.input_ids) for prompt in prompts], batch_size)
+        batches = batches_by_length([len(prompt.input_ids) for prompt in prompts], batch_size)
+        self._numbers = {int(indices[0]): number for number, indices in enumerate(batches)}
+        self._batches = share_of(batches, self.groups)
         self.num_batches = len(self._batches)
 
-    def run(self, model: Any, advance: Callable[[], None]) -> dict[str, float]:
+    def run(self, parallel: ParallelModel, advance: Callable[[], None]) -> dict[str, float]:
         """Returns `bleu4`, `rouge1`, `rouge2` and `rougel`, each 0 to 1."""
-        outputs = [""] * len(self.prompts)
-        for indices, answers in self._generate(model):
+        mine: dict[int, str] = {}
+        for indices, answers in self._generate(parallel.model):
             for index, answer in zip(indices, answers, strict=True):
-                outputs[index] = self.encoder.decode(answer)
+                mine[int(index)] = self.encoder.decode(answer)
             advance()
+        outputs = [""] * len(self.prompts)
+        for texts in self.groups.data.gather_objects(list(mine.items())):
+            for index, text in texts:
+                outputs[index] = text
         self.generations = [
             {"source": prompt.source, "output": output, "target": prompt.target}
             for prompt, output in zip(self.prompts, outputs, strict=True)
@@ -138,12 +186,25 @@ class GenerationEvaluation:
 
     def _generate(self, model: Any) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
         """Batches of prompt indices with the token ids of their answers, end token cut off."""
-        import paddle
-
         generating = model if hasattr(model, "prefix_config") else getattr(model, "model", model)
         ends = [self.encoder.eos_token_id, *getattr(self.encoder, "chat_end_ids", ())]
-        for number, indices in enumerate(self._batches):
-            paddle.seed(derive_seed(self.seed, "generate", number))
+        config = getattr(generating, "config", None) or generating.model.config
+        split_logits, config.tensor_parallel_output = config.tensor_parallel_output, False
+        try:
+            yield from self._generate_batches(generating, ends)
+        finally:
+            config.tensor_parallel_output = split_logits
+
+    def _generate_batches(
+        self, generating: Any, ends: list[int]
+    ) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+        import paddle
+
+        for indices in self._batches:
+            if not len(indices):
+                yield indices, []
+                continue
+            paddle.seed(derive_seed(self.seed, "generate", self._numbers[int(indices[0])]))
             batch = collate_prompts(
                 [self.prompts[i] for i in indices], pad_token_id=self.encoder.pad_token_id
             )

@@ -21,32 +21,56 @@ if TYPE_CHECKING:
 
     import paddle
 
+    from finetune.parallel.groups import Group
+
 
 def logits_of(outputs: Any) -> paddle.Tensor:
     """The logits [batch, length, vocabulary] of a causal model's outputs, tuple or not."""
     return outputs[0] if isinstance(outputs, list | tuple) else getattr(outputs, "logits", outputs)
 
 
-def token_loss_sum(logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+def token_loss_sum(
+    logits: paddle.Tensor, labels: paddle.Tensor, tensor_group: Group | None = None
+) -> paddle.Tensor:
     """Cross-entropy summed over label tokens, in float32.
 
     Args:
-        logits: [..., vocabulary], any float dtype.
+        logits: [..., vocabulary], any float dtype; under tensor parallelism [..., this rank's vocabulary].
         labels: [...], int64; positions that hold IGNORE_INDEX count nothing.
+        tensor_group: Ranks that hold the other parts of the vocabulary.
 
     Returns:
-        A float32 scalar in nats.
+        A float32 scalar in nats, the same on all ranks of the group.
     """
     import paddle
     import paddle.nn.functional as F
 
     with paddle.amp.auto_cast(enable=False):
-        return F.cross_entropy(
-            logits.astype("float32").reshape([-1, logits.shape[-1]]),
-            labels.reshape([-1]),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-        )
+        rows = logits.astype("float32").reshape([-1, logits.shape[-1]])
+        if tensor_group is None or tensor_group.size == 1:
+            return F.cross_entropy(rows, labels.reshape([-1]), ignore_index=IGNORE_INDEX, reduction="sum")
+        from paddle.distributed.fleet.meta_parallel import ParallelCrossEntropy
+
+        # Padding of the labels is dealt with by LabelPositions: every label is a token here.
+        return ParallelCrossEntropy(ignore_index=IGNORE_INDEX)(rows, labels.reshape([-1, 1])).sum()
+
+
+def best_tokens(logits: paddle.Tensor, tensor_group: Group) -> paddle.Tensor:
+    """The most likely token of each position, int64 [...]; of equals the first one.
+
+    Args:
+        logits: [..., vocabulary] or, under tensor parallelism, [..., this rank's vocabulary].
+        tensor_group: Ranks that hold the other parts of the vocabulary.
+    """
+    import paddle
+
+    best = logits.argmax(axis=-1)
+    if tensor_group.size == 1:
+        return best
+    values = paddle.stack(tensor_group.all_gather(logits.max(axis=-1).astype("float32")))
+    places = paddle.stack(tensor_group.all_gather(best + tensor_group.position * logits.shape[-1]))
+    winner = values.argmax(axis=0, keepdim=True)
+    return paddle.take_along_axis(places, winner, axis=0).squeeze(0)
 
 
 class LabelPositions:
@@ -61,13 +85,18 @@ class LabelPositions:
             states [batch, length, hidden] (or [batch * length, hidden]).
         length_first: Whether it is called with [length, batch, hidden] instead, and swaps the first
             two axes itself.
+        rows_divided: Whether it is called with this rank's part of the hidden states and puts the rows together
+            itself (sequence parallelism). Then all logits are computed and the label rows are taken from them.
     """
 
-    def __init__(self, head: Any, *, length_first: bool = False):
+    def __init__(self, head: Any, *, length_first: bool = False, rows_divided: bool = False):
         self._rows: paddle.Tensor | None = None
         self._length_first = length_first
-        head.register_forward_pre_hook(self._gather)
-        head.register_forward_post_hook(self._flatten)
+        if rows_divided:
+            head.register_forward_post_hook(self._pick)
+        else:
+            head.register_forward_pre_hook(self._gather)
+            head.register_forward_post_hook(self._flatten)
 
     def _gather(self, _layer: Any, inputs: tuple) -> tuple | None:
         if self._rows is None:
@@ -75,6 +104,12 @@ class LabelPositions:
         hidden = inputs[0].transpose([1, 0, 2]) if self._length_first else inputs[0]
         kept = hidden.reshape([-1, hidden.shape[-1]]).gather(self._rows)
         return (kept.unsqueeze(1) if self._length_first else kept, *inputs[1:])
+
+    def _pick(self, _layer: Any, _inputs: tuple, logits: Any) -> Any:
+        if self._rows is None:
+            return None
+        rows = logits.transpose([1, 0, 2]) if self._length_first else logits
+        return rows.reshape([-1, rows.shape[-1]]).gather(self._rows)
 
     def _flatten(self, _layer: Any, _inputs: tuple, logits: Any) -> Any:
         if self._rows is None or not self._length_first:

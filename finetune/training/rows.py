@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ class Batch:
         segments: For each row its samples in a row: (tokens, sample index).
         num_tokens: Tokens that are not padding.
         num_label_tokens: Labels that are not IGNORE_INDEX.
+        weight: 0.0 for a batch that only keeps a rank in step with the others, else 1.0.
     """
 
     inputs: dict[str, np.ndarray]
@@ -38,6 +39,11 @@ class Batch:
     segments: list[list[tuple[int, int]]]
     num_tokens: int
     num_label_tokens: int
+    weight: float = 1.0
+
+    def idle(self) -> Batch:
+        """This batch as one that counts nothing, for a rank that has no samples of its own left."""
+        return replace(self, num_tokens=0, num_label_tokens=0, weight=0.0)
 
     def tensors(self) -> dict[str, Any]:
         """The arguments of the model as Paddle tensors."""

@@ -9,37 +9,49 @@ batch; all randomness is keyed by (seed, step, sample); a checkpoint is whole or
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import paddle
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer
 from paddlenlp.trainer.trainer_callback import TrainerState
 
-from finetune.adapters.checkpoint import is_adapter, load_adapter_weights, save_adapter
-from finetune.files import give_usual_mode, write_json
 from finetune.interruption import Interrupted
+from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.joint_steps import together
+from finetune.parallel.parallel_model import ParallelModel
+from finetune.parallel.phases import phase
+from finetune.parallel.start import on_first
+from finetune.parallel.watch import close_watch
 from finetune.training.checkpoint import find_fault, rotate, step_of, write_checkpoint
-from finetune.training.gradient_norm import RecordingClip
-from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
+from finetune.training.gradient_norm import clip_factor
 from finetune.training.memory import peak_memory_bytes
-from finetune.training.optimizer_state import load_optimizer, load_scheduler, save_optimizer, save_scheduler
-from finetune.training.seeding import derive_seed
+from finetune.training.saved_state import SavedState
+from finetune.training.step import StepWork, count_tokens
 
 if TYPE_CHECKING:
-    from finetune.adapters.neftune import EmbeddingNoise
+    from finetune.parallel.pipe.stage import Stage
     from finetune.training.batch_source import BatchSource
     from finetune.training.evaluation import Evaluation
+    from finetune.training.loss import LabelPositions
     from finetune.training.progress import ProgressReporter
-    from finetune.training.rows import Batch
     from finetune.training.run_log import RunLog
 
-STATE_FILE = "trainer_state.json"
-POSITION_FILE = "data_position.json"
+
+class Randomness(Protocol):
+    """Something that draws by sample."""
+
+    def active(self, step: int, rows: Sequence[Sequence[tuple[int, int]]]) -> AbstractContextManager[None]:
+        """Draws within the block for a micro-batch of an optimizer step.
+
+        Args:
+            step: The optimizer step.
+            rows: For each row of the batch its samples in a row: (tokens, sample index).
+        """
+        ...
 
 
 class FinetuneTrainer(Trainer):
@@ -51,8 +63,14 @@ class FinetuneTrainer(Trainer):
         batches: Gives the batches of each step; None when only evaluating.
         evaluation: What `evaluate` runs, or None.
         tokenizer: PaddleNLP's tokenizer, saved beside the weights.
-        label_positions: Restricts logits to labelled positions.
-        noise: NEFTune noise, or None.
+        label_positions: Restricts logits to labelled positions; None where no logits are computed.
+        randomness: What draws by sample, such as NEFTune noise and dropout.
+        groups: The run's process groups.
+        stage: This rank's stage of the pipeline, or None.
+        sharding_stage: 0 to 3.
+        layers: Decoder layers of this rank.
+        unified: Whether checkpoints hold whole tensors, or a file for each rank.
+        replica_check_steps: Steps between comparisons of what ranks must agree on; 0: at start and saves only.
     """
 
     def __init__(
@@ -63,8 +81,14 @@ class FinetuneTrainer(Trainer):
         batches: BatchSource | None,
         evaluation: Evaluation | None,
         tokenizer: Any,
-        label_positions: LabelPositions,
-        noise: EmbeddingNoise | None = None,
+        label_positions: LabelPositions | None,
+        randomness: Sequence[Randomness] = (),
+        groups: ProcessGroups | None = None,
+        stage: Stage | None = None,
+        sharding_stage: int = 0,
+        layers: Sequence[Any] = (),
+        unified: bool = True,
+        replica_check_steps: int = 0,
     ):
         super().__init__(model=model, args=args, tokenizer=tokenizer)
         for callback in (PrinterCallback, ProgressCallback):
@@ -74,14 +98,26 @@ class FinetuneTrainer(Trainer):
         self.control: Any
         self.evaluation = evaluation
         self.label_positions = label_positions
-        self.noise = noise
+        self.randomness = randomness
+        self.unified, self.replica_check_steps = unified, replica_check_steps
+        self.groups = groups or ProcessGroups()
+        self.parallel = ParallelModel(
+            model,
+            self.groups,
+            stage=stage,
+            sharding_stage=sharding_stage,
+            layers=layers,
+            is_prefix=hasattr(model, "prefix_config"),
+        )
+        self.saved = SavedState(self)
         self.progress: ProgressReporter | None = None
         self.run_log: RunLog | None = None
-        self._clip = RecordingClip(args.max_grad_norm)
+        self._norm = float("nan")
         self._stop_signal: int | None = None
+        self._stops = False
         self._loaded_step: int | None = None
-        self._totals = {"loss": 0.0, "steps": 0, "seconds": 0.0, "num_tokens": 0, "num_label_tokens": 0}
-        self._interval = {"num_tokens": 0, "num_label_tokens": 0, "seconds": 0.0}
+        self.totals = {"loss": 0.0, "steps": 0, "seconds": 0.0, "num_tokens": 0, "num_label_tokens": 0}
+        self.interval = {"num_tokens": 0, "num_label_tokens": 0, "seconds": 0.0}
         self._last_evaluation: tuple[int, dict[str, float]] | None = None
 
     # ---------------------------------------------------------------- what is planned
@@ -90,7 +126,8 @@ class FinetuneTrainer(Trainer):
     def global_batch_size(self) -> int:
         """Samples that one optimizer step consumes over all processes."""
         args = self.args
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+        per_rank = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return per_rank * self.groups.layout.data_world
 
     def plan_steps(self) -> int:
         """The number of optimizer steps of the whole run."""
@@ -99,15 +136,16 @@ class FinetuneTrainer(Trainer):
         return max(1, round(self.batches.steps_per_epoch * self.args.num_train_epochs))
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
-        """PaddleNLP's optimizer, with clipping that also remembers the norm for the log.
+        """PaddleNLP's optimizer on what this rank updates; clipping is done before it is called.
 
         Weight decay is for matrices: norms and biases go without. PaddleNLP tells them by the words
         "norm" and "bias" in their names, which misses the norms of families that call them `ln_1`.
         """
+        replicas = self.parallel.replicas
+        self.optimizer_grouped_parameters = replicas.optimizer_parameters()
         optimizer = super().create_optimizer(lr_scheduler)
-        optimizer._grad_clip = self._clip
-        decayed = {parameter.name for parameter in self.model.parameters() if parameter.ndim > 1}
-        optimizer._apply_decay_param_fun = decayed.__contains__
+        optimizer._grad_clip = None
+        optimizer._apply_decay_param_fun = replicas.is_decayed
         return optimizer
 
     # ---------------------------------------------------------------- training
@@ -129,7 +167,7 @@ class FinetuneTrainer(Trainer):
         self.create_optimizer_and_scheduler(max_steps)
         self.state = TrainerState(max_steps=max_steps, num_train_epochs=self._num_epochs(max_steps))
         if resume_from_checkpoint is not None:
-            self._restore(Path(resume_from_checkpoint))
+            self.saved.restore(Path(resume_from_checkpoint))
         self.model_wrapped = self._wrap_model(self.model_wrapped)
         self.callback_handler.optimizer = self.optimizer
         self.callback_handler.lr_scheduler = self.lr_scheduler
@@ -137,6 +175,7 @@ class FinetuneTrainer(Trainer):
         previous = signal.signal(signal.SIGTERM, self._note_signal)
         if self.progress:
             self.progress.start()
+        self._check_replicas("at the start")
         try:
             self._run_steps()
         finally:
@@ -150,17 +189,21 @@ class FinetuneTrainer(Trainer):
             self._load_best(Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name)
         return self._training_metrics()
 
+    def _check_replicas(self, what: str) -> None:
+        phase("comparing replicas", self.state.global_step)
+        self.parallel.check_replicas(what)
+
     def _load_best(self, best: Path) -> None:
         """Puts the best weights in place, or says why the last ones stay."""
         if step_of(best) == self.state.global_step:
             return
-        fault = find_fault(best) if best.is_dir() else "it is gone"
+        fault = on_first(self.groups, lambda: find_fault(best) if best.is_dir() else "it is gone")
         if fault:
             self.say(
                 f"warning: the best checkpoint {best} cannot be used: {fault}. The last weights are kept."
             )
             return
-        self._load_weights(best)
+        self.saved.load_weights(best)
         self._loaded_step = step_of(best)
         self._last_evaluation = None
 
@@ -190,36 +233,36 @@ class FinetuneTrainer(Trainer):
     def _optimizer_step(self, step: int) -> dict[str, float]:
         """Forward, backward and update for global batch `step`; the figures of its log record."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
+        phase("reading", step + 1)
         batches = self.batches.micro_batches(step)
-        num_label_tokens = sum(batch.num_label_tokens for batch in batches)
-        loss = 0.0
-        for number, batch in enumerate(batches):
-            paddle.seed(derive_seed(self.args.seed, "step", step, number))
-            loss += self._forward_backward(batch, step, num_label_tokens)
+        num_tokens, num_label_tokens, self._stops = count_tokens(
+            batches, self.groups, stop=self._stop_signal is not None
+        )
+        work = StepWork(self, step, batches, num_label_tokens=num_label_tokens)
+        loss = self.parallel.train(work, len(batches))
+        phase("gradients", step + 1)
+        loss, norm = self.parallel.sum_gradients(loss)
+        scale = float(self.scaler._scale) if self.do_grad_scaling else 1.0
+        loss, self._norm = loss / scale, norm / scale
         self._check_finite(loss, step)
         learning_rate = float(self.lr_scheduler.get_lr())
         self._update_weights()
-        num_tokens = sum(batch.num_tokens for batch in batches)
         return self._count(loss, num_tokens, num_label_tokens) | {"learning_rate": learning_rate}
 
-    def _forward_backward(self, batch: Batch, step: int, num_label_tokens: int) -> float:
-        """Adds one micro-batch's gradients; returns its share of the step's loss."""
-        noise = self.noise.active(step, batch.segments) if self.noise else nullcontext()
-        with noise, self.label_positions.only(paddle.to_tensor(batch.labels)) as label_ids:
-            with self.autocast_smart_context_manager():
-                logits = logits_of(self.model_wrapped(**batch.tensors()))
-            loss = token_loss_sum(logits, label_ids) / num_label_tokens
-            (self.scaler.scale(loss) if self.do_grad_scaling else loss).backward()
-        return float(loss)
-
     def _update_weights(self) -> None:
+        phase("update", self.state.global_step + 1)
+        replicas = self.parallel.replicas
+        factor = clip_factor(self._norm, self.args.max_grad_norm)
+        if factor != 1.0:
+            replicas.scale_gradients(factor)
         if self.do_grad_scaling:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
             self.optimizer.step()
+        replicas.after_update()
         self.lr_scheduler.step()
-        self.optimizer.clear_grad()
+        replicas.clear_gradients()
 
     def _check_finite(self, loss: float, step: int) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):
@@ -231,12 +274,12 @@ class FinetuneTrainer(Trainer):
     def _count(self, loss: float, num_tokens: int, num_label_tokens: int) -> dict[str, float]:
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
-        for totals in (self._totals, self._interval):
+        for totals in (self.totals, self.interval):
             totals["num_tokens"] += num_tokens
             totals["num_label_tokens"] += num_label_tokens
             totals["seconds"] += seconds
-        self._totals["loss"] += loss
-        self._totals["steps"] += 1
+        self.totals["loss"] += loss
+        self.totals["steps"] += 1
         return {"loss": loss, "num_tokens": num_tokens}
 
     def _after_step(self, record: dict[str, float]) -> None:
@@ -247,26 +290,30 @@ class FinetuneTrainer(Trainer):
         if self.control.should_log or self.state.global_step == self.state.max_steps:
             self._log_step(record)
         metrics = self.evaluate() if self.control.should_evaluate else None
-        if self.control.should_save or self._stop_signal:
+        if self.replica_check_steps and self.state.global_step % self.replica_check_steps == 0:
+            self._check_replicas(f"after step {self.state.global_step}")
+        if self.control.should_save or self._stops:
+            self._check_replicas(f"after step {self.state.global_step}")
             self._save_checkpoint(self.model_wrapped, metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        if self._stop_signal and self.state.global_step < self.state.max_steps:
+        if self._stops and self.state.global_step < self.state.max_steps:
+            close_watch()  # all processes end here
             raise Interrupted(
-                f"stopped by signal {signal.Signals(self._stop_signal).name} after step {self.state.global_step} "
+                f"stopped by signal {signal.Signals(self._stop_signal or signal.SIGTERM).name} after step {self.state.global_step} "
                 f"of {self.state.max_steps}; it is saved, start the same command again to continue"
             )
         if metrics is not None or self.control.should_save:
             self._mark = time.perf_counter()
 
     def _log_step(self, record: dict[str, float]) -> None:
-        interval, self._interval = self._interval, dict.fromkeys(self._interval, 0)
+        interval, self.interval = self.interval, dict.fromkeys(self.interval, 0)
         record = {
             **{key: record[key] for key in ("step", "epoch", "loss", "learning_rate")},
-            "grad_norm": self._clip.last_norm(),
+            "grad_norm": self._norm,
             "num_tokens": int(interval["num_tokens"]),
             "num_label_tokens": int(interval["num_label_tokens"]),
             "tokens_per_second": interval["num_tokens"] / max(interval["seconds"], 1e-9),
-            "seconds": self._totals["seconds"],
+            "seconds": self.totals["seconds"],
             "memory_bytes": peak_memory_bytes(),
         }
         if self.run_log:
@@ -279,7 +326,7 @@ class FinetuneTrainer(Trainer):
         self._stop_signal = number
 
     def _training_metrics(self) -> dict[str, float]:
-        totals = self._totals
+        totals = self.totals
         return {
             "train_loss": totals["loss"] / max(totals["steps"], 1),
             "train_steps": totals["steps"],
@@ -310,6 +357,7 @@ class FinetuneTrainer(Trainer):
             return self._last_evaluation[1]
         assert self.evaluation is not None
         began = time.perf_counter()
+        phase("evaluation", step)
         self.model.eval()
         watch = (
             self.progress.evaluating(self.evaluation.num_batches, self.evaluation.label)
@@ -317,7 +365,7 @@ class FinetuneTrainer(Trainer):
             else nullcontext(lambda: None)
         )
         with watch as advance, self.autocast_smart_context_manager():
-            raw = self.evaluation.run(self.model, advance)
+            raw = self.evaluation.run(self.parallel, advance)
         self.model.train()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in raw.items()}
         record = {"step": step, "epoch": self.state.epoch or 0.0} | metrics
@@ -338,10 +386,13 @@ class FinetuneTrainer(Trainer):
     def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
         output_dir = Path(self.args.output_dir)
         self._note_best(metrics)
-        newest = write_checkpoint(output_dir, self.state.global_step, self._write_checkpoint_files)
+        phase("saving", self.state.global_step)
+        newest = write_checkpoint(output_dir, self.state.global_step, self.saved.write, self.groups)
         best = self.state.best_model_checkpoint
         best_path = output_dir / Path(best).name if best else None
-        rotate(output_dir, keep=self.args.save_total_limit, best=best_path, newest=newest)
+        with together(self.groups):
+            if self.groups.is_first:
+                rotate(output_dir, keep=self.args.save_total_limit, best=best_path, newest=newest)
 
     def _note_best(self, metrics: dict[str, float] | None) -> None:
         if metrics is None or self.args.metric_for_best_model is None:
@@ -352,49 +403,3 @@ class FinetuneTrainer(Trainer):
         if best is None or (value > best if self.args.greater_is_better else value < best):
             self.state.best_metric = value
             self.state.best_model_checkpoint = f"checkpoint-{self.state.global_step}"
-
-    def _write_checkpoint_files(self, folder: Path) -> None:
-        self.write_model(folder)
-        save_optimizer(folder, self.model, self.optimizer)
-        save_scheduler(folder, self.lr_scheduler, self.scaler if self.do_grad_scaling else None)
-        position = self.batches.save(folder, self.state.global_step)
-        counts = {"totals": self._totals, "interval": self._interval}
-        write_json(folder / POSITION_FILE, position | counts)
-        self.state.save_to_json(str(folder / STATE_FILE))
-
-    def write_model(self, folder: Path) -> None:
-        """Writes weights or adapter, configuration and tokenizer files into a folder."""
-        if is_adapter(self.model):
-            save_adapter(self.model, folder, num_tokens=len(self.tokenizer))
-        else:
-            self.model.save_pretrained(str(folder), safe_serialization=True, max_shard_size="5GB")
-        self.tokenizer.save_pretrained(str(folder))
-        for path in folder.glob("*.safetensors"):
-            give_usual_mode(path)
-
-    def _restore(self, checkpoint: Path) -> None:
-        """Takes up weights, optimizer, schedule and position where a checkpoint left them."""
-        self._load_weights(checkpoint)
-        load_optimizer(checkpoint, self.model, self.optimizer)
-        load_scheduler(checkpoint, self.lr_scheduler, self.scaler if self.do_grad_scaling else None)
-        saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-        saved.max_steps, saved.num_train_epochs = self.state.max_steps, self.state.num_train_epochs
-        self.state = saved
-        position = _read_position(checkpoint)
-        note = self.batches.restore(checkpoint, position)
-        self._totals |= position["totals"]
-        self._interval |= position["interval"]
-        if note:
-            self.say(note)
-
-    def _load_weights(self, folder: Path) -> None:
-        if is_adapter(self.model):
-            load_adapter_weights(self.model, folder)
-        else:
-            from finetune.models.loading import load_weights
-
-            load_weights(self.model, folder)
-
-
-def _read_position(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))

@@ -64,3 +64,12 @@ def test_no_noise_outside_the_block(embedding):
     EmbeddingNoise(embedding, alpha=ALPHA, seed=1)
     ids = paddle.ones([1, 6], "int64")
     np.testing.assert_array_equal(embedding(ids).numpy()[0], np.tile(embedding.weight.numpy()[1], (6, 1)))
+
+
+def test_noise_leaves_paddles_own_random_numbers_alone(embedding):
+    noise = EmbeddingNoise(embedding, alpha=ALPHA, seed=1)
+    paddle.seed(4)
+    expected = paddle.rand([5]).numpy()
+    paddle.seed(4)
+    noise_of(embedding, noise, paddle.ones([1, 6], "int64"), 3, [[(6, 12)]])
+    np.testing.assert_array_equal(paddle.rand([5]).numpy(), expected)

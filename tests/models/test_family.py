@@ -46,11 +46,17 @@ def test_prefix_geometry_counts_key_value_heads():
 
 
 def test_parallel_degrees_that_do_not_fit_are_named_with_the_size():
-    assert LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=4, pipeline_degree=4) == []
+    assert LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=2, pipeline_degree=4) == []
     faults = LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=3, pipeline_degree=5)
-    assert len(faults) == 2
-    assert "tensor_parallel_degree is 3 but must divide num_attention_heads, which is 8" in faults[0]
-    assert "pipeline_parallel_degree is 5 but this model has 4 layers" in faults[1]
+    assert [fault.split(":")[0] for fault in faults] == [
+        "tensor_parallel_degree is 3 but must divide num_attention_heads, which is 8 in this model",
+        "tensor_parallel_degree is 3 but must divide num_key_value_heads, which is 2 in this model",
+        "pipeline_parallel_degree is 5 but this model has 4 layers",
+    ]
+    assert faults[0].endswith("choose 1, 2, 4 or 8")
+    assert LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=1, pipeline_degree=2, virtual_degree=2) == []
+    (fault,) = LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=1, pipeline_degree=3, virtual_degree=2)
+    assert "pipeline_parallel_degree is 3 x virtual_pp_degree 2 but this model has 4 layers" in fault
 
 
 ROPE_CASES = [

@@ -150,7 +150,7 @@ def test_tensor_parallel_ranks_hold_parts_of_the_whole(llama_folder, fused):
     for rank in range(2):
         overrides = {"tensor_parallel_degree": 2, "tensor_parallel_rank": rank, "fuse_attention_ffn": fused}
         config = build_config(resolved, model_class, dtype="float32", overrides=overrides)
-        readers = plan_readers(model_class, config, Checkpoint(llama_folder))
+        readers = plan_readers(model_class, config, Checkpoint(llama_folder), family=resolved.family)
         ranks.append({name: np.asarray(read()) for name, read in readers.items()})
 
     def joined(name, axis):

@@ -11,7 +11,8 @@ from finetune.errors import UserError
 from finetune.models import parameters
 from finetune.models.family import get_family
 from finetune.models.loading import load_model, load_weights, resolve_model
-from finetune.models.vocabulary import VocabularyGrowth, find_growth, grown_reader, is_other_tokenizer
+from finetune.models.tensor_splits import Split
+from finetune.models.vocabulary import VocabularyGrowth, find_growth, grown_part_reader, is_other_tokenizer
 
 
 @pytest.fixture
@@ -91,12 +92,21 @@ def test_the_models_own_folder_is_no_other_tokenizer(tmp_path):
     assert is_other_tokenizer("org/tokenizer", Path("org/model"))
 
 
-def test_a_tensor_to_be_split_grows_before(small_slices):
+@pytest.mark.parametrize(
+    ("old", "degree", "expected"),
+    [
+        (4, 2, [[[0, 1, 2], [4, 5, 6], [8, 9, 10]], [[3, 1.5, 1.5], [7, 5.5, 5.5], [11, 9.5, 9.5]]]),
+        (4, 3, [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]], [[1.5] * 2, [5.5] * 2, [9.5] * 2]]),
+    ],
+)
+def test_parts_of_a_tensor_that_grows(small_slices, old, degree, expected):
     array = np.arange(12, dtype=np.float16).reshape(3, 4)
-    grown = grown_reader(lambda: array, VocabularyGrowth(4, 6, ("lm_head",)))()
-    np.testing.assert_array_equal(
-        grown, [[0, 1, 2, 3, 1.5, 1.5], [4, 5, 6, 7, 5.5, 5.5], [8, 9, 10, 11, 9.5, 9.5]]
-    )
+    growth = VocabularyGrowth(old, 6, ("lm_head",))
+    for rank in range(degree):
+        read = grown_part_reader(lambda: array, growth, Split(-1, unit=6), degree=degree, rank=rank)
+        np.testing.assert_array_equal(read(), expected[rank])
+        rows = grown_part_reader(lambda: array.T, growth, Split(0, unit=6), degree=degree, rank=rank)
+        np.testing.assert_array_equal(rows().T, expected[rank])
 
 
 @pytest.mark.usefixtures("small_slices")

@@ -1,0 +1,1 @@
+"""Training on several processes: layouts, process groups, pipelines, sharding."""

@@ -1,0 +1,201 @@
+"""A model as the ranks of a run compute it together: pipeline, replicas, and the sums that tie them.
+
+The gradient of a step is the same in every layout. What a rank's backward passes leave is a part of it:
+
+- over the data axis every rank has the gradient of its own samples: summed over replicas (`replicas.py`);
+- a weight that tensor parallelism splits has the gradient of its slice; a whole weight has the same gradient on every
+  tensor rank, except where a rank sees part of the activations only (norms under sequence parallelism, the keys and
+  values of a trained prefix): summed over the tensor group;
+- an embedding that is also the output layer has one part on the first stage of a pipeline and one on the last, a
+  prefix has one on each stage: summed over the pipeline.
+
+The global norm counts slices of split weights once each, everything else once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import paddle
+
+from finetune.adapters.checkpoint import base_model
+from finetune.models.parameter_names import named_weights
+from finetune.models.sequence_parallel import set_row_length
+from finetune.parallel.groups import Group, ProcessGroups
+from finetune.parallel.pipe.engine import Pipeline, Work
+from finetune.parallel.pipe.stage import Stage
+from finetune.parallel.replica_hashes import check_replicas
+from finetune.parallel.replicas import start_replicas
+
+
+class ParallelModel:
+    """This rank's part of the model.
+
+    Args:
+        model: The model or the adapter on it, as this rank holds it.
+        groups: The run's process groups.
+        stage: This rank's stage of the pipeline; None without one.
+        sharding_stage: 0 to 3.
+        layers: Decoder layers of this rank, for sharding stage 3.
+        is_prefix: Whether all that is trained is a prefix, which every rank holds whole.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        groups: ProcessGroups,
+        *,
+        stage: Stage | None = None,
+        sharding_stage: int = 0,
+        layers: Sequence[Any] = (),
+        is_prefix: bool = False,
+    ):
+        self.model, self.groups = model, groups
+        self.pipeline = Pipeline(stage, groups.pipeline) if stage else None
+        weights = named_weights(model)
+        self._sizes = {name: int(parameter.size) for name, parameter in weights.items()}
+        self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
+        self._held_twice = self._find_shared(weights)
+        self.replicas = start_replicas(model, groups, sharding_stage, layers=layers)
+        self.logits_group = _logits_group(model, groups)
+        self._is_prefix = is_prefix
+        self._tensor_partial = self._find_tensor_partial()
+        self._shared = self._held_twice & set(self.names)
+
+    @property
+    def computes_loss(self) -> bool:
+        """Whether the logits come out on this rank."""
+        return self.pipeline is None or self.pipeline.is_last
+
+    @property
+    def speaks_for_samples(self) -> bool:
+        """Whether this rank's sums over its samples count: one rank for each share of the data."""
+        return self.computes_loss and self.groups.tensor.is_first
+
+    def count_parameters(self) -> tuple[int, int, list[int]]:
+        """Parameters of the whole model, those of them that are trained, and how many each rank holds."""
+        own = total = trained = 0
+        for name, parameter in named_weights(self.model).items():
+            size = self._sizes[name]
+            own += size
+            is_split = getattr(parameter, "is_distributed", False)
+            counts = (is_split or self.groups.tensor.is_first) and (
+                name not in self._held_twice or self.groups.pipeline.is_first
+            )
+            total += size if counts else 0
+            trained += size if counts and not parameter.stop_gradient else 0
+        gathered = self.groups.world.gather_objects([own, total, trained])
+        members = [gathered[self.groups.world.ranks.index(rank)] for rank in self.groups.model.ranks]
+        held = [each[0] for each in gathered]
+        return sum(each[1] for each in members), sum(each[2] for each in members), held
+
+    def check_replicas(self, what: str) -> None:
+        """Compares what ranks must agree on.
+
+        Args:
+            what: When this is, such as "after step 12".
+
+        Raises:
+            ReplicasDiverged: With the weights and the ranks that differ.
+        """
+        is_sliced = self.replicas.stage == 3
+        if is_sliced:
+            names = self.replicas.tensor_names()
+            tensors = {names[each.name]: each for each in self.replicas.optimizer_parameters()}
+        else:
+            tensors = named_weights(self.model)
+        whole = [name for name, each in tensors.items() if not getattr(each, "is_distributed", False)]
+        check_replicas(tensors, self.groups, what, same_over_tensor=whole, is_sliced_over_sharding=is_sliced)
+
+    def train(self, work: Work, num_micro_batches: int) -> float:
+        """Forward and backward passes of this rank's micro-batches; returns its share of the loss."""
+        if self.pipeline:
+            return self.pipeline.train(work, num_micro_batches)
+        total = 0.0
+        for number in range(num_micro_batches):
+            with work.context(number):
+                loss = work.loss(number, work.forward(number))
+                total += float(loss)
+                loss.backward()
+            work.finished(number)
+        return total
+
+    def call(self, inputs: Mapping[str, Any]) -> Any:
+        """The outputs of this rank's part of the model for a batch."""
+        set_row_length(base_model(self.model), inputs["input_ids"].shape[1])
+        return self.model(**inputs)
+
+    def forward(self, inputs: Mapping[str, Any]) -> Any:
+        """The outputs of one pass without gradients where the logits come out, None elsewhere."""
+        if self.pipeline:
+            return self.pipeline.forward(lambda: self.call(inputs))
+        with paddle.no_grad():
+            return self.call(inputs)
+
+    def total(self, values: list[float]) -> list[float]:
+        """Sums over all samples of what each share of the data counted; the same on every rank."""
+        counted = values if self.speaks_for_samples else [0.0] * len(values)
+        return self.groups.world.all_reduce_numbers(counted)
+
+    def sum_gradients(self, loss: float) -> tuple[float, float]:
+        """Makes the gradients those of the whole global batch.
+
+        Args:
+            loss: This rank's share of the step's loss.
+
+        Returns:
+            The step's loss and the L2 norm of all gradients, the same on every rank.
+        """
+        self.replicas.sum_gradients()
+        self._sum_partial()
+        groups = self.groups
+        squares = self.replicas.squared_norms()
+        counted = math.fsum(value for name, value in squares.items() if self._counts(name))
+        share = loss if self.speaks_for_samples else 0.0
+        # Replicas hold equal sums of squares; one of them is enough.
+        square = counted if groups.data.is_first else 0.0
+        total_loss, total_square = groups.world.all_reduce_numbers([share, square])
+        return total_loss, math.sqrt(total_square)
+
+    def _counts(self, name: str) -> bool:
+        is_split = getattr(self.replicas.trained[name], "is_distributed", False)
+        if not is_split and not self.groups.tensor.is_first:
+            return False
+        return name not in self._shared or self.groups.pipeline.is_first
+
+    def _sum_partial(self) -> None:
+        groups = self.groups
+        if groups.model.size == 1:
+            return
+        if self._tensor_partial:
+            self._sum_over(groups.tensor, self._tensor_partial)
+        if groups.pipeline.size > 1 and (self._shared or self._is_prefix):
+            self._sum_over(groups.pipeline if self._is_prefix else groups.ends, self._shared)
+
+    def _sum_over(self, group: Group, names: set[str]) -> None:
+        for name, gradient in self.replicas.gradients():
+            if name in names:
+                group.all_reduce(gradient)
+
+    def _find_tensor_partial(self) -> set[str]:
+        if self.groups.tensor.size == 1:
+            return set()
+        if self._is_prefix:
+            return set(self.names)
+        return {name for name, each in self.names.items() if getattr(each, "sequence_parallel", False)}
+
+    def _find_shared(self, weights: dict[str, Any]) -> set[str]:
+        """Weights that several stages hold."""
+        if self.groups.pipeline.size == 1:
+            return set()
+        held = self.groups.pipeline.gather_objects(sorted(weights))
+        return {name for name in weights if sum(name in names for names in held) > 1}
+
+
+def _logits_group(model: Any, groups: ProcessGroups) -> Group:
+    """Ranks that each have a part of the vocabulary's logits; PaddleNLP splits a vocabulary that divides evenly."""
+    config = getattr(base_model(model), "config", None)
+    is_split = config is not None and config.vocab_size % groups.tensor.size == 0
+    return groups.tensor if is_split else Group()

@@ -1,0 +1,37 @@
+"""What this process is doing right now, noted so cheaply that every micro-batch can say it."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+
+class Phase(NamedTuple):
+    """A piece of work that a process has begun.
+
+    Attributes:
+        name: What it is, such as "backward".
+        step: Optimizer step it belongs to, counted from 1 as in the log; None outside of steps.
+        since: Beginning, in seconds of the monotonic clock.
+    """
+
+    name: str
+    step: int | None
+    since: float
+
+    def __str__(self) -> str:
+        return self.name if self.step is None else f"{self.name} of step {self.step}"
+
+
+_now = Phase("start", None, time.monotonic())
+
+
+def phase(name: str, step: int | None = None) -> None:
+    """Notes what begins now; costs one assignment, so call it for every micro-batch, save and evaluation batch."""
+    global _now
+    _now = Phase(name, step, time.monotonic())
+
+
+def current_phase() -> Phase:
+    """What was noted last."""
+    return _now

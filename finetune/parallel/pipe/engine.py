@@ -1,0 +1,160 @@
+"""Runs a pipeline's schedule: computes this rank's parts and exchanges hidden states with its neighbours."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import paddle
+
+from finetune.parallel.groups import Group
+from finetune.parallel.pipe.schedule import Event, schedule
+from finetune.parallel.pipe.stage import Stage
+
+_cached_schedule = functools.cache(schedule)
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class Work(Protocol):
+    """What the trainer computes for a micro-batch."""
+
+    def context(self, number: int) -> AbstractContextManager[Any]:
+        """Everything that must hold during the forward pass and the recomputation in the backward pass."""
+        ...
+
+    def forward(self, number: int) -> Any:
+        """The model's outputs; only those of the last part are looked at."""
+        ...
+
+    def loss(self, number: int, outputs: Any) -> Any:
+        """The scalar to differentiate, from the outputs of the last part."""
+        ...
+
+    def finished(self, number: int) -> None:
+        """A backward pass of this micro-batch is done."""
+        ...
+
+
+class Pipeline:
+    """A stage and its neighbours.
+
+    Args:
+        stage: What this rank computes.
+        group: The ranks of the pipeline, first stage first.
+    """
+
+    def __init__(self, stage: Stage, group: Group):
+        self.stage, self.group = stage, group
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the loss is computed here."""
+        return self.stage.plan.holds_last
+
+    def train(self, work: Work, num_micro_batches: int) -> float:
+        """Runs forward and backward passes of all micro-batches.
+
+        Returns:
+            The sum of the losses, on the last stage; 0 elsewhere.
+        """
+        plan = self.stage.plan
+        run = _Run(self, work)
+        for event in _cached_schedule(plan.num_ranks, plan.num_chunks, num_micro_batches, plan.rank):
+            getattr(run, event.kind)(event)
+        return run.total_loss
+
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        """One forward pass through all parts, without gradients.
+
+        Args:
+            compute: Runs the model on this rank's copy of the batch.
+
+        Returns:
+            The outputs of the last part, on the last stage; None elsewhere.
+        """
+        plan, outputs = self.stage.plan, None
+        with paddle.no_grad():
+            for part in range(plan.rank, plan.num_parts, plan.num_ranks):
+                received = self._receive((part - 1) % plan.num_ranks) if part > 0 else None
+                with self.stage.computing(part, received):
+                    outputs = compute()
+                if part < plan.num_parts - 1:
+                    self._send(self.stage.caught(), (part + 1) % plan.num_ranks)
+                    outputs = None
+        return outputs
+
+    def _send(self, tensor: Any, to: int) -> None:
+        """Shape and dtype go first: batches are of any length."""
+        header = [_DTYPES.index(str(tensor.dtype).rpartition(".")[2]), *tensor.shape]
+        self.group.send(paddle.to_tensor(header + [0] * (5 - len(header)), dtype="int64"), to)
+        self.group.send(tensor.detach(), to)
+
+    def _receive(self, source: int) -> Any:
+        header = paddle.zeros([5], dtype="int64")
+        self.group.receive(header, source)
+        dtype, *shape = header.tolist()
+        tensor = paddle.empty([size for size in shape if size], dtype=_DTYPES[dtype])
+        self.group.receive(tensor, source)
+        return tensor
+
+
+class _Run:
+    """One optimizer step's way through the schedule: which tensors are alive."""
+
+    def __init__(self, pipeline: Pipeline, work: Work):
+        self.pipeline, self.work = pipeline, work
+        self.inputs: dict[tuple[int, int], Any] = {}
+        self.outputs: dict[tuple[int, int], Any] = {}
+        self.gradients: dict[tuple[int, int], Any] = {}
+        self.total_loss = 0.0
+        self.last_part = pipeline.stage.plan.num_parts - 1
+
+    def forward(self, event: Event) -> None:
+        key, number = (event.part, event.micro_batch), event.micro_batch
+        received = self.inputs.get(key)
+        stage = self.pipeline.stage
+        with stage.computing(event.part, received), self.work.context(number):
+            outputs = self.work.forward(number)
+            if event.part == self.last_part:
+                loss = self.work.loss(number, outputs)
+                self.total_loss += float(loss)
+                self.outputs[key] = loss
+            else:
+                self.outputs[key] = stage.caught()
+
+    def backward(self, event: Event) -> None:
+        key, number = (event.part, event.micro_batch), event.micro_batch
+        output, received = self.outputs.pop(key), self.inputs.pop(key, None)
+        gradient = self.gradients.pop(key, None)
+        with self.pipeline.stage.computing(event.part, received), self.work.context(number):
+            if not output.stop_gradient:
+                paddle.autograd.backward([output], [gradient])
+        if received is not None:
+            self.gradients[(event.part - 1, number)] = _gradient_of(received)
+        self.work.finished(number)
+
+    def send(self, event: Event) -> None:
+        key = (event.part, event.micro_batch)
+        if event.of == "backward":
+            self.pipeline._send(self.gradients.pop(key), event.peer)
+        else:
+            self.pipeline._send(self.outputs[(event.part - 1, event.micro_batch)], event.peer)
+
+    def receive(self, event: Event) -> None:
+        tensor = self.pipeline._receive(event.peer)
+        if event.of == "backward":
+            self.gradients[(event.part, event.micro_batch)] = tensor
+        else:
+            tensor.stop_gradient = False
+            self.inputs[(event.part, event.micro_batch)] = tensor
+
+
+def _gradient_of(received: Any) -> Any:
+    """The gradient of hidden states that came in; zeros where nothing asked for one."""
+    gradient = received.grad
+    return paddle.zeros_like(received) if gradient is None else gradient
+
+
+__all__: Sequence[str] = ("Pipeline", "Work")

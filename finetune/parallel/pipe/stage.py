@@ -1,0 +1,307 @@
+"""A stage of a pipeline: the family's own model with the layers of one rank.
+
+The model class is built with as many decoder layers as the rank holds, and its list of layers gets the numbers that
+they have in the whole model, so that every parameter has its one-process name and checkpoints, adapters and
+optimizer states need to know nothing of pipelines. What only the first or last stage needs (embedding; final norm
+and output layer) is replaced by stubs elsewhere. Every stage runs the model's ordinary forward pass on the same
+batch, with its own masks and positions; hidden states from the stage before take the place of what comes in at the
+first layer, and what leaves the last layer is caught where the first module behind it would read it.
+
+With virtual stages a rank holds several runs of layers ("chunks") of which one is active at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import nn
+
+from finetune.models.family import Family
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """Which part of a model a pipeline rank holds.
+
+    Attributes:
+        rank: Of the pipeline.
+        num_ranks: Pipeline-parallel degree.
+        num_chunks: Parts per rank (virtual stages).
+    """
+
+    rank: int = 0
+    num_ranks: int = 1
+    num_chunks: int = 1
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of the whole model."""
+        return self.num_ranks * self.num_chunks
+
+    @property
+    def holds_first(self) -> bool:
+        """Whether the embedding is here."""
+        return self.rank == 0
+
+    @property
+    def holds_last(self) -> bool:
+        """Whether the output layer is here."""
+        return self.rank == self.num_ranks - 1
+
+    def layers(self, num_layers: int) -> list[range]:
+        """Numbers of the decoder layers of each chunk; parts differ by one layer at most."""
+        each, more = divmod(num_layers, self.num_parts)
+        starts = [part * each + min(part, more) for part in range(self.num_parts + 1)]
+        parts = range(self.rank, self.num_parts, self.num_ranks)
+        return [range(starts[part], starts[part + 1]) for part in parts]
+
+
+class Absent(nn.Layer):
+    """Stands for a module of another stage; has no weights and hands on what it gets."""
+
+    is_absent = True
+
+    def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
+        """Returns its first argument."""
+        return hidden
+
+
+class AbsentExit(Absent):
+    """Stands for a module behind the last layer; catches what the layers hand on."""
+
+    def __init__(self, state: _StageState):
+        super().__init__()
+        self.__dict__["_state"] = state
+
+    def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
+        """Returns its first argument."""
+        self.__dict__["_state"].catch(hidden)
+        return hidden
+
+
+class AbsentEmbedding(Absent):
+    """Stands for the embedding: gives zeros of the right shape, which the first layer's hook replaces.
+
+    Args:
+        hidden_size: Last axis of the hidden states.
+        weight: The embedding itself where the output layer is tied to it: it keeps its name here.
+    """
+
+    def __init__(self, hidden_size: int, weight: Any = None):
+        super().__init__()
+        self.hidden_size = hidden_size
+        if weight is not None:
+            self.weight = weight
+
+    def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
+        """Token ids [batch, length] -> zeros [batch, length, hidden]."""
+        zeros = paddle.zeros([*hidden.shape, self.hidden_size])
+        zeros.stop_gradient = False  # recomputation gives gradients only to what asks for them
+        return zeros
+
+
+class LocalLayers(nn.LayerList):
+    """A rank's decoder layers under their numbers in the whole model; only the active chunk is seen."""
+
+    def _active(self) -> list[nn.Layer]:
+        layers = list(self._sub_layers.values())
+        chosen = self.__dict__.get("_chosen")
+        return layers if chosen is None else layers[chosen.start : chosen.stop]
+
+    def __iter__(self) -> Iterator[nn.Layer]:
+        return iter(self._active())
+
+    def __len__(self) -> int:
+        return len(self._active())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._active()[index]
+
+
+@dataclass
+class _StageState:
+    """What the hooks of a stage share during one forward pass."""
+
+    received: Any = None
+    caught: Any = None
+    is_catching: bool = False
+
+    def catch(self, hidden: Any) -> None:
+        if self.is_catching and self.caught is None:
+            self.caught = hidden
+
+
+class Stage:
+    """The part of a model that this rank computes.
+
+    Args:
+        plan: Which part.
+        model: The model built by `build_stage`.
+        layers: Its list of layers.
+        state: Shared with the hooks.
+        chunks: Layers of each chunk, as places in `layers`.
+    """
+
+    def __init__(
+        self, plan: StagePlan, model: Any, layers: LocalLayers, state: _StageState, *, chunks: list[range]
+    ):
+        self.plan, self.model, self.layers, self.chunks = plan, model, layers, chunks
+        self._state = state
+        self._owner = next(
+            layer for layer in model.sublayers(include_self=True) if layers in layer.children()
+        )
+
+    @property
+    def decoder_layers(self) -> list[Any]:
+        """All decoder layers of this rank."""
+        return list(self.layers._sub_layers.values())
+
+    @contextmanager
+    def computing(self, part: int, received: Any) -> Iterator[None]:
+        """Within the block the model computes one part (again, where layers are recomputed).
+
+        Args:
+            part: Of the whole model; one of this rank's.
+            received: Hidden states that come in; None for the first part.
+        """
+        self._activate(part // self.plan.num_ranks)
+        state = self._state
+        state.received, state.caught = received, None
+        state.is_catching = part < self.plan.num_parts - 1
+        try:
+            yield
+        finally:
+            state.received, state.is_catching = None, False
+
+    def caught(self) -> Any:
+        """Hidden states that left the last layer of a part that is not the last."""
+        caught, self._state.caught = self._state.caught, None
+        return caught
+
+    def _activate(self, chunk: int) -> None:
+        chosen = self.chunks[chunk]
+        self.layers.__dict__["_chosen"] = chosen
+        numbers = list(self.layers._sub_layers)
+        self.model.config.local_layers = [int(numbers[place]) for place in chosen]
+        if hasattr(self._owner, "num_hidden_layers"):  # loops over this number, not over the list
+            self._owner.num_hidden_layers = len(chosen)
+
+
+def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePlan) -> Any:
+    """Builds the part of a model that a pipeline rank holds; `stage_of` gives its stage.
+
+    Args:
+        model_class: The family's causal language model.
+        config: Of the whole model; it is that of the result, too.
+        family: For names of fields and modules.
+        plan: Which part.
+    """
+    numbers = plan.layers(getattr(config, family.fields.num_layers))
+    own = [number for part in numbers for number in part]
+    local_config = copy.deepcopy(config)
+    setattr(local_config, family.fields.num_layers, len(own))
+    model = model_class(local_config)
+    setattr(local_config, family.fields.num_layers, getattr(config, family.fields.num_layers))
+    model.config.local_layers = own
+    layers = _renumber(_layer_list(model), own)
+    state = _StageState()
+    _replace_ends(model, layers, state, family=family, plan=plan)
+    chunks, start = [], 0
+    for part in numbers:
+        chunks.append(range(start, start + len(part)))
+        start += len(part)
+    for chunk in chunks:
+        layers._active()[chunk.start].register_forward_pre_hook(_Entrance(state))
+    model.__dict__["_stage"] = Stage(plan, model, layers, state, chunks=chunks)
+    return model
+
+
+def stage_of(model: Any) -> Stage | None:
+    """The stage that a model was built as, None for a whole model."""
+    return model.__dict__.get("_stage")
+
+
+class _Entrance:
+    """Puts received hidden states in the place of what comes to the first layer of a chunk."""
+
+    def __init__(self, state: _StageState):
+        self.state = state
+
+    def __call__(self, _layer: Any, inputs: tuple) -> tuple | None:
+        return None if self.state.received is None else (self.state.received, *inputs[1:])
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """All decoder layers of a model."""
+    return list(_layer_list(model)._sub_layers.values())
+
+
+def _layer_list(model: Any) -> nn.LayerList:
+    lists = [(name, layer) for name, layer in model.named_sublayers() if isinstance(layer, nn.LayerList)]
+    outer = [layer for name, layer in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
+    if len(outer) != 1:
+        raise RuntimeError(f"{type(model).__name__} has {len(outer)} lists of layers, expected one")
+    return outer[0]
+
+
+def _renumber(layers: nn.LayerList, numbers: list[int]) -> LocalLayers:
+    kept = list(layers._sub_layers.values())
+    layers._sub_layers.clear()
+    for number, layer in zip(numbers, kept, strict=True):
+        layers._sub_layers[str(number)] = layer
+    layers.__class__ = LocalLayers
+    return layers  # type: ignore[return-value]
+
+
+def _replace_ends(
+    model: Any, layers: LocalLayers, state: _StageState, *, family: Family, plan: StagePlan
+) -> None:
+    """Puts stubs in the place of modules that other stages hold."""
+    hidden_size = int(getattr(model.config, family.fields.hidden_size))
+    inside = {id(layer) for layer in layers.sublayers(include_self=True)}
+    ends = [
+        (name, layer)
+        for name, layer in model.named_sublayers()
+        if id(layer) not in inside and layer.parameters(include_sublayers=False)
+    ]
+    is_entry = {name: bool(set(name.split(".")) & set(family.entry_modules)) for name, _ in ends}
+    embedding = next(layer for name, layer in ends if name.rpartition(".")[2] == family.embedding_module)
+    exits = [layer for name, layer in ends if not is_entry[name]]
+    tied = any(weight is embedding.weight for layer in exits for weight in layer.parameters())
+    for name, layer in ends:
+        if is_entry[name] and not plan.holds_first:
+            stub = Absent()
+            if layer is embedding:
+                kept = embedding.weight if tied and plan.holds_last else None
+                stub = AbsentEmbedding(hidden_size, kept)
+            _put(model, name, stub)
+        elif not is_entry[name] and not plan.holds_last:
+            _put(model, name, AbsentExit(state))
+        elif not is_entry[name] and plan.num_chunks > 1:
+            layer.forward = _Gate(layer.forward, state)
+
+
+class _Gate:
+    """Lets a module behind the last layer rest while a chunk that is not the last is computed."""
+
+    def __init__(self, forward: Any, state: _StageState):
+        self.forward, self.state = forward, state
+
+    def __call__(self, hidden: Any, *arguments: Any, **more: Any) -> Any:
+        if not self.state.is_catching:
+            return self.forward(hidden, *arguments, **more)
+        self.state.catch(hidden)
+        return hidden
+
+
+def _put(model: Any, name: str, layer: nn.Layer) -> None:
+    *parents, last = name.split(".")
+    owner = model
+    for parent in parents:
+        owner = getattr(owner, parent)
+    setattr(owner, last, layer)

@@ -1,0 +1,398 @@
+"""Checkpoints of many processes under the names and shapes of one.
+
+What is split over tensor-parallel ranks is put together on the first of them, one tensor at a time; each stage of
+the pipeline writes its own files through that rank, and rank 0 writes the index. Replicas write nothing. So host memory
+holds one whole tensor and its parts beside the model, and the files are the same whatever the layout was.
+
+All ranks must call the functions here, in the same order. Where a file cannot be written, the rank goes on taking in
+what the others send and raises at the end, so that nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import UserError
+from finetune.files import write_json
+from finetune.models.family import Family, find_family
+from finetune.models.loading import one_process_config
+from finetune.models.shard_files import MODEL_STEM, is_scalar, shard_name, tensor_of
+from finetune.models.tensor_splits import Split, find_split
+from finetune.parallel.groups import Group, ProcessGroups
+from finetune.parallel.joint_steps import together
+from finetune.training.tensor_files import TensorWriter, array_dtype, dtype_name, num_bytes
+
+MODEL_FILES = "model"
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+_SHARED_FOLDER_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class LocalTensor:
+    """A tensor as this rank holds it.
+
+    Attributes:
+        shape: Of this tensor-parallel rank's part.
+        dtype: Paddle's name of its type.
+        read: Gives it; may communicate within the sharding group.
+        split: How it is divided over tensor-parallel ranks; None when all hold it whole.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Any]
+    split: Split | None = None
+
+
+def family_of(config: Any) -> Family:
+    """The family of a PaddleNLP config object."""
+    return find_family(config.to_dict())
+
+
+def find_local_split(name: str, config: Any, family: Family | None = None) -> Split | None:
+    """How a parameter, or optimizer state called `<parameter>/<accumulator>`, is divided in a model.
+
+    Args:
+        name: The tensor.
+        config: The model's PaddleNLP config, with its tensor-parallel degree.
+        family: Its family, where it is known.
+    """
+    degree = config.tensor_parallel_degree
+    if degree <= 1 or is_scalar(name):
+        return None
+    return find_split(family or family_of(config), tensor_of(name), config, degree=degree)
+
+
+def model_weights(model: Any, family: Family | None = None) -> dict[str, LocalTensor]:
+    """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding."""
+    family = family or family_of(model.config)
+    ignored = set(model._keys_to_ignore_on_save or ())
+    names: dict[int, list[str]] = {}
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name not in ignored:
+            names.setdefault(id(tensor), []).append(name)
+    embedding = re.compile(rf"(.*\.)?{family.embedding_module}\.weight")
+    chosen = [next((name for name in same if embedding.fullmatch(name)), same[0]) for same in names.values()]
+    return {name: local_tensor(name, state[name], model.config, family) for name in sorted(chosen)}
+
+
+def local_tensor(name: str, tensor: Any, config: Any, family: Family | None = None) -> LocalTensor:
+    """A tensor of the model as it stands."""
+    return LocalTensor(
+        tuple(tensor.shape), dtype_name(tensor.dtype), lambda: tensor, find_local_split(name, config, family)
+    )
+
+
+def save_model_weights(
+    model: Any,
+    folder: Path,
+    groups: ProcessGroups,
+    *,
+    family: Family | None = None,
+    config: Any = None,
+    max_shard_size: str = "5GB",
+    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Writes weights as safetensors, and the configuration: what PaddleNLP's `save_pretrained` writes in one process.
+
+    Args:
+        model: A model or a stage of one, without adapter.
+        folder: Where to write; the same on all ranks.
+        groups: All ranks call this.
+        family: Record of the model.
+        config: That of the whole model; by default the model's own.
+        max_shard_size: Size of a file beyond which the next is begun, such as "5GB".
+        whole: Makes the parameters whole while they are read, for sharding stage 3.
+    """
+    with whole():
+        save_tensors_of_all(
+            model_weights(model, family),
+            folder,
+            groups,
+            stem=MODEL_FILES,
+            max_bytes=parse_size(max_shard_size),
+        )
+    with together(groups):
+        if groups.is_first:
+            _save_config(model, folder, config)
+
+
+def save_model_shards(
+    model: Any,
+    folder: Path,
+    groups: ProcessGroups,
+    *,
+    family: Family | None = None,
+    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Writes every rank's own part of the weights: `model_state.tpXX_ppYY.pdparams`, and the configuration.
+
+    Args as for `save_model_weights`. `finetune.models.shard_files` reads the files, and so does PaddleNLP.
+    """
+    with whole():
+        save_shards(model_weights(model, family), folder, groups, stem=MODEL_STEM)
+    with together(groups):
+        if groups.is_first:
+            _save_config(model, folder, None)
+
+
+def save_shards(
+    tensors: Mapping[str, LocalTensor],
+    folder: Path,
+    groups: ProcessGroups,
+    *,
+    stem: str,
+    ending: str = ".pdparams",
+) -> None:
+    """Writes what this rank holds as one pickle of arrays, on the first of its replicas.
+
+    Args:
+        tensors: By name; every rank of the sharding group must have the same names.
+        folder: Where to write.
+        groups: All ranks call this.
+        stem: First part of the file name.
+        ending: Last part.
+    """
+    import paddle
+
+    takes_part = groups.coordinates.data == 0
+    state = {name: tensor.read() for name, tensor in sorted(tensors.items())} if takes_part else {}
+    with together(groups):
+        if not groups.data.is_first:
+            return
+        place, layout = groups.coordinates, groups.layout
+        name = shard_name(
+            stem,
+            tensor=place.tensor if layout.tensor > 1 else None,
+            pipeline=place.pipeline if layout.pipeline > 1 else None,
+            ending=ending,
+        )
+        paddle.save(state, str(folder / name), protocol=4)
+
+
+def save_tensors_of_all(
+    tensors: Mapping[str, LocalTensor],
+    folder: Path,
+    groups: ProcessGroups,
+    *,
+    stem: str,
+    max_bytes: int | None = None,
+    always_index: bool = False,
+    index_facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the tensors of all ranks, whole, as `<stem>.safetensors` or numbered files with an index.
+
+    Args:
+        tensors: What this rank has a part in; the same names on all ranks of a stage.
+        folder: Where to write.
+        groups: All ranks call this.
+        stem: First part of the file names.
+        max_bytes: Size of a file beyond which the next is begun.
+        always_index: Whether one file, too, is numbered and has an index.
+        index_facts: More fields of the index.
+
+    Raises:
+        OSError: A file could not be written.
+        RuntimeError: Ranks that should have the same tensors do not.
+    """
+    _check_same(tensors, groups.tensor)
+    _check_same(tensors, groups.sharding)
+    stages = groups.pipeline.gather_objects(
+        {name: _bytes(tensor, groups) for name, tensor in tensors.items()}
+    )
+    plans = [_plan_files(sizes, max_bytes) for sizes in _without_doubles(stages)]
+    num_files = sum(map(len, plans))
+    numbered = num_files > 1 or always_index
+    number = sum(map(len, plans[: groups.pipeline.position]))
+    failure: OSError | None = None
+    # Of several replicas the first writes; those that share its optimizer state take part in reading.
+    for names in plans[groups.pipeline.position] if groups.coordinates.data == 0 else ():
+        number += 1
+        path = folder / (_file_name(stem, number, num_files) if numbered else f"{stem}.safetensors")
+        failure = _write_file(path, {name: tensors[name] for name in names}, groups) or failure
+    with together(groups):
+        if failure is not None:
+            raise failure
+        if numbered and groups.is_first:
+            _write_index(folder, stem, stages=stages, plans=plans, facts=index_facts)
+
+
+def _bytes(tensor: LocalTensor, groups: ProcessGroups) -> int:
+    return num_bytes(tensor.dtype, _whole_shape(tensor, groups.tensor.size))
+
+
+def _whole_shape(tensor: LocalTensor, degree: int) -> tuple[int, ...]:
+    return tensor.split.whole_shape(tensor.shape, degree) if tensor.split else tensor.shape
+
+
+def _check_same(tensors: Iterable[str], group: Group) -> None:
+    """Ranks that would wait for each other over different tensors must not begin."""
+    if group.size == 1:
+        return
+    for other in group.gather_objects(sorted(tensors)):
+        if different := set(other) ^ set(tensors):
+            raise RuntimeError(f"ranks {group.ranks} hold different tensors: {sorted(different)[:5]}")
+
+
+def _without_doubles(stages: list[dict[str, int]]) -> list[dict[str, int]]:
+    """A tied tensor that two stages hold belongs to the earlier one."""
+    seen: set[str] = set()
+    left = []
+    for sizes in stages:
+        left.append({name: size for name, size in sizes.items() if name not in seen})
+        seen |= sizes.keys()
+    return left
+
+
+def _plan_files(sizes: Mapping[str, int], max_bytes: int | None) -> list[list[str]]:
+    files: list[list[str]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not files or (max_bytes is not None and filled + size > max_bytes):
+            files.append([])
+            filled = 0
+        files[-1].append(name)
+        filled += size
+    return files
+
+
+def _file_name(stem: str, number: int, num_files: int) -> str:
+    return f"{stem}-{number:05d}-of-{num_files:05d}.safetensors"
+
+
+def _write_index(
+    folder: Path,
+    stem: str,
+    *,
+    stages: list[dict[str, int]],
+    plans: list[list[list[str]]],
+    facts: Mapping[str, Any] | None,
+) -> None:
+    files = [names for plan in plans for names in plan]
+    placed = {
+        name: _file_name(stem, number, len(files)) for number, names in enumerate(files, 1) for name in names
+    }
+    sizes = {name: size for stage in stages for name, size in stage.items()}
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(placed.items()))}
+    write_json(folder / f"{stem}.safetensors.index.json", index | dict(facts or {}))
+
+
+def _write_file(path: Path, tensors: Mapping[str, LocalTensor], groups: ProcessGroups) -> OSError | None:
+    """Reads, gathers and, on the rank that writes, writes; an error is handed back when all is gathered."""
+    writer, failure = None, None
+    degree = groups.tensor.size
+    try:
+        if groups.data.is_first and groups.tensor.is_first:
+            shapes = {name: (tensor.dtype, _whole_shape(tensor, degree)) for name, tensor in tensors.items()}
+            writer = TensorWriter(path, shapes)
+    except OSError as error:
+        failure = error
+    for name, tensor in tensors.items():
+        value = tensor.read()
+        if not groups.data.is_first:
+            continue
+        array = gather_whole(value, tensor, groups.tensor)
+        try:
+            if writer and not failure and array is not None:
+                writer.write(name, array)
+        except OSError as error:
+            failure = error
+    if writer and failure:
+        writer.abandon()
+    elif writer:
+        try:
+            writer.close()
+        except OSError as error:
+            failure = error
+    return failure
+
+
+def gather_whole(value: Any, tensor: LocalTensor, group: Group) -> np.ndarray | None:
+    """The whole tensor on the first rank of a tensor-parallel group, None on the others; bfloat16 as uint16."""
+    if group.size == 1 or tensor.split is None:
+        return value.numpy() if group.is_first else None
+    if not group.is_first:
+        if value.size:
+            group.send(_as_bytes(value), to=0)
+        return None
+    import paddle
+
+    whole = np.empty(tensor.split.whole_shape(tensor.shape, group.size), array_dtype(tensor.dtype))
+    tensor.split.put(whole, value.numpy(), degree=group.size, rank=0)
+    for rank in range(1, group.size):
+        if not value.size:
+            break
+        part = paddle.empty([value.size * value.element_size()], dtype="uint8")
+        group.receive(part, source=rank)
+        array = part.numpy().view(whole.dtype).reshape(tensor.shape)
+        tensor.split.put(whole, array, degree=group.size, rank=rank)
+    return whole
+
+
+def _as_bytes(value: Any) -> Any:
+    """A tensor's bytes [n]: a type that every backend sends, and no rounding on the way."""
+    return value.detach().contiguous().flatten().view("uint8")
+
+
+def _save_config(model: Any, folder: Path, config: Any) -> None:
+    one_process_config(model, config).save_pretrained(str(folder))
+    if model.can_generate():
+        model.generation_config.save_pretrained(str(folder))
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of "5GB", "200MB" or a number.
+
+    Raises:
+        UserError: Neither.
+    """
+    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)?", str(text).strip().upper())
+    if not match:
+        raise UserError(f"size {text!r} is not understood: write it like 5GB or 200MB")
+    return int(match[1]) * _UNITS.get(match[2], 1)
+
+
+def check_shared_folder(
+    folder: Path, groups: ProcessGroups, *, seconds: float = _SHARED_FOLDER_SECONDS
+) -> None:
+    """Makes sure that all hosts of a run write into the same folder; all ranks must call it.
+
+    Args:
+        folder: The run's output folder; made where it is missing.
+        groups: All ranks.
+        seconds: How long a file of rank 0 may take to be seen elsewhere.
+
+    Raises:
+        UserError: Hosts whose folder is another one; on every rank.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if groups.world.size == 1:
+        return
+    token = folder / f".shared-{groups.world.gather_objects(uuid.uuid4().hex)[0]}"
+    if groups.is_first:
+        token.touch()
+    groups.world.barrier()
+    deadline = time.monotonic() + seconds
+    while not (seen := token.exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    answers = groups.world.gather_objects((socket.gethostname(), groups.rank, seen))
+    if groups.is_first:
+        token.unlink(missing_ok=True)
+    blind = sorted({host for host, _, saw in answers if not saw})
+    if blind:
+        ranks = ", ".join(str(rank) for _, rank, saw in answers if not saw)
+        raise UserError(
+            f"output_dir {folder} is not the same folder on all hosts: {', '.join(blind)} (rank {ranks}) does not see "
+            f"what {answers[0][0]} writes there within {seconds:g} s. Put output_dir on storage that all hosts mount"
+        )

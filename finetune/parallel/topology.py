@@ -1,0 +1,301 @@
+"""How the processes of a run are laid out over the four axes of parallelism, before any of them meet.
+
+Ranks are numbered as Fleet does it: data, pipeline, sharding, tensor, the last one changing fastest, so that a
+tensor-parallel group is a run of neighbouring ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.arguments import Arguments
+    from finetune.models.family import Family
+    from finetune.models.loading import ResolvedModel
+
+SHARDING_STAGES = {"stage1": 1, "stage2": 2, "stage3": 3}
+"""Words of the setting `sharding`: what replicas share out is the optimizer state, gradients too, weights too."""
+
+_MOST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where a rank stands on each axis, counted from 0."""
+
+    data: int
+    pipeline: int
+    sharding: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of the four axes.
+
+    Attributes:
+        data: Replicas whose optimizer state is not shared.
+        pipeline: Stages that hold consecutive layers.
+        sharding: Replicas that share out the optimizer state (and, by stage, gradients and weights).
+        tensor: Ranks that hold slices of every layer.
+    """
+
+    data: int = 1
+    pipeline: int = 1
+    sharding: int = 1
+    tensor: int = 1
+
+    def __str__(self) -> str:
+        return (
+            f"tensor {self.tensor} x pipeline {self.pipeline} x sharding {self.sharding} x data {self.data}"
+        )
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.data * self.pipeline * self.sharding * self.tensor
+
+    @property
+    def data_world(self) -> int:
+        """Number of ranks that take different samples: replicas of either kind."""
+        return self.data * self.sharding
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """Place of a global rank."""
+        rest, tensor = divmod(rank, self.tensor)
+        rest, sharding = divmod(rest, self.sharding)
+        data, pipeline = divmod(rest, self.pipeline)
+        return Coordinates(data, pipeline, sharding, tensor)
+
+    def rank(self, place: Coordinates) -> int:
+        """Global rank at a place."""
+        return (
+            (place.data * self.pipeline + place.pipeline) * self.sharding + place.sharding
+        ) * self.tensor + place.tensor
+
+    def data_rank(self, rank: int) -> int:
+        """Which share of every global batch a rank takes, in [0, data_world)."""
+        place = self.coordinates(rank)
+        return place.data * self.sharding + place.sharding
+
+
+def layout_of(args: Arguments, num_processes: int) -> Layout:
+    """The layout that a run's degrees ask for; processes that no degree claims become replicas.
+
+    Raises:
+        UserError: The degrees do not divide the number of processes.
+    """
+    training = args.training
+    layout = split_processes(
+        num_processes,
+        tensor=training.tensor_parallel_degree,
+        pipeline=training.pipeline_parallel_degree,
+        sharding=training.sharding_parallel_degree,
+        sharded=sharding_stage(args) > 0,
+    )
+    if layout is None:
+        raise UserError(
+            f"tensor_parallel_degree {training.tensor_parallel_degree} x pipeline_parallel_degree "
+            f"{training.pipeline_parallel_degree} x sharding_parallel_degree {training.sharding_parallel_degree} "
+            f"does not divide the {num_processes} processes of this run: change a degree or start another number"
+        )
+    return layout
+
+
+def split_processes(
+    num_processes: int, *, tensor: int, pipeline: int, sharding: int, sharded: bool
+) -> Layout | None:
+    """Spreads processes over the axes; None when they cannot be shared out evenly.
+
+    Args:
+        num_processes: How many there are.
+        tensor: Degree; below 1 means 1.
+        pipeline: Degree; below 1 means 1.
+        sharding: Degree; -1 means all that the other two leave, as in PaddleNLP.
+        sharded: Whether anything is sharded at all; else that degree is 1.
+    """
+    tensor, pipeline = max(tensor, 1), max(pipeline, 1)
+    replicas, rest = divmod(num_processes, tensor * pipeline)
+    if rest:
+        return None
+    shards = (replicas if sharding == -1 else max(sharding, 1)) if sharded else 1
+    if replicas % shards:
+        return None
+    return Layout(data=replicas // shards, pipeline=pipeline, sharding=shards, tensor=tensor)
+
+
+def sharding_stage(args: Arguments) -> int:
+    """What replicas share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    words = (args.training.sharding or "").split()
+    return max((SHARDING_STAGES.get(word, 0) for word in words), default=0)
+
+
+def check_topology(
+    layout: Layout, resolved: ResolvedModel, args: Arguments, *, vocab_size: int | None = None
+) -> None:
+    """Compares a layout with the model and the method, before processes meet or weights are read.
+
+    Args:
+        layout: From `layout_of`.
+        resolved: The model's config.json and family.
+        args: The run's settings.
+        vocab_size: Rows of the embeddings where they are not those of the config, because the tokenizer
+            has more tokens.
+
+    Raises:
+        UserError: With every fault, and at its end the nearest layouts that fit.
+    """
+    family = resolved.family
+    config = family.adapt_config(resolved.config)
+
+    def faults_of(candidate: Layout) -> list[str]:
+        return _size_faults(candidate, family, config, args, vocab_size) + _method_faults(candidate, args)
+
+    faults = faults_of(layout)
+    if faults:
+        nearest = nearest_layouts(
+            layout, lambda candidate: not faults_of(candidate), sharded=sharding_stage(args) > 0
+        )
+        faults.append(_nearest_line(layout.world, nearest))
+    faults += _sequence_faults(family, args)
+    if faults:
+        raise UserError(faults)
+
+
+def _size_faults(
+    layout: Layout, family: Family, config: dict[str, Any], args: Arguments, vocab_size: int | None
+) -> list[str]:
+    return family.parallel_faults(
+        config,
+        tensor_degree=layout.tensor,
+        pipeline_degree=layout.pipeline,
+        virtual_degree=args.model.virtual_pp_degree,
+        vocab_size=vocab_size,
+    )
+
+
+def _method_faults(layout: Layout, args: Arguments) -> list[str]:
+    faults, model = [], args.model
+    if model.lora and model.pissa and layout.tensor > 1:
+        faults.append(
+            f"pissa starts from the singular vectors of whole weights, but tensor_parallel_degree {layout.tensor} "
+            "cuts them into slices, which have other ones: set pissa false, or tensor_parallel_degree 1"
+        )
+    if args.data.eval_with_do_generation and args.training.do_eval and layout.pipeline > 1:
+        faults.append(
+            f"eval_with_do_generation is true, but text is not generated over {layout.pipeline} pipeline stages: "
+            "train with eval_with_do_generation false, then evaluate the result with do_train false and "
+            "pipeline_parallel_degree 1"
+        )
+    if model.virtual_pp_degree > 1 and layout.pipeline == 1:
+        faults.append(
+            f"virtual_pp_degree is {model.virtual_pp_degree}, but pipeline_parallel_degree is 1: it divides the "
+            "stages of a pipeline, so set it to 1 or use 2 stages or more"
+        )
+    if args.training.sequence_parallel and layout.tensor == 1:
+        faults.append(
+            "sequence_parallel is true, but tensor_parallel_degree is 1: it splits rows over tensor-parallel "
+            "ranks, so set it to false or use a tensor_parallel_degree of 2 or more"
+        )
+    return faults
+
+
+def _sequence_faults(family: Family, args: Arguments) -> list[str]:
+    """What no other layout would mend."""
+    faults = []
+    if args.training.sequence_parallel and not family.sequence_parallel:
+        faults.append(
+            f"sequence_parallel is true, but PaddleNLP's layers of family {family.name} cannot split rows: "
+            "set it to false; recompute saves memory, too"
+        )
+    if args.training.sequence_parallel and args.model.prefix_tuning:
+        faults.append(
+            "sequence_parallel and prefix_tuning are both true, but a prefix stands before whole rows: "
+            "set sequence_parallel to false"
+        )
+    return faults
+
+
+def nearest_layouts(
+    wanted: Layout, fits: Callable[[Layout], bool], *, sharded: bool, limit: int = 3
+) -> list[Layout]:
+    """Layouts of as many processes that satisfy `fits`, the nearest to `wanted` first.
+
+    Near means few doublings and halvings of degrees; that a rank still holds as little of the model
+    counts most, because that is what the degrees are raised for.
+
+    Args:
+        wanted: What was asked for.
+        fits: Whether a layout can be used.
+        sharded: Whether the sharding axis may be longer than 1.
+        limit: Most layouts to return.
+    """
+    world = wanted.world
+    found = [
+        Layout(data=world // (tensor * pipeline * shards), pipeline=pipeline, sharding=shards, tensor=tensor)
+        for tensor in _divisors(world)
+        for pipeline in _divisors(world // tensor)
+        for shards in (_divisors(world // (tensor * pipeline)) if sharded else [1])
+    ]
+    found.sort(key=lambda layout: (_distance(layout, wanted), -layout.tensor, layout.data))
+    # Lazily: a large world has many layouts, and three are enough.
+    fitting = (layout for layout in found if fits(layout))
+    return [layout for layout, _ in zip(fitting, range(limit), strict=False)]
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _distance(layout: Layout, wanted: Layout) -> float:
+    def doublings(now: int, then: int) -> float:
+        return abs(math.log2(now / then))
+
+    distance = doublings(layout.tensor, wanted.tensor) + doublings(layout.pipeline, wanted.pipeline)
+    distance += 2 * doublings(layout.tensor * layout.pipeline, wanted.tensor * wanted.pipeline)
+    distance += 0.5 * doublings(layout.sharding, wanted.sharding)
+    return round(distance, 9)  # so that equally far layouts tie whatever the rounding of the sum
+
+
+def _nearest_line(num_processes: int, nearest: Sequence[Layout]) -> str:
+    processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+    if not nearest:
+        return f"no layout of {processes} fits this model and method: start another number of processes"
+    return f"layouts of {processes} that fit, the nearest first: {'; '.join(map(str, nearest))}"
+
+
+def describe_layout(layout: Layout, parameters_per_rank: Sequence[int] | None = None) -> str:
+    """A table of where every rank stands; long ones are shortened in the middle.
+
+    Args:
+        layout: The degrees.
+        parameters_per_rank: Number of parameters that each rank holds, by rank.
+    """
+    header = ["rank", "data", "pipeline", "sharding", "tensor"]
+    header += ["parameters"] if parameters_per_rank else []
+    rows = [header]
+    ranks = range(layout.world)
+    shown = list(ranks) if layout.world <= _MOST_ROWS else [*ranks[: _MOST_ROWS - 1], ranks[-1]]
+    for rank in shown:
+        place = layout.coordinates(rank)
+        row = [str(number) for number in (rank, place.data, place.pipeline, place.sharding, place.tensor)]
+        if parameters_per_rank:
+            row.append(_format_count(parameters_per_rank[rank]))
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    if len(shown) < layout.world:
+        lines.insert(-1, f"{'...':>{widths[0]}}  ({layout.world - len(shown)} more ranks)")
+    processes = "1 process" if layout.world == 1 else f"{layout.world} processes"
+    return "\n".join([f"Layout of {processes}: {layout}", *(f"  {line}" for line in lines)])
+
+
+def _format_count(number: int) -> str:
+    return f"{number / 1e6:,.2f} M ({number:,})" if number >= 1_000_000 else f"{number:,}"

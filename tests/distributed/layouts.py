@@ -1,0 +1,382 @@
+"""Runs of one training in many layouts, and how far their curves are apart.
+
+A case is a family, a method, a layout and a variation of the settings. Its curve (loss, norm of the gradient and learning
+rate of every step; the metrics of every evaluation) is compared with that of one process with the same global batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_STEPS = 20
+GLOBAL_BATCH_SIZE = 8
+TOLERANCE = 1e-5
+TAIL_LINES = 25
+
+Curve = dict[str, dict[int, float]]
+"""Figures by name and step."""
+
+FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma")
+GROUPED = ("chatglm2", "qwen2", "mistral", "gemma")
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "lora": {"lora": True, "lora_rank": 4},
+    "pt": {"prefix_tuning": True, "num_prefix_tokens": 6},
+}
+
+
+@dataclass(frozen=True)
+class LayoutCase:
+    """A layout to be tried.
+
+    Attributes:
+        world: Number of processes.
+        micro_batch_size: Rows of a forward pass.
+        settings: Degrees.
+        num_replicas: Ranks that take different samples.
+    """
+
+    world: int
+    micro_batch_size: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    num_replicas: int = 1
+
+    def arguments(self) -> dict[str, Any]:
+        """The settings of the layout; the global batch is that of all others."""
+        accumulation, rest = divmod(GLOBAL_BATCH_SIZE, self.micro_batch_size * self.num_replicas)
+        assert not rest
+        sizes = {"per_device_train_batch_size": self.micro_batch_size, "gradient_accumulation_steps": accumulation}
+        return {**sizes, **self.settings}
+
+
+def _degrees(tensor: int = 1, pipeline: int = 1, sharding: int = 1, stage: int = 0) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if tensor > 1:
+        settings["tensor_parallel_degree"] = tensor
+    if pipeline > 1:
+        settings["pipeline_parallel_degree"] = pipeline
+    if sharding > 1:
+        settings |= {"sharding": f"stage{stage}", "sharding_parallel_degree": sharding}
+    return settings
+
+
+ONE = LayoutCase(1, 4)
+LAYOUTS: dict[str, LayoutCase] = {
+    "dp2": LayoutCase(2, 2, {}, 2),
+    "tp2": LayoutCase(2, 4, _degrees(tensor=2)),
+    "pp2": LayoutCase(2, 2, _degrees(pipeline=2)),
+    "sharding2 stage1": LayoutCase(2, 2, _degrees(sharding=2, stage=1), 2),
+    "sharding2 stage2": LayoutCase(2, 1, _degrees(sharding=2, stage=2), 2),
+    "sharding2 stage3": LayoutCase(2, 2, _degrees(sharding=2, stage=3), 2),
+    "pp2 virtual2": LayoutCase(2, 2, _degrees(pipeline=2) | {"virtual_pp_degree": 2}),
+    "tp2 sequence": LayoutCase(2, 4, _degrees(tensor=2) | {"sequence_parallel": True}),
+    "dp4": LayoutCase(4, 1, {}, 4),
+    "tp4": LayoutCase(4, 8, _degrees(tensor=4)),
+    "dp2 x tp2": LayoutCase(4, 2, _degrees(tensor=2), 2),
+    "tp2 x pp2": LayoutCase(4, 2, _degrees(tensor=2, pipeline=2)),
+    "tp2 x sharding2": LayoutCase(4, 2, _degrees(tensor=2, sharding=2, stage=2), 2),
+    "pp2 x sharding2": LayoutCase(4, 1, _degrees(pipeline=2, sharding=2, stage=1), 2),
+}
+
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "padded": {"neftune": True, "max_grad_norm": 0.5, "weight_decay": 0.1},
+    "packed": {"zero_padding": True, "recompute": True, "max_grad_norm": 0.3},
+    "lazy": {"lazy": True, "warmup_steps": 0, "weight_decay": 0.05},
+    "lazy packed": {"lazy": True, "zero_padding": True, "neftune": True, "max_grad_norm": 1.0},
+}
+DROPOUT = {"lora": {"lora_dropout": 0.1}}
+"""What else draws at random, for the packed variation."""
+
+COMMON: dict[str, Any] = {
+    "device": "cpu",
+    "do_train": True,
+    "do_eval": True,
+    "max_steps": NUM_STEPS,
+    "learning_rate": 1e-3,
+    "warmup_steps": 4,
+    "logging_steps": 1,
+    "evaluation_strategy": "steps",
+    "eval_steps": 10,
+    "save_strategy": "no",
+    "per_device_eval_batch_size": 3,
+    "src_length": 40,
+    "max_length": 64,
+    "disable_tqdm": True,
+    "data_cache": False,
+}
+NUM_TRAIN, NUM_DEV = 43, 11
+"""43 samples leave 3 for the last batch of an epoch: fewer than four ranks."""
+
+
+def variation_of(family: str, method: str, layout: str) -> str:
+    """Spreads the variations over families, methods and layouts; each pair of the first two sees two of them."""
+    names = list(VARIATIONS)
+    start = (FAMILIES.index(family) + list(METHODS).index(method)) % 2
+    return names[2 * (list(LAYOUTS).index(layout) % 2) + start] if layout in LAYOUTS else names[start]
+
+
+# ------------------------------------------------------------------------------------------------ models and data
+
+
+def build_model(family: str, folder: Path, *, num_layers: int = 4, num_heads: int = 4, max_length: int = 128) -> Path:
+    """A tiny model in which nothing is too small to be seen: larger weights, biases and norms that are not trivial."""
+    from safetensors.numpy import load_file, save_file
+
+    from finetune.models.tiny import build_tiny
+
+    # Qwen's hidden size must hold heads of 8 or more; two groups let tp2 split keys and values, tp4 not.
+    options = {"hidden_size": 32, "num_layers": num_layers, "num_heads": num_heads, "vocab_size": 640}
+    if family in GROUPED:
+        options["num_key_value_heads"] = 2
+    build_tiny(family, folder, max_length=max_length, **options)
+    path = folder / "model.safetensors"
+    draw = np.random.default_rng(7)
+    tensors = {
+        name: _larger(tensor, draw.standard_normal(tensor.shape).astype(np.float32))
+        for name, tensor in sorted(load_file(path).items())
+    }
+    save_file(tensors, path, metadata={"format": "np"})
+    return folder
+
+
+def _larger(tensor: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    return tensor * np.float32(6.0) if tensor.ndim > 1 else tensor + np.float32(0.1) * noise
+
+
+def build_data(folder: Path, num_train: int = NUM_TRAIN, num_dev: int = NUM_DEV) -> Path:
+    """A data folder with the first lines of the sample set."""
+    folder.mkdir(parents=True)
+    for split, count in (("train", num_train), ("dev", num_dev)):
+        lines = (ROOT / "data" / f"{split}.json").read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a run.
+
+    Attributes:
+        folder: Its output folder.
+        codes: Exit codes by rank.
+        logs: What each rank wrote.
+        seconds: Wall time.
+        timed_out: Whether it was stopped.
+    """
+
+    folder: Path
+    codes: tuple[int, ...]
+    logs: tuple[str, ...]
+    seconds: float
+    timed_out: bool = False
+
+    @property
+    def refusal(self) -> str:
+        """Why the run was refused, in the program's words; "" when it was not."""
+        if set(self.codes) != {2}:
+            return ""
+        lines = [line.partition("error: ")[2] for line in self.logs[0].splitlines() if line.startswith("error: ")]
+        return lines[0] if lines else "?"
+
+    def tails(self) -> str:
+        """The last lines of each rank."""
+        parts = ["the time was over" if self.timed_out else f"exit codes {self.codes}"]
+        for rank, log in enumerate(self.logs):
+            parts += [f"--- rank {rank}, last lines", *log.splitlines()[-TAIL_LINES:]]
+        return "\n".join(parts)
+
+    def check(self) -> Run:
+        """This run, if it succeeded.
+
+        Raises:
+            AssertionError: With every rank's last lines.
+        """
+        if any(self.codes):
+            raise AssertionError(f"the run failed\n{self.tails()}")
+        return self
+
+    def curve(self) -> Curve:
+        """What is compared, by name and step."""
+        found: Curve = {}
+        for line in (self.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            for name in _COMPARED:
+                if name in record:
+                    found.setdefault(name, {})[record["step"]] = float(record[name])
+        return found
+
+
+_COMPARED = (
+    "loss", "grad_norm", "learning_rate", "num_tokens", "num_label_tokens",
+    "eval_loss", "eval_perplexity", "eval_accuracy",
+)  # fmt: skip
+
+
+def curve_from(curve: Curve, first_step: int) -> Curve:
+    """The part of a curve from a step on."""
+    return {
+        name: {step: value for step, value in values.items() if step >= first_step} for name, values in curve.items()
+    }
+
+
+def largest_difference(curve: Curve, expected: Curve) -> dict[str, float]:
+    """The largest relative difference of each kind of figure.
+
+    Raises:
+        AssertionError: One has figures that the other lacks.
+    """
+    assert {name: list(values) for name, values in curve.items()} == {
+        name: list(values) for name, values in expected.items()
+    }
+    assert {"loss", "grad_norm", "learning_rate"} <= curve.keys()
+    return {
+        name: max(_relative(curve[name][step], value) for step, value in values.items())
+        for name, values in expected.items()
+    }
+
+
+def _relative(value: float, expected: float) -> float:
+    # Not a number and infinity are as far away as can be, also from themselves.
+    if not (math.isfinite(value) and math.isfinite(expected)):
+        return math.inf
+    return abs(value - expected) / max(abs(expected), 1e-12)
+
+
+class RankServer:
+    """Starts runs in forks of one process that has loaded the libraries; see `rank_server.py`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._count = 0
+        drop = ("PADDLE_", "FLAGS_", "MASTER_", "POD_", "TRAINER_", "MKL_NUM", "OMP_NUM")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
+        env |= {"PYTHONPATH": str(ROOT), "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "GLOG_minloglevel": "2"}
+        self._log = (folder / "server.log").open("w", encoding="utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.rank_server"],
+            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
+        )  # fmt: skip
+        if self._answer() != "ready":
+            raise RuntimeError(Path(self._log.name).read_text(encoding="utf-8"))
+
+    def run(
+        self, settings: Mapping[str, Any], world: int = 1, *, timeout: float = 120, folder: Path | None = None
+    ) -> Run:
+        """Runs the entry script on so many processes.
+
+        Args:
+            settings: Arguments by name, without `output_dir`.
+            world: Number of processes.
+            timeout: Seconds after which they are ended.
+            folder: The run's output folder; a fresh one by default.
+        """
+        self._count += 1
+        home = self.folder / f"run-{self._count}"
+        home.mkdir()
+        output = folder or home / "out"
+        arguments = home / "arguments.json"
+        arguments.write_text(json.dumps({**settings, "output_dir": str(output)}), encoding="utf-8")
+        request = {"argv": [str(arguments)], "world": world, "timeout": timeout, "logs": str(home)}
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._answer()
+        if not line:
+            raise RuntimeError(f"the server ended\n{Path(self._log.name).read_text(encoding='utf-8')[-3000:]}")
+        answer = json.loads(line)
+        logs = tuple(
+            path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+            for path in (home / f"rank.{rank}.log" for rank in range(world))
+        )
+        return Run(output, tuple(answer["codes"]), logs, answer["seconds"], answer["timed_out"])
+
+    def close(self) -> None:
+        """Ends the server; its children end with it."""
+        assert self._process.stdin
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+
+class Bench:
+    """Models, data and one-process curves, each made when it is first asked for.
+
+    Args:
+        folder: Where everything is written.
+        server: Runs the cases.
+    """
+
+    def __init__(self, folder: Path, server: RankServer):
+        self.folder, self.server = folder, server
+        self._curves: dict[tuple[str, str, str], Curve] = {}
+
+    def model(self, family: str) -> Path:
+        """A family's model folder."""
+        path = self.folder / "models" / family
+        return path if path.exists() else build_model(family, path)
+
+    def data(self) -> Path:
+        """The data folder."""
+        path = self.folder / "data"
+        return path if path.exists() else build_data(path)
+
+    def settings(self, family: str, method: str, variation: str) -> dict[str, Any]:
+        """The arguments of a case, but for the layout."""
+        places = {"model_name_or_path": str(self.model(family)), "dataset_name_or_path": str(self.data())}
+        dropout = DROPOUT.get(method, {}) if variation == "packed" else {}
+        return {**COMMON, **METHODS[method], **VARIATIONS[variation], **dropout, **places}
+
+    def expected(self, family: str, method: str, variation: str) -> Curve:
+        """The curve of one process."""
+        key = (family, method, variation)
+        if key not in self._curves:
+            settings = self.settings(*key) | ONE.arguments()
+            self._curves[key] = self.server.run(settings).check().curve()
+        return self._curves[key]
+
+    def run(self, family: str, method: str, layout: str, variation: str | None = None) -> Run:
+        """Runs a case in its layout."""
+        variation = variation or variation_of(family, method, layout)
+        case = LAYOUTS[layout]
+        return self.server.run(self.settings(family, method, variation) | case.arguments(), case.world)
+
+    def differences(self, family: str, method: str, layout: str, variation: str | None = None) -> dict[str, float]:
+        """Runs a case and compares it with one process."""
+        variation = variation or variation_of(family, method, layout)
+        curve = self.run(family, method, layout, variation).check().curve()
+        return largest_difference(curve, self.expected(family, method, variation))
+
+
+@contextlib.contextmanager
+def open_bench(folder: Path) -> Iterator[Bench]:
+    """A bench and its server, for the time of the block."""
+    server = RankServer(folder)
+    try:
+        yield Bench(folder, server)
+    finally:
+        server.close()

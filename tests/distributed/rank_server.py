@@ -1,0 +1,163 @@
+"""Forks the ranks of one run after another from a process that has the libraries loaded.
+
+Importing PaddleNLP takes seconds, which a matrix of hundreds of runs would pay for every rank. This process imports
+once, computes nothing with Paddle (so that no thread and no device exists yet) and forks; each child is told its place
+through the environment variables that Paddle's launcher sets, and calls the entry script's `main`.
+
+Run as a script: requests come as JSON lines on stdin, answers go as JSON lines to the original stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+GRACE_SECONDS = 15.0
+STOPPED = -9
+
+
+def serve() -> None:
+    """Answers requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    _import_all()
+    gc.collect()
+    gc.freeze()
+    answers.write("ready\n")
+    answers.flush()
+    for line in sys.stdin:
+        answers.write(json.dumps(_run(json.loads(line))) + "\n")
+        answers.flush()
+
+
+def _import_all() -> None:
+    """What the entry script would import, and nothing computed."""
+    from finetune.processor import configure_processor
+
+    configure_processor()
+    import paddlenlp.peft
+    import paddlenlp.trainer
+    import paddlenlp.transformers  # noqa: F401
+
+    import finetune_generation  # noqa: F401
+    from finetune.models.family import families, import_object
+    from finetune.training import trainer  # noqa: F401
+
+    for family in families().values():
+        import_object(family.model_class)
+
+
+def _run(request: dict[str, Any]) -> dict[str, Any]:
+    """One run: its ranks' exit codes, and whether its time was over.
+
+    Args:
+        request: `argv` of the entry script, `world`, `timeout` in seconds, `logs` (folder), `env`.
+    """
+    began = time.monotonic()
+    places = _places(request["world"])
+    children = {
+        _fork(request, rank, place | request.get("env", {})): rank for rank, place in enumerate(places)
+    }
+    codes: dict[int, int] = {}
+    deadline = began + request["timeout"]
+    while len(codes) < len(children):
+        for child in [child for child, rank in children.items() if rank not in codes]:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[children[child]] = os.waitstatus_to_exitcode(status)
+                if codes[children[child]]:  # the others wait for it; soon they may have said so themselves
+                    deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if time.monotonic() > deadline:
+            _stop([child for child, rank in children.items() if rank not in codes])
+            for child, rank in children.items():
+                if rank not in codes:
+                    os.waitpid(child, 0)
+                    codes[rank] = STOPPED
+        time.sleep(0.01)
+    return {
+        "codes": [codes[rank] for rank in range(len(children))],
+        "timed_out": time.monotonic() - began > request["timeout"],
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _stop(children: list[int]) -> None:
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def _places(world: int) -> list[dict[str, str]]:
+    """The launcher's environment of each rank; empty for a single process."""
+    if world == 1:
+        return [{}]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(world + 1)]
+    master, *endpoints = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return [
+        {
+            "PADDLE_MASTER": master,
+            "PADDLE_GLOBAL_SIZE": str(world),
+            "PADDLE_LOCAL_SIZE": str(world),
+            "PADDLE_GLOBAL_RANK": str(rank),
+            "PADDLE_LOCAL_RANK": str(rank),
+            "PADDLE_RANK_IN_NODE": str(rank),
+            "PADDLE_NNODES": "1",
+            "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+            "PADDLE_TRAINER_ID": str(rank),
+            "PADDLE_TRAINERS_NUM": str(world),
+            "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+            "PADDLE_DISTRI_BACKEND": "gloo",
+        }
+        for rank in range(world)
+    ]
+
+
+def _fork(request: dict[str, Any], rank: int, environ: dict[str, str]) -> int:
+    """Starts a rank; returns its process number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        os.environ.update(environ)
+        log = os.open(Path(request["logs"]) / f"rank.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = _main(request["argv"])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        # The parent's exit handlers are not this process's.
+        os._exit(code)
+
+
+def _main(argv: list[str]) -> int:
+    import finetune_generation
+    from finetune.command import run_command
+
+    sys.argv = ["finetune_generation.py", *argv]
+    return run_command(finetune_generation.main)
+
+
+if __name__ == "__main__":
+    serve()

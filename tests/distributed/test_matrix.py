@@ -1,0 +1,65 @@
+"""The whole matrix of family, method and layout. It takes the better part of an hour: `pytest -m slow_distributed`.
+
+With FINETUNE_LAYOUT_RESULTS=<file> every case adds a line to that file, from which `tools/layout_table.py` makes the
+table in the documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.layouts import FAMILIES, LAYOUTS, METHODS, TOLERANCE, largest_difference, variation_of
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
+
+RESULTS = os.environ.get("FINETUNE_LAYOUT_RESULTS")
+# The five families of the argument files in every layout; the three others where they could differ from llama.
+ALL_LAYOUTS = FAMILIES[:5]
+FOR_OTHERS = {
+    "sft": ("tp2 sequence", "pp2 virtual2", "dp2 x tp2", "tp2 x pp2", "pp2 x sharding2"),
+    "lora": ("tp2 x pp2", "tp2 x sharding2"),
+    "pt": ("tp2 x pp2", "dp2 x tp2"),
+}
+CASES = [
+    (family, method, layout)
+    for family in FAMILIES
+    for method in METHODS
+    for layout in LAYOUTS
+    if family in ALL_LAYOUTS or layout in FOR_OTHERS[method]
+]
+
+
+def expected_refusal(family: str, method: str, layout: str) -> str:
+    """A part of the message with which a case is refused; "" for one that runs."""
+    if layout == "tp4" and family == "chatglm2":
+        return "tensor_parallel_degree 4"
+    if layout == "tp2 sequence" and family in ("bloom", "opt", "mistral"):
+        return "cannot split rows"
+    if layout == "tp2 sequence" and method == "pt":
+        return "a prefix stands before whole rows"
+    return ""
+
+
+@pytest.mark.parametrize(("family", "method", "layout"), CASES)
+def test_the_curve_is_that_of_one_process(bench, family, method, layout):
+    variation = variation_of(family, method, layout)
+    run = bench.run(family, method, layout, variation)
+    record = {"family": family, "method": method, "layout": layout, "variation": variation}
+    words = expected_refusal(family, method, layout)
+    if words:
+        _note(record | {"refused": run.refusal})
+        assert words in run.refusal, run.tails()
+        return
+    differences = largest_difference(run.check().curve(), bench.expected(family, method, variation))
+    _note(record | {"differences": differences})
+    assert max(differences.values()) <= TOLERANCE, differences
+
+
+def _note(record: dict) -> None:
+    if RESULTS:
+        with Path(RESULTS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")

@@ -1,0 +1,117 @@
+"""Slices, buckets and the data axis of one process."""
+
+import numpy as np
+import paddle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paddle import nn
+
+from finetune.parallel.flat_slices import (
+    cut,
+    gather,
+    join,
+    plan_buckets,
+    reduce_scatter,
+    slice_length,
+    sum_over,
+)
+from finetune.parallel.groups import Group, ProcessGroups
+from finetune.parallel.replicas import start_replicas
+
+shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3)
+
+
+class FakeGroup(Group):
+    """Two ranks of which this is the second and the first holds the same with another sign and size."""
+
+    @property
+    def size(self):
+        return 2
+
+    def all_gather(self, tensor):
+        return [tensor * -3, tensor]
+
+    def all_reduce(self, tensor, op="sum"):
+        paddle.assign(tensor * -2, output=tensor)
+
+    def reduce_scatter(self, output, source):
+        output.copy_(paddle.split(source * -2, 2)[1], True)
+
+
+def numbers(shape, start=1.0):
+    return paddle.arange(start, start + int(np.prod(shape)), dtype="float32").reshape(shape)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=shapes, num_slices=st.integers(1, 5))
+def test_cut_then_join_is_identity(shape, num_slices):
+    tensor = numbers(shape)
+    pieces = cut(tensor, num_slices)
+    assert pieces.shape == [num_slices, slice_length(tensor.size, num_slices)]
+    np.testing.assert_array_equal(join(list(pieces), shape).numpy(), tensor.numpy())
+    assert float(pieces.sum()) == float(tensor.sum())  # what fills up is zero
+
+
+def test_buckets_keep_dtypes_apart_and_stay_below_their_size():
+    tensors = [paddle.zeros([n], dtype) for n, dtype in [(4, "float32"), (2, "float64"), (4, "float32")]]
+    assert plan_buckets(tensors) == [[0, 2], [1]]
+    assert plan_buckets(tensors, max_bytes=31) == [[0], [1], [2]]
+    assert plan_buckets(tensors, max_bytes=1) == [[0], [1], [2]]
+    assert plan_buckets([]) == []
+
+
+def test_sums_are_in_place_and_of_each_tensor():
+    tensors = [numbers([2, 3]), numbers([]), numbers([5]).astype("float64")]
+    expected = [tensor.numpy() * -2 for tensor in tensors]
+    sum_over(tensors, FakeGroup())
+    for tensor, value in zip(tensors, expected, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), value)
+
+
+def test_reduce_scatter_gives_this_ranks_slices():
+    parts = reduce_scatter([numbers([5]), numbers([2, 2], 10.0)], FakeGroup())
+    assert [part.tolist() for part in parts] == [[-8, -10, 0], [-24, -26]]
+
+
+def test_gather_takes_the_slices_of_a_bucket_apart():
+    wholes = gather([numbers([3]), numbers([2], 7.0)], [[5], [2, 2]], FakeGroup())
+    assert [whole.tolist() for whole in wholes] == [[-3, -6, -9, 1, 2], [[-21, -24], [7, 8]]]
+
+
+def small_model():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    model[0].bias.stop_gradient = True
+    return model
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_one_process_needs_no_slices(stage):
+    model = small_model()
+    replicas = start_replicas(model, ProcessGroups(), stage, layers=[model[0]])
+    assert replicas.stage == 0 and not replicas.runs_every_micro_batch
+    assert [id(p) for p in replicas.optimizer_parameters()] == [
+        id(p) for p in model.parameters() if not p.stop_gradient
+    ]
+    assert list(replicas.tensor_names().values()) == ["0.weight", "1.weight", "1.bias"]
+    assert replicas.is_decayed(model[0].weight.name)
+    assert not replicas.is_decayed(model[1].weight.name)
+
+
+def test_norms_and_scaling_in_one_process():
+    model = small_model()
+    replicas = start_replicas(model, ProcessGroups(), 0)
+    assert replicas.squared_norms() == {}
+    (model[0](paddle.ones([1, 3])) * paddle.to_tensor([1.0, 2.0])).sum().backward()
+    replicas.after_micro_batch()
+    replicas.sum_gradients()
+    assert replicas.squared_norms() == {"0.weight": 15.0}
+    replicas.scale_gradients(2)
+    assert {name: gradient.sum().item() for name, gradient in replicas.gradients()} == {"0.weight": 18.0}
+    replicas.clear_gradients()
+    assert list(replicas.gradients()) == []
+
+
+def test_an_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="sharding stage 4: 0, 1, 2 and 3 exist"):
+        start_replicas(small_model(), ProcessGroups(), 4)

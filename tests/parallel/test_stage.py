@@ -1,0 +1,95 @@
+"""Stages cut from every family's model: run one after another they are the whole model."""
+
+import functools
+
+import paddle
+import pytest
+
+from finetune.models.family import families
+from finetune.models.loading import load_model, resolve_model
+from finetune.models.parameter_names import named_weights
+from finetune.models.tiny import build_tiny
+from finetune.parallel.pipe.stage import StagePlan, build_stage, stage_of
+from finetune.training.loss import logits_of
+
+LAYERS = 5
+
+
+@pytest.fixture(scope="module", params=sorted(families()))
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / request.param
+    build_tiny(request.param, path, hidden_size=16, num_layers=LAYERS, num_heads=2, vocab_size=600, max_length=32)
+    return path
+
+
+def load(folder, plan=None, **overrides):
+    resolved = resolve_model(folder)
+    build = functools.partial(build_stage, family=resolved.family, plan=plan) if plan else None
+    overrides = {"use_cache": False} | overrides
+    model = load_model(resolved, dtype="float32", config_overrides=overrides, build=build)
+    model.train()
+    return stage_of(model) if plan else model
+
+
+def batch():
+    ids = paddle.arange(5, 25).reshape([2, 10]) * 7 % 500
+    return {"input_ids": ids, "attention_mask": paddle.ones_like(ids)}
+
+
+@pytest.mark.parametrize(("num_ranks", "num_chunks", "recompute"), [(2, 1, False), (2, 2, False), (3, 1, True)])
+def test_stages_one_after_another_are_the_whole_model(folder, num_ranks, num_chunks, recompute):
+    whole = load(folder, recompute=recompute)
+    stages = [
+        load(folder, StagePlan(rank, num_ranks, num_chunks), recompute=recompute) for rank in range(num_ranks)
+    ]
+    if recompute:
+        for model in (whole, *(stage.model for stage in stages)):
+            model.recompute_enable()
+    expected = logits_of(whole(**batch()))
+    expected.square().mean().backward()
+
+    passes, received = [], None
+    for part in range(num_ranks * num_chunks):
+        stage = stages[part % num_ranks]
+        with stage.computing(part, received):
+            outputs = stage.model(**batch())
+            is_last = part == num_ranks * num_chunks - 1
+            output = logits_of(outputs).square().mean() if is_last else stage.caught()
+        passes.append((part, stage, received, output))
+        if is_last:
+            assert paddle.allclose(logits_of(outputs), expected, atol=1e-6)
+        received = output.detach()
+        received.stop_gradient = False
+    gradient = None
+    for part, stage, received, output in reversed(passes):
+        with stage.computing(part, received):
+            paddle.autograd.backward([output], [gradient])
+        gradient = received.grad if received is not None else None
+
+    wanted = {name: each.grad for name, each in named_weights(whole).items() if each.grad is not None}
+    found: dict = {}
+    for stage in stages:
+        for name, parameter in named_weights(stage.model).items():
+            if parameter.grad is not None:
+                found[name] = found[name] + parameter.grad if name in found else parameter.grad
+    assert sorted(found) == sorted(wanted)
+    for name, value in wanted.items():
+        assert paddle.allclose(found[name], value, atol=1e-6, rtol=1e-4), name
+
+
+def test_parameters_keep_their_names_and_each_is_somewhere(folder):
+    stages = [load(folder, StagePlan(rank, 2)) for rank in range(2)]
+    parts = [set(named_weights(stage.model)) for stage in stages]
+    assert parts[0] | parts[1] == set(named_weights(load(folder)))
+    family = resolve_model(folder).family
+    assert getattr(stages[0].model.config, family.fields.num_layers) == LAYERS
+    assert len(parts[0] & parts[1]) <= 1  # nothing but an embedding that the output layer is tied to
+
+
+def test_layers_are_spread_evenly():
+    plans = [StagePlan(rank, 3, 2) for rank in range(3)]
+    assert [plan.layers(8) for plan in plans] == [
+        [range(0, 2), range(5, 6)],
+        [range(2, 4), range(6, 7)],
+        [range(4, 5), range(7, 8)],
+    ]
