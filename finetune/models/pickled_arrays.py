@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import collections
 import io
+import os
 import pickle
 import pickletools
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from finetune.errors import UserError
 
 _LONG_BYTES = 1024
 _LENGTH_BYTES = {"BINBYTES": 4, "BINBYTES8": 8}
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
 
 class _Place(NamedTuple):
@@ -103,13 +105,33 @@ def _without_long_bytes(path: Path) -> bytes:
     shortened = io.BytesIO()
     with path.open("rb") as walked, path.open("rb") as copied:
         pending: tuple[str, int, int] | None = None  # instruction, its place, length of its byte string
-        for opcode, argument, position in pickletools.genops(walked):
+        for instruction in _instructions(walked):
             if pending:
-                _copy_instruction(copied, shortened, pending, end=position or 0)
-            length = len(argument or b"") if opcode.name in _LENGTH_BYTES else 0
-            pending = (opcode.name, position or 0, length)
+                _copy_instruction(copied, shortened, pending, end=instruction[1])
+            pending = instruction
     shortened.write(pickle.STOP)
     return shortened.getvalue()
+
+
+def _instructions(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Name, place and length of the byte string of every instruction; the byte strings are stepped over."""
+    size = os.fstat(file.fileno()).st_size
+    while code := file.read(1):
+        position, length = file.tell() - 1, 0
+        opcode = _OPCODES.get(code.decode("latin-1"))
+        if opcode is None:
+            raise ValueError(f"unknown instruction {code!r} at byte {position}")
+        if opcode.name in _LENGTH_BYTES:
+            length = int.from_bytes(file.read(_LENGTH_BYTES[opcode.name]), "little")
+            if file.tell() + length > size:
+                raise ValueError(f"{length} bytes are to follow byte {position}, but the file ends before")
+            file.seek(length, os.SEEK_CUR)
+        elif opcode.arg is not None:
+            opcode.arg.reader(file)
+        yield opcode.name, position, length
+        if code == pickle.STOP:
+            return
+    raise ValueError("the file ends in the middle")
 
 
 def _copy_instruction(

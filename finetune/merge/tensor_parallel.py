@@ -1,0 +1,252 @@
+"""merge_tp_params.py: one model from the files of all tensor- and pipeline-parallel ranks.
+
+Nothing is asked that the files tell: degrees stand in their names, the kind of tensors too, the rules in the family's
+record. Tensors go one by one from the ranks' files to the result (`shards`), which appears as a whole (`output_folder`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.merge import companions, rank_files
+from finetune.merge.output_folder import check_output, output_folder
+from finetune.merge.progress_line import ProgressLine
+from finetune.merge.rank_files import RankFiles, adapter_kind, find_rank_files
+from finetune.merge.rank_tensors import Source, joined_tensors
+from finetune.merge.shards import JoinedTensor, Layout, Tensor, count_bytes, write_tensors
+from finetune.models.family import Family, find_family
+from finetune.training.checkpoint import MANIFEST_NAME, find_fault
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", re.IGNORECASE)
+
+Conversion = Callable[[Sequence[JoinedTensor], Path], Sequence[Tensor]]
+"""From the tensors under PaddleNLP's names, and the folder of the result, to those that are written.
+
+It may rename, and compute with `shards.ComputedTensor`; it puts further files into the folder itself.
+"""
+
+
+@dataclass(frozen=True)
+class SaveFormat:
+    """How a result is written.
+
+    Attributes:
+        convert: Gives names and values their form.
+        header: What the safetensors headers say of the names' origin.
+    """
+
+    convert: Conversion
+    header: str
+
+
+SAVE_FORMATS = {"paddle": SaveFormat(lambda tensors, folder: tensors, "np")}
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """The command line.
+
+    Attributes:
+        source: Folder of the checkpoint.
+        output: Folder of the result.
+        max_shard_bytes: Most bytes of tensors in a file.
+        save_format: A key of `SAVE_FORMATS`.
+        overwrite: Whether the result of an earlier merge is replaced.
+        verify: Whether the hashes of the checkpoint's manifest are checked, not only the sizes.
+        checks_replicas: Whether what all ranks hold must be equal.
+    """
+
+    source: Path
+    output: Path
+    max_shard_bytes: int = 5 * 10**9
+    save_format: str = "paddle"
+    overwrite: bool = False
+    verify: bool = False
+    checks_replicas: bool = True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Merges what the command line names."""
+    merge(parse_options(argv))
+
+
+def merge(options: MergeOptions) -> None:
+    """Writes the whole model or adapter and says what was written.
+
+    Raises:
+        UserError: The checkpoint is incomplete or of several runs, or there is no room for the result.
+    """
+    began = time.monotonic()
+    if not options.source.is_dir():
+        raise UserError(
+            f"--model_name_or_path {options.source} is no folder: give the folder that holds the weights"
+        )
+    check_output(options.output, options.source, overwrite=options.overwrite)
+    _check_manifest(options.source, verify=options.verify)
+    source = open_source(options.source, checks_replicas=options.checks_replicas)
+    tensors = joined_tensors(source)
+    record = {
+        "source": str(options.source),
+        "kind": source.kind,
+        "tensor_parallel_degree": source.files.tensor_degree,
+        "pipeline_parallel_degree": source.files.pipeline_degree,
+    }
+    save_format = SAVE_FORMATS[options.save_format]
+    with output_folder(options.output, record) as folder:
+        companions.copy_companions(options.source, folder)
+        written = save_format.convert(tensors, folder)
+        with ProgressLine(sum(map(count_bytes, written))) as progress:
+            layout = _layout(source.kind, options.max_shard_bytes, save_format.header)
+            files = write_tensors(folder, written, layout, advance=progress.advance)
+    _report(options, source, written, num_files=len(files), seconds=time.monotonic() - began)
+
+
+def open_source(folder: Path, *, checks_replicas: bool = True) -> Source:
+    """Finds out what a folder holds: whose files, what model.
+
+    Raises:
+        UserError: Files of ranks are missing, or the configuration that tells how to join them.
+    """
+    files = find_rank_files(folder)
+    kind = adapter_kind(folder, files)
+    if files.is_whole:
+        return Source(files, kind, None, {}, checks_replicas)
+    _check_degree(folder, files)
+    family, config = _find_model(folder)
+    return Source(files, kind, family, config, checks_replicas)
+
+
+def _find_model(folder: Path) -> tuple[Family, dict[str, object]]:
+    """The family and its configuration, from the folder or from the base that an adapter names."""
+    config = companions.read_config(folder / "config.json")
+    if not config:
+        adapter = companions.read_config(folder / "lora_config.json") or companions.read_config(
+            folder / "prefix_config.json"
+        )
+        base = adapter.get("base_model_name_or_path")
+        config = companions.read_config(Path(str(base)) / "config.json") if base else {}
+    if not config:
+        raise UserError(
+            f"{folder} has no config.json, which tells how ranks divide tensors: copy the model's there"
+        )
+    family = find_family(config)
+    return family, family.adapt_config(config)
+
+
+def _check_degree(folder: Path, files: RankFiles) -> None:
+    """Compares the degree in the names with the one on record: the last ranks' files may be missing."""
+    for name in ("config.json", "lora_config.json", "prefix_config.json"):
+        recorded = companions.read_config(folder / name).get("tensor_parallel_degree")
+        if isinstance(recorded, int) and recorded > 1 and recorded != files.tensor_degree:
+            raise UserError(
+                f"{folder} holds files of {files.tensor_degree} tensor-parallel ranks, but {name} tells of "
+                f"{recorded}: copy the files of all ranks from the same checkpoint"
+            )
+
+
+def _check_manifest(folder: Path, *, verify: bool) -> None:
+    manifest = companions.read_config(folder / MANIFEST_NAME)
+    for name, facts in manifest.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but {MANIFEST_NAME} names it: copy the checkpoint again")
+        if path.stat().st_size != facts["size"]:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, but {MANIFEST_NAME} tells of {facts['size']}: copy the "
+                "checkpoint again"
+            )
+    if verify:
+        if not manifest:
+            raise UserError(f"--verify needs {folder / MANIFEST_NAME}, which is not there: leave it out")
+        if fault := find_fault(folder):
+            raise UserError(f"{folder}: {fault}. Copy the checkpoint again")
+
+
+def _layout(kind: str, max_shard_bytes: int, header: str) -> Layout:
+    if kind == rank_files.MODEL:
+        return Layout(max_shard_bytes=max_shard_bytes, format=header)
+    name = "lora" if kind == rank_files.LORA else "ptuning"
+    return Layout("peft_model", max_shard_bytes, header, always_numbered=True, index_facts=(("type", name),))
+
+
+def _report(
+    options: MergeOptions, source: Source, tensors: Sequence[Tensor], *, num_files: int, seconds: float
+) -> None:
+    files = source.files
+    origin = "a whole checkpoint"
+    if not files.is_whole:
+        origin = f"tensor-parallel degree {files.tensor_degree}, pipeline degree {files.pipeline_degree}"
+    size = sum(map(count_bytes, tensors)) / 1e9
+    print(
+        f"merged {source.kind} from {options.source} ({origin})\n"
+        f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} "
+        f"file{'s' * (num_files > 1)}, {seconds:.1f} s"
+    )
+    commands = {
+        rank_files.MODEL: f"predict_generation.py --model_name_or_path {options.output}",
+        rank_files.LORA: f"merge_lora_params.py --lora_path {options.output} --merge_model_path <folder>",
+        rank_files.PREFIX: f"predict_generation.py --model_name_or_path <base> --prefix_path {options.output}",
+    }
+    print(f"next: python {commands[source.kind]}")
+
+
+def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
+    """Reads the command line; a wrong one ends the process with code 2."""
+    parser = argparse.ArgumentParser(
+        prog="merge_tp_params.py",
+        description="Merges the files of all tensor- and pipeline-parallel ranks into one model or adapter.",
+    )
+    parser.add_argument("--model_name_or_path", type=Path, required=True, metavar="CKPT",
+                        help="folder with the files of the ranks, or with a whole checkpoint")  # fmt: skip
+    parser.add_argument(
+        "--output_dir", type=Path, metavar="OUT", help="folder of the result (default: CKPT-merged)"
+    )
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+                        help="accepted for old scripts: no tensor is computed with, so no GPU is used")  # fmt: skip
+    parser.add_argument("--max_shard_size", type=_parse_size, default=_UNITS["GB"] * 5, metavar="SIZE",
+                        help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
+    parser.add_argument("--save_format", choices=sorted(SAVE_FORMATS), default="paddle",
+                        help="names and shapes of the result (default: paddle)")  # fmt: skip
+    parser.add_argument("--overwrite", type=_parse_bool, nargs="?", const=True, default=False, metavar="true|false",
+                        help="replace the result of an earlier merge")  # fmt: skip
+    parser.add_argument("--verify", type=_parse_bool, nargs="?", const=True, default=False, metavar="true|false",
+                        help="check the hashes of the checkpoint's manifest, too, not only the sizes")  # fmt: skip
+    parser.add_argument("--differing_replicas", choices=("refuse", "first"), default="refuse",
+                        help="what to do where ranks disagree on a tensor that each holds whole: refuse, or "
+                             "take the first rank's (default: refuse)")  # fmt: skip
+    args = parser.parse_args(argv)
+    source = Path(str(args.model_name_or_path))
+    return MergeOptions(
+        source=source,
+        output=args.output_dir or source.absolute().with_name(f"{source.absolute().name}-merged"),
+        max_shard_bytes=args.max_shard_size,
+        save_format=args.save_format,
+        overwrite=args.overwrite,
+        verify=args.verify,
+        checks_replicas=args.differing_replicas == "refuse",
+    )
+
+
+def _parse_size(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size: write a number and KB, MB, GB, KiB, MiB or GiB"
+        )
+    return size
+
+
+def _parse_bool(text: str) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[text.lower()]

@@ -1,0 +1,13 @@
+"""Merges the files of all tensor- and pipeline-parallel ranks into one model or adapter.
+
+python merge_tp_params.py --model_name_or_path checkpoints/run [--output_dir merged]
+python merge_tp_params.py --help
+"""
+
+import sys
+
+from finetune.command import run_command
+from finetune.merge.tensor_parallel import main
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
