@@ -89,7 +89,6 @@ GEMMA = register(
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
-        sequence_parallel=True,
         adapt_config=_adapt_config,
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},

@@ -153,33 +153,31 @@ def check_topology(
     family = resolved.family
     config = family.adapt_config(resolved.config)
 
-    def faults_of(candidate: Layout) -> list[str]:
-        return _size_faults(candidate, family, config, args, vocab_size) + _method_faults(candidate, args)
-
-    faults = faults_of(layout)
-    if faults:
-        nearest = nearest_layouts(
-            layout, lambda candidate: not faults_of(candidate), sharded=sharding_stage(args) > 0
+    def faults_of(candidate: Layout, virtual_degree: int) -> list[str]:
+        sizes = family.parallel_faults(
+            config,
+            tensor_degree=candidate.tensor,
+            pipeline_degree=candidate.pipeline,
+            virtual_degree=virtual_degree,
+            vocab_size=vocab_size,
         )
-        faults.append(_nearest_line(layout.world, nearest))
+        return sizes + _method_faults(candidate, args, virtual_degree)
+
+    virtual_degree = args.model.virtual_pp_degree
+    faults = faults_of(layout, virtual_degree)
+    if faults:
+        sharded, note = sharding_stage(args) > 0, ""
+        nearest = nearest_layouts(layout, lambda each: not faults_of(each, virtual_degree), sharded=sharded)
+        if not nearest and virtual_degree > 1:
+            nearest = nearest_layouts(layout, lambda each: not faults_of(each, 1), sharded=sharded)
+            note = " (with virtual_pp_degree 1)" if nearest else ""
+        faults.append(_nearest_line(layout.world, nearest) + note)
     faults += _sequence_faults(family, args)
     if faults:
         raise UserError(faults)
 
 
-def _size_faults(
-    layout: Layout, family: Family, config: dict[str, Any], args: Arguments, vocab_size: int | None
-) -> list[str]:
-    return family.parallel_faults(
-        config,
-        tensor_degree=layout.tensor,
-        pipeline_degree=layout.pipeline,
-        virtual_degree=args.model.virtual_pp_degree,
-        vocab_size=vocab_size,
-    )
-
-
-def _method_faults(layout: Layout, args: Arguments) -> list[str]:
+def _method_faults(layout: Layout, args: Arguments, virtual_degree: int) -> list[str]:
     faults, model = [], args.model
     if model.lora and model.pissa and layout.tensor > 1:
         faults.append(
@@ -192,9 +190,9 @@ def _method_faults(layout: Layout, args: Arguments) -> list[str]:
             "train with eval_with_do_generation false, then evaluate the result with do_train false and "
             "pipeline_parallel_degree 1"
         )
-    if model.virtual_pp_degree > 1 and layout.pipeline == 1:
+    if virtual_degree > 1 and layout.pipeline == 1:
         faults.append(
-            f"virtual_pp_degree is {model.virtual_pp_degree}, but pipeline_parallel_degree is 1: it divides the "
+            f"virtual_pp_degree is {virtual_degree}, but pipeline_parallel_degree is 1: it divides the "
             "stages of a pipeline, so set it to 1 or use 2 stages or more"
         )
     if args.training.sequence_parallel and layout.tensor == 1:

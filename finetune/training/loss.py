@@ -108,8 +108,7 @@ class LabelPositions:
     def _pick(self, _layer: Any, _inputs: tuple, logits: Any) -> Any:
         if self._rows is None:
             return None
-        rows = logits.transpose([1, 0, 2]) if self._length_first else logits
-        return rows.reshape([-1, rows.shape[-1]]).gather(self._rows)
+        return logits.reshape([-1, logits.shape[-1]]).gather(self._rows)  # [batch, length, vocabulary] by now
 
     def _flatten(self, _layer: Any, _inputs: tuple, logits: Any) -> Any:
         if self._rows is None or not self._length_first:
