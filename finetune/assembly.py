@@ -23,6 +23,7 @@ from finetune.streaming import build_stream_source, check_sources, make_row_buil
 if TYPE_CHECKING:
     from finetune.arguments import Arguments
     from finetune.data.mixing import DataSource
+    from finetune.models.family import Family
     from finetune.models.loading import ResolvedModel
     from finetune.models.tokenizer import FamilyEncoder
     from finetune.models.vocabulary import VocabularyGrowth
@@ -274,10 +275,8 @@ def build_trainer(
 ) -> FinetuneTrainer:
     """Puts model, data and records together into a trainer."""
     from finetune.adapters.checkpoint import base_model
-    from finetune.adapters.neftune import EmbeddingNoise
     from finetune.parallel.pipe.stage import decoder_layers, stage_of
     from finetune.parallel.topology import sharding_stage
-    from finetune.training.dropout import KeyedDropout
     from finetune.training.loss import LabelPositions
     from finetune.training.setup import build_training_arguments
     from finetune.training.trainer import FinetuneTrainer
@@ -291,20 +290,6 @@ def build_trainer(
             length_first=resolved.family.hidden_length_first,
             rows_divided=bool(getattr(base.config, "sequence_parallel", False)),
         )
-    randomness: list[Any] = [
-        KeyedDropout(
-            base,
-            seed=args.training.seed,
-            length_first=resolved.family.hidden_length_first,
-            tensor_degree=groups.tensor.size,
-            tensor_rank=groups.tensor.position,
-        )
-    ]
-    if args.model.neftune and (stage is None or stage.plan.holds_first):
-        embedding = find_layer(base, resolved.family.embedding_module)
-        randomness.append(
-            EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=args.training.seed)
-        )
     batches = None
     if args.training.do_train:
         batches = _build_batches(args, data, pair, resolved, groups)
@@ -317,7 +302,7 @@ def build_trainer(
         ),
         tokenizer=pair.tokenizer,
         label_positions=label_positions,
-        randomness=randomness,
+        randomness=_build_randomness(args, base, resolved.family, groups),
         groups=groups,
         stage=stage,
         sharding_stage=sharding_stage(args),
@@ -330,6 +315,26 @@ def build_trainer(
     if groups.is_first:
         _add_records(args, run, trainer)
     return trainer
+
+
+def _build_randomness(args: Arguments, base: Any, family: Family, groups: ProcessGroups) -> list[Any]:
+    """What draws by sample in training: dropout, and NEFTune noise where the embedding is."""
+    from finetune.adapters.neftune import EmbeddingNoise
+    from finetune.parallel.pipe.stage import stage_of
+    from finetune.training.dropout import KeyedDropout
+
+    seed, stage = args.training.seed, stage_of(base)
+    dropout = KeyedDropout(
+        base,
+        seed=seed,
+        length_first=family.hidden_length_first,
+        tensor_degree=groups.tensor.size,
+        tensor_rank=groups.tensor.position,
+    )
+    if not args.model.neftune or (stage is not None and not stage.plan.holds_first):
+        return [dropout]
+    embedding = find_layer(base, family.embedding_module)
+    return [dropout, EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=seed)]
 
 
 def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> None:

@@ -28,7 +28,14 @@ ALLOWED_NAMES = {
 }
 # What --help, argument checks, and everything up to the first weight or the tokenizer import.
 STARTS_FAST = (
+    "export_model",
     "finetune_generation",
+    "merge_lora_params",
+    "merge_tp_params",
+    "predict_generation",
+    "finetune.decoding.settings",
+    "finetune.export.options",
+    "finetune.merge.tensor_parallel",
     "finetune.arguments",
     "finetune.argument_help",
     "finetune.assembly",

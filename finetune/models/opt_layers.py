@@ -29,7 +29,7 @@ from paddlenlp.transformers.opt import modeling
 from finetune.errors import UserError
 
 # fairseq reserved the first rows of the position table for padding.
-_POSITION_OFFSET = 2
+POSITION_OFFSET = 2
 
 
 class PrefixCache(modeling.MultiHeadAttention.Cache):
@@ -116,7 +116,7 @@ class OPTModel(modeling.OPTModel):
         if embeddings.project_in is not None:
             inputs_embeds = embeddings.project_in(inputs_embeds)
         table = embeddings.position_embeddings.weight
-        return inputs_embeds + F.embedding(position_ids + _POSITION_OFFSET, table)
+        return inputs_embeds + F.embedding(position_ids + POSITION_OFFSET, table)
 
     def _decode(self, hidden: Any, mask: Any, cache: Any, use_cache: bool) -> tuple[Any, list | None]:
         new_cache: list | None = [] if use_cache else None

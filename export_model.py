@@ -1,0 +1,34 @@
+"""Exports a model to a static graph that Paddle runs without PaddleNLP.
+
+python export_model.py --model_name_or_path ./checkpoints/llama --output_path ./exported [--lora_path ...]
+"""
+
+import sys
+
+from finetune.command import run_command, silence_libraries
+from finetune.environment import check_environment
+from finetune.export.options import parse_options
+from finetune.processor import configure_processor
+
+
+def main() -> None:
+    """Parses, checks, exports."""
+    options = parse_options()
+    check_environment()
+    options.check()
+    if options.device == "cpu":
+        configure_processor()
+
+    from finetune.models.loading import resolve_model
+
+    resolved = resolve_model(options.model_name_or_path)
+    silence_libraries()
+    from finetune.export.run import export
+
+    facts = export(options, resolved)
+    limit = "any length" if facts.max_positions is None else f"up to {facts.max_positions} tokens"
+    print(f"{options.output_path}: {facts.family} as a static graph, {facts.dtype}, texts of {limit}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

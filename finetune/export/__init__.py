@@ -1,0 +1,1 @@
+"""From a trained model to a folder that Paddle runs as a static graph."""
