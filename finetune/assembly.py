@@ -18,6 +18,7 @@ from finetune.data.sample_store import sample_lengths
 from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
+from finetune.parallel.phases import phase
 from finetune.streaming import build_stream_source, check_sources, make_row_builder, read_first
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: Tokeniz
     """
     from finetune.data.run_cache import read_cached
 
+    phase("reading data")
     folder = _tokenizer_folder(args)
     # A stream is read while training, and a built-in data set has no files to know it by.
     if not args.data.data_cache or args.data.lazy or not files or not folder.is_dir():
@@ -214,6 +216,7 @@ def load_base_model(
     from finetune.processor import keep_freed_memory
     from finetune.training.seeding import seed_everything
 
+    phase("loading weights")
     if args.training.device == "cpu":
         keep_freed_memory()
         if resolved.family.cpu_layers:

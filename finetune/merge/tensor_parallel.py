@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.errors import UserError
-from finetune.merge import companions, rank_files
+from finetune.merge import companions, hf_out, rank_files
 from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.rank_files import RankFiles, adapter_kind, find_rank_files
@@ -47,7 +47,10 @@ class SaveFormat:
     header: str
 
 
-SAVE_FORMATS = {"paddle": SaveFormat(lambda tensors, folder: tensors, "np")}
+SAVE_FORMATS = {
+    "paddle": SaveFormat(lambda tensors, folder: tensors, "np"),
+    "hf": SaveFormat(hf_out.convert, "pt"),
+}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import socket
 import sys
@@ -21,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
+_PACKAGES = ("adapters", "data", "models", "parallel", "parallel.pipe", "training")
 _PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 15.0
 STOPPED = -9
@@ -45,14 +49,23 @@ def _import_all() -> None:
     from finetune.processor import configure_processor
 
     configure_processor()
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot
     import paddlenlp.peft
     import paddlenlp.trainer
     import paddlenlp.transformers  # noqa: F401
 
     import finetune_generation  # noqa: F401
+    from finetune import assembly, finish, preview, run_directory  # noqa: F401
     from finetune.models.family import families, import_object
-    from finetune.training import trainer  # noqa: F401
 
+    for package in _PACKAGES:
+        folder = ROOT / "finetune" / package.replace(".", "/")
+        for module in pkgutil.iter_modules([str(folder)], f"finetune.{package}."):
+            if not module.ispkg:
+                importlib.import_module(module.name)
     for family in families().values():
         import_object(family.model_class)
 
@@ -138,7 +151,9 @@ def _fork(request: dict[str, Any], rank: int, environ: dict[str, str]) -> int:
         if os.getppid() != parent:
             os._exit(1)
         os.environ.update(environ)
-        log = os.open(Path(request["logs"]) / f"rank.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        log = os.open(
+            Path(request["logs"]) / f"rank.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644
+        )
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.dup2(log, 1)

@@ -26,9 +26,9 @@ FOR_OTHERS = {
 }
 CASES = [
     (family, method, layout)
-    for family in FAMILIES
+    for layout in sorted(LAYOUTS, key=lambda layout: " x " not in layout)  # products first: they say most
     for method in METHODS
-    for layout in LAYOUTS
+    for family in FAMILIES
     if family in ALL_LAYOUTS or layout in FOR_OTHERS[method]
 ]
 

@@ -18,7 +18,9 @@ FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt")
 FILES = ("sft_argument.json", "sft_pp_argument.json")
 ALWAYS = {("qwen", FILES[0]), ("bloom", FILES[1])}
 CASES = [
-    pytest.param(family, file, marks=() if (family, file) in ALWAYS else slow) for family in FAMILIES for file in FILES
+    pytest.param(family, file, marks=() if (family, file) in ALWAYS else slow)
+    for family in FAMILIES
+    for file in FILES
 ]
 
 
@@ -28,7 +30,9 @@ def test_argument_file(family, file, tmp_path):
 
     model, output = tmp_path / "model", tmp_path / "out"
     groups = {"num_key_value_heads": 2} if family in GROUPED else {}
-    build_tiny(family, model, hidden_size=32, num_layers=4, num_heads=4, vocab_size=640, max_length=512, **groups)
+    build_tiny(
+        family, model, hidden_size=32, num_layers=4, num_heads=4, vocab_size=640, max_length=512, **groups
+    )
     data = build_data(tmp_path / "data", num_train=70, num_dev=20)
     overrides = {
         "model_name_or_path": model, "dataset_name_or_path": data, "output_dir": output, "max_steps": 3,
