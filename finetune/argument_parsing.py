@@ -146,10 +146,20 @@ def _take(
             spelled[name] = key
 
 
+_LAUNCHER_OPTIONS = frozenset(
+    {"gpus", "devices", "nnodes", "nproc_per_node", "master", "rank", "host", "log_dir", "job_id", "ips"}
+)
+
+
 def describe_unknown(key: str, origin: str) -> str:
     """The fault line for a key that does not exist, with the nearest one that does."""
     from difflib import get_close_matches
 
+    if key in _LAUNCHER_OPTIONS:
+        return (
+            f'"{key}" {origin} is an option of the launcher: put it before the script, as in '
+            f"`python -m paddle.distributed.launch --{key} VALUE finetune_generation.py ARGS.json`"
+        )
     nearest = get_close_matches(key.lower(), [*known_settings(), *ALIASES], n=1)
     remedy = f'did you mean "{nearest[0]}"?' if nearest else "see --help-all for every setting"
     return f'unknown setting "{key}" {origin}: {remedy}'

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune import device
+from finetune.argument_parsing import describe_unknown
 from finetune.arguments import parse_arguments
 from finetune.errors import UserError
 
@@ -265,3 +266,8 @@ def test_two_names_with_two_values_are_a_fault():
 def test_null_beside_the_other_name_is_no_conflict():
     assert parse({"intokens": None, "zero_padding": True}).data.zero_padding is True
     assert parse({"zero_padding": True, "intokens": None}).data.zero_padding is True
+
+
+def test_options_of_the_launcher_are_told_from_typing_errors():
+    line = describe_unknown("log_dir", "on the command line")
+    assert "option of the launcher" in line and "--log_dir VALUE finetune_generation.py" in line
