@@ -26,6 +26,7 @@ ALLOWED_NAMES = {
     "finetune/data/chat_templates.py": "names of conversation formats, which users choose and no code compares",
     "finetune/demo.py": "the demonstration is one run, of one family",
 }
+ENTRIES = ("export_model", "finetune_generation", "merge_lora_params", "merge_tp_params", "predict_generation")
 # What --help, argument checks, and everything up to the first weight or the tokenizer import.
 STARTS_FAST = (
     "export_model",
@@ -291,7 +292,7 @@ def source_of(module: str) -> Path | None:
     """The file of a module of ours."""
     path = ROOT.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file() and module.split(".")[0] in ("finetune", "finetune_generation"):
+        if candidate.is_file() and module.split(".")[0] in ("finetune", *ENTRIES):
             return candidate
     return None
 

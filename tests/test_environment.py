@@ -126,7 +126,7 @@ def test_ranges_equal_pyproject():
     assert bounded == set(TESTED_RANGES)
 
 
-@pytest.mark.parametrize("lock", ["base", "cpu", "dev"])
+@pytest.mark.parametrize("lock", ["base", "chat", "cpu", "dev"])
 def test_lock_is_complete_and_names_no_place(lock):
     text = (ROOT / "requirements" / f"{lock}.lock").read_text(encoding="utf-8")
     assert "://" not in text

@@ -1,0 +1,27 @@
+"""Answers the lines of a file, or talks on the terminal, with a dynamic or an exported model.
+
+python predict_generation.py --model_name_or_path ./checkpoints/llama --data_file in.jsonl --output_file out.jsonl
+python predict_generation.py --model_name_or_path ./exported
+"""
+
+import sys
+
+from finetune.command import run_command
+from finetune.device import device_kind
+from finetune.environment import check_environment
+from finetune.predict.run import parse_options, predict
+from finetune.processor import configure_processor
+
+
+def main() -> None:
+    """Parses, checks, answers."""
+    options = parse_options()
+    check_environment()
+    options.check()
+    if device_kind(options.model.device) == "cpu":
+        configure_processor()
+    predict(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
