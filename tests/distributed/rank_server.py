@@ -32,6 +32,7 @@ STOPPED = -9
 
 def serve() -> None:
     """Answers requests until stdin ends."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _import_all()
@@ -42,6 +43,11 @@ def serve() -> None:
     for line in sys.stdin:
         answers.write(json.dumps(_run(json.loads(line))) + "\n")
         answers.flush()
+
+
+def _end_with_parent() -> None:
+    """Asks the kernel to end this process with the one that started it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _import_all() -> None:
@@ -147,7 +153,7 @@ def _fork(request: dict[str, Any], rank: int, environ: dict[str, str]) -> int:
         return child
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _end_with_parent()
         if os.getppid() != parent:
             os._exit(1)
         os.environ.update(environ)
