@@ -90,6 +90,7 @@ def silence_libraries() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import paddle
+        from paddle.distributed.fleet.utils import log_util as fleet_log
         from paddlenlp.utils.log import logger
 
     # Paddle's own handlers would print a C++ stack on SIGTERM instead of letting ours act.
@@ -97,5 +98,6 @@ def silence_libraries() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
 
     logger.set_level("ERROR")
+    fleet_log.set_log_level("ERROR")
     # Paddle's deprecation decorator re-enables its warnings; the filter must come after the import.
     warnings.filterwarnings("ignore")

@@ -193,7 +193,7 @@ def _make_groups(layout: Layout) -> ProcessGroups:
         "sharding_degree": layout.sharding,
         "order": ["dp", "pp", "sharding", "sep", "mp"],
     }
-    fleet.init(is_collective=True, strategy=strategy)
+    fleet.init(is_collective=True, strategy=strategy, log_level="ERROR")
     hybrid, rank = fleet.get_hybrid_communicate_group(), dist.get_rank()
 
     def fleets(handle: Any) -> Group:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune.argument_checks import count_processes
+from finetune.command import silence_libraries
 from finetune.errors import UserError
 from finetune.parallel.groups import ProcessGroups, start_groups
 from finetune.parallel.phases import phase
@@ -38,6 +39,7 @@ def start_processes(args: Arguments, layout: Layout) -> Iterator[ProcessGroups]:
         yield ProcessGroups()
         return
     phase("connecting")
+    silence_libraries()
     start_watch(hang_seconds=args.model.hang_timeout)
     yield start_groups(layout, device=args.training.device)
 
