@@ -1,0 +1,183 @@
+"""What a folder needs beside the tensors' names and shapes for Hugging Face's transformers to load it.
+
+config.json is written in transformers' fields. Files of the tokenizer are copied as they are, under the name that
+transformers looks for; only in tokenizer_config.json the class is renamed and what PaddleNLP noted for itself left out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.merge.companions import read_config
+from finetune.merge.hf_names import is_tied
+from finetune.merge.shards import JoinedTensor, Tensor
+from finetune.models.family import Family, find_family
+
+# What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
+_OWN_FIELDS = (
+    "alibi", "dpo_config", "dtype", "fuse_", "immediate_clear_past_key_value", "long_sequence_", "paddlenlp_version",
+    "pipeline_parallel_degree", "recompute", "rope_scaling_factor", "rope_scaling_type", "sep_parallel_degree",
+    "sequence_parallel", "tensor_parallel_", "use_flash_attention", "use_last_token_for_generation",
+    "use_long_sequence_strategies", "use_recompute", "virtual_pp_degree", "context_parallel_degree",
+    "quantization_config_",
+)  # fmt: skip
+# PaddleNLP's name of a tokenizer's class -> transformers'.
+_TOKENIZER_CLASSES = {"GPTTokenizer": "GPT2Tokenizer", "BloomTokenizer": "BloomTokenizerFast"}
+# PaddleNLP's notes on where a tokenizer came from; with "from_slow" transformers refuses a tokenizer.json.
+_TOKENIZER_NOTES = ("from_slow", "_from_auto", "name_or_path", "special_tokens_map_file")
+_SENTENCEPIECE, _THEIR_SENTENCEPIECE = "sentencepiece.bpe.model", "tokenizer.model"
+_OPT_FIELDS = {
+    "intermediate_size": "ffn_dim",
+    "normalize_before": "do_layer_norm_before",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "hidden_act": "activation_function",
+}
+_CHATGLM_FIELDS = {
+    "num_hidden_layers": "num_layers",
+    "vocab_size": "padded_vocab_size",
+    "max_sequence_length": "seq_length",
+}
+
+
+def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
+    """Gives a merged model Hugging Face's form; for `tensor_parallel.SAVE_FORMATS`.
+
+    Args:
+        tensors: All tensors of the model under PaddleNLP's names.
+        folder: The result's, with the files of configuration and tokenizer in it.
+
+    Returns:
+        The tensors to write.
+
+    Raises:
+        UserError: It holds an adapter, or a model that transformers cannot express.
+    """
+    from finetune.merge.lora_plan import base_of, dtype_name, plan
+
+    config = read_config(folder / "config.json")
+    if not config:
+        raise UserError(
+            "--save_format hf writes whole models; for an adapter use merge_lora_params.py --save_format peft"
+        )
+    family = find_family(config)
+    written, _ = plan(base_of(folder, config, family, tensors), [], hugging_face=True)
+    write_hugging_face_files(folder, family, dtype=dtype_name(written))
+    return written
+
+
+def write_hugging_face_files(folder: Path, family: Family, *, dtype: str) -> None:
+    """Turns the configuration and the tokenizer's files in a folder into transformers' form.
+
+    Args:
+        folder: Where they are.
+        family: Record of the model.
+        dtype: Element type of its weights.
+    """
+    path = folder / "config.json"
+    _write_json(path, hugging_face_config(read_config(path), family, dtype=dtype))
+    write_tokenizer_files(folder)
+
+
+def write_tokenizer_files(folder: Path) -> None:
+    """Gives a tokenizer's files the names, and its class the name, that transformers looks for."""
+    if (folder / _SENTENCEPIECE).is_file() and not (folder / _THEIR_SENTENCEPIECE).exists():
+        shutil.move(folder / _SENTENCEPIECE, folder / _THEIR_SENTENCEPIECE)
+    path = folder / "tokenizer_config.json"
+    settings = read_config(path)
+    kept = {name: value for name, value in settings.items() if name not in _TOKENIZER_NOTES}
+    if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
+        kept["tokenizer_class"] = name
+    if kept != settings:
+        _write_json(path, kept)
+
+
+def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> dict[str, Any]:
+    """A configuration in transformers' fields; one that has them already keeps them.
+
+    Args:
+        config: config.json in PaddleNLP's form or transformers'.
+        family: Record of the model.
+        dtype: Element type of the weights.
+
+    Raises:
+        UserError: A setting that transformers' model has no place for.
+    """
+    if config.get("alibi"):
+        raise UserError(
+            "config.json has alibi true, which transformers' Llama does not compute: use --save_format paddle"
+        )
+    if "transformers_version" in config:
+        return dict(config) | {"torch_dtype": dtype}
+    adapted = family.adapt_config(dict(config))
+    theirs = {name: value for name, value in adapted.items() if not name.startswith(_OWN_FIELDS)}
+    if factor := _linear_scaling(adapted):
+        theirs["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": factor}
+    theirs = _CONVERSIONS.get(family.name, dict)(theirs)
+    return theirs | {"tie_word_embeddings": is_tied(config, family), "torch_dtype": dtype}
+
+
+def paddle_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> dict[str, Any]:
+    """A configuration in PaddleNLP's fields."""
+    names = ("torch_dtype", "transformers_version", "_name_or_path")
+    adapted = {name: value for name, value in family.adapt_config(dict(config)).items() if name not in names}
+    return adapted | {"architectures": [family.architectures[0]], "dtype": dtype}
+
+
+def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The configuration of a model with that many embeddings."""
+    grown = {name: size for name in ("vocab_size", "padded_vocab_size") if name in config}
+    return dict(config) | (grown or {"vocab_size": size})
+
+
+def _linear_scaling(config: Mapping[str, Any]) -> float | None:
+    return config.get("rope_scaling_factor") if config.get("rope_scaling_type") == "linear" else None
+
+
+def _opt_config(config: dict[str, Any]) -> dict[str, Any]:
+    theirs = {_OPT_FIELDS.get(name, name): value for name, value in config.items()}
+    # PaddleNLP's "gelu" is the tanh approximation.
+    if theirs.get("activation_function") == "gelu":
+        theirs["activation_function"] = "gelu_new"
+    return theirs
+
+
+def _chatglm_config(config: dict[str, Any]) -> dict[str, Any]:
+    theirs = {_CHATGLM_FIELDS.get(name, name): value for name, value in config.items()}
+    groups = theirs.get("multi_query_group_num")
+    return theirs | {
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "multi_query_attention": groups != theirs.get("num_attention_heads"),
+    }
+
+
+def _qwen_config(config: dict[str, Any]) -> dict[str, Any]:
+    return config | {"architectures": ["QWenLMHeadModel"]}
+
+
+_CONVERSIONS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "opt": _opt_config,
+    "chatglm2": _chatglm_config,
+    "qwen": _qwen_config,
+}
+NEEDS_OWN_CODE = {
+    "chatglm2": "configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm2-6b",
+    "qwen": "configuration_qwen.py and modeling_qwen.py of the published Qwen",
+}
+"""Families that transformers itself does not have -> files to copy beside the weights."""
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Writes a configuration if it differs from what is there."""
+    if read_config(path) != dict(config):
+        _write_json(path, config)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,300 @@
+"""merge_lora_params.py: a model with its adapters in its weights, or without one that was merged before.
+
+    W + factor * A @ B, in float32, rounded once to the base's element type
+
+What changes is decided from names and shapes (`lora_plan`), then tensors go one by one from file to file (`shards`);
+those without an update are copied inside the kernel. Neither Paddle nor PyTorch is imported; `--verify` alone needs
+Paddle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import UserError
+from finetune.merge import companions, hf_out
+from finetune.merge.lora_adapters import (
+    LORA_CONFIG,
+    Adapter,
+    check_adapter_folder,
+    named_base,
+    read_paddle_adapter,
+)
+from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
+from finetune.merge.output_folder import output_folder
+from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
+from finetune.merge.progress_line import ProgressLine
+from finetune.merge.shards import Layout, Tensor, count_bytes, write_tensors
+
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "tokenization_*.py",
+)  # fmt: skip
+_TEMPLATES = ("chat_template*", "*.jinja")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+PADDLE, HUGGING_FACE, PEFT = "paddle", "hf", "peft"
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """The command line.
+
+    Attributes:
+        base: Folder of the model; None takes the one that the first adapter names.
+        adapters: Folders, merged in this order.
+        output: Folder of the result.
+        max_shard_bytes: Most bytes of tensors in a file.
+        save_format: PADDLE, HUGGING_FACE, PEFT; None keeps the base's.
+        unmerge: Whether to take the adapters out of a merged model.
+        overwrite: Whether the result of an earlier merge is replaced.
+        verify: Whether to run base and adapter beside the merged model.
+    """
+
+    base: Path | None
+    adapters: tuple[Path, ...]
+    output: Path
+    max_shard_bytes: int = 5 * 10**9
+    save_format: str | None = None
+    unmerge: bool = False
+    overwrite: bool = False
+    verify: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Merges what the command line names."""
+    options = parse_options(argv)
+    if options.save_format == PEFT:
+        export_peft(options)
+    else:
+        merge(options)
+
+
+def merge(options: MergeOptions) -> None:
+    """Writes the merged model and says what was written.
+
+    Raises:
+        UserError: An adapter does not fit the base, files are missing or damaged, or there is no room.
+    """
+    began = time.monotonic()
+    base = open_base(_find_base(options))
+    adapters = _open_adapters(options, base)
+    hugging_face = (
+        base.is_hugging_face if options.save_format is None else options.save_format == HUGGING_FACE
+    )
+    tensors, num_tokens = plan(base, adapters, unmerge=options.unmerge, hugging_face=hugging_face)
+    record: dict[str, object] = {
+        "source": str(base.folder),
+        "kind": "model",
+        "adapters": [str(adapter.folder) for adapter in adapters],
+        "unmerged": options.unmerge,
+    }
+    with output_folder(options.output, record) as folder:
+        _write_companions(
+            base, adapters, folder, hugging_face=hugging_face, num_tokens=num_tokens, tensors=tensors
+        )
+        layout = Layout(max_shard_bytes=options.max_shard_bytes, format="pt" if hugging_face else "np")
+        with ProgressLine(sum(map(count_bytes, tensors))) as progress:
+            files = write_tensors(folder, tensors, layout, advance=progress.advance)
+    _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
+    if hugging_face and not base.is_hugging_face and base.family.name in hf_out.NEEDS_OWN_CODE:
+        needed = hf_out.NEEDS_OWN_CODE[base.family.name]
+        print(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
+    if options.verify:
+        from finetune.merge.lora_verify import verify
+
+        verify(base, adapters, options.output)
+
+
+def export_peft(options: MergeOptions) -> None:
+    """Writes an adapter in peft's form, for the base in Hugging Face's form.
+
+    Raises:
+        UserError: It cannot be expressed there.
+    """
+    base_folder = _find_base(options)
+    if len(options.adapters) > 1 or options.unmerge:
+        raise UserError(
+            "--save_format peft converts one adapter: give one --lora_path and leave --unmerge out"
+        )
+    base = open_base(base_folder)
+    (adapter,) = _open_adapters(options, base)
+    plan(base, [adapter], hugging_face=True)
+    if adapter.needs_unchanged_base:
+        raise UserError(
+            f"{adapter.folder} was trained with pissa: peft would add it to a base that still holds what it started "
+            "from. Merge it (--save_format hf)"
+        )
+    tensors = peft_tensors(adapter, base.family, base.adapted_config, tied=base.is_tied)
+    record: dict[str, object] = {"source": str(adapter.folder), "kind": "lora"}
+    with output_folder(options.output, record) as folder:
+        _copy_tokenizer(adapter.folder, folder)
+        write_peft_config(adapter, tensors, folder, base=str(base_folder))
+        write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
+    size = sum(map(count_bytes, tensors)) / 1e6
+    print(
+        f"exported {adapter.folder} for peft\nwrote {options.output}: {len(tensors)} tensors, {size:.3g} MB\n"
+        f"next: PeftModel.from_pretrained(<{base_folder.name} in Hugging Face's form>, {str(options.output)!r})"
+    )
+
+
+def _find_base(options: MergeOptions) -> Path:
+    """The base, given or named by the first adapter, once everything named exists and differs."""
+    for folder in options.adapters:
+        check_adapter_folder(folder)
+    base = options.base
+    if base is None:
+        name = named_base(options.adapters[0])
+        if name is None:
+            raise UserError(
+                f"{options.adapters[0]} does not name the base it was trained on: give it with --model_name_or_path"
+            )
+        base = Path(name)
+    if not base.is_dir():
+        origin = "--model_name_or_path" if options.base else f"the base that {options.adapters[0]} names,"
+        raise UserError(f"{origin} {base} is no folder: give the base's with --model_name_or_path")
+    _check_output(options, base)
+    return base
+
+
+def _check_output(options: MergeOptions, base: Path) -> None:
+    from finetune.merge.output_folder import check_output
+
+    for source in (base, *options.adapters):
+        if options.output.resolve() == source.resolve():
+            raise UserError(
+                f"--merge_model_path {options.output} is an input of this merge: give another folder"
+            )
+    try:
+        check_output(options.output, base, overwrite=options.overwrite)
+    except UserError as error:
+        raise UserError(
+            [fault.replace("--output_dir", "--merge_model_path") for fault in error.faults]
+        ) from None
+
+
+def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:
+    adapters = []
+    for folder in options.adapters:
+        if (folder / LORA_CONFIG).is_file():
+            adapters.append(read_paddle_adapter(folder))
+        else:
+            adapters.append(read_peft_adapter(folder, base.family, tied=base.is_tied))
+    return adapters
+
+
+def _write_companions(
+    base: Base,
+    adapters: Sequence[Adapter],
+    folder: Path,
+    *,
+    hugging_face: bool,
+    num_tokens: int | None,
+    tensors: Sequence[Tensor],
+) -> None:
+    """Configuration from the base, tokenizer from the last adapter that has one, else from the base."""
+    companions.copy_companions(base.folder, folder)
+    for adapter in adapters:
+        _copy_tokenizer(adapter.folder, folder)
+    path, dtype = folder / "config.json", dtype_name(tensors)
+    config = companions.read_config(path)
+    if num_tokens:
+        config = hf_out.with_vocabulary(config, num_tokens)
+    if base.is_hugging_face and not hugging_face:
+        config = hf_out.paddle_config(config, base.family, dtype=dtype)
+    hf_out.write_config(path, config)
+    if hugging_face and not base.is_hugging_face:
+        hf_out.write_hugging_face_files(folder, base.family, dtype=dtype)
+    elif hugging_face:
+        hf_out.write_tokenizer_files(folder)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies a tokenizer's files in place of those that are there, if the source holds a whole tokenizer."""
+    files = [path for path in sorted(source.iterdir()) if path.is_file()]
+    if not any(_fits(path.name, _VOCABULARIES) for path in files):
+        return
+    has_template = any(_fits(path.name, _TEMPLATES) for path in files)
+    for path in list(folder.iterdir()):
+        if _fits(path.name, _TOKENIZER_FILES) or (has_template and _fits(path.name, _TEMPLATES)):
+            path.unlink()
+    for path in files:
+        if _fits(path.name, (*_TOKENIZER_FILES, *_TEMPLATES)):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _report(
+    options: MergeOptions,
+    base: Base,
+    adapters: Sequence[Adapter],
+    tensors: Sequence[Tensor],
+    *,
+    num_files: int,
+    seconds: float,
+) -> None:
+    names = ", ".join(str(adapter.folder) for adapter in adapters)
+    changed = sum(len(adapter.updates) for adapter in adapters)
+    replaced = sum(len(adapter.whole) for adapter in adapters)
+    what = f"took {names} out of {base.folder}" if options.unmerge else f"merged {names} into {base.folder}"
+    size = sum(map(count_bytes, tensors)) / 1e9
+    print(
+        f"{what}: {changed} low-rank updates" + f", {replaced} tensors replaced" * bool(replaced) + "\n"
+        f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} file{'s' * (num_files > 1)}, "
+        f"{seconds:.1f} s\n"
+        f"next: python predict_generation.py --model_name_or_path {options.output}"
+    )
+
+
+def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
+    """Reads the command line; a wrong one ends the process with code 2."""
+    from finetune.merge.tensor_parallel import _parse_bool, _parse_size
+
+    parser = argparse.ArgumentParser(
+        prog="merge_lora_params.py", description="Merges LoRA adapters into the weights of their base."
+    )
+    parser.add_argument("--model_name_or_path", type=Path, metavar="BASE",
+                        help="folder of the base, in PaddleNLP's or Hugging Face's form (default: the one that the "
+                             "adapter names)")  # fmt: skip
+    parser.add_argument("--lora_path", nargs="+", action="append", required=True, metavar="LORA",
+                        help="folder of an adapter (of this project, PaddleNLP or peft); several are merged in their "
+                             "order: repeat the option, or separate them by commas or blanks")  # fmt: skip
+    parser.add_argument("--merge_model_path", "--merge_lora_model_path", type=Path, required=True, metavar="OUT",
+                        help="folder of the result")  # fmt: skip
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+                        help="accepted for old scripts: the merge is limited by the disk and runs on the CPU")  # fmt: skip
+    parser.add_argument("--max_shard_size", type=_parse_size, default=5 * 10**9, metavar="SIZE",
+                        help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
+    parser.add_argument("--save_format", choices=(PADDLE, HUGGING_FACE, PEFT),
+                        help="names and shapes of the result (default: the base's); peft writes the adapter alone in "
+                             "peft's form, unmerged")  # fmt: skip
+    for name, text in (
+        ("--unmerge", "take the adapter out of a model it was merged into"),
+        ("--overwrite", "replace the result of an earlier merge"),
+        (
+            "--verify",
+            "then run prompts through base + adapter and through the result, in float32 (needs Paddle)",
+        ),
+    ):
+        parser.add_argument(name, type=_parse_bool, nargs="?", const=True, default=False, metavar="true|false",
+                            help=text)  # fmt: skip
+    args = parser.parse_args(argv)
+    folders = [Path(name) for group in args.lora_path for text in group for name in text.split(",") if name]
+    return MergeOptions(
+        base=args.model_name_or_path,
+        adapters=tuple(folders),
+        output=args.merge_model_path,
+        max_shard_bytes=args.max_shard_size,
+        save_format=args.save_format,
+        unmerge=args.unmerge,
+        overwrite=args.overwrite,
+        verify=args.verify,
+    )

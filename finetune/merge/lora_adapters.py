@@ -1,0 +1,245 @@
+"""Reads adapters, whoever wrote them, into one form: low-rank updates and whole tensors under PaddleNLP's names.
+
+Three forms are known: what a run of this project leaves (`peft_model*.safetensors`, or one file per rank),
+PaddleNLP's `lora_model_state.pdparams`, both beside `lora_config.json`, and peft's, which is read in `peft_adapters`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.adapters.scaling import ScalingRule
+from finetune.errors import UserError
+from finetune.merge import rank_files
+from finetune.merge.companions import read_config
+from finetune.merge.rank_tensors import joined_tensors
+from finetune.merge.row_blocks import Update
+from finetune.merge.shards import JoinedTensor
+from finetune.models.weights import as_float32
+
+LORA_CONFIG, PREFIX_CONFIG, PEFT_CONFIG = "lora_config.json", "prefix_config.json", "adapter_config.json"
+FACTS_FILE = "adapter_facts.json"
+_MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB)")
+
+
+@dataclass(frozen=True)
+class WholeTensor:
+    """A tensor that replaces the base's.
+
+    Attributes:
+        tensor: Where it lies.
+        is_turned: Whether it is stored as Hugging Face stores linear layers, [out, in].
+    """
+
+    tensor: JoinedTensor
+    is_turned: bool = False
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter does to a model.
+
+    Attributes:
+        folder: Where it lies.
+        path: The first file of its weights, for messages.
+        config: Its configuration file as found.
+        rule: Rank and factor of its layers.
+        updates: PaddleNLP's name of a layer -> update of its weight [in, out].
+        whole: PaddleNLP's name of a tensor -> what takes its place.
+        num_tokens: Tokens of the tokenizer it was trained with; None when that is not on record.
+        is_peft: Whether it is in peft's form.
+    """
+
+    folder: Path
+    path: Path
+    config: Mapping[str, Any]
+    rule: ScalingRule
+    updates: Mapping[str, Update]
+    whole: Mapping[str, WholeTensor]
+    num_tokens: int | None = None
+    is_peft: bool = False
+
+    @property
+    def needs_unchanged_base(self) -> bool:
+        """Whether A and B start as parts of the base's weights (PiSSA), which must therefore be taken out of it."""
+        return self.rule.pissa
+
+
+@dataclass
+class Matrices:
+    """What has been found of one layer's update; `read` is done when it is needed."""
+
+    path: Path
+    tensors: dict[str, JoinedTensor] = field(default_factory=dict)
+
+
+def check_adapter_folder(folder: Path) -> None:
+    """Says what is wrong with a folder that is no LoRA adapter.
+
+    Raises:
+        UserError: It does not exist, or holds a prefix, a model or nothing of use.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--lora_path {folder} is no folder: give the output folder of a LoRA run")
+    is_prefix = (folder / PREFIX_CONFIG).is_file() or (
+        (folder / PEFT_CONFIG).is_file()
+        and read_config(folder / PEFT_CONFIG).get("peft_type") not in (None, "LORA")
+    )
+    if is_prefix:
+        raise UserError(
+            f"--lora_path {folder} holds no LoRA but a prefix: keys and values before the text, which no weight can "
+            "take up. Serve it as it is: python predict_generation.py --model_name_or_path <base> "
+            f"--prefix_path {folder}"
+        )
+    if not any((folder / name).is_file() for name in (LORA_CONFIG, PEFT_CONFIG)):
+        what = "a whole model, which needs no merge" if (folder / "config.json").is_file() else "no adapter"
+        raise UserError(
+            f"--lora_path {folder} holds {what}: expected {LORA_CONFIG} or {PEFT_CONFIG} there. Give the output "
+            "folder (or a checkpoint) of a LoRA run"
+        )
+
+
+def named_base(folder: Path) -> str | None:
+    """The base that an adapter's configuration names."""
+    name = LORA_CONFIG if (folder / LORA_CONFIG).is_file() else PEFT_CONFIG
+    base = read_config(folder / name).get("base_model_name_or_path")
+    return str(base) if base else None
+
+
+def read_paddle_adapter(folder: Path) -> Adapter:
+    """Reads an adapter of this project or of PaddleNLP; its tensors stay in their files.
+
+    Raises:
+        UserError: Files are missing or damaged, or it is of a kind that cannot be merged.
+    """
+    from finetune.merge.tensor_parallel import open_source
+
+    config = read_config(folder / LORA_CONFIG)
+    _check_kind(folder, config)
+    source = open_source(folder)
+    if source.kind not in (rank_files.LORA, rank_files.ADAPTER):
+        raise UserError(
+            f"{folder} holds {LORA_CONFIG} but the weights of a {source.kind}: give the folder of the adapter alone"
+        )
+    path = next(iter(source.files.files.values()))[0]
+    matrices: dict[str, Matrices] = {}
+    whole = {}
+    for tensor in joined_tensors(source):
+        if match := _MATRIX.fullmatch(tensor.name):
+            found = matrices.setdefault(match["layer"], Matrices(tensor.parts[0].path))
+            found.tensors[match["matrix"]] = tensor
+        else:
+            whole[tensor.name] = WholeTensor(tensor)
+    rule = ScalingRule(
+        int(config["r"]), float(config["lora_alpha"]), bool(config.get("rslora")), bool(config.get("pissa"))
+    )
+    updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
+    num_tokens = read_config(folder / FACTS_FILE).get("num_tokens")
+    return Adapter(folder, path, config, rule, updates, whole, num_tokens)
+
+
+def make_update(
+    layer: str, found: Matrices, rule: ScalingRule, *, turned: bool, rule_name: str | None = None
+) -> Update:
+    """The update of a layer's weight [in, out].
+
+    Args:
+        layer: Name for messages.
+        found: Its matrices: A and B, and AB between them where it was trained so.
+        rule: Rank and factor.
+        turned: Whether A is [r, in] and B [out, r], as peft has them.
+        rule_name: Name of the layer for the rule's patterns; by default the same.
+
+    Raises:
+        UserError: One of the two is missing, or their shapes are not those of the rank on record.
+    """
+    tensors = found.tensors
+    if missing := [name for name in ("A", "B") if name not in tensors]:
+        raise UserError(f"{found.path} lacks lora_{missing[0]} of {layer}: copy the adapter again")
+    rank = rule.rank_of(rule_name or layer)
+    shapes = {
+        name: tensor.shape[::-1] if turned and name != "AB" else tensor.shape
+        for name, tensor in tensors.items()
+    }
+    if shapes["A"][-1] != rank or shapes["B"][0] != rank or shapes.get("AB", (rank, rank)) != (rank, rank):
+        listed = ", ".join(f"lora_{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items()))
+        raise UserError(
+            f"{found.path}: {layer} has {listed}, but the adapter's configuration tells of rank {rank}: weights "
+            "and configuration are of different adapters. Copy both from the same run"
+        )
+    factor = np.float32(rule.factor_of(rule_name or layer))
+
+    def factors() -> tuple[np.ndarray, np.ndarray]:
+        arrays = {name: as_float32(tensor.array()) for name, tensor in tensors.items()}
+        left, right = (arrays[name].T if turned else arrays[name] for name in ("A", "B"))
+        return (left @ arrays["AB"] if "AB" in arrays else left) * factor, right
+
+    return Update((shapes["A"][0], shapes["B"][1]), factors, found.path)
+
+
+def pissa_update(update: Update, rank: int, weight: Callable[[], np.ndarray]) -> Update:
+    """The update of a base that has not been changed: A and B as trained, less what they started from.
+
+    PiSSA starts with A @ B = the part of W along its `rank` leading singular vectors and trains beside
+    W - A @ B. That part is worked out again: W V V^T, V from the eigenvectors of W^T W in float64 (or the same with
+    rows and columns exchanged, where W is wide).
+
+    Args:
+        update: A @ B as trained.
+        rank: Rank of the adapter.
+        weight: Reads W [in, out].
+    """
+
+    def factors() -> tuple[np.ndarray, np.ndarray]:
+        left, right = update.factors()
+        start_left, start_right = leading_part(weight(), rank)
+        return np.concatenate([left, -start_left], axis=1), np.concatenate([right, start_right])
+
+    return Update(update.shape, factors, update.path)
+
+
+def leading_part(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two factors [in, rank], [rank, out] of the best approximation of that rank; float32."""
+    if weight.shape[0] < weight.shape[1]:
+        left, right = leading_part(weight.T, rank)
+        return right.T, left.T
+    gram = np.zeros((weight.shape[1],) * 2, np.float64)
+    step = max(1, 2**20 // weight.shape[1])
+    for begin in range(0, weight.shape[0], step):
+        block = as_float32(weight[begin : begin + step]).astype(np.float64)
+        gram += block.T @ block
+    vectors = np.linalg.eigh(gram)[1][:, -rank:].astype(np.float32)
+    left = np.concatenate(
+        [as_float32(weight[begin : begin + step]) @ vectors for begin in range(0, weight.shape[0], step)]
+    )
+    return left, np.ascontiguousarray(vectors.T)
+
+
+def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
+    path = folder / LORA_CONFIG
+    if config.get("use_mora"):
+        raise UserError(
+            f"{path} has use_mora true: MoRA's square matrices are no low-rank update and are not merged here. Merge "
+            "it with PaddleNLP, or train with use_mora false"
+        )
+    if config.get("enable_lora_list"):
+        raise UserError(
+            f"{path} has enable_lora_list, whose updates cover parts of a layer and are not merged here. Merge it with "
+            "the PaddleNLP release that trained it"
+        )
+    if config.get("loraga"):
+        raise UserError(
+            f"{path} has loraga true: such an adapter belongs to a base that its training changed and that is not "
+            "on record here. Merge it with PaddleNLP, or train without loraga"
+        )
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float) or config["r"] < 1:
+            raise UserError(
+                f"{path} has {name} {config.get(name)!r}, but a number above 0 is needed: copy it again"
+            )

@@ -1,0 +1,349 @@
+"""Which tensor of a base becomes which of the result: names, replacements, growth, low-rank updates.
+
+Everything is decided from names and shapes before a weight is read; the faults of all adapters are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import UserError
+from finetune.merge import rank_files, row_blocks
+from finetune.merge.companions import read_config
+from finetune.merge.hf_names import (
+    embedding_name,
+    is_hugging_face,
+    is_tied,
+    is_turned,
+    joined_columns,
+    joined_parts,
+    to_hugging_face,
+    to_paddle,
+)
+from finetune.merge.lora_adapters import Adapter, pissa_update
+from finetune.merge.peft_adapters import split_joined
+from finetune.merge.rank_tensors import joined_tensors
+from finetune.merge.row_blocks import Rows, Update
+from finetune.merge.shards import JoinedTensor, Tensor
+from finetune.models.family import Family, find_family
+
+_MAX_LISTED = 6
+_FLOATS = ("<f4", "<f2", "<u2", "<f8")
+
+
+@dataclass
+class Entry:
+    """One tensor of the result.
+
+    Attributes:
+        name: PaddleNLP's name.
+        tensor: Where its values come from, before updates.
+        is_turned: Whether it is stored there as the transpose of PaddleNLP's form.
+        dtype: Element type in the result.
+        updates: What is added, in PaddleNLP's form.
+        size: Rows (or columns, for an output layer) it grows to; None when it does not.
+    """
+
+    name: str
+    tensor: JoinedTensor
+    is_turned: bool
+    dtype: np.dtype
+    updates: list[Update] = field(default_factory=list)
+    size: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In PaddleNLP's form, before growth."""
+        return self.tensor.shape[::-1] if self.is_turned else self.tensor.shape
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that adapters are merged into.
+
+    Attributes:
+        folder: Its folder.
+        config: config.json as found.
+        family: Its record.
+        entries: Its tensors by PaddleNLP's names.
+        is_hugging_face: Whether its files bear Hugging Face's names.
+        is_tied: Whether its output layer is its embedding.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    family: Family
+    entries: Mapping[str, Entry]
+    is_hugging_face: bool
+    is_tied: bool
+
+    @property
+    def adapted_config(self) -> dict[str, Any]:
+        """The configuration as the family adapts it."""
+        return self.family.adapt_config(dict(self.config))
+
+
+def open_base(folder: Path) -> Base:
+    """Finds a base's tensors; a copy of a tied embedding is left out.
+
+    Raises:
+        UserError: It is no model, or its weights are incomplete or quantised.
+    """
+    from finetune.merge.tensor_parallel import open_source
+
+    config = read_config(folder / "config.json")
+    if not config:
+        raise UserError(
+            f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
+        )
+    family = find_family(config)
+    source = open_source(folder)
+    if source.kind != rank_files.MODEL:
+        raise UserError(
+            f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"
+        )
+    return base_of(folder, config, family, joined_tensors(source))
+
+
+def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Sequence[JoinedTensor]) -> Base:
+    """A base from its tensors, under PaddleNLP's names or Hugging Face's."""
+    is_theirs = is_hugging_face((tensor.name for tensor in tensors), family)
+    tied = is_tied(config, family)
+    entries: dict[str, Entry] = {}
+    for tensor in tensors:
+        name = to_paddle(tensor.name, family) if is_theirs else tensor.name
+        turned = is_theirs and is_turned(name, tensor.shape, family, tied=tied)
+        entries[name] = Entry(name, tensor, turned, tensor.dtype)
+    if tied:
+        _drop_copies(entries, family)
+    return Base(folder, config, family, entries, is_theirs, tied)
+
+
+def plan(
+    base: Base, adapters: Sequence[Adapter], *, unmerge: bool = False, hugging_face: bool
+) -> tuple[list[Tensor], int | None]:
+    """The tensors to write, and the vocabulary's new size when it grows.
+
+    Args:
+        base: The model.
+        adapters: Applied in this order.
+        unmerge: Whether to take the adapter out instead.
+        hugging_face: Whether the result bears Hugging Face's names.
+
+    Raises:
+        UserError: An adapter belongs to another base; what does not fit is listed.
+    """
+    entries = {name: replace(entry, updates=[]) for name, entry in base.entries.items()}
+    growth = None if unmerge else _find_growth(base, adapters)
+    for position, adapter in enumerate(adapters):
+        _check_order(adapter, position, unmerge=unmerge)
+        _check_faults(adapter, base, _apply(adapter, base, entries, growth=growth))
+    if growth:
+        _grow(base, adapters, entries, growth)
+    tensors: list[Tensor] = []
+    for entry in entries.values():
+        tensors += _written(entry, base, hugging_face=hugging_face, sign=-1.0 if unmerge else 1.0)
+    return tensors, growth
+
+
+def _drop_copies(entries: dict[str, Entry], family: Family) -> None:
+    heads = [name for name in entries if name.startswith("lm_head.")]
+    if any(_is_table(name, family) for name in entries):
+        for name in heads:
+            del entries[name]
+    elif heads:  # stored under the output layer's name alone
+        table = embedding_name(family)
+        entry = entries.pop(heads[0])
+        entries[table] = replace(entry, name=table, is_turned=False)
+
+
+def _is_table(name: str, family: Family) -> bool:
+    return name == embedding_name(family)
+
+
+def _is_head(name: str, family: Family) -> bool:
+    return name.endswith(f"{family.head_module}.weight")
+
+
+def _check_order(adapter: Adapter, position: int, *, unmerge: bool) -> None:
+    if unmerge and adapter.whole:
+        listed = ", ".join(sorted(adapter.whole)[:_MAX_LISTED])
+        raise UserError(
+            f"--unmerge cannot take {adapter.folder} out: it replaced {listed}, whose old values are not on record. "
+            "Use the base it was merged into"
+        )
+    if adapter.needs_unchanged_base and (unmerge or position):
+        why = "--unmerge" if unmerge else "an adapter after the first"
+        raise UserError(
+            f"{adapter.folder} was trained with pissa, which starts from the singular vectors of the unchanged base: "
+            f"it cannot be {why}. {'Use the base it was merged into' if unmerge else 'Name it first'}"
+        )
+
+
+def _apply(adapter: Adapter, base: Base, entries: dict[str, Entry], *, growth: int | None) -> list[str]:
+    """Puts an adapter on the entries; what does not fit is returned."""
+    faults = []
+    for name, whole in adapter.whole.items():
+        target = entries.get(name) or entries.get(
+            embedding_name(base.family) if _may_be_tied(name, base) else ""
+        )
+        if target is None:
+            faults.append(f"the base has no {name}")
+            continue
+        entry = Entry(target.name, whole.tensor, whole.is_turned, target.dtype)
+        if not _same_but_vocabulary(entry, target, base.family):
+            faults.append(f"{name} is {list(entry.shape)}, in the base {list(target.shape)}")
+        entries[target.name] = entry
+    for layer, update in adapter.updates.items():
+        places = [(layer, update)]
+        if f"{layer}.weight" not in entries and joined_parts(layer):
+            places = list(split_joined(layer, update, base.adapted_config, base.family))
+        for part, each in places:
+            if (found := entries.get(f"{part}.weight")) is None:
+                faults.append(f"the base has no {part}.weight")
+                continue
+            shape = _grown_shape(found, base.family, growth)
+            if each.shape != shape:
+                faults.append(
+                    f"the update of {part} is {list(each.shape)}, its weight in the base {list(shape)}"
+                )
+            elif adapter.needs_unchanged_base and part != layer:
+                faults.append(
+                    f"pissa started from singular vectors of the joined {layer}, which the base has in parts"
+                )
+            elif adapter.needs_unchanged_base:
+                each = pissa_update(each, adapter.rule.rank_of(layer), _reader(found))
+            found.updates.append(each)
+    return faults
+
+
+def _may_be_tied(name: str, base: Base) -> bool:
+    return base.is_tied and name.startswith("lm_head.")
+
+
+def _reader(entry: Entry) -> Any:
+    """Reads the weight as PaddleNLP has it."""
+    return lambda: entry.tensor.array().T if entry.is_turned else entry.tensor.array()
+
+
+def _same_but_vocabulary(entry: Entry, target: Entry, family: Family) -> bool:
+    """Whether two shapes are equal, except for more tokens in an embedding or output layer."""
+    if entry.shape == target.shape:
+        return True
+    axis = 0 if _is_table(target.name, family) else -1 if _is_head(target.name, family) else None
+    if axis is None or len(entry.shape) != len(target.shape):
+        return False
+    sizes = list(target.shape)
+    sizes[axis] = entry.shape[axis]
+    return tuple(sizes) == entry.shape and entry.shape[axis] > target.shape[axis]
+
+
+def _find_growth(base: Base, adapters: Sequence[Adapter]) -> int | None:
+    """Rows that the embeddings grow to: tokens on record, or rows of an embedding that was trained whole."""
+    table = next((entry for name, entry in base.entries.items() if _is_table(name, base.family)), None)
+    if table is None:
+        return None
+    sizes = [adapter.num_tokens or 0 for adapter in adapters]
+    for adapter in adapters:
+        for name, whole in adapter.whole.items():
+            if _is_table(name, base.family) or _may_be_tied(name, base):
+                sizes.append(whole.tensor.shape[0])
+    size = max(sizes, default=0)
+    return size if size > table.shape[0] else None
+
+
+def _grow(base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], growth: int) -> None:
+    for name, entry in entries.items():
+        axis = 0 if _is_table(name, base.family) else -1 if _is_head(name, base.family) else None
+        if axis is None or entry.shape[axis] >= growth:
+            continue
+        theirs = next((adapter for adapter in adapters if adapter.is_peft), None)
+        if theirs:
+            raise UserError(
+                f"{theirs.path} was trained with {growth} embeddings but holds no {name} of that size, and what peft "
+                "gave the new tokens there is not on record: train it with modules_to_save for both layers"
+            )
+        entry.size = growth
+
+
+def _grown_shape(entry: Entry, family: Family, growth: int | None) -> tuple[int, ...]:
+    if growth is None:
+        return entry.shape
+    if _is_table(entry.name, family):
+        return (growth, entry.shape[1])
+    return (entry.shape[0], growth) if _is_head(entry.name, family) else entry.shape
+
+
+def _check_faults(adapter: Adapter, base: Base, faults: list[str]) -> None:
+    if not faults:
+        if not adapter.updates and not adapter.whole:
+            raise UserError(f"{adapter.path} holds no tensors: copy the adapter again")
+        return
+    more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
+    trained_on = adapter.config.get("base_model_name_or_path")
+    named = f"It was trained on {trained_on}: give that" if trained_on else "Give the model it was trained on"
+    raise UserError(
+        f"the adapter {adapter.path} does not fit the base {base.folder}: {'; '.join(faults[:_MAX_LISTED])}{more}. "
+        f"{named} with --model_name_or_path"
+    )
+
+
+def _written(entry: Entry, base: Base, *, hugging_face: bool, sign: float) -> list[Tensor]:
+    """The entry as it is written; several tensors where a joined layer is taken apart for Hugging Face."""
+    layer, _, ending = entry.name.rpartition(".")
+    turned = hugging_face and is_turned(entry.name, entry.shape, base.family, tied=base.is_tied)
+    parts = joined_parts(layer) if hugging_face else ()
+    if entry.updates and entry.dtype.str not in _FLOATS:
+        raise UserError(
+            f"{entry.tensor.parts[0].path}: {entry.name} has element type {entry.dtype}: a quantised base cannot take "
+            "an adapter up. Give the model it was quantised from"
+        )
+    is_changed = entry.updates or entry.size or turned != entry.is_turned or entry.tensor.dtype != entry.dtype
+    if not parts and not is_changed:
+        return [replace(entry.tensor, name=_out_name(entry.name, base, hugging_face))]
+    rows = row_blocks.stored_rows(entry.tensor)
+    if not parts:
+        rows = _changed(entry, rows, turned=turned, sign=sign, family=base.family)
+        return [rows.named(_out_name(entry.name, base, hugging_face))]
+    rows = _changed(entry, rows, turned=False, sign=sign, family=base.family)
+    columns = joined_columns(layer, rows.shape[-1], base.adapted_config, base.family)
+    written: list[Tensor] = []
+    for part, chosen in zip(parts, columns, strict=True):
+        some = row_blocks.chosen_columns(rows, chosen)
+        some = row_blocks.turned_rows(some) if turned else some
+        written.append(some.named(_out_name(f"{part}.{ending}", base, hugging_face)))
+    return written
+
+
+def _changed(entry: Entry, rows: Rows, *, turned: bool, sign: float, family: Family) -> Rows:
+    """Rows in the form of the result, grown and updated."""
+    if turned != entry.is_turned:
+        rows = row_blocks.turned_rows(rows)
+    rows = row_blocks.converted_rows(rows, entry.dtype)
+    if entry.size is not None:
+        along_rows = turned or _is_table(entry.name, family)
+        rows = (row_blocks.grown_rows if along_rows else row_blocks.grown_columns)(rows, entry.size)
+    if entry.updates:
+        updates = [update.turned() if turned else update for update in entry.updates]
+        rows = row_blocks.updated_rows(rows, updates, sign=sign)
+    return rows
+
+
+def _out_name(name: str, base: Base, hugging_face: bool) -> str:
+    return to_hugging_face(name, base.family) if hugging_face else name
+
+
+def dtype_name(tensors: Sequence[Tensor]) -> str:
+    """Element type that most bytes have, as configurations name it."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        size = int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
+        sizes[tensor.dtype.str] = sizes.get(tensor.dtype.str, 0) + size
+    names = {"<u2": "bfloat16", "<f2": "float16", "<f4": "float32", "<f8": "float64"}
+    largest = max((code for code in sizes if code in names), key=lambda code: sizes[code], default="<f4")
+    return names[largest]

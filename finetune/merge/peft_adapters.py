@@ -1,0 +1,217 @@
+"""Adapters in peft's form: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`), read and written.
+
+Names are Hugging Face's behind "base_model.model."; A is [r, in] and B [out, r], the transposes of PaddleNLP's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.adapters.scaling import ScalingRule
+from finetune.errors import UserError
+from finetune.merge import rank_files
+from finetune.merge.companions import read_config
+from finetune.merge.hf_names import is_turned, joined_columns, joined_parts, to_hugging_face, to_paddle
+from finetune.merge.lora_adapters import (
+    PEFT_CONFIG,
+    Adapter,
+    Matrices,
+    WholeTensor,
+    make_update,
+)
+from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
+from finetune.merge.shards import JoinedTensor, Tensor
+from finetune.models.family import Family
+
+WEIGHTS_STEM = "adapter_model"
+_FIRST_PART = "base_model.model."
+_MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<matrix>[AB])(?:\.default)?(?:\.weight)?")
+_WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.default)?|original_module|base_layer|token_adapter)(?=\.)")
+# Initial values that change the base, so that the adapter alone does not tell what to add to it.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
+    """Reads an adapter that peft wrote; its tensors stay in their file.
+
+    Args:
+        folder: Of the adapter.
+        family: Record of its base.
+        tied: Whether the base's output layer is its embedding.
+
+    Raises:
+        UserError: Files are missing or damaged, or it is of a kind that cannot be merged here.
+    """
+    config = read_config(folder / PEFT_CONFIG)
+    rule = _read_rule(folder, config)
+    path = _weights_path(folder)
+    matrices: dict[str, Matrices] = {}
+    whole = {}
+    for stored_name, array in rank_files.read_arrays((path,)).items():
+        name = stored_name.removeprefix(_FIRST_PART)
+        tensor = JoinedTensor(stored_name, (array,))
+        if match := _MATRIX.fullmatch(name):
+            found = matrices.setdefault(match["layer"], Matrices(path))
+            found.tensors[match["matrix"]] = tensor
+        elif ".lora_" in name or "trainable_tokens" in name:
+            raise UserError(
+                f"{path} holds {stored_name}: more than a low-rank update, which is not merged here. Merge it with "
+                "peft's merge_and_unload"
+            )
+        else:
+            ours = to_paddle(_WRAPPERS.sub("", name), family)
+            whole[ours] = WholeTensor(tensor, is_turned(ours, tensor.shape, family, tied=tied))
+    updates = {}
+    for layer, found in matrices.items():
+        # The same for an embedding: its A is [r, rows] and its B [width, r].
+        update = make_update(layer, found, rule, turned=True, rule_name=layer)
+        updates[to_paddle(layer, family)] = update
+    if tied:
+        _check_tied(path, whole, updates)
+    return Adapter(folder, path, config, rule, updates, whole, is_peft=True)
+
+
+def _read_rule(folder: Path, config: Mapping[str, Any]) -> ScalingRule:
+    path = folder / PEFT_CONFIG
+    if config.get("use_dora"):
+        raise UserError(
+            f"{path} has use_dora true: DoRA is not merged here. Merge it with peft's merge_and_unload"
+        )
+    initial = config.get("init_lora_weights")
+    if isinstance(initial, str) and initial.lower().startswith(_CHANGED_BASE):
+        raise UserError(
+            f"{path} has init_lora_weights {initial!r}: its base was changed before training. Save it from peft with "
+            "path_initial_model_for_weight_conversion, which makes it an adapter of the unchanged base"
+        )
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float):
+            raise UserError(f"{path} has {name} {config.get(name)!r}, but a number is needed: copy it again")
+    return ScalingRule(
+        int(config["r"]),
+        float(config["lora_alpha"]),
+        bool(config.get("use_rslora")),
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+    )
+
+
+def _weights_path(folder: Path) -> Path:
+    for ending in (".safetensors", ".bin"):
+        if (path := folder / f"{WEIGHTS_STEM}{ending}").is_file():
+            return path
+    raise UserError(f"{folder} lacks {WEIGHTS_STEM}.safetensors, the weights of the adapter: copy it there")
+
+
+def _check_tied(path: Path, whole: Mapping[str, WholeTensor], updates: Mapping[str, Update]) -> None:
+    """Refuses what would make two layers out of a tied one; peft trains a copy beside the original then."""
+    heads = [name for name in whole if name.startswith("lm_head.")]
+    tables = [name for name in whole if name.endswith(("embed_tokens.weight", "word_embeddings.weight"))]
+    same = len(heads) == len(tables) == 1 and np.array_equal(
+        whole[heads[0]].tensor.array(), whole[tables[0]].tensor.array()
+    )
+    both = heads + tables + [name for name in updates if name == "lm_head" or name.endswith("embed_tokens")]
+    if both and not same:
+        raise UserError(
+            f"{path} changes {both[0]} alone, but embedding and output layer of this base are one tensor: merge it with "
+            "peft's merge_and_unload, which makes two of them"
+        )
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """A or B of a layer in peft's form."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    update: Update
+    is_left: bool
+    divisor: float
+
+    def write(self, file: Any, offset: int) -> None:
+        """Works the matrix out and writes it."""
+        left, right = finite_factors(self.update)
+        matrix = left.T / np.float32(self.divisor) if self.is_left else right.T
+        file.write(np.ascontiguousarray(matrix, np.float32), offset)
+
+
+def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *, tied: bool) -> list[Tensor]:
+    """An adapter's tensors as peft names and turns them; low-rank matrices in float32.
+
+    Layers that are joined here and apart at Hugging Face share A; each gets its columns of B.
+
+    Args:
+        adapter: The adapter.
+        family: Record of its base.
+        config: Configuration of the base as the family adapts it; needed for joined layers only.
+        tied: Whether the base's output layer is its embedding.
+    """
+    tensors: list[Tensor] = []
+    for layer, update in adapter.updates.items():
+        rank, factor = adapter.rule.rank_of(layer), adapter.rule.factor_of(layer)
+        for part, each in split_joined(layer, update, config, family):
+            name = f"{_FIRST_PART}{to_hugging_face(part, family)}"
+            dtype = np.dtype("<f4")
+            tensors += [
+                _Factor(f"{name}.lora_A.weight", dtype, (rank, each.shape[0]), each, True, factor),
+                _Factor(f"{name}.lora_B.weight", dtype, (each.shape[1], rank), each, False, 1.0),
+            ]
+    for name, stored in adapter.whole.items():
+        rows = stored_rows(stored.tensor)
+        turned = is_turned(name, stored.tensor.shape, family, tied=tied)
+        rows = rows if turned == stored.is_turned else turned_rows(rows)
+        tensors.append(rows.named(f"{_FIRST_PART}{to_hugging_face(name, family)}"))
+    return tensors
+
+
+def split_joined(
+    layer: str, update: Update, config: Mapping[str, Any], family: Family
+) -> Sequence[tuple[str, Update]]:
+    """The update of each part of a joined layer, or the one update of any other."""
+    parts = joined_parts(layer)
+    if not parts:
+        return [(layer, update)]
+    columns = joined_columns(layer, update.shape[1], config, family)
+    return [(part, update.columns(chosen)) for part, chosen in zip(parts, columns, strict=True)]
+
+
+def write_peft_config(adapter: Adapter, tensors: Sequence[Tensor], folder: Path, *, base: str | None) -> None:
+    """Writes `adapter_config.json` for the tensors of `peft_tensors`."""
+    layers = [
+        tensor.name.removesuffix(".lora_A.weight")
+        for tensor in tensors
+        if tensor.name.endswith(".lora_A.weight")
+    ]
+    whole = [tensor.name.rpartition(".")[0] for tensor in tensors if ".lora_" not in tensor.name]
+    weights = {tensor.name for tensor in tensors if tensor.name.endswith(".weight")}
+    if biases := [f"{name}.bias" for name in whole if f"{name}.weight" not in weights]:
+        raise UserError(
+            f"{adapter.path} trains {biases[0]}, which peft's form has no place for beside low-rank updates: merge the "
+            "adapter instead"
+        )
+    rule = adapter.rule
+    content: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rule.rank,
+        "lora_alpha": rule.alpha,
+        "lora_dropout": float(adapter.config.get("lora_dropout") or 0.0),
+        "use_rslora": rule.rslora,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": sorted({name.removeprefix(_FIRST_PART) for name in layers}),
+        "modules_to_save": sorted({name.rpartition(".")[2] for name in whole}) or None,
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    (folder / PEFT_CONFIG).write_text(text, encoding="utf-8")

@@ -1,0 +1,237 @@
+"""Weights that are changed on their way from file to file, a few rows at a time.
+
+`Rows` is a matrix that hands out its rows in blocks; the functions here make one from another: turned, with columns
+chosen, with rows for new tokens, with a low-rank update. A block is about a megabyte of float32, so that it stays in
+a core's cache through all steps; A and B of one layer are all that is held beside it. NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from finetune.errors import UserError
+from finetune.merge.shards import ComputedTensor, JoinedTensor
+from finetune.models.weights import as_float32
+
+_BLOCK_ITEMS = 2**18
+_BFLOAT16 = np.dtype("<u2")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A matrix, or a vector, as blocks of rows.
+
+    Attributes:
+        dtype: Element type; uint16 stands for bfloat16.
+        shape: Sizes.
+        blocks: Gives consecutive rows; a block is valid until the next one is asked for.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+    def named(self, name: str) -> ComputedTensor:
+        """The tensor for `shards.write_tensors`."""
+        return ComputedTensor(name, self.dtype, self.shape, self.blocks)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is added to a weight: left @ right.
+
+    Attributes:
+        shape: Of the weight.
+        factors: Reads left [rows, r] and right [r, columns], float32.
+        path: The adapter's file, for messages.
+    """
+
+    shape: tuple[int, int]
+    factors: Callable[[], tuple[np.ndarray, np.ndarray]]
+    path: Path
+
+    def turned(self) -> Update:
+        """The update of the transposed weight."""
+
+        def factors() -> tuple[np.ndarray, np.ndarray]:
+            left, right = self.factors()
+            return np.ascontiguousarray(right.T), np.ascontiguousarray(left.T)
+
+        return replace(self, shape=(self.shape[1], self.shape[0]), factors=factors)
+
+    def columns(self, chosen: np.ndarray) -> Update:
+        """The update of some columns of the weight."""
+
+        def factors() -> tuple[np.ndarray, np.ndarray]:
+            left, right = self.factors()
+            return left, np.ascontiguousarray(right[:, chosen])
+
+        return replace(self, shape=(self.shape[0], len(chosen)), factors=factors)
+
+
+def stored_rows(tensor: JoinedTensor) -> Rows:
+    """A tensor as its file has it; one that ranks share is joined in memory first."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        if len(tensor.parts) > 1:
+            yield from _cut(tensor.array())
+            return
+        part, row_shape = tensor.parts[0], tensor.shape[1:]
+        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * tensor.dtype.itemsize
+        step = _rows_per_block(tensor.shape)
+        buffer = np.empty(min(step, tensor.shape[0]) * row_bytes, np.uint8)
+        for begin in range(0, tensor.shape[0], step):
+            count = min(step, tensor.shape[0] - begin)
+            content = buffer[: count * row_bytes]
+            part.read(begin * row_bytes, content)
+            yield content.view(tensor.dtype).reshape(count, *row_shape)
+
+    return Rows(tensor.dtype, tensor.shape, blocks)
+
+
+def turned_rows(rows: Rows) -> Rows:
+    """The transpose of a matrix, which is held in memory meanwhile."""
+    return Rows(rows.dtype, (rows.shape[1], rows.shape[0]), lambda: _cut(whole(rows).T))
+
+
+def whole(rows: Rows) -> np.ndarray:
+    """All rows in memory."""
+    array, begin = np.empty(rows.shape, rows.dtype), 0
+    for block in rows.blocks():
+        array[begin : begin + len(block)] = block
+        begin += len(block)
+    return array
+
+
+def chosen_columns(rows: Rows, chosen: np.ndarray) -> Rows:
+    """Some columns of a matrix, or some elements of a vector."""
+    if len(rows.shape) == 1:
+        return Rows(rows.dtype, (len(chosen),), lambda: iter([whole(rows)[chosen]]))
+    return Rows(
+        rows.dtype, (rows.shape[0], len(chosen)), lambda: (block[:, chosen] for block in rows.blocks())
+    )
+
+
+def grown_rows(rows: Rows, size: int) -> Rows:
+    """More rows at the end, each the mean of the others (see `finetune.models.vocabulary`)."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        total = np.zeros(rows.shape[1:], np.float64)
+        for block in rows.blocks():
+            total += as_float32(block).sum(axis=0, dtype=np.float64)
+            yield block
+        mean = rounded((total / rows.shape[0]).astype(np.float32), rows.dtype)
+        step = _rows_per_block(rows.shape)
+        for begin in range(rows.shape[0], size, step):
+            yield np.broadcast_to(mean, (min(step, size - begin), *rows.shape[1:]))
+
+    return Rows(rows.dtype, (size, *rows.shape[1:]), blocks)
+
+
+def grown_columns(rows: Rows, size: int) -> Rows:
+    """The same for columns of a matrix."""
+
+    def blocks() -> Iterator[np.ndarray]:
+        for block in rows.blocks():
+            mean = as_float32(block).mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+            added = np.repeat(rounded(mean, rows.dtype), size - rows.shape[1], axis=1)
+            yield np.concatenate([block, added], axis=1)
+
+    return Rows(rows.dtype, (rows.shape[0], size), blocks)
+
+
+def converted_rows(rows: Rows, dtype: np.dtype) -> Rows:
+    """Another element type."""
+    if rows.dtype == dtype:
+        return rows
+    return Rows(dtype, rows.shape, lambda: (rounded(as_float32(block), dtype) for block in rows.blocks()))
+
+
+def updated_rows(rows: Rows, updates: Sequence[Update], *, sign: float = 1.0) -> Rows:
+    """W + left @ right of all updates, in float32, rounded once to the weight's type.
+
+    Raises:
+        UserError: While blocks are made: an adapter holds values that are not finite, or a sum is beyond float16.
+    """
+
+    def blocks() -> Iterator[np.ndarray]:
+        read = [finite_factors(update) for update in updates]
+        left = np.ascontiguousarray(np.concatenate([pair[0] for pair in read], axis=1) * np.float32(sign))
+        right = np.ascontiguousarray(np.concatenate([pair[1] for pair in read], axis=0))
+        product, wide = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint32)
+        begin = 0
+        for block in rows.blocks():
+            count = len(block)
+            if count > len(product):
+                product = np.empty((count, rows.shape[1]), np.float32)
+                wide = np.empty((count, rows.shape[1]), np.uint32)
+            total = np.matmul(left[begin : begin + count], right, out=product[:count])
+            begin += count
+            yield _added(block, total, wide[:count], updates[0].path)
+
+    return Rows(rows.dtype, rows.shape, blocks)
+
+
+def finite_factors(update: Update) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right of an update.
+
+    Raises:
+        UserError: Not all values are finite.
+    """
+    left, right = update.factors()
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
+        raise UserError(
+            f"{update.path} holds values that are not finite: the training diverged. Merge an earlier checkpoint"
+        )
+    return left, right
+
+
+def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """float32 -> the given type, to the nearest value, ties to even; bfloat16 is uint16."""
+    if dtype != _BFLOAT16:
+        return array.astype(dtype, copy=False)
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    return _to_bfloat16(bits.copy(), np.empty(bits.shape, np.uint32))
+
+
+def _added(block: np.ndarray, total: np.ndarray, wide: np.ndarray, path: Path) -> np.ndarray:
+    """The block plus `total`, in the block's type; `total` and `wide` are overwritten."""
+    if block.dtype == _BFLOAT16:
+        np.copyto(wide, block)
+        np.left_shift(wide, 16, out=wide)
+        np.add(total, wide.view(np.float32), out=total)
+        return _to_bfloat16(total.view(np.uint32), wide)
+    np.add(total, block, out=total, casting="same_kind")
+    if block.dtype == np.float32:
+        return total
+    with np.errstate(over="ignore"):
+        result = total.astype(block.dtype)
+    if not np.isfinite(result).all():
+        raise UserError(
+            f"{path}: with this adapter weights go beyond what float16 can hold: convert the base to bfloat16 first"
+        )
+    return result
+
+
+def _to_bfloat16(bits: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+    """Bits of float32 -> the nearest bfloat16, ties to even; both arrays are overwritten."""
+    np.right_shift(bits, 16, out=scratch)
+    np.bitwise_and(scratch, 1, out=scratch)
+    np.add(scratch, 0x7FFF, out=scratch)
+    np.add(bits, scratch, out=bits)
+    # The upper halves, little end first.
+    return bits.view(np.uint16)[..., 1::2]
+
+
+def _cut(array: np.ndarray) -> Iterator[np.ndarray]:
+    step = _rows_per_block(array.shape)
+    for begin in range(0, array.shape[0], step):
+        yield np.ascontiguousarray(array[begin : begin + step])
+
+
+def _rows_per_block(shape: tuple[int, ...]) -> int:
+    return max(1, _BLOCK_ITEMS // max(1, int(np.prod(shape[1:], dtype=np.int64))))

@@ -1,0 +1,487 @@
+"""Merging LoRA adapters: the adapter's logits for every family, other forms, refusals, memory, interruption."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from benchmarks import merge_lora
+from finetune.adapters.scaling import ScalingRule, lora_scaling
+from finetune.errors import UserError
+from finetune.merge.lora import MergeOptions, main, merge, parse_options
+from finetune.merge.lora_adapters import leading_part
+from finetune.merge.row_blocks import rounded
+from finetune.models.family import families, get_family
+from finetune.models.weights import as_float32
+from tests.conftest import ROOT
+from tests.merge.lora_writing import (
+    VOCABULARY,
+    add_random_lora,
+    folder_logits,
+    logits,
+    write_adapter,
+    write_base,
+)
+from tests.merge.rank_writing import read_whole, write_ranks
+
+SCRIPT = ROOT / "merge_lora_params.py"
+FAMILIES = sorted(families())
+TOLERANCE = 1e-5
+
+
+def run_merge(base: Path | None, *adapters: Path, output: Path, **options) -> Path:
+    merge(MergeOptions(base, adapters, output, **options))
+    return output
+
+
+def check_logits(found: np.ndarray, expected: np.ndarray, plain: np.ndarray | None = None) -> None:
+    """Equal to 1e-5 of the logits' spread, or absolute where that is below one; and not those of the base."""
+    limit = TOLERANCE * max(1.0, float(expected.std()))
+    assert np.abs(found - expected).max() < limit
+    if plain is not None:
+        assert np.abs(plain - expected).max() > 100 * limit
+
+
+@pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_merged_logits_are_those_of_the_adapter(name, hugging_face, tmp_path):
+    base = write_base(tmp_path / "base", name, hugging_face=hugging_face)
+    expected = write_adapter(tmp_path / "adapter", base)
+    merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+    check_logits(folder_logits(merged), expected, folder_logits(base))
+    assert read_whole(merged).keys() == read_whole(base).keys()
+    assert (merged / "config.json").read_bytes() == (base / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("settings", [{"rslora": True}, {"lora_alpha": 3, "lora_rank": 8}], ids=str)
+def test_scaling_rules(settings, tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    expected = write_adapter(tmp_path / "adapter", base, **settings)
+    merged = run_merge(None, tmp_path / "adapter", output=tmp_path / "merged")
+    check_logits(folder_logits(merged), expected, folder_logits(base))
+
+
+@pytest.mark.parametrize("settings", [{"rslora": True}, {"rslora": False}, {"pissa": True}], ids=str)
+def test_scaling_is_that_of_paddlenlp(settings):
+    from paddlenlp.peft import LoRAConfig
+    from paddlenlp.peft.lora.lora_layers import LoRALinear
+
+    layer = LoRALinear(6, 5, r=3, lora_alpha=7, **settings)
+    assert lora_scaling(7, 3, **settings) == layer.scaling
+    assert lora_scaling(7, 3, **settings) == LoRAConfig(r=3, lora_alpha=7, **settings).scaling
+
+
+def test_patterns_of_peft():
+    rule = ScalingRule(
+        4, 8, rank_pattern={"q_proj": 2, r"layers\.1\..*v_proj": 16}, alpha_pattern={"v_proj": 32}
+    )
+    assert rule.factor_of("model.layers.0.self_attn.q_proj") == 4
+    assert rule.factor_of("model.layers.0.self_attn.v_proj") == 8
+    assert rule.factor_of("model.layers.1.self_attn.v_proj") == 2
+    assert rule.rank_of("model.layers.0.self_attn.xq_proj") == 4, "a pattern begins at a dot"
+    with pytest.raises(ValueError, match="is 0, but must be at least 1"):
+        lora_scaling(1, 0)
+
+
+@pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
+def test_pissa_is_merged_into_the_unchanged_base(hugging_face, tmp_path):
+    """Paddle finds singular vectors in float32, the merge in float64; their difference is more than rounding."""
+    base = write_base(tmp_path / "base", "llama", hugging_face=hugging_face)
+    expected = write_adapter(tmp_path / "adapter", base, pissa=True)
+    merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+    assert np.abs(folder_logits(merged) - expected).max() < 1e-3 * expected.std()
+    assert np.abs(folder_logits(base) - expected).max() > 0.1
+    with pytest.raises(UserError, match=r"pissa.*cannot be --unmerge"):
+        run_merge(merged, tmp_path / "adapter", output=tmp_path / "out", unmerge=True)
+    other = [tmp_path / "plain", tmp_path / "adapter"]
+    write_adapter(other[0], base)
+    with pytest.raises(UserError, match=r"cannot be an adapter after the first. Name it first"):
+        run_merge(base, *other, output=tmp_path / "out")
+
+
+def test_pissa_of_joined_layers_needs_them_joined(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    overrides = {"fuse_attention_qkv": True}
+    write_adapter(
+        tmp_path / "adapter", base, pissa=True, overrides=overrides, lora_target_modules=[".*qkv_proj"]
+    )
+    with pytest.raises(
+        UserError, match=r"singular vectors of the joined llama\.layers\.0\.self_attn\.qkv_proj"
+    ):
+        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
+def test_leading_part_is_that_of_the_singular_values(shape):
+    weight = np.random.default_rng(0).standard_normal(shape)
+    left, singular, right = np.linalg.svd(weight, full_matrices=False)
+    found = leading_part(weight.astype(np.float32), 5)
+    np.testing.assert_allclose(found[0] @ found[1], left[:, :5] * singular[:5] @ right[:5], atol=2e-5)
+
+
+@pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_adapter_of_joined_layers(name, hugging_face, tmp_path):
+    """A run with fuse_attention_qkv and fuse_attention_ffn on a base that keeps the layers apart."""
+    base = write_base(tmp_path / "base", name, hugging_face=hugging_face)
+    fused = {"fuse_attention_qkv": True, "fuse_attention_ffn": True}
+    targets = [".*qkv_proj.*", ".*gate_up_fused_proj.*"]
+    expected = write_adapter(tmp_path / "adapter", base, overrides=fused, lora_target_modules=targets)
+    merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+    check_logits(folder_logits(merged), expected, folder_logits(base))
+
+
+@pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
+@pytest.mark.parametrize("name", ["llama", "chatglm2", "qwen"])
+@pytest.mark.parametrize("saved", ["both", "none", "head"])
+def test_added_tokens(name, hugging_face, saved, tmp_path):
+    """Embeddings that were trained whole replace the base's; others grow as they do for training."""
+    family = get_family(name)
+    base = write_base(tmp_path / "base", name, hugging_face=hugging_face)
+    modules = {
+        "both": [family.embedding_module, family.head_module],
+        "none": None,
+        "head": [family.head_module],
+    }
+    adapter = tmp_path / "adapter"
+    expected = write_adapter(adapter, base, num_tokens=VOCABULARY + 5, modules_to_save=modules[saved])
+    (adapter / "tokenizer.model").write_bytes(b"theirs")
+    (base / "tokenizer.model").write_bytes(b"ours")
+    (base / "vocab.txt").write_bytes(b"ours")
+    merged = run_merge(base, adapter, output=tmp_path / "merged")
+    assert expected.shape[-1] == VOCABULARY + 5
+    check_logits(folder_logits(merged), expected)
+    assert (merged / "tokenizer.model").read_bytes() == b"theirs"
+    assert not (merged / "vocab.txt").exists()
+    with pytest.raises(UserError, match=r"holds what was merged from"):
+        run_merge(base, adapter, output=merged)
+    if saved != "none":
+        with pytest.raises(UserError, match=r"--unmerge cannot take .* out: it replaced"):
+            run_merge(merged, adapter, output=tmp_path / "out", unmerge=True)
+
+
+@pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
+@pytest.mark.parametrize(
+    ("name", "module"), [("qwen2", "embed_tokens"), ("gemma", "embed_tokens"), ("bloom", "word_embeddings"),
+                         ("opt", "word_embeddings")]
+)  # fmt: skip
+def test_tied_embeddings_are_replaced_once(name, module, hugging_face, tmp_path):
+    config = {"tie_word_embeddings": True} if name == "qwen2" else {}
+    base = write_base(tmp_path / "base", name, hugging_face=hugging_face, **config)
+    expected = write_adapter(tmp_path / "adapter", base, num_tokens=VOCABULARY + 8, modules_to_save=[module])
+    merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+    check_logits(folder_logits(merged), expected)
+    stored = [key for key, value in read_whole(merged).items() if VOCABULARY + 8 in value.shape]
+    assert len(stored) == 1, "once"
+
+
+def test_several_adapters_in_order_and_out_again(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    adapters = [tmp_path / "first", tmp_path / "second"]
+    write_adapter(adapters[0], base)
+    write_adapter(adapters[1], base, lora_rank=2, lora_target_modules=[".*q_proj", ".*up_proj"])
+    once = run_merge(base, adapters[0], output=tmp_path / "once")
+    twice = read_whole(run_merge(once, adapters[1], output=tmp_path / "twice"))
+    together = read_whole(run_merge(base, *adapters, output=tmp_path / "together"))
+    original = read_whole(base)
+    out = read_whole(run_merge(tmp_path / "together", *adapters, output=tmp_path / "out", unmerge=True))
+    name = "llama.layers.0.self_attn.q_proj.weight"
+    assert np.abs(together[name] - original[name]).max() > 0.05
+    for name in original:
+        np.testing.assert_allclose(together[name], twice[name], atol=1e-6)
+        np.testing.assert_allclose(out[name], original[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_sum_is_rounded_once_to_the_type_of_the_base(dtype, tmp_path):
+    base = write_base(tmp_path / "base", "llama", dtype=dtype)
+    write_adapter(tmp_path / "adapter", base, rslora=True)
+    merged = read_whole(run_merge(base, tmp_path / "adapter", output=tmp_path / "merged"))
+    lora = read_whole(tmp_path / "adapter")
+    for name, before in read_whole(base).items():
+        layer = name.removesuffix(".weight")
+        assert merged[name].dtype == before.dtype
+        if f"{layer}.lora_A" not in lora:
+            assert merged[name].tobytes() == before.tobytes()
+            continue
+        exact = (
+            as_float32(before) + lora[f"{layer}.lora_A"].astype(np.float64) @ lora[f"{layer}.lora_B"] * 8 / 2
+        )
+        spacing = (
+            np.spacing(np.abs(exact).astype(np.float32))
+            * {"float32": 4, "float16": 2**13, "bfloat16": 2**16}[dtype]
+        )
+        error = np.abs(as_float32(merged[name]) - exact)
+        assert (error <= 0.502 * spacing + 1e-6).all()
+        assert (error > 0).any()
+
+
+def test_rounding_to_bfloat16_equals_pytorchs_rule():
+    """To nearest, ties to even, worked out from the two neighbours."""
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal((64, 64)).astype(np.float32)
+    values[0] = 1 + np.arange(64, dtype=np.float32) * 2.0**-9  # ties among them
+    values[1, :3] = np.inf, -np.inf, np.nan
+    found = as_float32(np.ascontiguousarray(rounded(values, np.dtype("<u2"))))
+    below = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    above = ((values.view(np.uint32) & 0xFFFF0000) + np.uint32(0x10000)).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        nearer = np.abs(values - below) - np.abs(above - values)
+    even = (below.view(np.uint32) >> 16 & 1) == 0
+    expected = np.where((nearer < 0) | ((nearer == 0) & even), below, above)
+    finite = np.isfinite(values)
+    np.testing.assert_array_equal(found[finite], expected[finite])
+    np.testing.assert_array_equal(found[~finite], values[~finite])
+
+
+def test_sum_beyond_float16_is_refused(tmp_path):
+    base = write_base(tmp_path / "base", "llama", dtype="float16")
+    write_adapter(tmp_path / "adapter", base, lora_alpha=10_000_000)
+    with pytest.raises(UserError, match=r"peft_model-00001-of-00001.safetensors: .*beyond what float16"):
+        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_adapter_of_a_diverged_run(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    write_adapter(tmp_path / "adapter", base)
+    path = next((tmp_path / "adapter").glob("*.safetensors"))
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = np.nan
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="holds values that are not finite: the training diverged"):
+        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_of_paddlenlp(name, tmp_path):
+    """One pickle of arrays, as PaddleNLP's LoRAModel.save_pretrained leaves it."""
+    base = write_base(tmp_path / "base", name)
+    adapted = add_random_lora(base)
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    assert (tmp_path / "adapter" / "lora_model_state.pdparams").is_file()
+    merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+    check_logits(folder_logits(merged), logits(adapted))
+
+
+def test_adapter_in_files_of_ranks(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    expected = write_adapter(tmp_path / "adapter", base)
+    whole = read_whole(tmp_path / "adapter")
+    config = json.loads((base / "config.json").read_text())
+    ranks = write_ranks(
+        tmp_path / "ranks",
+        (config, whole),
+        get_family("llama"),
+        tensor=2,
+        pipeline=2,
+        stem="lora_model_state",
+    )
+    settings = json.loads((tmp_path / "adapter" / "lora_config.json").read_text())
+    (ranks / "lora_config.json").write_text(json.dumps(settings | {"tensor_parallel_degree": 2}))
+    merged = run_merge(base, ranks, output=tmp_path / "merged")
+    check_logits(folder_logits(merged), expected)
+
+
+def test_base_in_files_of_ranks(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    expected = write_adapter(tmp_path / "adapter", base)
+    config = json.loads((base / "config.json").read_text())
+    ranks = write_ranks(
+        tmp_path / "ranks", (config, read_whole(base)), get_family("llama"), tensor=2, pipeline=2
+    )
+    merged = run_merge(ranks, tmp_path / "adapter", output=tmp_path / "merged")
+    check_logits(folder_logits(merged), expected)
+    assert json.loads((merged / "config.json").read_text())["tensor_parallel_degree"] == 1
+
+
+def test_base_in_several_files_stays_so_when_asked(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    expected = write_adapter(tmp_path / "adapter", base)
+    merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged", max_shard_bytes=100_000)
+    assert len(list(merged.glob("model-*.safetensors"))) > 2
+    check_logits(folder_logits(merged), expected)
+
+
+def _narrower(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text()) | {"hidden_size": 32, "intermediate_size": 128}
+    tensors = {
+        name: np.ascontiguousarray(value[:32] if value.shape[0] == 64 else value)
+        for name, value in read_whole(base).items()
+    }
+    (base / "config.json").write_text(json.dumps(config))
+    save_file(tensors, base / "model.safetensors", metadata={"format": "np"})
+
+
+def _fewer_layers(base: Path) -> None:
+    tensors = {name: value for name, value in read_whole(base).items() if ".layers.1." not in name}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "np"})
+
+
+def _edit(folder: Path, **changes) -> None:
+    path = folder / "lora_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _only_half(folder: Path) -> None:
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    save_file(
+        {name: value for name, value in tensors.items() if not name.endswith("0.mlp.up_proj.lora_B")}, path
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda base, adapter: _narrower(base), r"safetensors does not fit the base .*base: the update of llama\.layers\.0\S+ is \[64, 128\], its weight in the base \[32, 128\].*--model_name_or_path"),
+        (lambda base, adapter: _fewer_layers(base), r"the base has no llama.layers.1.mlp.down_proj.weight; .*and 1 more"),
+        (lambda base, adapter: _edit(adapter, r=8), r"safetensors: .* has lora_A \[128, 4\], lora_B \[4, 64\], but the adapter's configuration tells of rank 8"),
+        (lambda base, adapter: _edit(adapter, use_mora=True), "use_mora true: MoRA"),
+        (lambda base, adapter: _edit(adapter, lora_alpha=None), "has lora_alpha None"),
+        (lambda base, adapter: _only_half(adapter), r"lacks lora_B of llama.layers.0.mlp.up_proj"),
+        (lambda base, adapter: next(adapter.glob("*.safetensors")).unlink(), "names peft_model-00001-of-00001.safetensors, which is not"),
+        (lambda base, adapter: (adapter / "lora_config.json").rename(adapter / "prefix_config.json"), r"predict_generation.py .*--prefix_path"),
+        (lambda base, adapter: (adapter / "lora_config.json").unlink(), "holds no adapter: expected lora_config.json or adapter_config.json"),
+        (lambda base, adapter: (base / "config.json").unlink(), "is no model folder: it has no config.json"),
+        (lambda base, adapter: shutil.rmtree(base), r"the base that .* names, .* is no folder"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(harm, message, tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    write_adapter(tmp_path / "adapter", base)
+    harm(base, tmp_path / "adapter")
+    with pytest.raises(UserError, match=message):
+        run_merge(None, tmp_path / "adapter", output=tmp_path / "merged")
+    assert not list(tmp_path.glob("*merged*"))
+
+
+def test_inputs_are_never_overwritten(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    write_adapter(tmp_path / "adapter", base)
+    for folder in ("base", "adapter"):
+        with pytest.raises(UserError, match=f"--merge_model_path .*{folder} is an input"):
+            run_merge(base, tmp_path / "adapter", output=tmp_path / folder, overwrite=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("")
+    with pytest.raises(UserError, match=r"--merge_model_path .* is not empty"):
+        run_merge(base, tmp_path / "adapter", output=tmp_path / "mine", overwrite=True)
+
+
+def test_options():
+    words = ["--lora_path", "a,b", "--lora_path", "c", "d", "--merge_lora_model_path", "out", "--unmerge"]
+    options = parse_options([*words, "--max_shard_size", "2MB"])
+    assert options.adapters == tuple(map(Path, "abcd"))
+    assert (options.base, options.output, options.unmerge) == (None, Path("out"), True)
+    assert options.max_shard_bytes == 2_000_000 and options.save_format is None
+
+
+def test_command_needs_no_framework(tmp_path):
+    base = write_base(tmp_path / "base", "qwen2")
+    expected = write_adapter(tmp_path / "adapter", base)
+    program = (
+        "import sys; from finetune.merge.lora import main; main(sys.argv[1:]); "
+        "print([m for m in ('paddle', 'paddlenlp', 'torch', 'transformers', 'safetensors') if m in sys.modules])"
+    )
+    words = ["--lora_path", tmp_path / "adapter", "--merge_model_path", tmp_path / "merged"]
+    run = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "[]"
+    assert "14 low-rank updates" in run.stdout
+    check_logits(folder_logits(tmp_path / "merged"), expected)
+
+
+def test_verify_prints_differences(tmp_path, capsys):
+    base = write_base(tmp_path / "base", "llama")
+    write_adapter(tmp_path / "adapter", base)
+    words = [
+        "--lora_path",
+        str(tmp_path / "adapter"),
+        "--merge_model_path",
+        str(tmp_path / "merged"),
+        "--verify",
+    ]
+    main(words)
+    printed = capsys.readouterr().out
+    assert re.search(r"largest difference of a logit \d\.\d+e-0[5-9]", printed)
+    assert re.search(r"q_proj: changed by \d", printed) and "embed_tokens" not in printed
+    merged = tmp_path / "two"
+    write_adapter(tmp_path / "other", base, lora_rank=2)
+    main(
+        [
+            "--lora_path",
+            f"{tmp_path / 'adapter'},{tmp_path / 'other'}",
+            "--merge_model_path",
+            str(merged),
+            "--verify",
+        ]
+    )
+    assert re.search(r"largest difference of a logit \d\.\d+e-0[5-9]", capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> tuple[Path, Path]:
+    """A base of 300 MB in bfloat16, and an adapter on all its linear layers."""
+    folder = tmp_path_factory.mktemp("large")
+    base, adapter = folder / "base", folder / "adapter"
+    merge_lora.write_base(base, 300_000_000, "bfloat16", hugging_face=False)
+    merge_lora.write_adapter(adapter, base, rank=8)
+    return base, adapter
+
+
+def _words(large: tuple[Path, Path], output: Path) -> list[str]:
+    base, adapter = map(str, large)
+    return ["--model_name_or_path", base, "--lora_path", adapter, "--merge_model_path", str(output)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc")
+def test_memory_does_not_grow_with_the_model(large, tmp_path):
+    program = (
+        "import os, sys; os.environ['OPENBLAS_NUM_THREADS'] = '1'; "
+        "from finetune.merge.lora import main; main(sys.argv[1:]); "
+        "print(*[line for line in open('/proc/self/status') if line.startswith('VmHWM')])"
+    )
+    words = [sys.executable, "-c", program, *_words(large, tmp_path / "out")]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout.split()[-2]) < 150_000, "kB; the model has 300 MB, its largest tensor 131"
+
+
+def test_full_disk(large, tmp_path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000_000, 50_000_000))
+
+    words = [sys.executable, str(SCRIPT), *_words(large, tmp_path / "out")]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT, preexec_fn=limit)
+    assert run.returncode == 2, run.stderr
+    assert "has no room for the result" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_merge_leaves_nothing_that_looks_finished(large, tmp_path):
+    words = [sys.executable, str(SCRIPT), *_words(large, tmp_path / "out")]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    hidden = tmp_path / ".out.incomplete"
+    deadline = time.monotonic() + 30
+    while not list(hidden.glob("*.safetensors")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    assert [path.name for path in tmp_path.iterdir()] == [hidden.name]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
