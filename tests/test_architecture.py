@@ -21,12 +21,18 @@ MAX_CODE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # Who reads the names of families and config.json's own words for them.
-READS_CONFIG = {MODELS / "family.py", MODELS / "loading.py"}
+READS_CONFIG = {MODELS / "family.py", MODELS / "hf_names.py", MODELS / "loading.py"}
 ALLOWED_NAMES = {
     "finetune/data/chat_templates.py": "names of conversation formats, which users choose and no code compares",
     "finetune/demo.py": "the demonstration is one run, of one family",
 }
-ENTRIES = ("export_model", "finetune_generation", "merge_lora_params", "merge_tp_params", "predict_generation")
+ENTRIES = (
+    "export_model",
+    "finetune_generation",
+    "merge_lora_params",
+    "merge_tp_params",
+    "predict_generation",
+)
 # What --help, argument checks, and everything up to the first weight or the tokenizer import.
 STARTS_FAST = (
     "export_model",

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
 from finetune.merge.companions import read_config
-from finetune.merge.hf_names import is_tied
 from finetune.merge.shards import JoinedTensor, Tensor
 from finetune.models.family import Family, find_family
+from finetune.models.hf_names import is_tied
 
 # What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
 _OWN_FIELDS = (
@@ -31,18 +31,6 @@ _TOKENIZER_CLASSES = {"GPTTokenizer": "GPT2Tokenizer", "BloomTokenizer": "BloomT
 # PaddleNLP's notes on where a tokenizer came from; with "from_slow" transformers refuses a tokenizer.json.
 _TOKENIZER_NOTES = ("from_slow", "_from_auto", "name_or_path", "special_tokens_map_file")
 _SENTENCEPIECE, _THEIR_SENTENCEPIECE = "sentencepiece.bpe.model", "tokenizer.model"
-_OPT_FIELDS = {
-    "intermediate_size": "ffn_dim",
-    "normalize_before": "do_layer_norm_before",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "hidden_act": "activation_function",
-}
-_CHATGLM_FIELDS = {
-    "num_hidden_layers": "num_layers",
-    "vocab_size": "padded_vocab_size",
-    "max_sequence_length": "seq_length",
-}
 
 
 def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
@@ -118,15 +106,8 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     theirs = {name: value for name, value in adapted.items() if not name.startswith(_OWN_FIELDS)}
     if factor := _linear_scaling(adapted):
         theirs["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": factor}
-    theirs = _CONVERSIONS.get(family.name, dict)(theirs)
+    theirs = family.hugging_face.config(theirs)
     return theirs | {"tie_word_embeddings": is_tied(config, family), "torch_dtype": dtype}
-
-
-def paddle_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> dict[str, Any]:
-    """A configuration in PaddleNLP's fields."""
-    names = ("torch_dtype", "transformers_version", "_name_or_path")
-    adapted = {name: value for name, value in family.adapt_config(dict(config)).items() if name not in names}
-    return adapted | {"architectures": [family.architectures[0]], "dtype": dtype}
 
 
 def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
@@ -137,40 +118,6 @@ def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 def _linear_scaling(config: Mapping[str, Any]) -> float | None:
     return config.get("rope_scaling_factor") if config.get("rope_scaling_type") == "linear" else None
-
-
-def _opt_config(config: dict[str, Any]) -> dict[str, Any]:
-    theirs = {_OPT_FIELDS.get(name, name): value for name, value in config.items()}
-    # PaddleNLP's "gelu" is the tanh approximation.
-    if theirs.get("activation_function") == "gelu":
-        theirs["activation_function"] = "gelu_new"
-    return theirs
-
-
-def _chatglm_config(config: dict[str, Any]) -> dict[str, Any]:
-    theirs = {_CHATGLM_FIELDS.get(name, name): value for name, value in config.items()}
-    groups = theirs.get("multi_query_group_num")
-    return theirs | {
-        "model_type": "chatglm",
-        "architectures": ["ChatGLMModel"],
-        "multi_query_attention": groups != theirs.get("num_attention_heads"),
-    }
-
-
-def _qwen_config(config: dict[str, Any]) -> dict[str, Any]:
-    return config | {"architectures": ["QWenLMHeadModel"]}
-
-
-_CONVERSIONS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "opt": _opt_config,
-    "chatglm2": _chatglm_config,
-    "qwen": _qwen_config,
-}
-NEEDS_OWN_CODE = {
-    "chatglm2": "configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm2-6b",
-    "qwen": "configuration_qwen.py and modeling_qwen.py of the published Qwen",
-}
-"""Families that transformers itself does not have -> files to copy beside the weights."""
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:

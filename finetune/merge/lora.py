@@ -31,6 +31,7 @@ from finetune.merge.output_folder import output_folder
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.shards import Layout, Tensor, count_bytes, write_tensors
+from finetune.models.hf_names import paddle_config
 
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
@@ -102,8 +103,8 @@ def merge(options: MergeOptions) -> None:
         with ProgressLine(sum(map(count_bytes, tensors))) as progress:
             files = write_tensors(folder, tensors, layout, advance=progress.advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
-    if hugging_face and not base.is_hugging_face and base.family.name in hf_out.NEEDS_OWN_CODE:
-        needed = hf_out.NEEDS_OWN_CODE[base.family.name]
+    if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
+        needed = base.family.hugging_face.needs_files
         print(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
     if options.verify:
         from finetune.merge.lora_verify import verify
@@ -206,7 +207,7 @@ def _write_companions(
     if num_tokens:
         config = hf_out.with_vocabulary(config, num_tokens)
     if base.is_hugging_face and not hugging_face:
-        config = hf_out.paddle_config(config, base.family, dtype=dtype)
+        config = paddle_config(config, base.family, dtype=dtype)
     hf_out.write_config(path, config)
     if hugging_face and not base.is_hugging_face:
         hf_out.write_hugging_face_files(folder, base.family, dtype=dtype)

@@ -15,9 +15,16 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.merge import rank_files, row_blocks
 from finetune.merge.companions import read_config
-from finetune.merge.hf_names import (
+from finetune.merge.lora_adapters import Adapter, pissa_update
+from finetune.merge.peft_adapters import split_joined
+from finetune.merge.rank_tensors import joined_tensors
+from finetune.merge.row_blocks import Rows, Update
+from finetune.merge.shards import JoinedTensor, Tensor
+from finetune.models.family import Family, find_family
+from finetune.models.hf_names import (
     embedding_name,
     is_hugging_face,
+    is_output,
     is_tied,
     is_turned,
     joined_columns,
@@ -25,12 +32,6 @@ from finetune.merge.hf_names import (
     to_hugging_face,
     to_paddle,
 )
-from finetune.merge.lora_adapters import Adapter, pissa_update
-from finetune.merge.peft_adapters import split_joined
-from finetune.merge.rank_tensors import joined_tensors
-from finetune.merge.row_blocks import Rows, Update
-from finetune.merge.shards import JoinedTensor, Tensor
-from finetune.models.family import Family, find_family
 
 _MAX_LISTED = 6
 _FLOATS = ("<f4", "<f2", "<u2", "<f8")
@@ -152,7 +153,7 @@ def plan(
 
 
 def _drop_copies(entries: dict[str, Entry], family: Family) -> None:
-    heads = [name for name in entries if name.startswith("lm_head.")]
+    heads = [name for name in entries if is_output(name)]
     if any(_is_table(name, family) for name in entries):
         for name in heads:
             del entries[name]
@@ -223,7 +224,7 @@ def _apply(adapter: Adapter, base: Base, entries: dict[str, Entry], *, growth: i
 
 
 def _may_be_tied(name: str, base: Base) -> bool:
-    return base.is_tied and name.startswith("lm_head.")
+    return base.is_tied and is_output(name)
 
 
 def _reader(entry: Entry) -> Any:

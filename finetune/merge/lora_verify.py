@@ -14,9 +14,9 @@ import numpy as np
 
 from finetune.errors import UserError
 from finetune.merge import row_blocks
-from finetune.merge.hf_names import is_turned
 from finetune.merge.lora_adapters import Adapter
 from finetune.merge.lora_plan import Base, open_base
+from finetune.models.hf_names import is_turned
 from finetune.models.weights import as_float32
 
 _NUM_PROMPTS, _LENGTH = 4, 16

@@ -18,7 +18,6 @@ from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.merge import rank_files
 from finetune.merge.companions import read_config
-from finetune.merge.hf_names import is_turned, joined_columns, joined_parts, to_hugging_face, to_paddle
 from finetune.merge.lora_adapters import (
     PEFT_CONFIG,
     Adapter,
@@ -29,6 +28,15 @@ from finetune.merge.lora_adapters import (
 from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
 from finetune.merge.shards import JoinedTensor, Tensor
 from finetune.models.family import Family
+from finetune.models.hf_names import (
+    is_output,
+    is_token_table,
+    is_turned,
+    joined_columns,
+    joined_parts,
+    to_hugging_face,
+    to_paddle,
+)
 
 WEIGHTS_STEM = "adapter_model"
 _FIRST_PART = "base_model.model."
@@ -111,12 +119,12 @@ def _weights_path(folder: Path) -> Path:
 
 def _check_tied(path: Path, whole: Mapping[str, WholeTensor], updates: Mapping[str, Update]) -> None:
     """Refuses what would make two layers out of a tied one; peft trains a copy beside the original then."""
-    heads = [name for name in whole if name.startswith("lm_head.")]
-    tables = [name for name in whole if name.endswith(("embed_tokens.weight", "word_embeddings.weight"))]
+    heads = [name for name in whole if is_output(name)]
+    tables = [name for name in whole if is_token_table(name)]
     same = len(heads) == len(tables) == 1 and np.array_equal(
         whole[heads[0]].tensor.array(), whole[tables[0]].tensor.array()
     )
-    both = heads + tables + [name for name in updates if name == "lm_head" or name.endswith("embed_tokens")]
+    both = heads + tables + [name for name in updates if is_output(name) or is_token_table(name)]
     if both and not same:
         raise UserError(
             f"{path} changes {both[0]} alone, but embedding and output layer of this base are one tensor: merge it with "

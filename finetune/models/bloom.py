@@ -8,6 +8,7 @@ from finetune.errors import UserError
 from finetune.models.family import (
     ConfigFields,
     Family,
+    HuggingFaceForm,
     ParallelLimits,
     TensorSpec,
     TinyRecipe,
@@ -112,6 +113,9 @@ BLOOM = register(
             vocab_files=("tokenizer.json",),
             tokenizer_class="finetune.models.bloom_tokenizer.BloomTokenizer",
             own_class=True,
+        ),
+        hugging_face=HuggingFaceForm(
+            prefix="transformer", bare=True, tables=("word_embeddings",), always_tied=True
         ),
         tiny=TinyRecipe(
             tokenizer="byte_level_bloom",

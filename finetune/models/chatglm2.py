@@ -9,6 +9,7 @@ from finetune.errors import UserError
 from finetune.models.family import (
     ConfigFields,
     Family,
+    HuggingFaceForm,
     ParallelLimits,
     TensorSpec,
     TinyRecipe,
@@ -104,6 +105,17 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return weights
 
 
+def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
+    """PaddleNLP's fields -> Hugging Face's."""
+    theirs = {there: here for here, there in _RENAMED.items()}
+    renamed = {theirs.get(name, name): value for name, value in config.items()}
+    return renamed | {
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "multi_query_attention": renamed.get("multi_query_group_num") != renamed.get("num_attention_heads"),
+    }
+
+
 CHATGLM2 = register(
     Family(
         name="chatglm2",
@@ -134,6 +146,12 @@ CHATGLM2 = register(
             # Folders name "ChatGLMTokenizer", which is that of ChatGLM-6B in PaddleNLP.
             tokenizer_class="finetune.models.chatglm2_tokenizer.ChatGLMv2Tokenizer",
             own_class=True,
+        ),
+        hugging_face=HuggingFaceForm(
+            prefix="transformer",
+            tables=("embedding.word_embeddings",),
+            config=_hugging_face_config,
+            needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm2-6b",
         ),
         tiny=TinyRecipe(
             # Half of a head is rotated, in pairs.

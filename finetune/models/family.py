@@ -147,6 +147,30 @@ def _any_config(config: Mapping[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
+class HuggingFaceForm:
+    """How Hugging Face's files of a family differ from PaddleNLP's, beyond the first part of the names.
+
+    Attributes:
+        prefix: First part of Hugging Face's names inside the model.
+        bare: Whether published files also leave that part out.
+        pairs: Hugging Face's and PaddleNLP's names after the first part where they differ; {} is a number.
+        tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
+            tokens first.
+        always_tied: Whether the output layer is the embedding whatever the configuration says.
+        config: PaddleNLP's configuration as the family adapts it -> transformers' fields.
+        needs_files: Modeling files to copy beside the weights, for families that transformers does not have.
+    """
+
+    prefix: str = "model"
+    bare: bool = False
+    pairs: tuple[tuple[str, str], ...] = ()
+    tables: tuple[str, ...] = ("embed_tokens",)
+    always_tied: bool = False
+    config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    needs_files: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """Facts of one model family.
 
@@ -159,6 +183,7 @@ class Family:
         base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
         embedding_module: Last part of the input embedding's module name.
+        hugging_face: How Hugging Face's files differ from PaddleNLP's.
         entry_modules: Parts of the names of modules with weights that come before the first layer.
         head_module: The same for the projection onto the vocabulary.
         cpu_layers: Dotted path of the function that puts cheaper forms of the layers in place on CPU.
@@ -217,6 +242,7 @@ class Family:
     refused_options: Mapping[str, str] = field(default_factory=dict)
     argument_folder: str | None = None
     entry_modules: tuple[str, ...] = ("embed_tokens",)
+    hugging_face: HuggingFaceForm = field(default_factory=HuggingFaceForm)
     tensor_splits: Mapping[str, str] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
@@ -231,6 +257,10 @@ class Family:
             head_dim=int(head_dim),
             postprocess=self.prefix_postprocess,
         )
+
+    def width(self, config: Any) -> int:
+        """Size of the hidden states, from a config dict or a PaddleNLP config object."""
+        return int(_read(config, self.fields.hidden_size))
 
     def position_limit(self, config: dict[str, Any]) -> int | None:
         """Most tokens of a text that this model can compute, from a config.json; None without a limit."""

@@ -8,6 +8,7 @@ from finetune.errors import UserError
 from finetune.models.family import (
     ConfigFields,
     Family,
+    HuggingFaceForm,
     ParallelLimits,
     TensorSpec,
     TinyRecipe,
@@ -83,6 +84,7 @@ GEMMA = register(
             vocab_files=("tokenizer.model",),
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
         ),
+        hugging_face=HuggingFaceForm(always_tied=True),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Whole embeddings and key and value heads: see llama.py.

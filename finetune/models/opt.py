@@ -7,6 +7,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.models.family import (
     Family,
+    HuggingFaceForm,
     ParallelLimits,
     TensorSpec,
     TinyRecipe,
@@ -107,6 +108,27 @@ def _norm(name: str, size: int) -> dict[str, TensorSpec]:
     return {f"{name}.weight": TensorSpec((size,), "ones"), f"{name}.bias": TensorSpec((size,), "zeros")}
 
 
+def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
+    """PaddleNLP's fields -> Hugging Face's."""
+    theirs = {here: there for there, here in _OTHER_NAMES.items()}
+    renamed = {theirs.get(name, name): value for name, value in config.items()}
+    if renamed.get("activation_function") == "gelu":  # PaddleNLP's is the tanh approximation
+        renamed["activation_function"] = "gelu_new"
+    return renamed
+
+
+# Hugging Face's names and PaddleNLP's where they differ.
+_NAMES = (
+    ("decoder.embed_tokens", "embeddings.word_embeddings"),
+    ("decoder.embed_positions", "embeddings.position_embeddings"),
+    ("decoder.project_in", "embeddings.project_in"),
+    ("decoder.layers.{}.self_attn_layer_norm", "decoder.layers.{}.norm1"),
+    ("decoder.layers.{}.final_layer_norm", "decoder.layers.{}.norm2"),
+    ("decoder.layers.{}.fc1", "decoder.layers.{}.linear1"),
+    ("decoder.layers.{}.fc2", "decoder.layers.{}.linear2"),
+)
+
+
 OPT = register(
     Family(
         name="opt",
@@ -134,6 +156,13 @@ OPT = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.GPTTokenizer",
             own_class=True,
+        ),
+        hugging_face=HuggingFaceForm(
+            bare=True,
+            pairs=_NAMES,
+            tables=("embeddings.word_embeddings", "embeddings.position_embeddings"),
+            always_tied=True,
+            config=_hugging_face_config,
         ),
         tiny=TinyRecipe(
             tokenizer="byte_level_opt",

@@ -8,6 +8,7 @@ from finetune.errors import UserError
 from finetune.models.family import (
     ConfigFields,
     Family,
+    HuggingFaceForm,
     ParallelLimits,
     TensorSpec,
     TinyRecipe,
@@ -80,6 +81,11 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return weights
 
 
+def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
+    """PaddleNLP's fields -> Hugging Face's, which differ in the name of the class."""
+    return config | {"architectures": ["QWenLMHeadModel"]}
+
+
 QWEN = register(
     Family(
         name="qwen",
@@ -107,6 +113,12 @@ QWEN = register(
             chat_ends=("<|im_end|>",),
             vocab_files=("qwen.tiktoken",),
             tokenizer_class="paddlenlp.transformers.QWenTokenizer",
+        ),
+        hugging_face=HuggingFaceForm(
+            prefix="transformer",
+            tables=("wte",),
+            config=_hugging_face_config,
+            needs_files="configuration_qwen.py and modeling_qwen.py of the published Qwen",
         ),
         tiny=TinyRecipe(
             tokenizer="tiktoken", config=_tiny_config, weights=_tiny_weights, grouped_heads=False

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from finetune.merge.hf_names import is_tied, is_turned, to_hugging_face
 from finetune.models.family import get_family
+from finetune.models.hf_names import is_tied, is_turned, to_hugging_face
 from tests.merge.rank_writing import tiny_model
 
 VOCABULARY = 96

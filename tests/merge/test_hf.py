@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
-from finetune.merge.hf_names import (
+from finetune.merge.hf_out import hugging_face_config
+from finetune.merge.lora import MergeOptions, export_peft, merge
+from finetune.merge.tensor_parallel import MergeOptions as RankOptions
+from finetune.merge.tensor_parallel import merge as merge_ranks
+from finetune.models.family import families, get_family, import_object
+from finetune.models.hf_names import (
     embedding_name,
     is_hugging_face,
     is_tied,
@@ -17,11 +22,6 @@ from finetune.merge.hf_names import (
     to_hugging_face,
     to_paddle,
 )
-from finetune.merge.hf_out import hugging_face_config
-from finetune.merge.lora import MergeOptions, export_peft, merge
-from finetune.merge.tensor_parallel import MergeOptions as RankOptions
-from finetune.merge.tensor_parallel import merge as merge_ranks
-from finetune.models.family import families, get_family, import_object
 from tests.merge.lora_writing import folder_logits, write_adapter, write_base
 from tests.merge.rank_writing import check_same, read_whole, tiny_model, write_ranks
 

@@ -18,7 +18,9 @@ LAYERS = 5
 @pytest.fixture(scope="module", params=sorted(families()))
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / request.param
-    build_tiny(request.param, path, hidden_size=16, num_layers=LAYERS, num_heads=2, vocab_size=600, max_length=32)
+    build_tiny(
+        request.param, path, hidden_size=16, num_layers=LAYERS, num_heads=2, vocab_size=600, max_length=32
+    )
     return path
 
 
@@ -36,7 +38,9 @@ def batch():
     return {"input_ids": ids, "attention_mask": paddle.ones_like(ids)}
 
 
-@pytest.mark.parametrize(("num_ranks", "num_chunks", "recompute"), [(2, 1, False), (2, 2, False), (3, 1, True)])
+@pytest.mark.parametrize(
+    ("num_ranks", "num_chunks", "recompute"), [(2, 1, False), (2, 2, False), (3, 1, True)]
+)
 def test_stages_one_after_another_are_the_whole_model(folder, num_ranks, num_chunks, recompute):
     whole = load(folder, recompute=recompute)
     stages = [

@@ -88,19 +88,19 @@ class AbsentEmbedding(Absent):
     """Stands for the embedding: gives zeros of the right shape, which the first layer's hook replaces.
 
     Args:
-        hidden_size: Last axis of the hidden states.
+        width: Last axis of the hidden states.
         weight: The embedding itself where the output layer is tied to it: it keeps its name here.
     """
 
-    def __init__(self, hidden_size: int, weight: Any = None):
+    def __init__(self, width: int, weight: Any = None):
         super().__init__()
-        self.hidden_size = hidden_size
+        self.width = width
         if weight is not None:
             self.weight = weight
 
     def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
         """Token ids [batch, length] -> zeros [batch, length, hidden]."""
-        zeros = paddle.zeros([*hidden.shape, self.hidden_size])
+        zeros = paddle.zeros([*hidden.shape, self.width])
         zeros.stop_gradient = False  # recomputation gives gradients only to what asks for them
         return zeros
 
@@ -145,13 +145,21 @@ class Stage:
         layers: Its list of layers.
         state: Shared with the hooks.
         chunks: Layers of each chunk, as places in `layers`.
+        count_field: What the family calls the number of layers.
     """
 
     def __init__(
-        self, plan: StagePlan, model: Any, layers: LocalLayers, state: _StageState, *, chunks: list[range]
+        self,
+        plan: StagePlan,
+        model: Any,
+        layers: LocalLayers,
+        state: _StageState,
+        *,
+        chunks: list[range],
+        count_field: str,
     ):
         self.plan, self.model, self.layers, self.chunks = plan, model, layers, chunks
-        self._state = state
+        self._state, self._count_field = state, count_field
         self._owner = next(
             layer for layer in model.sublayers(include_self=True) if layers in layer.children()
         )
@@ -188,8 +196,8 @@ class Stage:
         self.layers.__dict__["_chosen"] = chosen
         numbers = list(self.layers._sub_layers)
         self.model.config.local_layers = [int(numbers[place]) for place in chosen]
-        if hasattr(self._owner, "num_hidden_layers"):  # loops over this number, not over the list
-            self._owner.num_hidden_layers = len(chosen)
+        if hasattr(self._owner, self._count_field):  # loops over this number, not over the list
+            setattr(self._owner, self._count_field, len(chosen))
 
 
 def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePlan) -> Any:
@@ -217,7 +225,9 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
         start += len(part)
     for chunk in chunks:
         layers._active()[chunk.start].register_forward_pre_hook(_Entrance(state))
-    model.__dict__["_stage"] = Stage(plan, model, layers, state, chunks=chunks)
+    model.__dict__["_stage"] = Stage(
+        plan, model, layers, state, chunks=chunks, count_field=family.fields.num_layers
+    )
     return model
 
 
@@ -262,7 +272,7 @@ def _replace_ends(
     model: Any, layers: LocalLayers, state: _StageState, *, family: Family, plan: StagePlan
 ) -> None:
     """Puts stubs in the place of modules that other stages hold."""
-    hidden_size = int(getattr(model.config, family.fields.hidden_size))
+    width = family.width(model.config)
     inside = {id(layer) for layer in layers.sublayers(include_self=True)}
     ends = [
         (name, layer)
@@ -278,7 +288,7 @@ def _replace_ends(
             stub = Absent()
             if layer is embedding:
                 kept = embedding.weight if tied and plan.holds_last else None
-                stub = AbsentEmbedding(hidden_size, kept)
+                stub = AbsentEmbedding(width, kept)
             _put(model, name, stub)
         elif not is_entry[name] and not plan.holds_last:
             _put(model, name, AbsentExit(state))
