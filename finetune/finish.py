@@ -177,5 +177,22 @@ class Report:
         return {
             "evaluate by generated text": shlex.join(
                 [python_name(), "finetune_generation.py", f"{out}/arguments.json", *words]
-            )
+            ),
+            **self._use_commands(out),
         }
+
+    def _use_commands(self, out: str) -> dict[str, str]:
+        """How to talk with what was trained, and how to make one model of an adapter."""
+        model = self.args.model
+        talk = ["predict_generation.py", "--model_name_or_path"]
+        if not (model.lora or model.prefix_tuning):
+            return {"talk with it": shlex.join([python_name(), *talk, out])}
+        option = "--lora_path" if model.lora else "--prefix_path"
+        commands = {
+            "talk with it": shlex.join([python_name(), *talk, str(model.model_name_or_path), option, out])
+        }
+        if model.lora:
+            merge = ["merge_lora_params.py", "--lora_path", out, "--merge_model_path", f"{out}-merged"]
+            base = ["--model_name_or_path", str(model.model_name_or_path)]
+            commands["merge it into its base"] = shlex.join([python_name(), *merge, *base])
+        return commands
