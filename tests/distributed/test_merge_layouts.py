@@ -67,4 +67,6 @@ def test_files_of_ranks_merge_to_the_whole_model(bench, tmp_path):
 
 
 def read_weights(folder) -> dict:
-    return {name: value for path in folder.glob("model*.safetensors") for name, value in load_file(path).items()}
+    return {
+        name: value for path in folder.glob("model*.safetensors") for name, value in load_file(path).items()
+    }
