@@ -9,6 +9,7 @@ batch; all randomness is keyed by (seed, step, sample); a checkpoint is whole or
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Sequence
@@ -265,11 +266,14 @@ class FinetuneTrainer(Trainer):
         replicas.clear_gradients()
 
     def _check_finite(self, loss: float, step: int) -> None:
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(
-                f"the loss of step {step + 1} is {loss}: the weights of the last checkpoint are still good. "
-                "Lower learning_rate, raise warmup_steps, or look for broken samples in this step's batch."
-            )
+        """Stops before numbers that are none reach the weights; in float16 an overflow is skipped instead."""
+        name, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", self._norm)
+        if math.isfinite(value) or (name == "gradient norm" and self.do_grad_scaling):
+            return
+        raise FloatingPointError(
+            f"the {name} of step {step + 1} is {value}: the weights of the last checkpoint are still good. "
+            "Lower learning_rate, raise warmup_steps, or look for broken samples in this step's batch."
+        )
 
     def _count(self, loss: float, num_tokens: int, num_label_tokens: int) -> dict[str, float]:
         now = time.perf_counter()
