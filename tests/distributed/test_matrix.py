@@ -36,8 +36,8 @@ CASES = [
 def expected_refusal(family: str, method: str, layout: str) -> str:
     """A part of the message with which a case is refused; "" for one that runs."""
     if layout == "tp4" and family == "chatglm2":
-        return "tensor_parallel_degree 4"
-    if layout == "tp2 sequence" and family in ("bloom", "opt", "mistral"):
+        return "tensor_parallel_degree is 4 but must divide"
+    if layout == "tp2 sequence" and family in ("bloom", "gemma", "mistral", "opt"):
         return "cannot split rows"
     if layout == "tp2 sequence" and method == "pt":
         return "a prefix stands before whole rows"
