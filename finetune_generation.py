@@ -35,7 +35,7 @@ def main() -> None:
             return
         silence_libraries()
         pair = assembly.load_tokenizer_pair(args, resolved)
-        report.notes(assembly.vocabulary_notes(args, resolved, pair))
+        report.notes(assembly.vocabulary_notes(args, resolved, pair, layout))
         data = assembly.read_data(args, files, pair)
         report.data(data, resolved)
         model = assembly.adapt(assembly.load_base_model(args, resolved, pair, groups), args, resolved)

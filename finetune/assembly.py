@@ -19,6 +19,7 @@ from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
 from finetune.parallel.phases import phase
+from finetune.parallel.topology import Layout, check_topology
 from finetune.streaming import build_stream_source, check_sources, make_row_builder, read_first
 
 if TYPE_CHECKING:
@@ -188,15 +189,19 @@ def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
     )
 
 
-def vocabulary_notes(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> list[str]:
+def vocabulary_notes(
+    args: Arguments, resolved: ResolvedModel, pair: TokenizerPair, layout: Layout
+) -> list[str]:
     """What the person should know of the tokenizer and of added embeddings; empty when that is nothing.
 
     Raises:
-        UserError: See `plan_vocabulary`.
+        UserError: See `plan_vocabulary`; or the larger vocabulary cannot be divided over the layout.
     """
     from finetune.models.vocabulary import describe
 
     growth, model = plan_vocabulary(args, resolved, pair), args.model
+    if growth:
+        check_topology(layout, resolved, args, vocab_size=growth.new)
     untrained = model.prefix_tuning or (model.lora and not (model.modules_to_save or model.lora_path))
     notes = [pair.note] if pair.note else []
     return notes + (describe(growth, untrained=untrained and args.training.do_train) if growth else [])

@@ -26,16 +26,16 @@ def run_command(main: Callable[[], None]) -> int:
 
     Returns:
         0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
-        first process only; 1 the run failed.
+        first process of each machine; 1 the run failed.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except UserError as error:
-        if is_first_process():
+        if is_first_process() or is_first_of_machine():
             for fault in error.faults:
                 print(f"error: {fault}", file=sys.stderr)
-        else:
+        if not is_first_process():
             time.sleep(_FIRST_SPEAKS_SECONDS)
         return _fail(str(error), EXIT_USER_ERROR)
     except Interrupted as error:
@@ -66,6 +66,11 @@ def _interrupt(number: int, _frame: object) -> None:
 def is_first_process() -> bool:
     """Whether this process speaks for the run: the only one, or rank 0 of a launch."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
+def is_first_of_machine() -> bool:
+    """Whether this process is the first on its machine, whose log the launcher there shows."""
+    return os.environ.get("PADDLE_LOCAL_RANK", os.environ.get("PADDLE_RANK_IN_NODE", "0")) == "0"
 
 
 def python_name() -> str:

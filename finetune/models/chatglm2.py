@@ -171,6 +171,9 @@ CHATGLM2 = register(
         sequence_parallel=True,
         # Rotary inverse frequencies: the model works them out anew in every pass.
         computed_weights=(r"rotary_pos_emb\.inv_freq$",),
+        refused_options={
+            "recompute_use_reentrant": "Paddle's PyLayer form of recomputation fails on the layers of this model"
+        },
         adapt_config=_adapt_config,
         tensor_splits={
             "word_embeddings": "vocabulary",

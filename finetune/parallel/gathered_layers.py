@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from finetune.models.parameter_names import named_weights
 from finetune.parallel.flat_slices import gather, plain_arithmetic, plan_buckets
 from finetune.parallel.replicas import SlicedGradientReplicas
 
@@ -207,7 +208,7 @@ def _divide(model: Any, layers: Sequence[Any]) -> tuple[_Unit, list[_Unit]]:
         for parameter in module.parameters(include_sublayers=False)
     }
     frame, units = _Unit(), [_Unit() for _ in layers]
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_weights(model).items():
         numbers = owners.get(id(parameter), set())
         alone = len(numbers) == 1 and id(parameter) not in outside
         unit = units[next(iter(numbers))] if alone else frame

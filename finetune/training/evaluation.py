@@ -170,10 +170,12 @@ class GenerationEvaluation:
     def run(self, parallel: ParallelModel, advance: Callable[[], None]) -> dict[str, float]:
         """Returns `bleu4`, `rouge1`, `rouge2` and `rougel`, each 0 to 1."""
         mine: dict[int, str] = {}
-        for indices, answers in self._generate(parallel.model):
-            for index, answer in zip(indices, answers, strict=True):
-                mine[int(index)] = self.encoder.decode(answer)
-            advance()
+        # Texts end after any number of passes, so ranks could not gather weights layer by layer together.
+        with parallel.replicas.whole_parameters():
+            for indices, answers in self._generate(parallel.model):
+                for index, answer in zip(indices, answers, strict=True):
+                    mine[int(index)] = self.encoder.decode(answer)
+                advance()
         outputs = [""] * len(self.prompts)
         for texts in self.groups.data.gather_objects(list(mine.items())):
             for index, text in texts:

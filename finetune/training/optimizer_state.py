@@ -206,6 +206,8 @@ def load_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
 
     state = json.loads((folder / SCHEDULER_FILE).read_text(encoding="utf-8"))
     scheduler.set_state_dict(state["scheduler"])
+    # The next update takes the rate that was worked out before the save, of a schedule that may have been shorter.
+    scheduler.last_lr = scheduler.get_lr()
     if scaler is not None and "scaler" in state:
         saved = dict(state["scaler"])
         if isinstance(saved.get("scale"), list):

@@ -20,7 +20,7 @@ CASES = [
     ("opt", "lora", "tp2 x pp2", "lazy packed"),
     ("llama", "lora", "sharding2 stage1", "packed"),
     ("qwen", "sft", "sharding2 stage2", "padded"),
-    ("opt", "sft", "sharding2 stage3", "packed"),
+    ("gemma", "sft", "sharding2 stage3", "packed"),
     ("bloom", "pt", "pp2 virtual2", "padded"),
     ("qwen", "lora", "tp2 sequence", "padded"),
 ]

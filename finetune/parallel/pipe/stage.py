@@ -89,18 +89,19 @@ class AbsentEmbedding(Absent):
 
     Args:
         width: Last axis of the hidden states.
+        dtype: Of the weights: masks are made in the type of what the embedding gives.
         weight: The embedding itself where the output layer is tied to it: it keeps its name here.
     """
 
-    def __init__(self, width: int, weight: Any = None):
+    def __init__(self, width: int, dtype: Any, weight: Any = None):
         super().__init__()
-        self.width = width
+        self.width, self.dtype = width, dtype
         if weight is not None:
             self.weight = weight
 
     def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
         """Token ids [batch, length] -> zeros [batch, length, hidden]."""
-        zeros = paddle.zeros([*hidden.shape, self.width])
+        zeros = paddle.zeros([*hidden.shape, self.width], dtype=self.dtype)
         zeros.stop_gradient = False  # recomputation gives gradients only to what asks for them
         return zeros
 
@@ -243,7 +244,11 @@ class _Entrance:
         self.state = state
 
     def __call__(self, _layer: Any, inputs: tuple) -> tuple | None:
-        return None if self.state.received is None else (self.state.received, *inputs[1:])
+        received = self.state.received
+        if received is None:
+            return None
+        # Recomputation as a PyLayer wants a gradient for what it was called with, though nothing comes of it.
+        return (received + inputs[0].astype(received.dtype) * 0, *inputs[1:])
 
 
 def decoder_layers(model: Any) -> list[Any]:
@@ -288,7 +293,7 @@ def _replace_ends(
             stub = Absent()
             if layer is embedding:
                 kept = embedding.weight if tied and plan.holds_last else None
-                stub = AbsentEmbedding(width, kept)
+                stub = AbsentEmbedding(width, embedding.weight.dtype, kept)
             _put(model, name, stub)
         elif not is_entry[name] and not plan.holds_last:
             _put(model, name, AbsentExit(state))
