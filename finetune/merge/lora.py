@@ -257,7 +257,7 @@ def _report(
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
-    from finetune.merge.tensor_parallel import _parse_bool, _parse_size
+    from finetune.merge.option_types import parse_bool, parse_size
 
     parser = argparse.ArgumentParser(
         prog="merge_lora_params.py", description="Merges LoRA adapters into the weights of their base."
@@ -272,7 +272,7 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
                         help="folder of the result")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
                         help="accepted for old scripts: the merge is limited by the disk and runs on the CPU")  # fmt: skip
-    parser.add_argument("--max_shard_size", type=_parse_size, default=5 * 10**9, metavar="SIZE",
+    parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
                         help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
     parser.add_argument("--save_format", choices=(PADDLE, HUGGING_FACE, PEFT),
                         help="names and shapes of the result (default: the base's); peft writes the adapter alone in "
@@ -285,7 +285,7 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
             "then run prompts through base + adapter and through the result, in float32 (needs Paddle)",
         ),
     ):
-        parser.add_argument(name, type=_parse_bool, nargs="?", const=True, default=False, metavar="true|false",
+        parser.add_argument(name, type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
                             help=text)  # fmt: skip
     args = parser.parse_args(argv)
     folders = [Path(name) for group in args.lora_path for text in group for name in text.split(",") if name]

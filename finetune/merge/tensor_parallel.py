@@ -7,7 +7,6 @@ record. Tensors go one by one from the ranks' files to the result (`shards`), wh
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.merge import companions, hf_out, rank_files
+from finetune.merge.option_types import parse_bool, parse_size
 from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.rank_files import RankFiles, adapter_kind, find_rank_files
@@ -22,10 +22,6 @@ from finetune.merge.rank_tensors import Source, joined_tensors
 from finetune.merge.shards import JoinedTensor, Layout, Tensor, count_bytes, write_tensors
 from finetune.models.family import Family, find_family
 from finetune.training.checkpoint import MANIFEST_NAME, find_fault
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", re.IGNORECASE)
 
 Conversion = Callable[[Sequence[JoinedTensor], Path], Sequence[Tensor]]
 """From the tensors under PaddleNLP's names, and the folder of the result, to those that are written.
@@ -214,13 +210,13 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     )
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
                         help="accepted for old scripts: no tensor is computed with, so no GPU is used")  # fmt: skip
-    parser.add_argument("--max_shard_size", type=_parse_size, default=_UNITS["GB"] * 5, metavar="SIZE",
+    parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
                         help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
     parser.add_argument("--save_format", choices=sorted(SAVE_FORMATS), default="paddle",
                         help="names and shapes of the result (default: paddle)")  # fmt: skip
-    parser.add_argument("--overwrite", type=_parse_bool, nargs="?", const=True, default=False, metavar="true|false",
+    parser.add_argument("--overwrite", type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
                         help="replace the result of an earlier merge")  # fmt: skip
-    parser.add_argument("--verify", type=_parse_bool, nargs="?", const=True, default=False, metavar="true|false",
+    parser.add_argument("--verify", type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
                         help="check the hashes of the checkpoint's manifest, too, not only the sizes")  # fmt: skip
     parser.add_argument("--differing_replicas", choices=("refuse", "first"), default="refuse",
                         help="what to do where ranks disagree on a tensor that each holds whole: refuse, or "
@@ -236,20 +232,3 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
         verify=args.verify,
         checks_replicas=args.differing_replicas == "refuse",
     )
-
-
-def _parse_size(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no size: write a number and KB, MB, GB, KiB, MiB or GiB"
-        )
-    return size
-
-
-def _parse_bool(text: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return words[text.lower()]

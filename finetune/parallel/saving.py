@@ -33,7 +33,7 @@ from finetune.parallel.joint_steps import together
 from finetune.training.tensor_files import TensorWriter, array_dtype, dtype_name, num_bytes
 
 MODEL_FILES = "model"
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+_MAX_SHARD_BYTES = 5 * 10**9
 _SHARED_FOLDER_SECONDS = 10.0
 
 
@@ -101,7 +101,7 @@ def save_model_weights(
     *,
     family: Family | None = None,
     config: Any = None,
-    max_shard_size: str = "5GB",
+    max_shard_bytes: int = _MAX_SHARD_BYTES,
     whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """Writes weights as safetensors, and the configuration: what PaddleNLP's `save_pretrained` writes in one process.
@@ -112,7 +112,7 @@ def save_model_weights(
         groups: All ranks call this.
         family: Record of the model.
         config: That of the whole model; by default the model's own.
-        max_shard_size: Size of a file beyond which the next is begun, such as "5GB".
+        max_shard_bytes: Size of a file beyond which the next is begun.
         whole: Makes the parameters whole while they are read, for sharding stage 3.
     """
     with whole():
@@ -121,7 +121,7 @@ def save_model_weights(
             folder,
             groups,
             stem=MODEL_FILES,
-            max_bytes=parse_size(max_shard_size),
+            max_bytes=max_shard_bytes,
         )
     with together(groups):
         if groups.is_first:
@@ -349,18 +349,6 @@ def _save_config(model: Any, folder: Path, config: Any) -> None:
     one_process_config(model, config).save_pretrained(str(folder))
     if model.can_generate():
         model.generation_config.save_pretrained(str(folder))
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of "5GB", "200MB" or a number.
-
-    Raises:
-        UserError: Neither.
-    """
-    match = re.fullmatch(r"(\d+)\s*(KB|MB|GB)?", str(text).strip().upper())
-    if not match:
-        raise UserError(f"size {text!r} is not understood: write it like 5GB or 200MB")
-    return int(match[1]) * _UNITS.get(match[2], 1)
 
 
 def check_shared_folder(

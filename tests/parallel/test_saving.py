@@ -23,7 +23,6 @@ from finetune.parallel.groups import ProcessGroups
 from finetune.parallel.saving import (
     check_shared_folder,
     family_of,
-    parse_size,
     save_model_shards,
     save_model_weights,
 )
@@ -160,7 +159,7 @@ def test_bfloat16_and_small_files(folders, tmp_path):
     layout = Layout(pipeline=2, tensor=2)
     results = run_ranks(
         layout,
-        lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, max_shard_size="20KB"),
+        lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, max_shard_bytes=20_000),
     )
     assert results == [None] * 4
     _same(_read(tmp_path), model)
@@ -296,16 +295,6 @@ def test_ranks_with_different_tensors_do_not_begin(models, tmp_path):
 
     results = run_ranks(Layout(tensor=2), work)
     assert all("hold different tensors: ['llama.norm.weight']" in str(result) for result in results)
-
-
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("200mb", 2 * 10**8), (1000, 1000)])
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-def test_a_size_that_is_none():
-    with pytest.raises(UserError, match="size '5 apples' is not understood: write it like 5GB"):
-        parse_size("5 apples")
 
 
 def test_family_of_a_config_object(models):

@@ -1,0 +1,29 @@
+"""Types of options on the command line of the merges."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB", "1.5GiB" or a number; for argparse."""
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no size: write a number and KB, MB, GB, KiB, MiB or GiB"
+        )
+    return size
+
+
+def parse_bool(text: str) -> bool:
+    """What "true", "no" or "1" mean; for argparse."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[text.lower()]
