@@ -17,6 +17,8 @@ from finetune.models.family import families, get_family
 from finetune.models.loading import load_model, resolve_model
 from finetune.models.tiny import build_tiny
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.parallel_model import ParallelModel
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from tests.models.families import CASES
 
@@ -130,7 +132,7 @@ def generate(model, prompts, encoder, family, *, script: list[int]) -> tuple[lis
     evaluation = GenerationEvaluation(prompts, batch_size=2, encoder=encoder, settings=settings, seed=0)
     hook = find_layer(model, family.head_module).register_forward_post_hook(dictate)
     try:
-        evaluation.run(model, lambda: None)
+        evaluation.run(ParallelModel(model, ProcessGroups()), lambda: None)
     finally:
         hook.remove()
     return [each["output"] for each in evaluation.generations], num_passes
