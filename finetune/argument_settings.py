@@ -27,6 +27,7 @@ ALIASES = {
 # Where this project starts from another value than PaddleNLP, and why.
 CHANGED_DEFAULTS: dict[str, Any] = {
     "report_to": [],  # null means VisualDL to PaddleNLP; train_log.jsonl and loss.png are always written here
+    "unified_checkpoint": True,  # checkpoints that any layout can resume
     "device": None,  # gpu when there is one, else cpu, so that one file runs on both
 }
 
