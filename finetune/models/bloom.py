@@ -94,7 +94,6 @@ BLOOM = register(
         model_types=("bloom",),
         architectures=("BloomForCausalLM",),
         model_class="finetune.models.bloom_layers.BloomForCausalLM",
-        pipeline_class=None,
         base_prefix="bloom",
         lora_target_modules=(
             ".*query_key_value.*",

@@ -122,7 +122,6 @@ CHATGLM2 = register(
         model_types=("chatglm_v2", "chatglm"),
         architectures=("ChatGLMv2ForCausalLM", "ChatGLMv2ForCausalLMPipe", "ChatGLMModel"),
         model_class="finetune.models.chatglm2_layers.ChatGLMv2ForCausalLM",
-        pipeline_class="paddlenlp.transformers.ChatGLMv2ForCausalLMPipe",
         base_prefix="chatglm_v2",
         source_prefix="transformer",
         lora_target_modules=(

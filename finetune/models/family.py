@@ -179,7 +179,6 @@ class Family:
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
-        pipeline_class: The same for pipeline parallelism, None where PaddleNLP has none.
         base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
         embedding_module: Last part of the input embedding's module name.
@@ -216,7 +215,6 @@ class Family:
     model_types: tuple[str, ...]
     architectures: tuple[str, ...]
     model_class: str
-    pipeline_class: str | None
     base_prefix: str
     lora_target_modules: tuple[str, ...]
     embedding_module: str

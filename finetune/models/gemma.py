@@ -69,8 +69,6 @@ GEMMA = register(
         model_types=("gemma",),
         architectures=("GemmaForCausalLM",),
         model_class="finetune.models.gemma_layers.GemmaForCausalLM",
-        # PaddleNLP's pipeline model computes the exact GELU, which Gemma was not trained with.
-        pipeline_class=None,
         base_prefix="gemma",
         lora_target_modules=LINEAR_LAYERS,
         embedding_module="embed_tokens",

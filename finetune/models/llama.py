@@ -70,7 +70,6 @@ LLAMA = register(
         model_types=("llama",),
         architectures=("LlamaForCausalLM", "LlamaForCausalLMPipe"),
         model_class="paddlenlp.transformers.LlamaForCausalLM",
-        pipeline_class="paddlenlp.transformers.LlamaForCausalLMPipe",
         base_prefix="llama",
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",

@@ -57,7 +57,6 @@ MISTRAL = register(
         model_types=("mistral",),
         architectures=("MistralForCausalLM",),
         model_class="finetune.models.mistral_layers.MistralForCausalLM",
-        pipeline_class=None,
         base_prefix="mistral",
         lora_target_modules=LINEAR_LAYERS,
         embedding_module="embed_tokens",

@@ -135,7 +135,6 @@ OPT = register(
         model_types=("opt",),
         architectures=("OPTForCausalLM", "OPTForConditionalGeneration"),
         model_class="finetune.models.opt_layers.OPTForCausalLM",
-        pipeline_class=None,
         base_prefix="opt",
         lora_target_modules=(
             ".*q_proj.*",

@@ -92,7 +92,6 @@ QWEN = register(
         model_types=("qwen",),
         architectures=("QWenForCausalLM", "QWenForCausalLMPipe", "QWenLMHeadModel"),
         model_class="finetune.models.qwen_layers.QWenForCausalLM",
-        pipeline_class="paddlenlp.transformers.QWenForCausalLMPipe",
         base_prefix="qwen",
         lora_target_modules=(
             r".*attn\.c_attn.*",

@@ -61,7 +61,6 @@ QWEN2 = register(
         model_types=("qwen2",),
         architectures=("Qwen2ForCausalLM", "Qwen2ForCausalLMPipe"),
         model_class="paddlenlp.transformers.Qwen2ForCausalLM",
-        pipeline_class="paddlenlp.transformers.Qwen2ForCausalLMPipe",
         base_prefix="qwen2",
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",

@@ -34,7 +34,6 @@ def test_registering_a_claimed_model_type_is_an_error():
 def test_every_dotted_path_of_a_record_exists(name):
     family = get_family(name)
     paths = [family.model_class, family.prefix_postprocess, family.tokenizer.tokenizer_class]
-    paths += [family.pipeline_class] if family.pipeline_class else []
     assert all(callable(import_object(path)) for path in paths)
 
 
