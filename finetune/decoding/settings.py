@@ -7,6 +7,8 @@ from typing import Any
 
 from finetune.errors import UserError
 
+MAX_SEED = 2**63 - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingSettings:
@@ -44,7 +46,7 @@ class DecodingSettings:
                 ("top_p", "above 0 and at most 1", 0 < self.top_p <= 1),
                 ("temperature", "0 or more", self.temperature >= 0),
                 ("repetition_penalty", "above 0", self.repetition_penalty > 0),
-                ("seed", "0 or more", self.seed >= 0),
+                ("seed", f"0 to {MAX_SEED}", 0 <= self.seed <= MAX_SEED),
             )
             if not is_right
         ]  # fmt: skip

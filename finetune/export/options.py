@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.device import detect_device, device_kind, find_device_fault
 from finetune.errors import UserError
+from finetune.predict.options import find_peft_fault
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -48,6 +49,8 @@ class ExportOptions:
             folder = getattr(self, name)
             if folder and not folder.is_dir():
                 faults.append(f"{name} {folder} is no folder: give the output folder of a fine-tuning run")
+            elif folder and (fault := find_peft_fault(name, folder)):
+                faults.append(fault)
         if fault := find_device_fault(self.device):
             faults.append(fault)
         if device_kind(self.device) == "cpu" and self.dtype != "float32":

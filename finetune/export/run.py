@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from finetune.data.trained_template import carry_template
 from finetune.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
 from finetune.errors import UserError
 from finetune.export.options import ExportOptions
@@ -56,6 +57,8 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     facts = _facts(options, resolved, description, encoder, prefix)
     with _whole_folder(options.output_path) as hidden:
         _copy_files(folder, tokenizer_folder, hidden)
+        adapter = options.lora_path or options.prefix_path
+        carry_template([adapter, folder] if adapter else [folder], hidden)
         if prefix is not None:
             np.save(hidden / PREFIX_FILE, prefix)
         facts.save(hidden)

@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.data import trained_template
 from finetune.errors import UserError
 
 _PATTERNS = (
     "config.json", "generation_config.json", "lora_config.json", "prefix_config.json", "adapter_facts.json",
     "pre_caches.npy", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
     "merges.txt", "*.model", "*.tiktoken", "*.jinja", "configuration_*.py", "modeling_*.py", "tokenization_*.py",
+    trained_template.PATTERN,
 )  # fmt: skip
 
 
@@ -39,11 +41,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_companion(name: str) -> bool:
+    """Whether a file of that name says something of a model or an adapter besides its weights."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _PATTERNS)
+
+
 def copy_companions(source: Path, target: Path) -> list[str]:
     """Copies what belongs to a model or an adapter besides its weights; returns the names."""
     names = []
     for path in sorted(source.iterdir()):
-        if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _PATTERNS):
+        if path.is_file() and is_companion(path.name):
             change = _CHANGES.get(path.name)
             content = read_config(path) if change else {}
             changed = change(content) if change else content

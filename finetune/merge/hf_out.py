@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.data.trained_template import template_source
 from finetune.errors import UserError
 from finetune.merge.companions import read_config
 from finetune.merge.shards import JoinedTensor, Tensor
@@ -30,6 +31,7 @@ _OWN_FIELDS = (
 _TOKENIZER_CLASSES = {"GPTTokenizer": "GPT2Tokenizer", "BloomTokenizer": "BloomTokenizerFast"}
 # PaddleNLP's notes on where a tokenizer came from; with "from_slow" transformers refuses a tokenizer.json.
 _TOKENIZER_NOTES = ("from_slow", "_from_auto", "name_or_path", "special_tokens_map_file")
+TEMPLATE_FILE = "chat_template.jinja"
 _SENTENCEPIECE, _THEIR_SENTENCEPIECE = "sentencepiece.bpe.model", "tokenizer.model"
 
 
@@ -69,11 +71,14 @@ def write_hugging_face_files(folder: Path, family: Family, *, dtype: str) -> Non
     """
     path = folder / "config.json"
     _write_json(path, hugging_face_config(read_config(path), family, dtype=dtype))
-    write_tokenizer_files(folder)
+    write_tokenizer_files(folder, family)
 
 
-def write_tokenizer_files(folder: Path) -> None:
-    """Gives a tokenizer's files the names, and its class the name, that transformers looks for."""
+def write_tokenizer_files(folder: Path, family: Family) -> None:
+    """Gives a tokenizer's files the names, and its class the name, that transformers looks for.
+
+    The chat template of the training takes the place of the tokenizer's own, where jinja can express it.
+    """
     if (folder / _SENTENCEPIECE).is_file() and not (folder / _THEIR_SENTENCEPIECE).exists():
         shutil.move(folder / _SENTENCEPIECE, folder / _THEIR_SENTENCEPIECE)
     path = folder / "tokenizer_config.json"
@@ -81,6 +86,9 @@ def write_tokenizer_files(folder: Path) -> None:
     kept = {name: value for name, value in settings.items() if name not in _TOKENIZER_NOTES}
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
+    if source := template_source(folder, family.tokenizer):
+        (folder / TEMPLATE_FILE).write_text(source, encoding="utf-8")
+        kept.pop("chat_template", None)
     if kept != settings:
         _write_json(path, kept)
 

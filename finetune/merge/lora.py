@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.util
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.command import EXIT_FAILED
+from finetune.data.trained_template import carry_template, drop_template, template_source
 from finetune.errors import UserError
 from finetune.merge import companions, hf_out
 from finetune.merge.lora_adapters import (
     LORA_CONFIG,
+    PEFT_CONFIG,
     Adapter,
     check_adapter_folder,
+    locate_base,
     named_base,
     read_paddle_adapter,
 )
@@ -54,7 +60,7 @@ class MergeOptions:
         save_format: PADDLE, HUGGING_FACE, PEFT; None keeps the base's.
         unmerge: Whether to take the adapters out of a merged model.
         overwrite: Whether the result of an earlier merge is replaced.
-        verify: Whether to run base and adapter beside the merged model.
+        verify: Whether to run base and adapter beside the merged model, and fail where they differ.
     """
 
     base: Path | None
@@ -81,8 +87,11 @@ def merge(options: MergeOptions) -> None:
 
     Raises:
         UserError: An adapter does not fit the base, files are missing or damaged, or there is no room.
+        SystemExit: With code 1: the result, which stays, is not what `--verify` expects.
     """
     began = time.monotonic()
+    if options.verify:
+        _check_paddle()
     base = open_base(_find_base(options))
     adapters = _open_adapters(options, base)
     hugging_face = (
@@ -97,7 +106,13 @@ def merge(options: MergeOptions) -> None:
     }
     with output_folder(options.output, record) as folder:
         _write_companions(
-            base, adapters, folder, hugging_face=hugging_face, num_tokens=num_tokens, tensors=tensors
+            base,
+            adapters,
+            folder,
+            hugging_face=hugging_face,
+            num_tokens=num_tokens,
+            tensors=tensors,
+            unmerge=options.unmerge,
         )
         layout = Layout(max_shard_bytes=options.max_shard_bytes, format="pt" if hugging_face else "np")
         with ProgressLine(sum(map(count_bytes, tensors))) as progress:
@@ -109,7 +124,15 @@ def merge(options: MergeOptions) -> None:
     if options.verify:
         from finetune.merge.lora_verify import verify
 
-        verify(base, adapters, options.output)
+        comparison = verify(base, adapters, options.output, unmerge=options.unmerge)
+        if not comparison.is_close:
+            print(f"error: {comparison.fault(options.output)}", file=sys.stderr)
+            raise SystemExit(EXIT_FAILED)
+
+
+def _check_paddle() -> None:
+    if importlib.util.find_spec("paddle") is None:
+        raise UserError("--verify needs Paddle, which is not installed: install it, or leave --verify out")
 
 
 def export_peft(options: MergeOptions) -> None:
@@ -123,6 +146,10 @@ def export_peft(options: MergeOptions) -> None:
         raise UserError(
             "--save_format peft converts one adapter: give one --lora_path and leave --unmerge out"
         )
+    if options.verify:
+        raise UserError(
+            "--verify runs a merged model, and --save_format peft writes none: leave one of them out"
+        )
     base = open_base(base_folder)
     (adapter,) = _open_adapters(options, base)
     plan(base, [adapter], hugging_face=True)
@@ -135,6 +162,7 @@ def export_peft(options: MergeOptions) -> None:
     record: dict[str, object] = {"source": str(adapter.folder), "kind": "lora"}
     with output_folder(options.output, record) as folder:
         _copy_tokenizer(adapter.folder, folder)
+        carry_template([adapter.folder], folder)
         write_peft_config(adapter, tensors, folder, base=str(base_folder))
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
@@ -142,6 +170,12 @@ def export_peft(options: MergeOptions) -> None:
         f"exported {adapter.folder} for peft\nwrote {options.output}: {len(tensors)} tensors, {size:.3g} MB\n"
         f"next: PeftModel.from_pretrained(<{base_folder.name} in Hugging Face's form>, {str(options.output)!r})"
     )
+    if not base.is_hugging_face:
+        print(
+            f"note: {base_folder} is in PaddleNLP's form, which peft cannot load: set base_model_name_or_path in "
+            f"{options.output / PEFT_CONFIG} to the folder or the hub name of the same model in Hugging Face's form "
+            "(--save_format hf makes such a folder of a merge)"
+        )
 
 
 def _find_base(options: MergeOptions) -> Path:
@@ -155,7 +189,7 @@ def _find_base(options: MergeOptions) -> Path:
             raise UserError(
                 f"{options.adapters[0]} does not name the base it was trained on: give it with --model_name_or_path"
             )
-        base = Path(name)
+        base = locate_base(name, options.adapters[0])
     if not base.is_dir():
         origin = "--model_name_or_path" if options.base else f"the base that {options.adapters[0]} names,"
         raise UserError(f"{origin} {base} is no folder: give the base's with --model_name_or_path")
@@ -197,11 +231,13 @@ def _write_companions(
     hugging_face: bool,
     num_tokens: int | None,
     tensors: Sequence[Tensor],
+    unmerge: bool,
 ) -> None:
     """Configuration from the base, tokenizer from the last adapter that has one, else from the base."""
     companions.copy_companions(base.folder, folder)
     for adapter in adapters:
         _copy_tokenizer(adapter.folder, folder)
+    _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
     config = companions.read_config(path)
     if num_tokens:
@@ -212,7 +248,18 @@ def _write_companions(
     if hugging_face and not base.is_hugging_face:
         hf_out.write_hugging_face_files(folder, base.family, dtype=dtype)
     elif hugging_face:
-        hf_out.write_tokenizer_files(folder)
+        hf_out.write_tokenizer_files(folder, base.family)
+
+
+def _note_template(base: Base, adapters: Sequence[Adapter], folder: Path, *, unmerge: bool) -> None:
+    """The chat template of the training, the last adapter's first; without the adapters nothing is known of it."""
+    if unmerge:
+        written, source = folder / hf_out.TEMPLATE_FILE, template_source(folder, base.family.tokenizer)
+        if source and written.is_file() and written.read_text(encoding="utf-8") == source:
+            written.unlink()
+        drop_template(folder)
+    else:
+        carry_template([*(adapter.folder for adapter in reversed(adapters)), base.folder], folder)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -112,6 +112,21 @@ def named_base(folder: Path) -> str | None:
     return str(base) if base else None
 
 
+def locate_base(name: str, folder: Path) -> Path:
+    """The folder of a base whose name may be relative to where the run was started.
+
+    Args:
+        name: As an adapter's configuration has it.
+        folder: Of the adapter. Runs save below the folder they were started in, so its parents are tried, too.
+
+    Returns:
+        The first place with a configuration; the name as it is when there is none.
+    """
+    here = folder.resolve()
+    places = (Path(name), *(parent / name for parent in (here, *here.parents)))
+    return next((place for place in places if (place / "config.json").is_file()), Path(name))
+
+
 def read_paddle_adapter(folder: Path) -> Adapter:
     """Reads an adapter of this project or of PaddleNLP; its tensors stay in their files.
 

@@ -1,55 +1,105 @@
-"""Runs a merged model beside its base with the adapters, in float32 on CPU, and shows how far they differ.
+"""Runs a merged model beside its base with the adapters, in float32 on CPU, and judges how far they differ.
 
-An adapter of this project or of PaddleNLP is put on the base by PaddleNLP's own LoRA model; several adapters, and
-peft's, by hooks that add x @ A @ B to a layer's output. Both are independent of the merge.
+An adapter of this project or of PaddleNLP is put on the base by PaddleNLP's own LoRA model; several adapters,
+peft's, and those of joined layers on a base that keeps the layers apart by setting the tensors that were trained whole
+and by hooks that add x @ A @ B to a layer's output. Both are independent of the merge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.errors import UserError
 from finetune.merge import row_blocks
-from finetune.merge.lora_adapters import Adapter
-from finetune.merge.lora_plan import Base, open_base
-from finetune.models.hf_names import is_turned
+from finetune.merge.lora_adapters import Adapter, WholeTensor, pissa_update
+from finetune.merge.lora_plan import Base, dtype_name, open_base
+from finetune.merge.peft_adapters import split_joined
+from finetune.models.hf_names import embedding_name, is_output, is_turned, joined_parts
 from finetune.models.weights import as_float32
 
 _NUM_PROMPTS, _LENGTH = 4, 16
+# Largest difference of a logit, in units of their spread. Sums in another order leave some 1e-6 in float32. A type of
+# 16 bits rounds every changed weight once, by up to 2^-9 (bfloat16) or 2^-12 (float16) of its size, and the errors of all
+# layers meet in the logits; a forgotten factor or a turned matrix moves them by the order of their spread.
+_BOUNDS = {"float32": 1e-4, "float64": 1e-4, "float16": 0.04, "bfloat16": 0.3}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Logits of two models on the same prompts.
+
+    Attributes:
+        difference: The largest absolute difference of a logit.
+        spread: Standard deviation of the expected logits.
+        dtype: Element type of the weights, which sets the bound.
+    """
+
+    difference: float
+    spread: float
+    dtype: str
+
+    @property
+    def bound(self) -> float:
+        """The largest difference that rounding explains."""
+        return _BOUNDS[self.dtype] * self.spread
+
+    @property
+    def is_close(self) -> bool:
+        """Whether rounding explains the difference; never for one that is no number."""
+        return self.difference <= self.bound
+
+    def fault(self, result: Path) -> str:
+        """What to tell when it does not."""
+        return (
+            f"--verify: logits differ by up to {self.difference:.2e}, more than the {self.bound:.2e} that rounding to "
+            f"{self.dtype} explains ({_BOUNDS[self.dtype]:g} of their spread). {result} stays as it was written: do not "
+            "use it before you know why; check that adapter and base belong together"
+        )
 
 
 def verify(
-    base: Base, adapters: Sequence[Adapter], merged: Path, say: Callable[[str], None] = print
-) -> float:
+    base: Base,
+    adapters: Sequence[Adapter],
+    result: Path,
+    say: Callable[[str], None] = print,
+    *,
+    unmerge: bool = False,
+) -> Comparison:
     """Compares logits, prints the largest difference and how much each kind of weight has changed.
 
     Args:
-        base: The base the adapters were merged into.
+        base: The model that was given: the base the adapters were merged into, or what they were taken out of.
         adapters: In their order.
-        merged: Folder of the result.
+        result: Folder of the result.
         say: Takes the lines.
-
-    Returns:
-        The largest absolute difference of a logit.
+        unmerge: Whether the adapters were taken out: then it is the result that they are put on.
     """
     from finetune.command import silence_libraries
 
     silence_libraries()
     prompts = _prompts(base)
-    expected = _logits(_adapted_model(base, adapters), prompts)
-    found = _logits(_load(merged), prompts)[..., : expected.shape[-1]]
-    difference = float(np.abs(found - expected).max())
-    say(
-        f"verified {_NUM_PROMPTS} prompts of {_LENGTH} tokens in float32: largest difference of a logit {difference:.2e}, "
-        f"logits have a spread of {float(expected.std()):.2f}"
+    written = open_base(result)
+    # One model at a time is in memory.
+    expected = _logits(_load(base.folder) if unmerge else _adapted_model(base, adapters), prompts)
+    found = _logits(_adapted_model(written, adapters) if unmerge else _load(result), prompts)
+    width = min(expected.shape[-1], found.shape[-1])
+    comparison = Comparison(
+        float(np.abs(found[..., :width] - expected[..., :width]).max()),
+        float(expected.std()),
+        dtype_name([entry.tensor for entry in written.entries.values()]),
     )
-    for kind, change in sorted(_changes(base, open_base(merged)).items()):
+    say(
+        f"verified {_NUM_PROMPTS} prompts of {_LENGTH} tokens in float32: largest difference of a logit "
+        f"{comparison.difference:.2e}, allowed for {comparison.dtype} weights {comparison.bound:.2e}, logits have a "
+        f"spread of {comparison.spread:.2f}"
+    )
+    for kind, change in sorted(_changes(base, written).items()):
         say(f"  {kind}: changed by {100 * change:.3g} % of its size")
-    return difference
+    return comparison
 
 
 def _prompts(base: Base) -> np.ndarray:
@@ -79,27 +129,68 @@ def _logits(model: Any, prompts: np.ndarray) -> np.ndarray:
 
 
 def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
-    model = _load(base.folder, max((adapter.num_tokens or 0 for adapter in adapters), default=0))
-    if len(adapters) == 1 and not adapters[0].is_peft:
+    model = _load(base.folder, max((_num_tokens(adapter, base) for adapter in adapters), default=0))
+    if len(adapters) == 1 and not adapters[0].is_peft and not _apart(base, adapters[0]):
         from finetune.adapters.lora import load_lora
 
         return load_lora(model, adapters[0].folder)
+    hooks: dict[str, list[Any]] = {}
     for adapter in adapters:
-        if adapter.whole or adapter.needs_unchanged_base:
-            raise UserError(
-                f"--verify cannot run {adapter.folder}, which replaces tensors, as one of several adapters or in peft's "
-                "form: leave --verify out"
+        for name, whole in adapter.whole.items():
+            _set(model, _own_name(name, base), whole)
+            for hook in hooks.pop(_own_name(name, base).removesuffix(".weight"), ()):
+                hook.remove()  # what replaces a weight replaces earlier updates of it, too
+        for joined, update in adapter.updates.items():
+            is_apart = joined in _apart(base, adapter)
+            parts = (
+                split_joined(joined, update, base.adapted_config, base.family)
+                if is_apart
+                else [(joined, update)]
             )
-        for layer, update in adapter.updates.items():
-            _hook(model.get_sublayer(layer), update)
+            for layer, each in parts:
+                if adapter.needs_unchanged_base:
+                    weight = model.state_dict()[f"{layer}.weight"]
+                    each = pissa_update(each, adapter.rule.rank_of(layer), weight.numpy)
+                hooks.setdefault(layer, []).append(_hook(model.get_sublayer(layer), each))
     return model
 
 
-def _hook(layer: Any, update: row_blocks.Update) -> None:
+def _apart(base: Base, adapter: Adapter) -> set[str]:
+    """Joined layers of an adapter whose parts lie apart in the base."""
+    return {
+        layer for layer in adapter.updates if joined_parts(layer) and f"{layer}.weight" not in base.entries
+    }
+
+
+def _own_name(name: str, base: Base) -> str:
+    """The name of the tensor in the model: a tied output layer is the embedding."""
+    return embedding_name(base.family) if base.is_tied and is_output(name) else name
+
+
+def _num_tokens(adapter: Adapter, base: Base) -> int:
+    """Rows that the embedding must have for the adapter, 0 when any do."""
+    table = embedding_name(base.family)
+    rows = [whole.tensor.shape[0] for name, whole in adapter.whole.items() if _own_name(name, base) == table]
+    return max([adapter.num_tokens or 0, *rows])
+
+
+def _set(model: Any, name: str, whole: WholeTensor) -> None:
+    array = as_float32(whole.tensor.array())
+    model.state_dict()[name].set_value(np.ascontiguousarray(array.T if whole.is_turned else array))
+
+
+def _hook(layer: Any, update: row_blocks.Update) -> Any:
     import paddle
 
     left, right = (paddle.to_tensor(np.ascontiguousarray(factor)) for factor in update.factors())
-    layer.register_forward_post_hook(lambda layer, inputs, output: output + inputs[0] @ left @ right)
+
+    def add(layer: Any, inputs: Any, output: Any) -> Any:
+        given = inputs[0]
+        if not given.is_floating_point():  # an embedding's token ids
+            return output + paddle.nn.functional.embedding(given, left) @ right
+        return output + given @ left @ right
+
+    return layer.register_forward_post_hook(add)
 
 
 def _changes(base: Base, merged: Base) -> dict[str, float]:

@@ -23,11 +23,14 @@ RECORD_NAME = "merge.json"
 def check_output(folder: Path, source: Path, *, overwrite: bool) -> None:
     """Says before any work whether the result may be put there.
 
+    An earlier result that a merge was replacing when it was killed gets its name back first.
+
     Raises:
         UserError: It is the source or lies inside it, is no folder, or holds something else already.
     """
     if folder.resolve() == source.resolve():
         raise UserError(f"--output_dir {folder} is the checkpoint itself: give another folder")
+    _restore_replaced(folder.absolute())
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -84,13 +87,26 @@ def output_folder(folder: Path, record: dict[str, object]) -> Iterator[Path]:
 
 
 def _take_place(hidden: Path, target: Path) -> None:
-    replaced = target.with_name(f".{target.name}.replaced")
+    replaced = _replaced_name(target)
+    _restore_replaced(target)
     shutil.rmtree(replaced, ignore_errors=True)
     if target.exists():
         os.rename(target, replaced)
     os.rename(hidden, target)
     sync_folder(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _restore_replaced(target: Path) -> None:
+    """Mends what a crash between the two renames of `_take_place` leaves: the old result under its hidden name."""
+    replaced = _replaced_name(target)
+    if replaced.is_dir() and not os.path.lexists(target):
+        os.rename(replaced, target)
+        sync_folder(target.parent)
 
 
 def _sync_file(path: Path) -> None:

@@ -29,6 +29,8 @@ from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turne
 from finetune.merge.shards import JoinedTensor, Tensor
 from finetune.models.family import Family
 from finetune.models.hf_names import (
+    OUTPUT_LAYER,
+    embedding_name,
     is_output,
     is_token_table,
     is_turned,
@@ -162,6 +164,11 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
         tied: Whether the base's output layer is its embedding.
     """
     tensors: list[Tensor] = []
+    if tied and (layers := [name for name in adapter.updates if is_output(name) or _is_table(name, family)]):
+        raise UserError(
+            f"{adapter.folder} has a low-rank update of {layers[0]}, but embedding and output layer of this base are "
+            "one tensor, of which peft would change one use alone. Merge it (--save_format hf)"
+        )
     for layer, update in adapter.updates.items():
         rank, factor = adapter.rule.rank_of(layer), adapter.rule.factor_of(layer)
         for part, each in split_joined(layer, update, config, family):
@@ -171,12 +178,30 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
                 _Factor(f"{name}.lora_A.weight", dtype, (rank, each.shape[0]), each, True, factor),
                 _Factor(f"{name}.lora_B.weight", dtype, (each.shape[1], rank), each, False, 1.0),
             ]
-    for name, stored in adapter.whole.items():
+    for name, stored in _both_names(adapter.whole, family) if tied else adapter.whole.items():
         rows = stored_rows(stored.tensor)
         turned = is_turned(name, stored.tensor.shape, family, tied=tied)
         rows = rows if turned == stored.is_turned else turned_rows(rows)
         tensors.append(rows.named(f"{_FIRST_PART}{to_hugging_face(name, family)}"))
     return tensors
+
+
+def _is_table(name: str, family: Family) -> bool:
+    return f"{name.removesuffix('.weight')}.weight" == embedding_name(family)
+
+
+def _both_names(whole: Mapping[str, WholeTensor], family: Family) -> list[tuple[str, WholeTensor]]:
+    """A tied embedding under the names of both its uses: peft copies each module, which parts them."""
+    shared = [
+        name for name in whole if _is_table(name, family) or (is_output(name) and name.endswith("weight"))
+    ]
+    others = [(name, stored) for name, stored in whole.items() if name not in shared]
+    if not shared:
+        return others
+    return [
+        *others,
+        *((name, whole[shared[0]]) for name in (embedding_name(family), f"{OUTPUT_LAYER}.weight")),
+    ]
 
 
 def split_joined(

@@ -33,6 +33,10 @@ _RANK_FILE = re.compile(
     rf"(?P<stem>{'|'.join(_KINDS)})"
     r"\.(?P<ranks>[a-z]+\d+(?:_[a-z]+\d+)*)(?:-(?P<piece>\d{5})-of-(?P<pieces>\d{5}))?\.(?:pdparams|safetensors)"
 )
+_NUMBERED = re.compile(
+    rf"(?P<stem>{'|'.join(_KINDS)}|pytorch_model)-\d{{5}}-of-(?P<pieces>\d{{5}})(?P<suffix>\.(?:pdparams|safetensors|bin))"
+)
+_MAX_LISTED = 5
 _RANKS = re.compile(r"(?:tp(?P<tensor>\d+))?_?(?:pp(?P<pipeline>\d+))?")
 _WHOLE_ADAPTERS = {
     ADAPTER_INDEX: ADAPTER,
@@ -145,7 +149,34 @@ def _whole_files(folder: Path, start: str, kind: str) -> list[str]:
     return names
 
 
+def _incomplete(folder: Path) -> str | None:
+    """What is there and what is missing of a numbered set whose index, or more, was not copied."""
+    here = sorted(path.name for path in folder.iterdir() if _NUMBERED.fullmatch(path.name))
+    if not here:
+        return None
+    match = _NUMBERED.fullmatch(here[0])
+    assert match is not None
+    stem, pieces, suffix = match["stem"], match["pieces"], match["suffix"]
+    whole = [f"{stem}-{number:05d}-of-{pieces}{suffix}" for number in range(1, int(pieces) + 1)]
+    missing = [name for name in (*whole, f"{stem}{suffix}.index.json") if not (folder / name).is_file()]
+    return (
+        f"{folder} holds a part of its weights: {_listed([name for name in whole if name in here])} here, "
+        f"{_listed(missing)} not. Copy the whole set there"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    """Names and their verb; the last one is kept, which may be the index."""
+    if len(names) > _MAX_LISTED:
+        left_out = len(names) - _MAX_LISTED
+        names = [*names[: _MAX_LISTED - 1], f"{left_out} more", names[-1]]
+    verb = "are" if len(names) > 1 else "is"
+    return f"{', '.join(names[:-1])} and {names[-1]} {verb}" if len(names) > 1 else f"{names[0]} {verb}"
+
+
 def _no_weights(folder: Path) -> str:
+    if told := _incomplete(folder):
+        return told
     inside = sorted(
         (path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()),
         key=lambda path: int(path.name[11:]),

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.data.trained_template import carry_template
 from finetune.errors import UserError
 from finetune.merge import companions, hf_out, rank_files
+from finetune.merge.lora_adapters import locate_base
 from finetune.merge.option_types import parse_bool, parse_size
 from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.progress_line import ProgressLine
@@ -101,6 +103,7 @@ def merge(options: MergeOptions) -> None:
     save_format = SAVE_FORMATS[options.save_format]
     with output_folder(options.output, record) as folder:
         companions.copy_companions(options.source, folder)
+        carry_template([options.source], folder)
         written = save_format.convert(tensors, folder)
         with ProgressLine(sum(map(count_bytes, written))) as progress:
             layout = _layout(source.kind, options.max_shard_bytes, save_format.header)
@@ -131,7 +134,7 @@ def _find_model(folder: Path) -> tuple[Family, dict[str, object]]:
             folder / "prefix_config.json"
         )
         base = adapter.get("base_model_name_or_path")
-        config = companions.read_config(Path(str(base)) / "config.json") if base else {}
+        config = companions.read_config(locate_base(str(base), folder) / "config.json") if base else {}
     if not config:
         raise UserError(
             f"{folder} has no config.json, which tells how ranks divide tensors: copy the model's there"

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.tokenize import Prompt
+from finetune.decoding.exported import FACTS_FILE
 from finetune.decoding.settings import DecodingSettings
 from finetune.errors import UserError
+from finetune.merge.companions import is_companion
 from finetune.models.loading import ResolvedModel
 from finetune.predict.journal import Journal
 from finetune.predict.loading import PlannedModel
+from finetune.predict.options import ADAPTER_FILES
 from finetune.predict.requests import Request
 from finetune.predict.responder import Responder
 
@@ -26,6 +29,7 @@ def describe_run(plan: PlannedModel, settings: DecodingSettings, data_file: Path
     """Whatever decides about the answers, to compare with when a run is continued; not the batch size."""
     options = plan.options
     folders = {"model": _folder(plan.resolved), "adapter": options.adapter}
+    template = Path(plan.template_name)
     return {
         "model_name_or_path": options.model_name_or_path,
         "lora_path": options.lora_path and str(options.lora_path),
@@ -36,7 +40,9 @@ def describe_run(plan: PlannedModel, settings: DecodingSettings, data_file: Path
         "system": options.system,
         "src_length": options.src_length,
         **asdict(settings),
-        "content of data_file": hashlib.sha256(data_file.read_bytes()).hexdigest()[:16],
+        "content of data_file": _digest([data_file]),
+        "content of chat_template": _digest([template]) if template.is_file() else None,
+        **{f"configuration and tokenizer of the {name}": _companions(each) for name, each in folders.items()},
         **{f"weights of the {name}": _signature(folder) for name, folder in folders.items()},
     }
 
@@ -100,6 +106,26 @@ def _build_prompts(
 
 def _folder(resolved: ResolvedModel) -> Path | None:
     return resolved.folder
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Of names and contents."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _companions(folder: Path | None) -> str | None:
+    """Of everything but the weights that decides about prompts and answers."""
+    if folder is None:
+        return None
+    names = (*ADAPTER_FILES.values(), FACTS_FILE)
+    return _digest([
+        path for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix not in _WEIGHTS and (path.name in names or is_companion(path.name))
+    ])  # fmt: skip
 
 
 def _signature(folder: Path | None) -> list[list[Any]] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.template import load_template
+from finetune.decoding.exported import read_facts
 from finetune.device import device_kind
 from finetune.errors import UserError
 from finetune.predict.options import DTYPES, ModelOptions
@@ -34,6 +35,13 @@ class PlannedModel:
     template: Template
     template_name: str
     tokenizer: Path | str
+
+    @property
+    def position_limit(self) -> int | None:
+        """Most tokens of prompt and answer, None without a limit."""
+        if self.options.is_static:
+            return read_facts(Path(self.options.model_name_or_path)).max_positions
+        return self.resolved.family.position_limit(self.resolved.config)
 
     @property
     def note(self) -> str:
@@ -76,17 +84,20 @@ def load_responder(plan: PlannedModel) -> Responder:
 
     options, family = plan.options, plan.resolved.family
     encoder = FamilyEncoder(load_tokenizer(plan.tokenizer, family), family)
-    limit = family.position_limit(plan.resolved.config)
     decoder: Any
     if options.is_static:
         from finetune.decoding.decoder import StaticDecoder
 
         decoder = StaticDecoder(options.model_name_or_path, device=options.device)
-        limit = decoder.facts.max_positions
     else:
         decoder = _load_dynamic(plan, encoder)
     return Responder(
-        encoder, plan.template, decoder, options.src_length, position_limit=limit, system=options.system
+        encoder,
+        plan.template,
+        decoder,
+        options.src_length,
+        position_limit=plan.position_limit,
+        system=options.system,
     )
 
 

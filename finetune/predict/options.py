@@ -12,12 +12,10 @@ from finetune.decoding.exported import is_exported, read_facts
 from finetune.decoding.settings import DecodingSettings
 from finetune.device import detect_device, device_kind, find_device_fault
 from finetune.errors import UserError
-from finetune.files import read_json_or_empty
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("dynamic", "static")
 ADAPTER_FILES = {"lora_path": "lora_config.json", "prefix_path": "prefix_config.json"}
-_RUN_FILE = "arguments.json"
 _PEFT_FILE = "adapter_config.json"
 _RUN_REMEDY = "give the output folder of a fine-tuning run"
 
@@ -69,8 +67,10 @@ class ModelOptions:
             folder = getattr(self, name)
             if folder and not (folder / config).is_file():
                 found.append(
-                    f"{name} {folder} holds no {config}: give the output folder of a fine-tuning run"
+                    find_peft_fault(name, folder) or f"{name} {folder} holds no {config}: {_RUN_REMEDY}"
                 )
+        if fault := _adapter_as_model(Path(self.model_name_or_path)):
+            found.append(fault)
         if fault := find_device_fault(self.device):
             found.append(fault)
         if self.dtype not in (None, "float32") and device_kind(self.device) == "cpu":
@@ -107,18 +107,43 @@ class ModelOptions:
     def template_name(self, tokenizer_folder: Path) -> str:
         """The chat template: the one given, else that of the training, else the tokenizer's own, else none."""
         from finetune.data.template import OWN_NAME, PLAIN_NAMES, load_template
+        from finetune.data.trained_template import trained_template
 
         if self.chat_template is not None:
             return self.chat_template
         for folder in filter(None, (self.adapter, Path(self.model_name_or_path))):
-            run = read_json_or_empty(folder / _RUN_FILE)
-            if "chat_template" in run:
-                return run["chat_template"] or PLAIN_NAMES[0]
+            if (name := trained_template(folder)) is not None:
+                return name
         try:
             load_template(OWN_NAME, tokenizer_folder)
         except UserError:
             return PLAIN_NAMES[0]
         return OWN_NAME
+
+
+def find_peft_fault(name: str, folder: Path) -> str | None:
+    """What to do with an adapter of peft that an option names; None where the folder is no such adapter."""
+    if not (folder / _PEFT_FILE).is_file() or any((folder / own).is_file() for own in ADAPTER_FILES.values()):
+        return None
+    return (
+        f"{name} {folder} holds an adapter of peft ({_PEFT_FILE}), which runs only when merged: merge it with "
+        f"merge_lora_params.py --lora_path {folder} first, and give the result as --model_name_or_path"
+    )
+
+
+def _adapter_as_model(folder: Path) -> str | None:
+    """What to do where the folder of an adapter is given as the model."""
+    if (folder / "config.json").is_file():
+        return None
+    for name, config in {**ADAPTER_FILES, "peft": _PEFT_FILE}.items():
+        if (folder / config).is_file():
+            if name == "peft":
+                return find_peft_fault("model_name_or_path", folder)
+            return (
+                f"model_name_or_path {folder} holds an adapter alone ({config}): give the base as "
+                f"--model_name_or_path, and this folder as --{name}"
+            )
+    return None
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +177,11 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min_new_tokens", type=int, default=0, help="an answer does not end before (0)")
     group.add_argument("--top_k", type=int, help="sample among this many tokens; 1 is greedy, 0 all")
     group.add_argument("--top_p", type=float, help="sample among the tokens that hold this probability (1)")
-    group.add_argument("--temperature", type=float, help="below 1 bolder, above 1 more even; 0 is greedy (1)")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        help="below 1 keeps to the probable tokens, above 1 more even; 0 is greedy (1)",
+    )
     group.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 repeats less (1)")
     group.add_argument(
         "--seed", type=int, default=0, help="of sampling; the same seed gives the same text (0)"

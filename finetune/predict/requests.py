@@ -78,7 +78,9 @@ def _waiting(record: Record, name: str | None) -> Conversation:
 
 
 def _fill_target(record: Record) -> Record:
-    sources, targets = record.fields.get("src"), record.fields.get("tgt")
+    if "src" not in record.fields:
+        return record  # refused next, by the fields that the file has
+    sources, targets = record.fields["src"], record.fields.get("tgt")
     if not isinstance(sources, list):
         return record if targets is not None else replace_fields(record, tgt="")
     answered = targets or []
@@ -87,8 +89,10 @@ def _fill_target(record: Record) -> Record:
     return record
 
 
-def _fill(field: str) -> Callable[[Record], Record]:
+def _fill(field: str, prompt: str) -> Callable[[Record], Record]:
     def fill(record: Record) -> Record:
+        if prompt not in record.fields:
+            return record
         return record if record.fields.get(field) is not None else replace_fields(record, **{field: ""})
 
     return fill
@@ -108,8 +112,8 @@ def _fill_messages(field: str) -> Callable[[Record], Record]:
 
 _FILLS: dict[str | None, Callable[[Record], Record]] = {
     "src_tgt": _fill_target,
-    "alpaca": _fill("output"),
-    "query_response": _fill("response"),
+    "alpaca": _fill("output", "instruction"),
+    "query_response": _fill("response", "query"),
     "messages": _fill_messages("messages"),
     "sharegpt": _fill_messages("conversations"),
 }

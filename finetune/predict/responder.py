@@ -73,13 +73,8 @@ class Responder:
         """
         if self.position_limit is None:
             return self.src_length
-        room = self.position_limit - settings.max_new_tokens
-        if room < 1:
-            raise UserError(
-                f"max_new_tokens is {settings.max_new_tokens}, but this model has positions for "
-                f"{self.position_limit} tokens of prompt and answer together: lower --max_new_tokens"
-            )
-        return min(self.src_length, room)
+        check_room(self.position_limit, settings)
+        return min(self.src_length, self.position_limit - settings.max_new_tokens)
 
     def generate(
         self,
@@ -146,6 +141,19 @@ class Responder:
         if settings.stop_ids is not None:
             return settings
         return replace(settings, stop_ids=stop_ids(self.encoder, self.template))
+
+
+def check_room(position_limit: int | None, settings: DecodingSettings) -> None:
+    """Makes sure that a model has a position for a prompt beside the longest answer.
+
+    Raises:
+        UserError: It has none.
+    """
+    if position_limit is not None and settings.max_new_tokens >= position_limit:
+        raise UserError(
+            f"max_new_tokens is {settings.max_new_tokens}, but this model has positions for "
+            f"{position_limit} tokens of prompt and answer together: lower --max_new_tokens"
+        )
 
 
 def stop_ids(encoder: Any, template: Template) -> tuple[int, ...]:

@@ -94,8 +94,10 @@ def predict(options: PredictOptions) -> None:
     from finetune.command import silence_libraries
     from finetune.predict.journal import Journal, check_output
     from finetune.predict.loading import load_responder, plan_model
+    from finetune.predict.responder import check_room
 
     plan = plan_model(options.model)
+    check_room(plan.position_limit, options.settings)
     if options.data_file is None or options.output_file is None:
         silence_libraries()
         print(plan.note, file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -400,29 +399,34 @@ def test_command_needs_no_framework(tmp_path):
     check_logits(folder_logits(tmp_path / "merged"), expected)
 
 
-def test_verify_prints_differences(tmp_path, capsys):
+def test_index_of_the_base_is_missed_by_name(tmp_path):
     base = write_base(tmp_path / "base", "llama")
     write_adapter(tmp_path / "adapter", base)
-    words = [
-        "--lora_path",
-        str(tmp_path / "adapter"),
-        "--merge_model_path",
-        str(tmp_path / "merged"),
-        "--verify",
-    ]
-    main(words)
-    printed = capsys.readouterr().out
-    assert re.search(r"largest difference of a logit \d\.\d+e-0[5-9]", printed)
-    assert re.search(r"q_proj: changed by \d", printed) and "embed_tokens" not in printed
-    merged = tmp_path / "two"
-    write_adapter(tmp_path / "other", base, lora_rank=2)
-    main(
-        [
-            "--lora_path",
-            f"{tmp_path / 'adapter'},{tmp_path / 'other'}",
-            "--merge_model_path",
-            str(merged),
-            "--verify",
-        ]
-    )
-    assert re.search(r"largest difference of a logit \d\.\d+e-0[5-9]", capsys.readouterr().out)
+    (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
+    with pytest.raises(
+        UserError, match=r"00001-of-00002.safetensors is here, model-00002-of-00002.safetensors and"
+    ):
+        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+
+
+def test_relative_base_is_found_from_another_folder(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    base, adapter = write_base(run / "models" / "base", "llama"), run / "checkpoints" / "lora"
+    write_adapter(adapter, base)
+    _edit(adapter, base_model_name_or_path="models/base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run_merge(None, adapter, output=tmp_path / "merged")
+    assert json.loads((tmp_path / "merged" / "merge.json").read_text())["source"] == str(base)
+
+
+def test_peft_form_names_what_to_load(tmp_path, capsys):
+    for form in ("paddle", "hf"):
+        base = write_base(tmp_path / form, "llama", hugging_face=form == "hf")
+        write_adapter(tmp_path / f"adapter-{form}", base)
+        words = ["--lora_path", str(tmp_path / f"adapter-{form}"), "--save_format", "peft"]
+        main([*words, "--merge_model_path", str(tmp_path / f"peft-{form}")])
+        told = "set base_model_name_or_path in" in capsys.readouterr().out
+        assert told == (form == "paddle")
+    with pytest.raises(UserError, match="--save_format peft writes none"):
+        main([*words, "--merge_model_path", str(tmp_path / "more"), "--verify"])

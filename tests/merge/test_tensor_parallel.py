@@ -31,6 +31,45 @@ def _run(*words, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, **options)
 
 
+def test_old_result_survives_a_crash_between_the_renames(llama_ranks, tmp_path, monkeypatch):
+    source, output, renamed = llama_ranks[0], tmp_path / "out", []
+    weights = (_merge(source, output) / "model.safetensors").read_bytes()
+    rename = os.rename
+
+    def rename_once(old, new):
+        if renamed:
+            raise SystemError("killed")
+        renamed.append(old)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", rename_once)
+    with pytest.raises(SystemError):
+        _merge(source, output, overwrite=True)
+    monkeypatch.undo()
+    assert not output.exists() and (tmp_path / ".out.replaced").is_dir()
+    with pytest.raises(UserError, match="holds what was merged from"):
+        _merge(source, output)
+    assert (output / "model.safetensors").read_bytes() == weights
+    _merge(source, output, overwrite=True)
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model-00001-of-00002.safetensors"], r"model-00001-of-00002.safetensors is here, model-00002-of-00002.safetensors and model.safetensors.index.json are not. Copy"),
+        (["peft_model-00001-of-00001.safetensors"], r"peft_model-00001-of-00001.safetensors is here, peft_model.safetensors.index.json is not"),
+        (["pytorch_model-00001-of-00009.bin", "pytorch_model-00003-of-00009.bin"], r"bin and pytorch_model-00003-of-00009.bin are here, .*, 3 more and pytorch_model.bin.index.json are not"),
+    ],
+)  # fmt: skip
+def test_numbered_files_without_their_index_are_named(names, message, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in names:
+        (tmp_path / "run" / name).write_bytes(b"")
+    with pytest.raises(UserError, match=message):
+        _merge(tmp_path / "run", tmp_path / "out")
+
+
 def _merge(source: Path, output: Path, **options) -> Path:
     merge(MergeOptions(source, output, **options))
     return output

@@ -99,3 +99,38 @@ def test_the_terminal_of_a_pipe(sharp_llama):
     assert result.returncode == 0, result.stderr.decode()
     assert len(result.stdout.decode("utf-8").splitlines()) >= 2
     assert b"llama, dynamic, chat template none" in result.stderr
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    assert parse("--seed", str(2**63 - 1)).settings.seed == 2**63 - 1
+    for seed in ("-1", str(2**64)):
+        with pytest.raises(UserError, match=rf"seed is {seed} but must be 0 to {2**63 - 1}: change --seed"):
+            parse("--seed", seed)
+
+
+def test_the_largest_seed_draws():
+    from finetune.decoding.draws import uniform_draws
+
+    assert uniform_draws(2**63 - 1, 5, 3).shape == (3,)
+
+
+def test_help_says_what_temperature_does(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["--help"])
+    assert "below 1 keeps to the probable tokens" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_an_answer_without_room_is_refused_before_the_weights(
+    static, sharp_llama, exported_llama, tmp_path, monkeypatch
+):
+    from finetune.predict import loading
+    from finetune.predict.run import predict
+
+    monkeypatch.setattr(loading, "load_responder", lambda plan: pytest.fail("weights were loaded"))
+    model = exported_llama if static else sharp_llama
+    options = parse_options(["--model_name_or_path", str(model), "--max_new_tokens", "256"])
+    with pytest.raises(
+        UserError, match=r"max_new_tokens is 256, .*positions for 256 .*lower --max_new_tokens"
+    ):
+        predict(options)

@@ -63,3 +63,9 @@ def test_faults_are_told_together(tmp_path):
         read(tmp_path)
     with pytest.raises(UserError, match="is no file: give one"):
         read_requests(tmp_path / "none")
+
+
+@pytest.mark.parametrize("first", [{"src": "a"}, {"instruction": "a"}, {"query": "a"}])
+def test_only_fields_of_the_file_are_listed(tmp_path, first):
+    with pytest.raises(UserError, match=r"is missing \(fields present: 'foo'; needed"):
+        read(tmp_path, first, {"foo": "b"})

@@ -151,6 +151,34 @@ def test_peft_loads_the_exported_adapter(name, tmp_path):
     check_close(their_logits(model), expected)
 
 
+TIED = {
+    "qwen2": "embed_tokens",
+    "gemma": "embed_tokens",
+    "bloom": "word_embeddings",
+    "opt": "word_embeddings",
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_peft_gets_a_tied_embedding_in_both_its_uses(name, tmp_path):
+    import peft
+
+    config = {"tie_word_embeddings": True} if name == "qwen2" else {}
+    base, adapter, exported = write_base(tmp_path / "base", name, **config), tmp_path / "a", tmp_path / "peft"
+    expected = write_adapter(adapter, base, modules_to_save=[TIED[name]])
+    write_adapter(tmp_path / "nothing", base, lora_alpha=0)
+    merge(MergeOptions(base, (tmp_path / "nothing",), tmp_path / "theirs", save_format="hf"))
+    merge(MergeOptions(base, (adapter,), tmp_path / "merged", save_format="hf"))
+    export_peft(MergeOptions(base, (adapter,), exported))
+    assert "lm_head" in json.loads((exported / "adapter_config.json").read_text())["modules_to_save"]
+    model = peft.PeftModel.from_pretrained(load_theirs(tmp_path / "theirs"), str(exported))
+    check_close(their_logits(model), expected)
+    check_close(their_logits(model), their_logits(load_theirs(tmp_path / "merged")))
+    assert np.abs(folder_logits(base) - expected).max() > 0.01, "worth comparing"
+    merge(MergeOptions(base, (exported,), tmp_path / "again"))
+    check_close(folder_logits(tmp_path / "again"), expected)
+
+
 SETTINGS = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -191,7 +219,7 @@ def test_merge_of_a_peft_adapter_is_pefts_own(settings, tmp_path):
     model = train_peft(base, tmp_path / "adapter", **SETTINGS[settings])
     expected = their_logits(model)
     theirs = {name: value.numpy() for name, value in model.merge_and_unload().state_dict().items()}
-    merge(MergeOptions(base, (tmp_path / "adapter",), tmp_path / "merged"))
+    merge(MergeOptions(base, (tmp_path / "adapter",), tmp_path / "merged", verify=True))
     ours = read_whole(tmp_path / "merged")
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
