@@ -47,7 +47,7 @@ def test_a_merged_adapter_computes_what_the_adapter_computes(bench, family, layo
         *("--model_name_or_path", bench.model(family), "--lora_path", run.folder),
         *("--merge_model_path", tmp_path / "merged", "--verify"),
     )
-    found = re.search(r"largest difference of a logit ([0-9.e+-]+), logits have a spread of ([0-9.]+)", text)
+    found = re.search(r"largest difference of a logit ([0-9.e+-]+),", text)
     assert found, text
     assert float(found[1]) <= TOLERANCE
     changes = [float(each) for each in re.findall(r"changed by ([0-9.]+) %", text)]

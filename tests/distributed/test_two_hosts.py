@@ -31,6 +31,7 @@ def check_that_both_sides_end(hosts) -> None:
         assert f"({hosts.addresses[0]}) cannot be reached any more" in output, second.tails()
 
 
+@pytest.mark.slow_distributed  # the training below is cut in the same way
 def test_a_cut_between_hosts_ends_both_and_the_same_command_works_again(tmp_path: Path):
     with two_hosts(tmp_path) as hosts:
         hosts.launch(WORKER, ["run", "2", "2"])
