@@ -21,6 +21,7 @@ from typing import Any
 import paddle
 
 from finetune.adapters.checkpoint import base_model
+from finetune.adapters.prefix import partial_gradients
 from finetune.models.parameter_names import named_weights
 from finetune.models.sequence_parallel import set_row_length
 from finetune.parallel.groups import Group, ProcessGroups
@@ -39,7 +40,6 @@ class ParallelModel:
         stage: This rank's stage of the pipeline; None without one.
         sharding_stage: 0 to 3.
         layers: Decoder layers of this rank, for sharding stage 3.
-        is_prefix: Whether all that is trained is a prefix, which every rank holds whole.
     """
 
     def __init__(
@@ -50,7 +50,6 @@ class ParallelModel:
         stage: Stage | None = None,
         sharding_stage: int = 0,
         layers: Sequence[Any] = (),
-        is_prefix: bool = False,
     ):
         self.model, self.groups = model, groups
         self.pipeline = Pipeline(stage, groups.pipeline) if stage else None
@@ -60,7 +59,8 @@ class ParallelModel:
         self._held_twice = self._find_shared(weights)
         self.replicas = start_replicas(model, groups, sharding_stage, layers=layers)
         self.logits_group = _logits_group(model, groups)
-        self._is_prefix = is_prefix
+        # A prefix is whole on every rank, and each rank computes a part of its gradient.
+        self._prefix = partial_gradients(model)
         self._tensor_partial = self._find_tensor_partial()
         self._shared = self._held_twice & set(self.names)
 
@@ -171,8 +171,8 @@ class ParallelModel:
             return
         if self._tensor_partial:
             self._sum_over(groups.tensor, self._tensor_partial)
-        if groups.pipeline.size > 1 and (self._shared or self._is_prefix):
-            self._sum_over(groups.pipeline if self._is_prefix else groups.ends, self._shared)
+        if self._shared:
+            self._sum_over(groups.pipeline if self._prefix else groups.ends, self._shared)
 
     def _sum_over(self, group: Group, names: set[str]) -> None:
         for name, gradient in self.replicas.gradients():
@@ -182,9 +182,8 @@ class ParallelModel:
     def _find_tensor_partial(self) -> set[str]:
         if self.groups.tensor.size == 1:
             return set()
-        if self._is_prefix:
-            return set(self.names)
-        return {name for name, each in self.names.items() if getattr(each, "sequence_parallel", False)}
+        divided = {name for name, each in self.names.items() if getattr(each, "sequence_parallel", False)}
+        return divided | self._prefix
 
     def _find_shared(self, weights: dict[str, Any]) -> set[str]:
         """Weights that several stages hold."""

@@ -108,7 +108,6 @@ class FinetuneTrainer(Trainer):
             stage=stage,
             sharding_stage=sharding_stage,
             layers=layers,
-            is_prefix=hasattr(model, "prefix_config"),
         )
         self.saved = SavedState(self)
         self.progress: ProgressReporter | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -155,6 +155,3 @@ def _gradient_of(received: Any) -> Any:
     """The gradient of hidden states that came in; zeros where nothing asked for one."""
     gradient = received.grad
     return paddle.zeros_like(received) if gradient is None else gradient
-
-
-__all__: Sequence[str] = ("Pipeline", "Work")
