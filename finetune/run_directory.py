@@ -38,6 +38,7 @@ _MAY_CHANGE = {
     "sequence_parallel", "recompute", "pipeline_parallel_config", "tensor_parallel_config", "sharding_parallel_config",
     "data_parallel_config", "unified_checkpoint", "unified_checkpoint_config", "per_device_train_batch_size",
     "gradient_accumulation_steps", "hang_timeout", "replica_check_steps",
+    "max_skipped_steps",
 }  # fmt: skip
 """Settings that do not change the curve of a run; all others are named when a continued run changes them."""
 _LENGTHS = ("max_steps", "num_train_epochs")
@@ -220,12 +221,22 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
             run.warnings.append("no valid checkpoint is left, training starts from the first step.")
     run.replaces = marker.is_file()
     if run.resume is not None:
+        _check_precision(run.resume, args)
         set_aside(run.path, beyond=step_of(run.resume))
         if changes := run.changes(arguments):
             run.warnings.append(
                 "this run continues with other settings than it began with, so its curve will not be the "
                 f"one of an uninterrupted run: {_describe(changes)}"
             )
+
+
+def _check_precision(checkpoint: Path, args: Arguments) -> None:
+    """Refuses half-precision weights where a checkpoint holds no float32 ones to go on from."""
+    from finetune.assembly import parameter_dtype
+    from finetune.training.optimizer_state import NO_MASTERS, holds_master_weights
+
+    if parameter_dtype(args) != "float32" and holds_master_weights(checkpoint) is False:
+        raise UserError(f"{checkpoint} {NO_MASTERS}")
 
 
 def _describe(changes: dict[str, tuple[Any, Any]]) -> str:
