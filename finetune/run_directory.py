@@ -14,6 +14,7 @@ from finetune.training.checkpoint import (
     REPLACED_PREFIX,
     find_fault,
     list_checkpoints,
+    list_foreign,
     newest_valid_checkpoint,
     remove_leftovers,
     set_aside,
@@ -148,6 +149,11 @@ def _claim(args: Arguments) -> RunDirectory:
     run = RunDirectory(path)
     if args.training.do_train:
         _check_contents(run, args)
+    elif not _is_own_run(path) and (path / RESULTS_FILE).is_file():
+        raise UserError(
+            f"output_dir {path} holds {RESULTS_FILE} of another program, which this evaluation would overwrite: "
+            "choose another folder."
+        )
     _make_folder(path)
     run.take_lock()
     if args.training.do_train and not run.finished:
@@ -171,7 +177,12 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     """Refuses to write over what belongs to others, or over a finished run with other settings."""
     if args.training.overwrite_output_dir or not run.path.is_dir():
         return
-    ours = (run.path / ARGUMENTS_FILE).is_file() or list_checkpoints(run.path)
+    ours = _is_own_run(run.path)
+    if not ours and (foreign := list_foreign(run.path)):
+        raise UserError(
+            f"output_dir {run.path} holds {foreign[-1].name}, which another program wrote: choose another output_dir. "
+            f"To start from its weights, set model_name_or_path (or lora_path, prefix_path) to {foreign[-1]}."
+        )
     if not ours and any(path.name != LOCK_FILE for path in run.path.iterdir()):
         raise UserError(
             f"output_dir {run.path} is not empty and holds no run of this program: choose another folder, "
@@ -182,6 +193,10 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     )
     if is_finished and not args.training.resume_from_checkpoint:
         _check_finished(run, run.changes(args.to_json()))
+
+
+def _is_own_run(path: Path) -> bool:
+    return (path / ARGUMENTS_FILE).is_file() or bool(list_checkpoints(path))
 
 
 def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]]) -> None:

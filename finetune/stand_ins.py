@@ -128,7 +128,9 @@ def replace(owner: Any, name: str, value: Any) -> Any:
     """
     target = f"{_path(owner)}.{name}"
     if find(target) is None:
-        raise ValueError(f"{target} is not in finetune.stand_ins.STAND_INS: add it there, with reason and test")
+        raise ValueError(
+            f"{target} is not in finetune.stand_ins.STAND_INS: add it there, with reason and test"
+        )
     original = getattr(owner, name, None)
     setattr(owner, name, value)
     return original
