@@ -3,6 +3,7 @@
 A host that reads a number from a GPU waits until the GPU has done everything before it, and the GPU then waits for the
 host. So a step reads once, at its end: the loss, the gradient norm and whether to stop come together (`end_step`).
 What a forward or backward pass needs to know, such as the number of label tokens, the host knows from the data.
+In float16 Paddle's GradScaler reads besides, when the optimizer has stepped (`finetune/training/overflow.py`).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Pipeline:
 
     def __init__(self, stage: Stage, group: Group):
         self.stage, self.group = stage, group
-        self._sent: set[_Kind] = set()
+        self._sent: dict[_Kind, list[int]] = {}
         self._received: dict[_Kind, tuple[list[int], str]] = {}
 
     @property
@@ -116,10 +116,12 @@ class Pipeline:
 
     def _send(self, tensor: Any, to: int, kind: _Kind) -> None:
         """Shape and dtype go first where the receiver cannot know them: the first time for this kind."""
+        header = [_DTYPES.index(str(tensor.dtype).rpartition(".")[2]), *tensor.shape]
         if kind not in self._sent:
-            self._sent.add(kind)
-            header = [_DTYPES.index(str(tensor.dtype).rpartition(".")[2]), *tensor.shape]
+            self._sent[kind] = header
             self.group.send(paddle.to_tensor(header + [0] * (5 - len(header)), dtype="int64"), to)
+        elif self._sent[kind] != header:
+            raise RuntimeError(f"{kind} was {self._sent[kind]} and is {header} (dtype and shape) now")
         self.group.send(tensor.detach(), to)
 
     def _receive(self, source: int, kind: _Kind) -> Any:
