@@ -1,9 +1,16 @@
 """Files that are seen whole or not at all, whatever moment a process dies at."""
 
+import contextlib
+import errno
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk that is full, and of limits that act like one."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -49,3 +56,51 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def fill_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill that carries its name only when everything in it is complete and on the disk.
+
+    It is filled under a hidden name beside it and renamed at the end, in place of an earlier one. A process that was
+    killed leaves the hidden folder, which the next one to the same place removes; on failure it is removed at once.
+
+    Args:
+        folder: The name at the end.
+    """
+    target = folder.absolute()
+    hidden = target.with_name(f".{target.name}.incomplete")
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        hidden.mkdir(parents=True)
+        yield hidden
+        for path in hidden.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(hidden)
+        _take_place(hidden, target)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _take_place(hidden: Path, target: Path) -> None:
+    restore_replaced(target)
+    replaced = _replaced_name(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(hidden, target)
+    sync_folder(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Mends what a crash between the two renames of `fill_folder` leaves: the old folder under a hidden name."""
+    replaced = _replaced_name(folder.absolute())
+    if replaced.is_dir() and not os.path.lexists(folder):
+        os.rename(replaced, folder)
+        sync_folder(folder.absolute().parent)
+
+
+def _replaced_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")

@@ -15,9 +15,10 @@ from typing import Any
 from finetune.data.trained_template import template_source
 from finetune.errors import UserError
 from finetune.merge.companions import read_config
-from finetune.merge.shards import JoinedTensor, Tensor
 from finetune.models.family import Family, find_family
 from finetune.models.hf_names import is_tied
+from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.writer import Tensor
 
 # What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
 _OWN_FIELDS = (

@@ -2,7 +2,7 @@
 
     W + factor * A @ B, in float32, rounded once to the base's element type
 
-What changes is decided from names and shapes (`lora_plan`), then tensors go one by one from file to file (`shards`);
+What changes is decided from names and shapes (`lora_plan`), then tensors go one by one from file to file (`storage.writer`);
 those without an update are copied inside the kernel. Neither Paddle nor PyTorch is imported; `--verify` alone needs
 Paddle.
 """
@@ -28,7 +28,6 @@ from finetune.merge.lora_adapters import (
     PEFT_CONFIG,
     Adapter,
     check_adapter_folder,
-    locate_base,
     named_base,
     read_paddle_adapter,
 )
@@ -36,8 +35,9 @@ from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
 from finetune.merge.output_folder import output_folder
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
-from finetune.merge.shards import Layout, Tensor, count_bytes, write_tensors
+from finetune.merge.source import locate_base
 from finetune.models.hf_names import paddle_config
+from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from finetune.errors import UserError
-from finetune.models import weights
+from finetune.storage.checkpoints import Checkpoint, check_weights
+from finetune.storage.dtypes import as_float32
 
 
 class _RunsCode:
@@ -21,7 +22,7 @@ def test_tensors_and_shapes(tmp_path):
         "b": np.ones(4, dtype=np.float16),
     }
     save_file(expected, tmp_path / "model.safetensors", metadata={"format": "np"})
-    checkpoint = weights.Checkpoint(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
     assert checkpoint.format == "np"
     assert checkpoint.names == {"a": (2, 3), "b": (4,)}
     for name, array in expected.items():
@@ -33,25 +34,25 @@ def test_shards(tmp_path):
     save_file({"b": np.ones(3, np.float32)}, tmp_path / "two.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    checkpoint = weights.Checkpoint(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
     assert checkpoint.names == {"a": (2,), "b": (3,)}
     assert checkpoint.read("b").sum() == 3
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(UserError, match=r"names 1 files that are not in the folder .two.safetensors"):
-        weights.check_weights(tmp_path)
+        check_weights(tmp_path)
 
 
 def test_index_must_stay_in_its_folder(tmp_path):
     index = {"weight_map": {"a": "../outside.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"outside its folder"):
-        weights.check_weights(tmp_path)
+        check_weights(tmp_path)
 
 
 def test_bfloat16_bits_become_float32():
     values = np.array([1.0, -2.5, 3.140625], dtype=np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
-    np.testing.assert_array_equal(weights.as_float32(bits), values)
+    np.testing.assert_array_equal(as_float32(bits), values)
 
 
 @pytest.mark.parametrize("keep", [4, 40, -8])
@@ -60,7 +61,7 @@ def test_cut_safetensors_file(tmp_path, keep):
     save_file({"a": np.zeros(100, np.float32)}, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"no valid safetensors file|its header promises"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_pdparams_of_arrays_are_read(tmp_path):
@@ -68,7 +69,7 @@ def test_pdparams_of_arrays_are_read(tmp_path):
     content = {"a": ("inner_name", array), "b": np.asfortranarray(np.ones((2, 3))), "Names@@": {"a": "inner"}}
     for protocol in (2, 3, 4, 5):
         (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, protocol))
-        checkpoint = weights.Checkpoint(tmp_path)
+        checkpoint = Checkpoint(tmp_path)
         assert checkpoint.names == {"a": (4,), "b": (2, 3)}
         np.testing.assert_array_equal(checkpoint.read("a"), array)
 
@@ -80,7 +81,7 @@ def test_large_arrays_of_pdparams_stay_in_the_file(tmp_path, protocol, order):
     again = np.arange(1000, dtype=np.int64)
     content = {"a": ("inner_name", array), "b": again, "same": again, "tail": np.ones(2)}
     (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, protocol))
-    checkpoint = weights.Checkpoint(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
     assert checkpoint.names == {"a": (50, 40), "b": (1000,), "same": (1000,), "tail": (2,)}
     np.testing.assert_array_equal(checkpoint.read("a"), array)
     np.testing.assert_array_equal(checkpoint.read("b"), again)
@@ -94,7 +95,7 @@ def test_pdparams_with_arrays_of_objects_are_refused(tmp_path):
     content = {"a": np.array([{"b": 1}, None], dtype=object)}
     (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps(content, 4))
     with pytest.raises(UserError, match="holds something else than numbers"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_pdparams_may_not_point_outside_the_file(tmp_path):
@@ -102,22 +103,22 @@ def test_pdparams_may_not_point_outside_the_file(tmp_path):
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR" + state + b"b"
     (tmp_path / "model_state.pdparams").write_bytes(b"\x80\x02}X\x01\x00\x00\x00a" + array + b"s.")
     with pytest.raises(UserError, match="reaches past the end of the file"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_pdparams_that_could_run_code_are_refused(tmp_path):
     (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps({"a": _RunsCode()}))
     with pytest.raises(UserError, match=r"is refused: it contains posix.getcwd, which could run code"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_cut_pdparams_file(tmp_path):
     data = pickle.dumps({"a": np.zeros(100)})
     (tmp_path / "model_state.pdparams").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"is damaged|is refused"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_folder_without_weights(tmp_path):
     with pytest.raises(UserError, match=r"holds no weights: put one of model.safetensors"):
-        weights.check_weights(tmp_path)
+        check_weights(tmp_path)
