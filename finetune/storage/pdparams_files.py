@@ -1,22 +1,18 @@
 """Tensors of Paddle's `.pdparams` files (and `.pdopt`), one at a time and without running what is in them.
 
-Such a file is one pickle of NumPy arrays by name (`paddle.save`, protocol 4 by default). Two steps read it:
-a walk over its instructions finds every long byte string, puts its place in the file instead, and so leaves a
-pickle of a few kilobytes; that goes through the unpickler of `pickles`. An array is then mapped into memory where
-it lies. Only what protocol 2 stores, bytes spelled as text, is held in memory.
+Such a file is one pickle of NumPy arrays by name (`paddle.save`, protocol 4 by default). The unpickler of `pickles`
+goes over it, and where a long byte string comes it notes the place and steps over it. An array is then mapped into
+memory where it lies. Only what protocol 2 stores, bytes spelled as text, is held in memory.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import pickle
-import pickletools
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,8 +22,6 @@ from finetune.storage.pickles import TensorUnpickler, load_pickle
 
 _REMEDY = "Save the model as safetensors where you trust it"
 _LONG_BYTES = 1024
-_LENGTH_BYTES = {"BINBYTES": 4, "BINBYTES8": 8}
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 
@@ -78,7 +72,8 @@ def read_pdparams(path: Path) -> dict[str, StoredArray]:
     Raises:
         UserError: It holds anything but arrays and plain containers, or is damaged.
     """
-    content = load_pickle(path, lambda path: _ArrayUnpickler(path).load())
+    with path.open("rb") as file:
+        content = load_pickle(path, _ArrayUnpickler(file, path).load)
     if "UnpackBigParamInfor@@" in content:
         raise UserError(f"{path} splits large tensors in an old way: save the model as safetensors")
     # Paddle stores a tensor as (its inner name, array).
@@ -90,9 +85,18 @@ def read_pdparams(path: Path) -> dict[str, StoredArray]:
 
 
 class _ArrayUnpickler(TensorUnpickler):
-    """Resolves what NumPy arrays and plain containers need, and the places that stand for long byte strings."""
+    """Resolves what NumPy arrays and plain containers need; steps over the long byte strings."""
 
-    def __init__(self, path: Path):
+    append: Callable[[Any], None]
+    dispatch: ClassVar[dict[int, Any]] = {
+        **TensorUnpickler.dispatch,
+        # Frames are for readers that have no file below; the length of one may be passed over.
+        pickle.FRAME[0]: lambda self: self._file.read(8),
+        pickle.BINBYTES[0]: lambda self: self._load_bytes(4),
+        pickle.BINBYTES8[0]: lambda self: self._load_bytes(8),
+    }
+
+    def __init__(self, file: BinaryIO, path: Path):
         allowed: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
@@ -104,16 +108,21 @@ class _ArrayUnpickler(TensorUnpickler):
             **{(module, "scalar"): np.float64(0).__reduce__()[0] for module in _MULTIARRAY},
             **{(module, "_frombuffer"): self._from_buffer for module in _NUMERIC},
         }
-        super().__init__(_without_long_bytes(path), allowed, _REMEDY)
-        self._path = path
+        super().__init__(file, allowed, _REMEDY)
+        self._file = file
         self._size = path.stat().st_size
+        self._path = path
 
-    def persistent_load(self, saved_id: str) -> _Place:
-        start, _, size = saved_id.partition(":")
-        place = _Place(int(start), int(size))
-        if min(place) < 0 or sum(place) > self._size:
-            raise ValueError("an array reaches past the end of the file")
-        return place
+    def _load_bytes(self, num_length_bytes: int) -> None:
+        length = int.from_bytes(self._file.read(num_length_bytes), "little")
+        start = self._file.tell()
+        if start + length > self._size:
+            raise ValueError(f"a string of {length} bytes at {start} reaches past the end of the file")
+        if length < _LONG_BYTES:
+            self.append(self._file.read(length))
+        else:
+            self._file.seek(length, os.SEEK_CUR)
+            self.append(_Place(start, length))
 
     def _reconstruct(self, *_unused: Any) -> _ArrayBuilder:
         return _ArrayBuilder(self._path)
@@ -125,51 +134,3 @@ class _ArrayUnpickler(TensorUnpickler):
 
     def _encode_latin1(self, text: str, encoding: str = "latin1") -> bytes:
         return text.encode("latin1")
-
-
-def _without_long_bytes(path: Path) -> bytes:
-    """The pickle with the place of every long byte string instead of it, for `persistent_load`."""
-    shortened = io.BytesIO()
-    with path.open("rb") as walked, path.open("rb") as copied:
-        pending: tuple[str, int, int] | None = None  # instruction, its place, length of its byte string
-        for instruction in _instructions(walked):
-            if pending:
-                _copy_instruction(copied, shortened, pending, end=instruction[1])
-            pending = instruction
-    shortened.write(pickle.STOP)
-    return shortened.getvalue()
-
-
-def _instructions(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Name, place and length of the byte string of every instruction; the byte strings are stepped over."""
-    size = os.fstat(file.fileno()).st_size
-    while code := file.read(1):
-        position, length = file.tell() - 1, 0
-        opcode = _OPCODES.get(code.decode("latin-1"))
-        if opcode is None:
-            raise ValueError(f"unknown instruction {code!r} at byte {position}")
-        if opcode.name in _LENGTH_BYTES:
-            length = int.from_bytes(file.read(_LENGTH_BYTES[opcode.name]), "little")
-            if file.tell() + length > size:
-                raise ValueError(f"{length} bytes are to follow byte {position}, but the file ends before")
-            file.seek(length, os.SEEK_CUR)
-        elif opcode.arg is not None:
-            opcode.arg.reader(file)
-        yield opcode.name, position, length
-        if code == pickle.STOP:
-            return
-    raise ValueError("the file ends in the middle")
-
-
-def _copy_instruction(
-    source: BinaryIO, target: io.BytesIO, instruction: tuple[str, int, int], *, end: int
-) -> None:
-    name, begin, length = instruction
-    if name == "FRAME":  # its length would be wrong, and it may be left out
-        return
-    if length >= _LONG_BYTES:
-        place = f"{begin + 1 + _LENGTH_BYTES[name]}:{length}"
-        target.write(pickle.BINUNICODE + struct.pack("<I", len(place)) + place.encode() + pickle.BINPERSID)
-        return
-    source.seek(begin)
-    target.write(source.read(end - begin))

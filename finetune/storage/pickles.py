@@ -8,34 +8,35 @@ code; what it gives for tensors are places in the file (`StoredArray`), whose at
 from __future__ import annotations
 
 import collections
-import io
 import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from finetune.errors import UserError
 
 _DAMAGE = (
     EOFError, ValueError, IndexError, TypeError, KeyError, AttributeError, struct.error, NotImplementedError,
-    zipfile.BadZipFile,
+    OverflowError, MemoryError, zipfile.BadZipFile,
 )  # fmt: skip
 
 
-class TensorUnpickler(pickle.Unpickler):
+class TensorUnpickler(pickle._Unpickler):
     """Resolves ordered dictionaries and what a kind of file adds to them.
 
+    The standard library's unpickler in Python, whose steps can be replaced one by one (`pdparams_files`).
+
     Args:
-        content: The pickle.
+        file: Holds the pickle.
         allowed: (module, name) -> what stands for it. Plain containers, strings and bound methods, none of
             which has attributes that a pickle could change.
         remedy: What to do with a file that holds anything else.
     """
 
-    def __init__(self, content: bytes, allowed: Mapping[tuple[str, str], Any], remedy: str):
-        super().__init__(io.BytesIO(content))
+    def __init__(self, file: BinaryIO, allowed: Mapping[tuple[str, str], Any], remedy: str):
+        super().__init__(file)
         self._allowed = {("collections", "OrderedDict"): collections.OrderedDict, **allowed}
         self._remedy = remedy
 
@@ -53,18 +54,18 @@ class TensorUnpickler(pickle.Unpickler):
         )
 
 
-def load_pickle(path: Path, load: Callable[[Path], Any]) -> dict[str, Any]:
+def load_pickle(path: Path, load: Callable[[], Any]) -> dict[str, Any]:
     """What a file holds by name.
 
     Args:
-        path: The file.
+        path: The file, for messages.
         load: Reads it through a `TensorUnpickler`.
 
     Raises:
         UserError: It is damaged, holds anything but a dictionary, or names an object that could run code.
     """
     try:
-        content = load(path)
+        content = load()
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: {error}") from None
     except _DAMAGE as error:

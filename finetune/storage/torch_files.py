@@ -48,7 +48,7 @@ def read_torch_file(path: Path) -> dict[str, StoredArray]:
             f"{path} is no zip archive: it is cut short, or was written in the format before PyTorch 1.6, "
             f"which is not read. Copy it again. If that does not help: {_REMEDY}"
         )
-    content = load_pickle(path, _load)
+    content = load_pickle(path, lambda: _load(path))
     nested = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
     if nested:
         raise UserError(f"{path} holds tensors inside {nested[0]!r}, not at the top: save that part alone")
@@ -63,7 +63,7 @@ def _load(path: Path) -> Any:
         folder = names[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise pickle.UnpicklingError(f"its numbers are big-endian. {_REMEDY}")
-        return _TorchUnpickler(archive.read(names[0]), path, _Members(archive, folder)).load()
+        return _TorchUnpickler(io.BytesIO(archive.read(names[0])), path, _Members(archive, folder)).load()
 
 
 class _Members:
@@ -97,14 +97,14 @@ class _Members:
 class _TorchUnpickler(TensorUnpickler):
     """Resolves what a dictionary of tensors needs: strings and bound methods."""
 
-    def __init__(self, content: bytes, path: Path, members: _Members):
+    def __init__(self, file: io.BytesIO, path: Path, members: _Members):
         allowed = {
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): self._rebuild_parameter,
             **{("torch", storage): dtype for storage, dtype in TORCH_STORAGES.items()},
             **{("torch", name): name for name in NAMES},
         }
-        super().__init__(content, allowed, _REMEDY)
+        super().__init__(file, allowed, _REMEDY)
         self._path = path
         self._members = members
 

@@ -99,11 +99,20 @@ def test_pdparams_with_arrays_of_objects_are_refused(tmp_path):
 
 
 def test_pdparams_may_not_point_outside_the_file(tmp_path):
-    state = b"(K\x01K\x01\x85cnumpy\ndtype\n(X\x02\x00\x00\x00f4\x89\x88tR\x89X\x05\x00\x00\x009:999Qt"
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR" + state + b"b"
-    (tmp_path / "model_state.pdparams").write_bytes(b"\x80\x02}X\x01\x00\x00\x00a" + array + b"s.")
-    with pytest.raises(UserError, match="reaches past the end of the file"):
-        Checkpoint(tmp_path)
+    for place, message in (
+        (b"X\x05\x00\x00\x009:999Q", "is refused: .*persistent"),
+        (b"B" + (4).to_bytes(4, "little") + b"four", None),
+        (b"B" + (999).to_bytes(4, "little"), "reaches past the end of the file"),
+        (b"\x8e" + (2**63).to_bytes(8, "little"), "reaches past the end of the file"),
+    ):
+        state = b"(K\x01K\x01\x85cnumpy\ndtype\n(X\x02\x00\x00\x00f4\x89\x88tR\x89" + place + b"t"
+        array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR" + state + b"b"
+        (tmp_path / "model_state.pdparams").write_bytes(b"\x80\x02}X\x01\x00\x00\x00a" + array + b"s.")
+        if message is None:
+            assert Checkpoint(tmp_path).read("a").tobytes() == b"four"
+            continue
+        with pytest.raises(UserError, match=message):
+            Checkpoint(tmp_path)
 
 
 def test_pdparams_that_could_run_code_are_refused(tmp_path):
