@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import UserError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk that is full, and of limits that act like one."""
 
@@ -37,9 +39,24 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_json_or_empty(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file; an empty one where the file is missing or cannot be read."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except UserError:
         return {}
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: It is missing, cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no valid JSON ({error}): copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: copy it again")
+    return content
 
 
 def give_usual_mode(path: str | os.PathLike[str]) -> None:

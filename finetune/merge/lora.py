@@ -32,7 +32,7 @@ from finetune.merge.lora_adapters import (
     read_paddle_adapter,
 )
 from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
-from finetune.merge.output_folder import output_folder
+from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.source import locate_base
@@ -46,6 +46,7 @@ _TOKENIZER_FILES = (
 _TEMPLATES = ("chat_template*", "*.jinja")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 PADDLE, HUGGING_FACE, PEFT = "paddle", "hf", "peft"
+_OUTPUT_OPTION = "--merge_model_path"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def merge(options: MergeOptions) -> None:
         "adapters": [str(adapter.folder) for adapter in adapters],
         "unmerged": options.unmerge,
     }
-    with output_folder(options.output, record) as folder:
+    with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         _write_companions(
             base,
             adapters,
@@ -160,7 +161,7 @@ def export_peft(options: MergeOptions) -> None:
         )
     tensors = peft_tensors(adapter, base.family, base.adapted_config, tied=base.is_tied)
     record: dict[str, object] = {"source": str(adapter.folder), "kind": "lora"}
-    with output_folder(options.output, record) as folder:
+    with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         _copy_tokenizer(adapter.folder, folder)
         carry_template([adapter.folder], folder)
         write_peft_config(adapter, tensors, folder, base=str(base_folder))
@@ -193,24 +194,10 @@ def _find_base(options: MergeOptions) -> Path:
     if not base.is_dir():
         origin = "--model_name_or_path" if options.base else f"the base that {options.adapters[0]} names,"
         raise UserError(f"{origin} {base} is no folder: give the base's with --model_name_or_path")
-    _check_output(options, base)
+    check_output(
+        options.output, (base, *options.adapters), overwrite=options.overwrite, option=_OUTPUT_OPTION
+    )
     return base
-
-
-def _check_output(options: MergeOptions, base: Path) -> None:
-    from finetune.merge.output_folder import check_output
-
-    for source in (base, *options.adapters):
-        if options.output.resolve() == source.resolve():
-            raise UserError(
-                f"--merge_model_path {options.output} is an input of this merge: give another folder"
-            )
-    try:
-        check_output(options.output, base, overwrite=options.overwrite)
-    except UserError as error:
-        raise UserError(
-            [fault.replace("--output_dir", "--merge_model_path") for fault in error.faults]
-        ) from None
 
 
 def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,42 +14,52 @@ RECORD_NAME = "merge.json"
 """What was merged; its presence marks a folder as the result of a merge."""
 
 
-def check_output(folder: Path, source: Path, *, overwrite: bool) -> None:
+def check_output(
+    folder: Path, sources: Iterable[Path], *, overwrite: bool, option: str = "--output_dir"
+) -> None:
     """Says before any work whether the result may be put there.
 
     An earlier result that a merge was replacing when it was killed gets its name back first.
 
+    Args:
+        folder: Where the result is to be.
+        sources: What is merged.
+        overwrite: Whether the result of an earlier merge is replaced.
+        option: Its name on the command line.
+
     Raises:
-        UserError: It is the source or lies inside it, is no folder, or holds something else already.
+        UserError: It is a source or lies inside it, is no folder, or holds something else already.
     """
-    if folder.resolve() == source.resolve():
-        raise UserError(f"--output_dir {folder} is the checkpoint itself: give another folder")
+    if folder.resolve() in (places := [source.resolve() for source in sources]):
+        what = "an input of this merge" if len(places) > 1 else "the checkpoint itself"
+        raise UserError(f"{option} {folder} is {what}: give another folder")
     restore_replaced(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file: give a folder that does not exist yet")
+        raise UserError(f"{option} {folder} is a file: give a folder that does not exist yet")
     if not any(folder.iterdir()):
         return
     if RECORD_NAME not in os.listdir(folder):
         raise UserError(
-            f"--output_dir {folder} is not empty and not the result of a merge: give a folder that does not exist yet"
+            f"{option} {folder} is not empty and not the result of a merge: give a folder that does not exist yet"
         )
     if not overwrite:
         merged = read_json_or_empty(folder / RECORD_NAME).get("source", "another checkpoint")
         raise UserError(
-            f"--output_dir {folder} holds what was merged from {merged}: add --overwrite true to replace it, or "
+            f"{option} {folder} holds what was merged from {merged}: add --overwrite true to replace it, or "
             "give another folder"
         )
 
 
 @contextmanager
-def output_folder(folder: Path, record: dict[str, object]) -> Iterator[Path]:
+def output_folder(folder: Path, record: dict[str, object], *, option: str = "--output_dir") -> Iterator[Path]:
     """Gives a folder to fill; on success it becomes `folder`, on failure it is removed.
 
     Args:
         folder: Where the result is to be.
         record: What to note in the result beside its files and their sizes.
+        option: Its name on the command line.
     """
     is_made = False
     try:
@@ -61,7 +71,7 @@ def output_folder(folder: Path, record: dict[str, object]) -> Iterator[Path]:
     except OSError as error:
         if not is_made:
             raise UserError(
-                f"--output_dir {folder} cannot be made ({error.strerror}): give another folder"
+                f"{option} {folder} cannot be made ({error.strerror}): give another folder"
             ) from error
         if error.errno not in NO_ROOM:
             raise

@@ -5,7 +5,6 @@ Names are Hugging Face's behind "base_model.model."; A is [r, in] and B [out, r]
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
+from finetune.files import write_json
 from finetune.merge.companions import read_config
 from finetune.merge.lora_adapters import (
     PEFT_CONFIG,
@@ -237,5 +237,4 @@ def write_peft_config(adapter: Adapter, tensors: Sequence[Tensor], folder: Path,
         "target_modules": sorted({name.removeprefix(_FIRST_PART) for name in layers}),
         "modules_to_save": sorted({name.rpartition(".")[2] for name in whole}) or None,
     }
-    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    (folder / PEFT_CONFIG).write_text(text, encoding="utf-8")
+    write_json(folder / PEFT_CONFIG, content)

@@ -88,7 +88,7 @@ def merge(options: MergeOptions) -> None:
         raise UserError(
             f"--model_name_or_path {options.source} is no folder: give the folder that holds the weights"
         )
-    check_output(options.output, options.source, overwrite=options.overwrite)
+    check_output(options.output, [options.source], overwrite=options.overwrite)
     _check_manifest(options.source, verify=options.verify)
     source = open_source(options.source)
     tensors = source.tensors(checks_replicas=options.checks_replicas)

@@ -12,7 +12,6 @@ a second copy of converted weights into the user's folder.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
+from finetune.files import read_json_object
 from finetune.models import hub
 from finetune.models.family import Family, find_family, import_object
 from finetune.models.parameters import assign, join_blocks
@@ -71,13 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}): copy it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no JSON object: copy it again")
-    return config
+    return read_json_object(path)
 
 
 def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> ResolvedModel:

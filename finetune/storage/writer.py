@@ -14,13 +14,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from finetune.errors import UserError
 from finetune.files import NO_ROOM, write_json
 from finetune.storage.dtypes import Array, num_bytes
+from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.output_file import OutputFile
 from finetune.storage.safetensors_files import encode_header
 
@@ -118,25 +119,6 @@ def write_index(
     write_json(folder / f"{stem}.safetensors.index.json", index | dict(facts))
 
 
-class Tensor(Protocol):
-    """One tensor of a result; a bfloat16 has the element type uint16."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the result."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Element type."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes."""
-
-    def write(self, file: OutputFile, offset: int) -> None:
-        """Puts all its bytes into the file, from that offset on."""
-
-
 @dataclass(frozen=True)
 class ComputedTensor:
     """A tensor that is worked out in blocks, in the order of its bytes.
@@ -159,6 +141,10 @@ class ComputedTensor:
         for block in self.blocks():
             file.write(np.ascontiguousarray(block), offset)
             offset += block.nbytes
+
+
+Tensor = JoinedTensor | ComputedTensor
+"""One tensor of a result, of known name, type and shape, that writes itself."""
 
 
 @dataclass(frozen=True)
