@@ -88,7 +88,7 @@ def rounded(array: Array, dtype: np.dtype[Any]) -> Array:
 def add_bfloat16(total: Array, addend: Array, scratch: Array) -> Array:
     """The float32 `total` plus a bfloat16 array, as bfloat16; `total` and the uint32 `scratch` are overwritten."""
     np.copyto(scratch, addend)
-    np.left_shift(scratch, 16, out=scratch)
+    np.left_shift(scratch, np.uint32(16), out=scratch)
     np.add(total, scratch.view(np.float32), out=total)
     return round_to_bfloat16(total, scratch)
 
@@ -104,9 +104,9 @@ def round_to_bfloat16(values: Array, scratch: Array) -> Array:
     is_nan = np.isnan(values)
     if is_nan.any():
         bits[is_nan] = _QUIET_NAN
-    np.right_shift(bits, 16, out=scratch)
-    np.bitwise_and(scratch, 1, out=scratch)
-    np.add(scratch, 0x7FFF, out=scratch)
+    np.right_shift(bits, np.uint32(16), out=scratch)
+    np.bitwise_and(scratch, np.uint32(1), out=scratch)
+    np.add(scratch, np.uint32(0x7FFF), out=scratch)
     np.add(bits, scratch, out=bits)
     return bits.reshape(*bits.shape, 1).view(np.uint16)[..., 1]  # little end first
 

@@ -63,41 +63,13 @@ def _load(path: Path) -> Any:
         folder = names[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise pickle.UnpicklingError(f"its numbers are big-endian. {_REMEDY}")
-        return _TorchUnpickler(io.BytesIO(archive.read(names[0])), path, _Members(archive, folder)).load()
-
-
-class _Members:
-    """The storages of an archive."""
-
-    def __init__(self, archive: zipfile.ZipFile, folder: str):
-        self._archive = archive
-        self._folder = folder
-
-    def find(self, key: str) -> tuple[int, int]:
-        """First byte and number of bytes of the storage called `key`.
-
-        Raises:
-            KeyError: There is no such storage.
-            UnpicklingError: It is compressed.
-        """
-        info = self._archive.getinfo(f"{self._folder}data/{key}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise pickle.UnpicklingError(f"it is compressed, so it cannot be mapped into memory. {_REMEDY}")
-        # The directory at the end of the archive may differ from the member's own header in its extra field.
-        file = self._archive.fp
-        assert file is not None
-        file.seek(info.header_offset)
-        name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-        if start + info.file_size > file.seek(0, io.SEEK_END):
-            raise ValueError(f"storage {key} reaches past the end of the file")
-        return start, info.file_size
+        return _TorchUnpickler(io.BytesIO(archive.read(names[0])), path, archive, folder).load()
 
 
 class _TorchUnpickler(TensorUnpickler):
     """Resolves what a dictionary of tensors needs: strings and bound methods."""
 
-    def __init__(self, file: io.BytesIO, path: Path, members: _Members):
+    def __init__(self, file: io.BytesIO, path: Path, archive: zipfile.ZipFile, folder: str):
         allowed = {
             ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): self._rebuild_parameter,
@@ -106,13 +78,25 @@ class _TorchUnpickler(TensorUnpickler):
         }
         super().__init__(file, allowed, _REMEDY)
         self._path = path
-        self._members = members
+        self._archive = archive
+        self._folder = folder
 
     def persistent_load(self, saved_id: Any) -> _Storage:
         kind, dtype, key, _location, size = saved_id
         if kind != "storage" or dtype not in TORCH_STORAGES.values():
             raise ValueError(f"unknown kind of storage {kind!r}")
-        start, num_bytes = self._members.find(key)
+        info = self._archive.getinfo(f"{self._folder}data/{key}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise pickle.UnpicklingError(f"it is compressed, so it cannot be mapped into memory. {_REMEDY}")
+        # The directory at the end of the archive may differ from the member's own header in its extra field.
+        archive = self._archive.fp
+        assert archive is not None
+        archive.seek(info.header_offset)
+        name_length, extra_length = _LOCAL_HEADER.unpack(archive.read(_LOCAL_HEADER.size))
+        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        num_bytes = info.file_size
+        if start + num_bytes > archive.seek(0, io.SEEK_END):
+            raise ValueError(f"storage {key} reaches past the end of the file")
         if size * np.dtype(dtype).itemsize > num_bytes:
             raise ValueError(f"storage {key} has {num_bytes} bytes, too few for {size} x {dtype}")
         return _Storage(start, dtype, size)

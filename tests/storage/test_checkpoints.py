@@ -4,11 +4,14 @@ import pickle
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from finetune.errors import UserError
 from finetune.storage.checkpoints import Checkpoint, check_weights
 from finetune.storage.dtypes import as_float32
+from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.pdparams_files import read_pdparams
+from finetune.storage.writer import write_tensors
 
 
 class _RunsCode:
@@ -131,3 +134,64 @@ def test_cut_pdparams_file(tmp_path):
 def test_folder_without_weights(tmp_path):
     with pytest.raises(UserError, match=r"holds no weights: put one of model.safetensors"):
         check_weights(tmp_path)
+
+
+def test_a_name_in_two_files_is_refused(tmp_path):
+    for file in ("one.safetensors", "two.safetensors"):
+        save_file({"a": np.zeros(2, np.float32)}, tmp_path / file)
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"two.safetensors holds a, which one.safetensors holds too"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
+def test_an_index_that_is_none(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"is no valid weight index .*: copy it again"):
+        check_weights(tmp_path)
+
+
+def test_big_endian_numbers_are_refused(tmp_path):
+    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps({"a": np.ones(2, ">f4")}, 4))
+    with pytest.raises(UserError, match="its numbers are big-endian"):
+        Checkpoint(tmp_path)
+
+
+def test_the_type_of_an_array_cannot_be_changed_afterwards(tmp_path):
+    """A pickle may build a type, give it to an array, and then change what it has built."""
+    dtype = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4\x89\x88tRq\x01"
+    state = b"(K\x01K\x01\x85" + dtype + b"\x89B\x04\x00\x00\x00\x00\x00\x80\x3ft"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR" + state + b"b"
+    minus_one = b"J\xff\xff\xff\xff"
+    change = b"h\x01(K\x03X\x01\x00\x00\x00>NNN" + 2 * minus_one + b"K\x00tb0"
+    (tmp_path / "model_state.pdparams").write_bytes(b"\x80\x02}X\x01\x00\x00\x00a" + array + change + b"s.")
+    array = Checkpoint(tmp_path).read("a")
+    assert array.dtype == np.dtype("<f4") and array.tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(12.0).reshape(3, 4).T, np.asfortranarray(np.arange(6).reshape(2, 3))]
+)
+def test_turned_arrays_are_copied_row_by_row(tmp_path, array):
+    """In the file columns lie together; the copy has rows."""
+    path = tmp_path / "model_state.pdparams"
+    path.write_bytes(pickle.dumps({"a": np.asfortranarray(np.tile(array, (40, 40)))}, 4))
+    stored = read_pdparams(path)["a"]
+    assert stored.strides is not None and isinstance(stored.read(), np.memmap)
+    expected = np.tile(array, (40, 40))
+    np.testing.assert_array_equal(stored.read(), expected)
+    np.testing.assert_array_equal(stored.load(), expected)
+    assert b"".join(block.tobytes() for block in stored.blocks(1000)) == expected.tobytes()
+    write_tensors(tmp_path, [JoinedTensor("a", (stored,))])
+    np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["a"], expected)
+
+
+def test_a_file_that_became_shorter(tmp_path):
+    save_file({"a": np.zeros(100, np.float32)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 200)
+    with pytest.raises(UserError, match="is cut short or was changed while it was read"):
+        checkpoint.read("a")
+    with pytest.raises(UserError, match="is cut short or was changed while it was read"):
+        checkpoint.tensors["a"].load()
