@@ -81,6 +81,9 @@ class ModelArguments:
     hang_timeout: int = _setting(
         600, "Seconds without progress on some process after which all say what they do; 0: never."
     )
+    max_skipped_steps: int = _setting(
+        20, "float16 steps skipped in a row, because gradients overflowed, after which the run stops."
+    )
     replica_check_steps: int = _setting(
         0,
         "Compare weights that must agree across processes every n steps, beside start and saves; 0: only there.",

@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[float, float, bool, bool]] = {
     "pp_recompute_interval": _AT_LEAST_ZERO,
     "virtual_pp_degree": _AT_LEAST_ONE,
     "hang_timeout": _AT_LEAST_ZERO,
+    "max_skipped_steps": _AT_LEAST_ONE,
     "replica_check_steps": _AT_LEAST_ZERO,
     "src_length": _AT_LEAST_ONE,
     "max_length": (2, math.inf, True, False),

@@ -216,12 +216,14 @@ def load_base_model(
         UserError: The tokenizer has more pieces than the model has embeddings, or weights are
             missing, unknown or of another shape.
     """
+    from finetune.device import use_device
     from finetune.models.family import import_object
     from finetune.models.loading import load_model
     from finetune.processor import keep_freed_memory
     from finetune.training.seeding import seed_everything
 
     phase("loading weights")
+    use_device(args.training.device, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()
         if resolved.family.cpu_layers:
@@ -317,6 +319,8 @@ def build_trainer(
         layers=stage.decoder_layers if stage else decoder_layers(base),
         unified=args.training.unified_checkpoint is not False or groups.model.size == 1,
         replica_check_steps=args.model.replica_check_steps,
+        master_gradients=bool(args.training.amp_master_grad),
+        max_skipped_steps=args.model.max_skipped_steps,
     )
     if batches is not None:
         batches.say = trainer.say

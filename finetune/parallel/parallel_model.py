@@ -40,6 +40,7 @@ class ParallelModel:
         stage: This rank's stage of the pipeline; None without one.
         sharding_stage: 0 to 3.
         layers: Decoder layers of this rank, for sharding stage 3.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ParallelModel:
         stage: Stage | None = None,
         sharding_stage: int = 0,
         layers: Sequence[Any] = (),
+        master_gradients: bool = False,
     ):
         self.model, self.groups = model, groups
         self.pipeline = Pipeline(stage, groups.pipeline) if stage else None
@@ -57,7 +59,9 @@ class ParallelModel:
         self._sizes = {name: int(parameter.size) for name, parameter in weights.items()}
         self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
         self._held_twice = self._find_shared(weights)
-        self.replicas = start_replicas(model, groups, sharding_stage, layers=layers)
+        self.replicas = start_replicas(
+            model, groups, sharding_stage, layers=layers, master_gradients=master_gradients
+        )
         self.logits_group = _logits_group(model, groups)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
         self._prefix = partial_gradients(model)

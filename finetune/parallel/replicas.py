@@ -33,6 +33,7 @@ from finetune.parallel.flat_slices import (
     reduce_scatter,
     sum_over,
 )
+from finetune.parallel.local_gradients import MasterGradients, ParameterGradients
 
 if TYPE_CHECKING:
     from finetune.parallel.groups import Group, ProcessGroups
@@ -44,7 +45,7 @@ def start_replicas(
     stage: int,
     *,
     layers: Sequence[Any] = (),
-    gradient_dtype: Any = None,
+    master_gradients: bool = False,
 ) -> Replicas:
     """Prepares a model that holds its weights; must come before the optimizer is made.
 
@@ -53,18 +54,18 @@ def start_replicas(
         groups: The process groups. With one rank in the sharding group every stage is stage 0.
         stage: Sharding stage, 0 to 3.
         layers: Its decoder layers, for stage 3.
-        gradient_dtype: Dtype of the gradients where it is not the parameter's (float32 master gradients).
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
     """
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"sharding stage {stage}: 0, 1, 2 and 3 exist")
     if stage == 0 or groups.sharding.size == 1:
-        return Replicas(model, groups, gradient_dtype=gradient_dtype)
+        return Replicas(model, groups, master_gradients=master_gradients)
     if stage == 3:
         from finetune.parallel.gathered_layers import GatheredReplicas
 
-        return GatheredReplicas(model, groups, layers=layers, gradient_dtype=gradient_dtype)
+        return GatheredReplicas(model, groups, layers=layers, master_gradients=master_gradients)
     kind = SlicedReplicas if stage == 1 else SlicedGradientReplicas
-    return kind(model, groups, gradient_dtype=gradient_dtype)
+    return kind(model, groups, master_gradients=master_gradients)
 
 
 class Replicas:
@@ -84,12 +85,12 @@ class Replicas:
     stage = 0
     runs_every_micro_batch = False
 
-    def __init__(self, model: Any, groups: ProcessGroups, *, gradient_dtype: Any = None):
+    def __init__(self, model: Any, groups: ProcessGroups, *, master_gradients: bool = False):
         self.groups = groups
         self.trained = {
             name: parameter for name, parameter in named_weights(model).items() if not parameter.stop_gradient
         }
-        self._gradient_dtype = gradient_dtype
+        self._local = MasterGradients(self.trained.values()) if master_gradients else ParameterGradients()
         self._seen: set[str] = set()
 
     # ---------------------------------------------------------------- for the optimizer and checkpoints
@@ -133,8 +134,7 @@ class Replicas:
         with plain_arithmetic():
             present = self._present()
             for parameter in present.values():
-                if parameter.grad is None:
-                    parameter.grad = self._gradient(parameter)
+                self._local.hand_over(parameter)
             sum_over([parameter.grad for parameter in present.values()], self.groups.data)
 
     def gradients(self) -> Iterator[tuple[str, Any]]:
@@ -169,6 +169,8 @@ class Replicas:
         self._seen.clear()
         for tensor in self._updated().values():
             tensor.clear_gradient(False)
+        for parameter in self.trained.values():
+            self._local.clear(parameter)
 
     # ---------------------------------------------------------------- parts of the stages
 
@@ -190,20 +192,13 @@ class Replicas:
     def _present(self) -> dict[str, Any]:
         """Trained parameters that have a gradient on at least one replica, so that the optimizer updates them."""
         for name, parameter in self.trained.items():
-            if parameter.grad is not None:
+            if self._local.exists(parameter):
                 self._seen.add(name)
         if self.groups.data.size > 1 and self.trained:
             flags = paddle.to_tensor([int(name in self._seen) for name in self.trained], dtype="int32")
             self.groups.data.all_reduce(flags, op="max")
             self._seen = {name for name, flag in zip(self.trained, flags.tolist(), strict=True) if flag}
         return {name: parameter for name, parameter in self.trained.items() if name in self._seen}
-
-    def _gradient(self, parameter: Any) -> Any:
-        """A parameter's gradient, zeros for none."""
-        dtype = self._gradient_dtype or parameter.dtype
-        if parameter.grad is None:
-            return paddle.zeros(parameter.shape, dtype=dtype)
-        return parameter.grad.astype(dtype)
 
 
 class SlicedReplicas(Replicas):
@@ -214,8 +209,8 @@ class SlicedReplicas(Replicas):
 
     stage = 1
 
-    def __init__(self, model: Any, groups: ProcessGroups, *, gradient_dtype: Any = None):
-        super().__init__(model, groups, gradient_dtype=gradient_dtype)
+    def __init__(self, model: Any, groups: ProcessGroups, *, master_gradients: bool = False):
+        super().__init__(model, groups, master_gradients=master_gradients)
         self._shapes = {name: list(parameter.shape) for name, parameter in self.trained.items()}
         self._slices = {name: self._new_slice(name, parameter) for name, parameter in self.trained.items()}
 
@@ -262,12 +257,6 @@ class SlicedReplicas(Replicas):
                 for name, whole in zip(members, wholes, strict=True):
                     paddle.assign(whole, output=self.trained[name])
 
-    def clear_gradients(self) -> None:
-        """Frees the gradients of slices and parameters."""
-        super().clear_gradients()
-        for parameter in self.trained.values():
-            parameter.clear_gradient(False)
-
     @property
     def _slice_group(self) -> Group:
         return self.groups.sharding
@@ -288,12 +277,12 @@ class SlicedReplicas(Replicas):
         names = list(names)
         for bucket in plan_buckets(self.trained[name] for name in names):
             members = [names[place] for place in bucket]
-            self._seen.update(name for name in members if self.trained[name].grad is not None)
+            self._seen.update(name for name in members if self._local.exists(self.trained[name]))
             parts = reduce_scatter(
-                [self._gradient(self.trained[name]) for name in members], self.groups.sharding
+                [self._local.get(self.trained[name]) for name in members], self.groups.sharding
             )
             for name, part in zip(members, parts, strict=True):
-                self.trained[name].clear_gradient(False)
+                self._local.clear(self.trained[name])
                 piece = self._slices[name]
                 if piece.grad is None:
                     piece.grad = part

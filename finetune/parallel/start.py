@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune.argument_checks import count_processes
 from finetune.command import silence_libraries
+from finetune.device import use_device
 from finetune.errors import UserError
 from finetune.parallel.groups import ProcessGroups, start_groups
 from finetune.parallel.phases import phase
@@ -41,6 +42,7 @@ def start_processes(args: Arguments, layout: Layout) -> Iterator[ProcessGroups]:
     phase("connecting")
     silence_libraries()
     start_watch(hang_seconds=args.model.hang_timeout)
+    use_device(args.training.device, layout.world)  # before groups are made, which belong to a card
     yield start_groups(layout, device=args.training.device)
 
 

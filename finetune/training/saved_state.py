@@ -89,6 +89,8 @@ class SavedState:
         self.load_weights(checkpoint)
         load_optimizer(checkpoint, trainer.model, trainer.optimizer, replicas=trainer.parallel.replicas)
         load_scheduler(checkpoint, trainer.lr_scheduler, self._scaler)
+        if trainer.overflow:
+            trainer.overflow.read_scale()
         saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         saved.max_steps, saved.num_train_epochs = trainer.state.max_steps, trainer.state.num_train_epochs
         trainer.state = saved

@@ -1,0 +1,164 @@
+"""Everything in Paddle and PaddleNLP that this project replaces in a running process, and why.
+
+    python -m finetune.stand_ins        # prints the list
+
+A stand-in takes the place of an attribute of somebody else's module or class. All of them are put in place through
+`replace` or `replaced` here, which refuse a target that is not in `STAND_INS`, so the list below is complete; a test
+compares Paddle's and PaddleNLP's modules before and after. Classes of ours that derive from theirs are no stand-ins:
+they are chosen by name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """A replaced attribute.
+
+    Attributes:
+        target: Dotted path of the attribute; `*` stands for any name.
+        when: In which runs it is replaced.
+        reason: What is wrong or missing there.
+        versions: Of Paddle or PaddleNLP in which that was seen.
+        test: The test that shows the difference.
+    """
+
+    target: str
+    when: str
+    reason: str
+    versions: str
+    test: str
+
+
+_PADDLE, _PADDLENLP = "paddlepaddle 3.3.1", "paddlenlp 3.0.0b4"
+_SEVERAL = "several processes on CPU"
+_BACKEND_TEST = "tests/distributed/test_cpu_backend.py"
+_LAYERS_TEST = "tests/models/test_cpu_layers.py"
+
+
+def _tensor_parallel_operators() -> Iterator[StandIn]:
+    for module in ("paddle.distributed.fleet.layers.mpu.mp_ops", "paddle.distributed.collective"):
+        for name in (
+            "_c_identity", "_mp_allreduce", "_c_concat", "_c_split", "_c_softmax_with_cross_entropy"
+        ):  # fmt: skip
+            yield StandIn(
+                f"{module}.{name}", _SEVERAL, "the operator is compiled for GPUs only", _PADDLE, _BACKEND_TEST
+            )
+
+
+def _process_groups() -> Iterator[StandIn]:
+    for module in ("paddle.distributed.collective", "paddle.distributed.parallel"):
+        yield StandIn(
+            f"{module}._new_process_group_impl",
+            _SEVERAL,
+            "gloo refuses a second group, gives up after 30 s, and hangs on messages among three or more ranks",
+            _PADDLE,
+            _BACKEND_TEST,
+        )
+    for module in ("paddle.distributed", "paddle.distributed.collective"):
+        yield StandIn(
+            f"{module}.new_group",
+            _SEVERAL,
+            "the maker of a group is not told which ranks belong to it",
+            _PADDLE,
+            _BACKEND_TEST,
+        )
+    yield StandIn(
+        "paddle.distributed.parallel.ParallelEnv._device_id",
+        _SEVERAL,
+        "read on any device, but set only where Paddle was compiled for an accelerator",
+        _PADDLE,
+        _BACKEND_TEST,
+    )
+
+
+def _cpu_layers() -> Iterator[StandIn]:
+    llama = "paddlenlp.transformers.llama.modeling"
+    for name in (
+        "LlamaRMSNorm.forward", "apply_rotary_pos_emb", "scaled_dot_product_attention", "swiglu"
+    ):  # fmt: skip
+        yield StandIn(
+            f"{llama}.{name}",
+            "float32 on CPU",
+            "written in forms that Paddle's CPU kernels compute 10 to 150 times more slowly",
+            _PADDLENLP,
+            _LAYERS_TEST,
+        )
+
+
+STAND_INS: tuple[StandIn, ...] = (
+    StandIn(
+        "paddle.nn.functional.dropout",
+        "training with dropout, for the time of a forward or backward pass",
+        "its masks follow the order of all draws, and so micro-batches, packing and layout, instead of the samples",
+        _PADDLE,
+        "tests/training/test_dropout.py",
+    ),
+    *_process_groups(),
+    *_tensor_parallel_operators(),
+    *_cpu_layers(),
+)
+
+
+def find(target: str) -> StandIn | None:
+    """The entry that covers a dotted path, or None."""
+    return next((each for each in STAND_INS if fnmatchcase(target, each.target)), None)
+
+
+def replace(owner: Any, name: str, value: Any) -> Any:
+    """Puts a stand-in in place, for good.
+
+    Args:
+        owner: A module or class of Paddle or PaddleNLP.
+        name: Its attribute.
+        value: What takes its place.
+
+    Returns:
+        What stood there before; None for nothing.
+
+    Raises:
+        ValueError: The list does not know the target.
+    """
+    target = f"{_path(owner)}.{name}"
+    if find(target) is None:
+        raise ValueError(
+            f"{target} is not in finetune.stand_ins.STAND_INS: add it there, with reason and test"
+        )
+    original = getattr(owner, name, None)
+    setattr(owner, name, value)
+    return original
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[Any]:
+    """Puts a stand-in in place for the time of the block; yields what stood there before."""
+    original = replace(owner, name, value)
+    try:
+        yield original
+    finally:
+        setattr(owner, name, original)
+
+
+def _path(owner: Any) -> str:
+    if isinstance(owner, type):
+        return f"{owner.__module__}.{owner.__qualname__}"
+    return str(owner.__name__)
+
+
+def main() -> int:
+    """Prints the list."""
+    for each in STAND_INS:
+        print(f"{each.target}\n    when     {each.when}\n    reason   {each.reason}")
+        print(f"    seen in  {each.versions}\n    test     {each.test}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
