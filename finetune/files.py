@@ -59,13 +59,6 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def give_usual_mode(path: str | os.PathLike[str]) -> None:
-    """Gives a file the mode that new files get; some libraries write theirs readable by the owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
-
-
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Makes the names in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -37,7 +37,7 @@ _SENTENCEPIECE, _THEIR_SENTENCEPIECE = "sentencepiece.bpe.model", "tokenizer.mod
 
 
 def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
-    """Gives a merged model Hugging Face's form; for `tensor_parallel.SAVE_FORMATS`.
+    """Gives a merged model Hugging Face's form.
 
     Args:
         tensors: All tensors of the model under PaddleNLP's names.

@@ -32,6 +32,7 @@ from finetune.merge.lora_adapters import (
     read_paddle_adapter,
 )
 from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
+from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
@@ -291,8 +292,6 @@ def _report(
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
-    from finetune.merge.option_types import parse_bool, parse_size
-
     parser = argparse.ArgumentParser(
         prog="merge_lora_params.py", description="Merges LoRA adapters into the weights of their base."
     )
@@ -304,23 +303,16 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
                              "order: repeat the option, or separate them by commas or blanks")  # fmt: skip
     parser.add_argument("--merge_model_path", "--merge_lora_model_path", type=Path, required=True, metavar="OUT",
                         help="folder of the result")  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
-                        help="accepted for old scripts: the merge is limited by the disk and runs on the CPU")  # fmt: skip
-    parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
-                        help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
+    add_output_options(parser)
     parser.add_argument("--save_format", choices=(PADDLE, HUGGING_FACE, PEFT),
                         help="names and shapes of the result (default: the base's); peft writes the adapter alone in "
                              "peft's form, unmerged")  # fmt: skip
-    for name, text in (
-        ("--unmerge", "take the adapter out of a model it was merged into"),
-        ("--overwrite", "replace the result of an earlier merge"),
-        (
-            "--verify",
-            "then run prompts through base + adapter and through the result, in float32 (needs Paddle)",
-        ),
-    ):
-        parser.add_argument(name, type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
-                            help=text)  # fmt: skip
+    add_switch(parser, "--unmerge", "take the adapter out of a model it was merged into")
+    add_switch(
+        parser,
+        "--verify",
+        "then run prompts through base + adapter and through the result, in float32 (needs Paddle)",
+    )
     args = parser.parse_args(argv)
     folders = [Path(name) for group in args.lora_path for text in group for name in text.split(",") if name]
     return MergeOptions(

@@ -166,8 +166,11 @@ def _is_table(name: str, family: Family) -> bool:
     return name == embedding_name(family)
 
 
-def _is_head(name: str, family: Family) -> bool:
-    return name.endswith(f"{family.head_module}.weight")
+def _vocabulary_axis(name: str, family: Family) -> int | None:
+    """The axis of tokens in an embedding or output layer; None for other tensors."""
+    if _is_table(name, family):
+        return 0
+    return -1 if name.endswith(f"{family.head_module}.weight") else None
 
 
 def _check_order(adapter: Adapter, position: int, *, unmerge: bool) -> None:
@@ -235,7 +238,7 @@ def _same_but_vocabulary(entry: Entry, target: Entry, family: Family) -> bool:
     """Whether two shapes are equal, except for more tokens in an embedding or output layer."""
     if entry.shape == target.shape:
         return True
-    axis = 0 if _is_table(target.name, family) else -1 if _is_head(target.name, family) else None
+    axis = _vocabulary_axis(target.name, family)
     if axis is None or len(entry.shape) != len(target.shape):
         return False
     sizes = list(target.shape)
@@ -259,7 +262,7 @@ def _find_growth(base: Base, adapters: Sequence[Adapter]) -> int | None:
 
 def _grow(base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], growth: int) -> None:
     for name, entry in entries.items():
-        axis = 0 if _is_table(name, base.family) else -1 if _is_head(name, base.family) else None
+        axis = _vocabulary_axis(name, base.family)
         if axis is None or entry.shape[axis] >= growth:
             continue
         theirs = next((adapter for adapter in adapters if adapter.is_peft), None)
@@ -272,11 +275,10 @@ def _grow(base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], gr
 
 
 def _grown_shape(entry: Entry, family: Family, growth: int | None) -> tuple[int, ...]:
-    if growth is None:
-        return entry.shape
-    if _is_table(entry.name, family):
-        return (growth, entry.shape[1])
-    return (entry.shape[0], growth) if _is_head(entry.name, family) else entry.shape
+    axis, sizes = _vocabulary_axis(entry.name, family), list(entry.shape)
+    if growth is not None and axis is not None:
+        sizes[axis] = growth
+    return tuple(sizes)
 
 
 def _check_faults(adapter: Adapter, base: Base, faults: list[str]) -> None:

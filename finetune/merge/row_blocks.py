@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.storage.dtypes import BFLOAT16, add_bfloat16, as_float32, rounded
+from finetune.storage.dtypes import BFLOAT16, add_bfloat16, as_float32, num_bytes, rounded
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.writer import ComputedTensor
 
@@ -62,15 +62,10 @@ def stored_rows(tensor: JoinedTensor) -> ComputedTensor:
         if len(tensor.parts) > 1:
             yield from _cut(tensor.load())
             return
-        part, row_shape = tensor.parts[0].contiguous(), tensor.shape[1:]
-        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * tensor.dtype.itemsize
-        step = _rows_per_block(tensor.shape)
-        buffer = np.empty(min(step, tensor.shape[0]) * row_bytes, np.uint8)
-        for begin in range(0, tensor.shape[0], step):
-            count = min(step, tensor.shape[0] - begin)
-            content = buffer[: count * row_bytes]
-            part.read_bytes(begin * row_bytes, content)
-            yield content.view(tensor.dtype).reshape(count, *row_shape)
+        row_shape = tensor.shape[1:]
+        block_bytes = _rows_per_block(tensor.shape) * num_bytes(tensor.dtype, row_shape)
+        for content in tensor.parts[0].blocks(max(block_bytes, 1)):
+            yield content.view(tensor.dtype).reshape(-1, *row_shape)
 
     return ComputedTensor(tensor.name, tensor.dtype, tensor.shape, blocks)
 

@@ -8,45 +8,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.trained_template import carry_template
 from finetune.errors import UserError
 from finetune.merge import companions, hf_out
-from finetune.merge.option_types import parse_bool, parse_size
+from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.source import LORA, MODEL, PREFIX, Source, open_source
-from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 from finetune.training.checkpoint import MANIFEST_NAME, find_fault
 
-Conversion = Callable[[Sequence[JoinedTensor], Path], Sequence[Tensor]]
-"""From the tensors under PaddleNLP's names, and the folder of the result, to those that are written.
-
-It may rename, and compute with `storage.writer.ComputedTensor`; it puts further files into the folder itself.
-"""
-
-
-@dataclass(frozen=True)
-class SaveFormat:
-    """How a result is written.
-
-    Attributes:
-        convert: Gives names and values their form.
-        header: What the safetensors headers say of the names' origin.
-    """
-
-    convert: Conversion
-    header: str
-
-
-SAVE_FORMATS = {
-    "paddle": SaveFormat(lambda tensors, folder: tensors, "np"),
-    "hf": SaveFormat(hf_out.convert, "pt"),
-}
+PADDLE, HUGGING_FACE = "paddle", "hf"
 
 
 @dataclass(frozen=True)
@@ -57,7 +33,7 @@ class MergeOptions:
         source: Folder of the checkpoint.
         output: Folder of the result.
         max_shard_bytes: Most bytes of tensors in a file.
-        save_format: A key of `SAVE_FORMATS`.
+        save_format: PADDLE or HUGGING_FACE: names and shapes of the result.
         overwrite: Whether the result of an earlier merge is replaced.
         verify: Whether the hashes of the checkpoint's manifest are checked, not only the sizes.
         checks_replicas: Whether what all ranks hold must be equal.
@@ -66,7 +42,7 @@ class MergeOptions:
     source: Path
     output: Path
     max_shard_bytes: int = 5 * 10**9
-    save_format: str = "paddle"
+    save_format: str = PADDLE
     overwrite: bool = False
     verify: bool = False
     checks_replicas: bool = True
@@ -98,13 +74,13 @@ def merge(options: MergeOptions) -> None:
         "tensor_parallel_degree": source.files.tensor_degree,
         "pipeline_parallel_degree": source.files.pipeline_degree,
     }
-    save_format = SAVE_FORMATS[options.save_format]
+    is_theirs = options.save_format == HUGGING_FACE
     with output_folder(options.output, record) as folder:
         companions.copy_companions(options.source, folder)
         carry_template([options.source], folder)
-        written = save_format.convert(tensors, folder)
+        written = hf_out.convert(tensors, folder) if is_theirs else tensors
         with ProgressLine(sum(map(count_bytes, written))) as progress:
-            layout = _layout(source.kind, options.max_shard_bytes, save_format.header)
+            layout = _layout(source.kind, options.max_shard_bytes, "pt" if is_theirs else "np")
             files = write_tensors(folder, written, layout, advance=progress.advance)
     _report(options, source, written, num_files=len(files), seconds=time.monotonic() - began)
 
@@ -166,16 +142,10 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     parser.add_argument(
         "--output_dir", type=Path, metavar="OUT", help="folder of the result (default: CKPT-merged)"
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
-                        help="accepted for old scripts: no tensor is computed with, so no GPU is used")  # fmt: skip
-    parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
-                        help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
-    parser.add_argument("--save_format", choices=sorted(SAVE_FORMATS), default="paddle",
+    add_output_options(parser)
+    parser.add_argument("--save_format", choices=(HUGGING_FACE, PADDLE), default=PADDLE,
                         help="names and shapes of the result (default: paddle)")  # fmt: skip
-    parser.add_argument("--overwrite", type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
-                        help="replace the result of an earlier merge")  # fmt: skip
-    parser.add_argument("--verify", type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
-                        help="check the hashes of the checkpoint's manifest, too, not only the sizes")  # fmt: skip
+    add_switch(parser, "--verify", "check the hashes of the checkpoint's manifest, too, not only the sizes")
     parser.add_argument("--differing_replicas", choices=("refuse", "first"), default="refuse",
                         help="what to do where ranks disagree on a tensor that each holds whole: refuse, or "
                              "take the first rank's (default: refuse)")  # fmt: skip

@@ -209,14 +209,9 @@ def build_config(
     return config
 
 
-def one_process_config(model: Any, config: Any = None) -> Any:
-    """A model's PaddleNLP config for its folder: without what says how it was laid out over processes.
-
-    Args:
-        model: A model or a stage of one.
-        config: That of the whole model; by default the model's own.
-    """
-    saved = copy.deepcopy(config if config is not None else model.config)
+def one_process_config(model: Any) -> Any:
+    """PaddleNLP's config of a model, or a stage of one, without what says how it was laid out over processes."""
+    saved = copy.deepcopy(model.config)
     for name, value in _LAYOUT_FIELDS.items():
         if hasattr(saved, name):
             setattr(saved, name, value)

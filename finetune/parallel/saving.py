@@ -72,9 +72,9 @@ def find_local_split(name: str, config: Any, family: Family | None = None) -> Sp
     return find_split(family or family_of(config), name, config, degree=degree) if degree > 1 else None
 
 
-def model_weights(model: Any, family: Family | None = None) -> dict[str, LocalTensor]:
+def model_weights(model: Any) -> dict[str, LocalTensor]:
     """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding."""
-    family = family or family_of(model.config)
+    family = family_of(model.config)
     ignored = set(model._keys_to_ignore_on_save or ())
     state = one_name_each({name: each for name, each in model.state_dict().items() if name not in ignored})
     return {name: local_tensor(name, state[name], model.config, family) for name in sorted(state)}
@@ -92,52 +92,32 @@ def save_model_weights(
     folder: Path,
     groups: ProcessGroups,
     *,
-    family: Family | None = None,
-    config: Any = None,
+    unified: bool = True,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
     whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Writes weights as safetensors, and the configuration: what PaddleNLP's `save_pretrained` writes in one process.
+    """Writes weights and configuration as PaddleNLP's `save_pretrained` writes them.
 
     Args:
         model: A model or a stage of one, without adapter.
         folder: Where to write; the same on all ranks.
         groups: All ranks call this.
-        family: Record of the model.
-        config: That of the whole model; by default the model's own.
-        max_shard_bytes: Size of a file beyond which the next is begun.
+        unified: Whether the files are those of one process, safetensors; otherwise every rank writes its own part,
+            `model_state.tpXX_ppYY.pdparams`.
+        max_shard_bytes: Size of a safetensors file beyond which the next is begun.
         whole: Makes the parameters whole while they are read, for sharding stage 3.
     """
     with whole():
-        save_tensors_of_all(
-            model_weights(model, family),
-            folder,
-            groups,
-            stem=MODEL_FILES,
-            max_bytes=max_shard_bytes,
-        )
+        tensors = model_weights(model)
+        if unified:
+            save_tensors_of_all(tensors, folder, groups, stem=MODEL_FILES, max_bytes=max_shard_bytes)
+        else:
+            save_shards(tensors, folder, groups, stem=MODEL_STEM)
     with together(groups):
         if groups.is_first:
-            _save_config(model, folder, config)
-
-
-def save_model_shards(
-    model: Any,
-    folder: Path,
-    groups: ProcessGroups,
-    *,
-    family: Family | None = None,
-    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> None:
-    """Writes every rank's own part of the weights: `model_state.tpXX_ppYY.pdparams`, and the configuration.
-
-    Args as for `save_model_weights`. `finetune.storage` reads the files, and so does PaddleNLP.
-    """
-    with whole():
-        save_shards(model_weights(model, family), folder, groups, stem=MODEL_STEM)
-    with together(groups):
-        if groups.is_first:
-            _save_config(model, folder, None)
+            one_process_config(model).save_pretrained(str(folder))
+            if model.can_generate():
+                model.generation_config.save_pretrained(str(folder))
 
 
 def save_shards(
@@ -305,12 +285,6 @@ def gather_whole(value: Any, tensor: LocalTensor, group: Group) -> np.ndarray | 
 def _as_bytes(value: Any) -> Any:
     """A tensor's bytes [n]: a type that every backend sends, and no rounding on the way."""
     return value.detach().contiguous().flatten().view("uint8")
-
-
-def _save_config(model: Any, folder: Path, config: Any) -> None:
-    one_process_config(model, config).save_pretrained(str(folder))
-    if model.can_generate():
-        model.generation_config.save_pretrained(str(folder))
 
 
 def check_shared_folder(

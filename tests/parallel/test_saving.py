@@ -22,7 +22,6 @@ from finetune.parallel.groups import ProcessGroups
 from finetune.parallel.saving import (
     check_shared_folder,
     family_of,
-    save_model_shards,
     save_model_weights,
 )
 from finetune.parallel.topology import Layout
@@ -174,9 +173,9 @@ def test_bfloat16_and_small_files(folders, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "qwen", "bloom"])
 def test_files_of_each_rank_are_read_as_one_model(models, folders, tmp_path, name, layout):
     model = models[name]
-    assert run_ranks(layout, lambda groups: save_model_shards(Part(model, groups), tmp_path, groups)) == [
-        None
-    ] * len(range(layout.world))
+    assert run_ranks(
+        layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, unified=False)
+    ) == [None] * len(range(layout.world))
     family = family_of(model.config)
     shards = open_shards(tmp_path, family=family, config=family.adapt_config(model.config.to_dict()))
     assert (shards.tensor_degree, shards.pipeline_degree) == (layout.tensor, layout.pipeline)
@@ -194,7 +193,10 @@ def test_files_of_each_rank_are_read_as_one_model(models, folders, tmp_path, nam
 
 def test_paddle_reads_a_rank_s_file(models, tmp_path):
     layout = Layout(tensor=2)
-    run_ranks(layout, lambda groups: save_model_shards(Part(models["llama"], groups), tmp_path, groups))
+    run_ranks(
+        layout,
+        lambda groups: save_model_weights(Part(models["llama"], groups), tmp_path, groups, unified=False),
+    )
     state = paddle.load(str(tmp_path / "model_state.tp01.pdparams"))
     expected = models["llama"].state_dict()["llama.layers.0.mlp.gate_proj.weight"].numpy()
     part = state["llama.layers.0.mlp.gate_proj.weight"].numpy()
@@ -204,7 +206,7 @@ def test_paddle_reads_a_rank_s_file(models, tmp_path):
 def test_faults_of_shards_are_told(models, tmp_path):
     layout = Layout(tensor=2)
     model = models["llama"]
-    run_ranks(layout, lambda groups: save_model_shards(Part(model, groups), tmp_path, groups))
+    run_ranks(layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, unified=False))
     family = family_of(model.config)
     second = tmp_path / "model_state.tp01.pdparams"
     state = paddle.load(str(second))
