@@ -93,6 +93,37 @@ def _cpu_layers() -> Iterator[StandIn]:
         )
 
 
+_MODELS_TEST, _TURN_TEST = "tests/models/test_attention.py", "tests/models/test_float32_layers.py"
+
+
+def _attention_and_positions() -> Iterator[StandIn]:
+    for family in ("llama", "qwen2", "gemma"):
+        yield StandIn(
+            f"paddlenlp.transformers.{family}.modeling.scaled_dot_product_attention",
+            "always",
+            "hands a kernel a dense mask and is_causal together, which Paddle takes as causal alone, "
+            "or adds masks and distances in half precision",
+            _PADDLENLP,
+            _MODELS_TEST,
+        )
+    for family in ("llama", "qwen2", "gemma", "qwen", "mistral", "chatglm_v2"):
+        yield StandIn(
+            f"paddlenlp.transformers.{family}.modeling.apply_rotary_pos_emb",
+            "always",
+            "turns positions by tables rounded to half precision, and rounds every step of the turn",
+            _PADDLENLP,
+            _TURN_TEST,
+        )
+    for norm in ("qwen.modeling.QWenRMSNorm", "mistral.modeling.MistralRMSNorm", "chatglm_v2.modeling.RMSNorm"):
+        yield StandIn(
+            f"paddlenlp.transformers.{norm}.forward",
+            "always",
+            "leaves its float32 products to automatic mixed precision, which rounds them at level O2",
+            _PADDLENLP,
+            _TURN_TEST,
+        )
+
+
 STAND_INS: tuple[StandIn, ...] = (
     StandIn(
         "paddle.nn.functional.dropout",
@@ -104,6 +135,7 @@ STAND_INS: tuple[StandIn, ...] = (
     *_process_groups(),
     *_tensor_parallel_operators(),
     *_cpu_layers(),
+    *_attention_and_positions(),
 )
 
 
