@@ -405,8 +405,15 @@ def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
 
 
 def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
-    # A dense mask beside flash attention would make Paddle fall back to a slower kernel.
-    return "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
+    model, training = args.model, args.training
+    kind = resolved.family.packed_mask(
+        resolved.config,
+        fused=model.use_flash_attention,
+        half=training.bf16 or training.fp16,
+        has_prefix=model.prefix_tuning,
+    )
+    assert kind is not None, "check_topology lets no such run begin"
+    return kind
 
 
 def _build_rows(

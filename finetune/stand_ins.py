@@ -41,6 +41,7 @@ _PADDLE, _PADDLENLP = "paddlepaddle 3.3.1", "paddlenlp 3.0.0b4"
 _SEVERAL = "several processes on CPU"
 _BACKEND_TEST = "tests/distributed/test_cpu_backend.py"
 _LAYERS_TEST = "tests/models/test_cpu_layers.py"
+_FLOAT32_TEST = "tests/models/test_float32_layers.py"
 
 
 def _tensor_parallel_operators() -> Iterator[StandIn]:
@@ -93,34 +94,34 @@ def _cpu_layers() -> Iterator[StandIn]:
         )
 
 
-_MODELS_TEST, _TURN_TEST = "tests/models/test_attention.py", "tests/models/test_float32_layers.py"
-
-
 def _attention_and_positions() -> Iterator[StandIn]:
-    for family in ("llama", "qwen2", "gemma"):
+    models = "paddlenlp.transformers"
+    yield StandIn(
+        f"{models}.*.modeling.scaled_dot_product_attention",
+        "always",
+        "hands a kernel a dense mask and is_causal together, which Paddle takes as causal alone, or adds masks and "
+        "distances in half precision",
+        _PADDLENLP,
+        "tests/models/test_attention.py",
+    )
+    yield StandIn(
+        f"{models}.*.modeling.apply_rotary_pos_emb",
+        "always",
+        "turns positions by tables rounded to half precision, and rounds every step of the turn",
+        _PADDLENLP,
+        _FLOAT32_TEST,
+    )
+    for norm in (
+        "qwen.modeling.QWenRMSNorm",
+        "mistral.modeling.MistralRMSNorm",
+        "chatglm_v2.modeling.RMSNorm",
+    ):
         yield StandIn(
-            f"paddlenlp.transformers.{family}.modeling.scaled_dot_product_attention",
-            "always",
-            "hands a kernel a dense mask and is_causal together, which Paddle takes as causal alone, "
-            "or adds masks and distances in half precision",
-            _PADDLENLP,
-            _MODELS_TEST,
-        )
-    for family in ("llama", "qwen2", "gemma", "qwen", "mistral", "chatglm_v2"):
-        yield StandIn(
-            f"paddlenlp.transformers.{family}.modeling.apply_rotary_pos_emb",
-            "always",
-            "turns positions by tables rounded to half precision, and rounds every step of the turn",
-            _PADDLENLP,
-            _TURN_TEST,
-        )
-    for norm in ("qwen.modeling.QWenRMSNorm", "mistral.modeling.MistralRMSNorm", "chatglm_v2.modeling.RMSNorm"):
-        yield StandIn(
-            f"paddlenlp.transformers.{norm}.forward",
+            f"{models}.{norm}.forward",
             "always",
             "leaves its float32 products to automatic mixed precision, which rounds them at level O2",
             _PADDLENLP,
-            _TURN_TEST,
+            _FLOAT32_TEST,
         )
 
 

@@ -56,19 +56,19 @@ class BloomAttention(modeling.BloomAttention):
             use_cache: Return keys and values.
             output_attentions: Not used.
         """
-        heads = self._split_heads(self.query_key_value(hidden_states))
+        query, key, value = self._split_heads(self.query_key_value(hidden_states))
         if layer_past is not None:
-            new = zip(layer_past, heads[1:], strict=True)
-            heads = (heads[0], *(paddle.concat(pair, axis=1) for pair in new))
+            key = paddle.concat([layer_past[0], key], axis=1)
+            value = paddle.concat([layer_past[1], value], axis=1)
         if self.config.use_flash_attention:
             rate = self.config.attention_dropout if self.training else 0.0
-            output = fused_attention(*heads, attention_mask, drop_rate=rate)
+            output = fused_attention(query, key, value, attention_mask, drop_rate=rate)
         else:
-            output = plain_attention(*heads, attention_mask, drop=self.attention_dropout)
+            output = plain_attention(query, key, value, attention_mask, drop=self.attention_dropout)
         output = modeling.dropout_add(
             self.dense(output.flatten(2)), residual, self.hidden_dropout, self.training
         )
-        return output, tuple(heads[1:]) if use_cache else None
+        return output, (key, value) if use_cache else None
 
 
 class BloomModel(modeling.BloomModel):
@@ -108,7 +108,9 @@ class BloomModel(modeling.BloomModel):
         for index, block in enumerate(self.h):
             past = past_key_values[index] if past_key_values is not None else None
             if self.enable_recompute and self.training:
-                hidden = recompute(block, hidden, layer_past=past, attention_mask=bias, use_reentrant=False)[0]
+                hidden = recompute(block, hidden, layer_past=past, attention_mask=bias, use_reentrant=False)[
+                    0
+                ]
                 continue
             outputs = block(hidden, layer_past=past, attention_mask=bias, use_cache=use_cache)
             hidden = outputs[0]
@@ -119,7 +121,9 @@ class BloomModel(modeling.BloomModel):
     def _bias(self, given: Any, position_ids: Any, shape: tuple[int, int], past_length: int) -> Any:
         """Distances and mask for the heads of this card, float32 [batch, heads, length, past + length]."""
         if are_packed_rows(given):
-            raise ValueError("rows of packed samples, which no kernel takes together with distances: give a mask")
+            raise ValueError(
+                "rows of packed samples, which no kernel takes together with distances: give a mask"
+            )
         if given is None:
             given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
         visible = dense_mask(given, shape, past_length)

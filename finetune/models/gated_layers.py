@@ -139,7 +139,14 @@ def attend_by_one_mask(modeling: Any) -> None:
     stock = modeling.scaled_dot_product_attention
 
     def scaled_dot_product_attention(
-        query: Any, config: Any, key: Any, value: Any, mask: Any, output_attentions: bool, *rest: Any, **more: Any
+        query: Any,
+        config: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        output_attentions: bool,
+        *rest: Any,
+        **more: Any,
     ) -> Any:
         fused = config.use_flash_attention
         biased = mask is not None and mask.ndim == 4 and mask.shape[1] > 1

@@ -73,7 +73,8 @@ LLAMA = register(
         base_prefix="llama",
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
-        flash_mask=True,
+        fused_packing="rows",
+        distance_option="alibi",
         cpu_layers="finetune.models.cpu_layers.install_llama",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",

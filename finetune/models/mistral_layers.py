@@ -69,7 +69,8 @@ class MistralAttention(modeling.MistralAttention):
             )
         attend = fused_attention if self.config.use_flash_attention else plain_attention
         # [batch, length or keys, heads or kv heads, head dim]
-        output = attend(*(part.transpose([0, 2, 1, 3]) for part in (query, key, value)), attention_mask)
+        first, second, third = (part.transpose([0, 2, 1, 3]) for part in (query, key, value))
+        output = attend(first, second, third, attention_mask)
         return self.o_proj(output.flatten(2)), None, (key, value) if use_cache else None
 
 
@@ -124,7 +125,11 @@ class MistralModel(modeling.MistralModel):
 
     def _visible(self, given: Any, shape: tuple[int, int], past_length: int) -> Any:
         """What the layers get as their mask, the window in it."""
-        num_keys, window, fused = past_length + shape[1], self.config.sliding_window, self.config.use_flash_attention
+        num_keys, window, fused = (
+            past_length + shape[1],
+            self.config.sliding_window,
+            self.config.use_flash_attention,
+        )
         is_narrow = bool(window) and window < num_keys
         if are_packed_rows(given):
             if not fused:

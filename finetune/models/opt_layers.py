@@ -66,19 +66,28 @@ class Attention(modeling.MultiHeadAttention):
     use_flash_attention = False
 
     def forward(
-        self, query: Any, key: Any, value: Any, attn_mask: Any = None, use_cache: bool = False, cache: Any = None
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        use_cache: bool = False,
+        cache: Any = None,
     ) -> tuple[Any, ...]:
         """Output [batch, length, hidden], None and, with `use_cache`, keys and values [batch, heads, keys, dim]."""
         prepare = (
-            self._fuse_prepare_qkv if self.fuse_attention_qkv else partial(self._prepare_qkv, key=key, value=value)
+            self._fuse_prepare_qkv
+            if self.fuse_attention_qkv
+            else partial(self._prepare_qkv, key=key, value=value)
         )
         query, key, value, cache = prepare(query, use_cache=use_cache, cache=cache)
-        heads = [part.transpose([0, 2, 1, 3]) for part in (query, key, value)]  # [batch, ., heads, head dim]
+        # [batch, ., heads, head dim]
+        query, key, value = (part.transpose([0, 2, 1, 3]) for part in (query, key, value))
         drops = self.training and self.dropout
         if self.use_flash_attention:
-            output = fused_attention(*heads, attn_mask, drop_rate=self.dropout if drops else 0.0)
+            output = fused_attention(query, key, value, attn_mask, drop_rate=self.dropout if drops else 0.0)
         else:
-            output = plain_attention(*heads, attn_mask, drop=self._drop if drops else None)
+            output = plain_attention(query, key, value, attn_mask, drop=self._drop if drops else None)
         output = self.out_proj(output.flatten(2))
         return (output, None, cache) if use_cache else (output, None)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import paddle
 from paddle.distributed.fleet.utils.sequence_parallel_utils import ScatterOp
 from paddlenlp.transformers.qwen import modeling
 
