@@ -41,7 +41,7 @@ _PADDLE, _PADDLENLP = "paddlepaddle 3.3.1", "paddlenlp 3.0.0b4"
 _SEVERAL = "several processes on CPU"
 _BACKEND_TEST = "tests/distributed/test_cpu_backend.py"
 _LAYERS_TEST = "tests/models/test_cpu_layers.py"
-_FLOAT32_TEST = "tests/models/test_float32_layers.py"
+_FLOAT32_TEST = "tests/models/test_float32.py"
 
 
 def _tensor_parallel_operators() -> Iterator[StandIn]:
@@ -111,18 +111,6 @@ def _attention_and_positions() -> Iterator[StandIn]:
         _PADDLENLP,
         _FLOAT32_TEST,
     )
-    for norm in (
-        "qwen.modeling.QWenRMSNorm",
-        "mistral.modeling.MistralRMSNorm",
-        "chatglm_v2.modeling.RMSNorm",
-    ):
-        yield StandIn(
-            f"{models}.{norm}.forward",
-            "always",
-            "leaves its float32 products to automatic mixed precision, which rounds them at level O2",
-            _PADDLENLP,
-            _FLOAT32_TEST,
-        )
 
 
 def _half_precision() -> Iterator[StandIn]:

@@ -85,7 +85,7 @@ def distance_bias(slopes: Any, key_positions: Any, visible: Any) -> Any:
 
     The distance is that of key and query, 0 on the diagonal, not the position of the key. Softmax sees no difference,
     but a kernel that takes its bias in half precision does: bfloat16 has 8 bits, so that positions 257 and 258 are
-    one, while a distance d is off by d / 512 at most, where its probability has fallen by exp(slope x d).
+    one, while a distance d is off by d / 256 at most, where its probability has fallen by exp(slope x d).
 
     Args:
         slopes: float32 [heads], Press et al., "Train Short, Test Long" (2022).

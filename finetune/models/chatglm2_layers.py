@@ -26,7 +26,7 @@ from finetune.models.attention import (
     plain_attention,
     visible_keys,
 )
-from finetune.models.float32_layers import norm_without_casts, turn
+from finetune.models.rotary import turn
 from finetune.stand_ins import replace
 
 _stock_turn = modeling.apply_rotary_pos_emb
@@ -50,7 +50,15 @@ def apply_rotary_pos_emb(x: paddle.Tensor, table: paddle.Tensor) -> paddle.Tenso
 
 
 replace(modeling, "apply_rotary_pos_emb", apply_rotary_pos_emb)
-norm_without_casts(modeling.RMSNorm)
+
+
+class RotaryEmbedding(modeling.RotaryEmbedding):
+    """Tables of the positions, worked out in every pass."""
+
+    def forward(self, max_seq_len: int, offset: int = 0) -> paddle.Tensor:
+        """Cos and sin, float32 [positions, turned places / 2, 2]."""
+        with paddle.amp.auto_cast(enable=False):
+            return super().forward(max_seq_len, offset)
 
 
 class CoreAttention(modeling.CoreAttention):
@@ -133,7 +141,8 @@ class ChatGLMv2ForCausalLM(modeling.ChatGLMv2ForCausalLM):
         super().__init__(config)
         decoder = self.chatglm_v2
         decoder.__class__, decoder.encoder.__class__ = ChatGLMv2Model, GLMTransformer
-        decoder.rotary_pos_emb.default_dtype = "float32"  # the type of its tables
+        decoder.rotary_pos_emb.__class__ = RotaryEmbedding
+        decoder.rotary_pos_emb.default_dtype = "float32"  # what the tables would be rounded to
         # The layers call their core, which chooses the kernel.
         plain = copy.copy(config)
         plain.use_flash_attention = False

@@ -24,7 +24,7 @@ from finetune.models.attention import (
     plain_attention,
     visible_keys,
 )
-from finetune.models.float32_layers import keep_tables
+from finetune.models.rotary import keep_tables
 from finetune.stand_ins import replace
 
 

@@ -3,7 +3,7 @@
 PaddleNLP's feed-forward layer computes the exact GELU whatever the config says; the published weights
 were trained with the tanh approximation. At activations of order one the logits differ by about 1e-3.
 
-Forward pass, attention and rotary positions are those of `gated_layers`, `attention` and `float32_layers`.
+Forward pass, attention and rotary positions are those of `gated_layers`, `attention` and `rotary`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import paddle
 import paddle.nn.functional as F
 from paddlenlp.transformers.gemma import modeling
 
-from finetune.models.float32_layers import turn_in_float32
 from finetune.models.gated_layers import GatedDecoder, attend_by_one_mask, keep_rotary_tables
+from finetune.models.rotary import turn_in_float32
 
 attend_by_one_mask(modeling)
 turn_in_float32(modeling)

@@ -6,8 +6,8 @@ from typing import Any
 
 from paddlenlp.transformers.llama import modeling
 
-from finetune.models.float32_layers import turn_in_float32
 from finetune.models.gated_layers import GatedDecoder, attend_by_one_mask, keep_rotary_tables
+from finetune.models.rotary import turn_in_float32
 
 attend_by_one_mask(modeling)
 turn_in_float32(modeling)

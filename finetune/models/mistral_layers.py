@@ -2,7 +2,7 @@
 
 That is the sliding window, one count of positions in training and generation under prefix tuning, bool
 block masks, recomputation that lets gradients reach a prefix, packed rows under fused attention, and float32 where
-half precision is too coarse (`float32_layers`, `attention`).
+half precision is too coarse (`rotary`, `attention`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from finetune.models.attention import (
     plain_attention,
     visible_keys,
 )
-from finetune.models.float32_layers import keep_tables, norm_without_casts, turn_in_float32
+from finetune.models.rotary import keep_tables, turn_in_float32
 
 turn_in_float32(modeling, head_axis=1)
-norm_without_casts(modeling.MistralRMSNorm)
 
 
 class PrefixKeyValues(tuple):

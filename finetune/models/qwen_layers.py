@@ -4,7 +4,7 @@ For prompts longer than `seq_length` Qwen stretches its rotary positions (dynami
 only. PaddleNLP's layers remember the last stretch and go on with it in training.
 
 PaddleNLP's forward pass builds a dense causal mask in every pass, with which no fused kernel is quick; here it is
-known from what was given (`attention`). Scores and rotary positions are float32 (`float32_layers`).
+known from what was given (`attention`). Scores and rotary positions are float32 (`rotary`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from finetune.models.attention import (
     plain_attention,
     visible_keys,
 )
-from finetune.models.float32_layers import norm_without_casts, turn_in_float32
 from finetune.models.gated_layers import keep_rotary_tables
+from finetune.models.rotary import turn_in_float32
 
 turn_in_float32(modeling)
-norm_without_casts(modeling.QWenRMSNorm)
 
 
 class QWenModel(modeling.QWenModel):

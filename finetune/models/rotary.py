@@ -1,13 +1,10 @@
-"""Rotary positions and norms that are float32 inside a half-precision run.
+"""Rotary positions that are float32 inside a half-precision run.
 
 Positions are turned by cos and sin of angles that reach thousands of radians; bfloat16 tells 257 from 258 no more.
-The tables are made in float32 in all families but are rounded to the type of the run, before they are used or even
-where they are kept. Here they stay float32, a head is turned in float32, and what comes out is rounded once. The
-gradient needs the tables only, so that less is kept for it than PaddleNLP's form keeps.
-
-The RMS norms sum squares in float32, but some leave the products around that to automatic mixed precision, which at
-level O2 rounds each of them; Gemma moreover adds one to its weights in the type of the run, where bfloat16 has three
-digits left for what was learned.
+PaddleNLP rounds the tables to the type of the run, before they are used or even where they are kept, and where they
+are worked out in every pass (Gemma) automatic mixed precision makes the angles themselves bfloat16. Here all of that
+is float32, a head is turned in float32, and what comes out is rounded once. The gradient needs the tables only, so
+that less is kept for it than PaddleNLP's form keeps.
 
 In float32 PaddleNLP's own functions run as they are.
 """
@@ -78,7 +75,9 @@ def keep_tables(rotary_layer: Any) -> None:
 
 
 def _float32_tables(stock: Callable[..., Any], _like: Any, *arguments: Any, **more: Any) -> Any:
-    return stock(_LIKE_FLOAT32, *arguments, **more)
+    # Some layers work them out in every pass, or anew for longer texts: by a product that would be half precision.
+    with paddle.amp.auto_cast(enable=False):
+        return stock(_LIKE_FLOAT32, *arguments, **more)
 
 
 def turn_in_float32(modeling: Any, *, head_axis: int = 2) -> None:
@@ -100,15 +99,3 @@ def turn_in_float32(modeling: Any, *, head_axis: int = 2) -> None:
         return turn(q, cos, sin), turn(k, cos, sin)
 
     replace(modeling, "apply_rotary_pos_emb", apply_rotary_pos_emb)
-
-
-def norm_without_casts(norm_class: Any) -> None:
-    """Keeps automatic mixed precision out of a norm that casts to float32 by itself."""
-    stock = norm_class.forward
-
-    @functools.wraps(stock)
-    def forward(self: Any, hidden: Any) -> Any:
-        with paddle.amp.auto_cast(enable=False):
-            return stock(self, hidden)
-
-    replace(norm_class, "forward", forward)
