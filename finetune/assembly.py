@@ -216,14 +216,14 @@ def load_base_model(
         UserError: The tokenizer has more pieces than the model has embeddings, or weights are
             missing, unknown or of another shape.
     """
-    from finetune.device import use_device
     from finetune.models.family import import_object
     from finetune.models.loading import load_model
+    from finetune.parallel.start import prepare_device
     from finetune.processor import keep_freed_memory
     from finetune.training.seeding import seed_everything
 
     phase("loading weights")
-    use_device(args.training.device, groups.layout.world)
+    prepare_device(args, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()
         if resolved.family.cpu_layers:
