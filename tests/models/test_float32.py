@@ -18,6 +18,8 @@ from finetune.models.family import get_family, import_object
 from finetune.models.loading import load_model, resolve_model
 from finetune.models.rotary import turn
 from finetune.models.tiny import build_tiny
+from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.replicas import start_replicas
 from finetune.training.loss import logits_of, token_loss_sum
 from tests.models import decoding
 
@@ -359,3 +361,17 @@ def test_paddlenlp_rounds_tables_and_every_step():
     layer = llama_modeling.LlamaRotaryEmbedding(8, 16)
     cos, _ = layer(SimpleNamespace(dtype=paddle.bfloat16), seq_len=16)
     assert cos.dtype == paddle.bfloat16
+
+
+def test_squares_of_small_gradients_do_not_vanish(half):
+    """1e-4 squared is nothing in float16."""
+    layer = paddle.nn.Linear(30, 40, bias_attr=False)
+    layer.weight.set_value(paddle.zeros([30, 40]))
+    layer.astype("float16")
+    replicas = start_replicas(layer, ProcessGroups(), 0)
+    (layer(paddle.ones([1, 30], dtype="float16")) * 1e-4).sum().backward()
+    replicas.after_micro_batch()
+    replicas.sum_gradients()
+    gradient = float(layer.weight.grad.astype("float32").max())
+    assert layer.weight.grad.dtype == paddle.float16 and gradient == pytest.approx(1e-4, rel=1e-3)
+    assert sum(replicas.squared_norms().values()) == pytest.approx(1200 * gradient**2, rel=1e-5)
