@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.device_reads import watched_reads
+
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 20
 GLOBAL_BATCH_SIZE = 8
@@ -198,6 +200,7 @@ class Run:
         logs: What each rank wrote.
         seconds: Wall time.
         timed_out: Whether it was stopped.
+        home: Where its logs are.
     """
 
     folder: Path
@@ -205,6 +208,12 @@ class Run:
     logs: tuple[str, ...]
     seconds: float
     timed_out: bool = False
+    home: Path = Path()
+
+    def reads(self, call: str) -> dict[int, list[list[str]]]:
+        """By rank, what a step ("_optimizer_step") or an evaluation ("run") read from the device, each time."""
+        paths = {rank: self.home / f"reads.{rank}.jsonl" for rank in range(len(self.codes))}
+        return {rank: watched_reads(path, call) for rank, path in paths.items()}
 
     @property
     def refusal(self) -> str:
@@ -304,7 +313,13 @@ class RankServer:
             raise RuntimeError(Path(self._log.name).read_text(encoding="utf-8"))
 
     def run(
-        self, settings: Mapping[str, Any], world: int = 1, *, timeout: float = 120, folder: Path | None = None
+        self,
+        settings: Mapping[str, Any],
+        world: int = 1,
+        *,
+        timeout: float = 120,
+        folder: Path | None = None,
+        counts_reads: bool = False,
     ) -> Run:
         """Runs the entry script on so many processes.
 
@@ -313,6 +328,7 @@ class RankServer:
             world: Number of processes.
             timeout: Seconds after which they are ended.
             folder: The run's output folder; a fresh one by default.
+            counts_reads: Whether to note what each rank reads from the device; see `Run.reads`.
         """
         self._count += 1
         home = self.folder / f"run-{self._count}"
@@ -321,6 +337,7 @@ class RankServer:
         arguments = home / "arguments.json"
         arguments.write_text(json.dumps({**settings, "output_dir": str(output)}), encoding="utf-8")
         request = {"argv": [str(arguments)], "world": world, "timeout": timeout, "logs": str(home)}
+        request["counts_reads"] = counts_reads
         assert self._process.stdin
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
@@ -334,7 +351,8 @@ class RankServer:
             path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             for path in (home / f"rank.{rank}.log" for rank in range(world))
         )
-        return Run(output, tuple(answer["codes"]), logs, answer["seconds"], answer["timed_out"])
+        codes = tuple(answer["codes"])
+        return Run(output, codes, logs, answer["seconds"], timed_out=answer["timed_out"], home=home)
 
     def close(self) -> None:
         """Ends the server; its children end with it."""
