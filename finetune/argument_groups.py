@@ -81,6 +81,10 @@ class ModelArguments:
     hang_timeout: int = _setting(
         600, "Seconds without progress on some process after which all say what they do; 0: never."
     )
+    rehearse_half_precision: bool = _setting(
+        False,
+        "Compute in the file's bf16 or fp16 on CPU, by rounding after every operation: a rehearsal for GPUs.",
+    )
     max_skipped_steps: int = _setting(
         20, "float16 steps skipped in a row, because gradients overflowed, after which the run stops."
     )

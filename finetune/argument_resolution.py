@@ -13,11 +13,9 @@ METRIC_ALIASES = {"ppl": "perplexity"}
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 # Kernels and number formats that Paddle has on GPUs only.
+HALF_PRECISION_SETTINGS = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
 GPU_ONLY_SETTINGS = (
-    "fp16",
-    "bf16",
-    "fp16_full_eval",
-    "bf16_full_eval",
+    *HALF_PRECISION_SETTINGS,
     "use_flash_attention",
     "use_fused_rms_norm",
     "use_fused_rope",
@@ -109,11 +107,18 @@ def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
     if values["no_cuda"] and device_kind(values["device"] or "gpu") == "gpu":
         values["device"] = "cpu"
     values["device"] = detect_device(values["device"])
+    rehearses = values["rehearse_half_precision"]
     if device_kind(values["device"]) != "cpu":
-        return []
-    turned_off = [name for name in GPU_ONLY_SETTINGS if values[name]]
+        values["rehearse_half_precision"] = False
+        return ["rehearse_half_precision is for CPUs and has no effect on this device"] if rehearses else []
+    kept = HALF_PRECISION_SETTINGS if rehearses else ()
+    turned_off = [name for name in GPU_ONLY_SETTINGS if values[name] and name not in kept]
     values.update(dict.fromkeys(turned_off, False))
-    if values["amp_master_grad"] and turned_off:
+    if values["amp_master_grad"] and not (values["fp16"] or values["bf16"]):
         values["amp_master_grad"] = False
         turned_off.append("amp_master_grad")
-    return [f"on CPU these settings are turned off: {', '.join(turned_off)}"] if turned_off else []
+    if not turned_off:
+        return []
+    half = any(name in HALF_PRECISION_SETTINGS for name in turned_off)
+    hint = " (rehearse_half_precision true computes in half precision on CPU, slowly)" if half else ""
+    return [f"on CPU these settings are turned off: {', '.join(turned_off)}{hint}"]

@@ -93,6 +93,20 @@ def _cpu_layers() -> Iterator[StandIn]:
         )
 
 
+def _half_precision() -> Iterator[StandIn]:
+    when, tests = "rehearse_half_precision on CPU", "tests/half_precision"
+    for target, reason, test in (
+        ("paddle._C_ops.*", "few operators have half-precision kernels on CPU", "test_operators.py"),
+        ("paddle.Tensor.__*__", "operators of Python call C++ kernels directly", "test_tensor_methods.py"),
+        ("paddle.Tensor.clone", "automatic mixed precision makes it float32 on CPU", "test_amp.py"),
+        ("paddle.amp.auto_cast._dygraph_tracer", "mixed precision refuses to work on CPU", "test_amp.py"),
+        ("paddle.amp.auto_cast._is_gpu_*_supported", "asks a GPU that is not there", "test_amp.py"),
+        ("paddle.amp.grad_scaler._dygraph_tracer", "loss scaling refuses to work on CPU", "test_updates.py"),
+        ("paddle.amp.grad_scaler._legacy_C_ops", "its check has no half-precision kernel", "test_updates.py"),
+    ):
+        yield StandIn(target, when, reason, _PADDLE, f"{tests}/{test}")
+
+
 STAND_INS: tuple[StandIn, ...] = (
     StandIn(
         "paddle.nn.functional.dropout",
@@ -104,6 +118,7 @@ STAND_INS: tuple[StandIn, ...] = (
     *_process_groups(),
     *_tensor_parallel_operators(),
     *_cpu_layers(),
+    *_half_precision(),
 )
 
 
@@ -112,13 +127,14 @@ def find(target: str) -> StandIn | None:
     return next((each for each in STAND_INS if fnmatchcase(target, each.target)), None)
 
 
-def replace(owner: Any, name: str, value: Any) -> Any:
+def replace(owner: Any, name: str, value: Any, *, known_as: str | None = None) -> Any:
     """Puts a stand-in in place, for good.
 
     Args:
         owner: A module or class of Paddle or PaddleNLP.
         name: Its attribute.
         value: What takes its place.
+        known_as: Dotted path in the list, where the attribute is another name of the same function.
 
     Returns:
         What stood there before; None for nothing.
@@ -126,7 +142,7 @@ def replace(owner: Any, name: str, value: Any) -> Any:
     Raises:
         ValueError: The list does not know the target.
     """
-    target = f"{_path(owner)}.{name}"
+    target = known_as or f"{_path(owner)}.{name}"
     if find(target) is None:
         raise ValueError(
             f"{target} is not in finetune.stand_ins.STAND_INS: add it there, with reason and test"
