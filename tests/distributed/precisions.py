@@ -6,10 +6,8 @@ precision, with itself resumed from its middle, and with its middle resumed in a
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,12 +256,7 @@ def faults_of(found: dict[str, Any]) -> list[str]:
     for form in ("float32", "one", "other"):
         faults += [f"{form}: {name} differs" for name in EXACT if found[form].get(name, 0.0) > 0]
     for form in ("resumed", "killed"):
-        faults += [f"{form}: {name} is {value:.1e} away" for name, value in found.get(form, {}).items() if value]
+        faults += [
+            f"{form}: {name} is {value:.1e} away" for name, value in found.get(form, {}).items() if value
+        ]
     return faults
-
-
-@contextlib.contextmanager
-def open_precision_bench(folder: Path, server: RankServer) -> Iterator[PrecisionBench]:
-    """A bench for the time of the block."""
-    bench = PrecisionBench(folder, server)
-    yield bench

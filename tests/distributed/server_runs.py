@@ -79,7 +79,7 @@ class Run:
 
 _COMPARED = (
     "loss", "grad_norm", "learning_rate", "num_tokens", "num_label_tokens",
-    "eval_loss", "eval_perplexity", "eval_accuracy",
+    "eval_loss", "eval_perplexity", "eval_accuracy", "loss_scale",
 )  # fmt: skip
 
 
