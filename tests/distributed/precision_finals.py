@@ -50,12 +50,12 @@ def measure_final(bench: PrecisionBench, family: str, method: str, precision: st
     return found
 
 
-def faults_of_final(found: dict[str, Any]) -> list[str]:
+def faults_of_final(found: dict[str, Any], precision: str) -> list[str]:
     """What of these measurements is not as it should be."""
     faults = [] if found["num_generated"] == NUM_DEV else [f"{found['num_generated']} answers"]
     if found["final"]:
         faults.append(f"the final folder evaluates {found['final']:.1e} from the run")
-    limit = TOLERANCES["eval_loss"]
+    limit = TOLERANCES[precision[:4]]["eval_loss"]
     return faults + [
         f"{name}: eval_loss is {found[name]:.1e} away"
         for name in ("merged", "ranks")

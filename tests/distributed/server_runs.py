@@ -72,7 +72,7 @@ class Run:
         for line in (self.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             for name in _COMPARED:
-                if name in record:
+                if record.get(name) is not None:  # a step that overflowed has no loss
                     found.setdefault(name, {})[record["step"]] = float(record[name])
         return found
 

@@ -73,13 +73,13 @@ def test_half_precision(precision_bench, family, method, precision, layout):
 def note(
     record: dict[str, Any],
     run: Callable[[], dict[str, Any]],
-    check: Callable[[dict[str, Any]], list[str]],
+    check: Callable[[dict[str, Any], str], list[str]],
 ) -> list[str]:
     """Measures, and adds a line to the results whatever comes of it; the faults."""
     began = time.monotonic()
     try:
         found = run()
-        record |= found | {"faults": check(found)}
+        record |= found | {"faults": check(found, record["precision"])}
     except AssertionError as error:
         record["faults"] = [str(error)]
         raise

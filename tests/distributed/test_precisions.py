@@ -41,13 +41,13 @@ FINALS = [("qwen", "lora", "bf16 O2"), ("qwen", "pt", "fp16 O2"), ("llama", "sft
     "case", CASES, ids=lambda case: f"{case.family}-{case.method}-{case.precision}-{case.layout}"
 )
 def test_half_precision(precision_bench, case):
-    faults = faults_of(measure(precision_bench, case))
+    faults = faults_of(measure(precision_bench, case), case.precision)
     assert not faults, faults
 
 
 @pytest.mark.parametrize(("family", "method", "precision"), FINALS)
 def test_what_is_left_evaluates_and_merges(precision_bench, family, method, precision):
-    faults = faults_of_final(measure_final(precision_bench, family, method, precision))
+    faults = faults_of_final(measure_final(precision_bench, family, method, precision), precision)
     assert not faults, faults
 
 
@@ -76,15 +76,18 @@ def test_each_method_and_precision_is_killed_once_and_resumed_in_every_other_lay
 
 def test_a_fault_is_found():
     curve = {name: {1: 2.0, 2: 3.0} for name in ("loss", "grad_norm", "learning_rate", "eval_loss")}
-    near, far, gone = (curve | {"loss": {1: 2.0, 2: value}} for value in (3.001, 3.01, math.nan))
+    near, far, gone = (curve | {"loss": {1: 2.0, 2: value}} for value in (3.002, 3.01, math.nan))
     same = differences(curve, curve)
     good = {"float32": differences(near, curve), "one": same, "resumed": same, "other": same}
-    assert faults_of(good) == []
-    assert "nothing was rounded" in faults_of(good | {"float32": same})[0]
+    assert faults_of(good, "bf16 O2") == []
+    assert len(faults_of(good, "fp16 O2")) == 1
+    assert "nothing was rounded" in faults_of(good | {"float32": same}, "bf16 O2")[0]
     for form in ("float32", "one", "resumed", "other", "killed"):
         for other in (far, gone):
-            assert len(faults_of(good | {form: differences(other, curve)})) == 1, form
-    assert faults_of(good | {"resumed": differences(near, curve)})
-    assert faults_of(good | {"one": differences(curve | {"learning_rate": {1: 2.0, 2: 3.1}}, curve)})
+            assert len(faults_of(good | {form: differences(other, curve)}, "bf16 O2")) == 1, form
+    assert faults_of(good | {"resumed": differences(near, curve)}, "bf16 O2")
+    assert faults_of(
+        good | {"one": differences(curve | {"learning_rate": {1: 2.0, 2: 3.1}}, curve)}, "bf16 O2"
+    )
     with pytest.raises(AssertionError):
         differences(curve, curve | {"loss": {1: 2.0}})
