@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.merge.row_blocks import rounded
-from finetune.models.weights import as_float32
 from finetune.parallel.cpu_links import Links
+from finetune.storage.dtypes import as_float32, rounded
 
 # Up to here every rank sends its whole tensor to every other (one round); above, each rank reduces one slice and
 # hands it round (two rounds, but only 2 (n - 1) / n of the tensor per rank).
