@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed.layouts import METHODS
-from tests.distributed.precisions import NUM_DEV, NUM_STEPS, TOLERANCES, Case, PrecisionBench
+from tests.distributed.precisions import NUM_DEV, NUM_STEPS, SAVED, TOLERANCES, Case, PrecisionBench
 
 TRAINED = {"sft": "model_name_or_path", "lora": "lora_path", "pt": "prefix_path"}
 """Setting that takes what a method leaves behind."""
@@ -19,14 +19,16 @@ def measure_final(bench: PrecisionBench, family: str, method: str, precision: st
     """Evaluates and merges what one process and two tensor-parallel ranks left.
 
     Returns:
-        Differences of evaluation losses: `final` (the final folder, from the run's last evaluation), for LoRA `merged`
-        (the merged model, from the adapter), and `ranks` (the merged files of ranks, from their run's last evaluation);
-        and `num_generated`, the number of answers that were written.
+        Differences of evaluation losses: `final` (the final folder, from the run's last evaluation), `learned` (the
+        last evaluation, from the one in the middle), for LoRA `merged` (the merged model, from the adapter), `ranks` (the
+        merged files of ranks, from their run's last evaluation); and `num_generated`, the number of answers that were written.
     """
     one = bench.one(Case(family, method, precision, "one"))
-    expected = one.curve()["eval_loss"][NUM_STEPS]
+    evaluations = one.curve()["eval_loss"]
+    expected = evaluations[NUM_STEPS]
     found: dict[str, Any] = {
-        "final": _distance(_loss(bench, family, method, precision, one.folder), expected)
+        "final": _distance(_loss(bench, family, method, precision, one.folder), expected),
+        "learned": _distance(evaluations[SAVED], expected),
     }
 
     answers = _evaluate(bench, family, method, precision, one.folder, **_GENERATION)
@@ -56,6 +58,8 @@ def faults_of_final(found: dict[str, Any], precision: str) -> list[str]:
     if found["final"]:
         faults.append(f"the final folder evaluates {found['final']:.1e} from the run")
     limit = TOLERANCES[precision[:4]]["eval_loss"]
+    if "merged" in found and found["learned"] <= limit:  # an adapter that did nothing would merge well, too
+        faults.append(f"the adapter learned {found['learned']:.1e}")
     return faults + [
         f"{name}: eval_loss is {found[name]:.1e} away"
         for name in ("merged", "ranks")
