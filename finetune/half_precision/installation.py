@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import paddle
@@ -126,7 +126,8 @@ def _modules() -> Iterator[Any]:
     """Modules that may hold one of Paddle's operators under a name of their own."""
     for name, module in list(sys.modules.items()):
         is_theirs = name.split(".")[0] in ("paddle", "paddlenlp")
-        if is_theirs and not name.startswith("paddle.base.libpaddle") and hasattr(module, "__dict__"):
+        # The modules in C++ keep Paddle's own functions.
+        if is_theirs and isinstance(module, ModuleType) and not name.startswith("paddle.base.libpaddle"):
             yield module
 
 
