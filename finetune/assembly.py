@@ -322,8 +322,6 @@ def build_trainer(
         master_gradients=bool(args.training.amp_master_grad),
         max_skipped_steps=args.model.max_skipped_steps,
     )
-    if batches is not None:
-        batches.say = trainer.say
     if groups.is_first:
         _add_records(args, run, trainer)
     return trainer

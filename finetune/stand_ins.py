@@ -114,17 +114,57 @@ def _attention_and_positions() -> Iterator[StandIn]:
 
 
 def _half_precision() -> Iterator[StandIn]:
-    when, tests = "rehearse_half_precision on CPU", "tests/half_precision"
     for target, reason, test in (
-        ("paddle._C_ops.*", "few operators have half-precision kernels on CPU", "test_operators.py"),
-        ("paddle.Tensor.__*__", "operators of Python call C++ kernels directly", "test_tensor_methods.py"),
-        ("paddle.Tensor.clone", "automatic mixed precision makes it float32 on CPU", "test_amp.py"),
-        ("paddle.amp.auto_cast._dygraph_tracer", "mixed precision refuses to work on CPU", "test_amp.py"),
-        ("paddle.amp.auto_cast._is_gpu_*_supported", "asks a GPU that is not there", "test_amp.py"),
-        ("paddle.amp.grad_scaler._dygraph_tracer", "loss scaling refuses to work on CPU", "test_updates.py"),
-        ("paddle.amp.grad_scaler._legacy_C_ops", "its check has no half-precision kernel", "test_updates.py"),
+        (
+            "paddle._C_ops.*",
+            "most operators have no kernel for bfloat16 and float16 on CPU; modules that import them by name have the "
+            "stand-ins, too",
+            "test_operators.py",
+        ),
+        (
+            "paddle._legacy_C_ops.check_finite_and_unscale",
+            "no kernel for bfloat16 and float16 on CPU",
+            "test_loss_scaling.py",
+        ),
+        (
+            "paddle.Tensor.__*__",
+            "arithmetic of tensors is written in C++ and calls the operators past paddle._C_ops",
+            "test_methods.py",
+        ),
+        (
+            "paddle.Tensor._?etitem_dygraph",
+            "indexing is written in C++ and calls operators without half-precision gradients on CPU",
+            "test_methods.py",
+        ),
+        (
+            "paddle.base.dygraph.tracer.Tracer._*amp_*",
+            "compiled without GPU, auto_cast has every operator compute in float32",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.base.dygraph.tracer.Tracer._use_promote",
+            "the same",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.amp.auto_cast._dygraph_tracer",
+            "auto_cast and decorate are refused where the device is no accelerator",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.amp.auto_cast._is_gpu_*float16_supported",
+            "asks the GPU for its compute capability",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.amp.grad_scaler._dygraph_tracer",
+            "GradScaler turns itself off where the device is no accelerator",
+            "test_loss_scaling.py",
+        ),
     ):
-        yield StandIn(target, when, reason, _PADDLE, f"{tests}/{test}")
+        yield StandIn(
+            target, "rehearse_half_precision on CPU", reason, _PADDLE, f"tests/half_precision/{test}"
+        )
 
 
 STAND_INS: tuple[StandIn, ...] = (
@@ -148,14 +188,13 @@ def find(target: str) -> StandIn | None:
     return next((each for each in STAND_INS if fnmatchcase(target, each.target)), None)
 
 
-def replace(owner: Any, name: str, value: Any, *, known_as: str | None = None) -> Any:
+def replace(owner: Any, name: str, value: Any) -> Any:
     """Puts a stand-in in place, for good.
 
     Args:
         owner: A module or class of Paddle or PaddleNLP.
         name: Its attribute.
         value: What takes its place.
-        known_as: Dotted path in the list, where the attribute is another name of the same function.
 
     Returns:
         What stood there before; None for nothing.
@@ -163,14 +202,33 @@ def replace(owner: Any, name: str, value: Any, *, known_as: str | None = None) -
     Raises:
         ValueError: The list does not know the target.
     """
-    target = known_as or f"{_path(owner)}.{name}"
+    _check_listed(f"{_path(owner)}.{name}")
+    original = getattr(owner, name, None)
+    setattr(owner, name, value)
+    return original
+
+
+def replace_import(module: Any, name: str, value: Any, *, source: str) -> None:
+    """Puts a stand-in where a module has imported the replaced function by name.
+
+    Args:
+        module: Of Paddle or PaddleNLP.
+        name: What it is called there.
+        value: What takes its place.
+        source: Dotted path of the function where it is defined, which the list knows.
+
+    Raises:
+        ValueError: The list does not know the source.
+    """
+    _check_listed(source)
+    setattr(module, name, value)
+
+
+def _check_listed(target: str) -> None:
     if find(target) is None:
         raise ValueError(
             f"{target} is not in finetune.stand_ins.STAND_INS: add it there, with reason and test"
         )
-    original = getattr(owner, name, None)
-    setattr(owner, name, value)
-    return original
 
 
 @contextmanager
