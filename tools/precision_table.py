@@ -72,7 +72,7 @@ def _summary(records: Sequence[Record]) -> str:
     versions = f"paddlepaddle {version('paddlepaddle')}, paddlenlp {version('paddlenlp')}"
     hours = sum(record["seconds"] for record in records) / 3600
     return (
-        f"{len(measured)} of {len(records)} cases are within the bounds; {exact.count('resumed')} runs were resumed "
+        f"{len(measured)} of {len(records)} recorded cases are within the bounds; {exact.count('resumed')} runs were resumed "
         f"and {exact.count('killed')} killed and started again. Made with {versions} on CPU processes"
         f"{', commit ' + ', '.join(commits) if commits else ''}, in {hours:.1f} hours of runs."
     )
@@ -127,7 +127,7 @@ def _of_finals(finals: Sequence[Record]) -> str:
 def _largest(records: Sequence[Record], *names: str) -> str:
     """The largest figure under these names; "" where no record has it, as when each failed before it came to that."""
     found = [figure for figure in (_figure(record, *names) for record in records) if figure is not None]
-    return f"{max(found):.0e}" if found else ""
+    return (f"{max(found):.0e}" if max(found) else "0") if found else ""
 
 
 def _figure(record: Record, *names: str) -> float | None:
