@@ -20,13 +20,13 @@ from finetune.models.shard_files import open_shards
 from finetune.models.tensor_splits import find_split
 from finetune.models.weights import Checkpoint
 from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.layout import Layout
 from finetune.parallel.saving import (
     check_shared_folder,
     family_of,
     save_model_shards,
     save_model_weights,
 )
-from finetune.parallel.topology import Layout
 from finetune.training.checkpoint import find_fault, write_checkpoint
 from tests.parallel.thread_groups import run_ranks
 

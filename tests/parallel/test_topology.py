@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from finetune import device
-from finetune.arguments import Arguments, parse_arguments
 from finetune.errors import UserError
 from finetune.models.family import families, get_family
 from finetune.models.loading import ResolvedModel
@@ -21,6 +20,7 @@ from finetune.parallel.topology import (
     sharding_stage,
     split_processes,
 )
+from finetune.settings.arguments import Arguments, parse_arguments
 
 VALID = {
     "model_name_or_path": "owner/model",

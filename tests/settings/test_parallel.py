@@ -1,12 +1,12 @@
 """Settings of parallel training: degrees against processes, words of PaddleNLP's files, what has no effect."""
 
 import pytest
+from finetune.argument_refusals import PARALLEL_WORDS, SUPPORTED_VALUES, TRAINING_WITHOUT_EFFECT
 
 from finetune import device
-from finetune.argument_refusals import PARALLEL_WORDS, SUPPORTED_VALUES, TRAINING_WITHOUT_EFFECT
-from finetune.argument_settings import known_settings
-from finetune.arguments import parse_arguments
 from finetune.errors import UserError
+from finetune.settings.arguments import parse_arguments
+from finetune.settings.registry import known_settings
 
 VALID = [
     *("--model_name_or_path", "owner/model", "--dataset_name_or_path", "data"),

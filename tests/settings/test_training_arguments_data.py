@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from finetune.argument_groups import MODEL_CONFIG_SETTINGS, ModelArguments
-from finetune.argument_help import COMMON_TRAINING
-from finetune.argument_settings import ALIASES, CHANGED_DEFAULTS, TRAINING_ARGUMENTS_FILE, known_settings
+
+from finetune.settings.help import COMMON_TRAINING
+from finetune.settings.registry import ALIASES, CHANGED_DEFAULTS, TRAINING_ARGUMENTS_FILE, known_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = json.loads(TRAINING_ARGUMENTS_FILE.read_text(encoding="utf-8"))["settings"]
@@ -30,7 +30,7 @@ from paddlenlp.trainer import TrainingArguments
 import paddlenlp
 import sys
 sys.path.insert(0, "..")
-from finetune.arguments import parse_arguments
+from finetune.settings.arguments import parse_arguments
 words = "--model_name_or_path a/b --dataset_name_or_path c --output_dir out --do_train --do_eval --device cpu"
 built = []
 for more in ("--evaluation_strategy steps --save_strategy steps --load_best_model_at_end --logging_steps 50", ""):

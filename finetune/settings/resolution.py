@@ -4,50 +4,25 @@ import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from finetune.argument_refusals import list_ignored, list_training_ignored
 from finetune.device import detect_device, device_kind
+from finetune.settings.registry import foreign_settings, known_settings
 
-LOSS_METRICS = ("loss", "perplexity", "accuracy")
-GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
-METRIC_ALIASES = {"ppl": "perplexity"}
+_LOSS_METRICS = ("loss", "perplexity", "accuracy")
+_GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
+_METRIC_ALIASES = {"ppl": "perplexity"}
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
-# Kernels and number formats that Paddle has on GPUs only.
-GPU_ONLY_SETTINGS = (
-    "fp16",
-    "bf16",
-    "fp16_full_eval",
-    "bf16_full_eval",
-    "use_flash_attention",
-    "use_fused_rms_norm",
-    "use_fused_rope",
-    "use_fused_linear",
-    "use_fused_dropout_add",
-    "use_fused_linear_cross_entropy",
-)
-_PATH_SETTINGS = (
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "dataset_name_or_path",
-    "chat_template",
-    "lora_path",
-    "prefix_path",
-    "output_dir",
-    "logging_dir",
-    "resume_from_checkpoint",
-)
 
-
-def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Mapping[str, Any]) -> list[str]:
+def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Mapping[str, Any]) -> list[str]:
     """Complete ``values`` in place and return the warnings that come of it.
 
     Args:
         values: Every setting by name, defaults included.
         given: Names that the file or the command line set.
-        extras: Settings of PaddleNLP without a place here that were given.
+        foreign: Given values of settings that have no place here.
     """
-    for name in _PATH_SETTINGS:
-        if values[name]:
+    for name, setting in known_settings().items():
+        if setting.is_path and values[name]:
             values[name] = os.path.expanduser(values[name])
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
@@ -62,13 +37,22 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Map
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         if values[path] and not values[method]:
             warnings.append(f"{path} is not read, because {method} is false")
-    return warnings + list_ignored(extras) + list_training_ignored(values, given)
+    ignored = [foreign_settings()[name].find_ignored(value) for name, value in foreign.items()]
+    ignored += [
+        setting.find_ignored(values[name]) for name, setting in known_settings().items() if name in given
+    ]
+    return warnings + [warning for warning in ignored if warning]
 
 
 def canonical_metric(name: str) -> str:
     """The metric's name in results: no ``eval_`` prefix, lower case, aliases replaced."""
     lowered = name.lower().removeprefix("eval_")
-    return METRIC_ALIASES.get(lowered, lowered)
+    return _METRIC_ALIASES.get(lowered, lowered)
+
+
+def possible_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics that the evaluation of a run produces, the one that decides by default first."""
+    return _GENERATION_METRICS if values["eval_with_do_generation"] else _LOSS_METRICS
 
 
 def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str]) -> list[str]:
@@ -92,12 +76,11 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
             "load_best_model_at_end is turned off, because evaluation_strategy and save_strategy are no: "
             "there is no checkpoint to choose from"
         )
-    metric = values["metric_for_best_model"]
-    possible = GENERATION_METRICS if values["eval_with_do_generation"] else LOSS_METRICS
+    metric, possible = values["metric_for_best_model"], possible_metrics(values)
     if metric is not None:  # one that is not possible stays as it was written, for the fault line
         metric = canonical_metric(metric) if canonical_metric(metric) in possible else metric
     elif values["load_best_model_at_end"]:
-        metric = "bleu4" if values["eval_with_do_generation"] else "loss"
+        metric = possible[0]
     values["metric_for_best_model"] = metric
     if values["greater_is_better"] is None and metric is not None:
         values["greater_is_better"] = metric not in _LOWER_IS_BETTER
@@ -111,9 +94,10 @@ def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
     values["device"] = detect_device(values["device"])
     if device_kind(values["device"]) != "cpu":
         return []
-    turned_off = [name for name in GPU_ONLY_SETTINGS if values[name]]
-    values.update(dict.fromkeys(turned_off, False))
+    gpu_only = [setting for setting in known_settings().values() if setting.gpu_only and values[setting.name]]
+    precision_first = sorted(gpu_only, key=lambda setting: setting.group != "training")
+    turned_off = [setting.name for setting in precision_first]
     if values["amp_master_grad"] and turned_off:
-        values["amp_master_grad"] = False
         turned_off.append("amp_master_grad")
+    values.update(dict.fromkeys(turned_off, False))
     return [f"on CPU these settings are turned off: {', '.join(turned_off)}"] if turned_off else []

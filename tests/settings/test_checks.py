@@ -1,17 +1,17 @@
 """Every fault of an argument set, by its message."""
 
 import pytest
-
-from finetune import argument_resolution, device
 from finetune.argument_ranges import RANGES
 from finetune.argument_refusals import (
     REFUSED,
     REFUSED_QUANT,
     WITHOUT_EFFECT,
 )
-from finetune.argument_settings import known_settings
-from finetune.arguments import parse_arguments
+
+from finetune import argument_resolution, device
 from finetune.errors import UserError
+from finetune.settings.arguments import parse_arguments
+from finetune.settings.registry import known_settings
 
 
 @pytest.fixture(autouse=True)
