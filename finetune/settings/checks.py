@@ -32,18 +32,19 @@ def find_faults(values: Values, broken: Set[str], foreign: Values) -> list[str]:
         foreign: Given values of settings that have no place here.
     """
     faults = [fault for check in _CHECKS for names, fault in check(values) if broken.isdisjoint(names)]
-    return faults + [
-        fault for name, value in foreign.items() for fault in foreign_settings()[name].find_faults(value)
-    ]
+    for name, value in foreign.items():
+        faults.extend(foreign_settings()[name].find_faults(value))
+    return faults
 
 
 def _check_required(values: Values) -> Faults:
     remedies = {
         ("model_name_or_path",): "give the folder with the weights, or a model name",
         ("output_dir", "preview"): "give the folder to write checkpoints and results to",
-        ("dataset_name_or_path", "dataset_mix"): (
-            "give the folder with train.json and dev.json, or a built-in dataset name"
-        ),
+        (
+            "dataset_name_or_path",
+            "dataset_mix",
+        ): "give the folder with train.json and dev.json, or a built-in dataset name",
     }
     for names, remedy in remedies.items():
         if not any(values[name] for name in names):
@@ -61,11 +62,8 @@ def _check_each(values: Values) -> Faults:
 def _check_methods(values: Values) -> Faults:
     for first, second in (("lora", "prefix_tuning"), ("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
         if values[first] and values[second]:
-            off = second if second == "prefix_tuning" else first
-            yield (
-                (first, second),
-                f"{first} and {second} are both true: choose one, for example with --{off} false",
-            )
+            remedy = f"choose one, for example with --{second if first == 'lora' else first} false"
+            yield (first, second), f"{first} and {second} are both true: {remedy}"
     for name in ("rslora", "pissa"):
         if values[name] and not values["lora"]:
             yield (name, "lora"), f"{name} is true, but lora is false: add --lora true or remove {name}"
@@ -76,10 +74,8 @@ def _check_methods(values: Values) -> Faults:
             "choice is between all weights and a prefix)",
         )
     if values["save_to_aistudio"] and not values["aistudio_repo_id"]:
-        yield (
-            ("save_to_aistudio", "aistudio_repo_id"),
-            "save_to_aistudio is true, but aistudio_repo_id is missing: give the repository to upload to",
-        )
+        fault = "save_to_aistudio is true, but aistudio_repo_id is missing: give the repository to upload to"
+        yield ("save_to_aistudio", "aistudio_repo_id"), fault
 
 
 def _check_paths(values: Values) -> Faults:

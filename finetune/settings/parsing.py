@@ -63,6 +63,7 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], dict[str, list[s
 
 
 def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
+    file = f"argument file {path}"
     objects: list[list[tuple[str, Any]]] = []  # the outermost is read last
 
     def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -72,24 +73,22 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
     try:
         parsed = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=keep)
     except FileNotFoundError:
-        fault = f"argument file {path} does not exist (looked in {Path.cwd()}): check the path"
+        fault = f"{file} does not exist (looked in {Path.cwd()}): check the path"
     except json.JSONDecodeError as error:
-        fault = (
-            f"argument file {path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
-        )
+        fault = f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
     except UnicodeDecodeError as error:
-        fault = f"argument file {path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        fault = f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
     except OSError as error:
-        fault = f"argument file {path} cannot be read: {error.strerror}"
+        fault = f"{file} cannot be read: {error.strerror}"
     except (ValueError, RecursionError) as error:
-        fault = f"argument file {path} cannot be read as JSON: {error}"
+        fault = f"{file} cannot be read as JSON: {error}"
     else:
         if isinstance(parsed, dict):
             keys = [key for key, _ in objects[-1]]
             twice = sorted({key for key in keys if keys.count(key) > 1})
             faults.extend(f'"{key}" stands more than once in {path}: keep one' for key in twice)
             return parsed
-        fault = f'argument file {path} holds no JSON object: it must look like {{"key": value, ...}}'
+        fault = f'{file} holds no JSON object: it must look like {{"key": value, ...}}'
     faults.append(fault)
     return None
 

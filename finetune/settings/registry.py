@@ -54,12 +54,9 @@ def known_aliases() -> dict[str, str]:
 @functools.cache
 def foreign_settings() -> dict[str, Setting]:
     """Settings of PaddleNLP's scripts without a place here, by name."""
-    return {
-        name: _make_setting(
-            {"name": name, "group": "foreign", "type": "any", "default": None, "help": "", **row}
-        )
-        for name, row in read_rows("foreign_settings.json").items()
-    }
+    plain = {"group": "foreign", "type": "any", "default": None, "help": ""}
+    rows = read_rows("foreign_settings.json")
+    return {name: _make_setting({"name": name, **plain, **row}) for name, row in rows.items()}
 
 
 def _list_fields(group: str) -> Iterator[Setting]:
@@ -84,9 +81,9 @@ def _list_training_settings() -> Iterator[Setting]:
     recorded = {entry["name"]: entry for entry in read_rows(TRAINING_ARGUMENTS_FILE.name)["settings"]}
     ours = {name: {**row, "common": True} for name, row in rows["common"].items()} | rows["others"]
     aliases = {alias for row in ours.values() for alias in row.get("aliases", ())}
-    for name in [*rows["common"], *(name for name in recorded if name not in rows["common"])]:
+    plain = {"group": "training", "readers": [PADDLENLP], "common": False}
+    for name in dict.fromkeys([*rows["common"], *recorded]):
         if name not in aliases:
-            plain = {"group": "training", "readers": [PADDLENLP], "common": False}
             yield _make_setting({**plain, **recorded[name], **ours.get(name, {})})
 
 

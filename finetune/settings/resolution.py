@@ -38,9 +38,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
         if values[path] and not values[method]:
             warnings.append(f"{path} is not read, because {method} is false")
     ignored = [foreign_settings()[name].find_ignored(value) for name, value in foreign.items()]
-    ignored += [
-        setting.find_ignored(values[name]) for name, setting in known_settings().items() if name in given
-    ]
+    ignored += [each.find_ignored(values[name]) for name, each in known_settings().items() if name in given]
     return warnings + [warning for warning in ignored if warning]
 
 
@@ -94,9 +92,8 @@ def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
     values["device"] = detect_device(values["device"])
     if device_kind(values["device"]) != "cpu":
         return []
-    gpu_only = [setting for setting in known_settings().values() if setting.gpu_only and values[setting.name]]
-    precision_first = sorted(gpu_only, key=lambda setting: setting.group != "training")
-    turned_off = [setting.name for setting in precision_first]
+    wanted = [setting for setting in known_settings().values() if setting.gpu_only and values[setting.name]]
+    turned_off = [setting.name for setting in sorted(wanted, key=lambda each: each.group != "training")]
     if values["amp_master_grad"] and turned_off:
         turned_off.append("amp_master_grad")
     values.update(dict.fromkeys(turned_off, False))

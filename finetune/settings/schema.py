@@ -22,7 +22,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Argument file of finetune_generation.py",
         "type": "object",
-        "properties": {"$schema": {"type": "string"}, **properties},
+        "properties": properties,
         "additionalProperties": False,
     }
 

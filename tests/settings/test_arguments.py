@@ -13,7 +13,7 @@ from finetune.parallel.layout import Layout
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.registry import known_settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VALID = {
     "model_name_or_path": "owner/model",
     "dataset_name_or_path": "data",
