@@ -45,6 +45,7 @@ STARTS_FAST = (
     "finetune.merge.tensor_parallel",
     "finetune.settings.arguments",
     "finetune.settings.help",
+    "finetune.settings.schema",
     "finetune.assembly",
     "finetune.finish",
     "finetune.run_directory",

@@ -3,9 +3,9 @@
 Three files hold what concerns PaddleNLP, one row per setting. ``training_arguments.json`` is its class
 TrainingArguments, kept as data because importing it takes seconds (``tools/record_training_arguments.py``
 writes the file, a test compares it with the installed class). ``training_records.json`` is what we say about
-these, in the order of ``--help``. ``foreign_settings.json`` names the settings of PaddleNLP's scripts that
-have no place here: at their off value a file runs unchanged, switched on they are refused, or ignored where
-the result does not depend on them.
+these, in the order of ``--help``. ``foreign_settings.json`` names known keys that have no place here, most of
+them of PaddleNLP's scripts: at their off value a file runs unchanged, switched on they are refused, or ignored
+where the result does not depend on them.
 """
 
 import dataclasses
