@@ -16,7 +16,7 @@ Fine-tune a generative language model. Settings come from a JSON file, from the
 command line, or both; the command line wins. A flag needs no value (--do_train
 is true; true/false, yes/no, on/off and 1/0 are understood), a list takes
 several words, null stands for the default. Defaults are in brackets."""
-TITLES = {
+_TITLES = {
     "model": "Model and method",
     "data": "Data",
     "training": "Training (PaddleNLP's TrainingArguments)",
@@ -29,7 +29,7 @@ def format_help(*, every_setting: bool) -> str:
     """The help text: everything, or what is commonly set."""
     settings = known_settings().values()
     blocks = [_USAGE]
-    for group, title in TITLES.items():
+    for group, title in _TITLES.items():
         shown = [each for each in settings if each.group == group and (each.common or every_setting)]
         if shown:
             blocks.append("\n".join([f"{title}:", *map(_format_setting, shown)]))
@@ -39,7 +39,7 @@ def format_help(*, every_setting: bool) -> str:
 
 
 def _format_setting(setting: Setting) -> str:
-    key = f"  --{setting.name} [{format_default(setting)}]"
+    key = f"  --{setting.name} [{_format_default(setting)}]"
     choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
     indent = " " * _KEY_WIDTH
     lines = textwrap.wrap(setting.help + choices, _WIDTH, initial_indent=indent, subsequent_indent=indent)
@@ -49,7 +49,7 @@ def _format_setting(setting: Setting) -> str:
     return "\n".join(lines)
 
 
-def format_default(setting: Setting) -> str:
+def _format_default(setting: Setting) -> str:
     """The default as it stands in an argument file, texts without their quotes."""
     if setting.default == []:
         return "none"
