@@ -219,10 +219,12 @@ def load_base_model(
     """
     from finetune.models.family import import_object
     from finetune.models.loading import load_model
+    from finetune.parallel.start import prepare_device
     from finetune.processor import keep_freed_memory
     from finetune.training.seeding import seed_everything
 
     phase("loading weights")
+    prepare_device(args, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()
         if resolved.family.cpu_layers:
@@ -318,9 +320,9 @@ def build_trainer(
         layers=stage.decoder_layers if stage else decoder_layers(base),
         unified=args.training.unified_checkpoint is not False or groups.model.size == 1,
         replica_check_steps=args.model.replica_check_steps,
+        master_gradients=bool(args.training.amp_master_grad),
+        max_skipped_steps=args.model.max_skipped_steps,
     )
-    if batches is not None:
-        batches.say = trainer.say
     if groups.is_first:
         _add_records(args, run, trainer)
     return trainer
@@ -402,8 +404,15 @@ def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
 
 
 def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
-    # A dense mask beside flash attention would make Paddle fall back to a slower kernel.
-    return "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
+    model, training = args.model, args.training
+    kind = resolved.family.packed_mask(
+        resolved.config,
+        fused=model.use_flash_attention,
+        half=training.bf16 or training.fp16,
+        has_prefix=model.prefix_tuning,
+    )
+    assert kind is not None, "check_topology lets no such run begin"
+    return kind
 
 
 def _build_rows(

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune.errors import EXIT_USER_ERROR, UserError
+from finetune.errors import EXIT_USER_ERROR, RunError, UserError
 from finetune.interruption import Interrupted
 from finetune.parallel.watch import close_watch, report_failure
 
@@ -44,6 +44,9 @@ def run_command(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print("interrupted by the keyboard: start the same command again to continue", file=sys.stderr)
         return _fail("interrupted by the keyboard")
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _fail(f"error: {error}")
     except Exception as error:
         traceback.print_exc()
         return _fail(f"{type(error).__name__}: {error}")

@@ -51,6 +51,18 @@ def device_kind(device: str) -> str:
     return device.partition(":")[0]
 
 
+def use_device(device: str, num_processes: int = 1) -> None:
+    """Has Paddle make tensors on a device from here on, whatever it would choose by the way it was compiled.
+
+    Args:
+        device: "cpu", "gpu", "gpu:1" or another of Paddle's.
+        num_processes: Of this run. With several the launcher gives each one its card, and an index says nothing.
+    """
+    import paddle
+
+    paddle.set_device(device if num_processes == 1 else device_kind(device))
+
+
 def find_device_fault(requested: str | None) -> str | None:
     """Why the requested device cannot be used, as one line with its remedy; None when it can."""
     if requested is None:

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": it ends a command with exit code 2."""
+"""Exceptions whose message is for the user: they end a command without a traceback."""
 
 from collections.abc import Sequence
 
@@ -17,3 +17,11 @@ class UserError(Exception):
     def __init__(self, faults: str | Sequence[str]):
         self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
         super().__init__("\n".join(self.faults))
+
+
+class RunError(Exception):
+    """A run that cannot go on, for a reason that its arguments do not show; ends a command with exit code 1.
+
+    Args:
+        message: What happened, what is still good, and what to do.
+    """

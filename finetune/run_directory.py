@@ -15,6 +15,7 @@ from finetune.training.checkpoint import (
     REPLACED_PREFIX,
     find_fault,
     list_checkpoints,
+    list_foreign,
     newest_valid_checkpoint,
     remove_leftovers,
     set_aside,
@@ -136,6 +137,11 @@ def _claim(args: Arguments) -> RunDirectory:
     run = RunDirectory(path)
     if args.training.do_train:
         _check_contents(run, args)
+    elif not _is_own_run(path) and (path / RESULTS_FILE).is_file():
+        raise UserError(
+            f"output_dir {path} holds {RESULTS_FILE} of another program, which this evaluation would overwrite: "
+            "choose another folder."
+        )
     _make_folder(path)
     run.take_lock()
     if args.training.do_train and not run.finished:
@@ -159,7 +165,12 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     """Refuses to write over what belongs to others, or over a finished run with other settings."""
     if args.training.overwrite_output_dir or not run.path.is_dir():
         return
-    ours = (run.path / ARGUMENTS_FILE).is_file() or list_checkpoints(run.path)
+    ours = _is_own_run(run.path)
+    if not ours and (foreign := list_foreign(run.path)):
+        raise UserError(
+            f"output_dir {run.path} holds {foreign[-1].name}, which another program wrote: choose another output_dir. "
+            f"To start from its weights, set model_name_or_path (or lora_path, prefix_path) to {foreign[-1]}."
+        )
     if not ours and any(path.name != LOCK_FILE for path in run.path.iterdir()):
         raise UserError(
             f"output_dir {run.path} is not empty and holds no run of this program: choose another folder, "
@@ -170,6 +181,10 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     )
     if is_finished and not args.training.resume_from_checkpoint:
         _check_finished(run, run.changes(args.to_json()))
+
+
+def _is_own_run(path: Path) -> bool:
+    return (path / ARGUMENTS_FILE).is_file() or bool(list_checkpoints(path))
 
 
 def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]]) -> None:
@@ -209,12 +224,22 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
             run.warnings.append("no valid checkpoint is left, training starts from the first step.")
     run.replaces = marker.is_file()
     if run.resume is not None:
+        _check_precision(run.resume, args)
         set_aside(run.path, beyond=step_of(run.resume))
         if changes := run.changes(arguments):
             run.warnings.append(
                 "this run continues with other settings than it began with, so its curve will not be the "
                 f"one of an uninterrupted run: {_describe(changes)}"
             )
+
+
+def _check_precision(checkpoint: Path, args: Arguments) -> None:
+    """Refuses half-precision weights where a checkpoint holds no float32 ones to go on from."""
+    from finetune.assembly import parameter_dtype
+    from finetune.training.optimizer_state import NO_MASTERS, holds_master_weights
+
+    if parameter_dtype(args) != "float32" and holds_master_weights(checkpoint) is False:
+        raise UserError(f"{checkpoint} {NO_MASTERS}")
 
 
 def _describe(changes: dict[str, tuple[Any, Any]]) -> str:

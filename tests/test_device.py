@@ -91,3 +91,16 @@ def test_unknown_devices_are_faults_that_list_the_known_ones(requested):
 @pytest.mark.parametrize("requested", [None, "cpu", "npu:0"])
 def test_other_devices_pass(requested):
     assert device.find_device_fault(requested) is None
+
+
+@pytest.mark.parametrize(
+    ("requested", "num_processes", "used"),
+    [("cpu", 1, "cpu"), ("gpu", 1, "gpu"), ("gpu:1", 1, "gpu:1"), ("gpu:1", 2, "gpu"), ("cpu", 2, "cpu")],
+)
+def test_paddle_is_put_on_the_device(monkeypatch, requested, num_processes, used):
+    import paddle
+
+    seen = []
+    monkeypatch.setattr(paddle, "set_device", seen.append)
+    device.use_device(requested, num_processes)
+    assert seen == [used]

@@ -124,7 +124,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
 
 
 def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = None) -> LoRAModel:
-    """Puts a saved adapter on a model, trainable again.
+    """Puts a saved adapter on a model, trainable again, in the dtype of the model.
 
     Args:
         model: The model that it was trained on.
@@ -148,6 +148,8 @@ def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = N
             f"trained with {fields.get('trainable_modules') or 'none'}: remove modules_to_save to go on with "
             "the adapter's, or start a new one"
         )
+    # Whatever it was trained in: layers cannot multiply tensors of two types.
+    fields["dtype"] = model.config.dtype
     config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
     adapted = LoRAModel(model, config)
     load_adapter_weights(adapted, folder)

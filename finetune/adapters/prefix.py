@@ -119,7 +119,7 @@ def add_prefix(model: Any, settings: Any, *, family: Any, dtype: str, seed: int 
 
 
 def load_prefix(model: Any, folder: Path, *, family: Any) -> PrefixModel:
-    """Puts a saved prefix on a model, trainable again.
+    """Puts a saved prefix on a model, trainable again, in the dtype of the model.
 
     Raises:
         UserError: The folder holds no prefix or one of another shape.
@@ -132,6 +132,7 @@ def load_prefix(model: Any, folder: Path, *, family: Any) -> PrefixModel:
     config = PrefixConfig()
     for key, value in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).items():
         setattr(config, key, value)
+    config.dtype = model.config.dtype  # whatever it was trained in
     adapted = _with_prefix(model, config, family=family)
     load_adapter_weights(adapted, folder)
     return adapted

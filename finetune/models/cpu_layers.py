@@ -24,6 +24,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
+from finetune.stand_ins import replace
+
 
 class RMSNorm(PyLayer):
     """y = x / sqrt(mean(x^2) + epsilon) * weight, Zhang and Sennrich 2019, with its gradient by hand."""
@@ -154,9 +156,8 @@ def install_llama() -> None:
     """Puts the forms above into PaddleNLP's Llama, for this process; doing it twice does no more than once."""
     from paddlenlp.transformers.llama import modeling
 
-    if getattr(modeling, "_finetune_cpu_layers", False):
+    if getattr(modeling.LlamaRMSNorm.forward, "__module__", None) == __name__:
         return
-    modeling._finetune_cpu_layers = True
     stock_norm = modeling.LlamaRMSNorm.forward
     stock_rotary, stock_attention = modeling.apply_rotary_pos_emb, modeling.scaled_dot_product_attention
     stock_swiglu = modeling.swiglu
@@ -191,17 +192,17 @@ def install_llama() -> None:
         if not plain or config.context_parallel_degree > 1 or not _covers(query, key, value, mask):
             return stock_attention(query, config, key, value, mask, output_attentions, *rest, **more)
         output, weights = attention(
-            query, key, value, mask.reshape([query.shape[0], 1, query.shape[1], key.shape[1]])
+            query, key, value, mask.reshape([query.shape[0], -1, query.shape[1], key.shape[1]])
         )
         return (output, weights) if output_attentions else output
 
     def swiglu(gate: Any, up: Any = None) -> paddle.Tensor:
         return stock_swiglu(gate, up) if up is None or not _covers(gate, up) else SwiGLU.apply(gate, up)
 
-    modeling.LlamaRMSNorm.forward = norm
-    modeling.apply_rotary_pos_emb = rotary
-    modeling.scaled_dot_product_attention = scaled_attention
-    modeling.swiglu = swiglu
+    replace(modeling.LlamaRMSNorm, "forward", norm)
+    replace(modeling, "apply_rotary_pos_emb", rotary)
+    replace(modeling, "scaled_dot_product_attention", scaled_attention)
+    replace(modeling, "swiglu", swiglu)
 
 
 _NOT_COVERED = ("alibi", "attn_mask_startend_row_indices", "reshard_layer")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from finetune.stand_ins import replace
+
 # This process's connections, made with the first group.
 _links: Any = None
 _installed = False
@@ -38,7 +40,7 @@ def install(*, timeout_seconds: float = 120) -> None:
 
     # For `paddle.distributed.ParallelEnv().device_id`, which Paddle sets only where it was compiled for an
     # accelerator, and which init_parallel_env reads on any device.
-    ParallelEnv._device_id = 0
+    replace(ParallelEnv, "_device_id", 0)
     _replace_process_groups(timeout_seconds)
     _replace_tensor_parallel_operators()
 
@@ -73,9 +75,9 @@ def _replace_process_groups(timeout_seconds: float) -> None:
     import paddle.distributed as dist
 
     for module in (dist, collective):
-        module.new_group = new_group
+        replace(module, "new_group", new_group)
     for module in (collective, parallel):  # the second one has it by name
-        module._new_process_group_impl = new_process_group
+        replace(module, "_new_process_group_impl", new_process_group)
 
 
 def _connect(store: Any, timeout_seconds: float) -> Any:
@@ -105,12 +107,16 @@ def _replace_tensor_parallel_operators() -> None:
 
     from finetune.parallel import cpu_collectives
 
+    operators = {
+        "_c_identity": cpu_collectives.identity,
+        "_mp_allreduce": cpu_collectives.all_reduce,
+        "_c_concat": cpu_collectives.concatenate,
+        "_c_split": cpu_collectives.split,
+        "_c_softmax_with_cross_entropy": cpu_collectives.softmax_with_cross_entropy,
+    }
     for module in (
         mp_ops,
         collective,
     ):  # the second one carries the first one's functions under the same names
-        module._c_identity = cpu_collectives.identity
-        module._mp_allreduce = cpu_collectives.all_reduce
-        module._c_concat = cpu_collectives.concatenate
-        module._c_split = cpu_collectives.split
-        module._c_softmax_with_cross_entropy = cpu_collectives.softmax_with_cross_entropy
+        for name, operator in operators.items():
+            replace(module, name, operator)

@@ -58,16 +58,16 @@ class GatheredReplicas(SlicedGradientReplicas):
         model: The Layer whose forward is called.
         groups: The process groups.
         layers: Its decoder layers; the first tensor that they are given is the hidden states.
-        gradient_dtype: Dtype of the gradients where it is not the parameter's.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
     """
 
     stage = 3
     runs_every_micro_batch = True
 
     def __init__(
-        self, model: Any, groups: ProcessGroups, *, layers: Sequence[Any], gradient_dtype: Any = None
+        self, model: Any, groups: ProcessGroups, *, layers: Sequence[Any], master_gradients: bool = False
     ):
-        super().__init__(model, groups, gradient_dtype=gradient_dtype)
+        super().__init__(model, groups, master_gradients=master_gradients)
         self._all_whole = 0
         self._backward_began = False
         self._frame, self._units = _divide(model, layers)
@@ -103,7 +103,11 @@ class GatheredReplicas(SlicedGradientReplicas):
         """Scatters the gradients that are left, the frame's for one, and frees what is still whole."""
         self._backward_began = False
         for unit in (*reversed(self._units), self._frame):
-            has_gradient = any(parameter.grad is not None for parameter in unit.parameters.values())
+            has_gradient = any(
+                self._local.exists(parameter)
+                for name, parameter in unit.parameters.items()
+                if name in self.trained
+            )
             if unit is self._frame or has_gradient:
                 self._scatter_gradients(unit)
             unit.in_backward = False

@@ -99,10 +99,19 @@ class ModelArguments:
         "Seconds without progress on some process after which all say what they do; 0: never.",
         "某个进程多少秒没有进展后，各进程报告自己在做什么；0：从不。", common=False, may_change=True,
         range=Range(0, 10**7))
+    rehearse_half_precision: bool = setting(False,
+        "Compute in the file's bf16 or fp16 on CPU, by rounding after every operation: a rehearsal for GPUs.",
+        "在 CPU 上按文件中的 bf16 或 fp16 计算（每个运算后舍入）：为 GPU 运行做预演。")
+    max_skipped_steps: int = setting(20,
+        "float16 steps skipped in a row, because gradients overflowed, after which the run stops.",
+        "float16 训练因梯度溢出连续跳过多少步后停止运行。", may_change=True, range=Range(1, 10**9))
     replica_check_steps: int = setting(0,
         "Compare weights that must agree across processes every n steps, beside start and saves; 0: only "
         "there.", "除开始和保存时外，每 n 步比较一次各进程应当一致的权重；0：只在开始和保存时。",
         common=False, may_change=True, range=Range(0, 10**9))
+    deterministic: bool = setting(False,
+        "On a GPU, use kernels that add in one order, so that a run repeats to the last digit; slower.",
+        "在 GPU 上使用求和顺序固定的算子，使运行结果逐位可重复；较慢。", common=False, may_change=True)
     hidden_dropout_prob: float | None = setting(None,
         "Dropout of hidden states; null: as the model's configuration.",
         "隐层状态的 dropout；null：按模型配置。", readers=(MODEL_CONFIG,), common=False,

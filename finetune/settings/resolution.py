@@ -10,6 +10,7 @@ from finetune.settings.registry import foreign_settings, known_settings
 _LOSS_METRICS = ("loss", "perplexity", "accuracy")
 _GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
 _METRIC_ALIASES = {"ppl": "perplexity"}
+_HALF_PRECISION = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
@@ -90,11 +91,21 @@ def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
     if values["no_cuda"] and device_kind(values["device"] or "gpu") == "gpu":
         values["device"] = "cpu"
     values["device"] = detect_device(values["device"])
+    rehearses = values["rehearse_half_precision"]
     if device_kind(values["device"]) != "cpu":
-        return []
-    wanted = [setting for setting in known_settings().values() if setting.gpu_only and values[setting.name]]
-    turned_off = [setting.name for setting in sorted(wanted, key=lambda each: each.group != "training")]
-    if values["amp_master_grad"] and turned_off:
-        turned_off.append("amp_master_grad")
+        values["rehearse_half_precision"] = False
+        return ["rehearse_half_precision is for CPUs and has no effect on this device"] if rehearses else []
+    half = [name for name in _HALF_PRECISION if values[name]]
+    settings = known_settings().items()
+    kernels = [name for name, each in settings if each.gpu_only and values[name] and name not in half]
+    turned_off = kernels if rehearses else half + kernels
     values.update(dict.fromkeys(turned_off, False))
-    return [f"on CPU these settings are turned off: {', '.join(turned_off)}"] if turned_off else []
+    if values["amp_master_grad"] and not (values["fp16"] or values["bf16"]):
+        values["amp_master_grad"] = False
+        turned_off.append("amp_master_grad")
+    if not turned_off:
+        return []
+    hint = " (rehearse_half_precision true computes in half precision on CPU, slowly)"
+    return [
+        f"on CPU these settings are turned off: {', '.join(turned_off)}{'' if rehearses or not half else hint}"
+    ]

@@ -33,6 +33,7 @@ import paddle
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
+from finetune.stand_ins import replaced
 from finetune.training.seeding import derive_seed
 
 Segments = Sequence[Sequence[tuple[int, int]]]
@@ -109,11 +110,10 @@ class KeyedDropout:
             return
         self._step, self._segments = step, segments
         self._token_keys, self._calls = {}, []
-        functional.dropout = self._dropout
         try:
-            yield
+            with replaced(functional, "dropout", self._dropout):
+                yield
         finally:
-            functional.dropout = self._original
             self._calls = []
 
     def _dropout(

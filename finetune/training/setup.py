@@ -45,6 +45,7 @@ def build_training_arguments(args: Arguments) -> Any:
             """Settings as they may be written to a log: without keys and tokens."""
             return {name: value for name, value in super().to_dict().items() if name not in secrets}
 
-    arguments = FinetuneTrainingArguments(**args.training_kwargs())
+    # Master gradients are kept where gradients are summed over processes (finetune/parallel/local_gradients.py).
+    arguments = FinetuneTrainingArguments(**args.training_kwargs() | {"amp_master_grad": False})
     arguments.is_built = True
     return arguments

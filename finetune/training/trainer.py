@@ -30,8 +30,10 @@ from finetune.parallel.watch import close_watch
 from finetune.training.checkpoint import find_fault, rotate, step_of, write_checkpoint
 from finetune.training.gradient_norm import clip_factor
 from finetune.training.memory import peak_memory_bytes
+from finetune.training.overflow import OverflowGuard, check_finite
+from finetune.training.prefetch import PrefetchedSource
 from finetune.training.saved_state import SavedState
-from finetune.training.step import StepWork, count_tokens
+from finetune.training.step import StepWork, end_step
 
 if TYPE_CHECKING:
     from finetune.parallel.pipe.stage import Stage
@@ -72,6 +74,8 @@ class FinetuneTrainer(Trainer):
         layers: Decoder layers of this rank.
         unified: Whether checkpoints hold whole tensors, or a file for each rank.
         replica_check_steps: Steps between comparisons of what ranks must agree on; 0: at start and saves only.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        max_skipped_steps: float16 steps skipped in a row after which training stops.
     """
 
     def __init__(
@@ -90,6 +94,8 @@ class FinetuneTrainer(Trainer):
         layers: Sequence[Any] = (),
         unified: bool = True,
         replica_check_steps: int = 0,
+        master_gradients: bool = False,
+        max_skipped_steps: int = 20,
     ):
         super().__init__(model=model, args=args, tokenizer=tokenizer)
         for callback in (PrinterCallback, ProgressCallback):
@@ -108,7 +114,9 @@ class FinetuneTrainer(Trainer):
             stage=stage,
             sharding_stage=sharding_stage,
             layers=layers,
+            master_gradients=master_gradients,
         )
+        self.overflow = OverflowGuard(self.scaler, max_skipped_steps) if self.do_grad_scaling else None
         self.saved = SavedState(self)
         self.progress: ProgressReporter | None = None
         self.run_log: RunLog | None = None
@@ -164,11 +172,11 @@ class FinetuneTrainer(Trainer):
         """
         self.is_in_train = True
         max_steps = self.plan_steps()
+        self.batches = PrefetchedSource(self.batches, max_steps)
         self.create_optimizer_and_scheduler(max_steps)
         self.state = TrainerState(max_steps=max_steps, num_train_epochs=self._num_epochs(max_steps))
         if resume_from_checkpoint is not None:
             self.saved.restore(Path(resume_from_checkpoint))
-        self.model_wrapped = self._wrap_model(self.model_wrapped)
         self.callback_handler.optimizer = self.optimizer
         self.callback_handler.lr_scheduler = self.lr_scheduler
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
@@ -179,7 +187,8 @@ class FinetuneTrainer(Trainer):
         try:
             self._run_steps()
         finally:
-            self.batches.close()
+            if note := self.batches.close():
+                self.say(note)
             if self.progress:
                 self.progress.close()
             signal.signal(signal.SIGTERM, previous)
@@ -234,45 +243,43 @@ class FinetuneTrainer(Trainer):
         """Forward, backward and update for global batch `step`; the figures of its log record."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
         phase("reading", step + 1)
-        batches = self.batches.micro_batches(step)
-        num_tokens, num_label_tokens, self._stops = count_tokens(
-            batches, self.groups, stop=self._stop_signal is not None
-        )
-        work = StepWork(self, step, batches, num_label_tokens=num_label_tokens)
-        loss = self.parallel.train(work, len(batches))
+        batch = self.batches.batch(step)
+        if batch.note:
+            self.say(batch.note)
+        share = self.parallel.train(StepWork(self, step, batch), len(batch.micro_batches))
         phase("gradients", step + 1)
-        loss, norm = self.parallel.sum_gradients(loss)
-        scale = float(self.scaler._scale) if self.do_grad_scaling else 1.0
+        loss, norm, self._stops = end_step(self.parallel, batch, share, stop=self._stop_signal is not None)
+        scale = self.overflow.scale if self.overflow else 1.0
         loss, self._norm = loss / scale, norm / scale
-        self._check_finite(loss, step)
         learning_rate = float(self.lr_scheduler.get_lr())
-        self._update_weights()
-        return self._count(loss, num_tokens, num_label_tokens) | {"learning_rate": learning_rate}
+        if self.overflow:
+            facts = self.overflow.check(loss, self._norm, step)
+        else:
+            facts = {}
+            check_finite(loss, self._norm, step)
+        self._update_weights(skips="skipped" in facts)
+        figures = self._count(loss, batch.num_tokens, batch.num_label_tokens)
+        return figures | {"learning_rate": learning_rate} | facts
 
-    def _update_weights(self) -> None:
+    def _update_weights(self, *, skips: bool) -> None:
+        """Clips and lets the optimizer step.
+
+        Args:
+            skips: Whether gradients overflowed in float16: weights, optimizer state and schedule then stay.
+        """
         phase("update", self.state.global_step + 1)
         replicas = self.parallel.replicas
-        factor = clip_factor(self._norm, self.args.max_grad_norm)
+        factor = 1.0 if skips else clip_factor(self._norm, self.args.max_grad_norm)
         if factor != 1.0:
             replicas.scale_gradients(factor)
-        if self.do_grad_scaling:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        if self.overflow:
+            self.overflow.step(self.optimizer, skips=skips)
         else:
             self.optimizer.step()
-        replicas.after_update()
-        self.lr_scheduler.step()
+        if not skips:
+            replicas.after_update()
+            self.lr_scheduler.step()
         replicas.clear_gradients()
-
-    def _check_finite(self, loss: float, step: int) -> None:
-        """Stops before numbers that are none reach the weights; in float16 an overflow is skipped instead."""
-        name, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", self._norm)
-        if math.isfinite(value) or (name == "gradient norm" and self.do_grad_scaling):
-            return
-        raise FloatingPointError(
-            f"the {name} of step {step + 1} is {value}: the weights of the last checkpoint are still good. "
-            "Lower learning_rate, raise warmup_steps, or look for broken samples in this step's batch."
-        )
 
     def _count(self, loss: float, num_tokens: int, num_label_tokens: int) -> dict[str, float]:
         now = time.perf_counter()
@@ -281,16 +288,22 @@ class FinetuneTrainer(Trainer):
             totals["num_tokens"] += num_tokens
             totals["num_label_tokens"] += num_label_tokens
             totals["seconds"] += seconds
-        self.totals["loss"] += loss
-        self.totals["steps"] += 1
+        if math.isfinite(loss):
+            self.totals["loss"] += loss
+            self.totals["steps"] += 1
         return {"loss": loss, "num_tokens": num_tokens}
 
     def _after_step(self, record: dict[str, float]) -> None:
         """Logs, evaluates and saves where the callbacks asked for it."""
         record = {"step": self.state.global_step, "epoch": self.state.epoch} | record
+        if "skipped" in record and self.overflow:
+            self.say(
+                f"step {self.state.global_step} skipped: float16 overflowed at a loss scale of "
+                f"{record['loss_scale']:g}; the next one is {self.overflow.scale:g}"
+            )
         if self.progress:
             self.progress.step(record)
-        if self.control.should_log or self.state.global_step == self.state.max_steps:
+        if self.control.should_log or self.state.global_step == self.state.max_steps or "skipped" in record:
             self._log_step(record)
         metrics = self.evaluate() if self.control.should_evaluate else None
         if self.replica_check_steps and self.state.global_step % self.replica_check_steps == 0:
@@ -318,6 +331,7 @@ class FinetuneTrainer(Trainer):
             "tokens_per_second": interval["num_tokens"] / max(interval["seconds"], 1e-9),
             "seconds": self.totals["seconds"],
             "memory_bytes": peak_memory_bytes(),
+            **{key: record[key] for key in ("loss_scale", "skipped") if key in record},
         }
         if self.run_log:
             self.run_log.step(record)

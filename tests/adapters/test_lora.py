@@ -110,3 +110,18 @@ def test_pissa_starts_where_the_model_is_and_goes_on_where_it_was_saved(load, se
     assert np.abs(trained - before).max() > 0.01
     save_adapter(adapted, tmp_path)
     np.testing.assert_allclose(logits(load_lora(load()[0], tmp_path)), trained, atol=1e-5)
+
+
+def test_an_adapter_trained_in_half_precision_takes_the_type_of_the_model(load, settings, tmp_path):
+    model, family = load()
+    adapted = add_lora(model, settings, family=family, dtype="bfloat16", seed=1)
+    for parameter in adapted.parameters():
+        if not parameter.stop_gradient:
+            parameter.set_value(paddle.full(parameter.shape, 0.125, parameter.dtype))
+    save_adapter(adapted, tmp_path)
+    assert '"dtype": "bfloat16"' in (tmp_path / "lora_config.json").read_text()
+    loaded = load_lora(load()[0], tmp_path)
+    trained = [each for each in loaded.parameters() if not each.stop_gradient]
+    assert trained and {each.dtype for each in trained} == {paddle.float32}
+    assert {float(each.max()) for each in trained} == {0.125}
+    assert np.isfinite(logits(loaded)).all()

@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.adapters.checkpoint import adapter_state
-from finetune.adapters.prefix import add_prefix, partial_gradients
+from finetune.adapters.checkpoint import adapter_state, save_adapter
+from finetune.adapters.prefix import add_prefix, load_prefix, partial_gradients
 from tests.adapters.conftest import make_stage
 
 FAMILIES = {
@@ -97,3 +97,13 @@ def test_gradients_of_all_ranks_and_stages_add_up(load, settings):
             shares.append(gradient())
     np.testing.assert_allclose(np.sum(shares, axis=0), whole, rtol=1e-6)
     assert partial_gradients(model) == set()
+
+
+def test_a_prefix_trained_in_half_precision_takes_the_type_of_the_model(load, settings, tmp_path):
+    model, family = load()
+    save_adapter(add_prefix(model, settings, family=family, dtype="bfloat16", seed=1), tmp_path)
+    assert '"dtype": "bfloat16"' in (tmp_path / "prefix_config.json").read_text()
+    loaded = load_prefix(load()[0], tmp_path, family=family)
+    (weight,) = adapter_state(loaded).values()
+    assert weight.dtype == paddle.float32
+    assert {part.dtype for layer in loaded._get_past_key_values(2) for part in layer} == {paddle.float32}

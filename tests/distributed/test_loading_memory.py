@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from finetune.models.family import TinyShape, get_family
-from finetune.training.tensor_files import TensorWriter
+from finetune.storage.writer import TensorWriter
 from tests.distributed.processes import launch_script
 
 pytestmark = [

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
+from paddle.base import framework
+from paddle.base.framework import EagerParamBase
+from paddle.utils import unique_name
+from safetensors.numpy import save_file
 
 from finetune.adapters.checkpoint import load_adapter_weights, save_adapter
 from finetune.errors import UserError
@@ -15,7 +20,8 @@ from finetune.models.family import get_family, import_object
 from finetune.models.tensor_splits import find_split
 from finetune.parallel.groups import ProcessGroups
 from finetune.parallel.layout import Layout
-from finetune.training.optimizer_state import load_optimizer, save_optimizer
+from finetune.storage.checkpoints import TensorFiles
+from finetune.training.optimizer_state import OPTIMIZER_FILE, load_optimizer, save_optimizer
 from tests.parallel.test_saving import SHAPE
 from tests.parallel.thread_groups import run_ranks
 
@@ -60,22 +66,25 @@ def _stage_of(name: str) -> int:
 
 
 class RankModel:
-    """Parameters of one rank, with names that Paddle might have generated."""
+    """Parameters of one rank."""
 
-    def __init__(self, groups: ProcessGroups, wholes: dict[str, np.ndarray], *, fill: bool = True):
+    def __init__(
+        self,
+        groups: ProcessGroups,
+        wholes: dict[str, np.ndarray],
+        *,
+        fill: bool = True,
+        dtype: str = "float32",
+    ):
         place, layout = groups.coordinates, groups.layout
         self.config = _config(layout, place.tensor, place.pipeline)
         self.named: dict[str, paddle.Tensor] = {}
-        for index, (name, whole) in enumerate(wholes.items()):
+        for name, whole in wholes.items():
             if layout.pipeline > 1 and _stage_of(name) != place.pipeline:
                 continue
             split = find_split(FAMILY, name, self.config, degree=layout.tensor)
             part = split.part(whole, layout.tensor, place.tensor) if split else whole
-            tensor = paddle.to_tensor(
-                np.ascontiguousarray(part if fill else np.zeros_like(part)), stop_gradient=False
-            )
-            tensor.name = f"linear_{index}.w_{groups.rank}"
-            self.named[name] = tensor
+            self.named[name] = _parameter(part if fill else np.zeros_like(part), dtype)
 
     def named_parameters(self):
         return list(self.named.items())
@@ -84,14 +93,27 @@ class RankModel:
         return dict(self.named)
 
 
+def _parameter(array: np.ndarray, dtype: str):
+    parameter = EagerParamBase(shape=array.shape, dtype=dtype, name=unique_name.generate("linear.w"))
+    paddle.to_tensor(np.ascontiguousarray(array)).astype(dtype)._share_buffer_to(parameter)
+    return parameter
+
+
 class Slices:
-    """Flat slices of the sharding group's ranks."""
+    """Flat slices of the sharding group's ranks, as parameters."""
 
     def __init__(self, model: RankModel, groups: ProcessGroups):
         self.model, self.group = model, groups.sharding
+        self.slices = {
+            name: _parameter(
+                self.slice_of(name, each.astype("float32")).numpy(), str(each.dtype).rpartition(".")[2]
+            )
+            for name, each in model.named.items()
+        }
+        self.updates = 0
 
     def tensor_names(self):
-        return {f"{tensor.name}@slice": name for name, tensor in self.model.named.items()}
+        return {each.name: name for name, each in self.slices.items()}
 
     def whole_shape(self, name):
         return tuple(self.model.named[name].shape)
@@ -106,54 +128,69 @@ class Slices:
         parts = self.group.gather_objects(part.numpy())
         return paddle.to_tensor(np.concatenate(parts)[: int(np.prod(shape))].reshape(shape))
 
-
-class Optimizer:
-    """Keeps a state as Paddle's AdamW does."""
-
-    def __init__(self, state=None):
-        self.state = state or {}
-
-    def state_dict(self):
-        return dict(self.state)
-
-    def set_state_dict(self, state):
-        self.state = state
+    def after_update(self):
+        self.updates += 1
 
 
-def _state(model: RankModel, slices: Slices, factor: float) -> dict[str, paddle.Tensor]:
-    """Moments that follow from the weights, so that every rank can tell what it must find."""
-    state, masters = {}, {}
-    for generated, name in slices.tensor_names().items():
-        for accumulator, power in (("moment1_0", 1), ("moment2_0", 2)):
-            state[f"{generated}_{accumulator}"] = slices.slice_of(name, factor * model.named[name] ** power)
-        state[f"{generated}_beta1_pow_acc_0"] = paddle.to_tensor([0.9 * factor])
-        masters[generated] = slices.slice_of(name, model.named[name] + factor)
-    return state | {"master_weights": masters, "LR_Scheduler": {"last_epoch": 3}}
+def _optimizer(slices: Slices, *, multi_precision: bool = True):
+    """Paddle's own."""
+    return paddle.optimizer.AdamW(
+        0.1, parameters=list(slices.slices.values()), multi_precision=multi_precision
+    )
 
 
-def _save(folder: Path, layout: Layout, wholes, *, unified: bool) -> None:
+def _expected(slices: Slices, *, masters: bool) -> dict[str, np.ndarray]:
+    """State that follows from the weights, so that every rank can tell what it must find."""
+    state: dict[str, np.ndarray] = {}
+    for name, each in slices.model.named.items():
+        whole = each.astype("float32")
+        state[f"{name}/moment1_0"] = slices.slice_of(name, 2 * whole).numpy()
+        state[f"{name}/moment2_0"] = slices.slice_of(name, 2 * whole**2).numpy()
+        state[f"{name}/beta1_pow_acc_0"] = np.array([0.25], np.float32)
+        state[f"{name}/beta2_pow_acc_0"] = np.array([0.5], np.float32)
+        if masters:
+            state[f"{name}/master_weight"] = slices.slice_of(name, whole + 2**-20).numpy()
+    return state
+
+
+def _found(optimizer, slices: Slices) -> dict[str, paddle.Tensor]:
+    """What Paddle's optimizer keeps, looked up as its own step looks it up."""
+    state = {}
+    for name, each in slices.slices.items():
+        for accumulator in ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc"):
+            state[f"{name}/{accumulator}_0"] = optimizer._get_accumulator_master(accumulator, each)
+        if each.dtype != paddle.float32:
+            state[f"{name}/master_weight"] = optimizer._master_weights[each.name]
+    return state
+
+
+def _save(folder: Path, layout: Layout, wholes, *, unified: bool, dtype: str = "float32") -> None:
     def work(groups):
-        model = RankModel(groups, wholes)
+        model = RankModel(groups, wholes, dtype=dtype)
         slices = Slices(model, groups)
-        optimizer = Optimizer(_state(model, slices, 2.0))
+        optimizer = _optimizer(slices)
+        block = framework.default_main_program().global_block()
+        optimizer._create_accumulators(block, optimizer._parameter_list)
+        expected = _expected(slices, masters=dtype != "float32")
+        for key, tensor in _found(optimizer, slices).items():
+            tensor.set_value(expected[key])
         save_optimizer(folder, model, optimizer, groups, replicas=slices, unified=unified)
 
     assert run_ranks(layout, work) == [None] * layout.world
 
 
-def _check(folder: Path, layout: Layout, wholes) -> None:
+def _check(folder: Path, layout: Layout, wholes, *, dtype: str = "float32") -> None:
     def work(groups):
-        model = RankModel(groups, wholes)
+        model = RankModel(groups, wholes, dtype=dtype)
         slices = Slices(model, groups)
-        optimizer, expected = Optimizer(), _state(model, slices, 2.0)
+        optimizer = _optimizer(slices)
         load_optimizer(folder, model, optimizer, replicas=slices)
-        expected.pop("LR_Scheduler")
-        found, masters = dict(optimizer.state), expected.pop("master_weights")
-        found_masters = found.pop("master_weights")
-        assert found.keys() == expected.keys() and found_masters.keys() == masters.keys()
-        for mine, theirs in ((found, expected), (found_masters, masters)):
-            for key, tensor in mine.items():
-                np.testing.assert_array_equal(tensor.numpy(), theirs[key].numpy(), err_msg=key)
+        found, expected = _found(optimizer, slices), _expected(slices, masters=dtype != "float32")
+        assert found.keys() == expected.keys()
+        for key, tensor in found.items():
+            assert tensor.dtype == paddle.float32
+            np.testing.assert_array_equal(tensor.numpy(), expected[key], err_msg=key)
+        assert slices.updates == 0
 
     results = run_ranks(layout, work)
     assert results == [None] * layout.world
@@ -164,14 +201,86 @@ def _check(folder: Path, layout: Layout, wholes) -> None:
     [*((layout, True) for layout in LAYOUTS), (LAYOUTS[4], False), (LAYOUTS[5], False)],
     ids=str,
 )
-def test_moments_go_from_any_layout_to_any(tmp_path, source, unified):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_state_goes_from_any_layout_to_any(tmp_path, source, unified, dtype):
     wholes = _wholes(adapter=False)
-    _save(tmp_path, source, wholes, unified=unified)
+    _save(tmp_path, source, wholes, unified=unified, dtype=dtype)
     kind = "optimizer*.safetensors" if unified else "optimizer*.pdopt"
     expected = source.pipeline * (1 if unified else source.tensor)
     assert len(list(tmp_path.glob(kind))) == expected
     for target in LAYOUTS:
-        _check(tmp_path, target, wholes)
+        _check(tmp_path, target, wholes, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_names_in_the_file_are_those_of_a_float32_run_and_master_weights(tmp_path, dtype):
+    wholes = _wholes(adapter=False)
+    _save(tmp_path, Layout(), wholes, unified=True, dtype=dtype)
+    files = TensorFiles([tmp_path / OPTIMIZER_FILE])
+    kinds = ("beta1_pow_acc_0", "beta2_pow_acc_0", "master_weight", "moment1_0", "moment2_0")
+    assert sorted(files.names) == sorted(f"{name}/{kind}" for name in wholes for kind in kinds)
+    assert {files.read(name).dtype for name in files.names} == {np.dtype("float32")}
+
+
+def test_a_float32_run_continues_from_the_master_weights_of_a_half_precision_run(tmp_path):
+    wholes = _wholes(adapter=False)
+    _save(tmp_path, Layout(tensor=2), wholes, unified=True, dtype="bfloat16")
+    model = RankModel(ProcessGroups(), wholes)
+    slices = Slices(model, ProcessGroups())
+    load_optimizer(tmp_path, model, _optimizer(slices), replicas=slices)
+    assert slices.updates == 1
+    for name, each in slices.slices.items():
+        rounded = paddle.to_tensor(wholes[name]).astype("bfloat16").astype("float32").numpy()
+        np.testing.assert_array_equal(each.numpy(), (rounded + np.float32(2**-20)).ravel(), err_msg=name)
+
+
+def test_half_precision_refuses_a_checkpoint_without_master_weights(tmp_path):
+    wholes = _wholes(adapter=False)
+    _save(tmp_path, Layout(), wholes, unified=True)
+    model = RankModel(ProcessGroups(), wholes, dtype="bfloat16")
+    slices = Slices(model, ProcessGroups())
+    with pytest.raises(UserError, match="holds no master weights, so fp16_opt_level O2 cannot continue it"):
+        load_optimizer(tmp_path, model, _optimizer(slices), replicas=slices)
+
+
+def test_master_weights_in_files_of_their_own_are_read(tmp_path):
+    """As PaddleNLP's unified checkpoints keep them."""
+    wholes = _wholes(adapter=False)
+    (tmp_path / "ours").mkdir()
+    _save(tmp_path / "ours", Layout(), wholes, unified=True, dtype="bfloat16")
+    files = TensorFiles([tmp_path / "ours" / OPTIMIZER_FILE])
+    groups: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "master_weights": {}}
+    for key in files.names:
+        name, _, accumulator = key.rpartition("/")
+        is_master = accumulator == "master_weight"
+        groups["master_weights" if is_master else "optimizer"][name if is_master else key] = files.read(key)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for stem, tensors in groups.items():
+        file = f"{stem}-00001-of-00001.safetensors"
+        save_file({key: np.array(array) for key, array in tensors.items()}, theirs / file)
+        index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, file)}
+        (theirs / f"{stem}.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for target in (Layout(), Layout(tensor=2, sharding=2)):
+        _check(theirs, target, wholes, dtype="bfloat16")
+
+
+def test_a_second_optimizer_of_the_same_parameters_writes_the_same_names(tmp_path):
+    """Paddle numbers the accumulators that a process makes under one name."""
+    wholes = _wholes(adapter=False)
+    model = RankModel(ProcessGroups(), wholes)
+    parameters = list(model.named.values())
+    names = []
+    for attempt in ("first", "second"):
+        optimizer = paddle.optimizer.AdamW(0.1, parameters=parameters)
+        for parameter in parameters:
+            parameter.grad = paddle.ones_like(parameter)
+        optimizer.step()
+        folder = tmp_path / attempt
+        folder.mkdir()
+        save_optimizer(folder, model, optimizer)
+        names.append(sorted(TensorFiles([folder / OPTIMIZER_FILE]).names))
+    assert names[0] == names[1]
 
 
 def test_state_of_another_model_is_refused(tmp_path):
@@ -179,8 +288,9 @@ def test_state_of_another_model_is_refused(tmp_path):
     _save(tmp_path, Layout(), wholes, unified=True)
     wholes.pop("chatglm_v2.output_layer.weight")
     model = RankModel(ProcessGroups(), wholes)
+    slices = Slices(model, ProcessGroups())
     with pytest.raises(RuntimeError, match=r"unknown parameters: \['chatglm_v2\.output_layer\.weight'\]"):
-        load_optimizer(tmp_path, model, Optimizer())
+        load_optimizer(tmp_path, model, _optimizer(slices), replicas=slices)
 
 
 def _adapter(groups: ProcessGroups, wholes, *, fill: bool = True):

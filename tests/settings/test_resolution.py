@@ -121,13 +121,31 @@ def test_on_cpu_one_warning_names_what_is_turned_off():
     wanted = {"bf16": True, "use_flash_attention": True, "use_fused_rope": True, "amp_master_grad": True}
     arguments = parse({**wanted, "fuse_attention_qkv": True})
     assert arguments.warnings == (
-        "on CPU these settings are turned off: bf16, use_flash_attention, use_fused_rope, amp_master_grad",
+        "on CPU these settings are turned off: bf16, use_flash_attention, use_fused_rope, amp_master_grad "
+        "(rehearse_half_precision true computes in half precision on CPU, slowly)",
     )
     assert not (
         arguments.training.bf16 or arguments.model.use_flash_attention or arguments.model.use_fused_rope
     )
     assert arguments.model.fuse_attention_qkv is True  # a layout of weights, not a kernel
     assert arguments.training_kwargs()["bf16"] is False
+
+
+def test_a_rehearsal_on_cpu_keeps_half_precision_and_nothing_else_of_a_gpu():
+    wanted = {"bf16": True, "amp_master_grad": True, "use_flash_attention": True, "fp16_opt_level": "O2"}
+    arguments = parse({**wanted, "rehearse_half_precision": True})
+    assert arguments.warnings == ("on CPU these settings are turned off: use_flash_attention",)
+    assert arguments.training.bf16 and arguments.training.amp_master_grad
+    without = parse({"rehearse_half_precision": True, "amp_master_grad": True})
+    assert without.warnings == ("on CPU these settings are turned off: amp_master_grad",)
+
+
+def test_a_rehearsal_has_no_effect_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(device, "has_gpu_build", lambda: True)
+    monkeypatch.setattr(device, "count_visible_gpus", lambda environ=None: 1)
+    arguments = parse({"bf16": True, "rehearse_half_precision": True})
+    assert arguments.model.rehearse_half_precision is False and arguments.training.bf16
+    assert arguments.warnings == ("rehearse_half_precision is for CPUs and has no effect on this device",)
 
 
 def test_on_gpu_nothing_is_turned_off(monkeypatch):

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import UserError
-from finetune.merge import shards
-from finetune.merge.shards import ComputedTensor, JoinedTensor, Layout, StoredArray, write_tensors
-from finetune.models.tensor_splits import Split
-from finetune.models.weights import read_header
+from finetune.storage import joined_tensors
+from finetune.storage.arrays import StoredArray
+from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.safetensors_files import read_safetensors
+from finetune.storage.splits import Split
+from finetune.storage.writer import ComputedTensor, Layout, write_tensors
 from tests.merge.rank_writing import check_same, read_whole
 
 
 def _stored(path, array) -> StoredArray:
     """The array behind 13 other bytes in a file, as arrays lie in a pickle."""
     path.write_bytes(b"x" * 13 + array.tobytes())
-    if not array.size:
-        return StoredArray(path, array)
-    return StoredArray(path, np.memmap(path, dtype=array.dtype, mode="r", offset=13, shape=array.shape))
+    return StoredArray(path, array.dtype, array.shape, 13)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,11 +50,11 @@ def test_joining_equals_the_rule(
     )
     tensor = JoinedTensor("w", parts, split)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_ROWS_BYTES", buffer)
-        patch.setattr(shards, "_MAX_PIECES", pieces)
+        patch.setattr(joined_tensors, "_ROWS_BYTES", buffer)
+        patch.setattr(joined_tensors, "_MAX_PIECES", pieces)
         write_tensors(folder, [tensor])
     check_same(read_whole(folder), {"w": whole})
-    np.testing.assert_array_equal(tensor.array(), whole)
+    np.testing.assert_array_equal(tensor.load(), whole)
 
 
 def test_types_are_aligned_and_marked(tmp_path):
@@ -67,10 +67,10 @@ def test_types_are_aligned_and_marked(tmp_path):
     }
     tensors = [JoinedTensor(name, (_stored(tmp_path / name, array),)) for name, array in arrays.items()]
     (path,) = write_tensors(tmp_path, tensors, Layout(format="pt"))
-    file = read_header(path)
+    file = read_safetensors(path)
     assert file.format == "pt"
-    assert file.data_start % 8 == 0
-    assert all(begin % dtype.itemsize == 0 for dtype, _, begin, _ in file.tensors.values())
+    assert min(array.start for array in file.arrays.values()) % 8 == 0
+    assert all(array.start % array.dtype.itemsize == 0 for array in file.arrays.values())
     check_same(read_whole(tmp_path), arrays)
 
 
@@ -92,7 +92,7 @@ def test_large_tensor_gets_its_own_file(tmp_path):
     arrays = {name: np.zeros(size, np.float32) for name, size in (("a", 2), ("b", 100), ("c", 2), ("d", 2))}
     tensors = [JoinedTensor(name, (_stored(tmp_path / name, array),)) for name, array in arrays.items()]
     paths = write_tensors(tmp_path, tensors, Layout(max_shard_bytes=16))
-    assert [list(read_header(path).tensors) for path in paths] == [["a"], ["b"], ["c", "d"]]
+    assert [list(read_safetensors(path).arrays) for path in paths] == [["a"], ["b"], ["c", "d"]]
 
 
 @pytest.mark.parametrize("split", [None, Split(0), Split(-1)])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.errors import UserError
+from finetune.storage.dtypes import Array
 
 _BUFFER_BYTES = 4 * 2**20
 _COPY_BYTES = 16 * 2**20
@@ -28,7 +29,7 @@ class OutputFile:
         self._unflushed = 0
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
 
-    def write(self, content: bytes | np.ndarray, offset: int) -> None:
+    def write(self, content: bytes | Array, offset: int) -> None:
         """Writes bytes, or a contiguous array, at an offset."""
         view = (
             content.reshape(-1).view(np.uint8).data
@@ -81,12 +82,13 @@ class OutputFile:
             self._unflushed = 0
             os.fdatasync(self._descriptor)
 
+    def sync(self) -> None:
+        """Puts everything on the disk."""
+        os.fsync(self._descriptor)
+
     def close(self) -> None:
-        """Puts everything on the disk and closes the file."""
-        try:
-            os.fsync(self._descriptor)
-        finally:
-            os.close(self._descriptor)
+        """Ends the writing."""
+        os.close(self._descriptor)
 
 
 def cut_short(path: Path) -> UserError:

@@ -5,7 +5,21 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
-from finetune.training.tensor_files import load_tensors, save_tensors
+from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.dtypes import to_tensor
+from finetune.storage.writer import TensorWriter
+
+
+def save_tensors(path, tensors):
+    writer = TensorWriter(path, {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        writer.write(name, tensor.numpy())
+    writer.close()
+
+
+def load_tensors(path):
+    file = TensorFiles([path])
+    return {name: to_tensor(np.array(file.read(name))) for name in file.names}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])

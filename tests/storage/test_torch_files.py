@@ -17,10 +17,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from finetune.errors import UserError
-from finetune.models import weights
 from finetune.models.loading import load_model, resolve_model
-from finetune.models.torch_files import read_torch_file
-from tests.models.torch_writing import save_bin
+from finetune.storage.checkpoints import Checkpoint
+from finetune.storage.dtypes import as_float32
+from finetune.storage.torch_files import read_torch_file
+from tests.storage.torch_writing import save_bin
 
 
 def _module(name: str) -> Any:
@@ -39,11 +40,11 @@ def test_values_types_and_views(tmp_path):
     )
     tensors = read_torch_file(path)
     assert tensors["transposed"].shape == (3, 2)
-    assert tensors["transposed"].stride == (1, 3)
+    assert tensors["transposed"].strides == (4, 12)
     np.testing.assert_array_equal(tensors["plain"].read(), numbers)
     np.testing.assert_array_equal(tensors["transposed"].read(), numbers.T)
     np.testing.assert_array_equal(tensors["half"].read(), half)
-    np.testing.assert_array_equal(weights.as_float32(tensors["brain"].read()), [1.0, -2.5, 3.140625])
+    np.testing.assert_array_equal(as_float32(tensors["brain"].read()), [1.0, -2.5, 3.140625])
     assert tensors["one"].read() == 7
     assert isinstance(tensors["plain"].read(), np.memmap)  # nothing is read before it is used
 
@@ -65,16 +66,16 @@ def test_files_of_pytorch_itself(tmp_path):
         expanded=torch.ones(1, 3).expand(2, 3),
     )
     torch.save(stored, tmp_path / "pytorch_model.bin")
-    checkpoint = weights.Checkpoint(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
     assert checkpoint.format == "pt"
     assert checkpoint.names == {name: tuple(value.shape) for name, value in stored.items()}
     for name, value in stored.items():
         np.testing.assert_array_equal(
-            weights.as_float32(checkpoint.read(name)), value.detach().float().numpy(), err_msg=name
+            as_float32(checkpoint.read(name)), value.detach().float().numpy(), err_msg=name
         )
     torch.save(stored, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     with pytest.raises(UserError, match=r"no zip archive.*before PyTorch 1\.6"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 @pytest.mark.parity
@@ -82,7 +83,7 @@ def test_a_state_of_modules_is_read(tmp_path):
     torch = _module("torch")
     layer = torch.nn.Linear(2, 3)
     torch.save(layer.state_dict(), tmp_path / "pytorch_model.bin")
-    assert weights.Checkpoint(tmp_path).names == {"weight": (3, 2), "bias": (3,)}
+    assert Checkpoint(tmp_path).names == {"weight": (3, 2), "bias": (3,)}
 
 
 def _hugging_face(source: Path, target: Path) -> dict[str, np.ndarray]:
@@ -96,9 +97,9 @@ def _hugging_face(source: Path, target: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
-def test_a_model_from_bin_files(llama_folder, tmp_path, sharded):
+def test_a_model_from_bin_files(tiny_llama, tmp_path, sharded):
     folder = tmp_path / "hf"
-    tensors = _hugging_face(llama_folder, folder)
+    tensors = _hugging_face(tiny_llama, folder)
     if sharded:
         shards = {"one.bin": sorted(tensors)[:7], "two.bin": sorted(tensors)[7:]}
         index = {"weight_map": {name: file for file, names in shards.items() for name in names}}
@@ -108,7 +109,7 @@ def test_a_model_from_bin_files(llama_folder, tmp_path, sharded):
     for file, names in shards.items():
         save_bin(folder / file, {name: tensors[name] for name in names})
     loaded = load_model(resolve_model(folder), dtype="float32").state_dict()
-    for name, parameter in load_model(resolve_model(llama_folder), dtype="float32").state_dict().items():
+    for name, parameter in load_model(resolve_model(tiny_llama), dtype="float32").state_dict().items():
         np.testing.assert_array_equal(loaded[name].numpy(), parameter.numpy())
 
 
@@ -119,7 +120,7 @@ def test_code_is_refused_by_name(tmp_path):
 
     _archive(tmp_path / "pytorch_model.bin", pickle.dumps({"a": RunsCode()}, 2))
     with pytest.raises(UserError, match=r"is refused: it contains \w+\.eval, which could run code"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["torch._utils _rebuild_sparse_tensor", "torch load", "os system"])
@@ -127,7 +128,7 @@ def test_other_objects_of_pytorch_are_refused(tmp_path, name):
     module, attribute = name.split()
     _archive(tmp_path / "pytorch_model.bin", f"c{module}\n{attribute}\n.".encode())
     with pytest.raises(UserError, match=f"it contains {module}.{attribute}"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_attributes_of_tensors_cannot_be_set(tmp_path):
@@ -148,21 +149,21 @@ def test_a_cut_file(tmp_path):
     save_bin(path, {"a": np.zeros(1000, np.float32)})
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match="no zip archive: it is cut short"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_compressed_members_are_refused(tmp_path):
     path = tmp_path / "pytorch_model.bin"
     save_bin(path, {"a": np.zeros(1000, np.float32)}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="it is compressed"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def test_a_tensor_may_not_reach_outside_its_storage(tmp_path):
     path = tmp_path / "pytorch_model.bin"
     save_bin(path, {"a": np.zeros(4, np.float32)}, claimed_shape=(5,))
     with pytest.raises(UserError, match=r"shape \[5\] reaches outside its storage"):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_tensor_may_not_reach_outside_its_storage(tmp_path):
 def test_other_contents(tmp_path, content, message):
     _archive(tmp_path / "pytorch_model.bin", pickle.dumps(content, 2))
     with pytest.raises(UserError, match=message):
-        weights.Checkpoint(tmp_path)
+        Checkpoint(tmp_path)
 
 
 def _archive(path: Path, data: bytes, members: dict[str, bytes] | None = None) -> None:

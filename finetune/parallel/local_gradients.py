@@ -1,0 +1,85 @@
+"""Where backward passes leave the gradients of parameters, before they are summed over processes.
+
+Paddle adds up the gradients of micro-batches in the parameter's dtype. With `amp_master_grad` they are added up in
+float32: a hook takes each gradient of a micro-batch away as soon as backward has it. That is what
+`paddle.distributed.fleet.utils.mix_precision_utils.MixPrecisionLayer` does, under the same name (`main_grad`);
+its optimizer wrapper is not needed, because Paddle's optimizers take a float32 gradient of a half-precision parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import paddle
+
+
+class ParameterGradients:
+    """Gradients in the parameters' dtype, where Paddle leaves them."""
+
+    def exists(self, parameter: Any) -> bool:
+        """Whether a backward pass left a gradient."""
+        return parameter.grad is not None
+
+    def get(self, parameter: Any) -> Any:
+        """The gradient, of the parameter's shape, until it is cleared; zeros for none."""
+        if parameter.grad is None:
+            return paddle.zeros(parameter.shape, dtype=parameter.dtype)
+        return parameter.grad
+
+    def hand_over(self, parameter: Any) -> None:
+        """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""
+        if parameter.grad is None:
+            parameter.grad = self.get(parameter)
+
+    def clear(self, parameter: Any) -> None:
+        """Drops the gradient."""
+        parameter.clear_gradient(False)
+
+
+class MasterGradients:
+    """Gradients added up in float32.
+
+    Args:
+        parameters: Those that are trained; each gets a hook for good.
+    """
+
+    def __init__(self, parameters: Iterable[Any]):
+        for parameter in parameters:
+            parameter.main_grad = None
+            parameter._register_grad_hook(_add_to_main(parameter))
+
+    def exists(self, parameter: Any) -> bool:
+        """Whether a backward pass left a gradient."""
+        return parameter.main_grad is not None
+
+    def get(self, parameter: Any) -> Any:
+        """The float32 gradient, of the parameter's shape, until it is cleared; zeros for none."""
+        if parameter.main_grad is None:
+            return paddle.zeros(parameter.shape, dtype="float32")
+        return parameter.main_grad
+
+    def hand_over(self, parameter: Any) -> None:
+        """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""
+        parameter.grad = self.get(parameter)
+        parameter.main_grad = None
+
+    def clear(self, parameter: Any) -> None:
+        """Drops the gradient."""
+        parameter.main_grad = None
+
+
+def _add_to_main(parameter: Any) -> Callable[[Any], None]:
+    @paddle.no_grad()
+    def add(gradient: Any) -> None:
+        if gradient is None or not gradient._is_initialized():
+            return
+        with paddle.amp.auto_cast(enable=False):
+            wide = gradient.clone() if gradient.dtype == paddle.float32 else gradient.astype("float32")
+            if parameter.main_grad is None:
+                parameter.main_grad = wide
+            else:
+                parameter.main_grad.add_(wide)
+        gradient._clear_data()  # Paddle adds only gradients that have data to `parameter.grad`
+
+    return add
