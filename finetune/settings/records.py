@@ -19,18 +19,14 @@ class Range:
     high_allowed: bool = True  # high itself is
     is_interval: bool = False  # both bounds mean something; else high only keeps out slips of the pen
 
-    def describe(self) -> str:
-        """The range in words: "from 0 to below 1"."""
-        start = f"from {self.low}" if self.low_allowed else f"above {self.low}"
-        return f"{start} {'up to' if self.high_allowed else 'to below'} {self.high}"
-
     def find_fault(self, name: str, value: float) -> str | None:
         """Why the number cannot be used, as one line; None when it can."""
         is_low = value < self.low or (value == self.low and not self.low_allowed)
         if not is_low and (value < self.high or (value == self.high and self.high_allowed)):
             return None
         if self.is_interval:
-            allowed = self.describe()
+            start = f"from {self.low}" if self.low_allowed else f"above {self.low}"
+            allowed = f"{start} {'up to' if self.high_allowed else 'to below'} {self.high}"
         elif is_low:
             allowed = f"at least {self.low}" if self.low_allowed else f"more than {self.low}"
         else:

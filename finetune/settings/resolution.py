@@ -95,17 +95,12 @@ def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
     if device_kind(values["device"]) != "cpu":
         values["rehearse_half_precision"] = False
         return ["rehearse_half_precision is for CPUs and has no effect on this device"] if rehearses else []
-    half = [name for name in _HALF_PRECISION if values[name]]
-    settings = known_settings().items()
-    kernels = [name for name, each in settings if each.gpu_only and values[name] and name not in half]
-    turned_off = kernels if rehearses else half + kernels
+    half = [name for name in _HALF_PRECISION if values[name] and not rehearses]
+    kernels = [name for name, each in known_settings().items() if each.gpu_only and values[name]]
+    turned_off = half + [name for name in kernels if name not in _HALF_PRECISION]
     values.update(dict.fromkeys(turned_off, False))
     if values["amp_master_grad"] and not (values["fp16"] or values["bf16"]):
         values["amp_master_grad"] = False
         turned_off.append("amp_master_grad")
-    if not turned_off:
-        return []
-    hint = " (rehearse_half_precision true computes in half precision on CPU, slowly)"
-    return [
-        f"on CPU these settings are turned off: {', '.join(turned_off)}{'' if rehearses or not half else hint}"
-    ]
+    hint = " (rehearse_half_precision true computes in half precision on CPU, slowly)" if half else ""
+    return [f"on CPU these settings are turned off: {', '.join(turned_off)}{hint}"] if turned_off else []
