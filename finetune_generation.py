@@ -7,10 +7,10 @@ python finetune_generation.py --help
 import sys
 from contextlib import ExitStack
 
-from finetune.arguments import parse_arguments
 from finetune.command import run_command, silence_libraries
 from finetune.environment import check_environment
 from finetune.processor import configure_processor
+from finetune.settings.arguments import parse_arguments
 
 
 def main() -> None:

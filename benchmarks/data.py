@@ -125,11 +125,11 @@ def run_side(name: str, folder: Path) -> None:
 
 def prepare_ours(folder: Path, *, cached: bool = False) -> Callable[[], int]:
     """The path of a run from its arguments to packed rows."""
-    from finetune.arguments import parse_arguments
     from finetune.assembly import TokenizerPair, find_files, read_data
     from finetune.data.packing import pack
     from finetune.models.family import get_family
     from finetune.models.fast_encoder import load_fast_encoder
+    from finetune.settings.arguments import parse_arguments
 
     settings = {
         **{"model_name_or_path": str(folder / "model"), "dataset_name_or_path": str(folder / "train.json")},

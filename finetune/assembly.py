@@ -18,12 +18,12 @@ from finetune.data.sample_store import sample_lengths
 from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
+from finetune.parallel.layout import Layout
 from finetune.parallel.phases import phase
-from finetune.parallel.topology import Layout, check_topology
+from finetune.parallel.topology import check_topology
 from finetune.streaming import build_stream_source, check_sources, make_row_builder, read_first
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.data.mixing import DataSource
     from finetune.models.family import Family
     from finetune.models.loading import ResolvedModel
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from finetune.models.vocabulary import VocabularyGrowth
     from finetune.parallel.groups import ProcessGroups
     from finetune.run_directory import RunDirectory
+    from finetune.settings.arguments import Arguments
     from finetune.training.batch_source import BatchSource
     from finetune.training.rows import Rows
     from finetune.training.trainer import FinetuneTrainer

@@ -5,9 +5,9 @@ import json
 import paddle
 import pytest
 
-from finetune.arguments import parse_arguments
 from finetune.determinism import ENVIRONMENT, FLAGS, make_deterministic
 from finetune.parallel.start import prepare_device
+from finetune.settings.arguments import parse_arguments
 
 
 def choose(device: str, environ: dict[str, str]) -> list[dict]:

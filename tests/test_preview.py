@@ -12,7 +12,6 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from finetune.arguments import parse_arguments
 from finetune.data.dataset import DataReport, load_samples
 from finetune.data.template import load_template
 from finetune.data.tokenize import IGNORE_INDEX, Prompt, Sample
@@ -20,6 +19,7 @@ from finetune.errors import UserError
 from finetune.models import fast_encoder
 from finetune.preview_tables import count_prompts, count_samples, print_figures
 from finetune.preview_tokens import MAX_ROWS, Example, TokenReader, print_example
+from finetune.settings.arguments import parse_arguments
 from tests.conftest import FAST, REAL_DATA, ROOT, launch, run_entry, write_arguments
 
 NO_PADDLE = """

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetune.argument_checks import count_processes
 from finetune.command import silence_libraries
 from finetune.determinism import make_deterministic
 from finetune.device import use_device
 from finetune.errors import UserError
 from finetune.parallel.groups import ProcessGroups, start_groups
+from finetune.parallel.layout import Layout, count_processes
 from finetune.parallel.phases import phase
-from finetune.parallel.topology import Layout, check_topology, layout_of
+from finetune.parallel.topology import check_topology, layout_of
 from finetune.parallel.watch import start_watch
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.models.loading import ResolvedModel
+    from finetune.settings.arguments import Arguments
 
 Value = TypeVar("Value")
 

@@ -19,12 +19,12 @@ from finetune.models.loading import load_model, load_weights, open_checkpoint, r
 from finetune.models.shard_files import open_shards
 from finetune.models.tensor_splits import find_split
 from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.layout import Layout
 from finetune.parallel.saving import (
     check_shared_folder,
     family_of,
     save_model_weights,
 )
-from finetune.parallel.topology import Layout
 from finetune.storage.checkpoints import Checkpoint
 from finetune.training.checkpoint import find_fault, write_checkpoint
 from tests.parallel.thread_groups import run_ranks

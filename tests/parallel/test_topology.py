@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 
 from finetune import device
-from finetune.arguments import Arguments, parse_arguments
 from finetune.errors import UserError
 from finetune.models.family import families, get_family
 from finetune.models.loading import ResolvedModel
 from finetune.models.tiny import TinyShape
+from finetune.parallel.layout import Coordinates, Layout, split_processes
 from finetune.parallel.topology import (
-    Coordinates,
-    Layout,
     check_topology,
     describe_layout,
     layout_of,
     nearest_layouts,
     sharding_stage,
-    split_processes,
 )
+from finetune.settings.arguments import Arguments, parse_arguments
 
 VALID = {
     "model_name_or_path": "owner/model",

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from finetune import device
-from finetune.argument_settings import known_settings
-from finetune.arguments import parse_arguments
-from finetune.parallel.topology import Layout
+from finetune.parallel.layout import Layout
+from finetune.settings.arguments import parse_arguments
+from finetune.settings.registry import known_settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VALID = {
     "model_name_or_path": "owner/model",
     "dataset_name_or_path": "data",
@@ -218,7 +218,7 @@ def test_help_all_shows_everything(capsys, words):
 
 ANSWER = """
 import sys
-from finetune.arguments import parse_arguments
+from finetune.settings.arguments import parse_arguments
 from finetune.errors import UserError
 try:
     parse_arguments()

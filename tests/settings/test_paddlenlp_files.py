@@ -8,8 +8,8 @@ import json
 import pytest
 
 from finetune import device
-from finetune.arguments import parse_arguments
 from finetune.errors import UserError
+from finetune.settings.arguments import parse_arguments
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,20 @@
 """Every fault of an argument set, by its message."""
 
+import math
+
 import pytest
 
-from finetune import argument_resolution, device
-from finetune.argument_ranges import RANGES
-from finetune.argument_refusals import (
-    REFUSED,
-    REFUSED_QUANT,
-    WITHOUT_EFFECT,
-)
-from finetune.argument_settings import known_settings
-from finetune.arguments import parse_arguments
+from finetune import device
 from finetune.errors import UserError
+from finetune.settings.arguments import parse_arguments
+from finetune.settings.registry import foreign_settings, known_settings
+
+REFUSED = {
+    name: setting.working
+    for settings in (foreign_settings(), known_settings())
+    for name, setting in settings.items()
+    if setting.group in ("foreign", "quant") and setting.working is not None
+}
 
 
 @pytest.fixture(autouse=True)
@@ -158,11 +161,26 @@ def test_values_outside_their_range(name, value, allowed):
     assert f"it must be {allowed}" in fault
 
 
-def test_ranges_are_of_numbers_that_exist_and_allow_the_default():
-    for name, (low, high, *_) in RANGES.items():
-        setting = known_settings()[name]
-        assert setting.type in ("int", "float")
-        assert setting.default is None or low <= setting.default <= high
+def test_every_number_has_a_range_with_finite_bounds_that_allows_its_default():
+    for name, setting in known_settings().items():
+        is_number = setting.type in ("int", "float")
+        assert is_number == (setting.range is not None), name
+        if setting.range is not None:
+            assert -math.inf < setting.range.low < setting.range.high < math.inf, name
+            assert setting.default is None or setting.range.find_fault(name, setting.default) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("learning_rate", "1e308", "at most 100"),
+        ("max_steps", str(10**30), "at most 1000000000"),
+        ("lora_rank", "65537", "at most 65536"),
+        ("temperature", "1e7", "at most 1000000"),
+    ],
+)
+def test_numbers_that_nobody_means(name, value, allowed):
+    assert f"it must be {allowed}" in only_fault_of(f"--{name}", value)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +269,7 @@ def test_a_stream_that_only_evaluates_needs_nothing_more():
     parse_arguments([*VALID, "--lazy", "--do_train", "false", "--do_eval"])
 
 
-@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_QUANT])
+@pytest.mark.parametrize("name", REFUSED)
 def test_settings_of_later_scripts_are_refused_by_name(name):
     value = {
         "continue_training": "false",
@@ -270,10 +288,9 @@ def test_settings_of_later_scripts_are_refused_by_name(name):
     assert f"remove {name}" in fault
 
 
-@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_QUANT])
+@pytest.mark.parametrize("name", REFUSED)
 def test_their_off_values_are_accepted(name):
-    off_values = {**REFUSED, **REFUSED_QUANT}[name][0]
-    for value in off_values or (None,):
+    for value in REFUSED[name] or (None,):
         word = "null" if value is None else str(value)
         assert parse_arguments([*VALID, f"--{name}", word]).warnings == ()
 
@@ -285,14 +302,13 @@ def test_settings_without_effect_are_named_once_and_accepted():
     assert [warning.split()[0] for warning in warnings] == ["greedy_zero_padding", "pad_to_max_length"]
 
 
-def test_no_setting_stands_in_two_tables():
-    tables = [set(REFUSED), set(REFUSED_QUANT), set(WITHOUT_EFFECT)]
-    assert len(set().union(*tables)) == sum(len(table) for table in tables)
-    assert not (set(REFUSED) | set(WITHOUT_EFFECT)) & known_settings().keys()
-
-
-def test_gpu_only_settings_exist():
-    assert set(argument_resolution.GPU_ONLY_SETTINGS) <= known_settings().keys()
+def test_a_setting_has_a_place_here_or_none_and_is_refused_or_ignored():
+    assert not foreign_settings().keys() & known_settings().keys()
+    for name, setting in foreign_settings().items():
+        assert (setting.working is None) == bool(setting.ignored) != bool(setting.instead), name
+    for name, setting in known_settings().items():
+        assert (setting.working is None) == (not setting.instead), name
+        assert not (setting.ignored and setting.instead), name
 
 
 # Data

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from finetune import device
-from finetune.argument_parsing import describe_unknown
-from finetune.arguments import parse_arguments
 from finetune.errors import UserError
+from finetune.settings.arguments import parse_arguments
+from finetune.settings.parsing import describe_unknown
 
 VALID = {
     "model_name_or_path": "owner/model",

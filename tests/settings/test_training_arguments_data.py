@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.argument_groups import MODEL_CONFIG_SETTINGS, ModelArguments
-from finetune.argument_help import COMMON_TRAINING
-from finetune.argument_settings import ALIASES, CHANGED_DEFAULTS, TRAINING_ARGUMENTS_FILE, known_settings
+from finetune.settings.model import ModelArguments
+from finetune.settings.records import MODEL_CONFIG
+from finetune.settings.registry import TRAINING_ARGUMENTS_FILE, known_aliases, known_settings, read_rows
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECORDED = json.loads(TRAINING_ARGUMENTS_FILE.read_text(encoding="utf-8"))["settings"]
 # Our own view of these model options: null leaves the checkpoint's configuration alone.
 NOT_FROM_PADDLENLP = {
@@ -30,7 +30,7 @@ from paddlenlp.trainer import TrainingArguments
 import paddlenlp
 import sys
 sys.path.insert(0, "..")
-from finetune.arguments import parse_arguments
+from finetune.settings.arguments import parse_arguments
 words = "--model_name_or_path a/b --dataset_name_or_path c --output_dir out --do_train --do_eval --device cpu"
 built = []
 for more in ("--evaluation_strategy steps --save_strategy steps --load_best_model_at_end --logging_steps 50", ""):
@@ -82,11 +82,11 @@ def test_every_option_of_the_model_configuration_can_be_set(installed):
 
 
 def test_defaults_of_model_options_are_paddlenlps(installed):
-    ours = {field.name: field.default for field in dataclasses.fields(ModelArguments)}
     differing = {
         name
-        for name in set(MODEL_CONFIG_SETTINGS) - NOT_FROM_PADDLENLP
-        if ours[name] != installed["config"][name]
+        for name, setting in known_settings().items()
+        if setting.group == "model" and MODEL_CONFIG in setting.readers and name not in NOT_FROM_PADDLENLP
+        if setting.default != installed["config"][name]
     }
     # PaddleNLP's fine-tuning script sets this one to false itself.
     assert differing == {"tensor_parallel_output"}
@@ -97,12 +97,12 @@ def test_every_setting_has_a_help_text():
     assert [setting.name for setting in known_settings().values() if not setting.help.strip()] == []
 
 
-def test_tables_name_settings_that_exist():
-    names = known_settings().keys()
-    assert set(COMMON_TRAINING) <= names
-    assert CHANGED_DEFAULTS.keys() <= names
-    assert set(ALIASES.values()) <= names
-    assert not ALIASES.keys() & names
+def test_rows_and_aliases_are_of_settings_that_exist():
+    rows = read_rows("training_records.json")
+    recorded = {entry["name"] for entry in RECORDED}
+    assert rows["common"].keys() <= recorded and rows["others"].keys() <= recorded
+    assert not rows["common"].keys() & rows["others"].keys()
+    assert not known_aliases().keys() & known_settings().keys()
 
 
 def test_group_names_do_not_collide():

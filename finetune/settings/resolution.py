@@ -4,48 +4,26 @@ import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from finetune.argument_refusals import list_ignored, list_training_ignored
 from finetune.device import detect_device, device_kind
+from finetune.settings.registry import foreign_settings, known_settings
 
-LOSS_METRICS = ("loss", "perplexity", "accuracy")
-GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
-METRIC_ALIASES = {"ppl": "perplexity"}
+_LOSS_METRICS = ("loss", "perplexity", "accuracy")
+_GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
+_METRIC_ALIASES = {"ppl": "perplexity"}
+_HALF_PRECISION = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
-# Kernels and number formats that Paddle has on GPUs only.
-HALF_PRECISION_SETTINGS = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
-GPU_ONLY_SETTINGS = (
-    *HALF_PRECISION_SETTINGS,
-    "use_flash_attention",
-    "use_fused_rms_norm",
-    "use_fused_rope",
-    "use_fused_linear",
-    "use_fused_dropout_add",
-    "use_fused_linear_cross_entropy",
-)
-_PATH_SETTINGS = (
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "dataset_name_or_path",
-    "chat_template",
-    "lora_path",
-    "prefix_path",
-    "output_dir",
-    "logging_dir",
-    "resume_from_checkpoint",
-)
 
-
-def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Mapping[str, Any]) -> list[str]:
+def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Mapping[str, Any]) -> list[str]:
     """Complete ``values`` in place and return the warnings that come of it.
 
     Args:
         values: Every setting by name, defaults included.
         given: Names that the file or the command line set.
-        extras: Settings of PaddleNLP without a place here that were given.
+        foreign: Given values of settings that have no place here.
     """
-    for name in _PATH_SETTINGS:
-        if values[name]:
+    for name, setting in known_settings().items():
+        if setting.is_path and values[name]:
             values[name] = os.path.expanduser(values[name])
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
@@ -60,13 +38,20 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], extras: Map
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         if values[path] and not values[method]:
             warnings.append(f"{path} is not read, because {method} is false")
-    return warnings + list_ignored(extras) + list_training_ignored(values, given)
+    ignored = [foreign_settings()[name].find_ignored(value) for name, value in foreign.items()]
+    ignored += [each.find_ignored(values[name]) for name, each in known_settings().items() if name in given]
+    return warnings + [warning for warning in ignored if warning]
 
 
 def canonical_metric(name: str) -> str:
     """The metric's name in results: no ``eval_`` prefix, lower case, aliases replaced."""
     lowered = name.lower().removeprefix("eval_")
-    return METRIC_ALIASES.get(lowered, lowered)
+    return _METRIC_ALIASES.get(lowered, lowered)
+
+
+def possible_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics that the evaluation of a run produces, the one that decides by default first."""
+    return _GENERATION_METRICS if values["eval_with_do_generation"] else _LOSS_METRICS
 
 
 def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str]) -> list[str]:
@@ -90,12 +75,11 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
             "load_best_model_at_end is turned off, because evaluation_strategy and save_strategy are no: "
             "there is no checkpoint to choose from"
         )
-    metric = values["metric_for_best_model"]
-    possible = GENERATION_METRICS if values["eval_with_do_generation"] else LOSS_METRICS
+    metric, possible = values["metric_for_best_model"], possible_metrics(values)
     if metric is not None:  # one that is not possible stays as it was written, for the fault line
         metric = canonical_metric(metric) if canonical_metric(metric) in possible else metric
     elif values["load_best_model_at_end"]:
-        metric = "bleu4" if values["eval_with_do_generation"] else "loss"
+        metric = possible[0]
     values["metric_for_best_model"] = metric
     if values["greater_is_better"] is None and metric is not None:
         values["greater_is_better"] = metric not in _LOWER_IS_BETTER
@@ -111,14 +95,12 @@ def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
     if device_kind(values["device"]) != "cpu":
         values["rehearse_half_precision"] = False
         return ["rehearse_half_precision is for CPUs and has no effect on this device"] if rehearses else []
-    kept = HALF_PRECISION_SETTINGS if rehearses else ()
-    turned_off = [name for name in GPU_ONLY_SETTINGS if values[name] and name not in kept]
+    half = [name for name in _HALF_PRECISION if values[name] and not rehearses]
+    kernels = [name for name, each in known_settings().items() if each.gpu_only and values[name]]
+    turned_off = half + [name for name in kernels if name not in _HALF_PRECISION]
     values.update(dict.fromkeys(turned_off, False))
     if values["amp_master_grad"] and not (values["fp16"] or values["bf16"]):
         values["amp_master_grad"] = False
         turned_off.append("amp_master_grad")
-    if not turned_off:
-        return []
-    half = any(name in HALF_PRECISION_SETTINGS for name in turned_off)
     hint = " (rehearse_half_precision true computes in half precision on CPU, slowly)" if half else ""
-    return [f"on CPU these settings are turned off: {', '.join(turned_off)}{hint}"]
+    return [f"on CPU these settings are turned off: {', '.join(turned_off)}{hint}"] if turned_off else []

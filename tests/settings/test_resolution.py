@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune import device
-from finetune.arguments import parse_arguments
+from finetune.settings.arguments import parse_arguments
 
 VALID = {
     "model_name_or_path": "owner/model",

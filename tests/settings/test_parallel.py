@@ -3,11 +3,12 @@
 import pytest
 
 from finetune import device
-from finetune.argument_refusals import PARALLEL_WORDS, SUPPORTED_VALUES, TRAINING_WITHOUT_EFFECT
-from finetune.argument_settings import known_settings
-from finetune.arguments import parse_arguments
 from finetune.errors import UserError
+from finetune.settings.arguments import parse_arguments
+from finetune.settings.records import LAYOUT
+from finetune.settings.registry import known_settings
 
+PARALLEL_WORDS = {name: setting.words for name, setting in known_settings().items() if setting.words}
 VALID = [
     *("--model_name_or_path", "owner/model", "--dataset_name_or_path", "data"),
     *("--output_dir", "out", "--do_train"),
@@ -157,7 +158,6 @@ def test_parallel_settings_without_effect(words, said):
         assert warnings[0].startswith(words.split()[0].removeprefix("--")) and said in warnings[0]
 
 
-def test_tables_of_training_settings_name_settings_that_exist_once():
-    tables = [TRAINING_WITHOUT_EFFECT.keys(), SUPPORTED_VALUES.keys(), PARALLEL_WORDS.keys()]
-    assert set().union(*tables) <= known_settings().keys()
-    assert len(set().union(*tables)) == sum(map(len, tables))
+def test_settings_with_words_are_those_of_parallelism():
+    assert len(PARALLEL_WORDS) == 6
+    assert all(known_settings()[name].readers == (LAYOUT,) for name in PARALLEL_WORDS)
