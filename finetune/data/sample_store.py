@@ -12,7 +12,8 @@ from typing import overload
 
 import numpy as np
 
-from finetune.data.tokenize import IGNORE_INDEX, Sample
+from finetune.data.parts import join_ids
+from finetune.data.tokenize import IGNORE_INDEX, CutSample, Sample
 
 CUT_SOURCE, CUT_TARGET = 1, 2
 
@@ -34,6 +35,26 @@ class SampleStore(Sequence[Sample]):
         self.tokens, self.learned = arrays["tokens"], arrays["learned"]
         self.offsets, self.cuts = arrays["offsets"], arrays["cuts"]
         self.dropped_rounds = arrays["dropped_rounds"]
+
+    @classmethod
+    def from_cut(cls, samples: Sequence[CutSample]) -> SampleStore:
+        """Lay samples end to end."""
+        parts = [part for sample in samples for part in sample.parts]
+        lengths = np.fromiter((len(ids) for ids, _ in parts), np.int64, len(parts))
+        learned = np.repeat(np.fromiter((learned for _, learned in parts), bool, len(parts)), lengths)
+        last_parts = np.cumsum([len(sample.parts) for sample in samples], dtype=np.int64) - 1
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[last_parts]])
+        learned[offsets[:-1]] = False
+        cuts = [CUT_SOURCE * each.truncated_source + CUT_TARGET * each.truncated_target for each in samples]
+        return cls(
+            {
+                "tokens": join_ids([ids for ids, _ in parts]),
+                "learned": learned,
+                "offsets": offsets,
+                "cuts": np.array(cuts, dtype=np.uint8),
+                "dropped_rounds": np.array([each.num_dropped_rounds for each in samples], dtype=np.int32),
+            }
+        )
 
     @classmethod
     def join(cls, parts: Iterable[SampleStore]) -> SampleStore:
