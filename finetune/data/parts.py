@@ -6,19 +6,24 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-Ids = Sequence[int] | np.ndarray
-"""Some ids, int32 [N] where they are an array."""
+Part = tuple[np.ndarray, bool]
+"""Ids, int32 [N] with N > 0, and whether they are learned."""
 
-Part = tuple[Ids, bool]
-"""Ids, at least one, and whether they are learned."""
+
+def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int32 [N]."""
+    return np.asarray(ids, dtype=np.int32)
 
 
 def count_tokens(parts: Iterable[Part]) -> int:
     """Tokens of all parts together."""
-    return sum(len(ids) for ids, _ in parts)
+    total = 0
+    for ids, _ in parts:
+        total += len(ids)
+    return total
 
 
-def take_first(parts: Sequence[Part], num_tokens: int) -> list[Part]:
+def take_first(parts: Iterable[Part], num_tokens: int) -> list[Part]:
     """The first tokens, at most `num_tokens`."""
     taken: list[Part] = []
     for ids, learned in parts:
@@ -38,8 +43,6 @@ def leave_first(parts: Sequence[Part], num_tokens: int) -> list[Part]:
     return []
 
 
-def join_ids(stretches: Sequence[Ids]) -> np.ndarray:
+def join_ids(stretches: Sequence[np.ndarray]) -> np.ndarray:
     """int32, all ids in a row."""
-    if not stretches:
-        return np.zeros(0, np.int32)
-    return np.concatenate([np.asarray(ids, dtype=np.int32) for ids in stretches])
+    return np.concatenate(stretches) if stretches else np.zeros(0, np.int32)

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
-from finetune.data.parts import Ids, Part, join_ids, leave_first, take_first
+from finetune.data.parts import Part, as_ids, join_ids, leave_first, take_first
 from finetune.data.pieces import Piece, Template
 from finetune.errors import UserError
 
-KnownIds = dict[str | Piece, Ids]
-"""The ids of texts, and of pieces in which a template's text and an example's are mixed."""
+KnownIds = dict[str | Piece, np.ndarray]
+"""The ids, int32 [N], of texts, and of pieces in which a template's text and an example's are mixed."""
 
 
 class TextEncoder(Protocol):
@@ -56,7 +56,8 @@ class PieceEncoder:
     def __init__(self, encoder: TextEncoder, template: Template):
         self._encoder = encoder
         self._prefix_ids = tuple(encoder.prefix_ids)
-        self._special_ids: dict[str, list[int]] = {}
+        self._special_ids: dict[str, np.ndarray] = {}
+        self._end: Part = as_ids([encoder.eos_token_id]), True
         self._marks = tuple(template.special_tokens)
         missing = [mark for mark in self._marks if len(encoder.encode_special(mark)) != 1]
         if missing:
@@ -79,9 +80,8 @@ class PieceEncoder:
             appends_eos: Whether EOS closes each learned run.
             only_last: Only the last learned run stays learned.
         """
-        eos = self._encoder.eos_token_id
         parts: list[Part] = []
-        last_run = 0
+        last_run, eos = 0, self._encoder.eos_token_id
         was_learned = False
         for position, piece in enumerate(pieces):
             if piece.learned and not was_learned:
@@ -92,7 +92,7 @@ class PieceEncoder:
                 parts.append((ids, piece.learned))
             ends_run = piece.learned and (position + 1 == len(pieces) or not pieces[position + 1].learned)
             if ends_run and appends_eos and not (len(ids) and ids[-1] == eos):
-                parts.append(((eos,), True))
+                parts.append(self._end)
         if only_last:
             parts[:last_run] = [(ids, False) for ids, _ in parts[:last_run]]
         return self._without_prefix(parts)
@@ -102,12 +102,10 @@ class PieceEncoder:
         texts = list(texts)
         encode_many = getattr(self._encoder, "encode_many", None)
         found = encode_many(texts) if encode_many else map(self._encoder.encode, texts)
-        encoded: list[Ids] = [np.asarray(ids, dtype=np.int32) for ids in found]
-        if self._mark_ids:
-            # One look at all ids, since hardly any text names a special token.
-            together = join_ids(encoded)
-            if any(bool(np.any(together == mark)) for mark in self._mark_ids):
-                encoded = list(map(self._tear, texts, encoded))
+        encoded = list(map(as_ids, found))
+        # One look at all ids, since hardly any text names a special token.
+        if self._mark_ids and self._has_marks(join_ids(encoded)):
+            encoded = list(map(self._tear, texts, encoded))
         return dict(zip(texts, encoded, strict=True))
 
     def plain_text(self, piece: Piece) -> str:
@@ -125,42 +123,43 @@ class PieceEncoder:
             return leave_first(parts, len(prefix))
         return parts
 
-    def _find_ids(self, piece: Piece, known: KnownIds) -> Ids:
+    def _find_ids(self, piece: Piece, known: KnownIds) -> np.ndarray:
         if piece.special and not piece.data:
-            ids = self._special_ids.get(piece.text)
-            if ids is None:
-                ids = self._special_ids[piece.text] = self._encoder.encode_special(piece.text)
-            return ids
+            if piece.text not in self._special_ids:
+                self._special_ids[piece.text] = as_ids(self._encoder.encode_special(piece.text))
+            return self._special_ids[piece.text]
         key = piece if piece.special else self.plain_text(piece)
-        found = known.get(key)
-        if found is None:
-            found = known[key] = self._encode_mixed(key) if isinstance(key, Piece) else self._encode_text(key)
-        return found
+        if key not in known:
+            known[key] = self._encode_mixed(key) if isinstance(key, Piece) else self._encode_text(key)
+        return known[key]
 
-    def _encode_text(self, text: str) -> Ids:
-        return self._tear(text, self._encoder.encode(text))
+    def _encode_text(self, text: str) -> np.ndarray:
+        return self._tear(text, as_ids(self._encoder.encode(text)))
 
-    def _tear(self, text: str, ids: Ids) -> Ids:
+    def _tear(self, text: str, ids: np.ndarray) -> np.ndarray:
         """Ids of a text in which the template's special tokens are not recognised.
 
         Some tokenizers know the marks of a template as added tokens and recognise them in any text; there
         the name is torn apart.
         """
-        if not self._mark_ids.isdisjoint(map(int, ids)):
+        if self._has_marks(ids):
             for mark in self._marks:
                 if (start := text.find(mark)) >= 0:
                     halves = text[: start + 1], text[start + 1 :]
-                    return [index for half in halves for index in self._encode_text(half)]
+                    return join_ids([*map(self._encode_text, halves)])
         return ids
 
-    def _encode_mixed(self, piece: Piece) -> list[int]:
+    def _has_marks(self, ids: np.ndarray) -> bool:
+        return any(bool(np.any(ids == mark)) for mark in self._mark_ids)
+
+    def _encode_mixed(self, piece: Piece) -> np.ndarray:
         """Ids of a piece in which the template's text and an example's are mixed."""
         encode_special = self._encoder.encode_special
         data = piece.data.strip()  # templates often trim it
         literal = self._encoder.encode(data)
         if literal == encode_special(data):
-            return encode_special(piece.text)  # in one go: some tokenizers mark the start of a text
+            return as_ids(encode_special(piece.text))  # in one go: some tokenizers mark the start of a text
         before, found, after = piece.text.partition(data)
         if not found:  # the template has altered the data
-            return self._encoder.encode(piece.text)
-        return encode_special(before) + literal + encode_special(after)
+            return as_ids(self._encoder.encode(piece.text))
+        return as_ids(encode_special(before) + literal + encode_special(after))

@@ -39,16 +39,17 @@ class SampleStore(Sequence[Sample]):
     @classmethod
     def from_cut(cls, samples: Sequence[CutSample]) -> SampleStore:
         """Lay samples end to end."""
-        parts = [part for sample in samples for part in sample.parts]
-        lengths = np.fromiter((len(ids) for ids, _ in parts), np.int64, len(parts))
-        learned = np.repeat(np.fromiter((learned for _, learned in parts), bool, len(parts)), lengths)
+        ids = [ids for sample in samples for ids, _ in sample.parts]
+        flags = np.array([learned for sample in samples for _, learned in sample.parts], dtype=bool)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        learned = np.repeat(flags, lengths)
         last_parts = np.cumsum([len(sample.parts) for sample in samples], dtype=np.int64) - 1
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[last_parts]])
         learned[offsets[:-1]] = False
         cuts = [CUT_SOURCE * each.truncated_source + CUT_TARGET * each.truncated_target for each in samples]
         return cls(
             {
-                "tokens": join_ids([ids for ids, _ in parts]),
+                "tokens": join_ids(ids),
                 "learned": learned,
                 "offsets": offsets,
                 "cuts": np.array(cuts, dtype=np.uint8),

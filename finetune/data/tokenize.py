@@ -49,7 +49,7 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.data.conversation import Conversation
-from finetune.data.parts import Part, count_tokens, join_ids, leave_first, take_first
+from finetune.data.parts import Part, as_ids, count_tokens, join_ids, leave_first, take_first
 from finetune.data.piece_encoding import KnownIds, PieceEncoder, TextEncoder
 from finetune.data.pieces import Piece, Template
 
@@ -156,7 +156,7 @@ class SampleBuilder:
             raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
         self._encoder, self._template = encoder, template
         self._pieces = PieceEncoder(encoder, template)
-        self._frame: list[Part] = [(encoder.prefix_ids, False)] if encoder.prefix_ids else []
+        self._frame: list[Part] = [(as_ids(encoder.prefix_ids), False)] if encoder.prefix_ids else []
         self._src_length, self._max_length = src_length, max_length
         self._cuts = truncation in ("left", "right")
         self._cuts_source = truncation == "left"
@@ -197,13 +197,16 @@ class SampleBuilder:
         if not has_response(conversation, only_last=self._only_last):
             return None
         kept, parts = self._shorten(conversation, encode, self._max_length)
-        if kept is not conversation and not has_response(kept, only_last=self._only_last):
-            return None
+        num_dropped_rounds = 0
+        if kept is not conversation:
+            num_dropped_rounds = conversation.num_rounds - kept.num_rounds
+            if not has_response(kept, only_last=self._only_last):
+                return None
         source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
-        sample = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
-        if not _teaches(sample.parts, self._encoder.eos_token_id):
+        cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
+        if not _teaches(cut[0], self._encoder.eos_token_id):
             return None
-        return sample._replace(num_dropped_rounds=conversation.num_rounds - kept.num_rounds)
+        return CutSample(*cut, num_dropped_rounds)
 
     def prompt(self, conversation: Conversation) -> Prompt | None:
         """Encode what stands before the last response.
@@ -220,12 +223,13 @@ class SampleBuilder:
         known: KnownIds = {}
 
         def encode(kept: Conversation) -> list[Part]:
-            return self._pieces.encode(
-                self._render_prompt(kept), known, appends_eos=self._template.appends_eos
-            )
+            pieces = self._render_prompt(kept)
+            parts = self._pieces.encode(pieces, known, appends_eos=self._template.appends_eos)
+            return [(ids, False) for ids, _ in parts]  # earlier answers are source as well
 
-        kept, parts = self._shorten(conversation, encode, self._src_length)
-        framed, is_cut = _cut_source(self._frame, parts, self._src_length)
+        length = self._src_length
+        kept, parts = self._shorten(conversation, encode, length)
+        framed, is_cut, _ = cut_parts(self._frame, parts, source_length=length, max_length=length)
         if not framed:
             return None
         return Prompt(
@@ -255,7 +259,7 @@ class SampleBuilder:
 
 def cut_parts(
     frame: Sequence[Part], parts: Sequence[Part], *, source_length: int | None, max_length: int
-) -> CutSample:
+) -> tuple[list[Part], bool, bool]:
     """Decide which tokens of a sample stay.
 
     Args:
@@ -263,24 +267,21 @@ def cut_parts(
         parts: The rest, up to the last learned token.
         source_length: Most tokens of prefix and source; None where the source is not cut.
         max_length: Most tokens of all.
+
+    Returns:
+        What stays, and whether the source and the target lost tokens.
     """
     num_source_parts = next((place for place, (_, learned) in enumerate(parts) if learned), len(parts))
-    framed, target = [*frame, *parts[:num_source_parts]], parts[num_source_parts:]
-    is_source_cut = False
-    if source_length is not None:
-        framed, is_source_cut = _cut_source(frame, parts[:num_source_parts], source_length)
-    room = max(max_length - count_tokens(framed), 0)
-    is_target_cut = count_tokens(target) > room
-    kept = take_first(target, room) if is_target_cut else target
-    return CutSample([*framed, *kept], is_source_cut, is_target_cut, 0)
-
-
-def _cut_source(frame: Sequence[Part], source: Sequence[Part], length: int) -> tuple[list[Part], bool]:
-    """Frame the newest tokens of the source, `length` tokens together; and whether it lost any."""
-    num_dropped = max(count_tokens(frame) + count_tokens(source) - length, 0)
-    if not num_dropped or not source:
-        return [*frame, *source], False
-    return [*frame, *leave_first(source, num_dropped)], True
+    source, target = parts[:num_source_parts], parts[num_source_parts:]
+    num_frame, num_source, num_target = count_tokens(frame), count_tokens(source), count_tokens(target)
+    num_lost = 0
+    if source_length is not None and num_frame + num_source > source_length:
+        num_lost = min(num_frame + num_source - source_length, num_source)
+        source = leave_first(source, num_lost)
+    room = max(max_length - num_frame - num_source + num_lost, 0)
+    if num_target > room:
+        target = take_first(target, room)
+    return [*frame, *source, *target], num_lost > 0, num_target > room
 
 
 def _teaches(parts: Sequence[Part], eos: int) -> bool:
@@ -296,5 +297,5 @@ def _teaches(parts: Sequence[Part], eos: int) -> bool:
 
 def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:
     """Whether any response that is learned is not blank."""
-    turns = conversation.turns[-1:] if only_last else conversation.turns
-    return any(turn.response.strip() for turn in turns)
+    responses = conversation.messages if conversation.is_text else conversation.messages[1::2]
+    return any(message.content.strip() for message in (responses[-1:] if only_last else responses))

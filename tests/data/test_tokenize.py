@@ -272,6 +272,16 @@ def test_prompt_of_several_rounds(encoder, conversation, src_length, expected):
     assert prompt.num_dropped_rounds == ("q1" not in expected)
 
 
+def test_prompt_behind_a_tool_call_is_cut_on_the_left(encoder):
+    """The call is an answer of its own, and yet a part of what is shown."""
+    roles = ["user", "tool_call", "tool", "assistant"]
+    chat = Conversation(tuple(Message(role, str(i) * 3) for i, role in enumerate(roles)))
+    for src_length, expected in ((11, "<s>000111</s>222"), (8, "<s>111</s>222"), (4, "<s>222")):
+        prompt = SampleBuilder(encoder, PLAIN, src_length=src_length).prompt(chat)
+        assert encoder.decode(prompt.input_ids) == expected
+        assert prompt.truncated_source == (src_length < 11)
+
+
 def test_prompt_of_a_template(encoder, conversation):
     prompt = SampleBuilder(encoder, CHAT, src_length=50).prompt(conversation(("q", "a")))
     assert prompt.input_ids.tolist() == [1, *encoder.encode("SQq"), 3]
