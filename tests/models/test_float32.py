@@ -257,7 +257,7 @@ def test_a_llama_with_distances_sees_packed_samples_and_half_precision(folders, 
 @pytest.mark.parametrize("level", [None, "O1", "O2"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_norms_are_rounded_no_more_than_twice(folders, half, name, level):
-    model = load(folders(name), "bfloat16")
+    model = load(folders(name), "float32" if level == "O1" else "bfloat16")
     norms = [
         layer
         for layer in model.sublayers()
@@ -266,12 +266,12 @@ def test_norms_are_rounded_no_more_than_twice(folders, half, name, level):
     assert norms
     norm = norms[0]
     offset = 1.0 if name == "gemma" else 0.0
-    norm.weight.set_value(bfloat16(1.0 - offset + 0.3 * _numbers([64], 5)))
+    norm.weight.set_value(bfloat16(1.0 - offset + 0.3 * _numbers([64], 5)).astype(norm.weight.dtype))
     x = bfloat16(_numbers((8, 16, 64), 6) * 3)
     context = paddle.amp.auto_cast(level=level, dtype="bfloat16") if level else contextlib.nullcontext()
     with context, paddle.no_grad():
         found = norm(x)
-    assert found.dtype == (paddle.float32 if found.dtype == paddle.float32 else paddle.bfloat16)
+    assert found.dtype == paddle.bfloat16 or level == "O1"
     values = wide(x).astype(np.float64)
     if name in ("bloom", "opt"):
         values = values - values.mean(-1, keepdims=True)
@@ -374,4 +374,4 @@ def test_squares_of_small_gradients_do_not_vanish(half):
     replicas.sum_gradients()
     gradient = float(layer.weight.grad.astype("float32").max())
     assert layer.weight.grad.dtype == paddle.float16 and gradient == pytest.approx(1e-4, rel=1e-3)
-    assert sum(replicas.squared_norms().values()) == pytest.approx(1200 * gradient**2, rel=1e-5)
+    assert float(replicas.squared_norm(lambda _: True)) == pytest.approx(1200 * gradient**2, rel=1e-5)
