@@ -92,6 +92,9 @@ class ModelArguments:
         0,
         "Compare weights that must agree across processes every n steps, beside start and saves; 0: only there.",
     )
+    deterministic: bool = _setting(
+        False, "On a GPU, use kernels that add in one order, so that a run repeats to the last digit; slower."
+    )
     hidden_dropout_prob: float | None = _setting(
         None, "Dropout of hidden states; null: as the model's configuration."
     )

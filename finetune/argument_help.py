@@ -53,7 +53,7 @@ COMMON_TRAINING = (
 _RARE = (
     *("use_fused_linear", "use_fused_dropout_add", "no_recompute_layers", "pp_recompute_interval"),
     *("recompute_use_reentrant", "offload_recompute_inputs", "virtual_pp_degree", "tensor_parallel_output"),
-    *("hang_timeout", "replica_check_steps"),
+    *("hang_timeout", "replica_check_steps", "deterministic"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),
 )
 

@@ -216,14 +216,14 @@ def load_base_model(
         UserError: The tokenizer has more pieces than the model has embeddings, or weights are
             missing, unknown or of another shape.
     """
-    from finetune.device import use_device
     from finetune.models.family import import_object
     from finetune.models.loading import load_model
+    from finetune.parallel.start import prepare_device
     from finetune.processor import keep_freed_memory
     from finetune.training.seeding import seed_everything
 
     phase("loading weights")
-    use_device(args.training.device, groups.layout.world)
+    prepare_device(args, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()
         if resolved.family.cpu_layers:
@@ -322,8 +322,6 @@ def build_trainer(
         master_gradients=bool(args.training.amp_master_grad),
         max_skipped_steps=args.model.max_skipped_steps,
     )
-    if batches is not None:
-        batches.say = trainer.say
     if groups.is_first:
         _add_records(args, run, trainer)
     return trainer
@@ -405,8 +403,15 @@ def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
 
 
 def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
-    # A dense mask beside flash attention would make Paddle fall back to a slower kernel.
-    return "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
+    model, training = args.model, args.training
+    kind = resolved.family.packed_mask(
+        resolved.config,
+        fused=model.use_flash_attention,
+        half=training.bf16 or training.fp16,
+        has_prefix=model.prefix_tuning,
+    )
+    assert kind is not None, "check_topology lets no such run begin"
+    return kind
 
 
 def _build_rows(

@@ -39,7 +39,7 @@ _MAY_CHANGE = {
     "sequence_parallel", "recompute", "pipeline_parallel_config", "tensor_parallel_config", "sharding_parallel_config",
     "data_parallel_config", "unified_checkpoint", "unified_checkpoint_config", "per_device_train_batch_size",
     "gradient_accumulation_steps", "hang_timeout", "replica_check_steps",
-    "max_skipped_steps",
+    "max_skipped_steps", "deterministic",
 }  # fmt: skip
 """Settings that do not change the curve of a run; all others are named when a continued run changes them."""
 _LENGTHS = ("max_steps", "num_train_epochs")

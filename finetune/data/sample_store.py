@@ -92,6 +92,15 @@ class SampleStore(Sequence[Sample]):
         return int(np.count_nonzero(self.learned))
 
 
+def count_label_tokens(samples: Sequence[Sample], indices: Iterable[int]) -> int:
+    """Tokens of some samples that carry a label; of a `SampleStore` no sample is made for it."""
+    if not isinstance(samples, SampleStore):
+        return sum(samples[int(index)].num_label_tokens for index in indices)
+    offsets, learned = samples.offsets, samples.learned
+    parts = (learned[offsets[index] + 1 : offsets[index + 1]] for index in indices)
+    return sum(int(np.count_nonzero(part)) for part in parts)
+
+
 def sample_lengths(samples: Sequence[Sample]) -> np.ndarray:
     """int64 [samples], tokens of each sample that enter the model; no sample is made for it."""
     if isinstance(samples, SampleStore):

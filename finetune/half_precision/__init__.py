@@ -1,67 +1,62 @@
-"""bfloat16 and float16 on a CPU: what a run in half precision computes on a GPU, up to the order of summation.
+"""bfloat16 and float16 on CPU, so that a run in half precision can be rehearsed without a GPU.
 
-Paddle's CPU build has half-precision kernels for what moves data and for little else. Here an operator with
-half-precision inputs computes in float32 and rounds its results, as a GPU's kernels do, which multiply half-precision
-numbers and add them up in float32. Storage is real: weights, activations, gradients and what travels between processes
-have 16 bits. Paddle's automatic mixed precision, GradScaler, optimizers and autograd are Paddle's own.
+Paddle's CPU build stores half-precision tensors and moves them about, but has no kernels to compute with them. With
+`install` an operator that is given half-precision tensors computes in float32 and rounds its outputs once, to the
+nearest value, ties to even; its gradients come about in the same way. That is what the kernels on a GPU do, up to
+the order in which they add. `paddle.amp` works as on a GPU, with Paddle's own lists of operators.
 
-    wrapping.py        an operator that widens, computes and rounds; refuses mixed types as a GPU's kernels do
-    operators.py       which operators have half-precision kernels, and which mix types
-    mixed_precision.py the choice of an operator's type inside `paddle.amp.auto_cast`
-    updates.py         AdamW with master weights; the check of GradScaler
-    tensor_methods.py  operators of Python (`a + b`), in-place ones, and indexing
+What an operator costs grows by the conversions of its inputs and outputs: a training step takes several times as
+long as in float32. Float32 tensors go through unchanged, and before `install` nothing is replaced or imported.
 
-Every replaced attribute goes through `finetune.stand_ins`. Without `install` nothing is replaced, and this module
-imports nothing of Paddle.
+    operators       what Paddle's operators do with half-precision inputs, as tables
+    tensor_types    what the tables need to know of tensors and their dtypes
+    calls           operators that compute in float32 and round
+    in_place        operators that write into their input
+    fused           operators with no CPU form at all
+    methods         arithmetic and indexing of tensors
+    auto_cast       which dtype `paddle.amp.auto_cast` has an operator compute in
+    optimizers      master weights
+    loss_scaling    gradients of a scaled loss
+    installation    puts all of these in place
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-_originals: list[tuple[Any, str, Any]] = []
-
-
-def is_installed() -> bool:
-    """Whether this process computes in half precision on its CPU."""
-    return bool(_originals)
 
 
 def install() -> None:
-    """Puts the stand-ins in place, in this process; a second call changes nothing."""
-    if _originals:
-        return
-    from finetune.half_precision import mixed_precision, tensor_methods, updates, wrapping
-    from finetune.stand_ins import replace
+    """Lets this process compute in half precision on CPU; a second call changes nothing."""
+    from finetune.half_precision import installation
 
-    replacements = wrapping.wrapped_operators(special=updates.special_operators())
-    for owner, name, operator in list(wrapping.find_uses(replacements)):
-        known_as = f"paddle._C_ops.{operator.__name__}"
-        _originals.append((owner, name, replace(owner, name, operator, known_as=known_as)))
-    for owner, name, value in [
-        *tensor_methods.replacements(),
-        *mixed_precision.replacements(),
-        *updates.replacements(),
-    ]:
-        _originals.append((owner, name, replace(owner, name, value)))
+    installation.install()
 
 
 def uninstall() -> None:
-    """Takes the stand-ins away again."""
-    while _originals:
-        owner, name, original = _originals.pop()
-        setattr(owner, name, original)
+    """Puts back what stood there before; without `install`, changes nothing."""
+    if is_installed():
+        from finetune.half_precision import installation
+
+        installation.uninstall()
+
+
+def is_installed() -> bool:
+    """Whether the stand-ins are in place in this process."""
+    import sys
+
+    module = sys.modules.get("finetune.half_precision.installation")
+    return module is not None and module.is_installed()
 
 
 @contextmanager
 def half_precision_on_cpu() -> Iterator[None]:
-    """Half precision on the CPU for the time of the block."""
-    was_installed = is_installed()
+    """Installs for the time of a block; what was installed before stays so."""
+    if is_installed():
+        yield
+        return
     install()
     try:
         yield
     finally:
-        if not was_installed:
-            uninstall()
+        uninstall()

@@ -172,7 +172,7 @@ def check_topology(
             nearest = nearest_layouts(layout, lambda each: not faults_of(each, 1), sharded=sharded)
             note = " (with virtual_pp_degree 1)" if nearest else ""
         faults.append(_nearest_line(layout.world, nearest) + note)
-    faults += _sequence_faults(family, args)
+    faults += _layer_faults(family, args)
     if faults:
         raise UserError(faults)
 
@@ -203,7 +203,7 @@ def _method_faults(layout: Layout, args: Arguments, virtual_degree: int) -> list
     return faults
 
 
-def _sequence_faults(family: Family, args: Arguments) -> list[str]:
+def _layer_faults(family: Family, args: Arguments) -> list[str]:
     """What no other layout would mend."""
     faults = []
     if args.training.sequence_parallel and not family.sequence_parallel:
@@ -215,6 +215,11 @@ def _sequence_faults(family: Family, args: Arguments) -> list[str]:
         faults.append(
             "sequence_parallel and prefix_tuning are both true, but a prefix stands before whole rows: "
             "set sequence_parallel to false"
+        )
+    if args.model.use_flash_attention and args.data.zero_padding and family.fused_packing == "refused":
+        faults.append(
+            "use_flash_attention and zero_padding are both true, but nothing keeps packed samples apart in the fused "
+            f"attention of family {family.name}: set one of them to false"
         )
     return faults
 

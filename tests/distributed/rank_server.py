@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.device_reads import watch_run
+
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("adapters", "data", "half_precision", "models", "parallel", "parallel.pipe", "training")
 _PR_SET_PDEATHSIG = 1
@@ -82,7 +84,8 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: `argv` of the script, `world`, `timeout` in seconds, `logs` (folder), `env`, `script` (the entry
-            script by default), `kill` (`path` whose appearance, and `seconds` after it, end all ranks; or None).
+            script by default), `kill` (`path` whose appearance, and `seconds` after it, end all ranks; or
+            None), `counts_reads` (whether each rank notes what it reads from the device).
     """
     began = time.monotonic()
     places = _places(request["world"])
@@ -171,6 +174,8 @@ def _fork(request: dict[str, Any], rank: int, environ: dict[str, str]) -> int:
         os.dup2(nothing, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if request.get("counts_reads"):
+            watch_run(Path(request["logs"]) / f"reads.{rank}.jsonl")
         code = _main(request.get("script", ENTRY), request["argv"])
         sys.stdout.flush()
         sys.stderr.flush()

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.device_reads import watched_reads
+
 ROOT = Path(__file__).resolve().parents[2]
 TAIL_LINES = 25
 
@@ -30,6 +32,7 @@ class Run:
         seconds: Wall time.
         timed_out: Whether it was stopped.
         killed: Whether its ranks were killed on purpose.
+        home: Where its logs are.
     """
 
     folder: Path
@@ -38,6 +41,12 @@ class Run:
     seconds: float
     timed_out: bool = False
     killed: bool = False
+    home: Path = Path()
+
+    def reads(self, call: str) -> dict[int, list[list[str]]]:
+        """By rank, what a step ("_optimizer_step") or an evaluation ("run") read from the device, each time."""
+        paths = {rank: self.home / f"reads.{rank}.jsonl" for rank in range(len(self.codes))}
+        return {rank: watched_reads(path, call) for rank, path in paths.items()}
 
     @property
     def refusal(self) -> str:
@@ -126,6 +135,7 @@ class RankServer:
         timeout: float = 120,
         folder: Path | None = None,
         kill: Kill | None = None,
+        counts_reads: bool = False,
     ) -> Run:
         """Runs the entry script on so many processes.
 
@@ -135,6 +145,7 @@ class RankServer:
             timeout: Seconds after which they are ended.
             folder: The run's output folder; a fresh one by default.
             kill: When to kill all of them; None lets them end by themselves.
+            counts_reads: Whether to note what each rank reads from the device; see `Run.reads`.
         """
         home = self._new_home()
         output = folder or home / "out"
@@ -142,6 +153,7 @@ class RankServer:
         arguments.write_text(json.dumps({**settings, "output_dir": str(output)}), encoding="utf-8")
         moment = {"path": str(output / kill.path), "seconds": kill.seconds} if kill else None
         request = {"argv": [str(arguments)], "world": world, "timeout": timeout, "kill": moment}
+        request["counts_reads"] = counts_reads
         return self._send(home, output, request)
 
     def run_file(
@@ -192,6 +204,7 @@ class RankServer:
             answer["seconds"],
             timed_out=answer["timed_out"],
             killed=answer["killed"],
+            home=home,
         )
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from paddle.autograd import PyLayer
 from paddle.distributed.fleet.utils import recompute
 
 from finetune.half_precision import half_precision_on_cpu, install, is_installed, uninstall
-from finetune.half_precision.operators import DATA_MOVING, MIXED, PROMOTING
+from finetune.half_precision.operators import MIXES, MOVES_DATA, PROMOTES
 from tests.half_precision.conftest import DTYPES, draw, rounded, tensor, values
 
 pytestmark = pytest.mark.usefixtures("half")
@@ -138,7 +138,9 @@ def test_types_are_promoted_where_paddle_promotes_and_refused_where_a_gpu_refuse
     assert (half * 2.0).dtype == paddle.bfloat16
     assert (half + 1).dtype == paddle.bfloat16
     for mixed in (lambda: half @ wide, lambda: paddle.matmul(wide, half), lambda: F.linear(half, wide)):
-        with pytest.raises(TypeError, match=r"got tensors of types .*a GPU has no kernel for that"):
+        with pytest.raises(
+            TypeError, match=r"was given tensors of .*on a GPU its inputs must be of one dtype"
+        ):
             mixed()
 
 
@@ -156,18 +158,17 @@ def test_every_operator_that_is_left_alone_has_its_kernels():
         "split_with_num": lambda x: paddle.split(x, 2, axis=0)[1],
         "stack": lambda x: paddle.stack([x, x]),
         "unbind": lambda x: paddle.unbind(x)[1],
-        "expand": lambda x: x.unsqueeze(0).expand([3, 4, 4]),
         "assign": lambda x: paddle.assign(x),
         "contiguous": lambda x: x.transpose([1, 0]).contiguous(),
     }
-    assert cases.keys() <= DATA_MOVING
+    assert cases.keys() <= MOVES_DATA
     for dtype in DTYPES:
         for name, compute in cases.items():
             x = tensor(draw(4, 4), dtype)
             y = compute(x)
             y.backward(paddle.ones(y.shape, y.dtype))
             assert x.grad is not None and x.grad.dtype == x.dtype, name
-    assert not DATA_MOVING & (PROMOTING | MIXED.keys())
+    assert not MOVES_DATA & (PROMOTES | MIXES.keys())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

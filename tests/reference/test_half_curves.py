@@ -60,8 +60,9 @@ def assert_close(ours: list[dict], reference: list[dict]) -> None:
     assert ours[-1]["loss"] < ours[0]["loss"] - 0.015, "the curve must move, or closeness says nothing"
     for step, (mine, theirs) in enumerate(zip(ours, reference, strict=True), start=1):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=LOSS_TOLERANCE), f"step {step}"
-    # Later ones drift: in bfloat16 the gradients of these LoRA matrices are mostly what rounding leaves.
-    assert ours[0]["grad_norm"] == pytest.approx(reference[0]["grad_norm"], rel=0.02)
+    # Later ones drift: in bfloat16 the gradients of these LoRA matrices are mostly what rounding leaves. PyTorch's own
+    # first norm at level O1 is 2.3 % below that in float32.
+    assert ours[0]["grad_norm"] == pytest.approx(reference[0]["grad_norm"], rel=0.03)
 
 
 @pytest.mark.parametrize("name", HALF_CASES)
