@@ -72,10 +72,11 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run(run):
     assert "Traceback" not in done.logs[0]
 
 
-def test_a_rank_without_samples_skips_what_the_others_skip(run):
-    """Steps 3, 6, ... have one sample for two ranks; the scale is so large that the first ones overflow."""
+@pytest.mark.parametrize("layout", ["dp2", "pp2", "sharding2 stage2"])
+def test_ranks_skip_the_same_steps(run, layout):
+    """Steps 3, 6, ... have one sample for two ranks, and ranks with other parameters have other numbers that overflow."""
     more = {"max_steps": 18, "scale_loss": HUGE, "eval_steps": 6, "replica_check_steps": 1}
-    one, two = (run("fp16 O2", layout, **more).check() for layout in ("one", "dp2"))
+    one, two = (run("fp16 O2", each, **more).check() for each in ("one", layout))
     skipped = skipped_steps(one.folder)
     assert 3 in skipped and len(skipped) < 15
     assert skipped_steps(two.folder) == skipped

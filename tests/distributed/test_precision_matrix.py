@@ -80,8 +80,8 @@ def note(
     try:
         found = run()
         record |= found | {"faults": check(found, record["precision"])}
-    except AssertionError as error:
-        record["faults"] = [str(error)]
+    except BaseException as error:  # an outcome of pytest, such as its time limit, is no Exception
+        record["faults"] = [str(error) or repr(error)]
         raise
     finally:
         record["seconds"] = round(time.monotonic() - began, 2)
