@@ -8,7 +8,8 @@
 - It has no reduce-scatter, and no calls "on the calculation stream".
 
 This one works on NumPy arrays over `cpu_links.Links`. Sums are taken in the order of the ranks, so a result does not
-depend on timing and is the same, to the last bit, on every rank.
+depend on timing and is the same, to the last bit, on every rank. Half-precision numbers are added in float32 and
+rounded after each rank's, as NCCL does; NumPy does so for float16, and has bfloat16 as bits in uint16.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from finetune.parallel.cpu_links import Links
+from finetune.storage.dtypes import as_float32, rounded
 
 # Up to here every rank sends its whole tensor to every other (one round); above, each rank reduces one slice and
 # hands it round (two rounds, but only 2 (n - 1) / n of the tensor per rank).
@@ -69,7 +71,7 @@ class CpuProcessGroup:
 
     def all_reduce(self, tensor: Any, op: Any = None, sync_op: bool = True) -> Finished:
         """Reduces a tensor in place."""
-        _write(tensor, self._reduced(tensor.numpy(), _reduction(op)))
+        _write(tensor, self._reduced(tensor.numpy(), _reduction(op, tensor)))
         return _FINISHED
 
     allreduce = all_reduce
@@ -93,14 +95,15 @@ class CpuProcessGroup:
     ) -> Finished:
         """Reduces a tensor [n * d, ...] and keeps this rank's part [d, ...]."""
         parts = np.split(tensor.numpy().reshape(-1), self.size())
-        _write(output, self._reduced_part(parts, _reduction(op)).reshape(output.shape))
+        _write(output, self._reduced_part(parts, _reduction(op, tensor)).reshape(output.shape))
         return _FINISHED
 
     def reduce_scatter(
         self, output: Any, tensors: Sequence[Any], op: Any = None, sync_op: bool = True
     ) -> Finished:
         """Reduces one tensor for each rank and keeps this rank's."""
-        _write(output, self._reduced_part([tensor.numpy() for tensor in tensors], _reduction(op)))
+        operation = _reduction(op, tensors[0])
+        _write(output, self._reduced_part([tensor.numpy() for tensor in tensors], operation))
         return _FINISHED
 
     def broadcast(self, tensor: Any, src: int, sync_op: bool = True) -> Finished:
@@ -206,8 +209,9 @@ def _write(tensor: Any, array: np.ndarray) -> None:
             tensor.copy_(paddle.to_tensor(array), True)
 
 
-def _reduction(op: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """NumPy's function for Paddle's reduction."""
+def _reduction(op: Any, tensor: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """NumPy's function for Paddle's reduction of tensors of a type."""
+    import paddle
     from paddle.base import core
 
     kinds = core.ReduceOp
@@ -217,4 +221,7 @@ def _reduction(op: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         kinds.MIN: np.minimum,
         kinds.PRODUCT: np.multiply,
     }
-    return functions[kinds.SUM if op is None else op]
+    function = functions[kinds.SUM if op is None else op]
+    if tensor.dtype != paddle.bfloat16:
+        return function
+    return lambda first, second: rounded(function(as_float32(first), as_float32(second)), first.dtype)
