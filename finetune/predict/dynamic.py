@@ -113,7 +113,7 @@ class DynamicDecoder:
         ids = batch.pop("input_ids")
         kwargs: dict[str, Any] = {**batch, "use_cache": True}
         prepare = self._prepare()
-        last = paddle.full_like(ids, IGNORE_INDEX)
+        last = np.full(ids.shape, IGNORE_INDEX, np.int64)
         last[:, -1] = 0
         for step in range(chooser.num_steps):
             with self._positions.only(last) if step == 0 else contextlib.nullcontext():
