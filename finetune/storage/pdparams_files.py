@@ -17,7 +17,8 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.files import open_file
 from finetune.storage.arrays import StoredArray, c_strides
-from finetune.storage.pickles import MAX_AXES, Constructor, PickleReader, Place, Stateful, load_pickle
+from finetune.storage.pickle_values import MAX_AXES, Constructor, Place, Stateful
+from finetune.storage.pickles import PickleReader, load_pickle
 
 _REMEDY = "Save the model as safetensors where you trust it"
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
@@ -132,7 +133,6 @@ class _ArrayReader(PickleReader):
         allowed: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): "numpy.ndarray",
             ("numpy", "dtype"): Constructor(_ElementType),
-            ("_codecs", "encode"): Constructor(self._encode_latin1),
             **{(module, "_reconstruct"): Constructor(self._reconstruct) for module in _MULTIARRAY},
             **{(module, "scalar"): Constructor(self._skip_scalar) for module in _MULTIARRAY},
             **{(module, "_frombuffer"): Constructor(self._from_buffer) for module in _NUMERIC},
@@ -150,9 +150,3 @@ class _ArrayReader(PickleReader):
 
     def _skip_scalar(self, *_unused: Any) -> None:
         """A single number, as in the state of an optimizer: no tensor."""
-
-    def _encode_latin1(self, text: Any, _encoding: Any = "latin1") -> bytes:
-        if not isinstance(text, str):
-            raise ValueError(f"bytes are made of a {type(text).__name__}")
-        self.count_bytes(len(text))
-        return text.encode("latin1")

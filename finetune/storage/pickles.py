@@ -12,7 +12,7 @@ tensors have, and it calls nothing of the file's choosing:
     a long string   of bytes stays in the file and is a `Place`
 
 Work and memory grow with the size of the file, not with what it claims: instructions and copied elements are
-counted, and lengths are compared with the file before anything is read.
+counted (`pickle_values`), and lengths are compared with the file before anything is read.
 """
 
 from __future__ import annotations
@@ -24,18 +24,16 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from finetune.errors import UserError
+from finetune.storage.pickle_values import (
+    MAX_AXES, MAX_STEPS, Constructor, Copies, Place, Stateful, list_of, set_item,
+)  # fmt: skip
 
-MAX_STEPS = 4_000_000
-"""Instructions and copied elements; a tensor takes about 40."""
-MAX_AXES = 32
-"""Of an array, as in NumPy."""
 _MAX_DEPTH = 64  # of what is being built; files of tensors have about 5
 _MAX_NAME_BYTES = 256
 _MAX_INTEGER_BYTES = 9  # 64 bits and a sign
-_MAX_KEY = 2**32
 _LONG_BYTES = 1024
 _MAX_MESSAGE = 200
 _DAMAGE = (
@@ -43,34 +41,6 @@ _DAMAGE = (
     OverflowError, MemoryError, zipfile.BadZipFile,
 )  # fmt: skip
 _INSTRUCTIONS = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
-
-
-class Place(NamedTuple):
-    """A byte string that stayed in the file."""
-
-    start: int
-    size: int
-
-
-class Constructor(NamedTuple):
-    """What a pickle may call by a name: `build` is given its arguments, and checks them."""
-
-    build: Callable[..., Any]
-
-
-class Stateful:
-    """Base of what a pickle may give a state after it was built."""
-
-    __slots__ = ()
-
-    def take_state(self, state: Any) -> None:
-        """Checks and takes the state; the base has none.
-
-        Raises:
-            ValueError: The state is not one of this object.
-            UnpicklingError: It is refused.
-        """
-        raise NotImplementedError
 
 
 class PickleReader:
@@ -86,13 +56,11 @@ class PickleReader:
     def __init__(self, file: BinaryIO, num_bytes: int, allowed: Mapping[tuple[str, str], Any], remedy: str):
         self._file = file
         self._num_bytes = num_bytes
-        self._allowed = {**self._containers(), **allowed}
+        self._allowed = {**Copies(num_bytes).constructors(), **allowed}
         self._remedy = remedy
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []  # the stacks below each open mark
         self._memo: dict[int, Any] = {}
-        self._num_copied = 0
-        self._num_bytes_left = num_bytes
 
     def load(self) -> Any:
         """What the pickle holds.
@@ -127,63 +95,6 @@ class PickleReader:
             UnpicklingError: Always.
         """
         raise self.refusal("it names persistent objects, which are not in the file")
-
-    def count_copied(self, num_elements: int) -> None:
-        """Counts elements that are copied, since a few bytes can ask for a long copy many times.
-
-        Raises:
-            UnpicklingError: Too many by now.
-        """
-        self._num_copied += num_elements
-        if self._num_copied > MAX_STEPS:
-            raise self.refusal(f"it copies more than {MAX_STEPS} elements")
-
-    def count_bytes(self, num_bytes: int) -> None:
-        """Counts bytes that are held in memory; together they are no more than the file.
-
-        Raises:
-            ValueError: Too many by now.
-        """
-        self._num_bytes_left -= num_bytes
-        if self._num_bytes_left < 0:
-            raise ValueError(f"its strings are longer than the file of {self._num_bytes} bytes")
-
-    # Constructors of plain containers
-
-    def _containers(self) -> dict[tuple[str, str], Any]:
-        builders: dict[str, Callable[..., Any]] = {
-            "tuple": self._make_tuple,
-            "list": self._make_list,
-            "dict": self._make_dict,
-            "bytes": _make_no_bytes,
-        }
-        found = {
-            (module, name): Constructor(builder)
-            for module in ("builtins", "__builtin__")
-            for name, builder in builders.items()
-        }
-        return {**found, ("collections", "OrderedDict"): Constructor(self._make_dict)}
-
-    def _make_tuple(self, items: list[Any] | tuple[Any, ...] = ()) -> tuple[Any, ...]:
-        return tuple(self._make_list(items))
-
-    def _make_list(self, items: list[Any] | tuple[Any, ...] = ()) -> list[Any]:
-        if not isinstance(items, list | tuple):
-            raise ValueError(f"a list is made of a {type(items).__name__}")
-        self.count_copied(len(items))
-        return list(items)
-
-    def _make_dict(self, items: Any = ()) -> dict[Any, Any]:
-        if isinstance(items, dict):
-            self.count_copied(len(items))
-            return dict(items)
-        made: dict[Any, Any] = {}
-        for pair in self._make_list(items):
-            if not isinstance(pair, list | tuple):
-                raise ValueError(f"a dictionary is made of a {type(pair).__name__}")
-            key, value = pair
-            _set_item(made, key, value)
-        return made
 
     # Instructions
 
@@ -241,20 +152,20 @@ class PickleReader:
 
     def _append(self) -> None:
         value = self._stack.pop()
-        _list_of(self._stack[-1]).append(value)
+        list_of(self._stack[-1]).append(value)
 
     def _append_all(self) -> None:
         items = self._pop_marked()
-        _list_of(self._stack[-1]).extend(items)
+        list_of(self._stack[-1]).extend(items)
 
     def _set(self) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        _set_item(self._stack[-1], key, value)
+        set_item(self._stack[-1], key, value)
 
     def _set_all(self) -> None:
         items = self._pop_marked()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            _set_item(self._stack[-1], key, value)
+            set_item(self._stack[-1], key, value)
 
     # The four below are every second instruction of a file, and call nothing they can do without.
 
@@ -308,25 +219,6 @@ class PickleReader:
             target.take_state(state)
         elif not isinstance(target, dict):  # attributes of a dictionary are no tensors and are left out
             raise self.refusal(f"it sets the state of a {type(target).__name__}")
-
-
-def _make_no_bytes() -> bytes:
-    """How Python 2's protocol spells an empty string of bytes."""
-    return b""
-
-
-def _list_of(target: Any) -> list[Any]:
-    if not isinstance(target, list):
-        raise ValueError(f"a {type(target).__name__} is used as a list")
-    return target
-
-
-def _set_item(target: Any, key: Any, value: Any) -> None:
-    if not isinstance(target, dict):
-        raise ValueError(f"a {type(target).__name__} is used as a dictionary")
-    if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < _MAX_KEY):
-        raise ValueError(f"a dictionary has a {type(key).__name__} as key")
-    target[key] = value
 
 
 _STEPS: dict[bytes, Callable[[PickleReader], Any]] = {

@@ -24,7 +24,8 @@ from finetune.errors import UserError
 from finetune.files import open_file
 from finetune.storage.arrays import StoredArray, c_strides
 from finetune.storage.dtypes import NAMES, TORCH_STORAGES
-from finetune.storage.pickles import MAX_AXES, Constructor, PickleReader, load_pickle
+from finetune.storage.pickle_values import MAX_AXES, Constructor
+from finetune.storage.pickles import PickleReader, load_pickle
 
 _REMEDY = "Open it with PyTorch where you trust it and save the model as safetensors"
 _MAX_DIRECTORY_BYTES = 16 * 2**20  # about 200,000 members
