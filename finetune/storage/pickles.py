@@ -28,7 +28,14 @@ from typing import Any, BinaryIO
 
 from finetune.errors import UserError
 from finetune.storage.pickle_values import (
-    MAX_AXES, MAX_STEPS, Constructor, Copies, Place, Stateful, list_of, set_item,
+    MAX_AXES,
+    MAX_STEPS,
+    Constructor,
+    Copies,
+    Place,
+    Stateful,
+    list_of,
+    set_item,
 )  # fmt: skip
 
 _MAX_DEPTH = 64  # of what is being built; files of tensors have about 5
