@@ -1,18 +1,22 @@
-"""Files that are seen whole or not at all, whatever moment a process dies at."""
+"""Files that are seen whole or not at all, whatever moment a process dies at; and JSON files that may hold anything."""
 
 import contextlib
 import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from finetune.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a disk that is full, and of limits that act like one."""
+MAX_JSON_BYTES = 200_000_000
+"""The longest JSON file that is read; the tokenizers and weight indexes of today have up to 40,000,000."""
+_COPY_AGAIN = "copy it again"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -36,27 +40,105 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_atomically(path, (text + "\n").encode())
 
 
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file to read, from its first byte on.
+
+    Raises:
+        UserError: It is missing, may not be read, or is no file but a folder, a pipe or a device, which could keep
+            the program waiting.
+    """
+    try:
+        # Without O_NONBLOCK, to open a pipe is to wait for who writes into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        kind = os.fstat(descriptor).st_mode
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {_remedy(error)}") from None
+    except ValueError as error:  # a null character in the name
+        raise UserError(f"{os.fspath(path)!r} cannot be read ({error}): correct the path") from None
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
+        raise UserError(f"{path} cannot be read (it is {what}, not a file): put the file there")
+    return os.fdopen(descriptor, "rb")
+
+
+def _remedy(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "copy it there"
+    return "allow it to be read" if isinstance(error, PermissionError) else _COPY_AGAIN
+
+
+def read_text(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> str:
+    """A UTF-8 text file; a byte order mark at its start is left out.
+
+    Args:
+        path: The file.
+        remedy: What to do about a file that holds something else.
+
+    Raises:
+        UserError: It cannot be read, is too long, or is no UTF-8 text.
+    """
+    try:
+        with open_file(path) as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise UserError(f"{path} cannot be read (it has more than {MAX_JSON_BYTES} bytes): {remedy}")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no UTF-8 text (byte {error.object[error.start]:#04x} at {error.start}): {remedy}"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {_remedy(error)}") from None
+
+
+def read_json(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> Any:
+    """Any value from a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do about a file that holds something else.
+
+    Raises:
+        UserError: It cannot be read, or is no valid JSON.
+    """
+    text = read_text(path, remedy=remedy)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path} is no valid JSON ({error}): {remedy}") from None
+    except RecursionError:
+        raise UserError(f"{path} is no valid JSON (it is nested too deep): {remedy}") from None
+
+
+def read_json_object(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        path: The file.
+        remedy: What to do about a file that holds something else.
+
+    Raises:
+        UserError: It is missing, cannot be read, or holds something else.
+    """
+    content = read_json(path, remedy=remedy)
+    if not isinstance(content, dict):
+        found = _JSON_NAMES[type(content)]
+        raise UserError(f"{path} holds no JSON object but {found}: {remedy}")
+    return content
+
+
+_JSON_NAMES = {
+    list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false", type(None): "null",
+}  # fmt: skip
+
+
 def read_json_or_empty(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file; an empty one where the file is missing or cannot be read."""
     try:
         return read_json_object(path)
     except UserError:
         return {}
-
-
-def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: It is missing, cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no valid JSON ({error}): copy it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: copy it again")
-    return content
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -1,6 +1,6 @@
 """Tensors of Paddle's `.pdparams` files (and `.pdopt`), one at a time and without running what is in them.
 
-Such a file is one pickle of NumPy arrays by name (`paddle.save`, protocol 4 by default). The unpickler of `pickles`
+Such a file is one pickle of NumPy arrays by name (`paddle.save`, protocol 4 by default). The reader of `pickles`
 goes over it, and where a long byte string comes it notes the place and steps over it. An array is then mapped into
 memory where it lies. Only what protocol 2 stores, bytes spelled as text, is held in memory.
 """
@@ -8,62 +8,95 @@ memory where it lies. Only what protocol 2 stores, bytes spelled as text, is hel
 from __future__ import annotations
 
 import math
-import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from finetune.errors import UserError
+from finetune.files import open_file
 from finetune.storage.arrays import StoredArray, c_strides
-from finetune.storage.pickles import TensorUnpickler, load_pickle
+from finetune.storage.pickle_values import MAX_AXES, Constructor, Place, Stateful
+from finetune.storage.pickles import PickleReader, load_pickle
 
 _REMEDY = "Save the model as safetensors where you trust it"
-_LONG_BYTES = 1024
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
+# Numbers of a fixed size. Objects, texts, dates and structures are none.
+_CODES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+_MAX_SIZE = 2**63  # of an array in bytes
 
 
-class _Place(NamedTuple):
-    """A byte string that stayed in the file."""
+class _ElementType(Stateful):
+    """Stands for NumPy's type of that code."""
 
-    start: int
-    size: int
+    __slots__ = ("code", "is_big_endian")
+
+    def __init__(self, code: Any, *_unused: Any):
+        if code not in _CODES:
+            raise pickle.UnpicklingError(f"an array holds something else than numbers. {_REMEDY}")
+        self.code: str = code
+        self.is_big_endian = False
+
+    def take_state(self, state: Any) -> None:
+        """Takes what NumPy pickles of a type of numbers: version, byte order, and nothing in the rest.
+
+        Raises:
+            ValueError: It is more than that.
+        """
+        _version, order, structure, names, fields, *_sizes = state
+        if order not in ("<", ">", "|", "=") or any(each is not None for each in (structure, names, fields)):
+            raise ValueError("an element type is described in an unknown way")
+        self.is_big_endian = order == ">"
 
 
-class _ArrayBuilder:
-    """Stands for an array while its pickle is read. Only `__setstate__`, which checks, can fill it."""
+class _Array(Stateful):
+    """Stands for an array. Only `take_state`, which checks, can fill it.
 
-    __slots__ = ("_path", "stored")
+    Attributes:
+        stored: Where it lies; None before it is filled.
+    """
 
-    def __init__(self, path: Path):
-        self._path = path
-        self.stored = StoredArray(path, np.dtype(np.float32), (0,))
+    __slots__ = ("_reader", "stored")
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __init__(self, reader: _ArrayReader):
+        self._reader = reader
+        self.stored: StoredArray | None = None
+
+    def take_state(self, state: Any) -> None:
         """Takes what NumPy pickles of an array: version, shape, element type, order and bytes.
 
         Raises:
             ValueError: The parts do not belong together.
+            UnpicklingError: Its numbers are of a kind that is not read.
         """
-        _version, shape, dtype, fortran, raw = state
-        is_known = isinstance(dtype, np.dtype) and not dtype.hasobject
-        if not is_known or not isinstance(raw, bytes | bytearray | _Place):
+        _version, shape, element_type, is_fortran, raw = state
+        if not isinstance(element_type, _ElementType) or not isinstance(raw, bytes | Place):
             raise ValueError("an array holds something else than numbers")
-        if dtype.byteorder == ">":
-            raise pickle.UnpicklingError(f"its numbers are big-endian. {_REMEDY}")
-        size = raw.size if isinstance(raw, _Place) else len(raw)
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
-            raise ValueError(f"an array of shape {list(shape)} has {size} bytes")
-        strides = c_strides(shape[::-1], dtype.itemsize)[::-1] if fortran else None
+        if element_type.is_big_endian:
+            raise self._reader.refusal("its numbers are big-endian")
         # A type of its own: the pickle could still change the one that it has built.
-        stored = StoredArray(self._path, np.dtype(dtype.str), tuple(shape), strides=strides)
-        if isinstance(raw, _Place):
+        dtype = np.dtype(element_type.code)
+        size = raw.size if isinstance(raw, Place) else len(raw)
+        _check_shape(shape, dtype, size)
+        strides = c_strides(shape[::-1], dtype.itemsize)[::-1] if is_fortran else None
+        stored = StoredArray(self._reader.path, dtype, shape, strides=strides)
+        if isinstance(raw, Place):
             self.stored = stored._replace(start=raw.start)
         else:
-            self.stored = stored._replace(content=bytes(raw))
+            self.stored = stored._replace(content=raw)
+
+
+def _check_shape(shape: Any, dtype: np.dtype[Any], size: int) -> None:
+    is_shape = isinstance(shape, tuple) and len(shape) <= MAX_AXES
+    if not is_shape or not all(isinstance(each, int) and each >= 0 for each in shape):
+        raise ValueError("the shape of an array is no tuple of sizes")
+    # The product may not go beyond 64 bits on the way either, as where a 0 comes last.
+    if math.prod(max(each, 1) for each in shape) * dtype.itemsize >= _MAX_SIZE:
+        raise ValueError(f"an array has shape {list(shape)}")
+    if math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"an array of shape {list(shape)} has {size} bytes")
 
 
 def read_pdparams(path: Path) -> dict[str, StoredArray]:
@@ -72,8 +105,8 @@ def read_pdparams(path: Path) -> dict[str, StoredArray]:
     Raises:
         UserError: It holds anything but arrays and plain containers, or is damaged.
     """
-    with path.open("rb") as file:
-        content = load_pickle(path, _ArrayUnpickler(file, path).load)
+    with open_file(path) as file:
+        content = load_pickle(path, _ArrayReader(file, path).load)
     if "UnpackBigParamInfor@@" in content:
         raise UserError(f"{path} splits large tensors in an old way: save the model as safetensors")
     # Paddle stores a tensor as (its inner name, array).
@@ -81,56 +114,39 @@ def read_pdparams(path: Path) -> dict[str, StoredArray]:
         name: value[1] if isinstance(value, tuple) and len(value) == 2 else value
         for name, value in content.items()
     }
-    return {name: array.stored for name, array in found.items() if isinstance(array, _ArrayBuilder)}
+    arrays = {name: value.stored for name, value in found.items() if isinstance(value, _Array)}
+    if not arrays:
+        raise UserError(f"{path} holds no tensors: put the right file there")
+    if empty := [name for name, stored in arrays.items() if stored is None]:
+        raise UserError(f"{path} is damaged (array {empty[0]!r} has no content): copy it again")
+    return {name: stored for name, stored in arrays.items() if stored is not None}
 
 
-class _ArrayUnpickler(TensorUnpickler):
-    """Resolves what NumPy arrays and plain containers need; steps over the long byte strings."""
+class _ArrayReader(PickleReader):
+    """Knows what NumPy arrays need.
 
-    append: Callable[[Any], None]
-    dispatch: ClassVar[dict[int, Any]] = {
-        **TensorUnpickler.dispatch,
-        # Frames are for readers that have no file below; the length of one may be passed over.
-        pickle.FRAME[0]: lambda self: self._file.read(8),
-        pickle.BINBYTES[0]: lambda self: self._load_bytes(4),
-        pickle.BINBYTES8[0]: lambda self: self._load_bytes(8),
-    }
+    Attributes:
+        path: The file.
+    """
 
     def __init__(self, file: BinaryIO, path: Path):
         allowed: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("builtins", "tuple"): tuple,
-            ("builtins", "list"): list,
-            ("builtins", "dict"): dict,
-            ("_codecs", "encode"): self._encode_latin1,
-            **{(module, "_reconstruct"): self._reconstruct for module in _MULTIARRAY},
-            **{(module, "scalar"): np.float64(0).__reduce__()[0] for module in _MULTIARRAY},
-            **{(module, "_frombuffer"): self._from_buffer for module in _NUMERIC},
+            ("numpy", "ndarray"): "numpy.ndarray",
+            ("numpy", "dtype"): Constructor(_ElementType),
+            **{(module, "_reconstruct"): Constructor(self._reconstruct) for module in _MULTIARRAY},
+            **{(module, "scalar"): Constructor(self._skip_scalar) for module in _MULTIARRAY},
+            **{(module, "_frombuffer"): Constructor(self._from_buffer) for module in _NUMERIC},
         }
-        super().__init__(file, allowed, _REMEDY)
-        self._file = file
-        self._size = path.stat().st_size
-        self._path = path
+        super().__init__(file, path.stat().st_size, allowed, _REMEDY)
+        self.path = path
 
-    def _load_bytes(self, num_length_bytes: int) -> None:
-        length = int.from_bytes(self._file.read(num_length_bytes), "little")
-        start = self._file.tell()
-        if start + length > self._size:
-            raise ValueError(f"a string of {length} bytes at {start} reaches past the end of the file")
-        if length < _LONG_BYTES:
-            self.append(self._file.read(length))
-        else:
-            self._file.seek(length, os.SEEK_CUR)
-            self.append(_Place(start, length))
+    def _reconstruct(self, *_unused: Any) -> _Array:
+        return _Array(self)
 
-    def _reconstruct(self, *_unused: Any) -> _ArrayBuilder:
-        return _ArrayBuilder(self._path)
-
-    def _from_buffer(self, buffer: Any, dtype: Any, shape: tuple[int, ...], order: str) -> _ArrayBuilder:
-        array = _ArrayBuilder(self._path)
-        array.__setstate__((1, shape, dtype, order == "F", buffer))
+    def _from_buffer(self, buffer: Any, element_type: Any, shape: Any, order: Any) -> _Array:
+        array = _Array(self)
+        array.take_state((1, shape, element_type, order == "F", buffer))
         return array
 
-    def _encode_latin1(self, text: str, encoding: str = "latin1") -> bytes:
-        return text.encode("latin1")
+    def _skip_scalar(self, *_unused: Any) -> None:
+        """A single number, as in the state of an optimizer: no tensor."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from finetune.errors import UserError
+from finetune.files import open_file
 from finetune.storage.arrays import StoredArray
 from finetune.storage.dtypes import NAMES, SAFETENSORS_CODES, array_dtype, num_bytes, safetensors_code
 
@@ -48,7 +49,7 @@ def read_safetensors(path: Path) -> FileContent:
         UserError: The file is missing, cut short, of another format, or its header contradicts itself.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             header, start = _read_header(file, size)
         metadata = _checked_metadata(header.pop("__metadata__", None))

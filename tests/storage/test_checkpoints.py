@@ -90,8 +90,36 @@ def test_large_arrays_of_pdparams_stay_in_the_file(tmp_path, protocol, order):
     np.testing.assert_array_equal(checkpoint.read("b"), again)
     np.testing.assert_array_equal(checkpoint.read("same"), again)
     np.testing.assert_array_equal(checkpoint.read("tail"), [1, 1])
-    if protocol in (3, 4):
+    if protocol > 2:
         assert isinstance(checkpoint.read("a"), np.memmap)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_what_paddle_saves_is_read(tmp_path, protocol):
+    import paddle
+
+    paddle.seed(0)
+    tensors = {
+        "matrix": paddle.randn([40, 50]),
+        "half": paddle.randn([3]).astype("float16"),
+        "brain": paddle.randn([3]).astype("bfloat16"),
+        "none": paddle.zeros([0, 3]),
+        "one": paddle.to_tensor(7),
+        "yes": paddle.to_tensor([True, False]),
+    }
+    others = {
+        "master_weights": {"w_0": paddle.ones([2])},
+        "rate": 0.5,
+        "steps": np.float32(2),
+        "names": ["a", 1],
+    }
+    paddle.save(tensors | others, str(tmp_path / "model_state.pdparams"), protocol=protocol)
+    arrays = read_pdparams(tmp_path / "model_state.pdparams")
+    assert arrays.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        expected = tensor.numpy()
+        assert arrays[name].dtype == expected.dtype and arrays[name].shape == expected.shape
+        np.testing.assert_array_equal(arrays[name].read(), expected)
 
 
 def test_pdparams_with_arrays_of_objects_are_refused(tmp_path):
