@@ -93,6 +93,60 @@ def _cpu_layers() -> Iterator[StandIn]:
         )
 
 
+def _half_precision() -> Iterator[StandIn]:
+    for target, reason, test in (
+        (
+            "paddle._C_ops.*",
+            "most operators have no kernel for bfloat16 and float16 on CPU; modules that import them by name have the "
+            "stand-ins, too",
+            "test_operators.py",
+        ),
+        (
+            "paddle._legacy_C_ops.check_finite_and_unscale",
+            "no kernel for bfloat16 and float16 on CPU",
+            "test_loss_scaling.py",
+        ),
+        (
+            "paddle.Tensor.__*__",
+            "arithmetic of tensors is written in C++ and calls the operators past paddle._C_ops",
+            "test_methods.py",
+        ),
+        (
+            "paddle.Tensor._?etitem_dygraph",
+            "indexing is written in C++ and calls operators without half-precision gradients on CPU",
+            "test_methods.py",
+        ),
+        (
+            "paddle.base.dygraph.tracer.Tracer._*amp_*",
+            "compiled without GPU, auto_cast has every operator compute in float32",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.base.dygraph.tracer.Tracer._use_promote",
+            "the same",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.amp.auto_cast._dygraph_tracer",
+            "auto_cast and decorate are refused where the device is no accelerator",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.amp.auto_cast._is_gpu_*float16_supported",
+            "asks the GPU for its compute capability",
+            "test_auto_cast.py",
+        ),
+        (
+            "paddle.amp.grad_scaler._dygraph_tracer",
+            "GradScaler turns itself off where the device is no accelerator",
+            "test_loss_scaling.py",
+        ),
+    ):
+        yield StandIn(
+            target, "rehearse_half_precision on CPU", reason, _PADDLE, f"tests/half_precision/{test}"
+        )
+
+
 STAND_INS: tuple[StandIn, ...] = (
     StandIn(
         "paddle.nn.functional.dropout",
@@ -104,6 +158,7 @@ STAND_INS: tuple[StandIn, ...] = (
     *_process_groups(),
     *_tensor_parallel_operators(),
     *_cpu_layers(),
+    *_half_precision(),
 )
 
 
@@ -126,12 +181,33 @@ def replace(owner: Any, name: str, value: Any) -> Any:
     Raises:
         ValueError: The list does not know the target.
     """
-    target = f"{_path(owner)}.{name}"
-    if find(target) is None:
-        raise ValueError(f"{target} is not in finetune.stand_ins.STAND_INS: add it there, with reason and test")
+    _check_listed(f"{_path(owner)}.{name}")
     original = getattr(owner, name, None)
     setattr(owner, name, value)
     return original
+
+
+def replace_import(module: Any, name: str, value: Any, *, source: str) -> None:
+    """Puts a stand-in where a module has imported the replaced function by name.
+
+    Args:
+        module: Of Paddle or PaddleNLP.
+        name: What it is called there.
+        value: What takes its place.
+        source: Dotted path of the function where it is defined, which the list knows.
+
+    Raises:
+        ValueError: The list does not know the source.
+    """
+    _check_listed(source)
+    setattr(module, name, value)
+
+
+def _check_listed(target: str) -> None:
+    if find(target) is None:
+        raise ValueError(
+            f"{target} is not in finetune.stand_ins.STAND_INS: add it there, with reason and test"
+        )
 
 
 @contextmanager

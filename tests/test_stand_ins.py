@@ -35,13 +35,16 @@ def snapshot():
     return seen
 
 before = snapshot()
+# An operator that a module imported by name is the one of paddle._C_ops.
+sources = {id(value): key for key, value in before.items() if key.startswith("paddle._C_ops.")}
 INSTALL
 after = snapshot()
-changed = [key for key, value in after.items() if key not in before or before[key] is not value]
-print("CHANGED", json.dumps(sorted(key for key in changed if key in before)))
+changed = [key for key, value in after.items() if key in before and before[key] is not value]
+print("CHANGED", json.dumps(sorted({sources.get(id(before[key]), key) for key in changed})))
 """
 INSTALLS = {
     "backend": "from finetune.parallel.cpu_backend import install\ninstall()",
+    "half precision": "from finetune.half_precision import install\ninstall()",
     "cpu layers": "from finetune.models.cpu_layers import install_llama\ninstall_llama()",
 }
 # Counters and caches that Paddle writes itself.
