@@ -81,6 +81,11 @@ class ModelArguments:
     hang_timeout: int = _setting(
         600, "Seconds without progress on some process after which all say what they do; 0: never."
     )
+    rehearse_half_precision: bool = _setting(
+        False,
+        "On CPU, compute in the bf16 or fp16 of the file as a GPU does, several times as slowly as in float32; "
+        "false: half precision is turned off there.",
+    )
     max_skipped_steps: int = _setting(
         20, "float16 steps skipped in a row, because gradients overflowed, after which the run stops."
     )

@@ -12,12 +12,10 @@ GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
 METRIC_ALIASES = {"ppl": "perplexity"}
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
-# Kernels and number formats that Paddle has on GPUs only.
+# Number formats that Paddle computes in on GPUs only, and what depends on them.
+HALF_PRECISION_SETTINGS = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
+# Kernels that Paddle has on GPUs only.
 GPU_ONLY_SETTINGS = (
-    "fp16",
-    "bf16",
-    "fp16_full_eval",
-    "bf16_full_eval",
     "use_flash_attention",
     "use_fused_rms_norm",
     "use_fused_rope",
@@ -105,15 +103,33 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
 
 
 def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
-    """Settle ``values["device"]`` and turn off, with one warning, what Paddle has on GPUs only."""
+    """Settle ``values["device"]`` and turn off, with one warning each, what Paddle has on GPUs only."""
     if values["no_cuda"] and device_kind(values["device"] or "gpu") == "gpu":
         values["device"] = "cpu"
     values["device"] = detect_device(values["device"])
     if device_kind(values["device"]) != "cpu":
+        return _ignore_rehearsal(values)
+    warnings = []
+    if turned_off := _turn_off(values, GPU_ONLY_SETTINGS):
+        warnings.append(f"on CPU these settings are turned off: {turned_off}")
+    if not values["rehearse_half_precision"] and any(values[name] for name in HALF_PRECISION_SETTINGS):
+        turned_off = _turn_off(values, (*HALF_PRECISION_SETTINGS, "amp_master_grad"))
+        warnings.append(
+            f"on CPU half precision is turned off ({turned_off}): "
+            "set rehearse_half_precision true to compute in it on CPU"
+        )
+    return warnings
+
+
+def _ignore_rehearsal(values: MutableMapping[str, Any]) -> list[str]:
+    if not values["rehearse_half_precision"]:
         return []
-    turned_off = [name for name in GPU_ONLY_SETTINGS if values[name]]
+    values["rehearse_half_precision"] = False
+    return [f"rehearse_half_precision has no effect on {values['device']}: it is for runs on CPU"]
+
+
+def _turn_off(values: MutableMapping[str, Any], names: tuple[str, ...]) -> str:
+    """Sets those that are on to false; returns their names."""
+    turned_off = [name for name in names if values[name]]
     values.update(dict.fromkeys(turned_off, False))
-    if values["amp_master_grad"] and turned_off:
-        values["amp_master_grad"] = False
-        turned_off.append("amp_master_grad")
-    return [f"on CPU these settings are turned off: {', '.join(turned_off)}"] if turned_off else []
+    return ", ".join(turned_off)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune import half_precision
 from finetune.data.dataset import DataReport, load_prompts, load_samples
 from finetune.data.sample_store import sample_lengths
 from finetune.data.splits import find_sources, read_splits
@@ -226,6 +227,8 @@ def load_base_model(
     use_device(args.training.device, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()
+        if args.model.rehearse_half_precision:
+            half_precision.install()
         if resolved.family.cpu_layers:
             import_object(resolved.family.cpu_layers)()
     seed_everything(args.training.seed)

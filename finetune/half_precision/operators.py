@@ -6,98 +6,31 @@ dtype; other dtypes together are refused, as GPU kernels do, which are compiled 
 
 from __future__ import annotations
 
-MOVES_DATA = frozenset(
-    [
-        "as_strided",
-        "assign",
-        "assign_",
-        "assign_out_",
-        "cast",
-        "cast_",
-        "concat",
-        "contiguous",
-        "copy_to",
-        "data",
-        "empty",
-        "empty_like",
-        "expand",
-        "expand_as",
-        "eye",
-        "fill",
-        "fill_",
-        "flatten",
-        "flatten_",
-        "full",
-        "full_",
-        "full_like",
-        "full_with_tensor",
-        "is_empty",
-        "memcpy_d2h",
-        "memcpy_h2d",
-        "numel",
-        "ones",
-        "ones_like",
-        "reshape",
-        "reshape_",
-        "shape",
-        "shape64",
-        "share_data",
-        "share_data_",
-        "slice",
-        "split",
-        "split_with_num",
-        "squeeze",
-        "squeeze_",
-        "stack",
-        "strided_slice",
-        "tensor_unfold",
-        "transpose",
-        "transpose_",
-        "unbind",
-        "unsqueeze",
-        "unsqueeze_",
-        "unstack",
-        "view_dtype",
-        "view_shape",
-        "view_slice",
-        "zeros",
-        "zeros_like",
-    ]
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+MOVES_DATA = _names(
+    """
+    as_strided assign assign_ assign_out_ cast cast_ contiguous copy_to data empty empty_like fill fill_
+    flatten flatten_ full full_ full_like full_with_tensor memcpy_d2h memcpy_h2d numel ones ones_like
+    reshape reshape_ shape shape64 share_data share_data_ slice split split_with_num squeeze squeeze_
+    stack strided_slice transpose transpose_ unbind unsqueeze unsqueeze_ view_dtype view_shape
+    view_slice zeros zeros_like
+    """
 )
-"""Half-precision kernels exist on CPU, both ways, and nothing is rounded in them: they are called as they are."""
+"""Half-precision kernels exist on CPU, both ways, and nothing is computed in them: they are called as they are."""
 
 CHECKS_ITSELF = frozenset({"isfinite", "isinf", "isnan", "isfinite_v2", "check_numerics"})
 """Half-precision kernels exist on CPU, and there is no gradient."""
 
-PROMOTES = frozenset(
-    [
-        "add",
-        "subtract",
-        "multiply",
-        "divide",
-        "floor_divide",
-        "remainder",
-        "elementwise_pow",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "atan2",
-        "nextafter",
-        "copysign",
-        "heaviside",
-        "huber_loss",
-        "where",
-        "equal",
-        "not_equal",
-        "less_than",
-        "less_equal",
-        "greater_than",
-        "greater_equal",
-        "logical_and",
-        "logical_or",
-        "logical_xor",
-    ]
+PROMOTES = _names(
+    """
+    add subtract multiply divide floor_divide remainder elementwise_pow maximum minimum fmax fmin atan2
+    nextafter copysign heaviside huber_loss where equal not_equal less_than less_equal greater_than
+    greater_equal logical_and logical_or logical_xor
+    """
 )
 """Paddle converts inputs of different floating-point dtypes to the wider one; a 0-d tensor gives way to others."""
 
@@ -131,20 +64,10 @@ FLOAT32_OUTPUTS = {
 }
 """Positions of outputs that are float32 whatever the inputs are: statistics, counts."""
 
-SCALARS_AFTER_FIRST = frozenset(
-    [
-        "clip",
-        "clip_",
-        "cumsum",
-        "full_like",
-        "increment",
-        "increment_",
-        "leaky_relu",
-        "pow",
-        "pow_",
-        "scale",
-        "scale_",
-    ]
+SCALARS_AFTER_FIRST = _names(
+    """
+    clip clip_ cumsum full_like increment increment_ leaky_relu pow pow_ scale scale_
+    """
 )
 """Only the first argument is a tensor to compute with; a tensor after it stands for a number."""
 
