@@ -114,6 +114,9 @@ def _replace_tensor_parallel_operators() -> None:
         "_c_split": cpu_collectives.split,
         "_c_softmax_with_cross_entropy": cpu_collectives.softmax_with_cross_entropy,
     }
-    for module in (mp_ops, collective):  # the second one carries the first one's functions under the same names
+    for module in (
+        mp_ops,
+        collective,
+    ):  # the second one carries the first one's functions under the same names
         for name, operator in operators.items():
             replace(module, name, operator)
