@@ -17,6 +17,7 @@ from finetune.half_precision.operators import (
     PROMOTES,
     ROUNDS_FIRST,
     SCALARS_AFTER_FIRST,
+    SCALARS_GIVE_WAY,
 )
 from finetune.half_precision.tensor_types import (
     FLOAT32,
@@ -47,8 +48,9 @@ class OperatorCall:
         self.is_native = name in MOVES_DATA or name in CHECKS_ITSELF
         self.auto_casts = name not in NO_AUTO_CAST and not name.endswith("_")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *arguments: Any, **kwargs: Any) -> Any:
         """Calls the operator; its arguments are Paddle's."""
+        args: Sequence[Any] = arguments
         if self.is_native and not (auto_cast.state.enabled and self.auto_casts):
             return self.original(*args, **kwargs)
         tensors, asked = scan(args[:1] if self.first_only else args, kwargs)
@@ -143,7 +145,7 @@ def common_dtype(name: str, tensors: Sequence[Any]) -> Any:
     if not others:
         return first
     if name in PROMOTES:
-        return promoted_dtype(tensors)
+        return promoted_dtype(name, tensors)
     if name in MIXES and others == {FLOAT32}:
         return first
     names = ", ".join(dict.fromkeys(dtype_name(tensor.dtype) for tensor in tensors))
@@ -152,9 +154,15 @@ def common_dtype(name: str, tensors: Sequence[Any]) -> Any:
     )
 
 
-def promoted_dtype(tensors: Sequence[Any]) -> Any:
-    """The dtype that Paddle converts tensors to: that of the tensors with dims if there are some, else of all."""
-    dtypes = {tensor.dtype for tensor in tensors if tensor.ndim} or {tensor.dtype for tensor in tensors}
+def promoted_dtype(name: str, tensors: Sequence[Any]) -> Any:
+    """The dtype that Paddle converts tensors of several dtypes to.
+
+    Args:
+        name: Of the operator in `paddle._C_ops`.
+        tensors: Its floating-point inputs.
+    """
+    deciding = [tensor.dtype for tensor in tensors if tensor.ndim or name not in SCALARS_GIVE_WAY]
+    dtypes = set(deciding or [tensor.dtype for tensor in tensors])
     if FLOAT64 in dtypes:
         return FLOAT64
     return dtypes.pop() if len(dtypes) == 1 else FLOAT32

@@ -5,18 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from finetune.half_precision.calls import OperatorCall, common_dtype, dtype_name
-from finetune.half_precision.operators import SCALARS_AFTER_FIRST, SECOND_IS_WRITTEN
-from finetune.half_precision.tensor_types import (
-    Tensor,
-    convert,
-    is_half,
-    map_arguments,
-    overwrite,
-    scan,
-    to_dtype,
-    widen,
-)
+from finetune.half_precision.calls import OperatorCall
+from finetune.half_precision.operators import PROMOTES, SCALARS_AFTER_FIRST, SECOND_IS_WRITTEN
+from finetune.half_precision.tensor_types import Tensor, convert, is_half, overwrite, scan, widen
 
 
 class InPlaceCall:
@@ -37,27 +28,22 @@ class InPlaceCall:
         """Calls the operator; its arguments are Paddle's.
 
         Raises:
-            TypeError: The result has a wider dtype than the tensor that it is written into.
+            TypeError: The dtypes do not go together.
         """
         tensors, asked = scan(args[:1] if self.first_only else args, kwargs)
-        if not any(is_half(tensor.dtype) for tensor in tensors):
+        dtypes = {tensor.dtype for tensor in tensors}
+        if not any(map(is_half, dtypes)):
+            return self.original(*args, **kwargs)
+        if len(dtypes) > 1 and self.name.removesuffix("_") in PROMOTES:
+            # Paddle turns the written tensor itself into one of a wider dtype, in which CPU has a kernel.
             return self.original(*args, **kwargs)
         written = args[self.position] if len(args) > self.position else kwargs["x"]
-        if not is_half(written.dtype):
-            return self._write_wider(written, args, kwargs, tensors)
         if self.base is None:
             return self._change_copy(written, args, kwargs)
-        self._check(written, tensors)
         result = self.base.compute(args, kwargs, tensors, asked)
         first, *others = result if isinstance(result, list | tuple) else (result,)
         overwrite(written, first)
         return (written, *others) if others else written
-
-    def _write_wider(self, written: Any, args: Any, kwargs: dict[str, Any], tensors: list[Any]) -> Any:
-        """Half-precision inputs beside a wider one that is written."""
-        self._check(written, tensors)
-        args, kwargs = map_arguments(args, kwargs, lambda tensor: to_dtype(tensor, written.dtype))
-        return self.original(*args, **kwargs)
 
     def _change_copy(self, written: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """For operators that draw or fill, and have no gradient."""
@@ -69,11 +55,3 @@ class InPlaceCall:
         self.original(*args, **kwargs)
         overwrite(written, copy)
         return written
-
-    def _check(self, written: Any, tensors: list[Any]) -> None:
-        name = self.name.removesuffix("_")
-        result = common_dtype(name, tensors)
-        if result is not written.dtype:
-            raise TypeError(
-                f"{self.name} would write {dtype_name(result)} into a tensor of {dtype_name(written.dtype)}"
-            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, ModuleType
 from typing import Any
 
 import paddle
@@ -125,9 +125,10 @@ def _as_function(call: Callable[..., Any], name: str) -> Callable[..., Any]:
 def _modules() -> Iterator[Any]:
     """Modules that may hold one of Paddle's operators under a name of their own."""
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] in ("paddle", "paddlenlp") and not name.startswith("paddle.base.libpaddle"):
-            if module is not None and isinstance(getattr(module, "__dict__", None), dict):
-                yield module
+        is_theirs = name.split(".")[0] in ("paddle", "paddlenlp")
+        # The modules in C++ keep Paddle's own functions.
+        if is_theirs and isinstance(module, ModuleType) and not name.startswith("paddle.base.libpaddle"):
+            yield module
 
 
 def _replace_methods() -> None:

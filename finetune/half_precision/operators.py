@@ -27,12 +27,20 @@ CHECKS_ITSELF = frozenset({"isfinite", "isinf", "isnan", "isfinite_v2", "check_n
 
 PROMOTES = _names(
     """
-    add subtract multiply divide floor_divide remainder elementwise_pow maximum minimum fmax fmin atan2
-    nextafter copysign heaviside huber_loss where equal not_equal less_than less_equal greater_than
+    add subtract multiply divide floor_divide remainder trunc_divide elementwise_pow maximum minimum fmax fmin
+    atan2 copysign nextafter cross huber_loss where equal not_equal less_than less_equal greater_than
     greater_equal logical_and logical_or logical_xor
     """
 )
-"""Paddle converts inputs of different floating-point dtypes to the wider one; a 0-d tensor gives way to others."""
+"""Paddle converts inputs of different floating-point dtypes to the wider one, also where the first is written."""
+
+SCALARS_GIVE_WAY = _names(
+    """
+    add subtract multiply divide remainder elementwise_pow copysign equal not_equal less_than less_equal
+    greater_than greater_equal
+    """
+)
+"""Of these, a 0-d tensor is converted to the dtype of the other one, unless the first is written."""
 
 MIXES = {
     "layer_norm": "weights of float32 beside a half-precision input",
