@@ -22,7 +22,7 @@ from finetune.half_precision.operators import (
 from finetune.half_precision.tensor_types import (
     FLOAT32,
     FLOAT64,
-    DataType,
+    as_dtype,
     is_half,
     map_arguments,
     map_tensors,
@@ -175,4 +175,4 @@ def dtype_name(dtype: Any) -> str:
 
 def _plain_dtype(value: Any) -> Any:
     """float32 for a half-precision dtype that is asked for."""
-    return FLOAT32 if isinstance(value, DataType) and is_half(value) else value
+    return FLOAT32 if is_half(as_dtype(value)) else value

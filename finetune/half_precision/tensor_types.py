@@ -11,7 +11,7 @@ from paddle.base import core
 Tensor: Any = core.eager.Tensor
 DataType: Any = core.DataType
 FLOAT64, FLOAT32, FLOAT16, BFLOAT16 = paddle.float64, paddle.float32, paddle.float16, paddle.bfloat16
-HALVES = (FLOAT16, BFLOAT16)
+NAMED = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 
 # Paddle's own, whatever is replaced later. Paddle has one object for each dtype, so `is` compares them (five times
 # as fast as `==`).
@@ -48,9 +48,16 @@ def scan(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
                 tensors.append(value)
         elif isinstance(value, list | tuple):
             tensors += [each for each in value if isinstance(each, Tensor) and is_float(each.dtype)]
-        elif isinstance(value, DataType) and is_float(value):
-            asked = value
+        elif (dtype := as_dtype(value)) is not None:
+            asked = dtype
     return tensors, asked
+
+
+def as_dtype(value: Any) -> Any:
+    """The floating-point dtype that an argument is or names, None if it is something else."""
+    if isinstance(value, str):
+        return NAMED.get(value)
+    return value if isinstance(value, DataType) and is_float(value) else None
 
 
 def map_tensors(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -1,0 +1,18 @@
+"""Tensors for the tests of half precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+
+
+def tensor(values, dtype: str, *, trained: bool = False) -> paddle.Tensor:
+    """A leaf of a dtype."""
+    result = paddle.to_tensor(np.asarray(values, np.float32)).astype(dtype).detach()
+    result.stop_gradient = not trained
+    return result
+
+
+def dtype_of(value: paddle.Tensor) -> str:
+    """The name of a tensor's dtype."""
+    return str(value.dtype).removeprefix("paddle.")
