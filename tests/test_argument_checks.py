@@ -292,7 +292,8 @@ def test_no_setting_stands_in_two_tables():
 
 
 def test_gpu_only_settings_exist():
-    assert set(argument_resolution.GPU_ONLY_SETTINGS) <= known_settings().keys()
+    names = {*argument_resolution.GPU_ONLY_SETTINGS, *argument_resolution.HALF_PRECISION_SETTINGS}
+    assert names <= known_settings().keys()
 
 
 # Data

@@ -118,16 +118,44 @@ def test_an_adapter_path_without_its_method_is_mentioned(path, method):
 
 
 def test_on_cpu_one_warning_names_what_is_turned_off():
-    wanted = {"bf16": True, "use_flash_attention": True, "use_fused_rope": True, "amp_master_grad": True}
-    arguments = parse({**wanted, "fuse_attention_qkv": True})
+    wanted = {"use_flash_attention": True, "use_fused_rope": True, "fuse_attention_qkv": True}
+    arguments = parse(wanted)
     assert arguments.warnings == (
-        "on CPU these settings are turned off: bf16, use_flash_attention, use_fused_rope, amp_master_grad",
+        "on CPU these settings are turned off: use_flash_attention, use_fused_rope",
     )
-    assert not (
-        arguments.training.bf16 or arguments.model.use_flash_attention or arguments.model.use_fused_rope
-    )
+    assert not (arguments.model.use_flash_attention or arguments.model.use_fused_rope)
     assert arguments.model.fuse_attention_qkv is True  # a layout of weights, not a kernel
+
+
+HALF = {"bf16": True, "bf16_full_eval": True, "amp_master_grad": True, "fp16_opt_level": "O2"}
+
+
+def test_on_cpu_half_precision_is_turned_off_and_the_warning_says_how_to_keep_it():
+    arguments = parse(HALF)
+    assert arguments.warnings == (
+        "on CPU half precision is turned off (bf16, bf16_full_eval, amp_master_grad): "
+        "set rehearse_half_precision true to compute in it on CPU",
+    )
+    training = arguments.training
+    assert not (training.bf16 or training.bf16_full_eval or training.amp_master_grad)
     assert arguments.training_kwargs()["bf16"] is False
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_on_cpu_half_precision_can_be_kept(half):
+    lists = {"amp_custom_black_list": ["silu"], "amp_custom_white_list": ["softmax"], "scale_loss": 1024.0}
+    arguments = parse(
+        {half: True, "amp_master_grad": True, "fp16_opt_level": "O2", "rehearse_half_precision": True} | lists
+    )
+    assert arguments.warnings == () and arguments.model.rehearse_half_precision
+    assert getattr(arguments.training, half) and arguments.training.amp_master_grad
+    kwargs = arguments.training_kwargs()
+    assert kwargs[half] and kwargs["fp16_opt_level"] == "O2"
+    assert {name: kwargs[name] for name in lists} == lists
+
+
+def test_float32_needs_no_warning_about_half_precision():
+    assert parse({}).warnings == parse({"amp_master_grad": True}).warnings == ()
 
 
 def test_on_gpu_nothing_is_turned_off(monkeypatch):
@@ -137,3 +165,11 @@ def test_on_gpu_nothing_is_turned_off(monkeypatch):
     assert (arguments.training.device, arguments.training.bf16, arguments.warnings) == ("gpu", True, ())
     assert parse({"no_cuda": True}).training.device == "cpu"
     assert parse({"device": "cpu"}).training.device == "cpu"
+
+
+def test_on_gpu_there_is_nothing_to_rehearse(monkeypatch):
+    monkeypatch.setattr(device, "has_gpu_build", lambda: True)
+    monkeypatch.setattr(device, "count_visible_gpus", lambda environ=None: 1)
+    arguments = parse({"bf16": True, "rehearse_half_precision": True})
+    assert arguments.warnings == ("rehearse_half_precision has no effect on gpu: it is for runs on CPU",)
+    assert arguments.training.bf16 and not arguments.model.rehearse_half_precision

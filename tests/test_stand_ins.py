@@ -71,7 +71,7 @@ def test_a_replacement_beside_the_list_is_seen():
 
 
 def test_a_target_beside_the_list_is_refused():
-    with pytest.raises(ValueError, match="json.dumps is not in finetune.stand_ins"):
+    with pytest.raises(ValueError, match=r"json\.dumps is not in finetune\.stand_ins"):
         stand_ins.replace(json, "dumps", None)
 
 
