@@ -12,7 +12,7 @@ pytestmark = pytest.mark.distributed
 NUM_STEPS = 4
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 # Of the loss and of the norm of the gradient, relative; products and messages are rounded in other places.
-BOUNDS = {"bfloat16": (4e-3, 6e-2), "float16": (5e-4, 8e-3)}
+BOUNDS = {"bfloat16": (1.5e-3, 1e-2), "float16": (5e-4, 2e-3)}
 
 
 @pytest.fixture(scope="module")
