@@ -5,11 +5,12 @@ python finetune_generation.py --help
 """
 
 import sys
+from contextlib import ExitStack
 
-from finetune.arguments import parse_arguments
 from finetune.command import run_command, silence_libraries
 from finetune.environment import check_environment
 from finetune.processor import configure_processor
+from finetune.settings.arguments import parse_arguments
 
 
 def main() -> None:
@@ -19,6 +20,7 @@ def main() -> None:
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
     from finetune import assembly, finish, preview
+    from finetune.half_precision import half_precision_on_cpu
     from finetune.models.loading import resolve_model
     from finetune.parallel.start import plan_layout, start_processes
     from finetune.run_directory import open_run_directory
@@ -28,12 +30,16 @@ def main() -> None:
     files = assembly.find_files(args)
     if args.data.preview:
         return preview.show(args, resolved, files)
-    with start_processes(args, layout) as groups, open_run_directory(args, groups) as run:
+    with ExitStack() as stack:
+        groups = stack.enter_context(start_processes(args, layout))
+        run = stack.enter_context(open_run_directory(args, groups))
         report = finish.Report(args, run, processor_note)
         if run.finished:
             report.nothing_to_do()
             return
         silence_libraries()
+        if args.model.rehearse_half_precision:
+            stack.enter_context(half_precision_on_cpu())
         pair = assembly.load_tokenizer_pair(args, resolved)
         report.notes(assembly.vocabulary_notes(args, resolved, pair, layout))
         data = assembly.read_data(args, files, pair)

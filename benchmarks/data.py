@@ -38,7 +38,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-REAL_DATA = ROOT.parent / "shared" / "data"
 LENGTH = 2048
 SOURCE_LENGTH = 1024
 NUM_THREADS = 2
@@ -53,7 +52,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50_000, help="lines of the data file")
     parser.add_argument("--peer-samples", type=int, default=5_000, help="lines that PaddleNLP gets")
     parser.add_argument("--vocabulary", help="a SentencePiece model; without one, 8,000 pieces are trained")
-    parser.add_argument("--text", nargs="*", help="files with JSON objects that text is cut from")
+    parser.add_argument(
+        "--text", nargs="*", help="files with JSON objects that text is cut from; data/train.json without one"
+    )
     parser.add_argument("--sides", default=",".join(SIDES), help=f"of {', '.join(SIDES)}")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -78,14 +79,12 @@ def write_files(args: argparse.Namespace, folder: Path) -> None:
     from benchmarks.packing import draw_lengths
     from finetune.models.tokenizer_training import corpus_lines, open_sentencepiece, train_sentencepiece
 
-    real = [REAL_DATA / "c4_demo.jsonl", REAL_DATA / "alpaca_zh_demo.json"]
-    default = real if real[0].is_file() else [ROOT / "data" / "train.json"]
-    files = [Path(text) for text in args.text] if args.text else default
-    vocabulary = Path(args.vocabulary) if args.vocabulary else REAL_DATA / "chinese_llama2_tokenizer.model"
+    sample_data = ROOT / "data" / "train.json"
+    files = [Path(text) for text in args.text or [sample_data]]
     model = (
-        vocabulary.read_bytes()
-        if vocabulary.is_file()
-        else train_sentencepiece(ROOT / "data" / "train.json", vocab_size=8000)
+        Path(args.vocabulary).read_bytes()
+        if args.vocabulary
+        else train_sentencepiece(sample_data, vocab_size=8000)
     )
     processor = open_sentencepiece(model)
     texts = [line for file in files for line in corpus_lines(file)]
@@ -125,11 +124,11 @@ def run_side(name: str, folder: Path) -> None:
 
 def prepare_ours(folder: Path, *, cached: bool = False) -> Callable[[], int]:
     """The path of a run from its arguments to packed rows."""
-    from finetune.arguments import parse_arguments
     from finetune.assembly import TokenizerPair, find_files, read_data
     from finetune.data.packing import pack
     from finetune.models.family import get_family
     from finetune.models.fast_encoder import load_fast_encoder
+    from finetune.settings.arguments import parse_arguments
 
     settings = {
         **{"model_name_or_path": str(folder / "model"), "dataset_name_or_path": str(folder / "train.json")},

@@ -29,9 +29,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.models.family import TinyShape, get_family
-from finetune.models.shard_files import shard_name
 from finetune.models.tensor_splits import find_split
-from finetune.models.weights import read_header
+from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.rank_files import shard_name
+from finetune.storage.writer import count_bytes
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "merge_tp_params.py"
 _HIDDEN, _INNER, _VOCABULARY, _HEADS = 2048, 5632, 32_000, 16
@@ -93,7 +94,7 @@ def _measure(scratch: Path, size: float, dtype: str, degree: int, *, rounds: int
         copies.append(_time(["sh", "-c", f"cp -r '{source}' '{copy}' && sync '{copy}'/*"]))
         shutil.rmtree(copy)
         merges.append(_time(merge))
-        stored = sum(read_header(path).path.stat().st_size for path in merged.glob("*.safetensors"))
+        stored = sum(map(count_bytes, TensorFiles(merged.glob("*.safetensors")).tensors.values()))
         assert stored >= num_bytes
         shutil.rmtree(merged)
     ratio = statistics.median(

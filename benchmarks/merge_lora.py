@@ -28,9 +28,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.merge.shards import ComputedTensor, Layout, write_tensors
 from finetune.models.family import TinyShape, get_family
 from finetune.models.hf_names import is_turned, to_hugging_face
+from finetune.storage.writer import ComputedTensor, Layout, write_tensors
 
 _SCRIPT = Path(__file__).resolve().parents[1] / "merge_lora_params.py"
 _HIDDEN, _INNER, _VOCABULARY, _HEADS = 2048, 5632, 32_000, 16

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.argument_groups import ModelArguments
+    from finetune.settings.model import ModelArguments
 
 _REPOSITORY_EXISTS = 10003
 _PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.tiktoken")

@@ -13,18 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune import half_precision
 from finetune.data.dataset import DataReport, load_prompts, load_samples
 from finetune.data.sample_store import sample_lengths
 from finetune.data.splits import find_sources, read_splits
 from finetune.data.template import load_template
 from finetune.data.tokenize import Prompt, Sample
+from finetune.parallel.layout import Layout
 from finetune.parallel.phases import phase
-from finetune.parallel.topology import Layout, check_topology
+from finetune.parallel.topology import check_topology
 from finetune.streaming import build_stream_source, check_sources, make_row_builder, read_first
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.data.mixing import DataSource
     from finetune.models.family import Family
     from finetune.models.loading import ResolvedModel
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from finetune.models.vocabulary import VocabularyGrowth
     from finetune.parallel.groups import ProcessGroups
     from finetune.run_directory import RunDirectory
+    from finetune.settings.arguments import Arguments
     from finetune.training.batch_source import BatchSource
     from finetune.training.rows import Rows
     from finetune.training.trainer import FinetuneTrainer
@@ -217,18 +217,16 @@ def load_base_model(
         UserError: The tokenizer has more pieces than the model has embeddings, or weights are
             missing, unknown or of another shape.
     """
-    from finetune.device import use_device
     from finetune.models.family import import_object
     from finetune.models.loading import load_model
+    from finetune.parallel.start import prepare_device
     from finetune.processor import keep_freed_memory
     from finetune.training.seeding import seed_everything
 
     phase("loading weights")
-    use_device(args.training.device, groups.layout.world)
+    prepare_device(args, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()
-        if args.model.rehearse_half_precision:
-            half_precision.install()
         if resolved.family.cpu_layers:
             import_object(resolved.family.cpu_layers)()
     seed_everything(args.training.seed)
@@ -325,8 +323,6 @@ def build_trainer(
         master_gradients=bool(args.training.amp_master_grad),
         max_skipped_steps=args.model.max_skipped_steps,
     )
-    if batches is not None:
-        batches.say = trainer.say
     if groups.is_first:
         _add_records(args, run, trainer)
     return trainer
@@ -408,8 +404,15 @@ def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
 
 
 def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
-    # A dense mask beside flash attention would make Paddle fall back to a slower kernel.
-    return "start_end" if args.model.use_flash_attention and resolved.family.flash_mask else "block"
+    model, training = args.model, args.training
+    kind = resolved.family.packed_mask(
+        resolved.config,
+        fused=model.use_flash_attention,
+        half=training.bf16 or training.fp16,
+        has_prefix=model.prefix_tuning,
+    )
+    assert kind is not None, "check_topology lets no such run begin"
+    return kind
 
 
 def _build_rows(

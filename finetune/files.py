@@ -1,9 +1,18 @@
 """Files that are seen whole or not at all, whatever moment a process dies at."""
 
+import contextlib
+import errno
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from finetune.errors import UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk that is full, and of limits that act like one."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -30,16 +39,24 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_json_or_empty(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A JSON object from a file; an empty one where the file is missing or cannot be read."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(path)
+    except UserError:
         return {}
 
 
-def give_usual_mode(path: str | os.PathLike[str]) -> None:
-    """Gives a file the mode that new files get; some libraries write theirs readable by the owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(path, 0o666 & ~umask)
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: It is missing, cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no valid JSON ({error}): copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: copy it again")
+    return content
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
@@ -49,3 +66,51 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def fill_folder(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill that carries its name only when everything in it is complete and on the disk.
+
+    It is filled under a hidden name beside it and renamed at the end, in place of an earlier one. A process that was
+    killed leaves the hidden folder, which the next one to the same place removes; on failure it is removed at once.
+
+    Args:
+        folder: The name at the end.
+    """
+    target = folder.absolute()
+    hidden = target.with_name(f".{target.name}.incomplete")
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        hidden.mkdir(parents=True)
+        yield hidden
+        for path in hidden.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(hidden)
+        _take_place(hidden, target)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _take_place(hidden: Path, target: Path) -> None:
+    restore_replaced(target)
+    replaced = _replaced_name(target)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(hidden, target)
+    sync_folder(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Mends what a crash between the two renames of `fill_folder` leaves: the old folder under a hidden name."""
+    replaced = _replaced_name(folder.absolute())
+    if replaced.is_dir() and not os.path.lexists(folder):
+        os.rename(replaced, folder)
+        sync_folder(folder.absolute().parent)
+
+
+def _replaced_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")

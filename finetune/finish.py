@@ -21,11 +21,11 @@ from finetune.training.checkpoint import list_checkpoints
 from finetune.training.report import print_summary, write_generations, write_results
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.assembly import RunData
     from finetune.models.loading import ResolvedModel
     from finetune.parallel.parallel_model import ParallelModel
     from finetune.run_directory import RunDirectory
+    from finetune.settings.arguments import Arguments
     from finetune.training.trainer import FinetuneTrainer
 
 GENERATIONS_FILE = "generated_output.json"

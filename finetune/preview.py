@@ -16,10 +16,10 @@ from finetune.preview_tokens import Example, TokenReader, print_example, uses_ma
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from finetune.arguments import Arguments
     from finetune.assembly import RunData
     from finetune.data.mixing import DataSource
     from finetune.models.loading import ResolvedModel
+    from finetune.settings.arguments import Arguments
 
 _TITLES = {"train": "Training data", "dev": "Evaluation data"}
 

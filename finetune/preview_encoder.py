@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.models.loading import ResolvedModel
+    from finetune.settings.arguments import Arguments
 
 
 class PaddleEncoder:

@@ -10,10 +10,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.files import read_json_or_empty, write_json
+from finetune.settings.registry import known_settings
 from finetune.training.checkpoint import (
     REPLACED_PREFIX,
     find_fault,
     list_checkpoints,
+    list_foreign,
     newest_valid_checkpoint,
     remove_leftovers,
     set_aside,
@@ -21,27 +23,14 @@ from finetune.training.checkpoint import (
 )
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.parallel.groups import ProcessGroups
+    from finetune.settings.arguments import Arguments
 
 ARGUMENTS_FILE = "arguments.json"
 FINISHED_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 OVERWRITING_FILE = ".overwriting.json"
 RESULTS_FILE = "all_results.json"
-_MAY_CHANGE = {
-    "disable_tqdm", "resume_from_checkpoint", "logging_steps", "save_steps", "save_total_limit", "device",
-    "per_device_eval_batch_size", "report_to", "output_dir", "logging_dir", "overwrite_output_dir",
-    "save_generation_output", "eval_steps", "preview", "data_cache", "data_cache_dir",
-    # The curve is the same in every layout; that the global batch stays is checked with the order of samples.
-    "tensor_parallel_degree", "pipeline_parallel_degree", "virtual_pp_degree", "sharding", "sharding_parallel_degree",
-    "sequence_parallel", "recompute", "pipeline_parallel_config", "tensor_parallel_config", "sharding_parallel_config",
-    "data_parallel_config", "unified_checkpoint", "unified_checkpoint_config", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "hang_timeout", "replica_check_steps",
-    "max_skipped_steps",
-}  # fmt: skip
-"""Settings that do not change the curve of a run; all others are named when a continued run changes them."""
-_LENGTHS = ("max_steps", "num_train_epochs")
 _OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
             "adapter_facts.json", "generated_output.json")  # fmt: skip
 
@@ -97,7 +86,7 @@ class RunDirectory:
         return {
             key: (before[key], value)
             for key, value in arguments.items()
-            if key not in _MAY_CHANGE and key in before and before[key] != value
+            if key in before and before[key] != value and not known_settings()[key].may_change
         }
 
     def settle(self) -> None:
@@ -148,6 +137,11 @@ def _claim(args: Arguments) -> RunDirectory:
     run = RunDirectory(path)
     if args.training.do_train:
         _check_contents(run, args)
+    elif not _is_own_run(path) and (path / RESULTS_FILE).is_file():
+        raise UserError(
+            f"output_dir {path} holds {RESULTS_FILE} of another program, which this evaluation would overwrite: "
+            "choose another folder."
+        )
     _make_folder(path)
     run.take_lock()
     if args.training.do_train and not run.finished:
@@ -171,7 +165,12 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     """Refuses to write over what belongs to others, or over a finished run with other settings."""
     if args.training.overwrite_output_dir or not run.path.is_dir():
         return
-    ours = (run.path / ARGUMENTS_FILE).is_file() or list_checkpoints(run.path)
+    ours = _is_own_run(run.path)
+    if not ours and (foreign := list_foreign(run.path)):
+        raise UserError(
+            f"output_dir {run.path} holds {foreign[-1].name}, which another program wrote: choose another output_dir. "
+            f"To start from its weights, set model_name_or_path (or lora_path, prefix_path) to {foreign[-1]}."
+        )
     if not ours and any(path.name != LOCK_FILE for path in run.path.iterdir()):
         raise UserError(
             f"output_dir {run.path} is not empty and holds no run of this program: choose another folder, "
@@ -184,8 +183,12 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
         _check_finished(run, run.changes(args.to_json()))
 
 
+def _is_own_run(path: Path) -> bool:
+    return (path / ARGUMENTS_FILE).is_file() or bool(list_checkpoints(path))
+
+
 def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]]) -> None:
-    others = [name for name in changes if name not in _LENGTHS]
+    others = [name for name in changes if not known_settings()[name].may_grow]
     is_longer = not others and any(new > old for old, new in changes.values())
     if not changes:
         run.finished = True

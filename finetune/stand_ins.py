@@ -41,6 +41,7 @@ _PADDLE, _PADDLENLP = "paddlepaddle 3.3.1", "paddlenlp 3.0.0b4"
 _SEVERAL = "several processes on CPU"
 _BACKEND_TEST = "tests/distributed/test_cpu_backend.py"
 _LAYERS_TEST = "tests/models/test_cpu_layers.py"
+_FLOAT32_TEST = "tests/models/test_float32.py"
 
 
 def _tensor_parallel_operators() -> Iterator[StandIn]:
@@ -91,6 +92,25 @@ def _cpu_layers() -> Iterator[StandIn]:
             _PADDLENLP,
             _LAYERS_TEST,
         )
+
+
+def _attention_and_positions() -> Iterator[StandIn]:
+    models = "paddlenlp.transformers"
+    yield StandIn(
+        f"{models}.*.modeling.scaled_dot_product_attention",
+        "always",
+        "hands a kernel a dense mask and is_causal together, which Paddle takes as causal alone, or adds masks and "
+        "distances in half precision",
+        _PADDLENLP,
+        "tests/models/test_attention.py",
+    )
+    yield StandIn(
+        f"{models}.*.modeling.apply_rotary_pos_emb",
+        "always",
+        "turns positions by tables rounded to half precision, and rounds every step of the turn",
+        _PADDLENLP,
+        _FLOAT32_TEST,
+    )
 
 
 def _half_precision() -> Iterator[StandIn]:
@@ -158,6 +178,7 @@ STAND_INS: tuple[StandIn, ...] = (
     *_process_groups(),
     *_tensor_parallel_operators(),
     *_cpu_layers(),
+    *_attention_and_positions(),
     *_half_precision(),
 )
 

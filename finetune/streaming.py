@@ -21,11 +21,11 @@ from finetune.data.tokenize import Sample, TextEncoder
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.data.packing import Bin
     from finetune.models.family import Family
     from finetune.models.loading import ResolvedModel
-    from finetune.parallel.topology import Layout
+    from finetune.parallel.layout import Layout
+    from finetune.settings.arguments import Arguments
     from finetune.training.batch_source import StreamSource
     from finetune.training.rows import Batch
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-REAL_DATA = ROOT.parent / "shared" / "data"
 sys.path.insert(0, str(ROOT))
 
 from finetune.processor import configure_processor  # noqa: E402
+from tests.texts import write_data_sets  # noqa: E402
 
 configure_processor()  # before any test imports Paddle
 # No test writes into the home folder.
@@ -43,6 +43,12 @@ def small_data(tmp_path_factory) -> Path:
         lines = (ROOT / "data" / f"{split}.json").read_text(encoding="utf-8").splitlines()[:count]
         (folder / f"{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def data_sets(tmp_path_factory) -> dict[str, Path]:
+    """Files in the shapes that other tools use, by name; see tests/texts.py."""
+    return write_data_sets(tmp_path_factory.mktemp("data_sets"))
 
 
 @pytest.fixture(scope="session")

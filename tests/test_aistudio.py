@@ -4,8 +4,8 @@ import pytest
 from aistudio_sdk import hub
 
 from finetune.aistudio import upload
-from finetune.argument_groups import ModelArguments
 from finetune.errors import UserError
+from finetune.settings.model import ModelArguments
 
 SETTINGS = ModelArguments(aistudio_repo_id="me/mine", aistudio_token="secret")
 

@@ -12,7 +12,6 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from finetune.arguments import parse_arguments
 from finetune.data.dataset import DataReport, load_samples
 from finetune.data.template import load_template
 from finetune.data.tokenize import IGNORE_INDEX, Prompt, Sample
@@ -20,7 +19,8 @@ from finetune.errors import UserError
 from finetune.models import fast_encoder
 from finetune.preview_tables import count_prompts, count_samples, print_figures
 from finetune.preview_tokens import MAX_ROWS, Example, TokenReader, print_example
-from tests.conftest import FAST, REAL_DATA, ROOT, launch, run_entry, write_arguments
+from finetune.settings.arguments import parse_arguments
+from tests.conftest import FAST, ROOT, launch, run_entry, write_arguments
 
 NO_PADDLE = """
 import sys
@@ -193,20 +193,18 @@ def test_paddlenlp_reads_a_tokenizer_that_is_not_known_to_agree(preview, monkeyp
     assert out == expected
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data set is not there")
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("alpaca_zh_demo.json", {"chat_template": "alpaca"}),
-        ("identity.json", {"chat_template": "llama2"}),
-        ("glaive_toolcall_zh_demo.json", {"chat_template": "vicuna"}),
-        ("c4_demo.jsonl", {"truncation": "right"}),
-        ("dpo_zh_demo.json", {"preference": "chosen"}),
-        ("advertisegen", {}),
+        ("instructions.json", {"chat_template": "alpaca"}),
+        ("instructions.json", {"chat_template": "llama2"}),
+        ("tool_calls.json", {"chat_template": "vicuna"}),
+        ("texts.jsonl", {"truncation": "right"}),
+        ("preferences.json", {"preference": "chosen"}),
     ],
 )
-def test_real_files(preview, name, settings):
-    code, out, err = preview(2, dataset_name_or_path=str(REAL_DATA / name), max_train_samples=50, **settings)
+def test_data_sets_of_other_tools(preview, data_sets, name, settings):
+    code, out, err = preview(2, dataset_name_or_path=str(data_sets[name]), **settings)
     assert code == 0, err
     assert "Sample 2" in out and re.search(r"learned tokens +[\d,]+ +\d", out)
     assert max(map(cell_len, out.splitlines())) <= 80

@@ -1,4 +1,4 @@
-"""Write finetune/training_arguments.json from the installed PaddleNLP.
+"""Write finetune/settings/training_arguments.json from the installed PaddleNLP.
 
 The file lets the argument parser know PaddleNLP's TrainingArguments without importing it. Run this after
 changing the PaddleNLP version: names, types, defaults and choices come from the installed class, help texts
@@ -17,7 +17,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-RECORD_FILE = Path(__file__).resolve().parents[1] / "finetune" / "training_arguments.json"
+RECORD_FILE = Path(__file__).resolve().parents[1] / "finetune" / "settings" / "training_arguments.json"
 
 # PaddleNLP checks these against fixed lists without an enum type on the field.
 _CHOICES_BY_NAME = {

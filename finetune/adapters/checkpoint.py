@@ -18,7 +18,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.files import write_json
 from finetune.models.parameters import assign
-from finetune.models.shard_files import LORA_STEM, PREFIX_STEM, ShardedCheckpoint, find_shards, open_shards
+from finetune.models.shard_files import open_shards
 from finetune.parallel.groups import ProcessGroups
 from finetune.parallel.joint_steps import together
 from finetune.parallel.saving import (
@@ -28,7 +28,8 @@ from finetune.parallel.saving import (
     save_shards,
     save_tensors_of_all,
 )
-from finetune.training.tensor_files import TensorFiles, open_indexed
+from finetune.storage.checkpoints import TensorFiles, open_indexed
+from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM, find_rank_files
 
 WEIGHTS_STEM = "peft_model"
 WEIGHTS_FILE = f"{WEIGHTS_STEM}-00001-of-00001.safetensors"
@@ -199,11 +200,11 @@ def _differ_by_vocabulary(saved: list[int], needed: list[int], vocab_size: int) 
     return len(saved) == len(needed) and [pair[1] for pair in different] == [vocab_size]
 
 
-def _open_weights(folder: Path, config: Any) -> TensorFiles | ShardedCheckpoint:
+def _open_weights(folder: Path, config: Any) -> TensorFiles:
     if (folder / INDEX_FILE).is_file():
         return open_indexed(folder, INDEX_FILE)
     for stem in (LORA_STEM, PREFIX_STEM):
-        if find_shards(folder, stem):
+        if find_rank_files(folder, stem):
             return open_shards(folder, stem=stem, family=family_of(config), config=config)
     raise UserError(
         f"{folder} holds no adapter weights: expected {INDEX_FILE} or one of {', '.join(PICKLED_FILES)}."

@@ -91,7 +91,7 @@ class Conversation:
     @property
     def num_rounds(self) -> int:
         """Number of user's messages; 1 for running text."""
-        return sum(message.role == USER for message in self.messages) or 1
+        return [message.role for message in self.messages].count(USER) or 1
 
 
 def make_conversation(

@@ -1,12 +1,18 @@
-"""From the pieces of a template to token ids, each with a flag that says whether it is learned."""
+"""From the pieces of a template to token ids, with a flag for each piece that says whether it is learned."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
+
+from finetune.data.parts import Part, as_ids, join_ids, leave_first, take_first
 from finetune.data.pieces import Piece, Template
 from finetune.errors import UserError
+
+KnownIds = dict[str | Piece, np.ndarray]
+"""The ids, int32 [N], of texts, and of pieces in which a template's text and an example's are mixed."""
 
 
 class TextEncoder(Protocol):
@@ -36,14 +42,12 @@ class TextEncoder(Protocol):
 
 
 class PieceEncoder:
-    """Encodes pieces one by one; remembers the ids of special tokens.
+    """Encodes pieces; remembers the ids of special tokens.
 
     Args:
-        encoder: The tokenizer.
+        encoder: The tokenizer; one with a method `encode_many` (texts to the ids of each, the same as from
+            `encode`) is used so where there are many texts.
         template: Writes the pieces.
-
-    Attributes:
-        mark_ids: Ids of the template's special tokens.
 
     Raises:
         UserError: The template writes special tokens that the tokenizer does not have.
@@ -51,9 +55,9 @@ class PieceEncoder:
 
     def __init__(self, encoder: TextEncoder, template: Template):
         self._encoder = encoder
-        self._appends_eos = template.appends_eos
         self._prefix_ids = tuple(encoder.prefix_ids)
-        self._special_ids: dict[str, list[int]] = {}
+        self._special_ids: dict[str, np.ndarray] = {}
+        self._end: Part = as_ids([encoder.eos_token_id]), True
         self._marks = tuple(template.special_tokens)
         missing = [mark for mark in self._marks if len(encoder.encode_special(mark)) != 1]
         if missing:
@@ -62,92 +66,100 @@ class PieceEncoder:
                 "which this model's tokenizer does not have: choose the template the model was made for, "
                 "or one of plain, alpaca, chatglm2, vicuna, which need none."
             )
-        self.mark_ids = {encoder.encode_special(mark)[0] for mark in self._marks}
+        self._mark_ids = {encoder.encode_special(mark)[0] for mark in self._marks}
         self._writes_blanks = encoder.encode("a b") == encoder.encode("a") + encoder.encode("b")
 
     def encode(
-        self,
-        pieces: Sequence[Piece],
-        *,
-        appends_eos: bool | None = None,
-        only_last: bool = False,
-        memory: dict[Piece, list[int]] | None = None,
-    ) -> tuple[list[int], list[bool]]:
-        """The ids of the pieces and whether each is learned; no prefix, but EOS after each answer.
+        self, pieces: Sequence[Piece], known: KnownIds, *, appends_eos: bool, only_last: bool = False
+    ) -> list[Part]:
+        """The parts of a conversation, none of them empty; without the prefix, but EOS after each answer.
 
         Args:
             pieces: A conversation.
-            appends_eos: Whether EOS closes each learned run; None: as the template says.
+            known: Ids found before; what is encoded here is added.
+            appends_eos: Whether EOS closes each learned run.
             only_last: Only the last learned run stays learned.
-            memory: Keeps the ids of pieces from one rendering of a conversation to the next.
         """
-        if appends_eos is None:
-            appends_eos = self._appends_eos
-        ids: list[int] = []
-        learned: list[bool] = []
-        last_run_start = 0
+        parts: list[Part] = []
+        last_run, eos = 0, self._encoder.eos_token_id
         was_learned = False
         for position, piece in enumerate(pieces):
             if piece.learned and not was_learned:
-                last_run_start = len(ids)
+                last_run = len(parts)
             was_learned = piece.learned
-            piece_ids = memory.get(piece) if memory is not None else None
-            if piece_ids is None:
-                piece_ids = self._encode_piece(piece)
-                if memory is not None:
-                    memory[piece] = piece_ids
-            ids += piece_ids
+            ids = self._find_ids(piece, known)
+            if len(ids):
+                parts.append((ids, piece.learned))
             ends_run = piece.learned and (position + 1 == len(pieces) or not pieces[position + 1].learned)
-            if ends_run and appends_eos and piece_ids[-1:] != [self._encoder.eos_token_id]:
-                ids.append(self._encoder.eos_token_id)
-            learned += [piece.learned] * (len(ids) - len(learned))
+            if ends_run and appends_eos and not (len(ids) and ids[-1] == eos):
+                parts.append(self._end)
         if only_last:
-            learned[:last_run_start] = [False] * last_run_start
-        num_prefix = len(self._prefix_ids)
-        if tuple(ids[:num_prefix]) == self._prefix_ids and True not in learned[:num_prefix]:
-            return ids[num_prefix:], learned[num_prefix:]
-        return ids, learned
+            parts[:last_run] = [(ids, False) for ids, _ in parts[:last_run]]
+        return self._without_prefix(parts)
 
-    def _encode_piece(self, piece: Piece) -> list[int]:
-        if not piece.special:
-            return self._encode_text(self.plain_text(piece))
-        if piece.data:
-            return self._encode_mixed(piece)
-        return self.special_ids(piece)
+    def encode_texts(self, texts: Iterable[str]) -> KnownIds:
+        """The ids of many texts, for `encode`; another thread can do something else meanwhile."""
+        texts = list(texts)
+        encode_many = getattr(self._encoder, "encode_many", None)
+        found = encode_many(texts) if encode_many else map(self._encoder.encode, texts)
+        encoded = list(map(as_ids, found))
+        # One look at all ids, since hardly any text names a special token.
+        if self._mark_ids and self._has_marks(join_ids(encoded)):
+            encoded = list(map(self._tear, texts, encoded))
+        return dict(zip(texts, encoded, strict=True))
 
     def plain_text(self, piece: Piece) -> str:
         """What goes to the tokenizer of a piece without special tokens."""
         return piece.text[1:] if piece.joined and self._writes_blanks else piece.text
 
-    def special_ids(self, piece: Piece) -> list[int]:
-        """The ids of a piece of the template's own."""
-        ids = self._special_ids.get(piece.text)
-        if ids is None:
-            ids = self._special_ids[piece.text] = self._encoder.encode_special(piece.text)
-        return ids
+    def _without_prefix(self, parts: list[Part]) -> list[Part]:
+        """The parts without the ids that frame a prompt, where the template has written them already."""
+        prefix = self._prefix_ids
+        if not prefix or not parts or parts[0][0][0] != prefix[0]:
+            return parts
+        head = take_first(parts, len(prefix))
+        is_prefix = tuple(join_ids([ids for ids, _ in head]).tolist()) == prefix
+        if is_prefix and not any(learned for _, learned in head):
+            return leave_first(parts, len(prefix))
+        return parts
 
-    def _encode_text(self, text: str) -> list[int]:
-        """Ids of text in which the template's special tokens are not recognised.
+    def _find_ids(self, piece: Piece, known: KnownIds) -> np.ndarray:
+        if piece.special and not piece.data:
+            if piece.text not in self._special_ids:
+                self._special_ids[piece.text] = as_ids(self._encoder.encode_special(piece.text))
+            return self._special_ids[piece.text]
+        key = piece if piece.special else self.plain_text(piece)
+        if key not in known:
+            known[key] = self._encode_mixed(key) if isinstance(key, Piece) else self._encode_text(key)
+        return known[key]
+
+    def _encode_text(self, text: str) -> np.ndarray:
+        return self._tear(text, as_ids(self._encoder.encode(text)))
+
+    def _tear(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """Ids of a text in which the template's special tokens are not recognised.
 
         Some tokenizers know the marks of a template as added tokens and recognise them in any text; there
         the name is torn apart.
         """
-        ids = self._encoder.encode(text)
-        if self.mark_ids.isdisjoint(ids):
-            return ids
-        for mark in self._marks:
-            if (start := text.find(mark)) >= 0:
-                return self._encode_text(text[: start + 1]) + self._encode_text(text[start + 1 :])
+        if self._has_marks(ids):
+            for mark in self._marks:
+                if (start := text.find(mark)) >= 0:
+                    halves = text[: start + 1], text[start + 1 :]
+                    return join_ids([*map(self._encode_text, halves)])
         return ids
 
-    def _encode_mixed(self, piece: Piece) -> list[int]:
+    def _has_marks(self, ids: np.ndarray) -> bool:
+        return any(bool(np.any(ids == mark)) for mark in self._mark_ids)
+
+    def _encode_mixed(self, piece: Piece) -> np.ndarray:
         """Ids of a piece in which the template's text and an example's are mixed."""
-        encode_special: Callable[[str], list[int]] = self._encoder.encode_special
+        encode_special = self._encoder.encode_special
         data = piece.data.strip()  # templates often trim it
         literal = self._encoder.encode(data)
         if literal == encode_special(data):
-            return encode_special(piece.text)  # in one go: some tokenizers mark the start of a text
+            return as_ids(encode_special(piece.text))  # in one go: some tokenizers mark the start of a text
         before, found, after = piece.text.partition(data)
         if not found:  # the template has altered the data
-            return self._encoder.encode(piece.text)
-        return encode_special(before) + literal + encode_special(after)
+            return as_ids(self._encoder.encode(piece.text))
+        return as_ids(encode_special(before) + literal + encode_special(after))

@@ -11,8 +11,8 @@ from finetune.data.cache import EncodedData, default_folder, load_or_build, make
 from finetune.data.sample_store import SampleStore
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.data.mixing import DataSource
+    from finetune.settings.arguments import Arguments
 
 _WITHOUT_EFFECT = (
     *("data_cache", "data_cache_dir", "preview", "zero_padding", "pad_to_multiple_of"),

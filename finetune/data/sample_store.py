@@ -12,7 +12,8 @@ from typing import overload
 
 import numpy as np
 
-from finetune.data.tokenize import IGNORE_INDEX, Sample
+from finetune.data.parts import join_ids
+from finetune.data.tokenize import IGNORE_INDEX, CutSample, Sample
 
 CUT_SOURCE, CUT_TARGET = 1, 2
 
@@ -34,6 +35,27 @@ class SampleStore(Sequence[Sample]):
         self.tokens, self.learned = arrays["tokens"], arrays["learned"]
         self.offsets, self.cuts = arrays["offsets"], arrays["cuts"]
         self.dropped_rounds = arrays["dropped_rounds"]
+
+    @classmethod
+    def from_cut(cls, samples: Sequence[CutSample]) -> SampleStore:
+        """Lay samples end to end."""
+        ids = [ids for sample in samples for ids, _ in sample.parts]
+        flags = np.array([learned for sample in samples for _, learned in sample.parts], dtype=bool)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        learned = np.repeat(flags, lengths)
+        last_parts = np.cumsum([len(sample.parts) for sample in samples], dtype=np.int64) - 1
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)[last_parts]])
+        learned[offsets[:-1]] = False
+        cuts = [CUT_SOURCE * each.truncated_source + CUT_TARGET * each.truncated_target for each in samples]
+        return cls(
+            {
+                "tokens": join_ids(ids),
+                "learned": learned,
+                "offsets": offsets,
+                "cuts": np.array(cuts, dtype=np.uint8),
+                "dropped_rounds": np.array([each.num_dropped_rounds for each in samples], dtype=np.int32),
+            }
+        )
 
     @classmethod
     def join(cls, parts: Iterable[SampleStore]) -> SampleStore:
@@ -90,6 +112,15 @@ class SampleStore(Sequence[Sample]):
     def num_label_tokens(self) -> int:
         """Tokens of all samples that carry a label."""
         return int(np.count_nonzero(self.learned))
+
+
+def count_label_tokens(samples: Sequence[Sample], indices: Iterable[int]) -> int:
+    """Tokens of some samples that carry a label; of a `SampleStore` no sample is made for it."""
+    if not isinstance(samples, SampleStore):
+        return sum(samples[int(index)].num_label_tokens for index in indices)
+    offsets, learned = samples.offsets, samples.learned
+    parts = (learned[offsets[index] + 1 : offsets[index + 1]] for index in indices)
+    return sum(int(np.count_nonzero(part)) for part in parts)
 
 
 def sample_lengths(samples: Sequence[Sample]) -> np.ndarray:

@@ -19,6 +19,14 @@ def split_paths(value: str) -> list[str]:
     return [os.path.expanduser(part) for part in parts if part]
 
 
+def looks_like_path(value: str) -> bool:
+    """True for a value that can only mean a place on disk, or that is one.
+
+    One slash alone is a hub name (``owner/model``).
+    """
+    return value.startswith((".", "/", "~")) or value.count("/") > 1 or os.path.exists(value)
+
+
 def find_splits(paths: list[str], split: str, *, required: bool = True) -> list[Path]:
     """The files that several data sets have for one split, see `find_split`.
 

@@ -15,7 +15,7 @@ from finetune.data.self_cognition import make_self_cognition
 from finetune.data.source import find_split, find_splits, split_paths
 
 if TYPE_CHECKING:
-    from finetune.argument_groups import DataArguments
+    from finetune.settings.data import DataArguments
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A stream in a process of its own, so that reading and tokenising do not hold up the training.
 
 The training process asks for the batch of a step and, when it writes a checkpoint, for the state of the
-stream after a step; the worker answers. Between questions it makes up to `NUM_AHEAD` batches in advance,
+stream after a step; the worker answers. The batch of the next step may have been asked for by then, no more. Between questions it makes up to `NUM_AHEAD` batches in advance,
 and remembers the state after each of them: states share the samples they hold, so that costs next to nothing.
 
 The worker is started anew from Python, not forked: it inherits no lock, no thread and no memory of the
@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from finetune.data.mixing import DataSource
 from finetune.data.packing import Bin
 from finetune.data.stream import SampleStream, StreamSettings
 from finetune.data.stream_state import StreamState
+from finetune.data.tokenize import IGNORE_INDEX
 from finetune.errors import UserError
 
 NUM_AHEAD = 4
@@ -66,19 +68,23 @@ class StreamBatch:
 
     Attributes:
         micro_batches: Rows by micro-batch.
+        num_tokens: Of the whole global batch.
+        num_label_tokens: Labels of the whole global batch that are not IGNORE_INDEX.
         epoch: Passes over the data that are done behind this batch.
         summary: What became of the lines so far.
         first_fault: The first line that was skipped; "" for none.
     """
 
     micro_batches: list[list[Bin]]
+    num_tokens: int
+    num_label_tokens: int
     epoch: float
     summary: str
     first_fault: str
 
 
 class StreamProcess:
-    """The training process' end of a worker.
+    """The training process' end of a worker; may be asked by several threads, and closed while one asks.
 
     Args:
         plan: What to stream.
@@ -88,6 +94,7 @@ class StreamProcess:
         self.plan = plan
         self._process: subprocess.Popen | None = None
         self._pipe: Connection | None = None
+        self._asking = threading.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -138,25 +145,27 @@ class StreamProcess:
         return self._ask("batch", step)
 
     def state(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Position and arrays of the stream after `step` batches, which must be the ones asked for last."""
+        """Position and arrays of the stream after `step` batches: all that were asked for, or all but the last."""
         return self._ask("state", step)
 
     def close(self) -> None:
         """End the worker."""
-        if self._pipe:
-            self._pipe.close()
-            self._pipe = None
         if self._process:
-            self._process.kill()  # it has nothing to finish
+            self._process.kill()  # it has nothing to finish; a thread that waits for an answer is told
             self._process.wait()
+        with self._asking:
+            if self._pipe:
+                self._pipe.close()
+                self._pipe = None
 
     def _ask(self, *question: Any) -> Any:
-        assert self._process and self._pipe, "the worker is not running"
-        try:
-            self._pipe.send(question)
-            kind, answer = self._pipe.recv()
-        except (EOFError, OSError):
-            raise RuntimeError(self._describe_end()) from None
+        with self._asking:
+            assert self._process and self._pipe, "the worker is not running"
+            try:
+                self._pipe.send(question)
+                kind, answer = self._pipe.recv()
+            except (EOFError, OSError):
+                raise RuntimeError(self._describe_end()) from None
         if kind == "faults":
             raise UserError(answer)
         if kind == "failed":
@@ -205,7 +214,14 @@ class _Producer:
         report = self._stream.report
         micro_batches = [[units[place] for place in share] for share in self._plan.shares]
         self._ready.append(
-            StreamBatch(micro_batches, self._stream.epoch, report.describe(), report.first_fault)
+            StreamBatch(
+                micro_batches,
+                num_tokens=sum(len(unit.input_ids) for unit in units),
+                num_label_tokens=sum(int(np.count_nonzero(unit.labels != IGNORE_INDEX)) for unit in units),
+                epoch=self._stream.epoch,
+                summary=report.describe(),
+                first_fault=report.first_fault,
+            )
         )
 
     def take(self, step: int) -> StreamBatch:
@@ -215,7 +231,9 @@ class _Producer:
             assert self._error
             raise self._error
         assert step == self._next_step - len(self._ready), f"batch {step} was asked for out of order"
-        while self._states[0][0] <= step:  # a checkpoint is written behind the batch, never before it
+        while (
+            self._states[0][0] < step
+        ):  # a checkpoint is written behind this batch or behind the one before it
             self._states.popleft()
         return self._ready.popleft()
 

@@ -36,18 +36,21 @@ These are the rules of the truncation "left", the default. The others change the
 
 With train_on "last" only the last response (or tool call) of what is kept is learned.
 
-A sample without any learned token of a response is no sample: the builder returns None. That happens when
+A sample without any learned token of a response is no sample: `SampleBuilder.cut` returns None. That happens when
 all responses are blank (EOS alone teaches silence) or when prefix and source leave no room.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from finetune.data.conversation import Conversation
-from finetune.data.piece_encoding import PieceEncoder, TextEncoder
+from finetune.data.parts import Part, as_ids, count_tokens, join_ids, leave_first, take_first
+from finetune.data.piece_encoding import KnownIds, PieceEncoder, TextEncoder
 from finetune.data.pieces import Piece, Template
 
 IGNORE_INDEX = -100
@@ -108,6 +111,22 @@ class Prompt:
     num_dropped_rounds: int = 0
 
 
+class CutSample(NamedTuple):
+    """The tokens of a sample before the shift, in parts.
+
+    Attributes:
+        parts: The prefix, the source, the target and its EOS, as far as they stay.
+        truncated_source: Whether the source lost tokens.
+        truncated_target: Whether the target lost tokens, or its EOS.
+        num_dropped_rounds: How many of the oldest rounds were dropped.
+    """
+
+    parts: list[Part]
+    truncated_source: bool
+    truncated_target: bool
+    num_dropped_rounds: int
+
+
 class SampleBuilder:
     """Encodes conversations by the rules in the module's docstring.
 
@@ -137,49 +156,57 @@ class SampleBuilder:
             raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
         self._encoder, self._template = encoder, template
         self._pieces = PieceEncoder(encoder, template)
+        self._frame: list[Part] = [(as_ids(encoder.prefix_ids), False)] if encoder.prefix_ids else []
         self._src_length, self._max_length = src_length, max_length
         self._cuts = truncation in ("left", "right")
         self._cuts_source = truncation == "left"
         self._only_last = train_on == "last"
 
-    def sample(self, conversation: Conversation) -> Sample | None:
-        """Encode a conversation for training.
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """The pieces of a conversation, for `cut`."""
+        if conversation.is_text:  # no template has a place for it
+            return [Piece(conversation.messages[0].content, learned=True)]
+        return self._template.render(conversation)
+
+    def cut(
+        self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
+    ) -> CutSample | None:
+        """Encode a conversation for training and cut it to length.
+
+        Args:
+            conversation: The conversation.
+            pieces: What `render` gives for it.
+            known: Ids of texts that are encoded already.
 
         Returns:
-            The sample, or None when no token of a response is left to learn.
+            What stays of it, or None when no token of a response is left to learn.
 
         Raises:
             TooLongError: It does not fit, and truncation is "drop" or "error".
         """
-        prefix_ids, max_length = self._encoder.prefix_ids, self._max_length
-        memory: dict[Piece, list[int]] = {}
-        for kept in conversation.shortened():
-            ids, learned = _drop_tail(*self._encode(kept, memory))
-            if len(prefix_ids) + len(ids) <= max_length or not self._cuts:
-                break
-        if not has_response(kept, only_last=self._only_last) or True not in learned:
+        known = {} if known is None else known
+
+        def encode(kept: Conversation) -> list[Part]:
+            rendered = pieces if kept is conversation else self.render(kept)
+            appends_eos = kept.is_text or self._template.appends_eos
+            parts = self._pieces.encode(rendered, known, appends_eos=appends_eos, only_last=self._only_last)
+            while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
+                parts.pop()
+            return parts
+
+        if not has_response(conversation, only_last=self._only_last):
             return None
-        if len(prefix_ids) + len(ids) > max_length and not self._cuts:
-            raise TooLongError(len(prefix_ids) + len(ids), max_length)
-        num_source_tokens = learned.index(True)
-        source, target = ids[:num_source_tokens], ids[num_source_tokens:]
-        framed = [*prefix_ids, *source]
-        if self._cuts_source and kept.num_rounds == 1:
-            framed = _truncate_left(source, prefix_ids, self._src_length)
-        room = max(max_length - len(framed), 0)
-        tokens = np.array(framed + target[:room], dtype=np.int32)
-        flags = [False] * len(framed) + learned[num_source_tokens:][:room]
-        labels = np.where(flags, tokens, IGNORE_INDEX).astype(np.int32)[1:]
-        if not np.any((labels != IGNORE_INDEX) & (labels != self._encoder.eos_token_id)):
+        kept, parts = self._shorten(conversation, encode, self._max_length)
+        num_dropped_rounds = 0
+        if kept is not conversation:
+            num_dropped_rounds = conversation.num_rounds - kept.num_rounds
+            if not has_response(kept, only_last=self._only_last):
+                return None
+        source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
+        cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
+        if not _teaches(cut[0], self._encoder.eos_token_id):
             return None
-        return Sample(
-            input_ids=tokens[:-1],
-            labels=labels,
-            num_label_tokens=int(np.count_nonzero(labels != IGNORE_INDEX)),
-            truncated_source=len(framed) < len(prefix_ids) + len(source),
-            truncated_target=len(target) > room,
-            num_dropped_rounds=conversation.num_rounds - kept.num_rounds,
-        )
+        return CutSample(*cut, num_dropped_rounds)
 
     def prompt(self, conversation: Conversation) -> Prompt | None:
         """Encode what stands before the last response.
@@ -193,65 +220,82 @@ class SampleBuilder:
         Raises:
             TooLongError: It does not fit, and truncation is "drop" or "error".
         """
-        prefix_ids = self._encoder.prefix_ids
-        memory: dict[Piece, list[int]] = {}
-        for kept in conversation.shortened():
-            ids, _ = self._pieces.encode(self._render_prompt(kept), memory=memory)
-            if len(prefix_ids) + len(ids) <= self._src_length or not self._cuts:
-                break
-        if len(prefix_ids) + len(ids) > self._src_length and not self._cuts:
-            raise TooLongError(len(prefix_ids) + len(ids), self._src_length)
-        framed = _truncate_left(ids, prefix_ids, self._src_length)
+        known: KnownIds = {}
+
+        def encode(kept: Conversation) -> list[Part]:
+            pieces = self._render_prompt(kept)
+            parts = self._pieces.encode(pieces, known, appends_eos=self._template.appends_eos)
+            return [(ids, False) for ids, _ in parts]  # earlier answers are source as well
+
+        length = self._src_length
+        kept, parts = self._shorten(conversation, encode, length)
+        framed, is_cut, _ = cut_parts(self._frame, parts, source_length=length, max_length=length)
         if not framed:
             return None
         return Prompt(
-            input_ids=np.array(framed, dtype=np.int32),
+            input_ids=join_ids([ids for ids, _ in framed]),
             source="".join(piece.text for piece in self._render_prompt(conversation)),
             target=conversation.messages[-1].content,
-            truncated_source=len(framed) < len(prefix_ids) + len(ids),
+            truncated_source=is_cut,
             num_dropped_rounds=conversation.num_rounds - kept.num_rounds,
         )
 
-    def _encode(
-        self, conversation: Conversation, memory: dict[Piece, list[int]]
-    ) -> tuple[list[int], list[bool]]:
-        if conversation.is_text:  # no template has a place for it
-            text = conversation.messages[0].content
-            return self._pieces.encode([Piece(text, learned=True)], appends_eos=True)
-        pieces = self._template.render(conversation)
-        return self._pieces.encode(pieces, only_last=self._only_last, memory=memory)
+    def _shorten(
+        self, conversation: Conversation, encode: Callable[[Conversation], list[Part]], length: int
+    ) -> tuple[Conversation, list[Part]]:
+        """Drop the oldest rounds until the rest fits in `length` with its prefix, or one round is left."""
+        for kept in conversation.shortened():
+            parts = encode(kept)
+            num_tokens = count_tokens(self._frame) + count_tokens(parts)
+            if num_tokens <= length:
+                break
+            if not self._cuts:
+                raise TooLongError(num_tokens, length)
+        return kept, parts
 
     def _render_prompt(self, conversation: Conversation) -> list[Piece]:
         return [] if conversation.is_text else self._template.render_prompt(conversation)
 
 
-def build_sample(
-    conversation: Conversation, encoder: TextEncoder, template: Template, *, src_length: int, max_length: int
-) -> Sample | None:
-    """Encode one conversation for training; see `SampleBuilder`, which is for many."""
-    return SampleBuilder(encoder, template, src_length=src_length, max_length=max_length).sample(conversation)
+def cut_parts(
+    frame: Sequence[Part], parts: Sequence[Part], *, source_length: int | None, max_length: int
+) -> tuple[list[Part], bool, bool]:
+    """Decide which tokens of a sample stay.
+
+    Args:
+        frame: The prefix.
+        parts: The rest, up to the last learned token.
+        source_length: Most tokens of prefix and source; None where the source is not cut.
+        max_length: Most tokens of all.
+
+    Returns:
+        What stays, and whether the source and the target lost tokens.
+    """
+    num_source_parts = next((place for place, (_, learned) in enumerate(parts) if learned), len(parts))
+    source, target = parts[:num_source_parts], parts[num_source_parts:]
+    num_frame, num_source, num_target = count_tokens(frame), count_tokens(source), count_tokens(target)
+    num_lost = 0
+    if source_length is not None and num_frame + num_source > source_length:
+        num_lost = min(num_frame + num_source - source_length, num_source)
+        source = leave_first(source, num_lost)
+    room = max(max_length - num_frame - num_source + num_lost, 0)
+    if num_target > room:
+        target = take_first(target, room)
+    return [*frame, *source, *target], num_lost > 0, num_target > room
 
 
-def build_prompt(
-    conversation: Conversation, encoder: TextEncoder, template: Template, *, src_length: int
-) -> Prompt | None:
-    """Encode one conversation for evaluation by generation; see `SampleBuilder`, which is for many."""
-    return SampleBuilder(encoder, template, src_length=src_length).prompt(conversation)
+def _teaches(parts: Sequence[Part], eos: int) -> bool:
+    """Whether a token is learned that is no EOS; the first of all follows no other, and is not learned."""
+    for place, (ids, learned) in enumerate(parts):
+        if learned:
+            ids = ids if place else ids[1:]
+            # The last one decides nearly always.
+            if len(ids) and (ids[-1] != eos or any(index != eos for index in ids)):
+                return True
+    return False
 
 
 def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:
     """Whether any response that is learned is not blank."""
-    turns = conversation.turns[-1:] if only_last else conversation.turns
-    return any(turn.response.strip() for turn in turns)
-
-
-def _drop_tail(ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:
-    """Leave out what follows the last learned token."""
-    end = len(learned) - learned[::-1].index(True) if True in learned else len(learned)
-    return ids[:end], learned[:end]
-
-
-def _truncate_left(source: list[int], prefix_ids: tuple[int, ...], length: int) -> list[int]:
-    """Frame the newest tokens of the source by the prefix, `length` tokens together."""
-    num_dropped = max(len(prefix_ids) + len(source) - length, 0)
-    return [*prefix_ids, *source[num_dropped:]]
+    responses = conversation.messages if conversation.is_text else conversation.messages[1::2]
+    return any(message.content.strip() for message in (responses[-1:] if only_last else responses))

@@ -115,12 +115,12 @@ class _Loop:
     """
 
     def __init__(self, graph: GenerationGraph, choice: Choice, padding: Any, *, end: Any, history_end: Any):
-        self.decoder, self.window, self.dtype = graph.decoder, graph.shape.window, graph.dtype
+        self.decoder, self.window = graph.decoder, graph.shape.window
         self.choice, self.end, self.history_end = choice, end, history_end
         self.num_steps = _size(choice.draws, 1)
         self.first = padding + choice.num_prefix
         self.columns = paddle.arange(end + self.num_steps - 1)  # [T]
-        self.never = paddle.full([], float(paddle.finfo(getattr(paddle, self.dtype)).min))
+        self.never = paddle.full([], float(paddle.finfo(paddle.float32).min), "float32")
         self.keys = self._key_mask(padding)
 
     def _key_mask(self, padding: Any) -> Any:
@@ -139,8 +139,7 @@ class _Loop:
         visible = columns <= queries
         if self.window:
             visible = visible & (columns > queries - self.window)
-        mask = paddle.where(visible, keys, self.never)
-        return mask if self.dtype == "float32" else mask.astype(self.dtype)
+        return paddle.where(visible, keys, self.never)
 
     def prompt_mask(self, start: Any) -> Any:
         """The mask of all new tokens of the prompt, [B, S, P + S]."""

@@ -7,6 +7,8 @@ and every further operation is overhead. Here, before anything is exported,
   transposition separates them and every group of query heads meets the keys by broadcasting;
 - 1 / sqrt(head dim) goes into the queries, the weight of an RMS norm into the matrix that follows it,
   what is left of that norm is x / sqrt(sum(x^2) + n * epsilon), one kernel.
+
+The last is for float32 only: products of weights would be rounded in half precision, while training rounds neither.
 """
 
 from __future__ import annotations
@@ -31,20 +33,21 @@ class PackedLayer:
     outer: Linear
 
 
-def pack_layer(layer: LayerWeights, shape: DecoderShape) -> PackedLayer:
+def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -> PackedLayer:
     """Joins and orders the weights of a layer; see the module's text.
 
     Args:
         layer: As the family describes it.
         shape: Sizes of the decoder.
+        fold: Whether factors are taken into matrices.
     """
-    qkv = _query_key_value(layer, shape)
+    qkv = _query_key_value(layer, shape, scale=1 / math.sqrt(shape.head_dim) if fold else 1.0)
     return PackedLayer(
         attention_norm=layer.attention_norm,
-        qkv=fold_norm(layer.attention_norm, qkv),
+        qkv=fold_norm(layer.attention_norm, qkv) if fold else qkv,
         output=Linear(_grouped_rows(layer.output.weight, shape), layer.output.bias),
         inner_norm=layer.inner_norm,
-        inner=fold_norm(layer.inner_norm, layer.inner),
+        inner=fold_norm(layer.inner_norm, layer.inner) if fold else layer.inner,
         outer=layer.outer,
     )
 
@@ -64,11 +67,11 @@ def reorder_keys(keys: np.ndarray, shape: DecoderShape) -> np.ndarray:
     return keys if shape.head_order is None else keys[..., shape.head_order]
 
 
-def _query_key_value(layer: LayerWeights, shape: DecoderShape) -> Linear:
-    """[hidden, (groups + 2) * kv heads * head dim]."""
-    scale = np.float32(1 / math.sqrt(shape.head_dim))
+def _query_key_value(layer: LayerWeights, shape: DecoderShape, *, scale: float) -> Linear:
+    """[hidden, (groups + 2) * kv heads * head dim], queries times `scale`."""
+    factor = np.float32(scale)
     parts = [
-        _columns(layer.query.weight, shape, is_query=True) * scale,
+        _columns(layer.query.weight, shape, is_query=True) * factor,
         _columns(layer.key.weight, shape),
         layer.value.weight,
     ]
@@ -76,7 +79,7 @@ def _query_key_value(layer: LayerWeights, shape: DecoderShape) -> Linear:
     if any(bias is None for bias in biases):
         return Linear(np.concatenate(parts, axis=1))
     query, key, value = (np.asarray(bias)[None] for bias in biases)
-    bias = [_columns(query, shape, is_query=True) * scale, _columns(key, shape), value]
+    bias = [_columns(query, shape, is_query=True) * factor, _columns(key, shape), value]
     return Linear(np.concatenate(parts, axis=1), np.concatenate(bias, axis=1)[0])
 
 

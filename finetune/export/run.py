@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,7 @@ from finetune.data.trained_template import carry_template
 from finetune.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
 from finetune.errors import UserError
 from finetune.export.options import ExportOptions
-from finetune.files import sync_folder
+from finetune.files import fill_folder
 from finetune.models.loading import ResolvedModel
 
 if TYPE_CHECKING:
@@ -55,14 +52,20 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     if prefix is not None:
         prefix = _ordered_prefix(prefix, description)
     facts = _facts(options, resolved, description, encoder, prefix)
-    with _whole_folder(options.output_path) as hidden:
-        _copy_files(folder, tokenizer_folder, hidden)
-        adapter = options.lora_path or options.prefix_path
-        carry_template([adapter, folder] if adapter else [folder], hidden)
-        if prefix is not None:
-            np.save(hidden / PREFIX_FILE, prefix)
-        facts.save(hidden)
-        _save_graph(description, hidden, dtype=options.dtype)
+    try:
+        with fill_folder(options.output_path) as hidden:
+            _copy_files(folder, tokenizer_folder, hidden)
+            adapter = options.lora_path or options.prefix_path
+            carry_template([adapter, folder] if adapter else [folder], hidden)
+            if prefix is not None:
+                np.save(hidden / PREFIX_FILE, prefix)
+            facts.save(hidden)
+            _save_graph(description, hidden, dtype=options.dtype)
+    except OSError as error:
+        raise UserError(
+            f"output_path {options.output_path} cannot be written ({error.strerror or error}): free some space or "
+            "give another folder"
+        ) from error
     return facts
 
 
@@ -184,27 +187,3 @@ def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
                 shutil.copyfile(folder / name, target / name)
     for name in _ADAPTER_FILES:
         (target / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Gives a hidden folder to fill, which takes the name of `folder` when all of it is on the disk."""
-    target = folder.absolute()
-    hidden = target.with_name(f".{target.name}.incomplete")
-    shutil.rmtree(hidden, ignore_errors=True)
-    try:
-        hidden.mkdir(parents=True)
-        yield hidden
-        for path in hidden.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(hidden)
-        os.replace(hidden, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise UserError(
-            f"output_path {folder} cannot be written ({error.strerror or error}): free some space or give "
-            "another folder"
-        ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)

@@ -4,6 +4,10 @@ Shapes: B rows, S new tokens, T tokens of the cache, K kv heads, G groups of que
 size of a head. Keys and values are kept as [1, K, B, T, D] per layer, so that cos and sin [B, S, D] and the
 mask [B, S, T] are multiplied and added over leading axes, the one form of broadcasting that Paddle's CPU
 kernels are quick at.
+
+In half precision the same is float32 as in training: norms with their weights, the turn of rotary positions, scores,
+masks with distances, softmax, and the logits that are handed out. What comes out of a norm, a turn or a softmax is
+rounded once.
 """
 
 from __future__ import annotations
@@ -47,6 +51,8 @@ class LinearLayer(nn.Layer):
 
     def forward(self, x: Any) -> Any:
         """[..., in] -> [..., out]."""
+        if self.bias is not None and x.dtype != paddle.float32:
+            return F.linear(x, self.weight, self.bias)  # rounds once, as in training
         product = paddle.matmul(x, self.weight)
         return product if self.bias is None else product + self.bias
 
@@ -56,7 +62,7 @@ class NormLayer(nn.Layer):
 
     Args:
         norm: As described.
-        dtype: Of the weights.
+        dtype: Of the weights of a layer norm; those of an RMS norm are float32.
         keep_gain: Multiply with the weight of an RMS norm here, where nothing behind it can take it.
     """
 
@@ -64,27 +70,26 @@ class NormLayer(nn.Layer):
         super().__init__()
         self.size, self.epsilon = len(norm.weight), norm.epsilon
         self.is_rms = norm.bias is None
-        self.weight = (
-            None
-            if self.is_rms and not keep_gain
-            else parameter(rms_gain(norm) if self.is_rms else norm.weight, dtype)
-        )
-        self.bias = None if norm.bias is None else parameter(norm.bias, dtype)
+        self.weight = self.bias = None
+        if norm.bias is not None:
+            self.weight, self.bias = parameter(norm.weight, dtype), parameter(norm.bias, dtype)
+        elif keep_gain or dtype != "float32":
+            self.weight = parameter(rms_gain(norm), "float32")
 
     def forward(self, x: Any) -> Any:
         """[B, S, hidden] -> the same shape."""
         if not self.is_rms:
             return F.layer_norm(x, [self.size], self.weight, self.bias, self.epsilon)
         normed = self._unit(x)
-        return normed if self.weight is None else normed * self.weight
+        return _rounded(normed if self.weight is None else normed * self.weight, x.dtype)
 
     def _unit(self, x: Any) -> Any:
-        """X / sqrt(sum(x^2) + n * epsilon), in float32 whatever the weights are."""
+        """X / sqrt(sum(x^2) + n * epsilon), float32."""
         if x.dtype == paddle.float32:
             return _C_ops.norm(x, 2, self.size * self.epsilon, True)[0]
         wide = x.astype("float32")
         squares = wide.square().sum(-1, keepdim=True)
-        return (wide * paddle.rsqrt(squares + self.size * self.epsilon)).astype(x.dtype)
+        return wide * paddle.rsqrt(squares + self.size * self.epsilon)
 
 
 class DecoderLayer(nn.Layer):
@@ -93,7 +98,8 @@ class DecoderLayer(nn.Layer):
     def __init__(self, description: DecoderDescription, number: int, dtype: str):
         super().__init__()
         self.shape = description.shape
-        packed = pack_layer(description.layer(number), self.shape)
+        self.is_half = dtype != "float32"
+        packed = pack_layer(description.layer(number), self.shape, fold=not self.is_half)
         self.groups = self.shape.num_heads // self.shape.num_kv_heads
         self.attention_norm = NormLayer(packed.attention_norm, dtype)
         self.qkv = LinearLayer(packed.qkv, dtype)
@@ -107,8 +113,8 @@ class DecoderLayer(nn.Layer):
 
         Args:
             x: [B, S, hidden].
-            turn: cos, sin [B, S, D] and the half turn [D, D]; None without rotary positions.
-            mask: Added to the scores [G, K, B, S, T].
+            turn: cos, sin [B, S, D] and the half turn [D, D], float32; None without rotary positions.
+            mask: Added to the scores [G, K, B, S, T], float32.
             past: Keys and values so far.
             store: (past, new) -> all keys and values.
         """
@@ -127,12 +133,16 @@ class DecoderLayer(nn.Layer):
         heads = heads.transpose([2, 3, 0, 1, 4])  # [G + 2, K, B, S, D]
         query_key, value = paddle.split(heads, [groups + 1, 1], axis=0)
         if turn is not None:
-            cos, sin, half_turn = turn
-            query_key = query_key * cos + paddle.matmul(query_key, half_turn) * sin
+            query_key = _turned(query_key, *turn)
         query, key = paddle.split(query_key, [groups, 1], axis=0)
         keys, values = store(past, (key, value))
-        scores = paddle.matmul(query, keys, transpose_y=True) + mask
-        attended = paddle.matmul(F.softmax(scores, axis=-1), values).transpose([2, 3, 0, 1, 4])
+        scores = paddle.matmul(query, keys, transpose_y=True)
+        if self.is_half:
+            weights = F.softmax(scores.astype("float32") * shape.head_dim**-0.5 + mask, axis=-1)
+            weights = weights.astype(values.dtype)
+        else:
+            weights = F.softmax(scores + mask, axis=-1)
+        attended = paddle.matmul(weights, values).transpose([2, 3, 0, 1, 4])
         return self.output(attended.reshape([0, 0, shape.num_heads * shape.head_dim])), (keys, values)
 
     def _feed_forward(self, x: Any) -> Any:
@@ -157,7 +167,7 @@ class Decoder(nn.Layer):
         super().__init__()
         self.shape, self.dtype = description.shape, dtype
         norm = description.final_norm
-        tied = description.head is None
+        keep_gain = description.head is None or dtype != "float32"
         self.embedding = parameter(description.embedding, dtype)
         self.embedding_norm = _optional(description.embedding_norm, dtype)
         self.positions = _optional(description.positions, dtype)
@@ -165,17 +175,17 @@ class Decoder(nn.Layer):
         self.layers = nn.LayerList(
             [DecoderLayer(description, number, dtype) for number in range(self.shape.num_layers)]
         )
-        self.final_norm = None if norm is None else NormLayer(norm, dtype, keep_gain=tied)
+        self.final_norm = None if norm is None else NormLayer(norm, dtype, keep_gain=keep_gain)
         self.project_out = _optional(description.project_out, dtype)
         self.head = None
         if description.head is not None:
             head = Linear(description.head)
-            self.head = LinearLayer(head if norm is None else fold_norm(norm, head), dtype)
+            self.head = LinearLayer(head if norm is None or keep_gain else fold_norm(norm, head), dtype)
         self.frequencies = _optional(description.rotary_frequencies, "float32")
         self.slopes = _optional(description.distance_slopes, "float32")
         self.half_turn = None
         if self.frequencies is not None:
-            self.half_turn = parameter(_half_turn(self.shape.head_dim), dtype)
+            self.half_turn = parameter(_half_turn(self.shape.head_dim), "float32")
 
     def forward(
         self, ids: Any, positions: Any, mask: Any, pasts: list[KeyValue], store: Store
@@ -212,7 +222,7 @@ class Decoder(nn.Layer):
             return None
         angles = positions.astype("float32").unsqueeze(-1) * self.frequencies  # [B, S, D / 2]
         angles = paddle.concat([angles, angles], axis=-1)
-        return paddle.cos(angles).astype(self.dtype), paddle.sin(angles).astype(self.dtype), self.half_turn
+        return paddle.cos(angles), paddle.sin(angles), self.half_turn
 
     def _logits(self, x: Any) -> Any:
         if self.final_norm is not None:
@@ -222,6 +232,17 @@ class Decoder(nn.Layer):
         if self.head is None:
             return paddle.matmul(x, self.embedding, transpose_y=True).astype("float32")
         return self.head(x).astype("float32")
+
+
+def _turned(heads: Any, cos: Any, sin: Any, half_turn: Any) -> Any:
+    """Rotary positions on heads [..., D], in float32 and rounded to their type."""
+    wide = _rounded(heads, paddle.float32)
+    return _rounded(wide * cos + paddle.matmul(wide, half_turn) * sin, heads.dtype)
+
+
+def _rounded(tensor: Any, dtype: Any) -> Any:
+    """The tensor in a type; a cast that changes nothing would still be a step of the graph."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
 def _optional(part: Norm | Linear | np.ndarray | None, dtype: str) -> Any:

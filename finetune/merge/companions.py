@@ -7,14 +7,13 @@ the class name of a pipeline model.
 from __future__ import annotations
 
 import fnmatch
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.data import trained_template
-from finetune.errors import UserError
+from finetune.files import read_json_object, write_json
 
 _PATTERNS = (
     "config.json", "generation_config.json", "lora_config.json", "prefix_config.json", "adapter_facts.json",
@@ -30,15 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It cannot be read.
     """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: copy it again")
-    return content
+    return read_json_object(path) if path.is_file() else {}
 
 
 def is_companion(name: str) -> bool:
@@ -57,8 +48,7 @@ def copy_companions(source: Path, target: Path) -> list[str]:
             if changed == content:
                 shutil.copyfile(path, target / path.name)
             else:
-                text = json.dumps(changed, ensure_ascii=False, indent=2) + "\n"
-                (target / path.name).write_text(text, encoding="utf-8")
+                write_json(target / path.name, changed)
             names.append(path.name)
     return names
 

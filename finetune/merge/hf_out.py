@@ -6,7 +6,6 @@ transformers looks for; only in tokenizer_config.json the class is renamed and w
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import Any
 
 from finetune.data.trained_template import template_source
 from finetune.errors import UserError
+from finetune.files import write_json
 from finetune.merge.companions import read_config
-from finetune.merge.shards import JoinedTensor, Tensor
 from finetune.models.family import Family, find_family
 from finetune.models.hf_names import is_tied
+from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.writer import Tensor
 
 # What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
 _OWN_FIELDS = (
@@ -36,7 +37,7 @@ _SENTENCEPIECE, _THEIR_SENTENCEPIECE = "sentencepiece.bpe.model", "tokenizer.mod
 
 
 def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
-    """Gives a merged model Hugging Face's form; for `tensor_parallel.SAVE_FORMATS`.
+    """Gives a merged model Hugging Face's form.
 
     Args:
         tensors: All tensors of the model under PaddleNLP's names.
@@ -70,7 +71,7 @@ def write_hugging_face_files(folder: Path, family: Family, *, dtype: str) -> Non
         dtype: Element type of its weights.
     """
     path = folder / "config.json"
-    _write_json(path, hugging_face_config(read_config(path), family, dtype=dtype))
+    write_json(path, hugging_face_config(read_config(path), family, dtype=dtype))
     write_tokenizer_files(folder, family)
 
 
@@ -90,7 +91,7 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
         (folder / TEMPLATE_FILE).write_text(source, encoding="utf-8")
         kept.pop("chat_template", None)
     if kept != settings:
-        _write_json(path, kept)
+        write_json(path, kept)
 
 
 def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> dict[str, Any]:
@@ -131,8 +132,4 @@ def _linear_scaling(config: Mapping[str, Any]) -> float | None:
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Writes a configuration if it differs from what is there."""
     if read_config(path) != dict(config):
-        _write_json(path, config)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(path, config)

@@ -2,7 +2,7 @@
 
     W + factor * A @ B, in float32, rounded once to the base's element type
 
-What changes is decided from names and shapes (`lora_plan`), then tensors go one by one from file to file (`shards`);
+What changes is decided from names and shapes (`lora_plan`), then tensors go one by one from file to file (`storage.writer`);
 those without an update are copied inside the kernel. Neither Paddle nor PyTorch is imported; `--verify` alone needs
 Paddle.
 """
@@ -28,16 +28,17 @@ from finetune.merge.lora_adapters import (
     PEFT_CONFIG,
     Adapter,
     check_adapter_folder,
-    locate_base,
     named_base,
     read_paddle_adapter,
 )
 from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
-from finetune.merge.output_folder import output_folder
+from finetune.merge.option_types import add_output_options, add_switch
+from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
-from finetune.merge.shards import Layout, Tensor, count_bytes, write_tensors
+from finetune.merge.source import locate_base
 from finetune.models.hf_names import paddle_config
+from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
@@ -46,6 +47,7 @@ _TOKENIZER_FILES = (
 _TEMPLATES = ("chat_template*", "*.jinja")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 PADDLE, HUGGING_FACE, PEFT = "paddle", "hf", "peft"
+_OUTPUT_OPTION = "--merge_model_path"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def merge(options: MergeOptions) -> None:
         "adapters": [str(adapter.folder) for adapter in adapters],
         "unmerged": options.unmerge,
     }
-    with output_folder(options.output, record) as folder:
+    with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         _write_companions(
             base,
             adapters,
@@ -160,7 +162,7 @@ def export_peft(options: MergeOptions) -> None:
         )
     tensors = peft_tensors(adapter, base.family, base.adapted_config, tied=base.is_tied)
     record: dict[str, object] = {"source": str(adapter.folder), "kind": "lora"}
-    with output_folder(options.output, record) as folder:
+    with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         _copy_tokenizer(adapter.folder, folder)
         carry_template([adapter.folder], folder)
         write_peft_config(adapter, tensors, folder, base=str(base_folder))
@@ -193,24 +195,10 @@ def _find_base(options: MergeOptions) -> Path:
     if not base.is_dir():
         origin = "--model_name_or_path" if options.base else f"the base that {options.adapters[0]} names,"
         raise UserError(f"{origin} {base} is no folder: give the base's with --model_name_or_path")
-    _check_output(options, base)
+    check_output(
+        options.output, (base, *options.adapters), overwrite=options.overwrite, option=_OUTPUT_OPTION
+    )
     return base
-
-
-def _check_output(options: MergeOptions, base: Path) -> None:
-    from finetune.merge.output_folder import check_output
-
-    for source in (base, *options.adapters):
-        if options.output.resolve() == source.resolve():
-            raise UserError(
-                f"--merge_model_path {options.output} is an input of this merge: give another folder"
-            )
-    try:
-        check_output(options.output, base, overwrite=options.overwrite)
-    except UserError as error:
-        raise UserError(
-            [fault.replace("--output_dir", "--merge_model_path") for fault in error.faults]
-        ) from None
 
 
 def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:
@@ -304,8 +292,6 @@ def _report(
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
-    from finetune.merge.option_types import parse_bool, parse_size
-
     parser = argparse.ArgumentParser(
         prog="merge_lora_params.py", description="Merges LoRA adapters into the weights of their base."
     )
@@ -317,23 +303,16 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
                              "order: repeat the option, or separate them by commas or blanks")  # fmt: skip
     parser.add_argument("--merge_model_path", "--merge_lora_model_path", type=Path, required=True, metavar="OUT",
                         help="folder of the result")  # fmt: skip
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
-                        help="accepted for old scripts: the merge is limited by the disk and runs on the CPU")  # fmt: skip
-    parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
-                        help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
+    add_output_options(parser)
     parser.add_argument("--save_format", choices=(PADDLE, HUGGING_FACE, PEFT),
                         help="names and shapes of the result (default: the base's); peft writes the adapter alone in "
                              "peft's form, unmerged")  # fmt: skip
-    for name, text in (
-        ("--unmerge", "take the adapter out of a model it was merged into"),
-        ("--overwrite", "replace the result of an earlier merge"),
-        (
-            "--verify",
-            "then run prompts through base + adapter and through the result, in float32 (needs Paddle)",
-        ),
-    ):
-        parser.add_argument(name, type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
-                            help=text)  # fmt: skip
+    add_switch(parser, "--unmerge", "take the adapter out of a model it was merged into")
+    add_switch(
+        parser,
+        "--verify",
+        "then run prompts through base + adapter and through the result, in float32 (needs Paddle)",
+    )
     args = parser.parse_args(argv)
     folders = [Path(name) for group in args.lora_path for text in group for name in text.split(",") if name]
     return MergeOptions(

@@ -16,12 +16,11 @@ import numpy as np
 
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
-from finetune.merge import rank_files
 from finetune.merge.companions import read_config
-from finetune.merge.rank_tensors import joined_tensors
 from finetune.merge.row_blocks import Update
-from finetune.merge.shards import JoinedTensor
-from finetune.models.weights import as_float32
+from finetune.merge.source import ADAPTER, LORA, open_source
+from finetune.storage.dtypes import as_float32
+from finetune.storage.joined_tensors import JoinedTensor
 
 LORA_CONFIG, PREFIX_CONFIG, PEFT_CONFIG = "lora_config.json", "prefix_config.json", "adapter_config.json"
 FACTS_FILE = "adapter_facts.json"
@@ -112,40 +111,23 @@ def named_base(folder: Path) -> str | None:
     return str(base) if base else None
 
 
-def locate_base(name: str, folder: Path) -> Path:
-    """The folder of a base whose name may be relative to where the run was started.
-
-    Args:
-        name: As an adapter's configuration has it.
-        folder: Of the adapter. Runs save below the folder they were started in, so its parents are tried, too.
-
-    Returns:
-        The first place with a configuration; the name as it is when there is none.
-    """
-    here = folder.resolve()
-    places = (Path(name), *(parent / name for parent in (here, *here.parents)))
-    return next((place for place in places if (place / "config.json").is_file()), Path(name))
-
-
 def read_paddle_adapter(folder: Path) -> Adapter:
     """Reads an adapter of this project or of PaddleNLP; its tensors stay in their files.
 
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged.
     """
-    from finetune.merge.tensor_parallel import open_source
-
     config = read_config(folder / LORA_CONFIG)
     _check_kind(folder, config)
     source = open_source(folder)
-    if source.kind not in (rank_files.LORA, rank_files.ADAPTER):
+    if source.kind not in (LORA, ADAPTER):
         raise UserError(
             f"{folder} holds {LORA_CONFIG} but the weights of a {source.kind}: give the folder of the adapter alone"
         )
-    path = next(iter(source.files.files.values()))[0]
+    path = source.files.first
     matrices: dict[str, Matrices] = {}
     whole = {}
-    for tensor in joined_tensors(source):
+    for tensor in source.tensors():
         if match := _MATRIX.fullmatch(tensor.name):
             found = matrices.setdefault(match["layer"], Matrices(tensor.parts[0].path))
             found.tensors[match["matrix"]] = tensor
@@ -191,7 +173,7 @@ def make_update(
     factor = np.float32(rule.factor_of(rule_name or layer))
 
     def factors() -> tuple[np.ndarray, np.ndarray]:
-        arrays = {name: as_float32(tensor.array()) for name, tensor in tensors.items()}
+        arrays = {name: as_float32(tensor.load()) for name, tensor in tensors.items()}
         left, right = (arrays[name].T if turned else arrays[name] for name in ("A", "B"))
         return (left @ arrays["AB"] if "AB" in arrays else left) * factor, right
 

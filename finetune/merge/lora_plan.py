@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.merge import rank_files, row_blocks
+from finetune.merge import row_blocks
 from finetune.merge.companions import read_config
 from finetune.merge.lora_adapters import Adapter, pissa_update
 from finetune.merge.peft_adapters import split_joined
-from finetune.merge.rank_tensors import joined_tensors
-from finetune.merge.row_blocks import Rows, Update
-from finetune.merge.shards import JoinedTensor, Tensor
+from finetune.merge.row_blocks import Update
+from finetune.merge.source import MODEL, open_source
 from finetune.models.family import Family, find_family
 from finetune.models.hf_names import (
     embedding_name,
@@ -32,9 +31,11 @@ from finetune.models.hf_names import (
     to_hugging_face,
     to_paddle,
 )
+from finetune.storage import dtypes
+from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.writer import ComputedTensor, Tensor, count_bytes
 
 _MAX_LISTED = 6
-_FLOATS = ("<f4", "<f2", "<u2", "<f8")
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Entry:
         is_turned: Whether it is stored there as the transpose of PaddleNLP's form.
         dtype: Element type in the result.
         updates: What is added, in PaddleNLP's form.
-        size: Rows (or columns, for an output layer) it grows to; None when it does not.
+        size: ComputedTensor (or columns, for an output layer) it grows to; None when it does not.
     """
 
     name: str
@@ -95,8 +96,6 @@ def open_base(folder: Path) -> Base:
     Raises:
         UserError: It is no model, or its weights are incomplete or quantised.
     """
-    from finetune.merge.tensor_parallel import open_source
-
     config = read_config(folder / "config.json")
     if not config:
         raise UserError(
@@ -104,11 +103,11 @@ def open_base(folder: Path) -> Base:
         )
     family = find_family(config)
     source = open_source(folder)
-    if source.kind != rank_files.MODEL:
+    if source.kind != MODEL:
         raise UserError(
             f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"
         )
-    return base_of(folder, config, family, joined_tensors(source))
+    return base_of(folder, config, family, source.tensors())
 
 
 def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Sequence[JoinedTensor]) -> Base:
@@ -167,8 +166,11 @@ def _is_table(name: str, family: Family) -> bool:
     return name == embedding_name(family)
 
 
-def _is_head(name: str, family: Family) -> bool:
-    return name.endswith(f"{family.head_module}.weight")
+def _vocabulary_axis(name: str, family: Family) -> int | None:
+    """The axis of tokens in an embedding or output layer; None for other tensors."""
+    if _is_table(name, family):
+        return 0
+    return -1 if name.endswith(f"{family.head_module}.weight") else None
 
 
 def _check_order(adapter: Adapter, position: int, *, unmerge: bool) -> None:
@@ -229,14 +231,14 @@ def _may_be_tied(name: str, base: Base) -> bool:
 
 def _reader(entry: Entry) -> Any:
     """Reads the weight as PaddleNLP has it."""
-    return lambda: entry.tensor.array().T if entry.is_turned else entry.tensor.array()
+    return lambda: entry.tensor.load().T if entry.is_turned else entry.tensor.load()
 
 
 def _same_but_vocabulary(entry: Entry, target: Entry, family: Family) -> bool:
     """Whether two shapes are equal, except for more tokens in an embedding or output layer."""
     if entry.shape == target.shape:
         return True
-    axis = 0 if _is_table(target.name, family) else -1 if _is_head(target.name, family) else None
+    axis = _vocabulary_axis(target.name, family)
     if axis is None or len(entry.shape) != len(target.shape):
         return False
     sizes = list(target.shape)
@@ -245,7 +247,7 @@ def _same_but_vocabulary(entry: Entry, target: Entry, family: Family) -> bool:
 
 
 def _find_growth(base: Base, adapters: Sequence[Adapter]) -> int | None:
-    """Rows that the embeddings grow to: tokens on record, or rows of an embedding that was trained whole."""
+    """ComputedTensor that the embeddings grow to: tokens on record, or rows of an embedding that was trained whole."""
     table = next((entry for name, entry in base.entries.items() if _is_table(name, base.family)), None)
     if table is None:
         return None
@@ -260,7 +262,7 @@ def _find_growth(base: Base, adapters: Sequence[Adapter]) -> int | None:
 
 def _grow(base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], growth: int) -> None:
     for name, entry in entries.items():
-        axis = 0 if _is_table(name, base.family) else -1 if _is_head(name, base.family) else None
+        axis = _vocabulary_axis(name, base.family)
         if axis is None or entry.shape[axis] >= growth:
             continue
         theirs = next((adapter for adapter in adapters if adapter.is_peft), None)
@@ -273,11 +275,10 @@ def _grow(base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], gr
 
 
 def _grown_shape(entry: Entry, family: Family, growth: int | None) -> tuple[int, ...]:
-    if growth is None:
-        return entry.shape
-    if _is_table(entry.name, family):
-        return (growth, entry.shape[1])
-    return (entry.shape[0], growth) if _is_head(entry.name, family) else entry.shape
+    axis, sizes = _vocabulary_axis(entry.name, family), list(entry.shape)
+    if growth is not None and axis is not None:
+        sizes[axis] = growth
+    return tuple(sizes)
 
 
 def _check_faults(adapter: Adapter, base: Base, faults: list[str]) -> None:
@@ -299,7 +300,7 @@ def _written(entry: Entry, base: Base, *, hugging_face: bool, sign: float) -> li
     layer, _, ending = entry.name.rpartition(".")
     turned = hugging_face and is_turned(entry.name, entry.shape, base.family, tied=base.is_tied)
     parts = joined_parts(layer) if hugging_face else ()
-    if entry.updates and entry.dtype.str not in _FLOATS:
+    if entry.updates and "float" not in dtypes.dtype_name(entry.dtype):
         raise UserError(
             f"{entry.tensor.parts[0].path}: {entry.name} has element type {entry.dtype}: a quantised base cannot take "
             "an adapter up. Give the model it was quantised from"
@@ -310,19 +311,21 @@ def _written(entry: Entry, base: Base, *, hugging_face: bool, sign: float) -> li
     rows = row_blocks.stored_rows(entry.tensor)
     if not parts:
         rows = _changed(entry, rows, turned=turned, sign=sign, family=base.family)
-        return [rows.named(_out_name(entry.name, base, hugging_face))]
+        return [replace(rows, name=_out_name(entry.name, base, hugging_face))]
     rows = _changed(entry, rows, turned=False, sign=sign, family=base.family)
     columns = joined_columns(layer, rows.shape[-1], base.adapted_config, base.family)
     written: list[Tensor] = []
     for part, chosen in zip(parts, columns, strict=True):
         some = row_blocks.chosen_columns(rows, chosen)
         some = row_blocks.turned_rows(some) if turned else some
-        written.append(some.named(_out_name(f"{part}.{ending}", base, hugging_face)))
+        written.append(replace(some, name=_out_name(f"{part}.{ending}", base, hugging_face)))
     return written
 
 
-def _changed(entry: Entry, rows: Rows, *, turned: bool, sign: float, family: Family) -> Rows:
-    """Rows in the form of the result, grown and updated."""
+def _changed(
+    entry: Entry, rows: ComputedTensor, *, turned: bool, sign: float, family: Family
+) -> ComputedTensor:
+    """ComputedTensor in the form of the result, grown and updated."""
     if turned != entry.is_turned:
         rows = row_blocks.turned_rows(rows)
     rows = row_blocks.converted_rows(rows, entry.dtype)
@@ -343,8 +346,6 @@ def dtype_name(tensors: Sequence[Tensor]) -> str:
     """Element type that most bytes have, as configurations name it."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
-        size = int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
-        sizes[tensor.dtype.str] = sizes.get(tensor.dtype.str, 0) + size
-    names = {"<u2": "bfloat16", "<f2": "float16", "<f4": "float32", "<f8": "float64"}
-    largest = max((code for code in sizes if code in names), key=lambda code: sizes[code], default="<f4")
-    return names[largest]
+        name = dtypes.dtype_name(tensor.dtype)
+        sizes[name] = sizes.get(name, 0) + count_bytes(tensor)
+    return max((name for name in sizes if "float" in name), key=lambda name: sizes[name], default="float32")

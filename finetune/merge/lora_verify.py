@@ -19,7 +19,7 @@ from finetune.merge.lora_adapters import Adapter, WholeTensor, pissa_update
 from finetune.merge.lora_plan import Base, dtype_name, open_base
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import embedding_name, is_output, is_turned, joined_parts
-from finetune.models.weights import as_float32
+from finetune.storage.dtypes import as_float32
 
 _NUM_PROMPTS, _LENGTH = 4, 16
 # Largest difference of a logit, in units of their spread. Sums in another order leave some 1e-6 in float32. A type of
@@ -175,7 +175,7 @@ def _num_tokens(adapter: Adapter, base: Base) -> int:
 
 
 def _set(model: Any, name: str, whole: WholeTensor) -> None:
-    array = as_float32(whole.tensor.array())
+    array = as_float32(whole.tensor.load())
     model.state_dict()[name].set_value(np.ascontiguousarray(array.T if whole.is_turned else array))
 
 

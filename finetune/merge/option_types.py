@@ -1,4 +1,4 @@
-"""Types of options on the command line of the merges."""
+"""Options on the command line that both merges have, and their types."""
 
 from __future__ import annotations
 
@@ -27,3 +27,19 @@ def parse_bool(text: str) -> bool:
     if text.lower() not in words:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return words[text.lower()]
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what both merges let users choose about the result."""
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+                        help="accepted for old scripts: a merge is limited by the disk and runs on the CPU")  # fmt: skip
+    parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
+                        help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
+    add_switch(parser, "--overwrite", "replace the result of an earlier merge")
+
+
+def add_switch(parser: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Adds an option that is false, true, or given alone, which means true."""
+    parser.add_argument(
+        name, type=parse_bool, nargs="?", const=True, default=False, metavar="true|false", help=text
+    )

@@ -1,114 +1,80 @@
-"""A folder that carries its name only when everything in it is complete and on the disk.
-
-It is filled under a hidden name beside it and renamed at the end. A merge that was killed leaves the hidden folder,
-which the next merge to the same place removes.
-"""
+"""The folder of a merge's result: whether it may be put there, and the record of what was merged."""
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.errors import UserError
-from finetune.files import read_json_or_empty, sync_folder, write_json
+from finetune.files import NO_ROOM, fill_folder, read_json_or_empty, restore_replaced, write_json
 
 RECORD_NAME = "merge.json"
 """What was merged; its presence marks a folder as the result of a merge."""
 
 
-def check_output(folder: Path, source: Path, *, overwrite: bool) -> None:
+def check_output(
+    folder: Path, sources: Iterable[Path], *, overwrite: bool, option: str = "--output_dir"
+) -> None:
     """Says before any work whether the result may be put there.
 
     An earlier result that a merge was replacing when it was killed gets its name back first.
 
+    Args:
+        folder: Where the result is to be.
+        sources: What is merged.
+        overwrite: Whether the result of an earlier merge is replaced.
+        option: Its name on the command line.
+
     Raises:
-        UserError: It is the source or lies inside it, is no folder, or holds something else already.
+        UserError: It is a source or lies inside it, is no folder, or holds something else already.
     """
-    if folder.resolve() == source.resolve():
-        raise UserError(f"--output_dir {folder} is the checkpoint itself: give another folder")
-    _restore_replaced(folder.absolute())
+    if folder.resolve() in (places := [source.resolve() for source in sources]):
+        what = "an input of this merge" if len(places) > 1 else "the checkpoint itself"
+        raise UserError(f"{option} {folder} is {what}: give another folder")
+    restore_replaced(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file: give a folder that does not exist yet")
+        raise UserError(f"{option} {folder} is a file: give a folder that does not exist yet")
     if not any(folder.iterdir()):
         return
     if RECORD_NAME not in os.listdir(folder):
         raise UserError(
-            f"--output_dir {folder} is not empty and not the result of a merge: give a folder that does not exist yet"
+            f"{option} {folder} is not empty and not the result of a merge: give a folder that does not exist yet"
         )
     if not overwrite:
         merged = read_json_or_empty(folder / RECORD_NAME).get("source", "another checkpoint")
         raise UserError(
-            f"--output_dir {folder} holds what was merged from {merged}: add --overwrite true to replace it, or "
+            f"{option} {folder} holds what was merged from {merged}: add --overwrite true to replace it, or "
             "give another folder"
         )
 
 
 @contextmanager
-def output_folder(folder: Path, record: dict[str, object]) -> Iterator[Path]:
+def output_folder(folder: Path, record: dict[str, object], *, option: str = "--output_dir") -> Iterator[Path]:
     """Gives a folder to fill; on success it becomes `folder`, on failure it is removed.
 
     Args:
         folder: Where the result is to be.
         record: What to note in the result beside its files and their sizes.
+        option: Its name on the command line.
     """
-    target = folder.absolute()
-    hidden = target.with_name(f".{target.name}.incomplete")
-    shutil.rmtree(hidden, ignore_errors=True)
+    is_made = False
     try:
-        hidden.mkdir(parents=True)
+        with fill_folder(folder) as hidden:
+            is_made = True
+            yield hidden
+            sizes = {path.name: path.stat().st_size for path in sorted(hidden.iterdir())}
+            write_json(hidden / RECORD_NAME, record | {"files": sizes})
     except OSError as error:
-        raise UserError(
-            f"--output_dir {folder} cannot be made ({error.strerror}): give another folder"
-        ) from error
-    try:
-        yield hidden
-        sizes = {path.name: path.stat().st_size for path in sorted(hidden.iterdir())}
-        for name in sizes:
-            _sync_file(hidden / name)
-        write_json(hidden / RECORD_NAME, record | {"files": sizes})
-        sync_folder(hidden)
-        _take_place(hidden, target)
-    except OSError as error:
-        shutil.rmtree(hidden, ignore_errors=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if not is_made:
+            raise UserError(
+                f"{option} {folder} cannot be made ({error.strerror}): give another folder"
+            ) from error
+        if error.errno not in NO_ROOM:
             raise
         raise UserError(
-            f"{target.parent} has no room for the result ({error.strerror}): make room there"
+            f"{folder.absolute().parent} has no room for the result ({error.strerror}): make room there"
         ) from error
-    except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
-        raise
-
-
-def _take_place(hidden: Path, target: Path) -> None:
-    replaced = _replaced_name(target)
-    _restore_replaced(target)
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
-        os.rename(target, replaced)
-    os.rename(hidden, target)
-    sync_folder(target.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _replaced_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.replaced")
-
-
-def _restore_replaced(target: Path) -> None:
-    """Mends what a crash between the two renames of `_take_place` leaves: the old result under its hidden name."""
-    replaced = _replaced_name(target)
-    if replaced.is_dir() and not os.path.lexists(target):
-        os.rename(replaced, target)
-        sync_folder(target.parent)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -5,10 +5,9 @@ Names are Hugging Face's behind "base_model.model."; A is [r, in] and B [out, r]
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
-from finetune.merge import rank_files
+from finetune.files import write_json
 from finetune.merge.companions import read_config
 from finetune.merge.lora_adapters import (
     PEFT_CONFIG,
@@ -26,7 +25,6 @@ from finetune.merge.lora_adapters import (
     make_update,
 )
 from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
-from finetune.merge.shards import JoinedTensor, Tensor
 from finetune.models.family import Family
 from finetune.models.hf_names import (
     OUTPUT_LAYER,
@@ -39,6 +37,8 @@ from finetune.models.hf_names import (
     to_hugging_face,
     to_paddle,
 )
+from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.writer import ComputedTensor, Tensor
 
 WEIGHTS_STEM = "adapter_model"
 _FIRST_PART = "base_model.model."
@@ -64,9 +64,8 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
     path = _weights_path(folder)
     matrices: dict[str, Matrices] = {}
     whole = {}
-    for stored_name, array in rank_files.read_arrays((path,)).items():
+    for stored_name, tensor in TensorFiles([path]).tensors.items():
         name = stored_name.removeprefix(_FIRST_PART)
-        tensor = JoinedTensor(stored_name, (array,))
         if match := _MATRIX.fullmatch(name):
             found = matrices.setdefault(match["layer"], Matrices(path))
             found.tensors[match["matrix"]] = tensor
@@ -124,7 +123,7 @@ def _check_tied(path: Path, whole: Mapping[str, WholeTensor], updates: Mapping[s
     heads = [name for name in whole if is_output(name)]
     tables = [name for name in whole if is_token_table(name)]
     same = len(heads) == len(tables) == 1 and np.array_equal(
-        whole[heads[0]].tensor.array(), whole[tables[0]].tensor.array()
+        whole[heads[0]].tensor.load(), whole[tables[0]].tensor.load()
     )
     both = heads + tables + [name for name in updates if is_output(name) or is_token_table(name)]
     if both and not same:
@@ -134,22 +133,14 @@ def _check_tied(path: Path, whole: Mapping[str, WholeTensor], updates: Mapping[s
         )
 
 
-@dataclass(frozen=True)
-class _Factor:
-    """A or B of a layer in peft's form."""
+def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[np.ndarray]]:
+    """B of a layer in peft's form, or with a divisor its A."""
 
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    update: Update
-    is_left: bool
-    divisor: float
+    def blocks() -> Iterator[np.ndarray]:
+        left, right = finite_factors(update)
+        yield right.T if divisor is None else left.T / np.float32(divisor)
 
-    def write(self, file: Any, offset: int) -> None:
-        """Works the matrix out and writes it."""
-        left, right = finite_factors(self.update)
-        matrix = left.T / np.float32(self.divisor) if self.is_left else right.T
-        file.write(np.ascontiguousarray(matrix, np.float32), offset)
+    return blocks
 
 
 def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *, tied: bool) -> list[Tensor]:
@@ -173,16 +164,16 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
         rank, factor = adapter.rule.rank_of(layer), adapter.rule.factor_of(layer)
         for part, each in split_joined(layer, update, config, family):
             name = f"{_FIRST_PART}{to_hugging_face(part, family)}"
-            dtype = np.dtype("<f4")
+            dtype, shapes = np.dtype("<f4"), ((rank, each.shape[0]), (each.shape[1], rank))
             tensors += [
-                _Factor(f"{name}.lora_A.weight", dtype, (rank, each.shape[0]), each, True, factor),
-                _Factor(f"{name}.lora_B.weight", dtype, (each.shape[1], rank), each, False, 1.0),
+                ComputedTensor(f"{name}.lora_A.weight", dtype, shapes[0], _factor_blocks(each, factor)),
+                ComputedTensor(f"{name}.lora_B.weight", dtype, shapes[1], _factor_blocks(each)),
             ]
     for name, stored in _both_names(adapter.whole, family) if tied else adapter.whole.items():
         rows = stored_rows(stored.tensor)
         turned = is_turned(name, stored.tensor.shape, family, tied=tied)
         rows = rows if turned == stored.is_turned else turned_rows(rows)
-        tensors.append(rows.named(f"{_FIRST_PART}{to_hugging_face(name, family)}"))
+        tensors.append(replace(rows, name=f"{_FIRST_PART}{to_hugging_face(name, family)}"))
     return tensors
 
 
@@ -246,5 +237,4 @@ def write_peft_config(adapter: Adapter, tensors: Sequence[Tensor], folder: Path,
         "target_modules": sorted({name.removeprefix(_FIRST_PART) for name in layers}),
         "modules_to_save": sorted({name.rpartition(".")[2] for name in whole}) or None,
     }
-    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
-    (folder / PEFT_CONFIG).write_text(text, encoding="utf-8")
+    write_json(folder / PEFT_CONFIG, content)

@@ -1,8 +1,9 @@
 """Weights that are changed on their way from file to file, a few rows at a time.
 
-`Rows` is a matrix that hands out its rows in blocks; the functions here make one from another: turned, with columns
-chosen, with rows for new tokens, with a low-rank update. A block is about a megabyte of float32, so that it stays in
-a core's cache through all steps; A and B of one layer are all that is held beside it. NumPy only.
+A matrix (or a vector) is a `ComputedTensor` that hands out its rows in blocks; the functions here make one from
+another: turned, with columns chosen, with rows for new tokens, with a low-rank update. A block is about a megabyte of
+float32, so that it stays in a core's cache through all steps; A and B of one layer are all that is held beside it.
+NumPy only.
 """
 
 from __future__ import annotations
@@ -14,30 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.merge.shards import ComputedTensor, JoinedTensor
-from finetune.models.weights import as_float32
+from finetune.storage.dtypes import BFLOAT16, add_bfloat16, as_float32, num_bytes, rounded
+from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.writer import ComputedTensor
 
 _BLOCK_ITEMS = 2**18
-_BFLOAT16 = np.dtype("<u2")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A matrix, or a vector, as blocks of rows.
-
-    Attributes:
-        dtype: Element type; uint16 stands for bfloat16.
-        shape: Sizes.
-        blocks: Gives consecutive rows; a block is valid until the next one is asked for.
-    """
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    blocks: Callable[[], Iterator[np.ndarray]]
-
-    def named(self, name: str) -> ComputedTensor:
-        """The tensor for `shards.write_tensors`."""
-        return ComputedTensor(name, self.dtype, self.shape, self.blocks)
 
 
 @dataclass(frozen=True)
@@ -73,32 +55,27 @@ class Update:
         return replace(self, shape=(self.shape[0], len(chosen)), factors=factors)
 
 
-def stored_rows(tensor: JoinedTensor) -> Rows:
+def stored_rows(tensor: JoinedTensor) -> ComputedTensor:
     """A tensor as its file has it; one that ranks share is joined in memory first."""
 
     def blocks() -> Iterator[np.ndarray]:
         if len(tensor.parts) > 1:
-            yield from _cut(tensor.array())
+            yield from _cut(tensor.load())
             return
-        part, row_shape = tensor.parts[0], tensor.shape[1:]
-        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * tensor.dtype.itemsize
-        step = _rows_per_block(tensor.shape)
-        buffer = np.empty(min(step, tensor.shape[0]) * row_bytes, np.uint8)
-        for begin in range(0, tensor.shape[0], step):
-            count = min(step, tensor.shape[0] - begin)
-            content = buffer[: count * row_bytes]
-            part.read(begin * row_bytes, content)
-            yield content.view(tensor.dtype).reshape(count, *row_shape)
+        row_shape = tensor.shape[1:]
+        block_bytes = _rows_per_block(tensor.shape) * num_bytes(tensor.dtype, row_shape)
+        for content in tensor.parts[0].blocks(max(block_bytes, 1)):
+            yield content.view(tensor.dtype).reshape(-1, *row_shape)
 
-    return Rows(tensor.dtype, tensor.shape, blocks)
+    return ComputedTensor(tensor.name, tensor.dtype, tensor.shape, blocks)
 
 
-def turned_rows(rows: Rows) -> Rows:
+def turned_rows(rows: ComputedTensor) -> ComputedTensor:
     """The transpose of a matrix, which is held in memory meanwhile."""
-    return Rows(rows.dtype, (rows.shape[1], rows.shape[0]), lambda: _cut(whole(rows).T))
+    return replace(rows, shape=rows.shape[::-1], blocks=lambda: _cut(whole(rows).T))
 
 
-def whole(rows: Rows) -> np.ndarray:
+def whole(rows: ComputedTensor) -> np.ndarray:
     """All rows in memory."""
     array, begin = np.empty(rows.shape, rows.dtype), 0
     for block in rows.blocks():
@@ -107,16 +84,15 @@ def whole(rows: Rows) -> np.ndarray:
     return array
 
 
-def chosen_columns(rows: Rows, chosen: np.ndarray) -> Rows:
+def chosen_columns(rows: ComputedTensor, chosen: np.ndarray) -> ComputedTensor:
     """Some columns of a matrix, or some elements of a vector."""
     if len(rows.shape) == 1:
-        return Rows(rows.dtype, (len(chosen),), lambda: iter([whole(rows)[chosen]]))
-    return Rows(
-        rows.dtype, (rows.shape[0], len(chosen)), lambda: (block[:, chosen] for block in rows.blocks())
-    )
+        return replace(rows, shape=(len(chosen),), blocks=lambda: iter([whole(rows)[chosen]]))
+    shape = rows.shape[0], len(chosen)
+    return replace(rows, shape=shape, blocks=lambda: (block[:, chosen] for block in rows.blocks()))
 
 
-def grown_rows(rows: Rows, size: int) -> Rows:
+def grown_rows(rows: ComputedTensor, size: int) -> ComputedTensor:
     """More rows at the end, each the mean of the others (see `finetune.models.vocabulary`)."""
 
     def blocks() -> Iterator[np.ndarray]:
@@ -129,10 +105,10 @@ def grown_rows(rows: Rows, size: int) -> Rows:
         for begin in range(rows.shape[0], size, step):
             yield np.broadcast_to(mean, (min(step, size - begin), *rows.shape[1:]))
 
-    return Rows(rows.dtype, (size, *rows.shape[1:]), blocks)
+    return replace(rows, shape=(size, *rows.shape[1:]), blocks=blocks)
 
 
-def grown_columns(rows: Rows, size: int) -> Rows:
+def grown_columns(rows: ComputedTensor, size: int) -> ComputedTensor:
     """The same for columns of a matrix."""
 
     def blocks() -> Iterator[np.ndarray]:
@@ -141,17 +117,19 @@ def grown_columns(rows: Rows, size: int) -> Rows:
             added = np.repeat(rounded(mean, rows.dtype), size - rows.shape[1], axis=1)
             yield np.concatenate([block, added], axis=1)
 
-    return Rows(rows.dtype, (rows.shape[0], size), blocks)
+    return replace(rows, shape=(rows.shape[0], size), blocks=blocks)
 
 
-def converted_rows(rows: Rows, dtype: np.dtype) -> Rows:
+def converted_rows(rows: ComputedTensor, dtype: np.dtype) -> ComputedTensor:
     """Another element type."""
     if rows.dtype == dtype:
         return rows
-    return Rows(dtype, rows.shape, lambda: (rounded(as_float32(block), dtype) for block in rows.blocks()))
+    return replace(
+        rows, dtype=dtype, blocks=lambda: (rounded(as_float32(block), dtype) for block in rows.blocks())
+    )
 
 
-def updated_rows(rows: Rows, updates: Sequence[Update], *, sign: float = 1.0) -> Rows:
+def updated_rows(rows: ComputedTensor, updates: Sequence[Update], *, sign: float = 1.0) -> ComputedTensor:
     """W + left @ right of all updates, in float32, rounded once to the weight's type.
 
     Raises:
@@ -173,7 +151,7 @@ def updated_rows(rows: Rows, updates: Sequence[Update], *, sign: float = 1.0) ->
             begin += count
             yield _added(block, total, wide[:count], updates[0].path)
 
-    return Rows(rows.dtype, rows.shape, blocks)
+    return replace(rows, blocks=blocks)
 
 
 def finite_factors(update: Update) -> tuple[np.ndarray, np.ndarray]:
@@ -190,21 +168,10 @@ def finite_factors(update: Update) -> tuple[np.ndarray, np.ndarray]:
     return left, right
 
 
-def rounded(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """float32 -> the given type, to the nearest value, ties to even; bfloat16 is uint16."""
-    if dtype != _BFLOAT16:
-        return array.astype(dtype, copy=False)
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    return _to_bfloat16(bits.copy(), np.empty(bits.shape, np.uint32))
-
-
 def _added(block: np.ndarray, total: np.ndarray, wide: np.ndarray, path: Path) -> np.ndarray:
     """The block plus `total`, in the block's type; `total` and `wide` are overwritten."""
-    if block.dtype == _BFLOAT16:
-        np.copyto(wide, block)
-        np.left_shift(wide, 16, out=wide)
-        np.add(total, wide.view(np.float32), out=total)
-        return _to_bfloat16(total.view(np.uint32), wide)
+    if block.dtype == BFLOAT16:
+        return add_bfloat16(total, block, wide)
     np.add(total, block, out=total, casting="same_kind")
     if block.dtype == np.float32:
         return total
@@ -215,16 +182,6 @@ def _added(block: np.ndarray, total: np.ndarray, wide: np.ndarray, path: Path) -
             f"{path}: with this adapter weights go beyond what float16 can hold: convert the base to bfloat16 first"
         )
     return result
-
-
-def _to_bfloat16(bits: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-    """Bits of float32 -> the nearest bfloat16, ties to even; both arrays are overwritten."""
-    np.right_shift(bits, 16, out=scratch)
-    np.bitwise_and(scratch, 1, out=scratch)
-    np.add(scratch, 0x7FFF, out=scratch)
-    np.add(bits, scratch, out=bits)
-    # The upper halves, little end first.
-    return bits.view(np.uint16)[..., 1::2]
 
 
 def _cut(array: np.ndarray) -> Iterator[np.ndarray]:

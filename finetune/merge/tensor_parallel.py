@@ -1,54 +1,28 @@
 """merge_tp_params.py: one model from the files of all tensor- and pipeline-parallel ranks.
 
 Nothing is asked that the files tell: degrees stand in their names, the kind of tensors too, the rules in the family's
-record. Tensors go one by one from the ranks' files to the result (`shards`), which appears as a whole (`output_folder`).
+record. Tensors go one by one from the ranks' files to the result (`storage.writer`), which appears as a whole (`output_folder`).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.trained_template import carry_template
 from finetune.errors import UserError
-from finetune.merge import companions, hf_out, rank_files
-from finetune.merge.lora_adapters import locate_base
-from finetune.merge.option_types import parse_bool, parse_size
+from finetune.merge import companions, hf_out
+from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.progress_line import ProgressLine
-from finetune.merge.rank_files import RankFiles, adapter_kind, find_rank_files
-from finetune.merge.rank_tensors import Source, joined_tensors
-from finetune.merge.shards import JoinedTensor, Layout, Tensor, count_bytes, write_tensors
-from finetune.models.family import Family, find_family
+from finetune.merge.source import LORA, MODEL, PREFIX, Source, open_source
+from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 from finetune.training.checkpoint import MANIFEST_NAME, find_fault
 
-Conversion = Callable[[Sequence[JoinedTensor], Path], Sequence[Tensor]]
-"""From the tensors under PaddleNLP's names, and the folder of the result, to those that are written.
-
-It may rename, and compute with `shards.ComputedTensor`; it puts further files into the folder itself.
-"""
-
-
-@dataclass(frozen=True)
-class SaveFormat:
-    """How a result is written.
-
-    Attributes:
-        convert: Gives names and values their form.
-        header: What the safetensors headers say of the names' origin.
-    """
-
-    convert: Conversion
-    header: str
-
-
-SAVE_FORMATS = {
-    "paddle": SaveFormat(lambda tensors, folder: tensors, "np"),
-    "hf": SaveFormat(hf_out.convert, "pt"),
-}
+PADDLE, HUGGING_FACE = "paddle", "hf"
 
 
 @dataclass(frozen=True)
@@ -59,7 +33,7 @@ class MergeOptions:
         source: Folder of the checkpoint.
         output: Folder of the result.
         max_shard_bytes: Most bytes of tensors in a file.
-        save_format: A key of `SAVE_FORMATS`.
+        save_format: PADDLE or HUGGING_FACE: names and shapes of the result.
         overwrite: Whether the result of an earlier merge is replaced.
         verify: Whether the hashes of the checkpoint's manifest are checked, not only the sizes.
         checks_replicas: Whether what all ranks hold must be equal.
@@ -68,7 +42,7 @@ class MergeOptions:
     source: Path
     output: Path
     max_shard_bytes: int = 5 * 10**9
-    save_format: str = "paddle"
+    save_format: str = PADDLE
     overwrite: bool = False
     verify: bool = False
     checks_replicas: bool = True
@@ -90,68 +64,25 @@ def merge(options: MergeOptions) -> None:
         raise UserError(
             f"--model_name_or_path {options.source} is no folder: give the folder that holds the weights"
         )
-    check_output(options.output, options.source, overwrite=options.overwrite)
+    check_output(options.output, [options.source], overwrite=options.overwrite)
     _check_manifest(options.source, verify=options.verify)
-    source = open_source(options.source, checks_replicas=options.checks_replicas)
-    tensors = joined_tensors(source)
+    source = open_source(options.source)
+    tensors = source.tensors(checks_replicas=options.checks_replicas)
     record = {
         "source": str(options.source),
         "kind": source.kind,
         "tensor_parallel_degree": source.files.tensor_degree,
         "pipeline_parallel_degree": source.files.pipeline_degree,
     }
-    save_format = SAVE_FORMATS[options.save_format]
+    is_theirs = options.save_format == HUGGING_FACE
     with output_folder(options.output, record) as folder:
         companions.copy_companions(options.source, folder)
         carry_template([options.source], folder)
-        written = save_format.convert(tensors, folder)
+        written = hf_out.convert(tensors, folder) if is_theirs else tensors
         with ProgressLine(sum(map(count_bytes, written))) as progress:
-            layout = _layout(source.kind, options.max_shard_bytes, save_format.header)
+            layout = _layout(source.kind, options.max_shard_bytes, "pt" if is_theirs else "np")
             files = write_tensors(folder, written, layout, advance=progress.advance)
     _report(options, source, written, num_files=len(files), seconds=time.monotonic() - began)
-
-
-def open_source(folder: Path, *, checks_replicas: bool = True) -> Source:
-    """Finds out what a folder holds: whose files, what model.
-
-    Raises:
-        UserError: Files of ranks are missing, or the configuration that tells how to join them.
-    """
-    files = find_rank_files(folder)
-    kind = adapter_kind(folder, files)
-    if files.is_whole:
-        return Source(files, kind, None, {}, checks_replicas)
-    _check_degree(folder, files)
-    family, config = _find_model(folder)
-    return Source(files, kind, family, config, checks_replicas)
-
-
-def _find_model(folder: Path) -> tuple[Family, dict[str, object]]:
-    """The family and its configuration, from the folder or from the base that an adapter names."""
-    config = companions.read_config(folder / "config.json")
-    if not config:
-        adapter = companions.read_config(folder / "lora_config.json") or companions.read_config(
-            folder / "prefix_config.json"
-        )
-        base = adapter.get("base_model_name_or_path")
-        config = companions.read_config(locate_base(str(base), folder) / "config.json") if base else {}
-    if not config:
-        raise UserError(
-            f"{folder} has no config.json, which tells how ranks divide tensors: copy the model's there"
-        )
-    family = find_family(config)
-    return family, family.adapt_config(config)
-
-
-def _check_degree(folder: Path, files: RankFiles) -> None:
-    """Compares the degree in the names with the one on record: the last ranks' files may be missing."""
-    for name in ("config.json", "lora_config.json", "prefix_config.json"):
-        recorded = companions.read_config(folder / name).get("tensor_parallel_degree")
-        if isinstance(recorded, int) and recorded > 1 and recorded != files.tensor_degree:
-            raise UserError(
-                f"{folder} holds files of {files.tensor_degree} tensor-parallel ranks, but {name} tells of "
-                f"{recorded}: copy the files of all ranks from the same checkpoint"
-            )
 
 
 def _check_manifest(folder: Path, *, verify: bool) -> None:
@@ -173,9 +104,9 @@ def _check_manifest(folder: Path, *, verify: bool) -> None:
 
 
 def _layout(kind: str, max_shard_bytes: int, header: str) -> Layout:
-    if kind == rank_files.MODEL:
+    if kind == MODEL:
         return Layout(max_shard_bytes=max_shard_bytes, format=header)
-    name = "lora" if kind == rank_files.LORA else "ptuning"
+    name = "lora" if kind == LORA else "ptuning"
     return Layout("peft_model", max_shard_bytes, header, always_numbered=True, index_facts=(("type", name),))
 
 
@@ -193,9 +124,9 @@ def _report(
         f"file{'s' * (num_files > 1)}, {seconds:.1f} s"
     )
     commands = {
-        rank_files.MODEL: f"predict_generation.py --model_name_or_path {options.output}",
-        rank_files.LORA: f"merge_lora_params.py --lora_path {options.output} --merge_model_path <folder>",
-        rank_files.PREFIX: f"predict_generation.py --model_name_or_path <base> --prefix_path {options.output}",
+        MODEL: f"predict_generation.py --model_name_or_path {options.output}",
+        LORA: f"merge_lora_params.py --lora_path {options.output} --merge_model_path <folder>",
+        PREFIX: f"predict_generation.py --model_name_or_path <base> --prefix_path {options.output}",
     }
     print(f"next: python {commands[source.kind]}")
 
@@ -211,16 +142,10 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     parser.add_argument(
         "--output_dir", type=Path, metavar="OUT", help="folder of the result (default: CKPT-merged)"
     )
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
-                        help="accepted for old scripts: no tensor is computed with, so no GPU is used")  # fmt: skip
-    parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
-                        help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
-    parser.add_argument("--save_format", choices=sorted(SAVE_FORMATS), default="paddle",
+    add_output_options(parser)
+    parser.add_argument("--save_format", choices=(HUGGING_FACE, PADDLE), default=PADDLE,
                         help="names and shapes of the result (default: paddle)")  # fmt: skip
-    parser.add_argument("--overwrite", type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
-                        help="replace the result of an earlier merge")  # fmt: skip
-    parser.add_argument("--verify", type=parse_bool, nargs="?", const=True, default=False, metavar="true|false",
-                        help="check the hashes of the checkpoint's manifest, too, not only the sizes")  # fmt: skip
+    add_switch(parser, "--verify", "check the hashes of the checkpoint's manifest, too, not only the sizes")
     parser.add_argument("--differing_replicas", choices=("refuse", "first"), default="refuse",
                         help="what to do where ranks disagree on a tensor that each holds whole: refuse, or "
                              "take the first rank's (default: refuse)")  # fmt: skip

@@ -102,6 +102,8 @@ BLOOM = register(
             ".*dense_4h_to_h.*",
         ),
         embedding_module="word_embeddings",
+        # Distances are added to the scores, which FlashMask cannot do.
+        fused_packing="block",
         entry_modules=("word_embeddings", "word_embeddings_layernorm"),
         # Past keys and values: (batch, length, heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.bloom_postprocess_past_key_value",

@@ -1,10 +1,14 @@
-"""BLOOM with distances that respect packed rows behind a prefix.
+"""BLOOM with distances that respect packed rows behind a prefix, and that half precision does not round away.
 
 ALiBi adds slope x (position of the key) to every score; softmax ignores what all keys of a query share,
 so only differences count (Press et al., "Train Short, Test Long", 2022). PaddleNLP takes the column as
 the position of a key. Within one sample of a packed row that is exact, but between a sample and a prefix
 in front of the whole row it is not: later samples see the prefix from farther away than alone. Here
 `position_ids`, which start anew at each sample, place the keys.
+
+PaddleNLP keeps the positions in the type of the run and adds them to scores of that type, so that in bfloat16 from
+256 on neighbours are one. Here distance and mask are one float32 tensor, added to float32 scores; a fused kernel,
+which wants it in the type of the run, gets differences of positions, small where they matter.
 """
 
 from __future__ import annotations
@@ -16,6 +20,55 @@ import paddle
 from paddle.distributed.fleet.utils import recompute
 from paddlenlp.transformers.bloom import modeling
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
+
+from finetune.models.attention import (
+    are_packed_rows,
+    dense_mask,
+    distance_bias,
+    fused_attention,
+    plain_attention,
+)
+
+
+class BloomAttention(modeling.BloomAttention):
+    """Attention that adds one bias, distances and mask, to its scores."""
+
+    def forward(
+        self,
+        hidden_states: Any,
+        residual: Any,
+        alibi: Any = None,
+        attention_mask: Any = None,
+        layer_past: Any = None,
+        head_mask: Any = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+    ) -> tuple[Any, Any]:
+        """Output [batch, length, hidden] with the residual, and keys and values or None.
+
+        Args:
+            hidden_states: [batch, length, hidden].
+            residual: Added to the output.
+            alibi: Not used.
+            attention_mask: The bias, float32 [batch, heads, length, keys].
+            layer_past: Keys and values so far [batch, past, heads, head dim].
+            head_mask: Not used.
+            use_cache: Return keys and values.
+            output_attentions: Not used.
+        """
+        query, key, value = self._split_heads(self.query_key_value(hidden_states))
+        if layer_past is not None:
+            key = paddle.concat([layer_past[0], key], axis=1)
+            value = paddle.concat([layer_past[1], value], axis=1)
+        if self.config.use_flash_attention:
+            rate = self.config.attention_dropout if self.training else 0.0
+            output = fused_attention(query, key, value, attention_mask, drop_rate=rate)
+        else:
+            output = plain_attention(query, key, value, attention_mask, drop=self.attention_dropout)
+        output = modeling.dropout_add(
+            self.dense(output.flatten(2)), residual, self.hidden_dropout, self.training
+        )
+        return output, (key, value) if use_cache else None
 
 
 class BloomModel(modeling.BloomModel):
@@ -46,40 +99,45 @@ class BloomModel(modeling.BloomModel):
         """
         if inputs_embeds is None:
             inputs_embeds = self.word_embeddings(input_ids)
-        shape = inputs_embeds.shape[:2]
+        shape = tuple(inputs_embeds.shape[:2])
         past_length = past_key_values[0][0].shape[1] if past_key_values is not None else 0
-        if attention_mask is None:
-            attention_mask = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
-        attention_mask = attention_mask.astype("bool")
         hidden = self.word_embeddings_layernorm(inputs_embeds)
-        keys = _key_positions(attention_mask, position_ids, past_length)
-        num_heads = self.config.n_head // max(self.config.tensor_parallel_degree, 1)
-        context = {
-            "attention_mask": self._prepare_attn_mask(attention_mask, shape, past_length, num_heads),
-            "alibi": self._distances(keys, num_heads).astype(hidden.dtype),
-        }
+        bias = self._bias(attention_mask, position_ids, shape, past_length)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache: tuple = ()
         for index, block in enumerate(self.h):
             past = past_key_values[index] if past_key_values is not None else None
             if self.enable_recompute and self.training:
-                hidden = recompute(block, hidden, layer_past=past, **context, use_reentrant=False)[0]
+                hidden = recompute(block, hidden, layer_past=past, attention_mask=bias, use_reentrant=False)[
+                    0
+                ]
                 continue
-            outputs = block(hidden, layer_past=past, use_cache=use_cache, **context)
+            outputs = block(hidden, layer_past=past, attention_mask=bias, use_cache=use_cache)
             hidden = outputs[0]
             cache += (outputs[1],) if use_cache else ()
         hidden = self.ln_f(hidden)
         return (hidden, cache) if cache else (hidden,)
 
-    def _distances(self, key_positions: paddle.Tensor, num_heads: int) -> paddle.Tensor:
-        """[batch, keys] -> what is added to the scores, [batch * heads of this card, 1, keys]."""
+    def _bias(self, given: Any, position_ids: Any, shape: tuple[int, int], past_length: int) -> Any:
+        """Distances and mask for the heads of this card, float32 [batch, heads, length, past + length]."""
+        if are_packed_rows(given):
+            raise ValueError(
+                "rows of packed samples, which no kernel takes together with distances: give a mask"
+            )
+        if given is None:
+            given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
+        visible = dense_mask(given, shape, past_length)
+        if given.ndim > 2:
+            visible = visible & dense_mask(None, shape, past_length)
+        return distance_bias(self._slopes(), _key_positions(given, position_ids, past_length), visible)
+
+    def _slopes(self) -> paddle.Tensor:
+        """[heads of this card]."""
         pair = paddle.ones([1, 2], dtype="bool")
-        slopes = modeling.build_alibi_tensor(pair, self.config.n_head, paddle.float32)[0, :, 1]
+        num_heads = self.config.n_head // max(self.config.tensor_parallel_degree, 1)
         first = max(self.config.tensor_parallel_rank, 0) * num_heads
-        slopes = slopes[first : first + num_heads].reshape([1, num_heads, 1])
-        return (slopes * key_positions.astype("float32").unsqueeze(1)).reshape(
-            [-1, 1, key_positions.shape[1]]
-        )
+        slopes = modeling.build_alibi_tensor(pair, self.config.n_head, paddle.float32)[0, :, 1]
+        return slopes[first : first + num_heads]
 
 
 class BloomForCausalLM(modeling.BloomForCausalLM):
@@ -88,6 +146,8 @@ class BloomForCausalLM(modeling.BloomForCausalLM):
     def __init__(self, config: Any):
         super(modeling.BloomForCausalLM, self).__init__(config)
         self.bloom = BloomModel(config)
+        for block in self.bloom.h:
+            block.self_attention.__class__ = BloomAttention
         self.lm_head = modeling.BloomLMHead(config, self.bloom.word_embeddings.weight)
         self.criterion = modeling.BloomPretrainingCriterion(
             tensor_parallel_degree=config.tensor_parallel_degree,

@@ -7,13 +7,13 @@ cut and merged by the `tokenizers` library as tokenizer.json says.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from paddlenlp.transformers import PretrainedTokenizer
-from tokenizers import Tokenizer
+
+from finetune.models.text_backends import open_tokenizer_json
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -44,15 +44,8 @@ class BloomTokenizer(PretrainedTokenizer):
         pad_token: Any = "<pad>",
         **kwargs: Any,
     ):
-        content = json.loads(Path(vocab_file).read_text(encoding="utf-8"))
         self._vocab_file = vocab_file
-        special = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
-        # Without its added tokens the library takes every text as text.
-        self._backend = Tokenizer.from_str(
-            json.dumps(
-                {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-            )
-        )
+        self._backend, special = open_tokenizer_json(Path(vocab_file))
         self.encoder = self._backend.get_vocab() | special
         self.decoder = {index: token for token, index in self.encoder.items()}
         super().__init__(

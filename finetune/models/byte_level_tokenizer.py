@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.files import write_json
+from finetune.models.text_patterns import GPT2_PATTERN, QWEN_PATTERN
 from finetune.models.tokenizer_training import NUM_BYTES, corpus_lines
 
 
@@ -122,8 +123,6 @@ def _write_vocab_and_merges(folder: Path, tokenizer: Any) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
 BLOOM_KIND = ByteLevelKind(
     special_tokens=("<unk>", "<s>", "</s>", "<pad>"),
     roles={"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"},
@@ -136,7 +135,7 @@ BLOOM_KIND = ByteLevelKind(
 OPT_KIND = ByteLevelKind(
     special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
     roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},
-    pattern=_GPT2_PATTERN,
+    pattern=GPT2_PATTERN,
     special_first=True,
     write_files=_write_vocab_and_merges,
     settings={"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": False},
@@ -145,10 +144,7 @@ OPT_KIND = ByteLevelKind(
 QWEN2_KIND = ByteLevelKind(
     special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     roles={"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
-    pattern=(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
+    pattern=QWEN_PATTERN,
     special_first=False,
     write_files=_write_vocab_and_merges,
     settings={

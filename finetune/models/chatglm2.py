@@ -131,6 +131,7 @@ CHATGLM2 = register(
             ".*dense_4h_to_h.*",
         ),
         embedding_module="word_embeddings",
+        fused_packing="rows",
         entry_modules=("word_embeddings",),
         head_module="output_layer",
         hidden_length_first=True,

@@ -14,9 +14,9 @@ from typing import Any
 
 from paddlenlp.transformers import ChatGLMv2Tokenizer as _PaddleTokenizer
 
-_BRACKETED = ("[MASK]", "[gMASK]", "[sMASK]", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-# "sop" is a token only where it follows the mask that it belongs to; "eop" is in no template.
-_NAMES = re.compile("|".join(map(re.escape, (*_BRACKETED, "</s>"))) + r"|(?<=MASK\])sop")
+from finetune.models.tokenizer_kinds import CHATGLM2_PATTERN
+
+_NAMES = re.compile(CHATGLM2_PATTERN)
 
 
 # The name goes into tokenizer_config.json, and PaddleNLP finds its own class by it.

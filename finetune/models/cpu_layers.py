@@ -192,7 +192,7 @@ def install_llama() -> None:
         if not plain or config.context_parallel_degree > 1 or not _covers(query, key, value, mask):
             return stock_attention(query, config, key, value, mask, output_attentions, *rest, **more)
         output, weights = attention(
-            query, key, value, mask.reshape([query.shape[0], 1, query.shape[1], key.shape[1]])
+            query, key, value, mask.reshape([query.shape[0], -1, query.shape[1], key.shape[1]])
         )
         return (output, weights) if output_attentions else output
 

@@ -188,7 +188,11 @@ class Family:
         cpu_layers: Dotted path of the function that puts cheaper forms of the layers in place on CPU.
         positions_end: Whether a text longer than the config's positions cannot be computed (tables of
             positions end there); False where distances or positions of any size are worked out.
-        flash_mask: Whether the model takes `attn_mask_startend_row_indices` for packed rows (GPU).
+        fused_packing: How samples of a packed row are kept apart under fused attention: "rows" (the layers hand
+            the end row of every key to FlashMask), "block" (a dense mask, which is exact but takes memory), or
+            "refused" (nobody has looked).
+        distance_option: Field of config.json that, when true, adds distances to the scores, which FlashMask
+            cannot do.
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
@@ -227,7 +231,8 @@ class Family:
     positions: str = "position_ids"
     chat_template: str | None = None
     head_module: str = "lm_head"
-    flash_mask: bool = False
+    fused_packing: str = "refused"
+    distance_option: str | None = None
     positions_end: bool = True
     cpu_layers: str | None = None
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
@@ -264,6 +269,23 @@ class Family:
         """Most tokens of a text that this model can compute, from a config.json; None without a limit."""
         limit = _read(self.adapt_config(config), self.fields.max_positions) if self.positions_end else None
         return int(limit) if limit else None
+
+    def packed_mask(self, config: Any, *, fused: bool, half: bool, has_prefix: bool) -> str | None:
+        """The mask of packed rows: "start_end", "block", or None where there is none that keeps samples apart.
+
+        Args:
+            config: A config.json or a PaddleNLP config object.
+            fused: Whether attention runs on a fused kernel.
+            half: Whether in bfloat16 or float16, the only types of FlashMask.
+            has_prefix: Whether a trained prefix stands in front, for which rows would have to be counted anew.
+        """
+        if not fused:
+            return "block"
+        if self.fused_packing == "refused":
+            return None
+        has_distances = bool(_read(config, self.distance_option))
+        takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
+        return "start_end" if takes_rows else "block"
 
     def parallel_faults(
         self,

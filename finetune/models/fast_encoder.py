@@ -2,7 +2,8 @@
 
 `load_fast_encoder` covers the tokenizers whose ids are known to be the same, file by file and setting by
 setting, and gives a reason for every other folder; tests/models/test_fast_encoder.py compares the two on real
-text and on nasty strings. A tokenizer is covered by an entry of `_KINDS`, under the name of PaddleNLP's class.
+text and on nasty strings. A tokenizer is covered by an entry of
+`finetune.models.tokenizer_kinds.KINDS`, under the name of PaddleNLP's class.
 """
 
 from __future__ import annotations
@@ -10,21 +11,14 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.models.family import Family
-from finetune.models.text_backends import (
-    Ids,
-    SentencePieceBackend,
-    TextBackend,
-    TiktokenBackend,
-    UnsupportedTokenizerError,
-    read_tokenizer_json,
-    read_vocab_and_merges,
-)
+from finetune.models.text_backends import Ids, TextBackend, UnsupportedTokenizerError
+from finetune.models.tokenizer_kinds import KINDS, TokenizerKind
 
 NUM_THREADS = 2
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -83,22 +77,15 @@ class FastEncoder:
         """Ids of a template's own text, in which the names of special tokens stand for them."""
         if self._composes:
             text = unicodedata.normalize("NFC", text)
-        parts: list[str | _Special] = []
+        ids: list[int] = []
         start = 0
         for match in self._pattern.finditer(text):
-            parts += [text[start : match.start()], self._special[match.group()]]
+            token, before = self._special[match.group()], text[start : match.start()]
+            ids += [*self.encode(before.rstrip() if token.drops_left else before), token.index]
             start = match.end()
-        parts.append(text[start:])
-        for place in range(1, len(parts), 2):
-            token, before, after = parts[place], parts[place - 1], parts[place + 1]
-            assert isinstance(token, _Special) and isinstance(before, str) and isinstance(after, str)
-            parts[place - 1] = before.rstrip() if token.drops_left else before
-            parts[place + 1] = after.lstrip() if token.drops_right else after
-        return [
-            index
-            for part in parts
-            for index in ([part.index] if isinstance(part, _Special) else self.encode(part))
-        ]
+            if token.drops_right:
+                start = len(text) - len(text[start:].lstrip())
+        return ids + self.encode(text[start:])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without the special tokens; blanks are left as the ids have them."""
@@ -127,33 +114,6 @@ def load_fast_encoder(
         return _Loader(Path(folder), family, num_threads).load(), ""
     except UnsupportedTokenizerError as error:
         return None, str(error)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    """One of PaddleNLP's tokenizer classes.
-
-    Attributes:
-        open: (vocabulary file, threads) -> the backend, and ids of special tokens that are no pieces.
-        roles: The special tokens it has where the folder names none.
-        wrapped: Roles whose tokens keep the blanks beside them, unless special_tokens_map.json names them.
-        fixed_roles: Whether the roles are the class's own and what the folder names is not looked at.
-        pattern: Names recognised in a template's text; None: all special tokens.
-        drops_blanks: Whether tokens named by plain strings drop the blanks beside them.
-        all_special: Whether every token of `open` is special, not just those with a role.
-        composes: Whether texts are brought into Unicode's composed form (NFC) first.
-        unset: Settings of tokenizer_config.json that must not be true.
-    """
-
-    open: Callable[[Path, int], tuple[TextBackend, dict[str, int]]]
-    roles: Mapping[str, str] = field(default_factory=dict)
-    wrapped: tuple[str, ...] = ()
-    fixed_roles: bool = False
-    pattern: str | None = None
-    drops_blanks: bool = True
-    all_special: bool = False
-    composes: bool = False
-    unset: tuple[str, ...] = ()
 
 
 class _Loader:
@@ -195,14 +155,14 @@ class _Loader:
             composes=kind.composes,
         )
 
-    def _find_kind(self) -> _Kind:
+    def _find_kind(self) -> TokenizerKind:
         default = self._facts.tokenizer_class.rpartition(".")[2]
         name: str | None = default
         if self._config is not None and not self._facts.own_class:
             name = self._config.get("tokenizer_class")
-        if name not in _KINDS:
-            raise UnsupportedTokenizerError(f"tokenizer class {name} is not among {', '.join(_KINDS)}")
-        kind = _KINDS[name]
+        if name not in KINDS:
+            raise UnsupportedTokenizerError(f"tokenizer class {name} is not among {', '.join(KINDS)}")
+        kind = KINDS[name]
         config = self._config or {}
         wrong = [key for key in (*kind.unset, "do_lower_case", "split_special_tokens") if config.get(key)]
         if config.get("sp_model_kwargs"):
@@ -288,125 +248,3 @@ class _Loader:
         if not isinstance(content, dict):
             raise UnsupportedTokenizerError(f"{name} holds no JSON object")
         return content
-
-
-# --- the kinds ---
-
-_GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Llama 3 has up to three digits in a piece, Qwen one.
-_QWEN_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3_PATTERN = _QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-_QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
-_LLAMA3_RESERVED = [f"<|reserved_special_token_{i}|>" for i in range(251)]
-_LLAMA3_TOKENS = (
-    *("<|begin_of_text|>", "<|end_of_text|>", *_LLAMA3_RESERVED[:4], "<|start_header_id|>"),
-    *("<|end_header_id|>", _LLAMA3_RESERVED[4], "<|eot_id|>", *_LLAMA3_RESERVED[5:]),
-)
-_CHATGLM2_TOKENS = (
-    *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
-    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-)
-# As in finetune.models.chatglm2_tokenizer: "sop" is a token behind a mask only, "eop" nowhere.
-_CHATGLM2_PATTERN = (
-    "|".join(re.escape(name) for name in (*_CHATGLM2_TOKENS, "</s>") if name not in ("sop", "eop"))
-    + r"|(?<=MASK\])sop"
-)
-
-
-def _open_sentencepiece(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    backend = SentencePieceBackend(path, num_threads)
-    return backend, {}
-
-
-def _open_chatglm2(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    backend = SentencePieceBackend(path, num_threads)
-    pieces = [name for name in _CHATGLM2_TOKENS if backend.id_of(name) is not None]
-    if pieces:
-        raise UnsupportedTokenizerError(f"{path.name} has the pieces {', '.join(pieces)}")
-    size = backend.processor.get_piece_size()
-    return backend, {name: size + place for place, name in enumerate(_CHATGLM2_TOKENS)}
-
-
-def _open_tiktoken(
-    pattern: str, special_tokens: Sequence[str]
-) -> Callable[[Path, int], tuple[TextBackend, dict[str, int]]]:
-    def open_file(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-        backend = TiktokenBackend(
-            path, pattern=pattern, special_tokens=special_tokens, num_threads=num_threads
-        )
-        return backend, dict(backend.special_ids)
-
-    return open_file
-
-
-def _open_bloom(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    return read_tokenizer_json(path)
-
-
-def _open_gpt(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    return read_vocab_and_merges(path, _merges(path).split("\n")[1:-1], _GPT2_PATTERN), {}
-
-
-def _open_qwen2(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    lines = _merges(path).split("\n")
-    if lines[0].startswith("#version:"):
-        del lines[0]
-    return read_vocab_and_merges(path, [line for line in lines if line.strip()], _QWEN_PATTERN), {}
-
-
-def _merges(vocab: Path) -> str:
-    try:
-        return vocab.with_name("merges.txt").read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        raise UnsupportedTokenizerError("merges.txt cannot be read") from None
-
-
-_LLAMA_ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-_GEMMA_ROLES = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
-_END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
-
-_KINDS: dict[str, _Kind] = {
-    "LlamaTokenizer": _Kind(open=_open_sentencepiece, roles=_LLAMA_ROLES),
-    "GemmaTokenizer": _Kind(open=_open_sentencepiece, roles=_GEMMA_ROLES, wrapped=tuple(_GEMMA_ROLES)),
-    "ChatGLMv2Tokenizer": _Kind(
-        open=_open_chatglm2,
-        roles={"eos_token": "</s>", "pad_token": "<unk>"},
-        fixed_roles=True,
-        pattern=_CHATGLM2_PATTERN,
-        drops_blanks=False,
-        all_special=True,
-    ),
-    "QWenTokenizer": _Kind(
-        open=_open_tiktoken(_QWEN_PATTERN, _QWEN_TOKENS),
-        drops_blanks=False,
-        all_special=True,
-        composes=True,
-    ),
-    "Llama3Tokenizer": _Kind(
-        open=_open_tiktoken(_LLAMA3_PATTERN, _LLAMA3_TOKENS),
-        roles={
-            "bos_token": "<|begin_of_text|>",
-            "eos_token": "<|end_of_text|>",
-            "pad_token": "<|end_of_text|>",
-        },
-        drops_blanks=False,
-        all_special=True,
-        composes=True,
-    ),
-    "BloomTokenizer": _Kind(
-        open=_open_bloom,
-        roles={"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
-    ),
-    "Qwen2Tokenizer": _Kind(
-        open=_open_qwen2, roles=_END_OF_TEXT, wrapped=("bos_token", *_END_OF_TEXT), composes=True
-    ),
-    "GPTTokenizer": _Kind(
-        open=_open_gpt,
-        roles=_END_OF_TEXT,
-        wrapped=("eos_token", "unk_token"),
-        unset=("add_prefix_space",),
-    ),
-}

@@ -72,6 +72,7 @@ GEMMA = register(
         base_prefix="gemma",
         lora_target_modules=LINEAR_LAYERS,
         embedding_module="embed_tokens",
+        fused_packing="rows",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
         tokenizer=TokenizerFacts(

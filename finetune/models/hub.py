@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from finetune.errors import UserError
-from finetune.models import weights
 from finetune.models.family import families
+from finetune.storage.checkpoints import WEIGHT_FILES, has_weights, shard_names
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 _DEFAULT_ENDPOINT = "https://bj.bcebos.com/paddlenlp"
@@ -30,7 +30,7 @@ def cached_folder(name: str) -> Path | None:
     """The folder where PaddleNLP keeps an earlier download of `name`, when it is complete."""
     home = Path(os.environ.get("PPNLP_HOME") or Path.home() / ".paddlenlp")
     folder = home / "models" / name
-    return folder if (folder / "config.json").is_file() and weights.has_weights(folder) else None
+    return folder if (folder / "config.json").is_file() and has_weights(folder) else None
 
 
 def is_reachable(timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> bool:
@@ -53,7 +53,7 @@ def require_reachable(name: str) -> None:
     raise UserError(
         f"model {name!r} is no local folder, and the hub ({endpoint()}) cannot be reached. Either: "
         f"(1) on a machine with a network, download the model and copy its folder here: config.json, the "
-        f"weights (one of {', '.join(weights.WEIGHT_FILES)}, with the shards an index names) "
+        f"weights (one of {', '.join(WEIGHT_FILES)}, with the shards an index names) "
         "and the tokenizer files (tokenizer_config.json and the "
         "vocabulary); then pass that folder as --model_name_or_path. Or (2) rehearse with a tiny checkpoint: "
         f"python -m finetune.models.tiny {family} ./tiny-{family}, then --model_name_or_path ./tiny-{family}{choice}"
@@ -76,8 +76,8 @@ def download(name: str) -> Path:
         UserError: The hub has no such model, or none with weights that can be read here.
     """
     folder = download_config(name)
-    first = _fetch(name, list(weights.WEIGHT_FILES))
-    for shard in weights.shard_names(first):
+    first = _fetch(name, list(WEIGHT_FILES))
+    for shard in shard_names(first):
         _fetch(name, [shard])
     return folder
 

@@ -12,7 +12,6 @@ a second copy of converted weights into the user's folder.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,15 +21,18 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.models import hub, weights
+from finetune.files import read_json_object
+from finetune.models import hub
 from finetune.models.family import Family, find_family, import_object
 from finetune.models.parameters import assign, join_blocks
-from finetune.models.shard_files import MODEL_STEM, ShardedCheckpoint, find_shards, open_shards
-from finetune.models.tensor_splits import Split, find_split
+from finetune.models.shard_files import open_shards
+from finetune.models.tensor_splits import find_split
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
+from finetune.storage.checkpoints import Checkpoint, TensorFiles, check_weights, has_weights
+from finetune.storage.rank_files import MODEL_STEM, find_rank_files
+from finetune.storage.splits import Split
 
 Reader = Callable[[], np.ndarray]
-Source = weights.Checkpoint | ShardedCheckpoint
 _MAX_LISTED = 20
 # Fields of a model's configuration that say how it was trained, not what it is.
 _LAYOUT_FIELDS = {
@@ -69,13 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}): copy it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no JSON object: copy it again")
-    return config
+    return read_json_object(path)
 
 
 def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> ResolvedModel:
@@ -102,7 +98,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
     config = read_config(folder)
     family = _covered(config, name)
     if needs_weights and not is_sharded(folder):
-        weights.check_weights(folder)
+        check_weights(folder)
     return ResolvedModel(folder, name, config, family)
 
 
@@ -165,10 +161,10 @@ def is_sharded(folder: Path) -> bool:
     Raises:
         UserError: A rank's file is missing.
     """
-    return not weights.has_weights(folder) and bool(find_shards(folder, MODEL_STEM))
+    return not has_weights(folder) and find_rank_files(folder, MODEL_STEM) is not None
 
 
-def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> Source:
+def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
     """Opens a folder's weights, whole tensors or the parts that several ranks wrote.
 
     Args:
@@ -181,7 +177,7 @@ def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> 
     """
     if is_sharded(folder):
         return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
-    return weights.Checkpoint(folder)
+    return Checkpoint(folder)
 
 
 def build_config(
@@ -213,14 +209,9 @@ def build_config(
     return config
 
 
-def one_process_config(model: Any, config: Any = None) -> Any:
-    """A model's PaddleNLP config for its folder: without what says how it was laid out over processes.
-
-    Args:
-        model: A model or a stage of one.
-        config: That of the whole model; by default the model's own.
-    """
-    saved = copy.deepcopy(config if config is not None else model.config)
+def one_process_config(model: Any) -> Any:
+    """PaddleNLP's config of a model, or a stage of one, without what says how it was laid out over processes."""
+    saved = copy.deepcopy(model.config)
     for name, value in _LAYOUT_FIELDS.items():
         if hasattr(saved, name):
             setattr(saved, name, value)
@@ -245,7 +236,7 @@ def _looks_like_path(name: str) -> bool:
 
 def _fill_parameters(
     model: Any,
-    checkpoint: Source,
+    checkpoint: TensorFiles,
     resolved: ResolvedModel,
     *,
     growth: VocabularyGrowth | None = None,
@@ -290,7 +281,7 @@ def _without(names: list[str], patterns: list[str]) -> list[str]:
 def plan_readers(
     model_class: Any,
     config: Any,
-    checkpoint: Source,
+    checkpoint: TensorFiles,
     *,
     family: Family,
     growth: VocabularyGrowth | None = None,
@@ -334,7 +325,7 @@ def _name_table(model_class: Any, config: Any, family: Family) -> dict[str, Any]
     }
 
 
-def _paddle_readers(checkpoint: Source, mappings: Mapping[str, Any]) -> dict[str, Reader]:
+def _paddle_readers(checkpoint: TensorFiles, mappings: Mapping[str, Any]) -> dict[str, Reader]:
     """Tensors under PaddleNLP's names and in its layout, read when called.
 
     Hugging Face's linear layers are stored as [out, in], PaddleNLP's as [in, out]. Names that the table
@@ -353,7 +344,7 @@ def _paddle_readers(checkpoint: Source, mappings: Mapping[str, Any]) -> dict[str
     return readers
 
 
-def _is_torch_layout(checkpoint: Source, mappings: Mapping[str, Any]) -> bool:
+def _is_torch_layout(checkpoint: TensorFiles, mappings: Mapping[str, Any]) -> bool:
     if checkpoint.format is not None:
         return checkpoint.format == "pt"
     # Files without the mark: told by a name that only Hugging Face uses.
@@ -361,11 +352,11 @@ def _is_torch_layout(checkpoint: Source, mappings: Mapping[str, Any]) -> bool:
     return any(name in mappings and name not in targets for name in checkpoint.names)
 
 
-def _reader(checkpoint: Source, name: str) -> Reader:
+def _reader(checkpoint: TensorFiles, name: str) -> Reader:
     return lambda: checkpoint.read(name)
 
 
-def _mapped_reader(checkpoint: Source, name: str, mapping: Any) -> Reader:
+def _mapped_reader(checkpoint: TensorFiles, name: str, mapping: Any) -> Reader:
     return lambda: mapping.run({name: checkpoint.read(name)}, name)
 
 

@@ -60,6 +60,7 @@ MISTRAL = register(
         base_prefix="mistral",
         lora_target_modules=LINEAR_LAYERS,
         embedding_module="embed_tokens",
+        fused_packing="rows",
         prefix_postprocess="finetune.models.mistral_layers.prefix_key_values",
         tokenizer=TokenizerFacts(
             prefix=("bos",),

@@ -145,6 +145,7 @@ OPT = register(
             ".*linear2.*",
         ),
         embedding_module="word_embeddings",
+        fused_packing="rows",
         entry_modules=("embeddings",),
         prefix_postprocess="finetune.models.opt_layers.prefix_cache",
         tokenizer=TokenizerFacts(

@@ -7,6 +7,7 @@ What PaddleNLP's `OPTForCausalLM` does otherwise, and what is right here:
 - weights of the two projections around narrow embeddings (opt-350m) have no entry in its name table;
 - it takes no `position_ids`, and a 4-D mask fails; packed rows need both;
 - a prefix of trained keys and values fails, and recomputation is ignored silently;
+- `use_flash_attention` is ignored silently, and scores are added and normalised in the type of the run;
 - dropout is applied to the embeddings, which the published training does not do.
 
 Zhang et al., "OPT: Open Pre-trained Transformer Language Models" (2022).
@@ -15,6 +16,7 @@ Zhang et al., "OPT: Open Pre-trained Transformer Language Models" (2022).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import paddle
@@ -27,6 +29,14 @@ from paddlenlp.transformers.model_outputs import BaseModelOutputWithPastAndCross
 from paddlenlp.transformers.opt import modeling
 
 from finetune.errors import UserError
+from finetune.models.attention import (
+    additive,
+    are_packed_rows,
+    dense_mask,
+    fused_attention,
+    plain_attention,
+    visible_keys,
+)
 
 # fairseq reserved the first rows of the position table for padding.
 POSITION_OFFSET = 2
@@ -50,6 +60,41 @@ def token_positions(attention_mask: paddle.Tensor) -> paddle.Tensor:
     return (attention_mask.astype("int64").cumsum(axis=-1) - 1).clip(min=0)
 
 
+class Attention(modeling.MultiHeadAttention):
+    """Attention whose mask has any of the forms of `finetune.models.attention`."""
+
+    use_flash_attention = False
+
+    def forward(
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        use_cache: bool = False,
+        cache: Any = None,
+    ) -> tuple[Any, ...]:
+        """Output [batch, length, hidden], None and, with `use_cache`, keys and values [batch, heads, keys, dim]."""
+        prepare = (
+            self._fuse_prepare_qkv
+            if self.fuse_attention_qkv
+            else partial(self._prepare_qkv, key=key, value=value)
+        )
+        query, key, value, cache = prepare(query, use_cache=use_cache, cache=cache)
+        # [batch, ., heads, head dim]
+        query, key, value = (part.transpose([0, 2, 1, 3]) for part in (query, key, value))
+        drops = self.training and self.dropout
+        if self.use_flash_attention:
+            output = fused_attention(query, key, value, attn_mask, drop_rate=self.dropout if drops else 0.0)
+        else:
+            output = plain_attention(query, key, value, attn_mask, drop=self._drop if drops else None)
+        output = self.out_proj(output.flatten(2))
+        return (output, None, cache) if use_cache else (output, None)
+
+    def _drop(self, weights: Any) -> Any:
+        return F.dropout(weights, self.dropout, training=True)
+
+
 class OPTModel(modeling.OPTModel):
     """OPT's decoder with explicit positions, block masks, prefixes and recomputation."""
 
@@ -57,6 +102,9 @@ class OPTModel(modeling.OPTModel):
         super().__init__(config)
         # The name under which the trainer switches recomputation on.
         self.enable_recompute = False
+        for layer in self.decoder.layers:
+            layer.self_attn.__class__ = Attention
+            layer.self_attn.use_flash_attention = config.use_flash_attention
 
     def forward(
         self,
@@ -75,8 +123,7 @@ class OPTModel(modeling.OPTModel):
         Args:
             input_ids: [batch, length].
             position_ids: [batch, length]; counted from the mask when not given.
-            attention_mask: [batch, past + length] with 1 for tokens, or [batch, 1 or heads, length,
-                past + length], true for what may be seen (it must be causal itself). None: all tokens.
+            attention_mask: See `finetune.models.attention.visible_keys`. None: all tokens.
             inputs_embeds: Word embeddings [batch, length, embedding] instead of `input_ids`.
             use_cache: Return keys and values of every layer.
             cache: Keys and values so far, one entry per layer.
@@ -92,13 +139,21 @@ class OPTModel(modeling.OPTModel):
             self._check_length(first + length)
             position_ids = _positions(attention_mask, [batch_size, length], past_length, first)
         hidden = self._embed(inputs_embeds, position_ids)
-        mask = _additive_mask(attention_mask, [batch_size, length], past_length, hidden.dtype)
+        mask = self._visible(attention_mask, (batch_size, length), past_length)
         hidden, new_cache = self._decode(hidden, mask, cache, use_cache)
         if return_dict if return_dict is not None else self.config.use_return_dict:
             return BaseModelOutputWithPastAndCrossAttentions(
                 last_hidden_state=hidden, past_key_values=new_cache
             )
         return (hidden, new_cache) if use_cache else hidden
+
+    def _visible(self, given: Any, shape: tuple[int, int], past_length: int) -> Any:
+        """What the layers get as their mask."""
+        if self.config.use_flash_attention:
+            return visible_keys(given, shape, past_length)
+        if are_packed_rows(given):
+            raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
+        return additive(dense_mask(given, shape, past_length), paddle.float32)  # added to float32 scores
 
     def _check_length(self, length: int) -> None:
         """Raises UserError for a text that the position table has no rows for."""
@@ -180,9 +235,12 @@ class OPTForCausalLM(modeling.OPTForCausalLM):
         *,
         inputs_embeds: Any = None,
         use_cache: bool | None = None,
+        attn_mask_startend_row_indices: Any = None,
         **unused: Any,
     ) -> Any:
         """Logits [batch, length, vocabulary], or (logits, cache) with `use_cache`; see `OPTModel.forward`."""
+        if attn_mask_startend_row_indices is not None:
+            attention_mask = attn_mask_startend_row_indices
         outputs = self.opt(
             input_ids,
             position_ids,
@@ -244,19 +302,3 @@ def _positions(attention_mask: Any, shape: list[int], past_length: int, first: i
     if first:
         return token_positions(attention_mask)[:, past_length:]
     return token_positions(attention_mask[:, past_length:])
-
-
-def _additive_mask(attention_mask: Any, shape: list[int], past_length: int, dtype: Any) -> paddle.Tensor:
-    """[batch, 1 or heads, length, past + length]: 0 for what may be seen, the type's minimum elsewhere."""
-    batch_size, length = shape
-    num_keys = past_length + length
-    if attention_mask is not None and attention_mask.ndim > 2:
-        visible = attention_mask.astype("bool")
-        visible = visible.unsqueeze(1) if visible.ndim == 3 else visible
-    else:
-        places = paddle.arange(past_length, num_keys).unsqueeze(1)
-        visible = (paddle.arange(num_keys) <= places).reshape([1, 1, length, num_keys])
-        if attention_mask is not None:
-            visible = visible & attention_mask.astype("bool").unsqueeze([1, 2])
-        visible = visible.expand([batch_size, 1, length, num_keys])
-    return paddle.where(visible, 0.0, paddle.finfo(dtype).min).astype(dtype)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.models import weights
+from finetune.storage.dtypes import as_float32
 
 SLICE_BYTES = 32 * 2**20
 
@@ -44,7 +44,7 @@ def mean_along(array: np.ndarray, axis: int) -> np.ndarray:
     total = np.zeros(shape, np.float64)
     for place in _slices(array):
         target = tuple(slice(None) if index == axis else part for index, part in enumerate(place))
-        total[target] += weights.as_float32(array[place]).sum(axis=axis, keepdims=True, dtype=np.float64)
+        total[target] += as_float32(array[place]).sum(axis=axis, keepdims=True, dtype=np.float64)
         release_pages(array)
     return (total / array.shape[axis]).astype(np.float32)
 
@@ -83,7 +83,7 @@ def _slices(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
 def _converted(array: np.ndarray, dtype: Any) -> Any:
     import paddle
 
-    return paddle.to_tensor(np.ascontiguousarray(weights.as_float32(array))).cast(dtype)
+    return paddle.to_tensor(np.ascontiguousarray(as_float32(array))).cast(dtype)
 
 
 def release_pages(array: np.ndarray) -> None:

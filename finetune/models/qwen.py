@@ -102,6 +102,7 @@ QWEN = register(
             ".*gate_up_fused_proj.*",
         ),
         embedding_module="wte",
+        fused_packing="rows",
         entry_modules=("wte",),
         # Past keys and values: (batch, length, heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",

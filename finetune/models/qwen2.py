@@ -60,11 +60,11 @@ QWEN2 = register(
         name="qwen2",
         model_types=("qwen2",),
         architectures=("Qwen2ForCausalLM", "Qwen2ForCausalLMPipe"),
-        model_class="paddlenlp.transformers.Qwen2ForCausalLM",
+        model_class="finetune.models.qwen2_layers.Qwen2ForCausalLM",
         base_prefix="qwen2",
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
-        flash_mask=True,
+        fused_packing="rows",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",
         tokenizer=TokenizerFacts(

@@ -22,13 +22,11 @@ LoRA cuts B into plain stretches even where W has blocks, so that its whole B fi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from finetune.models.family import Family
+from finetune.storage.splits import Split
 
 COLUMNS = "columns"
 KEY_VALUE_COLUMNS = "key_value_columns"
@@ -42,102 +40,17 @@ _NAME = re.compile(r"(?P<layer>.+)\.(?P<tensor>weight|decoder_weight|bias|lora_A
 _LAST = -1
 
 
-@dataclass(frozen=True)
-class Split:
-    """Division of one tensor over the ranks of a tensor-parallel group.
-
-    Attributes:
-        axis: The axis that is cut: 0 or -1.
-        blocks: Relative sizes of the blocks that the axis consists of; a rank holds its stretch of each.
-        unit: What the degree must divide for the tensor to be cut; otherwise every rank holds all of it.
-            None: it is always cut.
-    """
-
-    axis: int
-    blocks: tuple[int, ...] = (1,)
-    unit: int | None = None
-
-    def applies(self, degree: int) -> bool:
-        """Whether the ranks hold different parts at this degree."""
-        return degree > 1 and (self.unit is None or self.unit % degree == 0)
-
-    def part_shape(self, shape: Sequence[int], degree: int) -> tuple[int, ...]:
-        """Shape of a rank's part of a tensor of that shape."""
-        sizes = list(shape)
-        if self.applies(degree):
-            sizes[self.axis] //= degree
-        return tuple(sizes)
-
-    def whole_shape(self, shape: Sequence[int], degree: int) -> tuple[int, ...]:
-        """Shape of the tensor whose parts have that shape."""
-        sizes = list(shape)
-        if self.applies(degree):
-            sizes[self.axis] *= degree
-        return tuple(sizes)
-
-    def places(self, shape: Sequence[int], degree: int, rank: int) -> list[tuple[slice, ...]]:
-        """Where a rank's part lies in the whole tensor, one place per block.
-
-        Raises:
-            ValueError: The degree does not divide a block.
-        """
-        ndim, size = len(shape), shape[self.axis]
-        if not self.applies(degree):
-            return [(slice(None),) * ndim]
-        axis, places, begin = self.axis % ndim, [], 0
-        for block in self.blocks:
-            width, rest = divmod(size * block, sum(self.blocks) * degree)
-            if rest:
-                raise ValueError(
-                    f"degree {degree} does not divide axis {axis} of shape {list(shape)} in blocks {self.blocks}"
-                )
-            start = begin + rank * width
-            place = [slice(None)] * ndim
-            place[axis] = slice(start, start + width)
-            places.append(tuple(place))
-            begin += width * degree
-        return places
-
-    def part(self, whole: np.ndarray, degree: int, rank: int) -> np.ndarray:
-        """A rank's part: a view when the axis is one block, a new array of the part's size otherwise."""
-        places = self.places(whole.shape, degree, rank)
-        if len(places) == 1:
-            return whole[places[0]]
-        return np.concatenate([whole[place] for place in places], axis=self.axis)
-
-    def whole(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The tensor whose parts are given in the order of the ranks; the inverse of `part`."""
-        degree = len(parts)
-        if not self.applies(degree):
-            return parts[0]
-        joined = np.empty(self.whole_shape(parts[0].shape, degree), parts[0].dtype)
-        for rank, part in enumerate(parts):
-            self.put(joined, part, degree=degree, rank=rank)
-        return joined
-
-    def put(self, whole: np.ndarray, part: np.ndarray, *, degree: int, rank: int) -> None:
-        """Writes a rank's part to its place in the whole tensor."""
-        begin = 0
-        for place in self.places(whole.shape, degree, rank):
-            inner = list(place)
-            if self.applies(degree):
-                axis = self.axis % whole.ndim
-                width = place[axis].stop - place[axis].start
-                inner[axis] = slice(begin, begin + width)
-                begin += width
-            whole[place] = part[tuple(inner)]
-
-
 def find_split(family: Family, name: str, config: Any, *, degree: int | None = None) -> Split | None:
     """How a tensor is divided; None when every rank of a tensor-parallel group holds the same.
 
     Args:
         family: Record of the model.
-        name: PaddleNLP's parameter name, with any first parts; a weight, a bias or a LoRA matrix.
+        name: PaddleNLP's parameter name, with any first parts; a weight, a bias or a LoRA matrix. Optimizer state
+            of a parameter's shape, `<parameter>/<accumulator>`, is divided as the parameter is.
         config: The model's configuration as the family adapts it, a dict or PaddleNLP's object.
         degree: When given, a tensor that is held whole at this degree gives None, too.
     """
-    match = _NAME.fullmatch(name)
+    match = None if is_scalar(name) else _NAME.fullmatch(tensor_of(name))
     kind = _kind(family, match["layer"]) if match else None
     if match is None or kind is None:
         return None
@@ -146,6 +59,16 @@ def find_split(family: Family, name: str, config: Any, *, degree: int | None = N
     if match["tensor"] in (("bias", "lora_B") if by_rows else ("lora_A",)):
         return None
     return None if degree is not None and not split.applies(degree) else split
+
+
+def tensor_of(name: str) -> str:
+    """The parameter whose shape a stored tensor has: itself, or that of `<parameter>/<accumulator>`."""
+    return name.rpartition("/")[0] or name
+
+
+def is_scalar(name: str) -> bool:
+    """Whether the name is of optimizer state that is one number per parameter, and so never divided."""
+    return "/" in name and name.rpartition("/")[2].startswith(("beta1_pow", "beta2_pow"))
 
 
 def _kind(family: Family, layer: str) -> str | None:

@@ -2,6 +2,10 @@
 
 A backend knows no special tokens: every text is text. PaddleNLP's tokenizers call the same libraries (or
 write the same algorithm in Python) text by text; here they run on several threads and without Paddle.
+
+Hugging Face's `tokenizers` serves byte-level files only. It reads neither SentencePiece's models nor tiktoken's
+ranks: a model of 55,296 pieces, rebuilt as rules, takes 1.2 s to open where SentencePiece takes 0.05 s, 1.2 times
+the processor time afterwards, and does not give the same ids for every text.
 """
 
 from __future__ import annotations
@@ -185,24 +189,27 @@ class BytePairBackend:
         return str(self._tokenizer.decoder.decode([token])) if token is not None else f"<{index}>"
 
 
+def open_tokenizer_json(path: Path) -> tuple[Any, dict[str, int]]:
+    """The tokenizer of a tokenizer.json without its added tokens, and the ids of these by name.
+
+    Without them the library takes every text as text.
+    """
+    from tokenizers import Tokenizer
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    special = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
+    bare: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps({**content, **bare})), special
+
+
 def read_tokenizer_json(path: Path) -> tuple[BytePairBackend, dict[str, int]]:
     """The model of a tokenizer.json, and the ids of its added tokens by name.
 
     Raises:
         UnsupportedTokenizerError: The file cannot be read.
     """
-    from tokenizers import Tokenizer
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        special = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
-        bare: dict[str, Any] = {
-            "added_tokens": [],
-            "post_processor": None,
-            "truncation": None,
-            "padding": None,
-        }
-        tokenizer = Tokenizer.from_str(json.dumps({**content, **bare}))
+        tokenizer, special = open_tokenizer_json(path)
     except Exception as error:  # the library raises plain Exception
         raise UnsupportedTokenizerError(f"{path.name} cannot be read: {error}") from None
     return BytePairBackend(tokenizer), special

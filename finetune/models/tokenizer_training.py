@@ -18,6 +18,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.files import write_json
+from finetune.models.tokenizer_kinds import CHATGLM2_TOKENS
 
 NUM_BYTES = 256
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>")
@@ -29,7 +30,7 @@ _MAX_LINE_CHARS = 1000
 PADDLE_VOCAB_FILE = "sentencepiece.bpe.model"
 HUGGING_FACE_VOCAB_FILE = "tokenizer.model"
 
-NUM_CHATGLM2_TOKENS = 9
+NUM_CHATGLM2_TOKENS = len(CHATGLM2_TOKENS)
 """Control tokens of ChatGLM2 that are no pieces: [MASK], [gMASK], [sMASK], sop, eop and four roles."""
 
 

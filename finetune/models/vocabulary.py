@@ -19,8 +19,8 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.models.family import Family
 from finetune.models.parameters import assign, mean_along
-from finetune.models.tensor_splits import Split
-from finetune.models.weights import as_float32
+from finetune.storage.dtypes import as_float32
+from finetune.storage.splits import Split
 
 Reader = Callable[[], np.ndarray]
 

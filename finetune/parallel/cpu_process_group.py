@@ -8,18 +8,20 @@
 - It has no reduce-scatter, and no calls "on the calculation stream".
 
 This one works on NumPy arrays over `cpu_links.Links`. Sums are taken in the order of the ranks, so a result does not
-depend on timing and is the same, to the last bit, on every rank. bfloat16 travels as its bits, in uint16.
+depend on timing and is the same, to the last bit, on every rank. Half-precision numbers are added in float32 and
+rounded after each rank's, as NCCL does; NumPy does so for float16, and has bfloat16 as bits in uint16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from finetune.parallel.cpu_links import Links
-from finetune.parallel.cpu_reductions import find_function, reduce_arrays
+from finetune.storage.dtypes import as_float32, rounded
 
 # Up to here every rank sends its whole tensor to every other (one round); above, each rank reduces one slice and
 # hands it round (two rounds, but only 2 (n - 1) / n of the tensor per rank).
@@ -69,7 +71,7 @@ class CpuProcessGroup:
 
     def all_reduce(self, tensor: Any, op: Any = None, sync_op: bool = True) -> Finished:
         """Reduces a tensor in place."""
-        _write(tensor, self._reduced(tensor.numpy(), find_function(op)))
+        _write(tensor, self._reduced(tensor.numpy(), _reduction(op, tensor)))
         return _FINISHED
 
     allreduce = all_reduce
@@ -93,14 +95,15 @@ class CpuProcessGroup:
     ) -> Finished:
         """Reduces a tensor [n * d, ...] and keeps this rank's part [d, ...]."""
         parts = np.split(tensor.numpy().reshape(-1), self.size())
-        _write(output, self._reduced_part(parts, find_function(op)).reshape(output.shape))
+        _write(output, self._reduced_part(parts, _reduction(op, tensor)).reshape(output.shape))
         return _FINISHED
 
     def reduce_scatter(
         self, output: Any, tensors: Sequence[Any], op: Any = None, sync_op: bool = True
     ) -> Finished:
         """Reduces one tensor for each rank and keeps this rank's."""
-        _write(output, self._reduced_part([tensor.numpy() for tensor in tensors], find_function(op)))
+        operation = _reduction(op, tensors[0])
+        _write(output, self._reduced_part([tensor.numpy() for tensor in tensors], operation))
         return _FINISHED
 
     def broadcast(self, tensor: Any, src: int, sync_op: bool = True) -> Finished:
@@ -152,7 +155,7 @@ class CpuProcessGroup:
 
     def _reduced(self, array: np.ndarray, operation: Callable) -> np.ndarray:
         if array.nbytes <= _ONE_ROUND_BYTES:
-            return reduce_arrays(self._gathered(array), operation)
+            return reduce(operation, self._gathered(array))
         parts = np.array_split(array.reshape(-1), self.size())
         own = self._reduced_part(parts, operation)
         for peer in self._others():
@@ -167,9 +170,9 @@ class CpuProcessGroup:
         for peer in self._others():
             self._send(peer, parts[peer])
         own = parts[self._position]
-        return reduce_arrays(
-            (own if peer == self._position else self._receive(peer, own) for peer in range(self.size())),
+        return reduce(
             operation,
+            (own if peer == self._position else self._receive(peer, own) for peer in range(self.size())),
         )
 
     def _send(self, position: int, array: np.ndarray, *, message: bool = False) -> None:
@@ -204,3 +207,21 @@ def _write(tensor: Any, array: np.ndarray) -> None:
             tensor.set_value(array)
         else:  # set_value writes past the end of each row of a view
             tensor.copy_(paddle.to_tensor(array), True)
+
+
+def _reduction(op: Any, tensor: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """NumPy's function for Paddle's reduction of tensors of a type."""
+    import paddle
+    from paddle.base import core
+
+    kinds = core.ReduceOp
+    functions: dict[Any, Callable[..., Any]] = {
+        kinds.SUM: np.add,
+        kinds.MAX: np.maximum,
+        kinds.MIN: np.minimum,
+        kinds.PRODUCT: np.multiply,
+    }
+    function = functions[kinds.SUM if op is None else op]
+    if tensor.dtype != paddle.bfloat16:
+        return function
+    return lambda first, second: rounded(function(as_float32(first), as_float32(second)), first.dtype)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.parallel.layout import Coordinates, Layout
 from finetune.parallel.time_limit import time_limit
-from finetune.parallel.topology import Coordinates, Layout
 
 _CONNECT_SECONDS = 120.0
 

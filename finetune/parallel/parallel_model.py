@@ -24,7 +24,9 @@ from finetune.adapters.checkpoint import base_model
 from finetune.adapters.prefix import partial_gradients
 from finetune.models.parameter_names import named_weights
 from finetune.models.sequence_parallel import set_row_length
+from finetune.parallel.flat_slices import plain_arithmetic
 from finetune.parallel.groups import Group, ProcessGroups
+from finetune.parallel.loss_sum import LossSum
 from finetune.parallel.pipe.engine import Pipeline, Work
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.replica_hashes import check_replicas
@@ -113,18 +115,22 @@ class ParallelModel:
         whole = [name for name, each in tensors.items() if not getattr(each, "is_distributed", False)]
         check_replicas(tensors, self.groups, what, same_over_tensor=whole, is_sliced_over_sharding=is_sliced)
 
-    def train(self, work: Work, num_micro_batches: int) -> float:
-        """Forward and backward passes of this rank's micro-batches; returns its share of the loss."""
+    def train(self, work: Work, num_micro_batches: int) -> Any:
+        """Forward and backward passes of this rank's micro-batches.
+
+        Returns:
+            Its share of the loss, float64 [1], on the device: nothing waits for it.
+        """
         if self.pipeline:
             return self.pipeline.train(work, num_micro_batches)
-        total = 0.0
+        total = LossSum()
         for number in range(num_micro_batches):
             with work.context(number):
                 loss = work.loss(number, work.forward(number))
-                total += float(loss)
+                total.add(loss)
                 loss.backward()
             work.finished(number)
-        return total
+        return total.value
 
     def call(self, inputs: Mapping[str, Any]) -> Any:
         """The outputs of this rank's part of the model for a batch."""
@@ -134,34 +140,46 @@ class ParallelModel:
     def forward(self, inputs: Mapping[str, Any]) -> Any:
         """The outputs of one pass without gradients where the logits come out, None elsewhere."""
         if self.pipeline:
-            return self.pipeline.forward(lambda: self.call(inputs))
+            return self.pipeline.forward(lambda: self.call(inputs), tuple(inputs["input_ids"].shape))
         with paddle.no_grad():
             return self.call(inputs)
 
-    def total(self, values: list[float]) -> list[float]:
-        """Sums over all samples of what each share of the data counted; the same on every rank."""
-        counted = values if self.speaks_for_samples else [0.0] * len(values)
-        return self.groups.world.all_reduce_numbers(counted)
-
-    def sum_gradients(self, loss: float) -> tuple[float, float]:
-        """Makes the gradients those of the whole global batch.
+    def total(self, values: Any) -> list[float]:
+        """Sums over all samples of what each share of the data counted; the same on every rank.
 
         Args:
-            loss: This rank's share of the step's loss.
+            values: float64 [n], on the device; changed.
+        """
+        with plain_arithmetic():
+            if not self.speaks_for_samples:
+                values = paddle.zeros_like(values)
+            self.groups.world.all_reduce(values)
+        return values.tolist()
+
+    def sum_gradients(self, loss: Any, counts: Sequence[float] = ()) -> tuple[float, float, list[float]]:
+        """Makes the gradients those of the whole global batch.
+
+        Everything that the host has to know of a step is read from the device here, in one piece.
+
+        Args:
+            loss: This rank's share of the step's loss, float64 [1].
+            counts: Numbers of this rank to be summed over all ranks on the way.
 
         Returns:
-            The step's loss and the L2 norm of all gradients, the same on every rank.
+            The step's loss, the L2 norm of all gradients and the sums of `counts`, the same on every rank.
         """
         self.replicas.sum_gradients()
         self._sum_partial()
-        groups = self.groups
-        squares = self.replicas.squared_norms()
-        counted = math.fsum(value for name, value in squares.items() if self._counts(name))
-        share = loss if self.speaks_for_samples else 0.0
-        # Replicas hold equal sums of squares; one of them is enough.
-        square = counted if groups.data.is_first else 0.0
-        total_loss, total_square = groups.world.all_reduce_numbers([share, square])
-        return total_loss, math.sqrt(total_square)
+        with plain_arithmetic():
+            share = loss if self.speaks_for_samples else paddle.zeros_like(loss)
+            square = self.replicas.squared_norm(self._counts)
+            totals = paddle.concat([share, square, paddle.to_tensor([*counts], dtype="float64")])
+            self.groups.world.all_reduce(totals)
+            num_totals = totals.shape[0]
+            numbers = paddle.concat([totals, self.replicas.presence()]).numpy()
+        self.replicas.drop_absent(numbers[num_totals:])
+        total_loss, total_square, *sums = numbers[:num_totals].tolist()
+        return total_loss, math.sqrt(total_square), sums
 
     def _counts(self, name: str) -> bool:
         is_split = getattr(self.replicas.trained[name], "is_distributed", False)

@@ -15,7 +15,7 @@ Parameter itself, so that moments and float32 master weights are made for it as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,8 @@ def start_replicas(
 class Replicas:
     """Stage 0, and the interface of all stages.
 
-    A step is: for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norms`
-    and `scale_gradients` for clipping, the optimizer's step, `after_update`, `clear_gradients`. All ranks must call
+    A step is: for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norm`
+    for clipping, `drop_absent` and `scale_gradients`, the optimizer's step, `after_update`, `clear_gradients`. All ranks must call
     `after_micro_batch` equally often (a rank without samples calls it alone); stage 3 moreover needs a forward and
     backward of some micro-batch, which may weigh nothing, before each call.
 
@@ -130,12 +130,41 @@ class Replicas:
         """To be called when a micro-batch's backward is done."""
 
     def sum_gradients(self) -> None:
-        """Sums the gradients over all replicas; a rank without one counts as zero."""
+        """Sums the gradients over all replicas; a rank without one counts as zero.
+
+        Which parameters have a gradient on some replica is found out later (`presence`), so that nothing waits for it:
+        with several replicas all have one until `drop_absent`.
+        """
         with plain_arithmetic():
-            present = self._present()
-            for parameter in present.values():
+            self._note_present()
+            is_alone = self.groups.data.size == 1
+            summed = [each for name, each in self.trained.items() if name in self._seen or not is_alone]
+            for parameter in summed:
                 self._local.hand_over(parameter)
-            sum_over([parameter.grad for parameter in present.values()], self.groups.data)
+            sum_over([parameter.grad for parameter in summed], self.groups.data)
+
+    def presence(self) -> Any:
+        """float64 [trained] or [0]: above 0 where a replica has a gradient of the parameter; for `drop_absent`.
+
+        Empty where there is one replica, which knows it without asking.
+        """
+        if self.groups.data.size == 1:
+            return paddle.zeros([0], dtype="float64")
+        flags = paddle.to_tensor([float(name in self._seen) for name in self.trained], dtype="float64")
+        if self.trained:
+            self.groups.data.all_reduce(flags, op="max")
+        return flags
+
+    def drop_absent(self, presence: Sequence[float]) -> None:
+        """Takes away the zeros that stand for gradients which no replica has: the optimizer passes these parameters over.
+
+        Args:
+            presence: The numbers of `presence`, read from the device.
+        """
+        updated = self._updated()
+        for name, flag in zip(self.trained, presence, strict=False):
+            if not flag:
+                updated[name].clear_gradient(False)
 
     def gradients(self) -> Iterator[tuple[str, Any]]:
         """Structured name and gradient (of this rank's slice) of what has one; after `sum_gradients`."""
@@ -143,17 +172,24 @@ class Replicas:
             if tensor.grad is not None:
                 yield name, tensor.grad
 
-    def squared_norms(self) -> dict[str, float]:
-        """Squared L2 norm of the whole gradient of each trained parameter; one collective at most."""
-        squares: dict[str, Any] = {}
+    def squared_norm(self, counts: Callable[[str], bool]) -> Any:
+        """This rank's share of the squared L2 norm of all gradients.
+
+        Args:
+            counts: Whether this rank counts a parameter, by its name; asked on the first of equal replicas only.
+
+        Returns:
+            float64 [1], on the device; the sum over all ranks is the whole.
+        """
         with plain_arithmetic():
-            for name, gradient in self.gradients():
-                squares[name] = (gradient.astype("float32") ** 2).sum()
+            squares = [
+                (gradient.astype("float32") ** 2).sum()
+                for name, gradient in (self.gradients() if self._copies.is_first else ())
+                if counts(name)
+            ]
             if not squares:
-                return {}
-            total = paddle.stack(list(squares.values())).astype("float64")
-            self._slice_group.all_reduce(total)
-        return dict(zip(squares, total.tolist(), strict=True))
+                return paddle.zeros([1], dtype="float64")
+            return paddle.stack(squares).astype("float64").sum(keepdim=True)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiplies all gradients, in place."""
@@ -175,11 +211,9 @@ class Replicas:
     # ---------------------------------------------------------------- parts of the stages
 
     @property
-    def _slice_group(self) -> Group:
-        """Ranks among which gradients are cut; one rank here."""
-        from finetune.parallel.groups import Group
-
-        return Group()
+    def _copies(self) -> Group:
+        """Ranks that hold the same gradients once these are summed."""
+        return self.groups.data
 
     @property
     def _decayed(self) -> set[str]:
@@ -189,16 +223,8 @@ class Replicas:
     def _updated(self) -> dict[str, Any]:
         return self.trained
 
-    def _present(self) -> dict[str, Any]:
-        """Trained parameters that have a gradient on at least one replica, so that the optimizer updates them."""
-        for name, parameter in self.trained.items():
-            if self._local.exists(parameter):
-                self._seen.add(name)
-        if self.groups.data.size > 1 and self.trained:
-            flags = paddle.to_tensor([int(name in self._seen) for name in self.trained], dtype="int32")
-            self.groups.data.all_reduce(flags, op="max")
-            self._seen = {name for name, flag in zip(self.trained, flags.tolist(), strict=True) if flag}
-        return {name: parameter for name, parameter in self.trained.items() if name in self._seen}
+    def _note_present(self) -> None:
+        self._seen.update(name for name, each in self.trained.items() if self._local.exists(each))
 
 
 class SlicedReplicas(Replicas):
@@ -239,9 +265,8 @@ class SlicedReplicas(Replicas):
     def sum_gradients(self) -> None:
         """Leaves the sums in the slices' gradients; the parameters' own are freed."""
         with plain_arithmetic():
-            present = self._present()
-            self._reduce(present)
-            self._sum_over_replicas(present)
+            self._reduce(self.trained)
+            self._sum_over_replicas()
 
     def after_update(self) -> None:
         """Puts the updated slices of all ranks together in the parameters."""
@@ -258,8 +283,8 @@ class SlicedReplicas(Replicas):
                     paddle.assign(whole, output=self.trained[name])
 
     @property
-    def _slice_group(self) -> Group:
-        return self.groups.sharding
+    def _copies(self) -> Group:
+        return self.groups.replicas
 
     def _updated(self) -> dict[str, Any]:
         return self._slices
@@ -289,12 +314,10 @@ class SlicedReplicas(Replicas):
                 else:
                     piece.grad.add_(part)
 
-    def _sum_over_replicas(self, present: dict[str, Any]) -> None:
-        """Sums the slices' gradients over the replicas; those that no rank has a gradient for go without."""
-        for name, piece in self._slices.items():
-            if name not in present:
-                piece.clear_gradient(False)
-        sum_over([self._slices[name].grad for name in present], self.groups.replicas)
+    def _sum_over_replicas(self) -> None:
+        """Sums the slices' gradients over the replicas; they have them of the same parameters."""
+        pieces = self._slices.values()
+        sum_over([piece.grad for piece in pieces if piece.grad is not None], self.groups.replicas)
 
 
 class SlicedGradientReplicas(SlicedReplicas):
@@ -310,4 +333,4 @@ class SlicedGradientReplicas(SlicedReplicas):
     def sum_gradients(self) -> None:
         """Sums the slices' gradients over the replicas."""
         with plain_arithmetic():
-            self._sum_over_replicas(self._present())
+            self._sum_over_replicas()

@@ -10,7 +10,6 @@ what the others send and raises at the end, so that nobody waits for it.
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 import uuid
@@ -23,14 +22,16 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.files import write_json
 from finetune.models.family import Family, find_family
 from finetune.models.loading import one_process_config
-from finetune.models.shard_files import MODEL_STEM, is_scalar, shard_name, tensor_of
-from finetune.models.tensor_splits import Split, find_split
+from finetune.models.parameter_names import one_name_each
+from finetune.models.tensor_splits import find_split
 from finetune.parallel.groups import Group, ProcessGroups
 from finetune.parallel.joint_steps import together
-from finetune.training.tensor_files import TensorWriter, array_dtype, dtype_name, num_bytes
+from finetune.storage.dtypes import array_dtype, dtype_name, num_bytes
+from finetune.storage.rank_files import MODEL_STEM, shard_name
+from finetune.storage.splits import Split
+from finetune.storage.writer import TensorWriter, file_names, plan_files, write_index
 
 MODEL_FILES = "model"
 _MAX_SHARD_BYTES = 5 * 10**9
@@ -68,23 +69,15 @@ def find_local_split(name: str, config: Any, family: Family | None = None) -> Sp
         family: Its family, where it is known.
     """
     degree = config.tensor_parallel_degree
-    if degree <= 1 or is_scalar(name):
-        return None
-    return find_split(family or family_of(config), tensor_of(name), config, degree=degree)
+    return find_split(family or family_of(config), name, config, degree=degree) if degree > 1 else None
 
 
-def model_weights(model: Any, family: Family | None = None) -> dict[str, LocalTensor]:
+def model_weights(model: Any) -> dict[str, LocalTensor]:
     """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding."""
-    family = family or family_of(model.config)
+    family = family_of(model.config)
     ignored = set(model._keys_to_ignore_on_save or ())
-    names: dict[int, list[str]] = {}
-    state = model.state_dict()
-    for name, tensor in state.items():
-        if name not in ignored:
-            names.setdefault(id(tensor), []).append(name)
-    embedding = re.compile(rf"(.*\.)?{family.embedding_module}\.weight")
-    chosen = [next((name for name in same if embedding.fullmatch(name)), same[0]) for same in names.values()]
-    return {name: local_tensor(name, state[name], model.config, family) for name in sorted(chosen)}
+    state = one_name_each({name: each for name, each in model.state_dict().items() if name not in ignored})
+    return {name: local_tensor(name, state[name], model.config, family) for name in sorted(state)}
 
 
 def local_tensor(name: str, tensor: Any, config: Any, family: Family | None = None) -> LocalTensor:
@@ -99,52 +92,32 @@ def save_model_weights(
     folder: Path,
     groups: ProcessGroups,
     *,
-    family: Family | None = None,
-    config: Any = None,
+    unified: bool = True,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
     whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Writes weights as safetensors, and the configuration: what PaddleNLP's `save_pretrained` writes in one process.
+    """Writes weights and configuration as PaddleNLP's `save_pretrained` writes them.
 
     Args:
         model: A model or a stage of one, without adapter.
         folder: Where to write; the same on all ranks.
         groups: All ranks call this.
-        family: Record of the model.
-        config: That of the whole model; by default the model's own.
-        max_shard_bytes: Size of a file beyond which the next is begun.
+        unified: Whether the files are those of one process, safetensors; otherwise every rank writes its own part,
+            `model_state.tpXX_ppYY.pdparams`.
+        max_shard_bytes: Size of a safetensors file beyond which the next is begun.
         whole: Makes the parameters whole while they are read, for sharding stage 3.
     """
     with whole():
-        save_tensors_of_all(
-            model_weights(model, family),
-            folder,
-            groups,
-            stem=MODEL_FILES,
-            max_bytes=max_shard_bytes,
-        )
+        tensors = model_weights(model)
+        if unified:
+            save_tensors_of_all(tensors, folder, groups, stem=MODEL_FILES, max_bytes=max_shard_bytes)
+        else:
+            save_shards(tensors, folder, groups, stem=MODEL_STEM)
     with together(groups):
         if groups.is_first:
-            _save_config(model, folder, config)
-
-
-def save_model_shards(
-    model: Any,
-    folder: Path,
-    groups: ProcessGroups,
-    *,
-    family: Family | None = None,
-    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> None:
-    """Writes every rank's own part of the weights: `model_state.tpXX_ppYY.pdparams`, and the configuration.
-
-    Args as for `save_model_weights`. `finetune.models.shard_files` reads the files, and so does PaddleNLP.
-    """
-    with whole():
-        save_shards(model_weights(model, family), folder, groups, stem=MODEL_STEM)
-    with together(groups):
-        if groups.is_first:
-            _save_config(model, folder, None)
+            one_process_config(model).save_pretrained(str(folder))
+            if model.can_generate():
+                model.generation_config.save_pretrained(str(folder))
 
 
 def save_shards(
@@ -211,21 +184,23 @@ def save_tensors_of_all(
     stages = groups.pipeline.gather_objects(
         {name: _bytes(tensor, groups) for name, tensor in tensors.items()}
     )
-    plans = [_plan_files(sizes, max_bytes) for sizes in _without_doubles(stages)]
-    num_files = sum(map(len, plans))
-    numbered = num_files > 1 or always_index
-    number = sum(map(len, plans[: groups.pipeline.position]))
+    plans = [plan_files(sizes, max_bytes) for sizes in _without_doubles(stages)]
+    plan = [names for plan in plans for names in plan]
+    numbered = len(plan) > 1 or always_index
+    files = list(zip(file_names(stem, len(plan), numbered=numbered), plan, strict=True))
+    begin = sum(map(len, plans[: groups.pipeline.position]))
+    mine = files[begin : begin + len(plans[groups.pipeline.position])]
     failure: OSError | None = None
     # Of several replicas the first writes; those that share its optimizer state take part in reading.
-    for names in plans[groups.pipeline.position] if groups.coordinates.data == 0 else ():
-        number += 1
-        path = folder / (_file_name(stem, number, num_files) if numbered else f"{stem}.safetensors")
-        failure = _write_file(path, {name: tensors[name] for name in names}, groups) or failure
+    for file, names in mine if groups.coordinates.data == 0 else ():
+        failure = _write_file(folder / file, {name: tensors[name] for name in names}, groups) or failure
     with together(groups):
         if failure is not None:
             raise failure
         if numbered and groups.is_first:
-            _write_index(folder, stem, stages=stages, plans=plans, facts=index_facts)
+            sizes = {name: size for stage in stages for name, size in stage.items()}
+            total = sum(sizes.values())
+            write_index(folder, stem, dict(files), num_bytes=total, facts=index_facts or {})
 
 
 def _bytes(tensor: LocalTensor, groups: ProcessGroups) -> int:
@@ -253,39 +228,6 @@ def _without_doubles(stages: list[dict[str, int]]) -> list[dict[str, int]]:
         left.append({name: size for name, size in sizes.items() if name not in seen})
         seen |= sizes.keys()
     return left
-
-
-def _plan_files(sizes: Mapping[str, int], max_bytes: int | None) -> list[list[str]]:
-    files: list[list[str]] = []
-    filled = 0
-    for name, size in sizes.items():
-        if not files or (max_bytes is not None and filled + size > max_bytes):
-            files.append([])
-            filled = 0
-        files[-1].append(name)
-        filled += size
-    return files
-
-
-def _file_name(stem: str, number: int, num_files: int) -> str:
-    return f"{stem}-{number:05d}-of-{num_files:05d}.safetensors"
-
-
-def _write_index(
-    folder: Path,
-    stem: str,
-    *,
-    stages: list[dict[str, int]],
-    plans: list[list[list[str]]],
-    facts: Mapping[str, Any] | None,
-) -> None:
-    files = [names for plan in plans for names in plan]
-    placed = {
-        name: _file_name(stem, number, len(files)) for number, names in enumerate(files, 1) for name in names
-    }
-    sizes = {name: size for stage in stages for name, size in stage.items()}
-    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(placed.items()))}
-    write_json(folder / f"{stem}.safetensors.index.json", index | dict(facts or {}))
 
 
 def _write_file(path: Path, tensors: Mapping[str, LocalTensor], groups: ProcessGroups) -> OSError | None:
@@ -343,12 +285,6 @@ def gather_whole(value: Any, tensor: LocalTensor, group: Group) -> np.ndarray | 
 def _as_bytes(value: Any) -> Any:
     """A tensor's bytes [n]: a type that every backend sends, and no rounding on the way."""
     return value.detach().contiguous().flatten().view("uint8")
-
-
-def _save_config(model: Any, folder: Path, config: Any) -> None:
-    one_process_config(model, config).save_pretrained(str(folder))
-    if model.can_generate():
-        model.generation_config.save_pretrained(str(folder))
 
 
 def check_shared_folder(

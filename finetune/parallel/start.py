@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from finetune.argument_checks import count_processes
 from finetune.command import silence_libraries
+from finetune.determinism import make_deterministic
 from finetune.device import use_device
 from finetune.errors import UserError
 from finetune.parallel.groups import ProcessGroups, start_groups
+from finetune.parallel.layout import Layout, count_processes
 from finetune.parallel.phases import phase
-from finetune.parallel.topology import Layout, check_topology, layout_of
+from finetune.parallel.topology import check_topology, layout_of
 from finetune.parallel.watch import start_watch
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.models.loading import ResolvedModel
+    from finetune.settings.arguments import Arguments
 
 Value = TypeVar("Value")
 
@@ -42,8 +43,15 @@ def start_processes(args: Arguments, layout: Layout) -> Iterator[ProcessGroups]:
     phase("connecting")
     silence_libraries()
     start_watch(hang_seconds=args.model.hang_timeout)
-    use_device(args.training.device, layout.world)  # before groups are made, which belong to a card
+    prepare_device(args, layout.world)  # before groups are made, which belong to a card
     yield start_groups(layout, device=args.training.device)
+
+
+def prepare_device(args: Arguments, num_processes: int) -> None:
+    """Has Paddle work on the run's device, by kernels that add in one order where that is asked for."""
+    if args.model.deterministic:
+        make_deterministic(args.training.device)
+    use_device(args.training.device, num_processes)
 
 
 def on_first(groups: ProcessGroups, function: Callable[[], Value]) -> Value:

@@ -1,87 +1,20 @@
-"""How the processes of a run are laid out over the four axes of parallelism, before any of them meet.
-
-Ranks are numbered as Fleet does it: data, pipeline, sharding, tensor, the last one changing fastest, so that a
-tensor-parallel group is a run of neighbouring ranks.
-"""
+"""The layout that a run asks for, compared with its model and method before any process meets another."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune.errors import UserError
+from finetune.parallel.layout import SHARDING_STAGES, Layout, split_processes
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
     from finetune.models.family import Family
     from finetune.models.loading import ResolvedModel
-
-SHARDING_STAGES = {"stage1": 1, "stage2": 2, "stage3": 3}
-"""Words of the setting `sharding`: what replicas share out is the optimizer state, gradients too, weights too."""
+    from finetune.settings.arguments import Arguments
 
 _MOST_ROWS = 16
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Where a rank stands on each axis, counted from 0."""
-
-    data: int
-    pipeline: int
-    sharding: int
-    tensor: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Degrees of the four axes.
-
-    Attributes:
-        data: Replicas whose optimizer state is not shared.
-        pipeline: Stages that hold consecutive layers.
-        sharding: Replicas that share out the optimizer state (and, by stage, gradients and weights).
-        tensor: Ranks that hold slices of every layer.
-    """
-
-    data: int = 1
-    pipeline: int = 1
-    sharding: int = 1
-    tensor: int = 1
-
-    def __str__(self) -> str:
-        return (
-            f"tensor {self.tensor} x pipeline {self.pipeline} x sharding {self.sharding} x data {self.data}"
-        )
-
-    @property
-    def world(self) -> int:
-        """Number of processes."""
-        return self.data * self.pipeline * self.sharding * self.tensor
-
-    @property
-    def data_world(self) -> int:
-        """Number of ranks that take different samples: replicas of either kind."""
-        return self.data * self.sharding
-
-    def coordinates(self, rank: int) -> Coordinates:
-        """Place of a global rank."""
-        rest, tensor = divmod(rank, self.tensor)
-        rest, sharding = divmod(rest, self.sharding)
-        data, pipeline = divmod(rest, self.pipeline)
-        return Coordinates(data, pipeline, sharding, tensor)
-
-    def rank(self, place: Coordinates) -> int:
-        """Global rank at a place."""
-        return (
-            (place.data * self.pipeline + place.pipeline) * self.sharding + place.sharding
-        ) * self.tensor + place.tensor
-
-    def data_rank(self, rank: int) -> int:
-        """Which share of every global batch a rank takes, in [0, data_world)."""
-        place = self.coordinates(rank)
-        return place.data * self.sharding + place.sharding
 
 
 def layout_of(args: Arguments, num_processes: int) -> Layout:
@@ -105,28 +38,6 @@ def layout_of(args: Arguments, num_processes: int) -> Layout:
             f"does not divide the {num_processes} processes of this run: change a degree or start another number"
         )
     return layout
-
-
-def split_processes(
-    num_processes: int, *, tensor: int, pipeline: int, sharding: int, sharded: bool
-) -> Layout | None:
-    """Spreads processes over the axes; None when they cannot be shared out evenly.
-
-    Args:
-        num_processes: How many there are.
-        tensor: Degree; below 1 means 1.
-        pipeline: Degree; below 1 means 1.
-        sharding: Degree; -1 means all that the other two leave, as in PaddleNLP.
-        sharded: Whether anything is sharded at all; else that degree is 1.
-    """
-    tensor, pipeline = max(tensor, 1), max(pipeline, 1)
-    replicas, rest = divmod(num_processes, tensor * pipeline)
-    if rest:
-        return None
-    shards = (replicas if sharding == -1 else max(sharding, 1)) if sharded else 1
-    if replicas % shards:
-        return None
-    return Layout(data=replicas // shards, pipeline=pipeline, sharding=shards, tensor=tensor)
 
 
 def sharding_stage(args: Arguments) -> int:
@@ -172,7 +83,7 @@ def check_topology(
             nearest = nearest_layouts(layout, lambda each: not faults_of(each, 1), sharded=sharded)
             note = " (with virtual_pp_degree 1)" if nearest else ""
         faults.append(_nearest_line(layout.world, nearest) + note)
-    faults += _sequence_faults(family, args)
+    faults += _layer_faults(family, args)
     if faults:
         raise UserError(faults)
 
@@ -203,7 +114,7 @@ def _method_faults(layout: Layout, args: Arguments, virtual_degree: int) -> list
     return faults
 
 
-def _sequence_faults(family: Family, args: Arguments) -> list[str]:
+def _layer_faults(family: Family, args: Arguments) -> list[str]:
     """What no other layout would mend."""
     faults = []
     if args.training.sequence_parallel and not family.sequence_parallel:
@@ -215,6 +126,11 @@ def _sequence_faults(family: Family, args: Arguments) -> list[str]:
         faults.append(
             "sequence_parallel and prefix_tuning are both true, but a prefix stands before whole rows: "
             "set sequence_parallel to false"
+        )
+    if args.model.use_flash_attention and args.data.zero_padding and family.fused_packing == "refused":
+        faults.append(
+            "use_flash_attention and zero_padding are both true, but nothing keeps packed samples apart in the fused "
+            f"attention of family {family.name}: set one of them to false"
         )
     return faults
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,23 +23,39 @@ if TYPE_CHECKING:
     from finetune.training.rows import Batch, Rows
 
 
+@dataclass(frozen=True)
+class StepBatch:
+    """What a rank trains on in an optimizer step.
+
+    Attributes:
+        micro_batches: This rank's part of the global batch.
+        num_tokens: Of the whole global batch, without padding.
+        num_label_tokens: Labels of the whole global batch that are not IGNORE_INDEX. Every rank knows it without
+            asking the others: a loss is divided by it before its backward pass.
+        note: What the person should know; "" for nothing.
+    """
+
+    micro_batches: list[Batch]
+    num_tokens: int
+    num_label_tokens: int
+    note: str = ""
+
+
 class BatchSource(Protocol):
     """What the training loop asks for.
 
     Attributes:
         steps_per_epoch: Optimizer steps in one pass over the data; None when that is not known.
-        say: Shows a line to the person.
     """
 
     steps_per_epoch: int | None
-    say: Callable[[str], None]
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def batch(self, step: int) -> StepBatch:
         """This rank's part of the global batch of a step, counted from 0; asked for in order."""
         ...
 
     def epoch(self, num_steps: int) -> float:
-        """Passes over the data that are done after this many steps."""
+        """Passes over the data that are done after this many steps; one batch more may have been asked for."""
         ...
 
     def ends_epoch(self, num_steps: int) -> bool:
@@ -46,7 +63,12 @@ class BatchSource(Protocol):
         ...
 
     def save(self, folder: Path, num_steps: int) -> dict[str, Any]:
-        """Writes what is bulky into a checkpoint; returns the rest of the position, as JSON."""
+        """Writes what is bulky into a checkpoint; returns the rest of the position, as JSON.
+
+        Args:
+            folder: The checkpoint.
+            num_steps: Whose batches are trained on; one batch more may have been asked for.
+        """
         ...
 
     def restore(self, checkpoint: Path, position: Mapping[str, Any]) -> str | None:
@@ -60,8 +82,12 @@ class BatchSource(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Frees what the source holds; no batch is asked for afterwards."""
+    def close(self) -> str:
+        """Frees what the source holds; no batch is asked for afterwards.
+
+        Returns:
+            What the person should know; "" for nothing.
+        """
         ...
 
 
@@ -79,19 +105,23 @@ class MapSource:
     def __init__(
         self, rows: Rows, order: GlobalOrder, *, micro_batch_size: int, rank: int = 0, world: int = 1
     ):
-        self.say: Callable[[str], None] = _say_nothing
         self.rows, self.order = rows, order
         self.steps_per_epoch: int | None = order.steps_per_epoch
         self._layout: dict[str, int] = {"micro_batch_size": micro_batch_size, "rank": rank, "world": world}
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def batch(self, step: int) -> StepBatch:
         """This rank's part of the global batch of a step.
 
-        All ranks get the same number; one that is out of samples repeats the batch's first as an idle one.
+        All ranks get the same number of micro-batches; one that is out of samples repeats the batch's first as an
+        idle one.
         """
         _, indices = self.order.batch(step)
         parts = split(indices, **self._layout)
-        return [self.rows.batch(part) if len(part) else self.rows.batch(indices[:1]).idle() for part in parts]
+        micro_batches = [
+            self.rows.batch(part) if len(part) else self.rows.batch(indices[:1]).idle() for part in parts
+        ]
+        num_tokens = int(self.rows.lengths[indices].sum())
+        return StepBatch(micro_batches, num_tokens, self.rows.count_label_tokens(indices))
 
     def epoch(self, num_steps: int) -> float:
         """Passes over the data, in whole steps."""
@@ -118,8 +148,9 @@ class MapSource:
             return "warning: the training data changed since this run began; its curve will change too."
         return None
 
-    def close(self) -> None:
-        """Nothing to free."""
+    def close(self) -> str:
+        """Nothing to free, nothing to tell."""
+        return ""
 
 
 class StreamSource:
@@ -133,12 +164,11 @@ class StreamSource:
     steps_per_epoch: int | None = None
 
     def __init__(self, process: StreamProcess, make_rows: Callable[[list[Bin]], Batch]):
-        self.say: Callable[[str], None] = _say_nothing
         self._process, self._make_rows = process, make_rows
         self._epochs: dict[int, float] = {0: 0.0}
         self._summary = self._told_fault = ""
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def batch(self, step: int) -> StepBatch:
         """This rank's part of the global batch of a step.
 
         Raises:
@@ -148,15 +178,16 @@ class StreamSource:
         if self._process.pid is None:
             self._process.start(step)
         answer = self._process.batch(step)
-        self._epochs = {step + 1: answer.epoch}
-        self._summary = answer.summary
+        self._epochs = {step: self._epochs.get(step, 0.0), step + 1: answer.epoch}
+        self._summary, note = answer.summary, ""
         if answer.first_fault and not self._told_fault:
             self._told_fault = answer.first_fault
-            self.say(f"warning: faulty lines are skipped, the first: {answer.first_fault}")
-        return [self._make_rows(rows) for rows in answer.micro_batches]
+            note = f"warning: faulty lines are skipped, the first: {answer.first_fault}"
+        micro_batches = [self._make_rows(rows) for rows in answer.micro_batches]
+        return StepBatch(micro_batches, answer.num_tokens, answer.num_label_tokens, note)
 
     def epoch(self, num_steps: int) -> float:
-        """Passes over the data, an estimate in the first; known for the newest batch alone."""
+        """Passes over the data, an estimate in the first; known after the newest batch and the one before it."""
         return self._epochs[num_steps]
 
     def ends_epoch(self, num_steps: int) -> bool:
@@ -186,15 +217,10 @@ class StreamSource:
         self._process.start(int(position["step"]), (position["stream"], load_arrays(checkpoint)))
         return None
 
-    def close(self) -> None:
-        """Ends the process and tells what became of the lines."""
+    def close(self) -> str:
+        """Ends the process; returns what became of the lines."""
         self._process.close()
-        if self._summary:
-            self.say(f"Data, train, as far as read: {self._summary}")
-
-
-def _say_nothing(_line: str) -> None:
-    pass
+        return f"Data, train, as far as read: {self._summary}" if self._summary else ""
 
 
 def make_share(global_batch_size: int, *, micro_batch_size: int, rank: int, world: int) -> list[np.ndarray]:

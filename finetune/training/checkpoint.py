@@ -5,17 +5,21 @@ manifest with the size and hash of each file is written last, and only then the 
 gets its name by one rename. Several processes write their files into the same folder; rank 0 makes it and names it,
 when all have told that they are done. Whatever moment a process dies at, the folders that carry a
 checkpoint's name are complete; should a file be altered afterwards, the manifest tells.
+
+A folder without a manifest was written by somebody else, whatever its name: it is never continued from, rotated away
+or overwritten.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetune.files import sync_folder, write_json
@@ -26,8 +30,12 @@ MANIFEST_NAME = "manifest.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 TEMPORARY_PREFIX = "tmp-checkpoint-"
 REPLACED_PREFIX = "replaced-checkpoint-"
+KEPT_PREFIX = "kept-checkpoint-"
+"""Begins the name of a folder that stood in a checkpoint's place and is not ours to delete."""
 _CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}(\d+)")
 _CHUNK_BYTES = 1 << 22
+_MAX_MANIFEST_BYTES = 1 << 26
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -37,9 +45,22 @@ def step_of(checkpoint: Path) -> int:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """All checkpoint folders of a run, oldest step first, valid or not."""
+    """All checkpoint folders that this program wrote, oldest step first, damaged or not."""
+    return [path for path in _named_like_checkpoints(output_dir) if _is_own(path)]
+
+
+def list_foreign(output_dir: Path) -> list[Path]:
+    """Folders named like checkpoints that have no manifest: another program wrote them."""
+    return [path for path in _named_like_checkpoints(output_dir) if not _is_own(path)]
+
+
+def _named_like_checkpoints(output_dir: Path) -> list[Path]:
     found = [path for path in Path(output_dir).glob(f"{CHECKPOINT_PREFIX}*") if step_of(path) >= 0]
     return sorted(found, key=step_of)
+
+
+def _is_own(checkpoint: Path) -> bool:
+    return (checkpoint / MANIFEST_NAME).is_file()
 
 
 def write_checkpoint(
@@ -91,12 +112,22 @@ def write_checkpoint(
 
 def _give_name(temporary: Path, final: Path) -> None:
     replaced = final.with_name(f"{REPLACED_PREFIX}{step_of(final)}")
-    if final.exists():
+    if final.exists() and not _is_own(final):
+        os.rename(final, _free_name(final))
+    elif final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(final, replaced)
     os.rename(temporary, final)
     sync_folder(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _free_name(checkpoint: Path) -> Path:
+    """A name for a folder that is kept although a checkpoint takes its place."""
+    names = (
+        checkpoint.with_name(f"{KEPT_PREFIX}{step_of(checkpoint)}-{number}") for number in itertools.count(1)
+    )
+    return next(path for path in names if not path.exists())
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -129,28 +160,56 @@ def _digest(file) -> str:
 
 def find_fault(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None when its manifest holds for every file."""
+    path = checkpoint / MANIFEST_NAME
     try:
-        manifest = json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ValueError("it is too long")
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        _check_manifest(manifest, checkpoint)
     except FileNotFoundError:
         return f"it has no {MANIFEST_NAME}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"its {MANIFEST_NAME} cannot be read ({error})"
-    for name, facts in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
-        with open(path, "rb") as file:
-            if _digest(file) != facts["sha256"]:
-                return f"{name} was altered after it was written"
-    return None
+    try:
+        faults = (_find_file_fault(checkpoint, name, facts) for name, facts in manifest["files"].items())
+        return next((fault for fault in faults if fault), None)
+    except OSError as error:
+        return f"it cannot be read ({error})"
+
+
+def _check_manifest(manifest: Any, checkpoint: Path) -> None:
+    """Raises ValueError for a manifest that this program has not written for a folder of that name."""
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict) or not manifest["files"]:
+        raise ValueError("it lists no files")
+    if step_of(checkpoint) >= 0 and manifest.get("step") != step_of(checkpoint):
+        raise ValueError(f"it belongs to step {manifest.get('step')!r}")
+    for name, facts in manifest["files"].items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+            raise ValueError(f"{name!r} is no file of the folder")
+        is_complete = (
+            isinstance(facts, dict)
+            and type(facts.get("size")) is int
+            and isinstance(facts.get("sha256"), str)
+            and _SHA256.fullmatch(facts["sha256"])
+        )
+        if not is_complete:
+            raise ValueError(f"it has no size and hash of {name}")
+
+
+def _find_file_fault(checkpoint: Path, name: str, facts: Mapping[str, Any]) -> str | None:
+    path = checkpoint / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != facts["size"]:
+        return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
+    with open(path, "rb") as file:
+        return None if _digest(file) == facts["sha256"] else f"{name} was altered after it was written"
 
 
 def newest_valid_checkpoint(output_dir: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose manifest holds; each newer broken one is named in a warning."""
-    for checkpoint in reversed(list_checkpoints(output_dir)):
+    """The newest checkpoint whose manifest holds; each newer one that cannot be used is named in a warning."""
+    for checkpoint in reversed(_named_like_checkpoints(output_dir)):
         fault = find_fault(checkpoint)
         if fault is None:
             return checkpoint
@@ -159,9 +218,12 @@ def newest_valid_checkpoint(output_dir: Path, warn: Callable[[str], None]) -> Pa
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Deletes what a killed run had begun to write and never finished."""
+    """Deletes what a killed run had begun to write, or to delete, and never finished."""
     for path in Path(output_dir).glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in Path(output_dir).glob(f"{REPLACED_PREFIX}*"):
+        if not _is_own(path):  # `rotate` takes the manifest first
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(output_dir: Path, *, beyond: int = -1) -> None:
@@ -199,7 +261,16 @@ def rotate(output_dir: Path, *, keep: int | None, best: Path | None, newest: Pat
         candidates = [path for path in checkpoints if path not in protected]
         doomed += candidates[: len(candidates) - spare]
     for path in doomed:
-        # A folder that loses its manifest first can never be mistaken for a checkpoint half-way.
-        (path / MANIFEST_NAME).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        _delete(path)
     return doomed
+
+
+def _delete(checkpoint: Path) -> None:
+    """Deletes a checkpoint; killed half-way, it leaves a folder that nobody takes for one."""
+    if step_of(checkpoint) >= 0:
+        target = checkpoint.with_name(f"{REPLACED_PREFIX}{step_of(checkpoint)}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(checkpoint, target)
+        checkpoint = target
+    (checkpoint / MANIFEST_NAME).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)

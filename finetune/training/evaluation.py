@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from finetune.data.collate import collate_prompts
+from finetune.parallel.flat_slices import plain_arithmetic
 from finetune.parallel.groups import ProcessGroups
 from finetune.training.loss import LabelPositions, best_tokens, logits_of, token_loss_sum
 from finetune.training.metrics import generation_metrics, loss_metrics
@@ -82,32 +83,37 @@ class LossEvaluation:
 
     def run(self, parallel: ParallelModel, advance: Callable[[], None]) -> dict[str, float]:
         """Returns `loss` (nats per label token), `perplexity` and `accuracy` (0 to 1)."""
-        sums = [0.0, 0.0, 0.0]
+        import paddle
+
+        sums = paddle.zeros([3], dtype="float64")  # read once, at the end
         for indices in self._batches:
             batch = (
                 self.rows.batch(indices) if len(indices) else self.rows.batch(np.zeros(1, np.int64)).idle()
             )
             counted = self._run_batch(parallel, batch)
-            sums = [total + value * batch.weight for total, value in zip(sums, counted, strict=True)]
+            if counted is not None and batch.weight:
+                with plain_arithmetic():
+                    sums = sums + counted
             advance()
         loss_sum, num_tokens, num_correct = parallel.total(sums)
         return loss_metrics(loss_sum, int(num_tokens), int(num_correct))
 
-    def _run_batch(self, parallel: ParallelModel, batch: Batch) -> tuple[float, float, float]:
-        """Loss, label tokens and right tokens of a batch; zeros where the logits are not computed."""
+    def _run_batch(self, parallel: ParallelModel, batch: Batch) -> Any:
+        """Loss, label tokens and right tokens of a batch, float64 [3]; None where the logits are not computed."""
         import paddle
 
-        labels = paddle.to_tensor(batch.labels)
-        chosen = self.label_positions.only(labels) if self.label_positions else nullcontext(labels)
+        chosen = self.label_positions.only(batch.labels) if self.label_positions else nullcontext()
         with chosen as label_ids:
             outputs = parallel.forward(batch.tensors())
         if outputs is None:
-            return 0.0, 0.0, 0.0
-        with paddle.no_grad():
+            return None
+        assert label_ids is not None, "the ranks that compute logits restrict them to the labels"
+        with plain_arithmetic():
             logits, group = logits_of(outputs), parallel.logits_group
-            loss = float(token_loss_sum(logits, label_ids, group))
-            num_correct = int((best_tokens(logits, group) == label_ids).sum())
-        return loss, float(label_ids.shape[0]), float(num_correct)
+            loss = token_loss_sum(logits, label_ids, group)
+            num_correct = (best_tokens(logits, group) == label_ids).sum()
+            counts = (loss, paddle.full([], label_ids.shape[0], "int64"), num_correct)
+            return paddle.stack([count.astype("float64").reshape([]) for count in counts])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from finetune.data.tokenize import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -116,17 +118,20 @@ class LabelPositions:
         return logits.reshape([-1, logits.shape[-1]])
 
     @contextmanager
-    def only(self, labels: paddle.Tensor) -> Iterator[paddle.Tensor]:
-        """Within the block, logits are [labels, vocabulary]; yields the labels in that order.
+    def only(self, labels: np.ndarray) -> Iterator[paddle.Tensor]:
+        """Within the block, logits are [labels, vocabulary]; yields the labels in that order, int64.
+
+        The rows are found on the host: to find them on a GPU, the host would have to wait until it has counted them.
 
         Args:
             labels: [batch, length], int64.
         """
         import paddle
 
-        flat = labels.reshape([-1])
-        self._rows = paddle.nonzero(flat != IGNORE_INDEX).reshape([-1])
+        flat = labels.reshape(-1)
+        rows = np.flatnonzero(flat != IGNORE_INDEX)
+        self._rows = paddle.to_tensor(rows.astype(np.int64, copy=False))
         try:
-            yield flat.gather(self._rows)
+            yield paddle.to_tensor(flat[rows])
         finally:
             self._rows = None

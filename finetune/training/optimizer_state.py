@@ -19,7 +19,8 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.files import write_json
 from finetune.models.parameters import release_pages
-from finetune.models.shard_files import ShardedCheckpoint, is_scalar, open_shards, tensor_of
+from finetune.models.shard_files import open_shards
+from finetune.models.tensor_splits import is_scalar, tensor_of
 from finetune.parallel.groups import ProcessGroups
 from finetune.parallel.saving import (
     LocalTensor,
@@ -28,7 +29,8 @@ from finetune.parallel.saving import (
     save_shards,
     save_tensors_of_all,
 )
-from finetune.training.tensor_files import TensorFiles, dtype_name, open_indexed, to_tensor
+from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
+from finetune.storage.dtypes import dtype_name, to_tensor
 
 OPTIMIZER_STEM = "optimizer"
 OPTIMIZER_FILE = f"{OPTIMIZER_STEM}.safetensors"

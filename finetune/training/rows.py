@@ -6,6 +6,7 @@ one they use. A unit is what the order of the samples counts: a sample, or a bin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,10 @@ import numpy as np
 
 from finetune.data.collate import collate, collate_packed
 from finetune.data.packing import PackedSamples
-from finetune.data.sample_store import sample_lengths
+from finetune.data.sample_store import count_label_tokens, sample_lengths
 from finetune.data.tokenize import IGNORE_INDEX, Sample
 
-_MODEL_INPUTS = ("input_ids", "position_ids", "attention_mask", "attn_mask_startend_row_indices")
+_MODEL_INPUTS = ("input_ids", "position_ids", "attn_mask_startend_row_indices")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Batch:
         num_tokens: Tokens that are not padding.
         num_label_tokens: Labels that are not IGNORE_INDEX.
         weight: 0.0 for a batch that only keeps a rank in step with the others, else 1.0.
+        mask_segments: int32 [batch, segments], the lengths of what a dense mask keeps apart in each row, 0 where a
+            row has fewer; None where no dense mask is wanted.
     """
 
     inputs: dict[str, np.ndarray]
@@ -40,16 +43,28 @@ class Batch:
     num_tokens: int
     num_label_tokens: int
     weight: float = 1.0
+    mask_segments: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and tokens of each with padding."""
+        num_rows, length = self.labels.shape
+        return num_rows, length
 
     def idle(self) -> Batch:
         """This batch as one that counts nothing, for a rank that has no samples of its own left."""
         return replace(self, num_tokens=0, num_label_tokens=0, weight=0.0)
 
     def tensors(self) -> dict[str, Any]:
-        """The arguments of the model as Paddle tensors."""
+        """The arguments of the model as Paddle tensors; a dense mask, where one is wanted, is made on the device."""
         import paddle
 
-        return {name: paddle.to_tensor(array) for name, array in self.inputs.items()}
+        from finetune.training.segment_mask import make_block_mask
+
+        tensors = {name: paddle.to_tensor(array) for name, array in self.inputs.items()}
+        if self.mask_segments is not None:
+            tensors["attention_mask"] = make_block_mask(self.mask_segments, self.shape[1])
+        return tensors
 
 
 class Rows(Protocol):
@@ -64,6 +79,10 @@ class Rows(Protocol):
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The rows of some units."""
+        ...
+
+    def count_label_tokens(self, indices: np.ndarray) -> int:
+        """Labels of some units that are not IGNORE_INDEX; no row is made for it."""
         ...
 
     def fingerprint(self) -> str:
@@ -94,10 +113,14 @@ class PaddedRows:
     def __len__(self) -> int:
         return len(self.samples)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """int64 [samples], tokens of each sample."""
         return sample_lengths(self.samples)
+
+    def count_label_tokens(self, indices: np.ndarray) -> int:
+        """Labels of some samples that are not IGNORE_INDEX."""
+        return count_label_tokens(self.samples, indices)
 
     def fingerprint(self) -> str:
         """Changes when the samples do."""
@@ -134,8 +157,9 @@ class PackedRows:
         self._options: dict[str, Any] = {
             "pad_token_id": pad_token_id,
             "pad_to_multiple_of": pad_to_multiple_of,
-            "mask": mask,
+            "mask": None if mask == "block" else mask,
         }
+        self._is_masked = mask == "block"
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -144,6 +168,11 @@ class PackedRows:
     def lengths(self) -> np.ndarray:
         """int64 [bins], tokens of each bin."""
         return self.packed.lengths
+
+    def count_label_tokens(self, indices: np.ndarray) -> int:
+        """Labels of some bins that are not IGNORE_INDEX."""
+        samples = [self.packed.packing[int(i)] for i in indices]
+        return count_label_tokens(self.packed.samples, np.concatenate(samples))
 
     def fingerprint(self) -> str:
         """Changes when the samples do."""
@@ -156,7 +185,10 @@ class PackedRows:
             [(int(length), int(index)) for length, index in zip(lengths, row, strict=True) if length]
             for lengths, row in zip(arrays["segment_lengths"], arrays["sample_indices"], strict=True)
         ]
-        return _to_batch(arrays, segments, names=_MODEL_INPUTS)
+        batch = _to_batch(arrays, segments, names=_MODEL_INPUTS)
+        if not self._is_masked:
+            return batch
+        return replace(batch, mask_segments=arrays["segment_lengths"].astype(np.int32))
 
 
 def hash_samples(samples: Sequence[Sample]) -> str:

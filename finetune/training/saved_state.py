@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from paddlenlp.trainer.trainer_callback import TrainerState
 
 from finetune.adapters.checkpoint import is_adapter, load_adapter_weights, save_adapter
-from finetune.files import give_usual_mode, write_json
+from finetune.files import write_json
 from finetune.models.loading import load_weights
 from finetune.parallel.joint_steps import together
-from finetune.parallel.saving import save_model_shards, save_model_weights
+from finetune.parallel.saving import save_model_weights
 from finetune.training.optimizer_state import load_optimizer, load_scheduler, save_optimizer, save_scheduler
 
 if TYPE_CHECKING:
@@ -73,15 +73,11 @@ class SavedState:
         if is_adapter(model):
             num_tokens = len(trainer.tokenizer)
             save_adapter(model, folder, groups, num_tokens=num_tokens, unified=unified, whole=whole)
-        elif unified:
-            save_model_weights(model, folder, groups, whole=whole)
         else:
-            save_model_shards(model, folder, groups, whole=whole)
+            save_model_weights(model, folder, groups, unified=unified, whole=whole)
         with together(groups):
             if groups.is_first:
                 trainer.tokenizer.save_pretrained(str(folder))
-                for path in folder.glob("*.safetensors"):
-                    give_usual_mode(path)
 
     def restore(self, checkpoint: Path) -> None:
         """Takes up weights, optimizer, schedule and position where a checkpoint left them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.arguments import Arguments
+    from finetune.settings.arguments import Arguments
 
 
 def build_training_arguments(args: Arguments) -> Any:
@@ -16,7 +16,9 @@ def build_training_arguments(args: Arguments) -> Any:
     from paddlenlp.trainer import TrainingArguments
     from paddlenlp.transformers.configuration_utils import llmmetaclass
 
-    from finetune.arguments import SECRETS
+    from finetune.settings.registry import known_settings
+
+    secrets = {name for name, setting in known_settings().items() if setting.is_secret}
 
     @llmmetaclass
     class FinetuneTrainingArguments(TrainingArguments):
@@ -41,7 +43,7 @@ def build_training_arguments(args: Arguments) -> Any:
 
         def to_dict(self) -> dict[str, Any]:
             """Settings as they may be written to a log: without keys and tokens."""
-            return {name: value for name, value in super().to_dict().items() if name not in SECRETS}
+            return {name: value for name, value in super().to_dict().items() if name not in secrets}
 
     # Master gradients are kept where gradients are summed over processes (finetune/parallel/local_gradients.py).
     arguments = FinetuneTrainingArguments(**args.training_kwargs() | {"amp_master_grad": False})

@@ -1,19 +1,25 @@
-"""The forward and backward passes of one optimizer step, micro-batch by micro-batch."""
+"""The forward and backward passes of one optimizer step, micro-batch by micro-batch.
+
+A host that reads a number from a GPU waits until the GPU has done everything before it, and the GPU then waits for the
+host. So a step reads once, at its end: the loss, the gradient norm and whether to stop come together (`end_step`).
+What a forward or backward pass needs to know, such as the number of label tokens, the host knows from the data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from finetune.errors import RunError
 from finetune.training.loss import logits_of, token_loss_sum
 from finetune.training.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from finetune.parallel.groups import ProcessGroups
-    from finetune.training.rows import Batch
+    from finetune.parallel.parallel_model import ParallelModel
+    from finetune.training.batch_source import StepBatch
     from finetune.training.trainer import FinetuneTrainer
 
 
@@ -23,16 +29,17 @@ class StepWork:
     Args:
         trainer: Gives the model and what surrounds it.
         step: Counted from 0.
-        batches: This rank's micro-batches.
-        num_label_tokens: Of the whole global batch.
+        batch: This rank's part of the global batch.
     """
 
-    def __init__(
-        self, trainer: FinetuneTrainer, step: int, batches: Sequence[Batch], *, num_label_tokens: int
-    ):
-        self.trainer, self.step, self.batches = trainer, step, batches
-        self.num_label_tokens = num_label_tokens
+    def __init__(self, trainer: FinetuneTrainer, step: int, batch: StepBatch):
+        self.trainer, self.step, self.batches = trainer, step, batch.micro_batches
+        self.num_label_tokens = batch.num_label_tokens
         self._label_ids: Any = None
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Rows and tokens of each, of a micro-batch."""
+        return self.batches[number].shape
 
     @contextmanager
     def context(self, number: int) -> Iterator[None]:
@@ -43,8 +50,7 @@ class StepWork:
             for source in trainer.randomness:
                 stack.enter_context(source.active(self.step, batch.segments))
             if trainer.label_positions:
-                labels = paddle.to_tensor(batch.labels)
-                self._label_ids = stack.enter_context(trainer.label_positions.only(labels))
+                self._label_ids = stack.enter_context(trainer.label_positions.only(batch.labels))
             yield
 
     def forward(self, number: int) -> Any:
@@ -64,11 +70,30 @@ class StepWork:
         self.trainer.parallel.replicas.after_micro_batch()
 
 
-def count_tokens(batches: Sequence[Batch], groups: ProcessGroups, *, stop: bool) -> tuple[int, int, bool]:
-    """Tokens and label tokens of the whole global batch, and whether any rank was told to stop."""
-    # The ranks of one model have the same batches; the first of them counts.
-    own = groups.model.is_first
-    num_tokens = sum(batch.num_tokens for batch in batches) if own else 0
-    num_label_tokens = sum(batch.num_label_tokens for batch in batches) if own else 0
-    sums = groups.world.all_reduce_numbers([num_tokens, num_label_tokens, float(stop)])
-    return int(sums[0]), int(sums[1]), sums[2] > 0
+def end_step(
+    parallel: ParallelModel, batch: StepBatch, loss: Any, *, stop: bool
+) -> tuple[float, float, bool]:
+    """Sums what the ranks computed: the one place of a step where numbers are read from the device.
+
+    Args:
+        parallel: The model, after the backward passes of all micro-batches.
+        batch: What this rank trained on.
+        loss: This rank's share of the step's loss.
+        stop: Whether this process was told to stop.
+
+    Returns:
+        The loss of the step, the L2 norm of its gradients, and whether any process was told to stop.
+
+    Raises:
+        RunError: The processes have different data.
+    """
+    # The ranks of one model have the same micro-batches; the first of them counts.
+    own = batch.micro_batches if parallel.groups.model.is_first else []
+    num_own = sum(each.num_label_tokens for each in own)
+    total_loss, norm, (num_label_tokens, num_stops) = parallel.sum_gradients(loss, [num_own, float(stop)])
+    if num_label_tokens != batch.num_label_tokens:
+        raise RunError(
+            f"the processes trained on {num_label_tokens:,.0f} label tokens together, but the global batch has "
+            f"{batch.num_label_tokens:,} here: their training data differ. Give all hosts the same files"
+        )
+    return total_loss, norm, num_stops > 0

@@ -31,8 +31,9 @@ from finetune.training.checkpoint import find_fault, rotate, step_of, write_chec
 from finetune.training.gradient_norm import clip_factor
 from finetune.training.memory import peak_memory_bytes
 from finetune.training.overflow import OverflowGuard, check_finite
+from finetune.training.prefetch import PrefetchedSource
 from finetune.training.saved_state import SavedState
-from finetune.training.step import StepWork, count_tokens
+from finetune.training.step import StepWork, end_step
 
 if TYPE_CHECKING:
     from finetune.parallel.pipe.stage import Stage
@@ -171,6 +172,7 @@ class FinetuneTrainer(Trainer):
         """
         self.is_in_train = True
         max_steps = self.plan_steps()
+        self.batches = PrefetchedSource(self.batches, max_steps)
         self.create_optimizer_and_scheduler(max_steps)
         self.state = TrainerState(max_steps=max_steps, num_train_epochs=self._num_epochs(max_steps))
         if resume_from_checkpoint is not None:
@@ -185,7 +187,8 @@ class FinetuneTrainer(Trainer):
         try:
             self._run_steps()
         finally:
-            self.batches.close()
+            if note := self.batches.close():
+                self.say(note)
             if self.progress:
                 self.progress.close()
             signal.signal(signal.SIGTERM, previous)
@@ -240,14 +243,12 @@ class FinetuneTrainer(Trainer):
         """Forward, backward and update for global batch `step`; the figures of its log record."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
         phase("reading", step + 1)
-        batches = self.batches.micro_batches(step)
-        num_tokens, num_label_tokens, self._stops = count_tokens(
-            batches, self.groups, stop=self._stop_signal is not None
-        )
-        work = StepWork(self, step, batches, num_label_tokens=num_label_tokens)
-        loss = self.parallel.train(work, len(batches))
+        batch = self.batches.batch(step)
+        if batch.note:
+            self.say(batch.note)
+        share = self.parallel.train(StepWork(self, step, batch), len(batch.micro_batches))
         phase("gradients", step + 1)
-        loss, norm = self.parallel.sum_gradients(loss)
+        loss, norm, self._stops = end_step(self.parallel, batch, share, stop=self._stop_signal is not None)
         scale = self.overflow.scale if self.overflow else 1.0
         loss, self._norm = loss / scale, norm / scale
         learning_rate = float(self.lr_scheduler.get_lr())
@@ -257,7 +258,8 @@ class FinetuneTrainer(Trainer):
             facts = {}
             check_finite(loss, self._norm, step)
         self._update_weights(skips="skipped" in facts)
-        return self._count(loss, num_tokens, num_label_tokens) | {"learning_rate": learning_rate} | facts
+        figures = self._count(loss, batch.num_tokens, batch.num_label_tokens)
+        return figures | {"learning_rate": learning_rate} | facts
 
     def _update_weights(self, *, skips: bool) -> None:
         """Clips and lets the optimizer step.

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.data.conversation import Conversation, make_conversation
+from finetune.data.sample_store import SampleStore
+from finetune.data.tokenize import Sample, SampleBuilder
 
 SPECIAL_IDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<sep>": 3}
 FIRST_CHARACTER_ID = 10
@@ -32,6 +34,13 @@ class CharacterEncoder:
     def decode(self, ids: Sequence[int]) -> str:
         names = {index: name for name, index in SPECIAL_IDS.items()}
         return "".join(names.get(int(i)) or chr(int(i) - FIRST_CHARACTER_ID) for i in ids)
+
+
+def build_sample(conversation: Conversation, encoder, template, **limits) -> Sample | None:
+    """One conversation by itself: its texts go to the tokenizer one by one."""
+    builder = SampleBuilder(encoder, template, **limits)
+    cut = builder.cut(conversation, builder.render(conversation))
+    return cut and SampleStore.from_cut([cut])[0]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The fast way from conversations to samples against the plain one."""
+"""Samples made many at once, one by one, and token by token by the rules as they are written."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from finetune.data.conversation import ASSISTANT, TEXT, TOOL, TOOL_CALL, USER, C
 from finetune.data.formats import ReadOptions, read_conversations
 from finetune.data.pieces import Piece
 from finetune.data.template import load_template
-from finetune.data.tokenize import TRAIN_ON, TRUNCATIONS, SampleBuilder, TooLongError, has_response
-from tests.conftest import REAL_DATA
-from tests.data.conftest import SPECIAL_IDS, CharacterEncoder
+from finetune.data.tokenize import IGNORE_INDEX, TRAIN_ON, TRUNCATIONS, TooLongError
+from tests.conftest import ROOT
+from tests.data.conftest import SPECIAL_IDS, CharacterEncoder, build_sample
+from tests.data.sample_rules import TOO_LONG, expect_sample
 
 
 class BulkCharacterEncoder(CharacterEncoder):
@@ -32,44 +33,45 @@ class MarkingEncoder(BulkCharacterEncoder):
         return CharacterEncoder().encode_special(text)
 
 
-def plain(conversations, builder, train_on):
-    """What `SampleBuilder` makes of each conversation."""
-    samples, dropped = [], []
-    for conversation in conversations:
-        try:
-            sample = builder.sample(conversation)
-        except TooLongError as error:
-            dropped.append(str(error))
-            continue
-        if sample is None:
-            dropped.append(has_response(conversation, only_last=train_on == "last"))
-        else:
-            samples.append(sample)
-    return samples, dropped
-
-
-def check_equal(conversations, encoder, template, **options):
+def check_equal(conversations, encoder, template, **limits):
+    """Many at once, one by one, and token by token by the rules."""
     template = load_template(template) if isinstance(template, str | None) else template
-    expected, expected_dropped = plain(
-        conversations, SampleBuilder(encoder, template, **options), options["train_on"]
-    )
+    expected, expected_dropped = [], []
+    for conversation in conversations:
+        sample = expect_sample(conversation, encoder, template, **limits)
+        (expected_dropped if sample in (None, TOO_LONG) else expected).append(sample)
+        check_single(sample, conversation, encoder, template, limits)
     dropped: list[object] = []
-
-    def note(conversation, error):
-        only_last = options["train_on"] == "last"
-        dropped.append(str(error) if error else has_response(conversation, only_last=only_last))
-
-    store = BulkBuilder(encoder, template, **options).build(conversations, note)
-    assert len(store) == len(expected)
+    builder = BulkBuilder(encoder, template, **limits)
+    store = builder.build(conversations, lambda _, error: dropped.append(error and TOO_LONG))
     assert dropped == expected_dropped
+    assert len(store) == len(expected)
     for sample, wanted in zip(store, expected, strict=True):
-        assert sample.input_ids.dtype == wanted.input_ids.dtype == np.int32
-        assert sample.input_ids.tolist() == wanted.input_ids.tolist()
-        assert sample.labels.tolist() == wanted.labels.tolist()
-        for name in ("num_label_tokens", "truncated_source", "truncated_target", "num_dropped_rounds"):
-            assert getattr(sample, name) == getattr(wanted, name), name
-    assert store.lengths.tolist() == [len(sample.input_ids) for sample in expected]
-    assert store.num_label_tokens == sum(sample.num_label_tokens for sample in expected)
+        check_sample(sample, *wanted)
+    assert store.lengths.tolist() == [len(ids) - 1 for ids, *_ in expected]
+    assert store.num_label_tokens == sum(sum(learned) for _, learned, *_ in expected)
+
+
+def check_single(wanted, conversation, encoder, template, limits):
+    try:
+        sample = build_sample(conversation, encoder, template, **limits)
+    except TooLongError:
+        assert wanted == TOO_LONG
+        return
+    if wanted in (None, TOO_LONG):
+        assert sample is None and wanted is None
+    else:
+        check_sample(sample, *wanted)
+
+
+def check_sample(sample, ids, learned, cuts, num_dropped_rounds):
+    assert sample.input_ids.dtype == sample.labels.dtype == np.int32
+    assert sample.input_ids.tolist() == ids[:-1]
+    labels = [index if flag else IGNORE_INDEX for index, flag in zip(ids, learned, strict=True)]
+    assert sample.labels.tolist() == labels[1:]
+    assert sample.num_label_tokens == sum(learned)
+    assert (sample.truncated_source, sample.truncated_target) == cuts
+    assert sample.num_dropped_rounds == num_dropped_rounds
 
 
 class TailTemplate:
@@ -126,7 +128,7 @@ CONVERSATION = st.one_of(
     prefix=st.sampled_from([(), (1,), (1, 3)]),
     encoder=st.sampled_from([CharacterEncoder, BulkCharacterEncoder, MarkingEncoder]),
 )
-def test_samples_are_those_of_the_plain_builder(
+def test_samples_follow_the_rules(
     conversations, template, truncation, train_on, max_length, src_length, prefix, encoder
 ):
     check_equal(
@@ -142,47 +144,37 @@ def test_samples_are_those_of_the_plain_builder(
 
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 @pytest.mark.parametrize("template", [None, "llama2", "alpaca"])
-def test_real_data(truncation, template, tiny_llama, monkeypatch):
-    if not REAL_DATA.is_dir():
-        pytest.skip("the real data are not here")
+def test_data_sets_of_other_shapes(truncation, template, data_sets, tiny_llama, monkeypatch):
     from finetune.models.family import get_family
     from finetune.models.fast_encoder import load_fast_encoder
 
     monkeypatch.setattr(bulk_encoding, "CHUNK_CHARACTERS", 20_000)
     encoder, reason = load_fast_encoder(tiny_llama, get_family("llama"))
     assert encoder is not None, reason
-    names = ("alpaca_zh_demo.json", "glaive_toolcall_zh_demo.json", "c4_demo.jsonl", "advertisegen/dev.json")
     options = ReadOptions(preference="chosen")
-    conversations = [
-        conversation
-        for name in names
-        for conversation in read_conversations([REAL_DATA / name], options)[:60]
-    ]
+    files = [*data_sets.values(), ROOT / "data" / "dev.json"]
+    conversations = [each for file in files for each in read_conversations([file], options)[:30]]
+    lengths = {"src_length": 200, "max_length": 600}
     for train_on in TRAIN_ON:
+        check_equal(conversations, encoder, template, **lengths, truncation=truncation, train_on=train_on)
+
+
+@pytest.mark.parametrize("num_over", [-1, 0, 1])
+@pytest.mark.parametrize("truncation", TRUNCATIONS)
+@pytest.mark.parametrize("train_on", TRAIN_ON)
+def test_at_the_limits(num_over, truncation, train_on, conversation):
+    """Sources and samples of exactly the lengths allowed, and one token more and less."""
+    source, answer = "s" * (9 + num_over), "a" * 5
+    rounds = [[(source, answer)], [("q", "a"), (source, answer)], [(source, answer), ("q", "a")]]
+    for src_length, max_length in ((10, 99), (99, 16), (10, 16)):
         check_equal(
-            conversations,
-            encoder,
-            template,
-            src_length=200,
-            max_length=600,
-            truncation=truncation,
-            train_on=train_on,
-        )
-
-
-def test_most_samples_take_the_fast_way(conversation, monkeypatch):
-    """Otherwise the other tests would compare the plain builder with itself."""
-    encoder = BulkCharacterEncoder()
-    builder = BulkBuilder(encoder, load_template("llama2"), src_length=50, max_length=80)
-    monkeypatch.setattr(builder._plain, "sample", None)
-    conversations = [conversation(("ab", "c"), ("d", "ef")), conversation(("a", "b"), system="s")]
-    store = builder.build(conversations, pytest.fail)
-    assert len(store) == 2
-    assert encoder.decode(store[1].input_ids) == "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\na [/INST] b "
+            [conversation(*turns) for turns in rounds], BulkCharacterEncoder(), None,
+            src_length=src_length, max_length=max_length, truncation=truncation, train_on=train_on,
+        )  # fmt: skip
 
 
 def test_a_text_is_not_encoded_twice(conversation):
-    """What is too long goes to the plain builder with its ids."""
+    """Nor is one that has to be cut."""
     encoder = BulkCharacterEncoder()
     builder = BulkBuilder(encoder, load_template(None), src_length=5, max_length=8)
     encoder.encode_many = lambda texts: [np.array([50] * len(text), dtype=np.int32) for text in texts]

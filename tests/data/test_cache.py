@@ -139,7 +139,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
 
 @pytest.fixture
 def arguments(tmp_path, small_data, tiny_llama):
-    from finetune.arguments import parse_arguments
+    from finetune.settings.arguments import parse_arguments
 
     def parse(**settings):
         path = write_arguments(

@@ -9,6 +9,7 @@ from finetune.data.conversation import Conversation, Message, make_conversation
 from finetune.data.template import NamedTemplate, load_template
 from finetune.data.tokenize import IGNORE_INDEX, SampleBuilder
 from finetune.errors import UserError
+from tests.data.conftest import build_sample
 
 TWO_ROUNDS = make_conversation([("q1", "a1"), ("q2", "a2")], "sys")
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -176,8 +177,8 @@ TURNS = st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size
 def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
     template = NamedTemplate(name)
     encoder = kind(names=template.special_tokens)
-    builder = SampleBuilder(encoder, template, src_length=9999, max_length=10**6, train_on=train_on)
-    sample = builder.sample(make_conversation(turns, system))
+    limits = {"src_length": 9999, "max_length": 10**6, "train_on": train_on}
+    sample = build_sample(make_conversation(turns, system), encoder, template, **limits)
     is_learned = sample.labels != IGNORE_INDEX
     assert (sample.labels[:-1] == sample.input_ids[1:])[is_learned[:-1]].all()
     learned = encoder.decode(sample.labels[is_learned].tolist())
@@ -186,7 +187,8 @@ def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
     answers = [blank.replace("{content}", answer) + end for _, answer in turns]
     assert learned == "".join(answers if train_on == "all" else answers[-1:])
     # No text of the example has become a special token: there are as many as in an example of plain texts.
-    plain = builder.sample(make_conversation([("q", "a")] * len(turns), system and "s"))
+    plain_turns = make_conversation([("q", "a")] * len(turns), system and "s")
+    plain = build_sample(plain_turns, encoder, template, **limits)
     ids, plain_ids = ([*each.input_ids, each.labels[-1]] for each in (sample, plain))
     assert [i for i in ids if i < 100] == [i for i in plain_ids if i < 100]
 
@@ -202,7 +204,7 @@ def test_tokens_that_the_tokenizer_lacks_are_refused():
 
 def test_opening_that_the_tokenizer_writes_too_is_not_doubled():
     encoder = TokenEncoder(prefix_ids=(2,), names=["<s>"])
-    sample = SampleBuilder(encoder, NamedTemplate("llama2"), src_length=99, max_length=99).sample(TWO_ROUNDS)
+    sample = build_sample(TWO_ROUNDS, encoder, NamedTemplate("llama2"), src_length=99, max_length=99)
     assert sample.input_ids.tolist().count(2) == 2
 
 
@@ -212,7 +214,6 @@ def test_blank_between_words_is_left_to_tokenizers_that_write_one():
             return super().encode(" " + text)
 
     encoder = Blanks(names=["<s>"])
-    ids = SampleBuilder(encoder, NamedTemplate("mistral"), src_length=99, max_length=99).sample(
-        make_conversation([("q", "a")])
-    )
+    chat = make_conversation([("q", "a")])
+    ids = build_sample(chat, encoder, NamedTemplate("mistral"), src_length=99, max_length=99)
     assert encoder.decode([*ids.input_ids, ids.labels[-1]]) == "<s> [INST] q [/INST] a<EOS>"

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 
 from finetune.data.dataset import DataReport, load_prompts, load_samples
@@ -8,9 +6,9 @@ from finetune.data.records import FaultCollector
 from finetune.data.source import find_split
 from finetune.data.template import PlainTemplate
 from finetune.errors import UserError
+from tests.conftest import ROOT
 
 PLAIN = PlainTemplate()
-ADVERTISEGEN = Path(__file__).resolve().parents[3] / "shared" / "data" / "advertisegen"
 
 
 def test_samples_and_report(write_lines, encoder):
@@ -135,21 +133,23 @@ def test_skipped_lines_are_told(write_lines, encoder):
     )
 
 
-@pytest.mark.skipif(not ADVERTISEGEN.is_dir(), reason="the real data set is not there")
-def test_real_data(encoder):
-    total = 0
+def test_sample_data_cut_to_length(encoder):
+    """Prompts stop where the learned tokens of the samples begin, and these are the beginning of the answer."""
     for split in ("train", "dev"):
-        files = find_split(ADVERTISEGEN, split)
-        samples, report = load_samples(files, encoder, PLAIN, src_length=100, max_length=300)
+        files = find_split(ROOT / "data", split)
+        num_cut = 0
+        samples, report = load_samples(files, encoder, PLAIN, src_length=30, max_length=100)
         assert report.num_samples == report.num_lines == len(samples) > 0
         assert not report.num_dropped
-        assert max(len(sample.input_ids) for sample in samples) < 300
-        prompts, _ = load_prompts(files, encoder, PLAIN, src_length=100)
+        assert max(len(sample.input_ids) for sample in samples) == 99
+        prompts, _ = load_prompts(files, encoder, PLAIN, src_length=30)
         assert len(prompts) == len(samples)
         for sample, prompt in zip(samples, prompts, strict=True):
             learned = [i for i in sample.labels.tolist() if i != -100]
             text = encoder.decode(learned)
             assert text.removesuffix("</s>") == prompt.target[: len(text.removesuffix("</s>"))]
             assert text.endswith("</s>") != sample.truncated_target
-        total += len(samples)
-    assert total == 800
+            assert sample.input_ids[: len(prompt.input_ids)].tolist() == prompt.input_ids.tolist()
+            num_cut += sample.truncated_target
+        assert 0 < report.num_truncated_source < len(samples)
+        assert 0 < num_cut < len(samples)

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -8,6 +7,7 @@ from finetune.data.formats import ReadOptions, read_conversations, to_conversati
 from finetune.data.records import FaultCollector, Record
 from finetune.data.template import load_template
 from finetune.errors import UserError
+from tests.texts import NUM_ROWS
 
 
 def faults_of(file):
@@ -323,31 +323,17 @@ def test_faulty_lines_are_skipped_and_counted(write_lines):
     assert faults.num_faults == 4 and faults.messages[0].startswith(f"{file}:1: not JSON")
 
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-REAL = {
-    "alpaca_zh_demo.json": 1000,
-    "identity.json": 91,
-    "glaive_toolcall_zh_demo.json": 300,
-    "c4_demo.jsonl": 300,
-    "dpo_zh_demo.json": 300,
-    "advertisegen/train.json": 700,
-    "advertisegen/dev.json": 100,
-}
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_files_read_and_render(name):
-    file = DATA / name
-    if not file.is_file():
-        pytest.skip("the real data set is not there")
+@pytest.mark.parametrize("name", NUM_ROWS)
+def test_data_sets_of_other_tools_read_and_render(data_sets, name):
+    file = data_sets[name]
     read = read_conversations([file], CHOSEN)
-    assert len(read) == REAL[name]
+    assert len(read) == NUM_ROWS[name]
     template = load_template("qwen")
     for conversation in read:
         if not conversation.is_text:
             pieces = template.render(conversation)
             learned = [piece.text for piece in pieces if piece.learned and not piece.special]
             assert learned == [turn.response for turn in conversation.turns if turn.response]
-    if name == "dpo_zh_demo.json":
-        with pytest.raises(UserError, match=r"dpo_zh_demo\.json:2: these are preference pairs"):
+    if name == "preferences.json":
+        with pytest.raises(UserError, match=r"preferences\.json:1: these are preference pairs"):
             read_conversations([file])

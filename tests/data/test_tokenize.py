@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from finetune.data.conversation import Conversation, Message
 from finetune.data.template import JsonTemplate, Piece, PlainTemplate
-from finetune.data.tokenize import IGNORE_INDEX, SampleBuilder, TooLongError, build_prompt, build_sample
+from finetune.data.tokenize import IGNORE_INDEX, SampleBuilder, TooLongError
+from tests.data.conftest import build_sample
 
 PLAIN = PlainTemplate()
 TEXT = st.text(alphabet="abcdefgh西装", max_size=30)
@@ -246,14 +247,14 @@ def test_text_after_the_last_learned_piece_is_left_out(render):
 
 
 def test_prompt(encoder, conversation):
-    prompt = build_prompt(conversation(("source", "target")), encoder, PLAIN, src_length=50)
+    prompt = SampleBuilder(encoder, PLAIN, src_length=50).prompt(conversation(("source", "target")))
     assert encoder.decode(prompt.input_ids) == "<s>source"
     assert prompt.input_ids.dtype == np.int32
     assert (prompt.source, prompt.target, prompt.truncated_source) == ("source", "target", False)
 
 
 def test_prompt_is_cut_on_the_left(encoder, conversation):
-    prompt = build_prompt(conversation(("source", "target")), encoder, PLAIN, src_length=4)
+    prompt = SampleBuilder(encoder, PLAIN, src_length=4).prompt(conversation(("source", "target")))
     assert (encoder.decode(prompt.input_ids), prompt.source, prompt.truncated_source) == (
         "<s>rce",
         "source",
@@ -263,26 +264,39 @@ def test_prompt_is_cut_on_the_left(encoder, conversation):
 
 @pytest.mark.parametrize(("src_length", "expected"), [(8, "<s>q1a1</s>q2"), (7, "<s>q2"), (2, "<s>2")])
 def test_prompt_of_several_rounds(encoder, conversation, src_length, expected):
-    prompt = build_prompt(conversation(("q1", "a1"), ("q2", "a2")), encoder, PLAIN, src_length=src_length)
+    prompt = SampleBuilder(encoder, PLAIN, src_length=src_length).prompt(
+        conversation(("q1", "a1"), ("q2", "a2"))
+    )
     assert encoder.decode(prompt.input_ids) == expected
     assert prompt.source == "q1a1q2"
     assert prompt.num_dropped_rounds == ("q1" not in expected)
 
 
+def test_prompt_behind_a_tool_call_is_cut_on_the_left(encoder):
+    """The call is an answer of its own, and yet a part of what is shown."""
+    roles = ["user", "tool_call", "tool", "assistant"]
+    chat = Conversation(tuple(Message(role, str(i) * 3) for i, role in enumerate(roles)))
+    for src_length, expected in ((11, "<s>000111</s>222"), (8, "<s>111</s>222"), (4, "<s>222")):
+        prompt = SampleBuilder(encoder, PLAIN, src_length=src_length).prompt(chat)
+        assert encoder.decode(prompt.input_ids) == expected
+        assert prompt.truncated_source == (src_length < 11)
+
+
 def test_prompt_of_a_template(encoder, conversation):
-    prompt = build_prompt(conversation(("q", "a")), encoder, CHAT, src_length=50)
+    prompt = SampleBuilder(encoder, CHAT, src_length=50).prompt(conversation(("q", "a")))
     assert prompt.input_ids.tolist() == [1, *encoder.encode("SQq"), 3]
 
 
 def test_prompt_without_any_token(make_encoder, conversation):
-    assert build_prompt(conversation(("", "a")), make_encoder(prefix_ids=()), PLAIN, src_length=5) is None
+    builder = SampleBuilder(make_encoder(prefix_ids=()), PLAIN, src_length=5)
+    assert builder.prompt(conversation(("", "a"))) is None
 
 
 @given(prompt=TEXT, response=TEXT.filter(bool), src_length=LENGTHS)
 def test_generation_starts_where_training_did(encoder, conversation, prompt, response, src_length):
     chat = conversation((prompt, response))
     sample = build_sample(chat, encoder, PLAIN, src_length=src_length, max_length=200)
-    start = build_prompt(chat, encoder, PLAIN, src_length=src_length).input_ids.tolist()
+    start = SampleBuilder(encoder, PLAIN, src_length=src_length).prompt(chat).input_ids.tolist()
     assert full_ids(sample)[: len(start)] == start
     assert len(start) + sample.num_label_tokens == len(full_ids(sample))
 
@@ -293,8 +307,8 @@ def test_generation_starts_where_training_did(encoder, conversation, prompt, res
 @pytest.fixture(scope="session")
 def build(encoder, conversation):
     def run(*turns, src_length=4, max_length=8, template=PLAIN, **settings):
-        builder = SampleBuilder(encoder, template, src_length=src_length, max_length=max_length, **settings)
-        sample = builder.sample(conversation(*turns))
+        limits = {"src_length": src_length, "max_length": max_length, **settings}
+        sample = build_sample(conversation(*turns), encoder, template, **limits)
         return sample and show(encoder, sample)
 
     return run
@@ -328,9 +342,9 @@ def test_prompt_that_must_not_be_cut(encoder, conversation):
 def test_running_text_is_learned_from_its_first_token(encoder):
     text = Conversation((Message("text", "once upon"),))
     for template in (PLAIN, CHAT):
-        builder = SampleBuilder(encoder, template, src_length=2, max_length=50, train_on="last")
-        assert show(encoder, builder.sample(text)) == "<s>{once upon</s>}"
-        short = SampleBuilder(encoder, template, src_length=2, max_length=5).sample(text)
+        whole = build_sample(text, encoder, template, src_length=2, max_length=50, train_on="last")
+        assert show(encoder, whole) == "<s>{once upon</s>}"
+        short = build_sample(text, encoder, template, src_length=2, max_length=5)
         assert show(encoder, short) == "<s>{once}" and short.truncated_target
 
 
@@ -348,6 +362,6 @@ def test_rounds_with_tools_are_dropped_whole(encoder):
     roles = ["user", "tool_call", "tool", "assistant", "user", "assistant"]
     conversation = Conversation(tuple(Message(role, str(i) * 2) for i, role in enumerate(roles)))
     for max_length, expected in ((17, "<s>00{11</s>}22{33</s>}44{55</s>}"), (15, "<s>44{55</s>}")):
-        sample = SampleBuilder(encoder, PLAIN, src_length=9, max_length=max_length).sample(conversation)
+        sample = build_sample(conversation, encoder, PLAIN, src_length=9, max_length=max_length)
         assert show(encoder, sample) == expected
     assert sample.num_dropped_rounds == 1

@@ -11,7 +11,7 @@ from paddle.distributed.fleet.recompute import recompute
 from paddle.distributed.fleet.utils import sequence_parallel_utils as sequence
 
 from finetune.parallel.groups import start_groups
-from finetune.parallel.topology import Layout
+from finetune.parallel.layout import Layout
 
 groups = start_groups(Layout(tensor=2), device="cpu")
 rank, group = groups.rank, groups.tensor.handle

@@ -9,9 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +16,11 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.distributed.server_runs import ROOT, Curve, RankServer, Run
+
 NUM_STEPS = 20
 GLOBAL_BATCH_SIZE = 8
 TOLERANCE = 1e-5
-TAIL_LINES = 25
-
-Curve = dict[str, dict[int, float]]
-"""Figures by name and step."""
 
 FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma")
 GROUPED = ("chatglm2", "qwen2", "mistral", "gemma")
@@ -188,68 +182,6 @@ def build_data(folder: Path, num_train: int = NUM_TRAIN, num_dev: int = NUM_DEV)
 # ------------------------------------------------------------------------------------------------ running
 
 
-@dataclass(frozen=True)
-class Run:
-    """What came of a run.
-
-    Attributes:
-        folder: Its output folder.
-        codes: Exit codes by rank.
-        logs: What each rank wrote.
-        seconds: Wall time.
-        timed_out: Whether it was stopped.
-    """
-
-    folder: Path
-    codes: tuple[int, ...]
-    logs: tuple[str, ...]
-    seconds: float
-    timed_out: bool = False
-
-    @property
-    def refusal(self) -> str:
-        """Why the run was refused, in the program's words; "" when it was not."""
-        if set(self.codes) != {2}:
-            return ""
-        lines = [
-            line.partition("error: ")[2] for line in self.logs[0].splitlines() if line.startswith("error: ")
-        ]
-        return lines[0] if lines else "?"
-
-    def tails(self) -> str:
-        """The last lines of each rank."""
-        parts = ["the time was over" if self.timed_out else f"exit codes {self.codes}"]
-        for rank, log in enumerate(self.logs):
-            parts += [f"--- rank {rank}, last lines", *log.splitlines()[-TAIL_LINES:]]
-        return "\n".join(parts)
-
-    def check(self) -> Run:
-        """This run, if it succeeded.
-
-        Raises:
-            AssertionError: With every rank's last lines.
-        """
-        if any(self.codes):
-            raise AssertionError(f"the run failed\n{self.tails()}")
-        return self
-
-    def curve(self) -> Curve:
-        """What is compared, by name and step."""
-        found: Curve = {}
-        for line in (self.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            for name in _COMPARED:
-                if name in record:
-                    found.setdefault(name, {})[record["step"]] = float(record[name])
-        return found
-
-
-_COMPARED = (
-    "loss", "grad_norm", "learning_rate", "num_tokens", "num_label_tokens",
-    "eval_loss", "eval_perplexity", "eval_accuracy",
-)  # fmt: skip
-
-
 def curve_from(curve: Curve, first_step: int) -> Curve:
     """The part of a curve from a step on."""
     return {
@@ -279,78 +211,6 @@ def _relative(value: float, expected: float) -> float:
     if not (math.isfinite(value) and math.isfinite(expected)):
         return math.inf
     return abs(value - expected) / max(abs(expected), 1e-12)
-
-
-class RankServer:
-    """Starts runs in forks of one process that has loaded the libraries; see `rank_server.py`."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._count = 0
-        drop = ("PADDLE_", "FLAGS_", "MASTER_", "POD_", "TRAINER_", "MKL_NUM", "OMP_NUM")
-        env = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
-        env |= {
-            "PYTHONPATH": str(ROOT),
-            "MKL_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-            "GLOG_minloglevel": "2",
-        }
-        self._log = (folder / "server.log").open("w", encoding="utf-8")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.rank_server"],
-            cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-        )  # fmt: skip
-        if self._answer() != "ready":
-            raise RuntimeError(Path(self._log.name).read_text(encoding="utf-8"))
-
-    def run(
-        self, settings: Mapping[str, Any], world: int = 1, *, timeout: float = 120, folder: Path | None = None
-    ) -> Run:
-        """Runs the entry script on so many processes.
-
-        Args:
-            settings: Arguments by name, without `output_dir`.
-            world: Number of processes.
-            timeout: Seconds after which they are ended.
-            folder: The run's output folder; a fresh one by default.
-        """
-        self._count += 1
-        home = self.folder / f"run-{self._count}"
-        home.mkdir()
-        output = folder or home / "out"
-        arguments = home / "arguments.json"
-        arguments.write_text(json.dumps({**settings, "output_dir": str(output)}), encoding="utf-8")
-        request = {"argv": [str(arguments)], "world": world, "timeout": timeout, "logs": str(home)}
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._answer()
-        if not line:
-            raise RuntimeError(
-                f"the server ended\n{Path(self._log.name).read_text(encoding='utf-8')[-3000:]}"
-            )
-        answer = json.loads(line)
-        logs = tuple(
-            path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-            for path in (home / f"rank.{rank}.log" for rank in range(world))
-        )
-        return Run(output, tuple(answer["codes"]), logs, answer["seconds"], answer["timed_out"])
-
-    def close(self) -> None:
-        """Ends the server; its children end with it."""
-        assert self._process.stdin
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
-
-    def _answer(self) -> str:
-        assert self._process.stdout
-        return self._process.stdout.readline().strip()
 
 
 class Bench:

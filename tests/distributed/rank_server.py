@@ -23,11 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.device_reads import watch_run
+
 ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("adapters", "data", "models", "parallel", "parallel.pipe", "training")
+_PACKAGES = ("adapters", "data", "half_precision", "models", "parallel", "parallel.pipe", "training")
 _PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 15.0
 STOPPED = -9
+ENTRY = "finetune_generation"
 
 
 def serve() -> None:
@@ -77,10 +80,12 @@ def _import_all() -> None:
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
-    """One run: its ranks' exit codes, and whether its time was over.
+    """One run: its ranks' exit codes, and whether its time was over or it was killed on purpose.
 
     Args:
-        request: `argv` of the entry script, `world`, `timeout` in seconds, `logs` (folder), `env`.
+        request: `argv` of the script, `world`, `timeout` in seconds, `logs` (folder), `env`, `script` (the entry
+            script by default), `kill` (`path` whose appearance, and `seconds` after it, end all ranks; or
+            None), `counts_reads` (whether each rank notes what it reads from the device).
     """
     began = time.monotonic()
     places = _places(request["world"])
@@ -89,6 +94,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
     }
     codes: dict[int, int] = {}
     deadline = began + request["timeout"]
+    kill, killed = request.get("kill"), False
     while len(codes) < len(children):
         for child in [child for child, rank in children.items() if rank not in codes]:
             done, status = os.waitpid(child, os.WNOHANG)
@@ -96,16 +102,20 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
                 codes[children[child]] = os.waitstatus_to_exitcode(status)
                 if codes[children[child]]:  # the others wait for it; soon they may have said so themselves
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if kill and not codes and Path(kill["path"]).exists():
+            time.sleep(kill["seconds"])
+            killed, deadline = True, 0.0
         if time.monotonic() > deadline:
             _stop([child for child, rank in children.items() if rank not in codes])
             for child, rank in children.items():
                 if rank not in codes:
                     os.waitpid(child, 0)
                     codes[rank] = STOPPED
-        time.sleep(0.01)
+        time.sleep(0.001 if kill else 0.01)
     return {
         "codes": [codes[rank] for rank in range(len(children))],
-        "timed_out": time.monotonic() - began > request["timeout"],
+        "timed_out": not killed and time.monotonic() - began > request["timeout"],
+        "killed": killed,
         "seconds": time.monotonic() - began,
     }
 
@@ -164,7 +174,9 @@ def _fork(request: dict[str, Any], rank: int, environ: dict[str, str]) -> int:
         os.dup2(nothing, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        code = _main(request["argv"])
+        if request.get("counts_reads"):
+            watch_run(Path(request["logs"]) / f"reads.{rank}.jsonl")
+        code = _main(request.get("script", ENTRY), request["argv"])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -172,12 +184,11 @@ def _fork(request: dict[str, Any], rank: int, environ: dict[str, str]) -> int:
         os._exit(code)
 
 
-def _main(argv: list[str]) -> int:
-    import finetune_generation
+def _main(script: str, argv: list[str]) -> int:
     from finetune.command import run_command
 
-    sys.argv = ["finetune_generation.py", *argv]
-    return run_command(finetune_generation.main)
+    sys.argv = [f"{script}.py", *argv]
+    return run_command(importlib.import_module(script).main)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from paddle.distributed.fleet.recompute import recompute
 
 from finetune.parallel import gathered_layers
 from finetune.parallel.groups import Group, start_groups
+from finetune.parallel.layout import Layout
 from finetune.parallel.replicas import start_replicas
-from finetune.parallel.topology import Layout
 
 WIDTH, VOCAB, NUM_MICRO_BATCHES, NUM_STEPS, MAX_NORM = 5, 11, 4, 5, 0.4
 IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none
@@ -174,7 +174,10 @@ def train(case, groups):
     for step in range(NUM_STEPS):
         run_micro_batches(model, replicas, groups, step, case.get("in_flight", 1))
         replicas.sum_gradients()
-        norms.append(sum(replicas.squared_norms().values()) ** 0.5)
+        square = replicas.squared_norm(lambda name: True)
+        groups.world.all_reduce(square)
+        norms.append(float(square) ** 0.5)
+        replicas.drop_absent(replicas.presence().tolist())
         if norms[-1] > MAX_NORM:
             replicas.scale_gradients(MAX_NORM / norms[-1])
         optimizer.step()

@@ -9,9 +9,9 @@ paddle.set_device("cpu")
 
 from finetune.models.loading import load_model, load_weights, resolve_model  # noqa: E402
 from finetune.parallel.groups import start_groups  # noqa: E402
+from finetune.parallel.layout import Layout  # noqa: E402
 from finetune.parallel.pipe.stage import StagePlan, build_stage  # noqa: E402
-from finetune.parallel.saving import check_shared_folder, save_model_shards, save_model_weights  # noqa: E402
-from finetune.parallel.topology import Layout  # noqa: E402
+from finetune.parallel.saving import check_shared_folder, save_model_weights  # noqa: E402
 from finetune.training.checkpoint import write_checkpoint  # noqa: E402
 from finetune.training.optimizer_state import load_optimizer, save_optimizer  # noqa: E402
 
@@ -39,13 +39,13 @@ def run(source: Path, out: Path, groups) -> None:
     optimizer.step()
 
     def write(folder: Path) -> None:
-        save_model_weights(model, folder, groups, family=resolved.family)
+        save_model_weights(model, folder, groups)
         save_optimizer(folder, model, optimizer, groups)
 
     folder = write_checkpoint(out, 1, write, groups)
 
     def write_shards(folder: Path) -> None:
-        save_model_shards(model, folder, groups, family=resolved.family)
+        save_model_weights(model, folder, groups, unified=False)
         save_optimizer(folder, model, optimizer, groups, unified=False)
 
     shards = write_checkpoint(out, 2, write_shards, groups)
@@ -57,10 +57,10 @@ def run(source: Path, out: Path, groups) -> None:
         for name, tensor in model.state_dict().items():
             assert (tensor.numpy() == before[name]).all(), name
         fresh = new_optimizer(model)
-        load_optimizer(saved, model, fresh)
-        for parameter in model.parameters():
-            parameter.grad = paddle.zeros_like(parameter)
         with paddle.utils.unique_name.guard():  # as in a process of its own
+            load_optimizer(saved, model, fresh)
+            for parameter in model.parameters():
+                parameter.grad = paddle.zeros_like(parameter)
             fresh.step()
         moments = fresh.state_dict()
         for name, tensor in model.named_parameters():

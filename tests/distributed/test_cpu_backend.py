@@ -216,7 +216,7 @@ def test_one_process_gets_no_stand_in_and_no_paddle():
     done = run_alone(
         "import sys\n"
         "from finetune.parallel.groups import ProcessGroups, start_groups\n"
-        "from finetune.parallel.topology import Layout\n"
+        "from finetune.parallel.layout import Layout\n"
         "assert start_groups(Layout(), device='cpu') == ProcessGroups()\n"
         "assert 'paddle' not in sys.modules and 'finetune.parallel.cpu_backend' not in sys.modules\n"
     )
@@ -232,7 +232,7 @@ def test_a_gpu_gets_no_stand_in():
         "from paddle.distributed.fleet.layers.mpu import mp_ops\n"
         "before = (mp_ops._c_identity, mp_ops._mp_allreduce, collective._new_process_group_impl)\n"
         "from finetune.parallel import cpu_backend, groups\n"
-        "from finetune.parallel.topology import Layout\n"
+        "from finetune.parallel.layout import Layout\n"
         "class Reached(Exception): pass\n"
         "with mock.patch.object(fleet, 'init', side_effect=Reached):\n"
         "    try: groups.start_groups(Layout(tensor=2), device='gpu')\n"

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from finetune.parallel.groups import Group, ProcessGroups, start_groups
+from finetune.parallel.layout import Layout
 from finetune.parallel.time_limit import time_limit
-from finetune.parallel.topology import Layout
 from tests.distributed.processes import ROOT, launch_script
 
 HEAD = """
@@ -20,7 +20,7 @@ import json, sys
 import numpy as np
 import paddle
 from finetune.parallel.groups import start_groups
-from finetune.parallel.topology import Layout
+from finetune.parallel.layout import Layout
 groups = start_groups(Layout(**json.loads(sys.argv[1])), device="cpu")
 out = {}
 """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from finetune.models.family import TinyShape, get_family
-from finetune.training.tensor_files import TensorWriter
+from finetune.storage.writer import TensorWriter
 from tests.distributed.processes import launch_script
 
 pytestmark = [
@@ -37,7 +37,7 @@ WORKER = """
 import sys
 from finetune.models.loading import load_model, resolve_model
 from finetune.parallel.groups import start_groups
-from finetune.parallel.topology import Layout
+from finetune.parallel.layout import Layout
 import paddle, paddlenlp.transformers
 paddle.set_device("cpu")
 

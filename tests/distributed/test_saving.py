@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.models.weights import Checkpoint
+from finetune.storage.checkpoints import Checkpoint, open_indexed
 from finetune.training.checkpoint import find_fault
-from finetune.training.tensor_files import open_indexed
 from tests.distributed.processes import launch_script
 from tests.parallel.test_saving import FAMILIES, write_tiny
 

@@ -18,6 +18,8 @@ slow = pytest.mark.slow_distributed
 FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt")
 FILES = ("sft_argument.json", "sft_pp_argument.json")
 ALWAYS = {("qwen", FILES[0]), ("bloom", FILES[1])}
+IN_HALF_PRECISION = {("qwen", FILES[0])}
+"""Files whose bf16 is kept here; all of them: test_half_precision_files.py."""
 CASES = [
     pytest.param(family, file, marks=() if (family, file) in ALWAYS else slow)
     for family in FAMILIES
@@ -38,7 +40,7 @@ def test_argument_file(family, file, tmp_path):
     data = build_data(tmp_path / "data", num_train=70, num_dev=20)
     overrides = {
         "model_name_or_path": model, "dataset_name_or_path": data, "output_dir": output, "max_steps": 3,
-        "device": "cpu",
+        "device": "cpu", "rehearse_half_precision": (family, file) in IN_HALF_PRECISION,
     }  # fmt: skip
     words = [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
     settings = json.loads((ROOT / family / file).read_text(encoding="utf-8"))
@@ -54,6 +56,8 @@ def test_argument_file(family, file, tmp_path):
     assert losses[0] == pytest.approx(math.log(640), rel=0.03)  # small random weights know nothing
     results = json.loads((output / "all_results.json").read_text(encoding="utf-8"))
     assert {"eval_loss", "eval_perplexity", "eval_accuracy"} <= results.keys()
+    half = (family, file) in IN_HALF_PRECISION
+    assert element_types(output) == ({"BF16"} if half else {"F32"})
     written = shapes(output)
     assert {name: written.pop(name) for name in shapes(model)} == shapes(model)
     # PaddleNLP keeps what a model works out by itself, such as rotary frequencies.
@@ -74,4 +78,15 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="np") as tensors:
             found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    return found
+
+
+def element_types(folder: Path) -> set[str]:
+    """Of all tensors of a model folder."""
+    from safetensors import safe_open
+
+    found = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     return found

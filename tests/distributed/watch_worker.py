@@ -16,8 +16,8 @@ start_watch()
 import paddle  # noqa: E402
 
 from finetune.parallel.groups import start_groups  # noqa: E402
+from finetune.parallel.layout import Layout  # noqa: E402
 from finetune.parallel.replica_hashes import ReplicasDiverged, check_replicas  # noqa: E402
-from finetune.parallel.topology import Layout  # noqa: E402
 
 paddle.disable_signal_handler()
 phase("connecting groups")

@@ -100,6 +100,27 @@ def test_output_folder_of_somebody_else(arguments, tmp_path, capsys):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
+def test_checkpoints_of_another_program_are_left_alone(arguments, tmp_path, capsys):
+    theirs = tmp_path / "out" / "checkpoint-100"
+    theirs.mkdir(parents=True)
+    (theirs / "model_state.pdparams").write_bytes(b"days of work")
+    (theirs / "trainer_state.json").write_text("{}")
+    settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    fails(
+        capsys, arguments(**settings), "holds checkpoint-100, which another program wrote",
+        "choose another output_dir", f"model_name_or_path (or lora_path, prefix_path) to {theirs}",
+    )  # fmt: skip
+    assert run_entry(arguments(**settings, overwrite_output_dir=True)) == 0
+    assert (theirs / "model_state.pdparams").read_bytes() == b"days of work"
+
+
+def test_results_of_another_program_are_not_overwritten_by_an_evaluation(arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "all_results.json").write_text('{"theirs": 1}')
+    fails(capsys, arguments(do_train=False, do_eval=True), "holds all_results.json of another program")
+    assert (tmp_path / "out" / "all_results.json").read_text() == '{"theirs": 1}'
+
+
 def test_finished_run_is_not_overwritten_unless_asked(arguments, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_entry(arguments(do_eval=True)) == 0

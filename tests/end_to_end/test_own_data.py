@@ -1,4 +1,4 @@
-"""Data in other shapes through the entry script: real files train, faulty ones are refused or skipped."""
+"""Data in other shapes through the entry script: those of other tools train, faulty ones are refused or skipped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.conftest import FAST, REAL_DATA, losses, run_entry, write_arguments
+from tests.conftest import FAST, losses, run_entry, write_arguments
 
 
 @pytest.fixture
@@ -24,20 +24,19 @@ def run(tiny_llama, tmp_path, capsys):
     return start
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data set is not there")
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("alpaca_zh_demo.json", {"chat_template": "alpaca"}),
-        ("identity.json", {"chat_template": "llama2", "system": "be short"}),
-        ("glaive_toolcall_zh_demo.json", {"chat_template": "chatglm2", "train_on": "last"}),
-        ("c4_demo.jsonl", {"truncation": "right"}),
-        ("dpo_zh_demo.json", {"chat_template": "mistral", "preference": "chosen"}),
-        ("advertisegen", {"chat_template": "vicuna", "system": "", "truncation": "right"}),
+        ("instructions.json", {"chat_template": "alpaca"}),
+        ("instructions.json", {"chat_template": "vicuna", "system": "", "truncation": "right"}),
+        ("tool_calls.json", {"chat_template": "chatglm2", "train_on": "last"}),
+        ("tool_calls.json", {"chat_template": "llama2", "system": "be short"}),
+        ("texts.jsonl", {"truncation": "right"}),
+        ("preferences.json", {"chat_template": "mistral", "preference": "chosen"}),
     ],
 )
-def test_real_files_train(run, tmp_path, name, settings):
-    code, stderr = run(dataset_name_or_path=str(REAL_DATA / name), **settings)
+def test_data_sets_of_other_tools_train(run, data_sets, tmp_path, name, settings):
+    code, stderr = run(dataset_name_or_path=str(data_sets[name]), **settings)
     assert code == 0, stderr
     assert len(losses(tmp_path / "out")) == 2
     assert "Data, train:" in stderr

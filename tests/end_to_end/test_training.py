@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from finetune.training.checkpoint import list_checkpoints
-from tests.conftest import FAST, REAL_DATA, losses, read_log, run_entry, write_arguments
+from tests.conftest import FAST, ROOT, losses, read_log, run_entry, write_arguments
 
 
 @pytest.fixture
@@ -200,10 +200,9 @@ def test_reported_to_visualdl(train):
     assert list(out.rglob("vdlrecords*.log"))
 
 
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real data is not there")
-def test_trains_on_real_advertisements(train):
+def test_trains_on_the_sample_data(train):
     out = train(
-        "real", dataset_name_or_path=str(REAL_DATA / "advertisegen"), do_eval=True, max_steps=8,
+        "sample_data", dataset_name_or_path=str(ROOT / "data"), do_eval=True, max_steps=8,
         learning_rate=5e-3, src_length=128, max_length=256,
     )  # fmt: skip
     curve = losses(out)

@@ -16,3 +16,13 @@ def tensor(values, dtype: str, *, trained: bool = False) -> paddle.Tensor:
 def dtype_of(value: paddle.Tensor) -> str:
     """The name of a tensor's dtype."""
     return str(value.dtype).removeprefix("paddle.")
+
+
+def values(made: paddle.Tensor) -> np.ndarray:
+    """What a tensor holds, as float32."""
+    return made.astype("float32").numpy()
+
+
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    """Random float32 numbers."""
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from finetune.models.family import Family, TinyShape, families, get_family
-from finetune.models.shard_files import shard_name
 from finetune.models.tensor_splits import find_split
+from finetune.storage.rank_files import shard_name
 
 NAMES = sorted(families())
 _LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
@@ -94,14 +94,14 @@ def stages_of(weights: dict[str, np.ndarray], num_layers: int, pipeline: int) ->
 
 def read_whole(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of a merged folder."""
-    from finetune.models.weights import read_header
+    from finetune.storage.safetensors_files import read_safetensors
 
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
-        file = read_header(path)
-        for name, (dtype, shape, begin, end) in file.tensors.items():
-            data = path.read_bytes()[file.data_start + begin : file.data_start + end]
-            tensors[name] = np.frombuffer(data, dtype).reshape(shape)
+        content = path.read_bytes()
+        for name, array in read_safetensors(path).arrays.items():
+            data = content[array.start : array.start + array.num_bytes]
+            tensors[name] = np.frombuffer(data, array.dtype).reshape(array.shape)
     return tensors
 
 

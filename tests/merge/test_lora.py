@@ -16,9 +16,8 @@ from finetune.adapters.scaling import ScalingRule, lora_scaling
 from finetune.errors import UserError
 from finetune.merge.lora import MergeOptions, main, merge, parse_options
 from finetune.merge.lora_adapters import leading_part
-from finetune.merge.row_blocks import rounded
 from finetune.models.family import families, get_family
-from finetune.models.weights import as_float32
+from finetune.storage.dtypes import as_float32, rounded
 from tests.conftest import ROOT
 from tests.merge.lora_writing import (
     VOCABULARY,
@@ -346,7 +345,7 @@ def _only_half(folder: Path) -> None:
         (lambda base, adapter: _edit(adapter, use_mora=True), "use_mora true: MoRA"),
         (lambda base, adapter: _edit(adapter, lora_alpha=None), "has lora_alpha None"),
         (lambda base, adapter: _only_half(adapter), r"lacks lora_B of llama.layers.0.mlp.up_proj"),
-        (lambda base, adapter: next(adapter.glob("*.safetensors")).unlink(), "names peft_model-00001-of-00001.safetensors, which is not"),
+        (lambda base, adapter: next(adapter.glob("*.safetensors")).unlink(), "names 1 files that are not in the folder .peft_model-00001-of-00001.safetensors"),
         (lambda base, adapter: (adapter / "lora_config.json").rename(adapter / "prefix_config.json"), r"predict_generation.py .*--prefix_path"),
         (lambda base, adapter: (adapter / "lora_config.json").unlink(), "holds no adapter: expected lora_config.json or adapter_config.json"),
         (lambda base, adapter: (base / "config.json").unlink(), "is no model folder: it has no config.json"),

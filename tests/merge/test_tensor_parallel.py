@@ -303,7 +303,7 @@ def test_differing_replicas_may_be_accepted(llama_ranks, tmp_path):
 
 def test_manifest_is_checked(llama_ranks, tmp_path):
     source, weights = llama_ranks
-    files = {path.name: {"size": path.stat().st_size, "sha256": "0"} for path in source.iterdir()}
+    files = {path.name: {"size": path.stat().st_size, "sha256": "0" * 64} for path in source.iterdir()}
     (source / "manifest.json").write_text(json.dumps({"step": 3, "files": files}), encoding="utf-8")
     check_same(read_whole(_merge(source, tmp_path / "out")), weights)
     with pytest.raises(UserError, match="was altered after it was written"):

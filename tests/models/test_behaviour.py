@@ -128,7 +128,7 @@ def test_label_positions_leave_loss_and_gradients_as_they_are(tuned, family):
     plain_loss, plain = gradients(
         token_loss_sum(logits_of(tuned(input_ids=paddle.to_tensor(ids))), paddle.to_tensor(labels))
     )
-    with positions.only(paddle.to_tensor(labels)) as kept:
+    with positions.only(labels) as kept:
         output = logits_of(tuned(input_ids=paddle.to_tensor(ids)))
         assert output.shape[:-1] == kept.shape == [7]
         loss, gathered = gradients(token_loss_sum(output, kept))

@@ -18,7 +18,7 @@ from finetune.models.qwen import QWEN
 from finetune.models.tiktoken_tokenizer import count_ranks, train_ranks
 from finetune.models.tiny import build_tiny
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
-from finetune.models.weights import Checkpoint
+from finetune.storage.checkpoints import Checkpoint
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from tests.models import decoding
 

@@ -1,10 +1,9 @@
-"""The fast tokenizers against PaddleNLP's, on real text and on strings that are known to make trouble."""
+"""The fast tokenizers against PaddleNLP's, on texts of many kinds and on strings that are known to make trouble."""
 
 from __future__ import annotations
 
 import base64
 import json
-import random
 import re
 import subprocess
 import sys
@@ -14,39 +13,8 @@ import pytest
 from finetune.models.family import get_family
 from finetune.models.fast_encoder import load_fast_encoder
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
-from tests.conftest import REAL_DATA, ROOT
-
-NASTY = [
-    "",
-    " ",
-    "  ",
-    "\n",
-    " \n \n  a",
-    "a b",
-    " a",
-    "a ",
-    "  blanks  around  ",
-    "two\nlines\n\nand\ttabs\r\n",
-    "</s>",
-    " </s> ",
-    "a </s> b<s><unk><pad>",
-    "<|endoftext|><|im_start|>user\n<|im_end|> x",
-    "<0x0A><0xE4>▁ ▁▁",
-    "<bos><eos><start_of_turn>",
-    "[gMASK]sop people isopropyl eop [MASK] sop</s>",
-    "e\u0301 \u00e9 \u1e9b\u0323 ﬁ Å Å",
-    "emoji 😀👍🏽👨‍👩‍👧 and rare 饕餮 𠮷",
-    "１２３ 123456 1,234.5 ½ ² Ⅷ ٣",
-    "it's IT'S I'LL we'Ve ſ's",
-    "\u00a0\u2003\u3000\u200b\ufeff\u0085\x1c\x1f\x00\x7f",
-    "a\u2028b\u2029c\x0bd\x0ce",
-    "ไทย العربية हिन्दी",
-    "\ud7ff\ue000\ufffd\U0010ffff\ufffe",
-    "…。，、।۔،(|[.,!?",
-    "new in Unicode 17: \U000323b0\u0558 a\u088fb1\U00033000",
-    "x" * 3000,
-    " " * 300 + "x" + "\n" * 50,
-]
+from tests.conftest import ROOT
+from tests.texts import NASTY, draw_passages, draw_texts
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +25,10 @@ def pair(case, tiny_folder):
     return fast, FamilyEncoder(load_tokenizer(tiny_folder, family), family)
 
 
-def real_texts(characters: int = 60_000) -> list[str]:
-    if not REAL_DATA.is_dir():
-        pytest.skip("the real data are not here")
-    files = [*sorted(REAL_DATA.glob("*.json")), *sorted(REAL_DATA.glob("*.jsonl"))]
-    text = "".join(file.read_text(encoding="utf-8")[: characters // len(files)] for file in files)
-    return [text[start : start + 400] for start in range(0, len(text), 400)]
-
-
-def random_texts(count: int = 300) -> list[str]:
-    """Mixtures of nasty parts and of characters from all over Unicode."""
-    generator = random.Random(0)
-    parts = [part for part in NASTY if len(part) < 100]
-    texts = []
-    for _ in range(count):
-        drawn = generator.sample(parts, 3)
-        codes = [generator.randrange(0x3000), generator.randrange(0xE000, 0x20000)]
-        texts.append("".join([*drawn, *map(chr, codes), *generator.sample(parts, 1)]))
-    return texts
-
-
-@pytest.mark.parametrize("name", ["nasty", "random", "real"])
+@pytest.mark.parametrize("name", ["nasty", "random", "passages"])
 def test_ids_are_those_of_paddlenlp(pair, name):
     fast, slow = pair
-    texts = {"nasty": lambda: NASTY, "random": random_texts, "real": real_texts}[name]()
+    texts = {"nasty": NASTY, "random": draw_texts(), "passages": draw_passages(60_000)}[name]
     many = fast.encode_many(texts)
     differing = [text for text, ids in zip(texts, many, strict=True) if list(ids) != slow.encode(text)]
     assert not differing, differing[:3]
@@ -89,7 +37,7 @@ def test_ids_are_those_of_paddlenlp(pair, name):
 
 def test_special_tokens_of_templates(pair):
     fast, slow = pair
-    for text in [*NASTY, *random_texts(100)]:
+    for text in [*NASTY, *draw_texts(100)]:
         assert fast.encode_special(text) == slow.encode_special(text), text
 
 
@@ -237,11 +185,30 @@ def test_a_fast_tokenizer_that_differs_is_left_alone(llama_folder, monkeypatch):
     assert [list(ids) for ids in encoder.encode_many(["a b", ""])] == [encoder.encode("a b"), []]
 
 
-def test_a_published_vocabulary(tmp_path):
-    texts = [*NASTY, *random_texts(100), *real_texts(30_000)]
-    model = REAL_DATA / "chinese_llama2_tokenizer.model"
-    (tmp_path / "tokenizer.model").write_bytes(model.read_bytes())
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model_type": "bpe", "normalization_rule_name": "identity", "split_digits": True},
+        {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+        {"model_type": "bpe", "user_defined_symbols": ["\n", "  ", "    ", "<extra>"]},
+    ],
+    ids=["bpe", "normalising", "with-symbols"],
+)
+def test_vocabularies_of_other_makers(tmp_path, options):
+    """Trained with other settings than ours, and large enough for long pieces."""
+    import sentencepiece
+
+    texts = [*NASTY, *draw_texts(100), *draw_passages(30_000)]
+    corpus = [
+        line for text in draw_passages(200_000, seed=1) for line in text.splitlines() if "\0" not in line
+    ]
+    with (tmp_path / "tokenizer.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(corpus), model_writer=model, vocab_size=1200, byte_fallback=True,
+            minloglevel=2, **options,
+        )  # fmt: skip
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
     fast, slow = both(tmp_path)
     many = fast.encode_many(texts)
     assert [text for text, ids in zip(texts, many, strict=True) if list(ids) != slow.encode(text)] == []
+    assert fast.encode_special(" <s>  a </s>b") == slow.encode_special(" <s>  a </s>b")

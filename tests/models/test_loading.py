@@ -12,8 +12,8 @@ from finetune.models.family import get_family, import_object
 from finetune.models.loading import build_config, load_model, plan_readers, resolve_model
 from finetune.models.tiny import build_tiny
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
-from finetune.models.weights import Checkpoint
-from tests.models.torch_writing import save_bin
+from finetune.storage.checkpoints import Checkpoint
+from tests.storage.torch_writing import save_bin
 
 INPUT_IDS = np.array([[1, 5, 280, 17, 300, 9]])
 

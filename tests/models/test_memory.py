@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.models.torch_writing import save_bin
+from tests.storage.torch_writing import save_bin
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from finetune.models.family import TinyShape, families, get_family, import_object
-from finetune.models.tensor_splits import Split, find_split
+from finetune.models.tensor_splits import find_split
+from finetune.storage.splits import Split
 
 SHAPE = TinyShape(
     hidden_size=32,

@@ -10,7 +10,7 @@ from finetune.errors import UserError
 from finetune.models import tiny
 from finetune.models.family import get_family
 from finetune.models.tiny import build_tiny
-from finetune.models.weights import Checkpoint
+from finetune.storage.checkpoints import Checkpoint
 
 
 def _contents(folder):

@@ -11,8 +11,8 @@ from finetune.errors import UserError
 from finetune.models import parameters
 from finetune.models.family import get_family
 from finetune.models.loading import load_model, load_weights, resolve_model
-from finetune.models.tensor_splits import Split
 from finetune.models.vocabulary import VocabularyGrowth, find_growth, grown_part_reader, is_other_tokenizer
+from finetune.storage.splits import Split
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from finetune.errors import UserError
 from finetune.models.family import get_family, import_object
 from finetune.models.tensor_splits import find_split
 from finetune.parallel.groups import ProcessGroups
-from finetune.parallel.topology import Layout
+from finetune.parallel.layout import Layout
+from finetune.storage.checkpoints import TensorFiles
 from finetune.training.optimizer_state import OPTIMIZER_FILE, load_optimizer, save_optimizer
-from finetune.training.tensor_files import TensorFiles
 from tests.parallel.test_saving import SHAPE
 from tests.parallel.thread_groups import run_ranks
 

@@ -101,15 +101,35 @@ def test_one_process_needs_no_slices(stage):
 def test_norms_and_scaling_in_one_process():
     model = small_model()
     replicas = start_replicas(model, ProcessGroups(), 0)
-    assert replicas.squared_norms() == {}
+    assert replicas.squared_norm(lambda name: True).tolist() == [0.0]
     (model[0](paddle.ones([1, 3])) * paddle.to_tensor([1.0, 2.0])).sum().backward()
     replicas.after_micro_batch()
     replicas.sum_gradients()
-    assert replicas.squared_norms() == {"0.weight": 15.0}
+    assert replicas.squared_norm(lambda name: True).tolist() == [15.0]
+    assert replicas.squared_norm(lambda name: name != "0.weight").tolist() == [0.0]
+    replicas.drop_absent(replicas.presence().tolist())
     replicas.scale_gradients(2)
     assert {name: gradient.sum().item() for name, gradient in replicas.gradients()} == {"0.weight": 18.0}
     replicas.clear_gradients()
     assert list(replicas.gradients()) == []
+
+
+def test_gradients_that_no_replica_has_are_dropped_when_that_is_known():
+    model = small_model()
+    replicas = start_replicas(model, ProcessGroups(data=FakeGroup()), 0)
+    model[0](paddle.ones([1, 3])).sum().backward()
+    replicas.sum_gradients()
+    assert {name: gradient.sum().item() for name, gradient in replicas.gradients()} == {
+        "0.weight": -12.0,  # the fake sum is -2 times the tensor
+        "1.weight": 0.0,
+        "1.bias": 0.0,
+    }
+    assert replicas.presence().tolist() == [-2.0, 0.0, 0.0]
+    replicas.drop_absent([1.0, 0.0, 1.0])
+    assert [name for name, _ in replicas.gradients()] == ["0.weight", "1.bias"]
+    replicas.clear_gradients()
+    replicas.sum_gradients()
+    assert replicas.presence().tolist() == [0.0, 0.0, 0.0]
 
 
 def test_an_unknown_stage_is_refused():

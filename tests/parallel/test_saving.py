@@ -18,15 +18,14 @@ from finetune.models.family import TinyShape, get_family
 from finetune.models.loading import load_model, load_weights, open_checkpoint, resolve_model
 from finetune.models.shard_files import open_shards
 from finetune.models.tensor_splits import find_split
-from finetune.models.weights import Checkpoint
 from finetune.parallel.groups import ProcessGroups
+from finetune.parallel.layout import Layout
 from finetune.parallel.saving import (
     check_shared_folder,
     family_of,
-    save_model_shards,
     save_model_weights,
 )
-from finetune.parallel.topology import Layout
+from finetune.storage.checkpoints import Checkpoint
 from finetune.training.checkpoint import find_fault, write_checkpoint
 from tests.parallel.thread_groups import run_ranks
 
@@ -174,10 +173,11 @@ def test_bfloat16_and_small_files(folders, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "qwen", "bloom"])
 def test_files_of_each_rank_are_read_as_one_model(models, folders, tmp_path, name, layout):
     model = models[name]
-    assert run_ranks(layout, lambda groups: save_model_shards(Part(model, groups), tmp_path, groups)) == [
-        None
-    ] * len(range(layout.world))
-    shards = open_shards(tmp_path)
+    assert run_ranks(
+        layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, unified=False)
+    ) == [None] * len(range(layout.world))
+    family = family_of(model.config)
+    shards = open_shards(tmp_path, family=family, config=family.adapt_config(model.config.to_dict()))
     assert (shards.tensor_degree, shards.pipeline_degree) == (layout.tensor, layout.pipeline)
     assert len(list(tmp_path.glob("model_state.*.pdparams"))) == layout.world
     saved = {key: np.array(shards.read(key)) for key in shards.names}
@@ -193,7 +193,10 @@ def test_files_of_each_rank_are_read_as_one_model(models, folders, tmp_path, nam
 
 def test_paddle_reads_a_rank_s_file(models, tmp_path):
     layout = Layout(tensor=2)
-    run_ranks(layout, lambda groups: save_model_shards(Part(models["llama"], groups), tmp_path, groups))
+    run_ranks(
+        layout,
+        lambda groups: save_model_weights(Part(models["llama"], groups), tmp_path, groups, unified=False),
+    )
     state = paddle.load(str(tmp_path / "model_state.tp01.pdparams"))
     expected = models["llama"].state_dict()["llama.layers.0.mlp.gate_proj.weight"].numpy()
     part = state["llama.layers.0.mlp.gate_proj.weight"].numpy()
@@ -203,24 +206,26 @@ def test_paddle_reads_a_rank_s_file(models, tmp_path):
 def test_faults_of_shards_are_told(models, tmp_path):
     layout = Layout(tensor=2)
     model = models["llama"]
-    run_ranks(layout, lambda groups: save_model_shards(Part(model, groups), tmp_path, groups))
+    run_ranks(layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, unified=False))
     family = family_of(model.config)
     second = tmp_path / "model_state.tp01.pdparams"
     state = paddle.load(str(second))
     paddle.save({**state, "llama.norm.weight": paddle.zeros([3])}, str(second))
-    with pytest.raises(UserError, match=r"tp01\.pdparams: llama\.norm\.weight is \[3\] float32, but \[64\]"):
+    with pytest.raises(
+        UserError, match=r"tp01\.pdparams: llama\.norm\.weight has shape \[3\] \(float32\), but \[64\]"
+    ):
         open_checkpoint(tmp_path, family, model.config.to_dict())
     state.pop("llama.norm.weight")
     paddle.save(state, str(second))
     with pytest.raises(UserError, match=r"hold different tensors \(llama\.norm\.weight\)"):
-        open_shards(tmp_path)
+        open_checkpoint(tmp_path, family, model.config.to_dict())
     second.unlink()
     (tmp_path / "model_state.tp00.pdparams").rename(second)
-    with pytest.raises(UserError, match=r"model_state\.tp00\.pdparams is missing: copy all shards"):
+    with pytest.raises(UserError, match=r"lacks model_state\.tp00\.pdparams.*Copy the missing files"):
         resolve_model(tmp_path)
     (tmp_path / "model_state.pp00.pdparams").touch()
-    with pytest.raises(UserError, match="shards of several layouts"):
-        open_shards(tmp_path)
+    with pytest.raises(UserError, match="files of runs with different layouts"):
+        open_checkpoint(tmp_path, family, model.config.to_dict())
 
 
 def test_a_write_error_on_one_rank_fails_on_all(models, tmp_path, monkeypatch):

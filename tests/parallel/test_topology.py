@@ -1,26 +1,25 @@
 """Layouts of processes, and what is said before any of them meet."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from finetune import device
-from finetune.arguments import Arguments, parse_arguments
 from finetune.errors import UserError
 from finetune.models.family import families, get_family
 from finetune.models.loading import ResolvedModel
 from finetune.models.tiny import TinyShape
+from finetune.parallel.layout import Coordinates, Layout, split_processes
 from finetune.parallel.topology import (
-    Coordinates,
-    Layout,
     check_topology,
     describe_layout,
     layout_of,
     nearest_layouts,
     sharding_stage,
-    split_processes,
 )
+from finetune.settings.arguments import Arguments, parse_arguments
 
 VALID = {
     "model_name_or_path": "owner/model",
@@ -264,3 +263,32 @@ def test_long_tables_are_shortened():
     assert len(lines) == 19
     assert lines[-2].split() == ["...", "(48", "more", "ranks)"]
     assert lines[-1].split() == ["63", "31", "0", "0", "1"]
+
+
+# Packed rows
+
+
+def test_packed_rows_that_fused_attention_would_mix_are_refused():
+    """Every shipped family has been looked at; a new one must not leak between samples before it has."""
+    model = resolved("opt")
+    unknown = replace(model, family=replace(model.family, name="new", fused_packing="refused"))
+    run = arguments(zero_padding=True)
+    run.model.use_flash_attention = True  # set afterwards: on CPU it is turned off
+    with pytest.raises(UserError, match=r"zero_padding are both true.*family new: set one of them to false"):
+        check_topology(Layout(), unknown, run)
+    check_topology(Layout(), model, run)
+    run.data.zero_padding = False
+    check_topology(Layout(), unknown, run)
+
+
+@pytest.mark.parametrize("family", families())
+def test_every_family_says_how_fused_attention_keeps_samples_apart(family):
+    record, config = get_family(family), resolved(family).config
+    rows = {"half": True, "has_prefix": False}
+    assert record.packed_mask(config, fused=False, **rows) == "block"
+    expected = "block" if family == "bloom" else "start_end"
+    assert record.packed_mask(config, fused=True, **rows) == expected
+    for change in ({"half": False}, {"has_prefix": True}):  # what FlashMask cannot do
+        assert record.packed_mask(config, fused=True, **rows | change) == "block"
+    if record.distance_option:
+        assert record.packed_mask(config | {record.distance_option: True}, fused=True, **rows) == "block"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.parallel.groups import Group, ProcessGroups
-from finetune.parallel.topology import Layout
+from finetune.parallel.layout import Layout
 
 TIMEOUT = 30
 

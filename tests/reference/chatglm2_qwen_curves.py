@@ -67,7 +67,7 @@ def build_model(folder: Path, family: str) -> Path:
 
 def build_adapter(folder: Path, model: Path, family: str) -> Path:
     """A LoRA adapter with random A and small random B on the family's linear layers, in PaddleNLP's files."""
-    from finetune.models.weights import Checkpoint
+    from finetune.storage.checkpoints import Checkpoint
 
     random = np.random.default_rng(5)
     folder.mkdir(parents=True)

@@ -99,7 +99,7 @@ def build_model(folder: Path, family: str = "llama") -> Path:
 def build_adapter(folder: Path, model: Path, *, family: str = "llama", rslora: bool = False) -> Path:
     """A LoRA adapter with random A and small random B on the family's linear layers, in PaddleNLP's files."""
     from finetune.models.family import get_family
-    from finetune.models.weights import Checkpoint
+    from finetune.storage.checkpoints import Checkpoint
 
     targets = get_family(family).lora_target_modules
     random = np.random.default_rng(5)

@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,23 @@ def train_reference(model: Any, samples: list, arguments: dict[str, Any]) -> lis
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, arguments)
     )
-    batch_size = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
     curve = []
+    for batch in batches(samples, arguments):
+        loss = label_loss(model, batch)
+        loss.backward()
+        trained = [p for group in groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trained, arguments["max_grad_norm"])
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        curve.append({"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate})
+    return curve
+
+
+def batches(samples: list, arguments: dict[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+    """The global batch of every step: input_ids, attention_mask and labels, int64 [batch, length]."""
+    batch_size = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
     for step in range(NUM_STEPS):
         batch = [samples[i] for i in sample_order(len(samples), step, batch_size, arguments["seed"])]
         length = max(len(sample.input_ids) for sample in batch)
@@ -182,19 +198,15 @@ def train_reference(model: Any, samples: list, arguments: dict[str, Any]) -> lis
             ids[row, :size] = torch.from_numpy(sample.input_ids.astype(np.int64))
             labels[row, :size] = torch.from_numpy(sample.labels.astype(np.int64))
             mask[row, :size] = 1
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="mean"
-        )
-        loss.backward()
-        trained = [p for group in groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(trained, arguments["max_grad_norm"])
-        rate = schedule.get_last_lr()[0]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        curve.append({"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate})
-    return curve
+        yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def label_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy over label tokens, in float32."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="mean"
+    )
 
 
 def sample_order(num_samples: int, step: int, batch_size: int, seed: int) -> np.ndarray:

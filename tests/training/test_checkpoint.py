@@ -9,6 +9,7 @@ from finetune.training import checkpoint as module
 from finetune.training.checkpoint import (
     find_fault,
     list_checkpoints,
+    list_foreign,
     newest_valid_checkpoint,
     remove_leftovers,
     rotate,
@@ -145,3 +146,80 @@ def test_the_checkpoint_just_written_stays_whatever_else_is_there(tmp_path):
     newest = write(tmp_path, 4)
     rotate(tmp_path, keep=1, best=None, newest=newest)
     assert newest in list_checkpoints(tmp_path)
+
+
+def write_foreign(output_dir: Path, step: int) -> Path:
+    """A checkpoint as other trainers leave it."""
+    folder = output_dir / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "model_state.pdparams").write_bytes(b"days of work")
+    (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
+def test_checkpoints_of_other_programs_are_never_touched(tmp_path):
+    foreign = [write_foreign(tmp_path, step) for step in (1, 5, 30)]
+    write(tmp_path, 10)
+    newest = write(tmp_path, 20)
+    warnings: list[str] = []
+    assert newest_valid_checkpoint(tmp_path, warnings.append) == newest
+    assert warnings == [f"{foreign[2]} is not used: it has no manifest.json."]
+    assert list_foreign(tmp_path) == foreign
+    rotate(tmp_path, keep=1, best=None, newest=newest)
+    set_aside(tmp_path)
+    remove_leftovers(tmp_path)
+    assert all((folder / "model_state.pdparams").read_bytes() == b"days of work" for folder in foreign)
+
+
+def test_a_foreign_folder_in_a_checkpoints_place_is_kept_under_another_name(tmp_path):
+    for content in (b"first", b"second"):
+        folder = write_foreign(tmp_path, 5)
+        (folder / "model_state.pdparams").write_bytes(content)
+        written = write(tmp_path, 5)
+        assert find_fault(written) is None
+        (written / "manifest.json").unlink()
+        (written / "manifest.json.gone").touch()
+        written.rename(tmp_path / f"ours-{content.decode()}")
+    kept = [tmp_path / f"kept-checkpoint-5-{number}" / "model_state.pdparams" for number in (1, 2)]
+    assert [path.read_bytes() for path in kept] == [b"first", b"second"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "null", "[]", '"text"', "7", "{}", '{"files": {}}', '{"files": []}', "[" * 100_000,
+        '{"step": 10, "files": {"model.safetensors": null}}',
+        '{"step": 10, "files": {"model.safetensors": {"size": 7}}}',
+        '{"step": 10, "files": {"model.safetensors": {"size": "7", "sha256": "%s"}}}' % ("0" * 64),
+        '{"step": 10, "files": {"../x": {"size": 7, "sha256": "%s"}}}' % ("0" * 64),
+        '{"step": 10, "files": {"/etc/hostname": {"size": 7, "sha256": "%s"}}}' % ("0" * 64),
+        '{"step": 10, "files": {"": {"size": 7, "sha256": "%s"}}}' % ("0" * 64),
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_never_stops_a_run(tmp_path, text):
+    older, newer = write(tmp_path, 5), write(tmp_path, 10)
+    (newer / "manifest.json").write_text(text)
+    assert "its manifest.json cannot be read" in (find_fault(newer) or "")
+    assert newest_valid_checkpoint(tmp_path, lambda _line: None) == older
+    rotate(tmp_path, keep=1, best=None, newest=write(tmp_path, 11))
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path):
+    renamed = write(tmp_path, 5).rename(tmp_path / "checkpoint-6")
+    assert "it belongs to step 5" in (find_fault(renamed) or "")
+
+
+def test_a_deletion_that_was_killed_leaves_nothing_that_is_taken_for_a_checkpoint(tmp_path, monkeypatch):
+    folders = {step: write(tmp_path, step) for step in (1, 2)}
+
+    def killed(path: Path, **_options: object) -> None:
+        if path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rotate(tmp_path, keep=1, best=None, newest=folders[2])
+    monkeypatch.undo()
+    assert list_foreign(tmp_path) == [] and list_checkpoints(tmp_path) == [folders[2]]
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]

@@ -51,9 +51,11 @@ def test_gathered_logits_give_the_loss_and_gradients_of_all_logits(batch):
     hidden.clear_gradient()
     head.clear_gradients()
 
-    with positions.only(labels) as kept:
+    with positions.only(label_array) as kept:
         logits = head(hidden)
         assert logits.shape == [11, 11]  # 15 positions, 4 of them without a label
+        assert kept.dtype == paddle.int64
+        assert kept.tolist() == label_array[label_array != IGNORE_INDEX].tolist()
         gathered = token_loss_sum(logits, kept)
     gathered.backward()
     assert float(gathered) == pytest.approx(float(plain), rel=1e-6)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import paddle
 
 from finetune.parallel.groups import Group
+from finetune.parallel.loss_sum import LossSum
 from finetune.parallel.pipe.schedule import Event, schedule
 from finetune.parallel.pipe.stage import Stage
 
@@ -19,6 +21,10 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 class Work(Protocol):
     """What the trainer computes for a micro-batch."""
+
+    def shape(self, number: int) -> tuple[int, ...]:
+        """What the shapes of hidden states depend on: rows and tokens of each."""
+        ...
 
     def context(self, number: int) -> AbstractContextManager[Any]:
         """Everything that must hold during the forward pass and the recomputation in the backward pass."""
@@ -37,8 +43,26 @@ class Work(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """Tensors of one shape and dtype: what both ends of a transfer know of it beforehand.
+
+    Attributes:
+        of: "forward", "backward" or "evaluation".
+        part: The part of the model that computes the tensor next.
+        batch_shape: Of the micro-batch.
+    """
+
+    of: str
+    part: int
+    batch_shape: tuple[int, ...]
+
+
 class Pipeline:
     """A stage and its neighbours.
+
+    Batches are of any length, so the shape of hidden states is not known beforehand. It is sent ahead, and read from the
+    device, the first time that a kind of tensor is handed on; from then on both ends know it.
 
     Args:
         stage: What this rank computes.
@@ -47,29 +71,32 @@ class Pipeline:
 
     def __init__(self, stage: Stage, group: Group):
         self.stage, self.group = stage, group
+        self._sent: set[_Kind] = set()
+        self._received: dict[_Kind, tuple[list[int], str]] = {}
 
     @property
     def is_last(self) -> bool:
         """Whether the loss is computed here."""
         return self.stage.plan.holds_last
 
-    def train(self, work: Work, num_micro_batches: int) -> float:
+    def train(self, work: Work, num_micro_batches: int) -> Any:
         """Runs forward and backward passes of all micro-batches.
 
         Returns:
-            The sum of the losses, on the last stage; 0 elsewhere.
+            The sum of the losses, float64 [1], on the last stage; 0 elsewhere.
         """
         plan = self.stage.plan
         run = _Run(self, work)
         for event in _cached_schedule(plan.num_ranks, plan.num_chunks, num_micro_batches, plan.rank):
             getattr(run, event.kind)(event)
-        return run.total_loss
+        return run.total_loss.value
 
-    def forward(self, compute: Callable[[], Any]) -> Any:
+    def forward(self, compute: Callable[[], Any], shape: tuple[int, ...]) -> Any:
         """One forward pass through all parts, without gradients.
 
         Args:
             compute: Runs the model on this rank's copy of the batch.
+            shape: Rows of the batch and tokens of each.
 
         Returns:
             The outputs of the last part, on the last stage; None elsewhere.
@@ -77,25 +104,32 @@ class Pipeline:
         plan, outputs = self.stage.plan, None
         with paddle.no_grad():
             for part in range(plan.rank, plan.num_parts, plan.num_ranks):
-                received = self._receive((part - 1) % plan.num_ranks) if part > 0 else None
+                kind = _Kind("evaluation", part, shape)
+                received = self._receive((part - 1) % plan.num_ranks, kind) if part > 0 else None
                 with self.stage.computing(part, received):
                     outputs = compute()
                 if part < plan.num_parts - 1:
-                    self._send(self.stage.caught(), (part + 1) % plan.num_ranks)
+                    kind = _Kind("evaluation", part + 1, shape)
+                    self._send(self.stage.caught(), (part + 1) % plan.num_ranks, kind)
                     outputs = None
         return outputs
 
-    def _send(self, tensor: Any, to: int) -> None:
-        """Shape and dtype go first: batches are of any length."""
-        header = [_DTYPES.index(str(tensor.dtype).rpartition(".")[2]), *tensor.shape]
-        self.group.send(paddle.to_tensor(header + [0] * (5 - len(header)), dtype="int64"), to)
+    def _send(self, tensor: Any, to: int, kind: _Kind) -> None:
+        """Shape and dtype go first where the receiver cannot know them: the first time for this kind."""
+        if kind not in self._sent:
+            self._sent.add(kind)
+            header = [_DTYPES.index(str(tensor.dtype).rpartition(".")[2]), *tensor.shape]
+            self.group.send(paddle.to_tensor(header + [0] * (5 - len(header)), dtype="int64"), to)
         self.group.send(tensor.detach(), to)
 
-    def _receive(self, source: int) -> Any:
-        header = paddle.zeros([5], dtype="int64")
-        self.group.receive(header, source)
-        dtype, *shape = header.tolist()
-        tensor = paddle.empty([size for size in shape if size], dtype=_DTYPES[dtype])
+    def _receive(self, source: int, kind: _Kind) -> Any:
+        if kind not in self._received:
+            header = paddle.zeros([5], dtype="int64")
+            self.group.receive(header, source)
+            dtype, *sizes = header.tolist()
+            self._received[kind] = [size for size in sizes if size], _DTYPES[dtype]
+        shape, dtype = self._received[kind]
+        tensor = paddle.empty(shape, dtype=dtype)
         self.group.receive(tensor, source)
         return tensor
 
@@ -108,7 +142,7 @@ class _Run:
         self.inputs: dict[tuple[int, int], Any] = {}
         self.outputs: dict[tuple[int, int], Any] = {}
         self.gradients: dict[tuple[int, int], Any] = {}
-        self.total_loss = 0.0
+        self.total_loss = LossSum()
         self.last_part = pipeline.stage.plan.num_parts - 1
 
     def forward(self, event: Event) -> None:
@@ -119,7 +153,7 @@ class _Run:
             outputs = self.work.forward(number)
             if event.part == self.last_part:
                 loss = self.work.loss(number, outputs)
-                self.total_loss += float(loss)
+                self.total_loss.add(loss)
                 self.outputs[key] = loss
             else:
                 self.outputs[key] = stage.caught()
@@ -136,19 +170,22 @@ class _Run:
         self.work.finished(number)
 
     def send(self, event: Event) -> None:
-        key = (event.part, event.micro_batch)
         if event.of == "backward":
-            self.pipeline._send(self.gradients.pop(key), event.peer)
+            tensor = self.gradients.pop((event.part, event.micro_batch))
         else:
-            self.pipeline._send(self.outputs[(event.part - 1, event.micro_batch)], event.peer)
+            tensor = self.outputs[(event.part - 1, event.micro_batch)]
+        self.pipeline._send(tensor, event.peer, self._kind(event))
 
     def receive(self, event: Event) -> None:
-        tensor = self.pipeline._receive(event.peer)
+        tensor = self.pipeline._receive(event.peer, self._kind(event))
         if event.of == "backward":
             self.gradients[(event.part, event.micro_batch)] = tensor
         else:
             tensor.stop_gradient = False
             self.inputs[(event.part, event.micro_batch)] = tensor
+
+    def _kind(self, event: Event) -> _Kind:
+        return _Kind(event.of, event.part, self.work.shape(event.micro_batch))
 
 
 def _gradient_of(received: Any) -> Any:

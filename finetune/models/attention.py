@@ -1,0 +1,179 @@
+"""Which keys a query sees, and the kernel that is told so in one way only.
+
+What a layer gets under the name of an attention mask is one of four things:
+
+| form | meaning |
+|---|---|
+| None | causal: a token sees itself and all before it (one new token behind a cache: everything) |
+| int32 [batch, 1, keys] | rows of packed samples: causal, and key j is seen by queries before row `[.., j]` |
+| bool [batch, 1, queries, keys] | true for what is seen, causality included |
+| float [batch, 1 or heads, queries, keys] | added to the scores: a mask, or distances and a mask together |
+
+PaddleNLP hands Paddle's `scaled_dot_product_attention` a dense mask and `is_causal=True` together, or finds out by a
+read from the device whether a mask is merely causal. Of the two Paddle documents that the mask is then ignored: packed
+samples see each other. Here a kernel gets a mask or `is_causal`, never both, and nothing is read back.
+
+Scores are added and normalised in float32 whatever the weights are: the fused kernels do so inside, `plain_attention`
+by its own casts. The queries and keys of a product, the probabilities and the values are in the type of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+
+HALF_TYPES = (paddle.float16, paddle.bfloat16)
+
+
+def are_packed_rows(visible: Any) -> bool:
+    """Whether what a layer got as its mask is the end row of every key (see the module's text)."""
+    return visible is not None and visible.dtype == paddle.int32 and visible.ndim == 3
+
+
+def visible_keys(attention_mask: Any, shape: tuple[int, int], past_length: int = 0) -> Any:
+    """What the layers of a model with fused attention are given, from what the model is given.
+
+    Args:
+        attention_mask: None; [batch, keys] with 1 for tokens; [batch, queries, keys] or [batch, 1, queries, keys],
+            true for what is seen and causal by itself; or end rows, int32 [batch, 1, keys].
+        shape: Batch size and number of queries.
+        past_length: Keys in front of the queries' own: a cache or a prefix.
+
+    Returns:
+        None, end rows, or a bool mask [batch, 1, queries, keys].
+
+    Raises:
+        ValueError: End rows with a past in front, whose rows would have to be counted anew.
+    """
+    if are_packed_rows(attention_mask):
+        if past_length:
+            raise ValueError("rows of packed samples with past keys and values: give a block mask")
+        return attention_mask
+    if attention_mask is None:
+        single = shape[1] == 1
+        return None if single or not past_length else dense_mask(None, shape, past_length)
+    return dense_mask(attention_mask, shape, past_length)
+
+
+def dense_mask(attention_mask: Any, shape: tuple[int, int], past_length: int = 0) -> Any:
+    """The bool mask [batch, 1, queries, keys] of any form but float; see `visible_keys`.
+
+    A query always sees its own token, so that padding on the left has no row without any key: its result is read by
+    nobody, but would be NaN where a kernel divides by the sum of nothing.
+    """
+    batch_size, num_queries = shape
+    if attention_mask is not None and attention_mask.ndim > 2 and not are_packed_rows(attention_mask):
+        given = attention_mask.astype("bool")
+        return given.unsqueeze(1) if given.ndim == 3 else given
+    num_keys = past_length + num_queries
+    places = paddle.arange(past_length, num_keys).unsqueeze(1)  # [queries, 1], the column of each query
+    columns = paddle.arange(num_keys).unsqueeze(0)
+    visible = (columns <= places).reshape([1, 1, num_queries, num_keys])
+    if are_packed_rows(attention_mask):
+        return visible & (places < attention_mask.astype(places.dtype).unsqueeze(2))
+    if attention_mask is not None:
+        visible = visible & attention_mask.astype("bool").unsqueeze([1, 2])
+        visible = visible | (columns == places)
+    return visible.expand([batch_size, 1, num_queries, num_keys])
+
+
+def distance_bias(slopes: Any, key_positions: Any, visible: Any) -> Any:
+    """ALiBi and a mask as one tensor to add to the scores, float32 [batch, heads, queries, keys].
+
+    The distance is that of key and query, 0 on the diagonal, not the position of the key. Softmax sees no difference,
+    but a kernel that takes its bias in half precision does: bfloat16 has 8 bits, so that positions 257 and 258 are
+    one, while a distance d is off by d / 256 at most, where its probability has fallen by exp(slope x d).
+
+    Args:
+        slopes: float32 [heads], Press et al., "Train Short, Test Long" (2022).
+        key_positions: int [batch, keys].
+        visible: bool [batch, 1, queries, keys].
+    """
+    num_queries = visible.shape[2]
+    query_positions = key_positions[:, key_positions.shape[1] - num_queries :]
+    with paddle.amp.auto_cast(enable=False):
+        distances = (key_positions.unsqueeze(1) - query_positions.unsqueeze(2)).astype("float32")
+        bias = slopes.reshape([1, -1, 1, 1]) * distances.unsqueeze(1)  # [batch, heads, queries, keys]
+        return paddle.where(visible, bias, paddle.finfo(paddle.float32).min)
+
+
+def additive(visible: Any, dtype: Any) -> Any:
+    """A bool mask or a bias in the form that is added to scores of some type: finite, its minimum for the unseen."""
+    lowest = paddle.finfo(dtype).min
+    with paddle.amp.auto_cast(enable=False):
+        if visible.dtype == paddle.bool:
+            return paddle.where(visible, 0.0, lowest).astype(dtype)
+        if visible.dtype == dtype:
+            return visible
+        return visible.clip(min=lowest).astype(dtype)
+
+
+def fused_attention(query: Any, key: Any, value: Any, visible: Any = None, *, drop_rate: float = 0.0) -> Any:
+    """Attention by Paddle's fused kernels; without them (CPU) by Paddle's own plain form.
+
+    Args:
+        query: [batch, queries, heads, head dim].
+        key: [batch, keys, kv heads, head dim], in the type of the query; kv heads divide heads.
+        value: Like `key`.
+        visible: See the module's text.
+        drop_rate: Share of probabilities that are dropped.
+
+    Returns:
+        [batch, queries, heads, head dim].
+    """
+    if are_packed_rows(visible):
+        return F.flashmask_attention(
+            query, key, value, startend_row_indices=visible.unsqueeze(-1), dropout=drop_rate, causal=True
+        )
+    mask = None if visible is None else additive(visible, query.dtype)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=drop_rate,
+        is_causal=mask is None and query.shape[1] > 1,
+    )
+
+
+def plain_attention(
+    query: Any, key: Any, value: Any, visible: Any = None, *, drop: Callable[[Any], Any] | None = None
+) -> Any:
+    """Attention by products and a softmax; shapes as in `fused_attention`.
+
+    Args:
+        query: The queries.
+        key: The keys.
+        value: The values.
+        visible: See the module's text.
+        drop: Applied to the probabilities [batch, heads, queries, keys].
+    """
+    num_groups = query.shape[2] // key.shape[2]
+    query, key, value = (part.transpose([0, 2, 1, 3]) for part in (query, key, value))
+    if num_groups > 1:
+        key, value = (_repeat_heads(part, num_groups) for part in (key, value))
+    # Before the product, which could exceed what float16 holds.
+    scores = paddle.matmul(query * (query.shape[-1] ** -0.5), key, transpose_y=True)
+    if visible is None or visible.dtype == paddle.int32:
+        shape, past_length = (scores.shape[0], scores.shape[2]), scores.shape[3] - scores.shape[2]
+        visible = dense_mask(visible, shape, past_length)
+    with paddle.amp.auto_cast(enable=False):
+        scores = _as_float32(scores) + additive(visible, paddle.float32)
+        weights = F.softmax(scores, axis=-1).astype(value.dtype)
+    if drop is not None:
+        weights = drop(weights)
+    return paddle.matmul(weights, value).transpose([0, 2, 1, 3])
+
+
+def _repeat_heads(part: Any, num_groups: int) -> Any:
+    """[batch, kv heads, keys, head dim] -> [batch, heads, keys, head dim]; heads of a group share one."""
+    batch_size, num_heads, num_keys, head_dim = part.shape
+    wide = part.unsqueeze(2).expand([batch_size, num_heads, num_groups, num_keys, head_dim])
+    return wide.reshape([batch_size, num_heads * num_groups, num_keys, head_dim])
+
+
+def _as_float32(tensor: Any) -> Any:
+    return tensor if tensor.dtype == paddle.float32 else tensor.astype("float32")

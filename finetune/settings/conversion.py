@@ -1,0 +1,142 @@
+"""Values from a file or a command line, converted to the type of their setting."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from finetune.settings.records import Setting
+
+_TRUE_WORDS = frozenset({"true", "1", "yes", "on", "t", "y"})
+_FALSE_WORDS = frozenset({"false", "0", "no", "off", "f", "n"})
+_NULL_WORDS = frozenset({"null", "none"})
+_MAX_SHOWN_CHARS = 80
+_TYPE_PHRASES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a finite number",
+    "str": "a text",
+    "list[str]": "a list of texts",
+    "list[int]": "a list of whole numbers",
+    "list[list[int]]": "a list of lists of whole numbers",
+    "list[dict]": "a list of objects, as JSON on the command line,",
+}
+
+
+def convert_json(setting: Setting, value: Any) -> Any:
+    """Convert a value from a JSON file to the setting's type; None for null.
+
+    Raises:
+        ValueError: With what is allowed, when the value does not fit.
+    """
+    if value is None:
+        return None
+    if setting.group == "foreign":
+        return _convert_foreign(value)
+    converted = _convert(setting, setting.type, value)
+    return [] if setting.name == "report_to" and converted == ["none"] else converted
+
+
+def convert_words(setting: Setting, words: list[str]) -> Any:
+    """Convert the words after a command-line key to the setting's type; none at all means true for a flag.
+
+    Raises:
+        ValueError: With what is allowed, when the words do not fit.
+    """
+    if setting.group == "foreign":
+        return _convert_foreign(words)
+    if setting.type == "bool" and not words:
+        return True
+    if len(words) == 1 and words[0].lower() in _NULL_WORDS and setting.name != "report_to":
+        return None
+    if not setting.type.startswith("list["):
+        if len(words) != 1:
+            raise ValueError(f"one value is needed, not {len(words)}; {_describe_allowed(setting)}")
+        return convert_json(setting, words[0])
+    if len(words) != 1 or not words[0].startswith("["):
+        return convert_json(setting, words)
+    try:
+        return convert_json(setting, json.loads(words[0]))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{_TYPE_PHRASES[setting.type]} as JSON, or separate words, is needed") from error
+
+
+def show(raw: Any) -> str:
+    """The value as it was given, cut where it is long."""
+    if isinstance(raw, list) and len(raw) == 1 and isinstance(raw[0], str):
+        raw = raw[0]
+    elif raw == []:
+        return "without a value"
+    text = json.dumps(raw, ensure_ascii=False, default=str)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
+
+
+def _convert(setting: Setting, type_name: str, value: Any) -> Any:
+    if type_name.startswith("list["):
+        if isinstance(value, str) and type_name == "list[str]":
+            value = [value]
+        if not isinstance(value, list):
+            raise ValueError(_describe_allowed(setting))
+        item_type = type_name.removeprefix("list[").removesuffix("]")
+        return [_convert(setting, item_type, item) for item in value]
+    if setting.name == "sharding" and isinstance(value, bool):  # PaddleNLP's earlier form of the switch
+        return "stage1" if value else ""
+    converted = _CONVERTERS[type_name](value)
+    if converted is None or (setting.choices and converted not in setting.choices):
+        raise ValueError(_describe_allowed(setting))
+    return converted
+
+
+def _convert_foreign(raw: Any) -> Any:
+    """Bring a value to the form that the records of foreign settings use."""
+    if isinstance(raw, list) and len(raw) <= 1 and all(isinstance(word, str) for word in raw):
+        raw = raw[0] if raw else True
+    if not isinstance(raw, str) or (number := _to_float(raw)) is not None:
+        return number if isinstance(raw, str) else raw
+    return None if raw.lower() in _NULL_WORDS else raw if (flag := _to_bool(raw)) is None else flag
+
+
+def _describe_allowed(setting: Setting) -> str:
+    if setting.choices:
+        return f"choose one of {', '.join(setting.choices)}"
+    lacks_example = setting.type == "bool" or setting.default in (None, "", [])
+    example = "" if lacks_example else f", for example {json.dumps(setting.default)}"
+    return f"{_TYPE_PHRASES[setting.type]} is needed{example}"
+
+
+def _to_bool(value: Any) -> bool | None:
+    if isinstance(value, str):
+        word = value.strip().lower()
+        return True if word in _TRUE_WORDS else False if word in _FALSE_WORDS else None
+    # PaddleNLP's parser takes 0 and 1 for flags in a file, and existing files use them.
+    return bool(value) if isinstance(value, bool) or value in (0, 1) else None
+
+
+def _to_int(value: Any) -> int | None:
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            value = _to_float(value)
+    if isinstance(value, float) and value.is_integer():  # 3.0 and "1e3" mean whole numbers
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _to_float(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "bool": _to_bool,
+    "int": _to_int,
+    "float": _to_float,
+    "str": lambda value: value if isinstance(value, str) else None,
+    "dict": lambda value: dict(value) if isinstance(value, dict) else None,
+}

@@ -1,0 +1,56 @@
+"""The text of ``--help``: settings by group with their defaults, in 80 columns."""
+
+import json
+import textwrap
+
+from finetune.settings.records import Setting
+from finetune.settings.registry import known_settings
+
+_WIDTH = 80
+_KEY_WIDTH = 34
+_USAGE = """\
+usage: finetune_generation.py ARGS.json [--key value ...]
+       finetune_generation.py --key value [--key=value ...]
+
+Fine-tune a generative language model. Settings come from a JSON file, from the
+command line, or both; the command line wins. A flag needs no value (--do_train
+is true; true/false, yes/no, on/off and 1/0 are understood), a list takes
+several words, null stands for the default. Defaults are in brackets."""
+_TITLES = {
+    "model": "Model and method",
+    "data": "Data",
+    "training": "Training (PaddleNLP's TrainingArguments)",
+    "generation": "Generation",
+    "quant": "Quantisation",
+}
+
+
+def format_help(*, every_setting: bool) -> str:
+    """The help text: everything, or what is commonly set."""
+    settings = known_settings().values()
+    blocks = [_USAGE]
+    for group, title in _TITLES.items():
+        shown = [each for each in settings if each.group == group and (each.common or every_setting)]
+        if shown:
+            blocks.append("\n".join([f"{title}:", *map(_format_setting, shown)]))
+    if not every_setting:
+        blocks.append(f"--help-all shows all {len(settings)} settings.")
+    return "\n\n".join(blocks)
+
+
+def _format_setting(setting: Setting) -> str:
+    key = f"  --{setting.name} [{_format_default(setting)}]"
+    choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
+    indent = " " * _KEY_WIDTH
+    lines = textwrap.wrap(setting.help + choices, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    if len(key) >= _KEY_WIDTH:
+        return "\n".join([key, *lines])
+    lines[0] = key.ljust(_KEY_WIDTH) + lines[0].lstrip()
+    return "\n".join(lines)
+
+
+def _format_default(setting: Setting) -> str:
+    """The default as it stands in an argument file, texts without their quotes."""
+    if setting.default == []:
+        return "none"
+    return str(setting.default) if setting.type == "str" and setting.default else json.dumps(setting.default)

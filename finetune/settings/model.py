@@ -1,0 +1,160 @@
+"""Settings of the model and of the method; each field is the record of one setting (`records.setting`)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.settings.records import LAYOUT, MODEL_CONFIG, POSITIVE, SHARE_BELOW_ONE, Range, setting
+
+QUANTISE_LATER = (
+    "fine-tune in bf16 or fp16 here and quantise the merged model with PaddleNLP's llm/run_quantization.py"
+)
+
+# One row per setting: default, help, help in Chinese, further facts.
+# fmt: off
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """Which weights, which method, and the options PaddleNLP's model configuration takes."""
+
+    model_name_or_path: str | None = setting(None,
+        "Folder with the weights, or a model name on the hub. Required.",
+        "权重所在目录，或模型库中的模型名。必填。", is_path=True)
+    tokenizer_name_or_path: str | None = setting(None,
+        "Folder or name of the tokenizer; null: the model's own.", "分词器的目录或名称；null：用模型自带的。",
+        is_path=True)
+    lora: bool = setting(False, "Train low-rank updates (LoRA) instead of all weights.",
+        "训练低秩增量（LoRA），而不是全部权重。")
+    lora_path: str | None = setting(None, "Adapter folder that LoRA starts from.",
+        "LoRA 训练的起点：已有适配器的目录。", is_path=True)
+    lora_rank: int = setting(8, "Rank of the LoRA update.", "LoRA 增量的秩。", range=Range(1, 65_536))
+    lora_alpha: float | None = setting(None,
+        "The LoRA update is scaled by lora_alpha / lora_rank; null: 2 x lora_rank.",
+        "LoRA 增量按 lora_alpha / lora_rank 缩放；null：2 x lora_rank。", range=POSITIVE)
+    lora_dropout: float = setting(0.0, "Dropout on the input of the LoRA update.",
+        "LoRA 增量输入端的 dropout。", range=SHARE_BELOW_ONE)
+    lora_target_modules: list[str] | None = setting(None,
+        "Patterns of the linear layers that LoRA adapts; null: what suits the model family.",
+        "LoRA 所作用线性层的名称模式；null：按模型系列选取。")
+    modules_to_save: list[str] | None = setting(None,
+        "Modules that LoRA trains and saves whole, by the last part of their names: embed_tokens,lm_head "
+        "for new tokens; null: none.",
+        "LoRA 训练时整体训练并保存的模块，写名称的最后一段：新增词元时用 embed_tokens,lm_head；null：无。")
+    rslora: bool = setting(False, "Scale the LoRA update by lora_alpha / sqrt(lora_rank) (rsLoRA).",
+        "按 lora_alpha / sqrt(lora_rank) 缩放 LoRA 增量（rsLoRA）。")
+    lora_plus_scale: float = setting(1.0, "Factor on the learning rate of LoRA's B matrices (LoRA+).",
+        "LoRA 的 B 矩阵学习率的倍数（LoRA+）。", range=POSITIVE)
+    pissa: bool = setting(False, "Start LoRA from the weight's leading singular vectors (PiSSA).",
+        "以权重的主奇异向量初始化 LoRA（PiSSA）。")
+    prefix_tuning: bool = setting(False, "Train key and value prefixes instead of weights.",
+        "训练 key 和 value 的前缀，而不是权重。")
+    prefix_path: str | None = setting(None, "Prefix folder that prefix tuning starts from.",
+        "前缀微调的起点：已有前缀的目录。", is_path=True)
+    num_prefix_tokens: int = setting(128, "Length of the trained prefix, in tokens.",
+        "所训练前缀的长度（词元数）。", range=Range(1, 65_536))
+    neftune: bool = setting(False, "Add uniform noise to the embeddings in training (NEFTune).",
+        "训练时给词嵌入加均匀噪声（NEFTune）。")
+    neftune_noise_alpha: float = setting(5.0,
+        "NEFTune noise is bounded by alpha / sqrt(length x hidden size).",
+        "NEFTune 噪声的上界为 alpha / sqrt(长度 x 隐层维度)。", range=POSITIVE)
+    use_flash_attention: bool = setting(False, "Use the flash attention kernel (GPU).",
+        "使用 flash attention 算子（GPU）。", readers=(MODEL_CONFIG,), gpu_only=True)
+    fuse_attention_qkv: bool | None = setting(None,
+        "Hold query, key and value projections as one matrix; null: as the model's configuration says.",
+        "把 query、key、value 投影合为一个矩阵；null：按模型配置。", readers=(MODEL_CONFIG,))
+    fuse_attention_ffn: bool | None = setting(None,
+        "Hold gate and up projections as one matrix; null: as the model's configuration says.",
+        "把 gate 和 up 投影合为一个矩阵；null：按模型配置。", readers=(MODEL_CONFIG,))
+    use_fused_rms_norm: bool = setting(False, "Use the fused RMSNorm kernel (GPU).",
+        "使用融合的 RMSNorm 算子（GPU）。", readers=(MODEL_CONFIG,), gpu_only=True)
+    use_fused_rope: bool = setting(False, "Use the fused rotary embedding kernel (GPU).",
+        "使用融合的旋转位置编码算子（GPU）。", readers=(MODEL_CONFIG,), gpu_only=True)
+    use_fused_linear: bool = setting(False, "Use linear layers with the bias fused in (GPU).",
+        "使用融合了偏置的线性层（GPU）。", readers=(MODEL_CONFIG,), gpu_only=True, common=False)
+    use_fused_dropout_add: bool = setting(False, "Use the fused dropout and residual kernel (GPU).",
+        "使用融合的 dropout 与残差相加算子（GPU）。", readers=(MODEL_CONFIG,), gpu_only=True, common=False)
+    use_fused_linear_cross_entropy: bool = setting(False, "Fuse the output projection with the loss (GPU).",
+        "把输出投影与损失融合计算（GPU）。", readers=(MODEL_CONFIG,), gpu_only=True)
+    recompute_granularity: str = setting("full", "How much recompute runs again in the backward pass.",
+        "反向时重新计算的范围。", choices=("full", "full_attn", "core_attn"), readers=(MODEL_CONFIG,))
+    no_recompute_layers: list[int] | None = setting(None, "Indices of layers that are not recomputed.",
+        "不做重计算的层的序号。", readers=(MODEL_CONFIG,), common=False)
+    pp_recompute_interval: int = setting(1,
+        "Without effect: recompute and no_recompute_layers choose the layers.",
+        "不起作用：由 recompute 和 no_recompute_layers 决定哪些层重计算。", readers=(MODEL_CONFIG,),
+        common=False, range=Range(0, 65_536), ignored="recompute and no_recompute_layers choose the layers")
+    recompute_use_reentrant: bool = setting(False, "Use Paddle's PyLayer form of recompute.",
+        "使用 Paddle 的 PyLayer 方式做重计算。", readers=(MODEL_CONFIG,), common=False)
+    offload_recompute_inputs: bool = setting(False, "Keep the inputs of recomputed layers in host memory.",
+        "把重计算层的输入放在内存中。", readers=(MODEL_CONFIG,), common=False)
+    virtual_pp_degree: int = setting(1,
+        "Chunks of layers per pipeline stage (needs a pipeline_parallel_degree above 1).",
+        "每个流水线阶段分成的层块数（需要 pipeline_parallel_degree 大于 1）。",
+        readers=(LAYOUT, MODEL_CONFIG), common=False, may_change=True, range=Range(1, 1024))
+    tensor_parallel_output: bool = setting(False,
+        "Without effect: split logits stay split while the loss is computed.",
+        "不起作用：计算损失时 logits 始终保持切分。", readers=(MODEL_CONFIG,), common=False, quiet=True,
+        ignored="the logits stay split while the loss is computed, which gives the same")
+    hang_timeout: int = setting(600,
+        "Seconds without progress on some process after which all say what they do; 0: never.",
+        "某个进程多少秒没有进展后，各进程报告自己在做什么；0：从不。", common=False, may_change=True,
+        range=Range(0, 10**7))
+    rehearse_half_precision: bool = setting(False,
+        "Compute in the file's bf16 or fp16 on CPU, by rounding after every operation: a rehearsal for GPUs.",
+        "在 CPU 上按文件中的 bf16 或 fp16 计算（每个运算后舍入）：为 GPU 运行做预演。")
+    max_skipped_steps: int = setting(20,
+        "float16 steps skipped in a row, because gradients overflowed, after which the run stops.",
+        "float16 训练因梯度溢出连续跳过多少步后停止运行。", may_change=True, range=Range(1, 10**9))
+    replica_check_steps: int = setting(0,
+        "Compare weights that must agree across processes every n steps, beside start and saves; 0: only "
+        "there.", "除开始和保存时外，每 n 步比较一次各进程应当一致的权重；0：只在开始和保存时。",
+        common=False, may_change=True, range=Range(0, 10**9))
+    deterministic: bool = setting(False,
+        "On a GPU, use kernels that add in one order, so that a run repeats to the last digit; slower.",
+        "在 GPU 上使用求和顺序固定的算子，使运行结果逐位可重复；较慢。", common=False, may_change=True)
+    hidden_dropout_prob: float | None = setting(None,
+        "Dropout of hidden states; null: as the model's configuration.",
+        "隐层状态的 dropout；null：按模型配置。", readers=(MODEL_CONFIG,), common=False,
+        range=SHARE_BELOW_ONE)
+    attention_probs_dropout_prob: float | None = setting(None,
+        "Dropout of attention weights; null: as the model's configuration.",
+        "注意力权重的 dropout；null：按模型配置。", readers=(MODEL_CONFIG,), common=False,
+        range=SHARE_BELOW_ONE)
+    from_aistudio: bool = setting(False, "Look model names up on AI Studio.", "在 AI Studio 上查找模型名。",
+        working=(False,),
+        instead="download the repository with AI Studio's own client and give its folder as model_name_or_path")
+    save_to_aistudio: bool = setting(False, "Upload the final weights to AI Studio.",
+        "把最终权重上传到 AI Studio。")
+    aistudio_repo_id: str | None = setting(None, "AI Studio repository to upload to.",
+        "要上传到的 AI Studio 仓库。")
+    aistudio_repo_private: bool = setting(True, "Create the AI Studio repository as private.",
+        "把 AI Studio 仓库建为私有。")
+    aistudio_repo_license: str = setting("Apache License 2.0", "Licence named in the AI Studio repository.",
+        "AI Studio 仓库注明的许可证。")
+    aistudio_token: str | None = setting(None, "AI Studio access token; never written to arguments.json.",
+        "AI Studio 访问令牌；不会写入 arguments.json。", is_secret=True)
+
+
+def _refused(default: Any, help_text: str, help_zh: str, /, instead: str = QUANTISE_LATER) -> Any:
+    """A setting whose default is the only value that works."""
+    return setting(
+        default, f"{help_text} (not available yet).", f"{help_zh}（尚不支持）。",
+        working=(default,), instead=instead, common=False)
+
+
+@dataclass(kw_only=True)
+class QuantArguments:
+    """Quantisation switches of PaddleNLP's later scripts: known, but only their off values are accepted so far."""
+
+    weight_quantize_algo: str | None = _refused(None, "Train adapters over quantised weights",
+        "在量化权重上训练适配器", instead="use lora over bf16 or fp16 weights, with recompute to save memory")
+    do_ptq: bool = _refused(False, "Quantise after training", "训练后量化")
+    do_qat: bool = _refused(False, "Train with quantisation in the loop", "量化感知训练")
+    do_gptq: bool = _refused(False, "Quantise with GPTQ", "用 GPTQ 量化")
+    do_awq: bool = _refused(False, "Quantise with AWQ", "用 AWQ 量化")
+    quant_type: str = _refused("a8w8", "Number format of quantised weights", "量化权重的数值格式")
+    shift: bool = _refused(False, "Shift activations before quantising", "量化前平移激活值")
+    smooth: bool = _refused(False, "Smooth activations before quantising", "量化前平滑激活值")
+    auto_clip: bool = _refused(False, "Clip weights before quantising", "量化前裁剪权重")
+    load_quant_model: bool = _refused(False, "Start from quantised weights", "从量化后的权重开始",
+        instead="start from the weights before quantisation")

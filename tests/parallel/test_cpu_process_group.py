@@ -1,0 +1,116 @@
+"""Collectives in half precision add in float32 and round once per rank; ranks are threads here."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import defaultdict
+
+import numpy as np
+import paddle
+import pytest
+from paddle.base import core
+
+from finetune.parallel.cpu_process_group import CpuProcessGroup
+from tests.half_precision.rounding import DTYPES, rounded
+from tests.half_precision.tensors import draw, values
+
+WORLD = 3
+
+
+class QueuedLinks:
+    """Connections of one rank, as queues."""
+
+    def __init__(self, rank: int, boxes):
+        self.rank, self.world, self._boxes = rank, WORLD, boxes
+
+    def send(self, peer: int, channel: int, data: memoryview) -> None:
+        self._boxes[self.rank, peer, channel].put(bytearray(data))
+
+    def receive(self, peer: int, channel: int, num_bytes: int) -> bytearray:
+        data = self._boxes[peer, self.rank, channel].get(timeout=30)
+        assert len(data) == num_bytes
+        return data
+
+
+def on_all_ranks(work) -> list:
+    """What `work(group, rank)` returns, by rank."""
+    boxes = defaultdict(queue.SimpleQueue)
+    for sender in range(WORLD):
+        for receiver in range(WORLD):
+            for channel in (0, 1):
+                boxes[sender, receiver, channel]
+    results: list = [None] * WORLD
+
+    def run(rank: int) -> None:
+        results[rank] = work(CpuProcessGroup(QueuedLinks(rank, boxes), range(WORLD), 0), rank)
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(WORLD)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+def shares(shape, dtype: str) -> list[np.ndarray]:
+    return [rounded(draw(*shape, seed=rank, scale=10.0), dtype) for rank in range(WORLD)]
+
+
+def summed(arrays: list[np.ndarray], dtype: str) -> np.ndarray:
+    """One rank's after the other, rounded each time."""
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = rounded(total + array, dtype)
+    return total
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(5,), (3, 20_000)], ids=["one round", "two rounds"])
+def test_sums(dtype, shape):
+    parts = shares(shape, dtype)
+
+    def work(group, rank):
+        tensor = paddle.to_tensor(parts[rank]).astype(dtype)
+        group.all_reduce(tensor)
+        return tensor
+
+    for result in on_all_ranks(work):
+        assert str(result.dtype).endswith(dtype)
+        np.testing.assert_array_equal(values(result), summed(parts, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_largest_and_smallest_and_shares_of_a_sum(dtype):
+    parts = shares((6,), dtype)
+
+    def work(group, rank):
+        kinds = core.ReduceOp
+        found = []
+        for op in (kinds.MAX, kinds.MIN):
+            tensor = paddle.to_tensor(parts[rank]).astype(dtype)
+            group.all_reduce(tensor, op)
+            found.append(values(tensor))
+        share = paddle.zeros([2], dtype)
+        group.reduce_scatter_tensor(share, paddle.to_tensor(parts[rank]).astype(dtype))
+        return [*found, values(share)]
+
+    for rank, (largest, smallest, share) in enumerate(on_all_ranks(work)):
+        np.testing.assert_array_equal(largest, np.max(parts, axis=0))
+        np.testing.assert_array_equal(smallest, np.min(parts, axis=0))
+        np.testing.assert_array_equal(share, summed(parts, dtype)[2 * rank : 2 * rank + 2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_only_moved_keeps_every_bit(dtype):
+    parts = shares((4,), dtype)
+
+    def work(group, rank):
+        mine = paddle.to_tensor(parts[rank]).astype(dtype)
+        gathered = [paddle.zeros([4], dtype) for _ in range(WORLD)]
+        group.all_gather(gathered, mine, True)
+        group.broadcast(mine, 1)
+        return [values(each) for each in (*gathered, mine)]
+
+    for result in on_all_ranks(work):
+        np.testing.assert_array_equal(result, [*parts, parts[1]])

@@ -1,0 +1,163 @@
+"""Settings of parallel training: degrees against processes, words of PaddleNLP's files, what has no effect."""
+
+import pytest
+
+from finetune import device
+from finetune.errors import UserError
+from finetune.settings.arguments import parse_arguments
+from finetune.settings.records import LAYOUT
+from finetune.settings.registry import known_settings
+
+PARALLEL_WORDS = {name: setting.words for name, setting in known_settings().items() if setting.words}
+VALID = [
+    *("--model_name_or_path", "owner/model", "--dataset_name_or_path", "data"),
+    *("--output_dir", "out", "--do_train"),
+]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
+    monkeypatch.setattr(device, "has_gpu_build", lambda: False)
+    (tmp_path / "data").mkdir()
+
+
+def only_fault_of(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_arguments([*VALID, *words])
+    (fault,) = caught.value.faults
+    assert "\n" not in fault
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            "--tensor_parallel_degree 4",
+            [
+                "tensor_parallel_degree 4 needs 4 processes or a multiple, this run has 1 process",
+                "`python -m paddle.distributed.launch --nproc_per_node 4 finetune_generation.py ARGS.json --device cpu`",
+                "or on one process with --tensor_parallel_degree 1",
+            ],
+        ),
+        (
+            "--tensor_parallel_degree 2 --pipeline_parallel_degree 2",
+            [
+                "tensor_parallel_degree 2 x pipeline_parallel_degree 2 needs 4 processes",
+                "--tensor_parallel_degree 1 --pipeline_parallel_degree 1",
+                "--nproc_per_node 4",
+            ],
+        ),
+        ("--sharding stage1 --sharding_parallel_degree 8", ["--sharding_parallel_degree 1"]),
+        (
+            "--sharding stage1 --sharding_degree 8",
+            ["sharding_parallel_degree 8 needs 8 processes"],
+        ),
+        (
+            "--sharding_parallel_degree 2",
+            ["sharding_parallel_degree is 2, but sharding does not say", "--sharding stage1"],
+        ),
+        ("--sep_parallel_degree 2", ["sep_parallel_degree is 2", "tensor_parallel_degree with sequence"]),
+        ("--context_parallel_degree 2", ["context_parallel_degree is 2", "recompute"]),
+        ("--expert_parallel_degree 2", ["expert_parallel_degree is 2", "no model family here has experts"]),
+        ("--expert_tensor_parallel_degree 2", ["expert_tensor_parallel_degree is 2"]),
+        ("--use_expert_parallel", ["use_expert_parallel is True", "leave it off"]),
+        ("--offload_optim", ["offload_optim is True", "sharding spreads the optimizer state"]),
+        (
+            ["--sharding", "stage2 offload"],
+            ['sharding is "stage2 offload"', "use stage3, raise sharding_parallel_degree"],
+        ),
+        (
+            ["--sharding", "stage3 offload"],
+            ["host memory is not available: remove offload", "recompute true"],
+        ),
+        (["--sharding", "stage1 stage2"], ['sharding is "stage1 stage2": choose stage1, stage2 or stage3']),
+        (
+            ["--pipeline_parallel_config", "disable_p2p_cache_shape disable_p2p"],
+            ['of which "disable_p2p" is not known', "disable_partial_send_recv"],
+        ),
+        (
+            ["--sharding_parallel_config", "enable_stage1_overlap,enable_stage9"],
+            ['of which "enable_stage9" is not known'],
+        ),
+    ],
+)
+def test_parallel_settings_that_cannot_be(words, parts):
+    fault = only_fault_of(*(words.split() if isinstance(words, str) else words))
+    for part in parts:
+        assert part in fault
+
+
+def test_launch_command_on_gpus(monkeypatch):
+    monkeypatch.setattr(device, "has_gpu_build", lambda: True)
+    monkeypatch.setattr(device, "count_visible_gpus", lambda environ=None: 8)
+    assert "--gpus 0,1 finetune_generation.py" in only_fault_of("--tensor_parallel_degree", "2")
+    fault = only_fault_of("--tensor_parallel_degree", "8", "--pipeline_parallel_degree", "2")
+    assert "--nnodes 2 --gpus 0,1,2,3,4,5,6,7" in fault
+
+
+def test_degrees_are_compared_with_the_number_of_processes(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    for words in (
+        "",
+        "--tensor_parallel_degree 2",
+        "--tensor_parallel_degree 2 --pipeline_parallel_degree 2",
+        "--sharding stage3",
+        "--sharding stage1 --sharding_parallel_degree 2 --tensor_parallel_degree 2",
+        "--sharding stage1 --sharding_parallel_degree 2",
+    ):
+        parse_arguments([*VALID, *words.split()])
+    fault = only_fault_of("--tensor_parallel_degree", "3")
+    assert "needs 3 processes or a multiple, this run has 4 processes" in fault
+    assert "--nproc_per_node 3" in fault and "as 4 replicas with --tensor_parallel_degree 1" in fault
+    fault = only_fault_of(
+        *["--sharding", "stage1", "--sharding_parallel_degree", "4", "--tensor_parallel_degree", "2"]
+    )
+    assert "tensor_parallel_degree 2 x sharding_parallel_degree 4 needs 8 processes" in fault
+
+
+def test_degrees_of_one_need_no_launcher():
+    parse_arguments(
+        [
+            *VALID,
+            *["--tensor_parallel_degree", "1", "--pipeline_parallel_degree", "1", "--sharding", "stage2"],
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", PARALLEL_WORDS)
+def test_known_words_of_paddlenlp_are_accepted_in_silence(name):
+    assert parse_arguments([*VALID, f"--{name}", " ".join(PARALLEL_WORDS[name])]).warnings == ()
+    assert parse_arguments([*VALID, f"--{name}", ""]).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--hybrid_parallel_topo_order pp_first", None),
+        ("--hybrid_parallel_topo_order sharding_first", "results do not depend on the order of the axes"),
+        ("--sharding_parallel_mesh_dimension dp", None),
+        ("--pp_recompute_interval 1", None),
+        ("--pp_recompute_interval 2", "recompute and no_recompute_layers"),
+        ("--save_sharded_model", "checkpoints here hold whole tensors"),
+        ("--ckpt_quant_stage O0", None),
+        ("--ckpt_quant_stage O1", "optimizer state is saved as it is"),
+        ("--tensor_parallel_output true", None),
+        ("--unified_checkpoint", None),
+        ("--sep_parallel_degree 1 --context_parallel_degree -1 --expert_parallel_degree 1", None),
+    ],
+)
+def test_parallel_settings_without_effect(words, said):
+    warnings = parse_arguments([*VALID, *words.split()]).warnings
+    if said is None:
+        assert warnings == ()
+    else:
+        assert len(warnings) == 1
+        assert warnings[0].startswith(words.split()[0].removeprefix("--")) and said in warnings[0]
+
+
+def test_settings_with_words_are_those_of_parallelism():
+    assert len(PARALLEL_WORDS) == 6
+    assert all(known_settings()[name].readers == (LAYOUT,) for name in PARALLEL_WORDS)
