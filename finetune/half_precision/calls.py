@@ -22,10 +22,10 @@ from finetune.half_precision.operators import (
 from finetune.half_precision.tensor_types import (
     FLOAT32,
     FLOAT64,
+    as_dtype,
     is_half,
     map_arguments,
     map_tensors,
-    named_dtype,
     round_to,
     scan,
     to_dtype,
@@ -55,8 +55,7 @@ class OperatorCall:
             return self.original(*args, **kwargs)
         tensors, asked = scan(args[:1] if self.first_only else args, kwargs)
         if tensors and auto_cast.state.enabled and self.auto_casts:
-            converted, kwargs, tensors = self._auto_cast(args, kwargs, tensors)
-            args = tuple(converted)
+            args, kwargs, tensors = self._auto_cast(args, kwargs, tensors)
         if self.is_native:
             return self.original(*args, **kwargs)
         if not any(is_half(tensor.dtype) for tensor in tensors):
@@ -176,4 +175,4 @@ def dtype_name(dtype: Any) -> str:
 
 def _plain_dtype(value: Any) -> Any:
     """float32 for a half-precision dtype that is asked for."""
-    return FLOAT32 if is_half(named_dtype(value)) else value
+    return FLOAT32 if is_half(as_dtype(value)) else value

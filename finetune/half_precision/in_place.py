@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import paddle
+
 from finetune.half_precision.calls import OperatorCall
 from finetune.half_precision.operators import PROMOTES, SCALARS_AFTER_FIRST, SECOND_IS_WRITTEN
 from finetune.half_precision.tensor_types import Tensor, convert, is_half, overwrite, scan, widen
@@ -40,6 +42,9 @@ class InPlaceCall:
         written = args[self.position] if len(args) > self.position else kwargs["x"]
         if self.base is None:
             return self._change_copy(written, args, kwargs)
+        if written.is_leaf and not written.stop_gradient:
+            # Refuses to write into a parameter while gradients are recorded; the assignment below would not.
+            paddle._C_ops.reshape_(written, written.shape)
         result = self.base.compute(args, kwargs, tensors, asked)
         first, *others = result if isinstance(result, list | tuple) else (result,)
         overwrite(written, first)

@@ -11,8 +11,7 @@ from paddle.base import core
 Tensor: Any = core.eager.Tensor
 DataType: Any = core.DataType
 FLOAT64, FLOAT32, FLOAT16, BFLOAT16 = paddle.float64, paddle.float32, paddle.float16, paddle.bfloat16
-HALVES = (FLOAT16, BFLOAT16)
-_BY_NAME = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
+NAMED = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 
 # Paddle's own, whatever is replaced later. Paddle has one object for each dtype, so `is` compares them (five times
 # as fast as `==`).
@@ -49,16 +48,16 @@ def scan(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
                 tensors.append(value)
         elif isinstance(value, list | tuple):
             tensors += [each for each in value if isinstance(each, Tensor) and is_float(each.dtype)]
-        else:
-            asked = named_dtype(value) or asked
+        elif (dtype := as_dtype(value)) is not None:
+            asked = dtype
     return tensors, asked
 
 
-def named_dtype(value: Any) -> Any:
-    """The floating-point dtype that an argument names, as Paddle's object or as text; None for other arguments."""
-    if isinstance(value, DataType):
-        return value if is_float(value) else None
-    return _BY_NAME.get(value) if isinstance(value, str) else None
+def as_dtype(value: Any) -> Any:
+    """The floating-point dtype that an argument is or names, None if it is something else."""
+    if isinstance(value, str):
+        return NAMED.get(value)
+    return value if isinstance(value, DataType) and is_float(value) else None
 
 
 def map_tensors(value: Any, function: Callable[[Any], Any]) -> Any:

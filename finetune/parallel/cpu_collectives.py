@@ -75,12 +75,18 @@ def softmax_with_cross_entropy(
 
     Returns:
         Loss [..., 1], the same on all ranks; with `return_softmax`, also the probabilities [..., v], which carry no
-        gradient.
+        gradient. Both have the dtype of the logits; half precision is computed in float32 and rounded at the end.
     """
     group = _group_or_world(group)
     if label.ndim == logits.ndim - 1:
         label = label.unsqueeze(-1)
-    loss, softmax = _CrossEntropy.apply(logits, label, group, ignore_index)
+    dtype = logits.dtype
+    is_half = dtype in (paddle.bfloat16, paddle.float16)
+    loss, softmax = _CrossEntropy.apply(
+        logits.astype("float32") if is_half else logits, label, group, ignore_index
+    )
+    if is_half:
+        loss, softmax = loss.astype(dtype), softmax.astype(dtype)
     return (loss, softmax) if return_softmax else loss
 
 

@@ -139,10 +139,42 @@ def run_stream_calls():
     results["stream_all_gather"] = gathered.numpy()
 
 
+def run_half_precision():
+    """Collectives on this rank's row of the inputs; bfloat16 results are saved as their bits."""
+    for dtype in ("bfloat16", "float16"):
+        for size in ("small", "large"):  # one round or two
+            own = paddle.to_tensor(inputs[f"half_{size}"][rank]).astype(dtype)
+            for name, op in (
+                ("sum", dist.ReduceOp.SUM),
+                ("max", dist.ReduceOp.MAX),
+                ("min", dist.ReduceOp.MIN),
+            ):
+                total = own.clone()
+                dist.all_reduce(total, op=op, group=group)
+                results[f"{dtype}_{size}_{name}"] = total.numpy()
+            part = paddle.zeros([own.shape[0] // 2], dtype)
+            dist.reduce_scatter(part, list(own.split(2)), group=group)
+            results[f"{dtype}_{size}_scatter"] = part.numpy()
+            gathered = []
+            dist.all_gather(gathered, own, group=group)
+            results[f"{dtype}_{size}_gather"] = paddle.stack(gathered).numpy()
+            shared = own.clone()
+            dist.broadcast(shared, src=1, group=group)
+            results[f"{dtype}_{size}_broadcast"] = shared.numpy()
+        scalar = paddle.to_tensor(float(rank + 1)).astype(dtype)
+        dist.all_reduce(scalar, group=group)
+        results[f"{dtype}_scalar"] = scalar.numpy()
+        columns = paddle.to_tensor(inputs["half_large"][rank]).astype(dtype).reshape([2, -1])[:, 1:5]
+        process_view = columns
+        dist.all_reduce(process_view, group=group)
+        results[f"{dtype}_view"] = process_view.contiguous().numpy()
+
+
 run_operators()
 run_cross_entropy()
 run_layers()
 run_sequence_parallel()
 run_recompute()
 run_stream_calls()
+run_half_precision()
 np.savez(f"{sys.argv[2]}.{rank}.npz", **results)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.processes import ROOT, launch_script
+from tests.half_precision import rounding as half_precision
 
 WORKER = Path(__file__).with_name("cpu_backend_worker.py")
 pytestmark = pytest.mark.distributed
@@ -39,6 +40,8 @@ def inputs() -> dict[str, np.ndarray]:
         "labels": labels,
         "logits": logits,
         "loss_weight": normal(4, 3, 1),
+        "half_small": normal(2, 64),
+        "half_large": normal(2, 80_000),
     }
 
 
@@ -173,6 +176,34 @@ def test_calls_on_the_calculation_stream(results):
     assert [float(result["stream_broadcast"][0]) for result in results] == [6, 6]
     assert [result["stream_receive"].tolist() for result in results] == [[0, 0], [3, 4]]
     assert [result["stream_all_gather"].tolist() for result in results] == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_added_in_float32_and_rounded_once(inputs, results, dtype, size):
+    rows = half_precision.rounded(inputs[f"half_{size}"], dtype)
+    total = half_precision.rounded(rows[0] + rows[1], dtype)
+    expected = {
+        "sum": lambda r: total,
+        "max": lambda r: np.maximum(*rows),
+        "min": lambda r: np.minimum(*rows),
+        "scatter": lambda r: half(total, r),
+        "gather": lambda r: rows,
+        "broadcast": lambda r: rows[1],
+    }
+    for rank in RANKS:
+        for name, want in expected.items():
+            found = half_precision.as_float32(results[rank][f"{dtype}_{size}_{name}"])
+            np.testing.assert_array_equal(found, want(rank), err_msg=f"{name} of {rank}")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_scalars_and_views_are_reduced(inputs, results, dtype):
+    rows = half_precision.rounded(inputs["half_large"], dtype)
+    view = half_precision.rounded(rows[0] + rows[1], dtype).reshape(2, -1)[:, 1:5]
+    for result in results:
+        assert half_precision.as_float32(result[f"{dtype}_scalar"]) == 3
+        np.testing.assert_array_equal(half_precision.as_float32(result[f"{dtype}_view"]), view)
 
 
 def run_alone(source: str) -> subprocess.CompletedProcess[str]:

@@ -1,96 +1,102 @@
-"""Paddle's AdamW with master weights, and its GradScaler."""
+"""`paddle.amp.GradScaler` on half-precision gradients."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import paddle
 import pytest
 
-from tests.half_precision.conftest import DTYPES, draw, rounded, tensor, values
+from tests.half_precision import cases
+from tests.half_precision.rounding import DTYPES, as_float32, rounded
+from tests.half_precision.tensors import tensor
 
-pytestmark = pytest.mark.usefixtures("half")
-RATE, DECAY, BETAS, EPSILON = 1e-2, 0.1, (0.9, 0.999), 1e-8
-
-
-def parameter_of(array: np.ndarray, dtype: str) -> paddle.Tensor:
-    """A parameter as a layer has it after `paddle.amp.decorate`."""
-    layer = paddle.nn.Embedding(*np.atleast_2d(array).shape)
-    layer.weight.set_value(np.atleast_2d(array))
-    paddle.amp.decorate(models=layer, level="O2", dtype=dtype)
-    return layer.weight
+IS_DTYPE = pytest.mark.parametrize("dtype", [*DTYPES, "float32"])
 
 
-def adamw(weight: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
-    """Loshchilov and Hutter's AdamW in float64."""
-    weight, first, second = weight.astype(np.float64), 0.0, 0.0
-    for step, gradient in enumerate(gradients, 1):
-        weight = weight * (1 - RATE * DECAY)
-        first = BETAS[0] * first + (1 - BETAS[0]) * gradient
-        second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
-        unbiased = math.sqrt(1 - BETAS[1] ** step)
-        weight = weight - RATE * (first / (1 - BETAS[0] ** step)) / (np.sqrt(second) / unbiased + EPSILON)
-    return weight
+def check(gradients, scale: float):
+    found = paddle.to_tensor([False])
+    paddle._legacy_C_ops.check_finite_and_unscale(gradients, paddle.to_tensor([scale]), gradients, found)
+    return bool(found)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gradient_dtype", ["same", "float32"])
-def test_adamw_updates_the_master_weight_and_rounds_it_into_the_parameter(dtype, gradient_dtype):
-    start = rounded(draw(6, 5), dtype)
-    gradients = [draw(6, 5, seed=step, scale=0.1) for step in (1, 2, 3)]
-    kind = dtype if gradient_dtype == "same" else "float32"
-    parameter = parameter_of(start, dtype)
-    optimizer = paddle.optimizer.AdamW(RATE, parameters=[parameter], weight_decay=DECAY, multi_precision=True)
-    for gradient in gradients:
-        parameter.grad = tensor(np.atleast_2d(gradient), kind, trained=False)
-        optimizer.step()
-    exact = gradients if kind == "float32" else [rounded(each, dtype) for each in gradients]
-    master = optimizer._master_weights[parameter.name]
-    assert master.dtype == paddle.float32
-    np.testing.assert_allclose(master.numpy(), adamw(start, exact), rtol=1e-5, atol=1e-7)
-    np.testing.assert_array_equal(values(parameter), rounded(master.numpy(), dtype))
-    moments = optimizer._accumulators["moment1"]
-    assert [each.dtype for each in moments.values()] == [paddle.float32]
+@IS_DTYPE
+def test_gradients_are_divided_and_rounded(dtype):
+    values = cases.X if dtype == "float32" else rounded(cases.X, dtype)
+    gradients = [tensor(values, dtype), tensor(values[0], dtype)]
+    assert check(gradients, 3.0) is False
+    expected = values * np.float32(1 / np.float32(3.0))
+    found = as_float32(gradients[0].numpy())
+    if dtype != "float32":
+        expected = rounded(expected, dtype)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(as_float32(gradients[1].numpy()), expected[0])
 
 
-def test_small_updates_are_not_lost():
-    """In bfloat16 alone 1 + 0.001 is 1; the master weight remembers."""
-    parameter = parameter_of(np.ones(4, np.float32), "bfloat16")
-    optimizer = paddle.optimizer.AdamW(1e-3, parameters=[parameter], weight_decay=0.0, multi_precision=True)
-    for _ in range(20):
-        parameter.grad = paddle.ones([1, 4], "bfloat16")
-        optimizer.step()
-    np.testing.assert_allclose(values(parameter), np.full((1, 4), 0.98), atol=2.0**-8)
+@IS_DTYPE
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_is_found(dtype, bad):
+    values = np.ones((2, 3), np.float32)
+    values[1, 2] = bad
+    assert check([tensor(np.ones(4), dtype), tensor(values, dtype)], 1024.0) is True
 
 
-@pytest.mark.parametrize("bad", [math.inf, math.nan, None])
-def test_gradients_that_overflow_are_found_and_the_step_is_skipped(bad):
-    start = draw(4)
-    parameter = parameter_of(start, "float16")
-    optimizer = paddle.optimizer.AdamW(RATE, parameters=[parameter], multi_precision=True)
-    scaler = paddle.amp.GradScaler(init_loss_scaling=256.0)
-    gradient = np.full(4, 512.0, np.float32)
-    if bad is not None:
-        gradient[2] = bad
-    parameter.grad = tensor(gradient[None], "float16", trained=False)
-    scaler.unscale_(optimizer)
-    if bad is None:
-        assert values(parameter.grad).tolist() == [[2.0] * 4]
+def test_what_overflows_when_it_is_divided_is_found():
+    assert check([tensor([60000.0], "float16")], 0.5) is True
+    assert check([tensor([60000.0], "float32")], 0.5) is False
+
+
+@IS_DTYPE
+def test_the_operator_of_the_same_name(dtype):
+    gradients = [tensor([2.0, 4.0], dtype)]
+    outputs, found = paddle._C_ops.check_finite_and_unscale_(gradients, paddle.to_tensor([2.0]))
+    assert as_float32(outputs[0].numpy()).tolist() == [1.0, 2.0] and not bool(found)
+
+
+@pytest.fixture
+def training(recwarn):
+    """A float16 layer with its optimizer and scaler."""
+    paddle.seed(1)
+    layer = paddle.nn.Linear(6, 6)
+    optimizer = paddle.optimizer.AdamW(0.1, parameters=layer.parameters())
+    layer, optimizer = paddle.amp.decorate(layer, optimizer, level="O2", dtype="float16")
+    scaler = paddle.amp.GradScaler(init_loss_scaling=1024.0, decr_every_n_nan_or_inf=1, incr_every_n_steps=2)
+    assert scaler.is_enable()
+    return layer, optimizer, scaler
+
+
+def step(layer, optimizer, scaler, factor: float) -> None:
+    with paddle.amp.auto_cast(level="O2", dtype="float16"):
+        loss = layer(tensor(cases.X, "float16")).astype("float32").sum() * factor
+    scaler.scale(loss).backward()
     scaler.step(optimizer)
     scaler.update()
-    changed = not np.array_equal(values(parameter), rounded(start[None], "float16"))
-    assert changed == (bad is None)
-    assert float(scaler._scale) == (256.0 if bad is None else 128.0)
+    optimizer.clear_grad()
 
 
-def test_the_scale_reaches_the_gradients_and_goes_again():
-    weight = parameter_of(np.ones(3, np.float32), "float16")
-    scaler = paddle.amp.GradScaler(init_loss_scaling=1024.0)
-    optimizer = paddle.optimizer.AdamW(RATE, parameters=[weight], multi_precision=True)
-    with paddle.amp.auto_cast(level="O2", dtype="float16"):
-        loss = (weight * 2.0).astype("float32").sum()
-    scaler.scale(loss).backward()
-    assert values(weight.grad).tolist() == [[2048.0] * 3]
-    scaler.unscale_(optimizer)
-    assert values(weight.grad).tolist() == [[2.0] * 3]
+def test_an_overflow_skips_the_step_and_halves_the_scale(training, capsys):
+    layer, optimizer, scaler = training
+    before = layer.weight.numpy().copy()
+    step(layer, optimizer, scaler, 1e6)  # 1024 * 1e6 is beyond float16
+    np.testing.assert_array_equal(layer.weight.numpy(), before)
+    assert float(scaler._scale) == 512.0
+    step(layer, optimizer, scaler, 1.0)
+    assert not np.array_equal(layer.weight.numpy(), before)
+    step(layer, optimizer, scaler, 1.0)
+    assert float(scaler._scale) == 1024.0
+
+
+def test_the_scale_does_not_change_the_step(training):
+    layer, optimizer, scaler = training
+    gradients = []
+    for scale in (1024.0, 2048.0):
+        scaler.set_init_loss_scaling(scale)
+        with paddle.amp.auto_cast(level="O2", dtype="float16"):
+            loss = layer(tensor(cases.X, "float16")).astype("float32").mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        gradients.append(layer.weight.grad.numpy())
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.clear_grad()
+        np.testing.assert_allclose(gradients[-1], gradients[0], rtol=1e-3, atol=1e-6)
+    assert np.isfinite(gradients[0]).all() and gradients[0].any()

@@ -12,7 +12,8 @@ import pytest
 from paddle.base import core
 
 from finetune.parallel.cpu_process_group import CpuProcessGroup
-from tests.half_precision.conftest import DTYPES, draw, rounded, values
+from tests.half_precision.rounding import DTYPES, rounded
+from tests.half_precision.tensors import draw, values
 
 WORLD = 3
 

@@ -1,0 +1,54 @@
+"""Half precision on several CPU processes: the curve of one process, up to rounding."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.distributed.layouts import LAYOUTS, ONE, largest_difference
+from tests.half_precision.rounding import DTYPES
+
+pytestmark = pytest.mark.distributed
+
+NUM_STEPS = 4
+SHORT = {"bfloat16": "bf16", "float16": "fp16"}
+# Of the loss and of the norm of the gradient, relative; products and messages are rounded in other places.
+BOUNDS = {"bfloat16": (1.5e-3, 1e-2), "float16": (5e-4, 2e-3)}
+
+
+@pytest.fixture(scope="module")
+def curve_of(bench):
+    """Runs a layout, or returns what it gave before."""
+    known = {}
+
+    def run(dtype: str, layout: str):
+        if (dtype, layout) not in known:
+            case = LAYOUTS.get(layout, ONE)
+            half = {} if dtype == "float32" else {SHORT[dtype]: True, "rehearse_half_precision": True}
+            settings = bench.settings("llama", "sft", "packed") | case.arguments() | half
+            settings |= {
+                "fp16_opt_level": "O2",
+                "max_steps": NUM_STEPS,
+                "eval_steps": NUM_STEPS,
+                "warmup_steps": 0,
+            }
+            known[dtype, layout] = bench.server.run(settings, case.world).check().curve()
+        return known[dtype, layout]
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_process_is_near_float32_and_not_the_same(curve_of, dtype):
+    differences = largest_difference(curve_of(dtype, "one"), curve_of("float32", "one"))
+    assert 1e-6 < differences["loss"] < BOUNDS[dtype][0]
+    assert differences["grad_norm"] < BOUNDS[dtype][1]
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "tp2 sequence", "sharding2 stage1", "sharding2 stage3"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_curve_is_that_of_one_process(curve_of, dtype, layout):
+    differences = largest_difference(curve_of(dtype, layout), curve_of(dtype, "one"))
+    loss_bound, norm_bound = BOUNDS[dtype]
+    assert differences["loss"] < loss_bound and differences["eval_loss"] < loss_bound, differences
+    assert differences["grad_norm"] < norm_bound, differences
+    assert differences["num_label_tokens"] == differences["learning_rate"] == 0
