@@ -27,7 +27,6 @@ def curve_of(bench):
             settings = bench.settings("llama", "sft", "packed") | case.arguments() | half
             settings |= {
                 "fp16_opt_level": "O2",
-                "scale_loss": 1024,
                 "max_steps": NUM_STEPS,
                 "eval_steps": NUM_STEPS,
                 "warmup_steps": 0,
