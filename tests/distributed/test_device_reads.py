@@ -17,6 +17,7 @@ NUM_STEPS = 3
 ROWS = {"padded": {}, "packed": {"zero_padding": True}, "lazy packed": {"zero_padding": True, "lazy": True}}
 END_OF_STEP = "numpy in finetune/parallel/parallel_model.py"
 END_OF_EVALUATION = "tolist in finetune/parallel/parallel_model.py"
+LOSS_SCALER = {f"{call} in finetune/training/overflow.py" for call in ("__bool__", "__float__")}
 SHAPE_SENT_AHEAD = "tolist in finetune/parallel/pipe/engine.py"
 
 
@@ -58,6 +59,24 @@ def test_one_process_reads_once_a_step(bench, tmp_path, family, method, rows):
     run = bench.server.run(settings | sizes, counts_reads=True).check()
     assert [places(reads) for reads in run.reads("_optimizer_step")[0]] == [[END_OF_STEP]] * NUM_STEPS
     assert [places(reads) for reads in run.reads("run")[0]] == [[END_OF_EVALUATION]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "others"),
+    [
+        ({"bf16": True, "fp16_opt_level": "O1"}, set()),
+        ({"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}, set()),
+        ({"fp16": True, "fp16_opt_level": "O2"}, LOSS_SCALER),
+    ],
+)
+def test_half_precision_reads_once_but_for_the_scaler_of_float16(bench, settings, others):
+    """The scaler's reads come behind the step's own: nothing is computed any more that they could hold up."""
+    half = settings | {"rehearse_half_precision": True, "max_grad_norm": 1.0}
+    sizes = {"per_device_train_batch_size": GLOBAL_BATCH_SIZE // 4, "gradient_accumulation_steps": 4}
+    usual = settings_of(bench, bench.model("llama"), "sft", "packed")
+    run = bench.server.run(usual | half | sizes, counts_reads=True).check()
+    for first, *later in map(places, run.reads("_optimizer_step")[0]):
+        assert first == END_OF_STEP and set(later) == others
 
 
 @pytest.mark.parametrize(

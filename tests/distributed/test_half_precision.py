@@ -39,7 +39,8 @@ def curve_of(bench):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_process_is_near_float32_and_not_the_same(curve_of, dtype):
-    differences = largest_difference(curve_of(dtype, "one"), curve_of("float32", "one"))
+    half = {name: values for name, values in curve_of(dtype, "one").items() if name != "loss_scale"}
+    differences = largest_difference(half, curve_of("float32", "one"))
     assert 1e-6 < differences["loss"] < BOUNDS[dtype][0]
     assert differences["grad_norm"] < BOUNDS[dtype][1]
 
