@@ -61,6 +61,22 @@ def tiny_llama(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def sharp_llama(tmp_path_factory) -> Path:
+    """A tiny Llama whose layers matter for what it writes."""
+    from tests.export.builders import build_sharp
+
+    return build_sharp("llama", tmp_path_factory.mktemp("sharp") / "llama")
+
+
+@pytest.fixture(scope="session")
+def exported_llama(sharp_llama, tmp_path_factory) -> Path:
+    """The same, exported for static inference."""
+    from tests.export.builders import export_folder
+
+    return export_folder(sharp_llama, tmp_path_factory.mktemp("exported") / "llama")
+
+
 def write_arguments(path: Path, **settings) -> Path:
     """Writes an argument file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,14 @@ from finetune import device
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path):
     """Describe a machine: whether Paddle is the CUDA build, and how many NVIDIA devices there are."""
 
     def describe(*, gpu_build: bool, num_devices: int) -> None:
         nodes = [f"/dev/nvidia{index}" for index in range(num_devices)]
         monkeypatch.setattr(device, "has_gpu_build", lambda: gpu_build)
         monkeypatch.setattr(device.glob, "glob", lambda _: nodes)
-        monkeypatch.setattr(device, "_WSL_NODE", "/nonexistent")
+        monkeypatch.setattr(device, "_WSL_NODE", str(tmp_path / "none"))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     return describe

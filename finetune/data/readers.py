@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,29 +28,8 @@ _UTF8_BOM = b"\xef\xbb\xbf"
 _LINE_HINT = "; each line must be one whole JSON object"
 
 
-def read_records(paths: Iterable[str | Path], faults: FaultCollector | None = None) -> Iterator[Record]:
-    """Read files (UTF-8; a byte-order mark, CRLF and blank lines are tolerated).
-
-    Args:
-        paths: The files, read in this order.
-        faults: Where faults go. A caller that passes a collector raises them itself, after adding its
-            own; without one they are raised when the last file has been read.
-
-    Yields:
-        The usable records, in file order.
-
-    Raises:
-        UserError: Lines that are no UTF-8, no JSON or no object, or files that cannot be opened.
-    """
-    collector = FaultCollector() if faults is None else faults
-    for path in paths:
-        yield from read_file(Path(path), collector)
-    if faults is None:
-        collector.raise_if_any()
-
-
 def read_file(file: Path, faults: FaultCollector, start: Position = START) -> Iterator[Record]:
-    """Read one file, from where an earlier reading stopped (the `end` of a record).
+    """Read one file (UTF-8; a byte-order mark, CRLF and blank lines are tolerated).
 
     A name that ends in .csv means CSV with a line of column names; otherwise a file whose first
     character is ``[`` is one JSON array, and any other one holds a JSON object on each line.

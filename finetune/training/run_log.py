@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
@@ -20,9 +19,6 @@ from typing import Any, TextIO, TypedDict
 from finetune.files import write_atomically
 
 logger = logging.getLogger(__name__)
-
-KEEP_ALL = sys.maxsize
-"""`resume_step` for a process that only evaluates: the log of the training stays as it is."""
 
 
 class TrainRecord(TypedDict):
@@ -59,7 +55,7 @@ class RunLog:
     Args:
         path: The file; its folder is created when missing.
         resume_step: Step of the checkpoint that the run continues from: later lines are removed.
-            None starts a new run, and with it an empty file. `KEEP_ALL` removes nothing.
+            None starts a new run, and with it an empty file.
     """
 
     def __init__(self, path: str | os.PathLike[str], resume_step: int | None):

@@ -1,5 +1,7 @@
 """LoRA's initial weights follow seed and module name, also on a model's parts; PiSSA survives a restart."""
 
+from operator import attrgetter
+
 import numpy as np
 import paddle
 import pytest
@@ -9,6 +11,7 @@ from finetune.adapters.lora import _draw_input_matrix, add_lora, load_lora
 from finetune.errors import UserError
 from finetune.training.loss import logits_of
 from tests.adapters.conftest import make_stage
+from tests.models.families import FACTS
 
 
 def matrices(adapted, suffix="lora_A") -> dict[str, np.ndarray]:
@@ -87,8 +90,7 @@ def test_what_is_no_linear_layer_is_refused(load, settings):
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_a_stage_still_finds_typing_errors(load, settings, family):
     stage, record = load(family)
-    inner = stage.llama.layers if family == "llama" else stage.bloom.h
-    make_stage(stage, inner, 2, 4)
+    make_stage(stage, attrgetter(FACTS[family].decoder_layers)(stage), 2, 4)
     settings.lora_target_modules = [rf".*\.{number}\..*" for number in (0, 3, 4)]
     with pytest.raises(UserError, match=r"no module matches '\.\*\\\\\.4\\\\\.\.\*'\. "):
         add_lora(stage, settings, family=record, dtype="float32")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.data.conversation import Conversation, make_conversation
+from finetune.data.readers import read_file
+from finetune.data.records import FaultCollector, Record
 from finetune.data.sample_store import SampleStore
 from finetune.data.tokenize import Sample, SampleBuilder
 
@@ -34,6 +36,14 @@ class CharacterEncoder:
     def decode(self, ids: Sequence[int]) -> str:
         names = {index: name for name, index in SPECIAL_IDS.items()}
         return "".join(names.get(int(i)) or chr(int(i) - FIRST_CHARACTER_ID) for i in ids)
+
+
+def read_records(*files: Path) -> list[Record]:
+    """All records of some files; faults are raised together."""
+    faults = FaultCollector()
+    records = [record for file in files for record in read_file(file, faults)]
+    faults.raise_if_any()
+    return records
 
 
 def build_sample(conversation: Conversation, encoder, template, **limits) -> Sample | None:

@@ -8,29 +8,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune.data.formats import FORMATS, ReadOptions, read_conversations
-from finetune.data.readers import MAX_RECORD_BYTES, read_file, read_records
+from finetune.data.readers import MAX_RECORD_BYTES, read_file
 from finetune.data.records import FaultCollector
 from finetune.errors import UserError
+from tests.data.conftest import read_records
 
 GOOD = {"src": "a", "tgt": "b"}
 
 
 def faults_of(file):
     with pytest.raises(UserError) as caught:
-        list(read_records([file]))
+        read_records(file)
     return caught.value.faults
 
 
 def test_array_with_line_numbers(tmp_path):
     file = tmp_path / "train.json"
     file.write_bytes(b'\xef\xbb\xbf\r\n [\r\n{"a":\r\n1},{"a": 2},\r\n\r\n{"a": 3}]\r\n')
-    assert [(r.fields["a"], r.line_number) for r in read_records([file])] == [(1, 3), (2, 4), (3, 6)]
+    assert [(r.fields["a"], r.line_number) for r in read_records(file)] == [(1, 3), (2, 4), (3, 6)]
 
 
 @pytest.mark.parametrize("content", ["[]", " [ \n ] ", "", "\n\n"])
 def test_no_records(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
-    assert list(read_records([tmp_path / "a.json"])) == []
+    assert read_records(tmp_path / "a.json") == []
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_faulty_array(tmp_path, content, line, reason):
     file = tmp_path / "train.json"
     file.write_bytes(content)
     if reason is None:  # a comma behind the last object does no harm
-        assert len(list(read_records([file]))) == 1
+        assert len(read_records(file)) == 1
         return
     assert faults_of(file)[0].startswith(f"{file}:{line}: {reason}")
 

@@ -2,15 +2,15 @@ import json
 
 import pytest
 
-from finetune.data.readers import read_records
 from finetune.data.records import MAX_FAULTS, make_excerpt
 from finetune.data.source import find_split
 from finetune.errors import UserError
+from tests.data.conftest import read_records
 
 
 def faults_of(*paths):
     with pytest.raises(UserError) as caught:
-        list(read_records(paths))
+        read_records(*paths)
     return caught.value.faults
 
 
@@ -102,13 +102,13 @@ def test_unknown_split_is_a_programming_error(tmp_path):
         find_split(tmp_path, "test")
 
 
-# --- read_records ---
+# --- records ---
 
 
 def test_records_carry_file_and_line(write_lines):
     first = write_lines({"a": 1}, b"", b"   ", {"a": "二"}, name="one.json")
     second = write_lines({"a": 3}, name="two.json")
-    records = list(read_records([first, str(second)]))
+    records = read_records(first, second)
     assert [(r.file, r.line_number, r.fields) for r in records] == [
         (first, 1, {"a": 1}),
         (first, 4, {"a": "二"}),
@@ -119,18 +119,18 @@ def test_records_carry_file_and_line(write_lines):
 def test_byte_order_mark_and_crlf_and_missing_last_newline(tmp_path):
     file = tmp_path / "windows.json"
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}')
-    assert [(r.line_number, r.fields["a"]) for r in read_records([file])] == [(1, 1), (3, 2)]
+    assert [(r.line_number, r.fields["a"]) for r in read_records(file)] == [(1, 1), (3, 2)]
 
 
 def test_line_separators_inside_strings_do_not_split_lines(tmp_path):
     file = tmp_path / "train.json"
     text = "a\u2028b\u0085c\x0bd"
     file.write_text(json.dumps({"a": text}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert [r.fields["a"] for r in read_records([file])] == [text]
+    assert [r.fields["a"] for r in read_records(file)] == [text]
 
 
 def test_empty_file_gives_nothing(write_lines):
-    assert list(read_records([write_lines()])) == []
+    assert read_records(write_lines()) == []
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from finetune.data.stream_worker import StreamPlan, StreamProcess, shares_of
 from finetune.errors import UserError
 from tests.conftest import ROOT
 from tests.data.stream_builders import fail_to_build, make_coarse_builder
+from tests.watched_runs import is_alive
 
 BATCH_SIZE = 8
 
@@ -58,13 +59,6 @@ def start():
 
 def flatten(micro_batches) -> list[bytes]:
     return [unit.input_ids.tobytes() + unit.labels.tobytes() for rows in micro_batches for unit in rows]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 def wait_until_gone(pid: int) -> None:

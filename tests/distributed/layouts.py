@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from tests.distributed.server_runs import ROOT, Curve, RankServer, Run
+from tests.models.families import FACTS
 
 NUM_STEPS = 20
 GLOBAL_BATCH_SIZE = 8
 TOLERANCE = 1e-5
 
 FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma")
-GROUPED = ("chatglm2", "qwen2", "mistral", "gemma")
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {},
@@ -143,14 +143,10 @@ def build_model(
 
     from finetune.models.tiny import build_tiny
 
-    options = {"hidden_size": 32, "num_layers": num_layers, "num_heads": num_heads, "vocab_size": 640}
-    if family in GROUPED:
-        options["num_key_value_heads"] = 2
+    options = {**FACTS[family].small, "hidden_size": 32, "num_layers": num_layers, "num_heads": num_heads}
+    options["vocab_size"] = 640
     build_tiny(family, folder, max_length=max_length, **options)
-    if family == "opt":
-        # At the kink of OPT's ReLU the last bit of a sum, which depends on its order, decides between two gradients:
-        # about one step in two hundred would differ by 1e-4, in that step's norm alone.
-        _edit_config(folder / "config.json", activation_function="gelu_new")
+    _edit_config(folder / "config.json", **FACTS[family].smooth_config)
     path = folder / "model.safetensors"
     draw = np.random.default_rng(7)
     tensors = {

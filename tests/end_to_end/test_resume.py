@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from finetune.training.checkpoint import find_fault, list_checkpoints
-from tests.conftest import FAST, ROOT, launch, losses, read_log, write_arguments
+from tests.conftest import FAST, launch, losses, read_log, write_arguments
+from tests.watched_runs import logged_steps, start, wait_until
 
 NUM_STEPS = 24
 METHODS = {
@@ -56,32 +53,6 @@ def uninterrupted(prepare):
         return found[method]
 
     return curve
-
-
-def start(arguments: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "finetune_generation.py", str(arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until(condition, process: subprocess.Popen, timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert process.poll() is None, f"ended by itself: {process.stderr.read()[-3000:]}"
-        assert time.monotonic() < deadline, "the moment to kill did not come"
-        time.sleep(0.001)
-
-
-def logged_steps(out: Path) -> int:
-    try:
-        return (out / "train_log.jsonl").read_bytes().count(b'"kind": "train"')
-    except FileNotFoundError:
-        return 0
 
 
 def inside_a_save(out: Path) -> bool:

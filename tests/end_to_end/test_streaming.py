@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from finetune.data.stream_state import ARRAYS_FILE
 from finetune.training.checkpoint import list_checkpoints
 from tests.conftest import FAST, ROOT, launch, losses, read_log, run_entry, write_arguments
+from tests.watched_runs import is_alive, logged_steps, start, wait_until
 
 NUM_STEPS = 24  # more than two passes over 40 samples in batches of 4
 KINDS = {
@@ -60,42 +60,9 @@ def uninterrupted(prepare):
     return run
 
 
-def start(arguments: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "finetune_generation.py", str(arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until(condition, process: subprocess.Popen | None = None, timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert process is None or process.poll() is None, f"ended by itself with {process.returncode}"
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
-
-
 def children_of(process: subprocess.Popen) -> list[int]:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(word) for word in path.read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def logged_steps(out: Path) -> int:
-    try:
-        return (out / "train_log.jsonl").read_bytes().count(b'"kind": "train"')
-    except FileNotFoundError:
-        return 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,8 +13,8 @@ from finetune.export.options import ExportOptions
 from finetune.models.loading import load_model, resolve_model
 from finetune.models.tiny import build_tiny
 from tests.models.decoding import WEIGHT_SCALE, random_rows
+from tests.models.families import FACTS
 
-GROUPED = {"llama", "chatglm2", "qwen2", "mistral", "gemma"}
 LENGTHS = (5, 9, 3, 12)
 # Large embeddings would outweigh the layers, and a tied output layer then repeats the last token.
 _SCALES = {"embeddings_layernorm": 0.05, "norm": 1.0, "ln_": 1.0, "embed": 1.0, "wte": 1.0}
@@ -24,7 +24,7 @@ def build_sharp(family: str, folder: Path, **options: Any) -> Path:
     """A tiny checkpoint whose layers matter: with its small weights attention is uniform and hides faults."""
     from safetensors.numpy import load_file, save_file
 
-    if family in GROUPED:
+    if FACTS[family].groups_heads:
         options = {"num_key_value_heads": 2, **options}
     sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 600, "max_length": 256}
     build_tiny(family, folder, **sizes | options)

@@ -28,6 +28,7 @@ from tests.merge.lora_writing import (
     write_base,
 )
 from tests.merge.rank_writing import read_whole, write_ranks
+from tests.models.families import FACTS, TIED
 
 SCRIPT = ROOT / "merge_lora_params.py"
 FAMILIES = sorted(families())
@@ -166,13 +167,9 @@ def test_added_tokens(name, hugging_face, saved, tmp_path):
 
 
 @pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
-@pytest.mark.parametrize(
-    ("name", "module"), [("qwen2", "embed_tokens"), ("gemma", "embed_tokens"), ("bloom", "word_embeddings"),
-                         ("opt", "word_embeddings")]
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "module"), TIED.items())
 def test_tied_embeddings_are_replaced_once(name, module, hugging_face, tmp_path):
-    config = {"tie_word_embeddings": True} if name == "qwen2" else {}
-    base = write_base(tmp_path / "base", name, hugging_face=hugging_face, **config)
+    base = write_base(tmp_path / "base", name, hugging_face=hugging_face, **FACTS[name].tied_config)
     expected = write_adapter(tmp_path / "adapter", base, num_tokens=VOCABULARY + 8, modules_to_save=[module])
     merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
     check_logits(folder_logits(merged), expected)

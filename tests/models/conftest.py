@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.models.family import Family, get_family
 from finetune.models.tiny import build_tiny
-from tests.models.families import CASES, IDS, FamilyCase
+from tests.models.families import CASES, FACTS, IDS, FamilyCase
 
 CORPUS_LINES = (
     '{"src": "类型#上衣*版型#显瘦*风格#职场", "tgt": "这款上衣版型显瘦，职场必备，质感高级。"}',
@@ -21,6 +22,12 @@ def corpus(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "corpus.json"
     path.write_text("\n".join(CORPUS_LINES * 20) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session", params=FACTS)
+def family(request) -> Family:
+    """The record of a family; every one in turn."""
+    return get_family(request.param)
 
 
 @pytest.fixture(scope="session", params=CASES, ids=IDS)

@@ -135,3 +135,97 @@ CASES = (
     ),
 )
 IDS = [f"{case.name}-kv{case.num_kv_heads}" for case in CASES]
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """What tests have to know of a family beside its record.
+
+    Attributes:
+        lora_layers: Last parts of the linear layers that LoRA adapts.
+        decoder_layers: Where the list of its decoder layers is.
+        groups_heads: Whether several query heads can have one key and value head.
+        small: Options of a small model, the grouped heads among them where no other family shows the plain ones.
+        splits_rows: Whether its layers can split rows over tensor-parallel ranks.
+        most_tensor_parts: Most tensor-parallel parts of the models in tests/distributed; None without a limit.
+        tied_embedding: The embedding whose matrix is the head's too, by its last part; None without one.
+        tied_config: What config.json has to say for that.
+        smooth_config: What config.json says so that no last bit of a sum decides between two gradients.
+        computed_tensors: Published weights that every implementation works out anew, with their shapes.
+        fast_tokenizer_agrees: Whether transformers' fast tokenizer gives the ids of the slow one.
+        curve_learning_rate: Of the LoRA training that is compared with transformers; None for none.
+    """
+
+    lora_layers: frozenset[str]
+    decoder_layers: str = "llama.layers"
+    groups_heads: bool = False
+    small: dict[str, int] = field(default_factory=dict)
+    splits_rows: bool = False
+    most_tensor_parts: int | None = None
+    tied_embedding: str | None = None
+    tied_config: dict[str, Any] = field(default_factory=dict)
+    smooth_config: dict[str, Any] = field(default_factory=dict)
+    computed_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fast_tokenizer_agrees: bool = True
+    curve_learning_rate: float | None = None
+
+
+_GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+_FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"})
+_GROUPED = {"num_key_value_heads": 2}
+
+FACTS = {
+    "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
+    "chatglm2": FamilyFacts(
+        _FUSED,
+        decoder_layers="chatglm_v2.encoder.layers",
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        most_tensor_parts=2,
+        computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
+    ),
+    "qwen": FamilyFacts(
+        frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
+        decoder_layers="qwen.h",
+        small={"vocab_size": 520},
+        splits_rows=True,
+    ),
+    "qwen2": FamilyFacts(
+        _GATED,
+        decoder_layers="qwen2.layers",
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        tied_embedding="embed_tokens",
+        tied_config={"tie_word_embeddings": True},
+        curve_learning_rate=1e-3,
+    ),
+    "bloom": FamilyFacts(
+        _FUSED, decoder_layers="bloom.h", tied_embedding="word_embeddings", curve_learning_rate=1e-2
+    ),
+    "opt": FamilyFacts(
+        frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"}),
+        decoder_layers="opt.decoder.layers",
+        tied_embedding="word_embeddings",
+        # At the kink of OPT's ReLU the order of a sum decides between two gradients: about one step in two
+        # hundred would differ by 1e-4, in that step's norm alone.
+        smooth_config={"activation_function": "gelu_new"},
+        curve_learning_rate=1e-3,
+    ),
+    "mistral": FamilyFacts(
+        _GATED, decoder_layers="mistral.layers", groups_heads=True, small=_GROUPED, curve_learning_rate=1e-3
+    ),
+    "gemma": FamilyFacts(
+        _GATED,
+        decoder_layers="gemma.layers",
+        groups_heads=True,
+        small=_GROUPED,
+        tied_embedding="embed_tokens",
+        # It supposes that the model puts no blank before a text; tiny ones do.
+        fast_tokenizer_agrees=False,
+        curve_learning_rate=1e-2,
+    ),
+}
+TIED = {name: facts.tied_embedding for name, facts in FACTS.items() if facts.tied_embedding}
+"""Embeddings that are the head's matrix too, by family."""

@@ -7,38 +7,23 @@ import pytest
 from finetune.adapters.checkpoint import save_adapter
 from finetune.adapters.prefix import load_prefix
 from finetune.assembly import find_layer
-from finetune.models.family import get_family
 from finetune.models.tiny import build_tiny
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
 from tests.models import decoding
+from tests.models.families import FACTS
 
-LORA_LAYERS = {
-    "chatglm2": {"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"},
-    "qwen": {"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"},
-    "bloom": {"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"},
-    "opt": {"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"},
-    **{
-        name: {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-        for name in ("qwen2", "mistral", "gemma")
-    },
-}
-OPTIONS = {"chatglm2": {"num_key_value_heads": 2}, "qwen": {"vocab_size": 520}, "bloom": {}, "opt": {}}
-OPTIONS |= {name: {"num_key_value_heads": 2} for name in ("qwen2", "mistral", "gemma")}
 NUM_LAYERS = 2
-
-
-@pytest.fixture(scope="module", params=sorted(LORA_LAYERS))
-def family(request):
-    return get_family(request.param)
+NO_TOKEN = 10**6
+"""An end that never comes."""
 
 
 @pytest.fixture(scope="module")
 def folder(family, corpus, tmp_path_factory):
     return build_tiny(
         family.name, tmp_path_factory.mktemp("behaviour") / family.name,
-        **{"corpus": corpus, "vocab_size": 330, "num_layers": NUM_LAYERS, "hidden_size": 32} | OPTIONS[family.name],
+        **{"corpus": corpus, "vocab_size": 330, "num_layers": NUM_LAYERS, "hidden_size": 32} | FACTS[family.name].small,
     )  # fmt: skip
 
 
@@ -144,8 +129,8 @@ def test_lora_adapts_the_linear_layers_and_nothing_else(model, family):
         name.removesuffix(".lora_A") for name, _ in adapted.named_parameters() if name.endswith("lora_A")
     }
     layers = {name.split(".", 4)[-1] for name in names}
-    assert len(names) == NUM_LAYERS * len(LORA_LAYERS[family.name])
-    assert all(any(layer.endswith(known) for known in LORA_LAYERS[family.name]) for layer in layers)
+    assert len(names) == NUM_LAYERS * len(FACTS[family.name].lora_layers)
+    assert all(any(layer.endswith(known) for known in FACTS[family.name].lora_layers) for layer in layers)
     trained = [name for name, parameter in adapted.named_parameters() if not parameter.stop_gradient]
     assert trained and all("lora_" in name for name in trained)
 
@@ -184,14 +169,14 @@ def _evaluate(tuned, folder, family, rows, *, batch_size, eos=None, max_new_toke
 def test_a_padded_batch_gives_each_row_its_own_answer(tuned, folder, family):
     rows = decoding.random_rows([8, 3, 5])
     expected = [decoding.greedy_without_cache(tuned, row, 6) for row in rows]
-    found = _evaluate(tuned, folder, family, rows, batch_size=3)
+    found = _evaluate(tuned, folder, family, rows, batch_size=3, eos=NO_TOKEN)
     assert found == expected
     assert len({tuple(answer) for answer in found}) == 3
 
 
 def test_an_answer_stops_at_the_end_token(tuned, folder, family):
     rows = decoding.random_rows([8, 3])
-    free = _evaluate(tuned, folder, family, rows, batch_size=2, max_new_tokens=8)
+    free = _evaluate(tuned, folder, family, rows, batch_size=2, eos=NO_TOKEN, max_new_tokens=8)
     end = free[0][3]
     found = _evaluate(tuned, folder, family, rows, batch_size=2, eos=end, max_new_tokens=8)
     for answer, whole in zip(found, free, strict=True):

@@ -13,7 +13,7 @@ from finetune.assembly import find_layer
 from finetune.data.dataset import load_prompts, load_samples
 from finetune.data.template import load_template
 from finetune.data.tokenize import IGNORE_INDEX
-from finetune.models.family import families, get_family
+from finetune.models.family import families
 from finetune.models.loading import load_model, resolve_model
 from finetune.models.tiny import build_tiny
 from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
@@ -25,11 +25,6 @@ from tests.models.families import CASES
 SOURCE, TARGET = "a red dress", "fits well 上衣"
 # Of a family with two rows the last one: keys and values in fewer heads.
 ROWS = {row.name: row for row in CASES}
-
-
-@pytest.fixture(scope="module", params=ROWS)
-def family(request):
-    return get_family(request.param)
 
 
 @pytest.fixture(scope="module")

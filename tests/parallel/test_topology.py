@@ -20,6 +20,7 @@ from finetune.parallel.topology import (
     sharding_stage,
 )
 from finetune.settings.arguments import Arguments, parse_arguments
+from tests.models.families import FACTS
 
 VALID = {
     "model_name_or_path": "owner/model",
@@ -221,7 +222,7 @@ def test_methods_that_fit(layout, settings):
 
 def test_sequence_parallelism_of_families_and_methods():
     able = {name for name, record in families().items() if record.sequence_parallel}
-    assert able == {"llama", "qwen", "qwen2", "chatglm2"}
+    assert able == {name for name, facts in FACTS.items() if facts.splits_rows}
     (fault,) = faults_of(TENSOR, resolved("opt"), sequence_parallel=True)
     assert "layers of family opt cannot split rows: set it to false" in fault
     (fault,) = faults_of(TENSOR, resolved(), sequence_parallel=True, prefix_tuning=True)
@@ -241,6 +242,26 @@ def test_nearest_layouts_keep_the_degrees_that_can_stay():
     sharded = nearest_layouts(Layout(sharding=4, tensor=2), lambda each: each.tensor == 1, sharded=True)
     # A pipeline keeps a rank's part of the model as small as it was.
     assert sharded[:2] == [Layout(pipeline=2, sharding=4), Layout(data=2, pipeline=2, sharding=2)]
+
+
+def test_of_equally_near_layouts_the_one_with_more_tensor_parts_comes_first():
+    found = nearest_layouts(Layout(tensor=2, pipeline=2), lambda each: True, sharded=False, limit=9)
+    assert found == [
+        Layout(tensor=2, pipeline=2),
+        *(Layout(tensor=4), Layout(pipeline=4)),
+        *(Layout(data=2, tensor=2), Layout(data=2, pipeline=2)),
+        Layout(data=4),
+    ]
+
+
+def test_of_equally_near_layouts_the_one_with_fewer_replicas_comes_next():
+    def is_whole(layout: Layout) -> bool:
+        return layout.tensor == layout.pipeline == 1
+
+    found = nearest_layouts(Layout(sharding=4, tensor=2), is_whole, sharded=True, limit=9)
+    # One doubling and one halving of the sharding axis are as far.
+    nearest, far = Layout(data=2, sharding=4), Layout(data=8)
+    assert found == [nearest, Layout(sharding=8), Layout(data=4, sharding=2), far]
 
 
 # Table

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests.models.families import FACTS
 from tests.reference import chatglm2_numpy, qwen_numpy
 
 _FIELDS_OF_CHATGLM2 = {
@@ -125,9 +126,7 @@ def write_published(folder: Path, target: Path, family: str) -> Path:
     """The same checkpoint as a folder of the published form."""
     target.mkdir(parents=True)
     weights = published_weights(folder, family)
-    if family == "chatglm2":
-        # Stored with the published weights, but worked out anew by every implementation.
-        weights["transformer.rotary_pos_emb.inv_freq"] = np.ones(2, np.float16)
+    weights |= {name: np.ones(shape, np.float16) for name, shape in FACTS[family].computed_tensors.items()}
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(published_config(folder, family)))
     settings = {

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.models.families import FACTS
+
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden_curves.json"
 NUM_STEPS = 20
@@ -70,7 +72,6 @@ _SFT = {"learning_rate": 2e-3, "lr_scheduler_type": "linear"}
 # Larger steps bring training to the edge of stability, where rounding errors double at every step: two
 # of our own runs with different matrix kernels then differ by more than the tolerance.
 _LORA = {"learning_rate": 1e-2, "lora": True, "lora_rank": LORA_RANK}
-_SLOW_LORA = _LORA | {"learning_rate": 1e-3}
 CASES = {
     case.name: case
     for case in (
@@ -81,9 +82,12 @@ CASES = {
         }),
         Case("lora", _LORA),
         Case("rslora", _LORA | {"rslora": True}),
-        *(Case(f"{family}_sft", _SFT, family) for family in FAMILY_SHAPES if family != "llama"),
-        *(Case(f"{family}_lora", _LORA, family) for family in ("bloom", "gemma")),
-        *(Case(f"{family}_lora", _SLOW_LORA, family) for family in ("qwen2", "opt", "mistral")),
+        *(Case(f"{family}_sft", _SFT, family) for family in list(FAMILY_SHAPES)[1:]),
+        *(
+            Case(f"{family}_lora", _LORA | {"learning_rate": facts.curve_learning_rate}, family)
+            for family, facts in FACTS.items()
+            if facts.curve_learning_rate
+        ),
     )
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from finetune.models.family import get_family
 from finetune.models.tiny import build_tiny
 from tests.merge.lora_writing import folder_logits, write_adapter, write_base
 from tests.merge.rank_writing import read_whole
+from tests.models.families import FACTS, TIED
 
 FAMILIES = ("llama", "qwen2", "bloom", "opt", "mistral", "gemma")
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
@@ -79,8 +80,7 @@ def their_texts(folder: Path) -> list[tuple[list[int], str]]:
     """The same by transformers, from the exported folder alone."""
     import transformers
 
-    # The fast Gemma tokenizer supposes that the model puts no blank before a text; tiny ones do.
-    is_fast = json.loads((folder / "config.json").read_text())["model_type"] != "gemma"
+    is_fast = FACTS[json.loads((folder / "config.json").read_text())["model_type"]].fast_tokenizer_agrees
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=is_fast)
     model, texts = load_theirs(folder), []
     for prompt in PROMPTS:
@@ -137,12 +137,12 @@ def test_transformers_loads_the_exported_folder_and_writes_the_same_text(name, t
     assert tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "[a]"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_peft_loads_the_exported_adapter(name, tmp_path):
+@pytest.mark.parametrize(("name", "rslora"), [(name, number == 0) for number, name in enumerate(FAMILIES)])
+def test_peft_loads_the_exported_adapter(name, rslora, tmp_path):
     import peft
 
     base = write_base(tmp_path / "base", name)
-    expected = write_adapter(tmp_path / "adapter", base, lora_alpha=4, rslora=name == "llama")
+    expected = write_adapter(tmp_path / "adapter", base, lora_alpha=4, rslora=rslora)
     nothing = tmp_path / "nothing"
     write_adapter(nothing, base, lora_alpha=0)
     merge(MergeOptions(base, (nothing,), tmp_path / "theirs", save_format="hf"))
@@ -151,19 +151,11 @@ def test_peft_loads_the_exported_adapter(name, tmp_path):
     check_close(their_logits(model), expected)
 
 
-TIED = {
-    "qwen2": "embed_tokens",
-    "gemma": "embed_tokens",
-    "bloom": "word_embeddings",
-    "opt": "word_embeddings",
-}
-
-
 @pytest.mark.parametrize("name", TIED)
 def test_peft_gets_a_tied_embedding_in_both_its_uses(name, tmp_path):
     import peft
 
-    config = {"tie_word_embeddings": True} if name == "qwen2" else {}
+    config = FACTS[name].tied_config
     base, adapter, exported = write_base(tmp_path / "base", name, **config), tmp_path / "a", tmp_path / "peft"
     expected = write_adapter(adapter, base, modules_to_save=[TIED[name]])
     write_adapter(tmp_path / "nothing", base, lora_alpha=0)

@@ -9,11 +9,7 @@ import sys
 import pytest
 
 from finetune.training.progress import ProgressReporter, format_duration, format_evaluation, format_metric
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+from tests.training.terminal import Terminal
 
 
 class Clock:

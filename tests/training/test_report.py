@@ -9,14 +9,10 @@ import pytest
 from rich.cells import cell_len
 
 from finetune.training.report import Generation, print_summary, write_generations, write_results
+from tests.training.terminal import Terminal
 
 CHINESE = "西装对于职场人士而言一定是必备的单品，更何况这样一款剪裁优良，版型合身，质感高级的设计。"
 ENGLISH = "A light cotton shirt for the warm days of summer, easy to wash and to wear."
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def sample(source="类型#上衣*版型#显瘦", output=CHINESE, target=ENGLISH):

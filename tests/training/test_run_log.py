@@ -15,7 +15,6 @@ from finetune.files import write_atomically
 from finetune.training import run_log
 from finetune.training.memory import peak_resident_bytes
 from finetune.training.run_log import (
-    KEEP_ALL,
     RunLog,
     TrainRecord,
     read_log,
@@ -88,11 +87,9 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_new_run_starts_an_empty_log_and_an_evaluation_keeps_all(tmp_path):
+def test_a_new_run_starts_an_empty_log(tmp_path):
     path = tmp_path / "log.jsonl"
     write_run(path, 3)
-    RunLog(path, KEEP_ALL).evaluation({"step": 3, "eval_loss": 0.5})
-    assert steps(path)[-2:] == [("train", 3), ("eval", 3)] and len(steps(path)) == 5
     RunLog(path, None)
     assert path.read_text() == ""
 
