@@ -5,10 +5,11 @@ python export_model.py --model_name_or_path ./checkpoints/llama --output_path ./
 
 import sys
 
-from finetune.command import run_command, silence_libraries
-from finetune.environment import check_environment
-from finetune.export.options import parse_options
-from finetune.processor import configure_processor
+from finetune.command import run_command
+from finetune.machine.environment import check_environment
+from finetune.machine.processor import configure_processor
+from finetune.machine.quiet import silence_libraries
+from finetune.serving.export.options import parse_options
 
 
 def main() -> None:
@@ -19,11 +20,11 @@ def main() -> None:
     if options.device == "cpu":
         configure_processor()
 
-    from finetune.models.loading import resolve_model
+    from finetune.models.resolve import resolve_model
 
     resolved = resolve_model(options.model_name_or_path)
     silence_libraries()
-    from finetune.export.run import export
+    from finetune.serving.export.run import export
 
     facts = export(options, resolved)
     limit = "any length" if facts.max_positions is None else f"up to {facts.max_positions} tokens"

@@ -7,9 +7,10 @@ python finetune_generation.py --help
 import sys
 from contextlib import ExitStack
 
-from finetune.command import run_command, silence_libraries
-from finetune.environment import check_environment
-from finetune.processor import configure_processor
+from finetune.command import run_command
+from finetune.machine.environment import check_environment
+from finetune.machine.processor import configure_processor
+from finetune.machine.quiet import silence_libraries
 from finetune.settings.arguments import parse_arguments
 
 
@@ -19,39 +20,45 @@ def main() -> None:
     check_environment()
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
-    from finetune import assembly, finish, preview
-    from finetune.half_precision import half_precision_on_cpu
-    from finetune.models.loading import resolve_model
-    from finetune.parallel.start import plan_layout, start_processes
-    from finetune.run_directory import open_run_directory
+    from finetune.machine.half_precision import half_precision_on_cpu
+    from finetune.models.resolve import resolve_model
+    from finetune.run.data import find_files, read_data
+    from finetune.run.directory import open_run_directory
+    from finetune.run.final_weights import save_final_weights
+    from finetune.run.model import adapt, load_base_model
+    from finetune.run.preview.preview import show
+    from finetune.run.processes import plan_layout, start_processes
+    from finetune.run.report import Report
+    from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
+    from finetune.run.trainer import build_trainer
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
     layout = plan_layout(args, resolved)
-    files = assembly.find_files(args)
+    files = find_files(args)
     if args.data.preview:
-        return preview.show(args, resolved, files)
+        return show(args, resolved, files)
     with ExitStack() as stack:
         groups = stack.enter_context(start_processes(args, layout))
         run = stack.enter_context(open_run_directory(args, groups))
-        report = finish.Report(args, run, processor_note)
+        report = Report(args, run, processor_note)
         if run.finished:
             report.nothing_to_do()
             return
         silence_libraries()
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
-        pair = assembly.load_tokenizer_pair(args, resolved)
-        report.notes(assembly.vocabulary_notes(args, resolved, pair, layout))
-        data = assembly.read_data(args, files, pair)
+        pair = load_tokenizer_pair(args, resolved)
+        report.notes(vocabulary_notes(args, resolved, pair, layout))
+        data = read_data(args, files, pair)
         report.data(data, resolved)
-        model = assembly.adapt(assembly.load_base_model(args, resolved, pair, groups), args, resolved)
-        trainer = assembly.build_trainer(args, run, model, data, pair, resolved=resolved, groups=groups)
+        model = adapt(load_base_model(args, resolved, pair, groups), args, resolved)
+        trainer = build_trainer(args, run, model, data, pair, resolved=resolved, groups=groups)
         report.model(trainer.parallel)
 
         metrics: dict[str, float] = {}
         if args.training.do_train:
             metrics |= trainer.train(run.resume)
-            finish.save_final_weights(run, trainer)
+            save_final_weights(run, trainer)
         if args.training.do_eval:
             metrics |= trainer.evaluate()
         report.results(trainer, metrics)

@@ -7,10 +7,10 @@ python predict_generation.py --model_name_or_path ./exported
 import sys
 
 from finetune.command import run_command
-from finetune.device import device_kind
-from finetune.environment import check_environment
-from finetune.predict.run import parse_options, predict
-from finetune.processor import configure_processor
+from finetune.machine.device import device_kind
+from finetune.machine.environment import check_environment
+from finetune.machine.processor import configure_processor
+from finetune.serving.predict.run import parse_options, predict
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 IGNORED_LABEL = -100
 NUM_WARMUP_STEPS = 3
 SIDES = {
-    "ours": "settings of finetune.processor, and the CPU layers",
-    "settings": "settings of finetune.processor alone",
+    "ours": "settings of finetune.machine.processor, and the CPU layers",
+    "settings": "settings of finetune.machine.processor alone",
     "defaults": "Paddle's defaults",
     "pytorch": "transformers on PyTorch's defaults",
 }
@@ -98,8 +98,10 @@ def main() -> None:
     ):
         print("PyTorch or transformers is not installed (make parity installs both): that side is left out.")
         sides.remove("pytorch")
-    if "ours" in sides and not importlib.util.find_spec("finetune.models.cpu_layers"):
-        print("finetune/models/cpu_layers.py is not there: `ours` is left out, `settings` stands for it.")
+    if "ours" in sides and not importlib.util.find_spec("finetune.families.llama.cpu_layers"):
+        print(
+            "finetune/families/llama/cpu_layers.py is not there: `ours` is left out, `settings` stands for it."
+        )
         sides.remove("ours")
     print_conditions(args)
     for name in args.models.split(","):
@@ -136,7 +138,7 @@ def run_side(side: str, model: Model, num_steps: int) -> dict[str, float]:
 
 def build_paddle(model: Model, side: str) -> Callable[[], float]:
     """A function that does one step with PaddleNLP's Llama and returns the loss."""
-    from finetune import processor
+    from finetune.machine import processor
 
     if side != "defaults":
         processor.configure_processor()
@@ -145,7 +147,7 @@ def build_paddle(model: Model, side: str) -> Callable[[], float]:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
     if side == "ours":
-        from finetune.models import cpu_layers
+        from finetune.families.llama import cpu_layers
 
         cpu_layers.install_llama()
     network = LlamaForCausalLM(LlamaConfig(**model.config()))
@@ -191,7 +193,7 @@ def build_pytorch(model: Model) -> Callable[[], float]:
 
 def print_conditions(args: argparse.Namespace) -> None:
     """What the numbers depend on."""
-    from finetune.processor import configure_processor
+    from finetune.machine.processor import configure_processor
 
     versions = []
     for package in ("paddlepaddle", "paddlenlp", "torch", "transformers"):

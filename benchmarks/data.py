@@ -8,7 +8,7 @@ its own, so that its peak memory is its own; imports are not timed. The sides ta
 which are medians over the rounds of the ratio within a round. Processor seconds, of all threads together, are
 what other work on the machine disturbs least.
 
-ours            reads, renders, tokenizes, labels and packs (`finetune.assembly.read_data`, `pack`)
+ours            reads, renders, tokenizes, labels and packs (`finetune.run.data.read_data`, `pack`)
 ours, cached    the same from the cache
 library, list   the SentencePiece library on the same texts with 2 threads, ids as lists of Python integers
 library, array  the same with ids as arrays, the fastest there is
@@ -77,7 +77,11 @@ def main() -> None:
 def write_files(args: argparse.Namespace, folder: Path) -> None:
     """Writes train.json, its first lines as peer.json, and the folder of the tokenizer."""
     from benchmarks.packing import draw_lengths
-    from finetune.models.tokenizer_training import corpus_lines, open_sentencepiece, train_sentencepiece
+    from finetune.models.tiny.sentencepiece_training import (
+        corpus_lines,
+        open_sentencepiece,
+        train_sentencepiece,
+    )
 
     sample_data = ROOT / "data" / "train.json"
     files = [Path(text) for text in args.text or [sample_data]]
@@ -124,11 +128,12 @@ def run_side(name: str, folder: Path) -> None:
 
 def prepare_ours(folder: Path, *, cached: bool = False) -> Callable[[], int]:
     """The path of a run from its arguments to packed rows."""
-    from finetune.assembly import TokenizerPair, find_files, read_data
-    from finetune.data.packing import pack
-    from finetune.models.family import get_family
-    from finetune.models.fast_encoder import load_fast_encoder
+    from finetune.data.packing.packing import pack
+    from finetune.families.family import get_family
+    from finetune.run.data import find_files, read_data
+    from finetune.run.tokenizer import TokenizerPair
     from finetune.settings.arguments import parse_arguments
+    from finetune.tokenizers.fast_encoder import load_fast_encoder
 
     settings = {
         **{"model_name_or_path": str(folder / "model"), "dataset_name_or_path": str(folder / "train.json")},

@@ -3,7 +3,7 @@
     python benchmarks/decode.py [--rounds 5] [--models tiny,100m] [--families llama] [--batches 1,8]
 
 Whole generate calls of 100 new tokens behind prompts of 32, float32 on CPU, both sides alternately in one
-process with the settings of finetune.processor. Compare the ratios, which are medians over the rounds of the
+process with the settings of finetune.machine.processor. Compare the ratios, which are medians over the rounds of the
 ratio within a round; tokens/s are medians too. The static side includes its Python code around the graph.
 Both sides must give the same tokens, or the script stops.
 """
@@ -23,9 +23,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from finetune.decoding.settings import DecodingSettings  # noqa: E402
-from finetune.models.tiny import build_tiny  # noqa: E402
-from finetune.processor import configure_processor  # noqa: E402
+from finetune.machine.processor import configure_processor  # noqa: E402
+from finetune.models.tiny.checkpoint import build_tiny  # noqa: E402
+from finetune.serving.decoding.settings import DecodingSettings  # noqa: E402
 
 NUM_NEW_TOKENS = 100
 PROMPT_LENGTH = 32
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8", help="batch sizes")
     args = parser.parse_args()
     print(configure_processor())
-    from finetune.command import silence_libraries
+    from finetune.machine.quiet import silence_libraries
 
     silence_libraries()
     print(f"{'model':<16}{'params':>9}  batch  dynamic tokens/s  static tokens/s  ratio (lowest to highest)")
@@ -67,11 +67,12 @@ def main() -> None:
 
 def measure(family: str, name: str, folder: Path, *, batches: list[str], num_rounds: int) -> None:
     """Prints a line for every batch size of one model."""
-    from finetune.decoding.decoder import StaticDecoder
-    from finetune.export.options import ExportOptions
-    from finetune.export.run import export
-    from finetune.models.family import get_family
-    from finetune.models.loading import load_model, resolve_model
+    from finetune.families.family import get_family
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
+    from finetune.serving.decoding.decoder import StaticDecoder
+    from finetune.serving.export.options import ExportOptions
+    from finetune.serving.export.run import export
 
     sizes = dict(MODELS[name])
     if get_family(family).tiny.inner_ratio:

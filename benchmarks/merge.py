@@ -28,8 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.models.family import TinyShape, get_family
-from finetune.models.tensor_splits import find_split
+from finetune.families.family import TinyShape, get_family
+from finetune.families.tensor_splits import find_split
 from finetune.storage.checkpoints import TensorFiles
 from finetune.storage.rank_files import shard_name
 from finetune.storage.writer import count_bytes

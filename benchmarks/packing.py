@@ -32,8 +32,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.data.collate import collate_packed
-from finetune.data.packing import PackedSamples, pack
+from finetune.data.batches.collate import collate_packed
+from finetune.data.packing.packing import PackedSamples, pack
 
 PORTION = 1000
 PADDED_ROW = 4096

@@ -1,22 +1,19 @@
-"""What every entry script shares: exit codes, messages for users, quiet libraries."""
+"""What every entry script shares: exit codes and messages for users."""
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune.errors import EXIT_USER_ERROR, RunError, UserError
-from finetune.interruption import Interrupted
-from finetune.parallel.watch import close_watch, report_failure
+from finetune.errors import EXIT_FAILED, EXIT_USER_ERROR, Interrupted, RunError, UserError
+from finetune.machine.quiet import interrupt
+from finetune.processes.launch import is_first_of_machine, is_first_process
+from finetune.processes.watch.watch import close_watch, report_failure
 
-EXIT_FAILED = 1
 # A launcher ends everybody at the first failure it sees and takes rank 0's exit code for its own.
 _FIRST_SPEAKS_SECONDS = 3
 
@@ -28,7 +25,7 @@ def run_command(main: Callable[[], None]) -> int:
         0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
         first process of each machine; 1 the run failed.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         main()
     except UserError as error:
@@ -60,22 +57,6 @@ def _fail(text: str, code: int = EXIT_FAILED) -> int:
     return code
 
 
-def _interrupt(number: int, _frame: object) -> None:
-    """Outside the training loop, which saves first, there is nothing that a stop could lose."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers repeat themselves; once is enough
-    raise Interrupted(f"stopped by signal {signal.Signals(number).name}; nothing new was to be saved")
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks for the run: the only one, or rank 0 of a launch."""
-    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
-
-
-def is_first_of_machine() -> bool:
-    """Whether this process is the first on its machine, whose log the launcher there shows."""
-    return os.environ.get("PADDLE_LOCAL_RANK", os.environ.get("PADDLE_RANK_IN_NODE", "0")) == "0"
-
-
 def python_name() -> str:
     """How to call this Python again from the current folder: `.venv/bin/python`, or just `python`."""
     executable = Path(sys.executable)
@@ -83,29 +64,3 @@ def python_name() -> str:
         return str(executable.relative_to(Path.cwd()))
     except ValueError:
         return "python"
-
-
-def silence_libraries() -> None:
-    """Keeps PaddleNLP's debug lines and its dependencies' start-up warnings off the screen.
-
-    Errors still show. FINETUNE_VERBOSE=1 in the environment shows everything.
-    """
-    if os.environ.get("FINETUNE_VERBOSE") == "1":
-        return
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    warnings.filterwarnings("ignore")
-    logging.getLogger("jieba").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import paddle
-        from paddle.distributed.fleet.utils import log_util as fleet_log
-        from paddlenlp.utils.log import logger
-
-    # Paddle's own handlers would print a C++ stack on SIGTERM instead of letting ours act.
-    paddle.disable_signal_handler()
-    signal.signal(signal.SIGTERM, _interrupt)
-
-    logger.set_level("ERROR")
-    fleet_log.set_log_level("ERROR")
-    # Paddle's deprecation decorator re-enables its warnings; the filter must come after the import.
-    warnings.filterwarnings("ignore")

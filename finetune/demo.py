@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from finetune.command import python_name
-from finetune.models.tiny import build_tiny
-from finetune.training.report import print_summary
+from finetune.models.tiny.checkpoint import build_tiny
+from finetune.reporting.report import print_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = "llama/demo_argument.json"

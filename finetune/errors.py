@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+EXIT_FAILED = 1
+
 EXIT_USER_ERROR = 2
 
 
@@ -25,3 +27,7 @@ class RunError(Exception):
     Args:
         message: What happened, what is still good, and what to do.
     """
+
+
+class Interrupted(Exception):
+    """A termination signal arrived; what the message names was saved before."""

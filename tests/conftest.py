@@ -14,10 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from finetune.processor import configure_processor  # noqa: E402
+from finetune.machine.processor import configure_processor  # noqa: E402
 from tests.texts import write_data_sets  # noqa: E402
 
 configure_processor()  # before any test imports Paddle
+pytest_plugins = ["tests.tiny_models"]
 # No test writes into the home folder.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="finetune-tests-")
 
@@ -54,7 +55,7 @@ def data_sets(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
     """A random two-layer Llama with a SentencePiece tokenizer trained on the sample set."""
-    from finetune.models.tiny import build_tiny
+    from finetune.models.tiny.checkpoint import build_tiny
 
     folder = tmp_path_factory.mktemp("tiny") / "llama"
     build_tiny("llama", folder, hidden_size=32, num_layers=2, num_heads=4, vocab_size=600, max_length=256)
@@ -64,7 +65,7 @@ def tiny_llama(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sharp_llama(tmp_path_factory) -> Path:
     """A tiny Llama whose layers matter for what it writes."""
-    from tests.export.builders import build_sharp
+    from tests.serving.export.builders import build_sharp
 
     return build_sharp("llama", tmp_path_factory.mktemp("sharp") / "llama")
 
@@ -72,7 +73,7 @@ def sharp_llama(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exported_llama(sharp_llama, tmp_path_factory) -> Path:
     """The same, exported for static inference."""
-    from tests.export.builders import export_folder
+    from tests.serving.export.builders import export_folder
 
     return export_folder(sharp_llama, tmp_path_factory.mktemp("exported") / "llama")
 

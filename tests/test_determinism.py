@@ -5,8 +5,8 @@ import json
 import paddle
 import pytest
 
-from finetune.determinism import ENVIRONMENT, FLAGS, make_deterministic
-from finetune.parallel.start import prepare_device
+from finetune.machine.determinism import ENVIRONMENT, FLAGS, make_deterministic
+from finetune.run.processes import prepare_device
 from finetune.settings.arguments import parse_arguments
 
 

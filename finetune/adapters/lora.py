@@ -22,9 +22,9 @@ import numpy as np
 from paddlenlp import peft
 from paddlenlp.peft import LoRAConfig
 
-from finetune.adapters.checkpoint import load_adapter_weights
+from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
-from finetune.training.seeding import derive_seed
+from finetune.randomness.seeding import derive_seed
 
 CONFIG_FILE = "lora_config.json"
 

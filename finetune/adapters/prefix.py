@@ -19,10 +19,10 @@ import numpy as np
 import paddle
 from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
 
-from finetune.adapters.checkpoint import load_adapter_weights
+from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
-from finetune.models.family import import_object
-from finetune.training.seeding import derive_seed
+from finetune.families.family import import_object
+from finetune.randomness.seeding import derive_seed
 
 CONFIG_FILE = "prefix_config.json"
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.data.trained_template import template_source
+from finetune.checkpoints.companions import read_config
+from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
-from finetune.files import write_json
-from finetune.merge.companions import read_config
-from finetune.models.family import Family, find_family
+from finetune.families.family import Family, find_family
 from finetune.models.hf_names import is_tied
+from finetune.storage.files import write_json
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.writer import Tensor
 

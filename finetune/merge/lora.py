@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.command import EXIT_FAILED
-from finetune.data.trained_template import carry_template, drop_template, template_source
-from finetune.errors import UserError
-from finetune.merge import companions, hf_out
+from finetune.checkpoints import companions
+from finetune.data.templates.trained_template import carry_template, drop_template, template_source
+from finetune.errors import EXIT_FAILED, UserError
+from finetune.merge import hf_out
 from finetune.merge.lora_adapters import (
     LORA_CONFIG,
     PEFT_CONFIG,
@@ -33,11 +33,11 @@ from finetune.merge.lora_adapters import (
 )
 from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
 from finetune.merge.option_types import add_output_options, add_switch
-from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.source import locate_base
 from finetune.models.hf_names import paddle_config
+from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
 _TOKENIZER_FILES = (

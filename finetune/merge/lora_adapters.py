@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from finetune.adapters.scaling import ScalingRule
+from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
-from finetune.merge.companions import read_config
 from finetune.merge.row_blocks import Update
 from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.dtypes import as_float32

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
+from finetune.families.family import Family, find_family
 from finetune.merge import row_blocks
-from finetune.merge.companions import read_config
 from finetune.merge.lora_adapters import Adapter, pissa_update
 from finetune.merge.peft_adapters import split_joined
 from finetune.merge.row_blocks import Update
 from finetune.merge.source import MODEL, open_source
-from finetune.models.family import Family, find_family
 from finetune.models.hf_names import (
     embedding_name,
     is_hugging_face,

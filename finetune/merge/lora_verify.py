@@ -78,7 +78,7 @@ def verify(
         say: Takes the lines.
         unmerge: Whether the adapters were taken out: then it is the result that they are put on.
     """
-    from finetune.command import silence_libraries
+    from finetune.machine.quiet import silence_libraries
 
     silence_libraries()
     prompts = _prompts(base)
@@ -109,7 +109,8 @@ def _prompts(base: Base) -> np.ndarray:
 
 
 def _load(folder: Path, num_tokens: int | None = None) -> Any:
-    from finetune.models.loading import load_model, resolve_model
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
     from finetune.models.vocabulary import find_growth
 
     resolved = resolve_model(folder)

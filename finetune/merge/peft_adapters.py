@@ -14,18 +14,11 @@ from typing import Any
 import numpy as np
 
 from finetune.adapters.scaling import ScalingRule
+from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
-from finetune.files import write_json
-from finetune.merge.companions import read_config
-from finetune.merge.lora_adapters import (
-    PEFT_CONFIG,
-    Adapter,
-    Matrices,
-    WholeTensor,
-    make_update,
-)
+from finetune.families.family import Family
+from finetune.merge.lora_adapters import PEFT_CONFIG, Adapter, Matrices, WholeTensor, make_update
 from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
-from finetune.models.family import Family
 from finetune.models.hf_names import (
     OUTPUT_LAYER,
     embedding_name,
@@ -38,6 +31,7 @@ from finetune.models.hf_names import (
     to_paddle,
 )
 from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.files import write_json
 from finetune.storage.writer import ComputedTensor, Tensor
 
 WEIGHTS_STEM = "adapter_model"

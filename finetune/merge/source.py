@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
-from finetune.merge.companions import read_config
-from finetune.models.family import Family, find_family
-from finetune.models.tensor_splits import find_split
+from finetune.families.family import Family, find_family
+from finetune.families.tensor_splits import find_split
 from finetune.storage.arrays import StoredArray
 from finetune.storage.checkpoints import NOT_ONE_RUN, ShardedCheckpoint, TensorFiles, find_shards, find_start
 from finetune.storage.joined_tensors import JoinedTensor

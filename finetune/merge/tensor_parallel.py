@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data.trained_template import carry_template
+from finetune.checkpoints import companions
+from finetune.checkpoints.folder import MANIFEST_NAME, find_fault
+from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
-from finetune.merge import companions, hf_out
+from finetune.merge import hf_out
 from finetune.merge.option_types import add_output_options, add_switch
-from finetune.merge.output_folder import check_output, output_folder
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.source import LORA, MODEL, PREFIX, Source, open_source
+from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
-from finetune.training.checkpoint import MANIFEST_NAME, find_fault
 
 PADDLE, HUGGING_FACE = "paddle", "hf"
 

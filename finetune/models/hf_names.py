@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune.models.family import Family
-from finetune.models.joined_layers import JOINED_LAYERS
+from finetune.families.family import Family
+
+JOINED_LAYERS = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_fused_proj": ("gate_proj", "up_proj"),
+}
+"""Name of the joined layer -> names of the parts in their order."""
 
 _NUMBER = "{}"
 OUTPUT_LAYER = "lm_head"

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from finetune.errors import UserError
-from finetune.models.family import families
+from finetune.families.family import families
 from finetune.storage.checkpoints import WEIGHT_FILES, has_weights, shard_names
 
 CONNECT_TIMEOUT_SECONDS = 3.0

@@ -1,7 +1,6 @@
 """From a folder or a name to a PaddleNLP model with every weight in its place.
 
-`resolve_model` looks at config.json and file names only, so that a wrong folder is reported before
-Paddle is imported. `load_model` builds the model and then sets its parameters tensor by tensor,
+`load_model` builds the model that `resolve.py` found and then sets its parameters tensor by tensor,
 straight from the files: PaddleNLP's own layout, or Hugging Face's, mapped by PaddleNLP's name table.
 Beside the model only a slice of one tensor is held (see `parameters.py`), and for fused layers one tensor
 with its parts. Under tensor parallelism a rank reads its part of each tensor and no more. PaddleNLP's
@@ -14,22 +13,23 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.files import read_json_object
+from finetune.families.config_file import read_config
+from finetune.families.family import Family, find_family, import_object
+from finetune.families.special_tokens import padding_token, token_id
+from finetune.families.tensor_splits import find_split
 from finetune.models import hub
-from finetune.models.family import Family, find_family, import_object
 from finetune.models.parameters import assign, join_blocks
-from finetune.models.shard_files import open_shards
-from finetune.models.tensor_splits import find_split
+from finetune.models.resolve import ResolvedModel
+from finetune.models.shard_files import is_sharded, open_shards
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
-from finetune.storage.checkpoints import Checkpoint, TensorFiles, check_weights, has_weights
-from finetune.storage.rank_files import MODEL_STEM, find_rank_files
+from finetune.storage.checkpoints import Checkpoint, TensorFiles
 from finetune.storage.splits import Split
 
 Reader = Callable[[], np.ndarray]
@@ -43,63 +43,6 @@ _LAYOUT_FIELDS = {
     "sequence_parallel": False,
     "tensor_parallel_output": False,
 }
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """A model that is known to be there.
-
-    Attributes:
-        folder: Local folder with config and weights; None for a hub name whose weights come on loading.
-        name: As the user gave it.
-        config: config.json as found.
-        family: The record that covers it.
-    """
-
-    folder: Path | None
-    name: str
-    config: dict[str, Any]
-    family: Family
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
-
-    Raises:
-        UserError: It is missing or is no JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no config.json")
-    return read_json_object(path)
-
-
-def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> ResolvedModel:
-    """Finds a model, before Paddle is imported when it is a local folder.
-
-    Args:
-        name_or_path: Its folder, or its name on the hub.
-        needs_weights: Whether a folder without weights is a fault.
-
-    Raises:
-        UserError: No model folder, no weights, a family that is not covered, or a name while the hub
-            cannot be reached.
-    """
-    name, path = str(name_or_path), Path(name_or_path)
-    if path.is_file():
-        raise UserError(f"model {name} is a file: give the folder that holds config.json and the weights")
-    if not path.is_dir() and _looks_like_path(name):
-        raise UserError(f"model folder {name} does not exist: check --model_name_or_path")
-    folder = path if path.is_dir() else hub.cached_folder(name)
-    if folder is None:
-        hub.require_reachable(name)
-        config = read_config(hub.download_config(name))
-        return ResolvedModel(None, name, config, _covered(config, name))
-    config = read_config(folder)
-    family = _covered(config, name)
-    if needs_weights and not is_sharded(folder):
-        check_weights(folder)
-    return ResolvedModel(folder, name, config, family)
 
 
 def load_model(
@@ -153,15 +96,6 @@ def load_weights(model: Any, folder: Path) -> None:
     config = read_config(folder)
     source = ResolvedModel(folder, str(folder), config, find_family(config))
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
-
-
-def is_sharded(folder: Path) -> bool:
-    """Whether the folder's weights are in one file per rank, and in no other form.
-
-    Raises:
-        UserError: A rank's file is missing.
-    """
-    return not has_weights(folder) and find_rank_files(folder, MODEL_STEM) is not None
 
 
 def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
@@ -221,17 +155,6 @@ def one_process_config(model: Any) -> Any:
     saved.dtype = next((name for name in dtypes if "float" in name), saved.dtype)
     saved.architectures = [type(model).__name__]
     return saved
-
-
-def _covered(config: dict[str, Any], name: str) -> Family:
-    try:
-        return find_family(config)
-    except UserError as error:
-        raise UserError(f"model {name} is not supported: {error}") from None
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or name.endswith("/")
 
 
 def _fill_parameters(
@@ -417,11 +340,9 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
 def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: Any) -> None:
     from paddlenlp.generation import GenerationConfig
 
-    from finetune.models.tokenizer import FamilyEncoder
-
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     if tokenizer is not None:
-        encoder = FamilyEncoder(tokenizer, family)
-        model.generation_config.eos_token_id = encoder.eos_token_id
-        model.generation_config.pad_token_id = encoder.pad_token_id
+        facts, generation = family.tokenizer, model.generation_config
+        generation.eos_token_id = token_id(tokenizer, facts.end_of_answer)
+        generation.pad_token_id = token_id(tokenizer, padding_token(tokenizer, facts))

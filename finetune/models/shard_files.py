@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.models.family import Family
-from finetune.models.tensor_splits import find_split
-from finetune.storage.checkpoints import ShardedCheckpoint
+from finetune.families.family import Family
+from finetune.families.tensor_splits import find_split
+from finetune.storage.checkpoints import ShardedCheckpoint, has_weights
 from finetune.storage.rank_files import MODEL_STEM, find_rank_files
 
 
@@ -31,3 +31,12 @@ def open_shards(
     if files is None:
         raise UserError(f"{folder} holds no {stem}*{ending}")
     return ShardedCheckpoint(files, lambda name: find_split(family, name, config, degree=files.tensor_degree))
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether the folder's weights are in one file per rank, and in no other form.
+
+    Raises:
+        UserError: A rank's file is missing.
+    """
+    return not has_weights(folder) and find_rank_files(folder, MODEL_STEM) is not None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.models.family import Family
+from finetune.families.family import Family
 from finetune.models.parameters import assign, mean_along
 from finetune.storage.dtypes import as_float32
 from finetune.storage.splits import Split

@@ -20,17 +20,17 @@ from typing import Any
 
 import paddle
 
-from finetune.adapters.checkpoint import base_model
+from finetune.adapters.base import base_model
 from finetune.adapters.prefix import partial_gradients
-from finetune.models.parameter_names import named_weights
+from finetune.models.layers import named_weights
 from finetune.models.sequence_parallel import set_row_length
-from finetune.parallel.flat_slices import plain_arithmetic
-from finetune.parallel.groups import Group, ProcessGroups
-from finetune.parallel.loss_sum import LossSum
 from finetune.parallel.pipe.engine import Pipeline, Work
+from finetune.parallel.pipe.loss_sum import LossSum
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.replica_hashes import check_replicas
-from finetune.parallel.replicas import start_replicas
+from finetune.parallel.sharding.flat_slices import plain_arithmetic
+from finetune.parallel.sharding.start import start_replicas
+from finetune.processes.groups import Group, ProcessGroups
 
 
 class ParallelModel:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.parallel.groups import Group, ProcessGroups
+from finetune.processes.groups import Group, ProcessGroups
 
 _BLOCK_WORDS = 1 << 13
 _MULTIPLIER = 6364136223846793005  # odd, from Knuth's linear congruential generator

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.parallel.layout import Layout
+from finetune.processes.layout import Layout
 from finetune.settings.checks import find_faults
 from finetune.settings.data import DataArguments, GenerationArguments
 from finetune.settings.help import format_help

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from finetune.data.source import looks_like_path
-from finetune.device import find_device_fault
-from finetune.parallel.degrees import check_degrees
+from finetune.machine.device import find_device_fault
 from finetune.settings.data_checks import check_data
+from finetune.settings.degrees import check_degrees
+from finetune.settings.paths import looks_like_path
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 

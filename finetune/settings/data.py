@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune.settings.records import COUNT, POSITIVE, TOKENS, Range, setting
 
-# The keys of `finetune.data.formats.FORMATS`.
+# The keys of `finetune.data.reading.formats.FORMATS`.
 DATASET_FORMATS = ("src_tgt", "alpaca", "query_response", "messages", "sharegpt", "text", "preference")
 
 # One row per setting: default, help, help in Chinese, further facts.

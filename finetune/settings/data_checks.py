@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.data.mix_entries import find_mix_faults
-from finetune.data.source import looks_like_path, split_paths
+from finetune.settings.mix_entries import find_mix_faults
+from finetune.settings.paths import looks_like_path, split_paths
 
 
 def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from finetune.device import detect_device, device_kind
+from finetune.machine.device import detect_device, device_kind
 from finetune.settings.registry import foreign_settings, known_settings
 
 _LOSS_METRICS = ("loss", "perplexity", "accuracy")

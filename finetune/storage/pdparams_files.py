@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.files import open_file
 from finetune.storage.arrays import StoredArray, c_strides
+from finetune.storage.files import open_file
 from finetune.storage.pickle_values import MAX_AXES, Constructor, Place, Stateful
 from finetune.storage.pickles import PickleReader, load_pickle
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finetune.errors import UserError
-from finetune.storage.pickle_values import (
+from finetune.storage.pickle_values import (  # fmt: skip
     MAX_AXES,
     MAX_STEPS,
     Constructor,
@@ -36,7 +36,7 @@ from finetune.storage.pickle_values import (
     Stateful,
     list_of,
     set_item,
-)  # fmt: skip
+)
 
 _MAX_DEPTH = 64  # of what is being built; files of tensors have about 5
 _MAX_NAME_BYTES = 256

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from finetune.errors import UserError
-from finetune.files import open_file
 from finetune.storage.arrays import StoredArray
 from finetune.storage.dtypes import NAMES, SAFETENSORS_CODES, array_dtype, num_bytes, safetensors_code
+from finetune.storage.files import open_file
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_SIZE = 2**63  # of an axis and of a tensor in elements

@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.files import open_file
 from finetune.storage.arrays import StoredArray, c_strides
 from finetune.storage.dtypes import NAMES, TORCH_STORAGES
+from finetune.storage.files import open_file
 from finetune.storage.pickle_values import MAX_AXES, Constructor
 from finetune.storage.pickles import PickleReader, load_pickle
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.files import NO_ROOM, write_json
 from finetune.storage.dtypes import Array, num_bytes
+from finetune.storage.files import NO_ROOM, write_json
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.output_file import OutputFile
 from finetune.storage.safetensors_files import encode_header

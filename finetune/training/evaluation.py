@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from finetune.data.collate import collate_prompts
-from finetune.parallel.flat_slices import plain_arithmetic
-from finetune.parallel.groups import ProcessGroups
+from finetune.data.batches.collate import collate_prompts
+from finetune.parallel.sharding.flat_slices import plain_arithmetic
+from finetune.processes.groups import ProcessGroups
+from finetune.randomness.seeding import derive_seed
 from finetune.training.loss import LabelPositions, best_tokens, logits_of, token_loss_sum
 from finetune.training.metrics import generation_metrics, loss_metrics
-from finetune.training.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from finetune.data.tokenize import Prompt, TextEncoder
+    from finetune.data.batches.rows import Batch, Rows
+    from finetune.data.samples.tokenize import Prompt, TextEncoder
     from finetune.parallel.parallel_model import ParallelModel
-    from finetune.training.rows import Batch, Rows
 
 
 class Evaluation(Protocol):

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.data.tokenize import IGNORE_INDEX
+from finetune.data.samples.tokenize import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import paddle
 
-    from finetune.parallel.groups import Group
+    from finetune.processes.groups import Group
 
 
 def logits_of(outputs: Any) -> paddle.Tensor:

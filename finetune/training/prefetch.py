@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.training.batch_source import BatchSource, StepBatch
+    from finetune.data.batches.batch_source import BatchSource, StepBatch
 
 
 class PrefetchedSource:

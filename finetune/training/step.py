@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from finetune.errors import RunError
+from finetune.randomness.seeding import derive_seed
 from finetune.training.loss import logits_of, token_loss_sum
-from finetune.training.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from finetune.data.batches.batch_source import StepBatch
     from finetune.parallel.parallel_model import ParallelModel
-    from finetune.training.batch_source import StepBatch
     from finetune.training.trainer import FinetuneTrainer
 
 

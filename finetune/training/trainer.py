@@ -13,48 +13,35 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer
 from paddlenlp.trainer.trainer_callback import TrainerState
 
-from finetune.interruption import Interrupted
-from finetune.parallel.groups import ProcessGroups
-from finetune.parallel.joint_steps import together
+from finetune.checkpoints.folder import find_fault, rotate, step_of, write_checkpoint
+from finetune.errors import Interrupted
 from finetune.parallel.parallel_model import ParallelModel
-from finetune.parallel.phases import phase
-from finetune.parallel.start import on_first
-from finetune.parallel.watch import close_watch
-from finetune.training.checkpoint import find_fault, rotate, step_of, write_checkpoint
+from finetune.processes.groups import ProcessGroups
+from finetune.processes.joint_steps import on_first, together
+from finetune.processes.phases import phase
+from finetune.processes.watch.watch import close_watch
+from finetune.reporting.memory import peak_memory_bytes
 from finetune.training.gradient_norm import clip_factor
-from finetune.training.memory import peak_memory_bytes
 from finetune.training.overflow import OverflowGuard, check_finite
 from finetune.training.prefetch import PrefetchedSource
-from finetune.training.saved_state import SavedState
+from finetune.training.run_state import SavedState
 from finetune.training.step import StepWork, end_step
 
 if TYPE_CHECKING:
+    from finetune.data.batches.batch_source import BatchSource
     from finetune.parallel.pipe.stage import Stage
-    from finetune.training.batch_source import BatchSource
+    from finetune.randomness.source import Randomness
+    from finetune.reporting.progress import ProgressReporter
+    from finetune.reporting.run_log import RunLog
     from finetune.training.evaluation import Evaluation
     from finetune.training.loss import LabelPositions
-    from finetune.training.progress import ProgressReporter
-    from finetune.training.run_log import RunLog
-
-
-class Randomness(Protocol):
-    """Something that draws by sample."""
-
-    def active(self, step: int, rows: Sequence[Sequence[tuple[int, int]]]) -> AbstractContextManager[None]:
-        """Draws within the block for a micro-batch of an optimizer step.
-
-        Args:
-            step: The optimizer step.
-            rows: For each row of the batch its samples in a row: (tokens, sample index).
-        """
-        ...
 
 
 class FinetuneTrainer(Trainer):

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from finetune.models.loading import load_model, resolve_model
-from finetune.models.tiny import build_tiny
+from finetune.models.loading import load_model
+from finetune.models.resolve import resolve_model
+from finetune.models.tiny.checkpoint import build_tiny
 
 SETTINGS = {
     "lora_target_modules": None, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "rslora": False,

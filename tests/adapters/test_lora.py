@@ -6,12 +6,12 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.adapters.checkpoint import save_adapter
+from finetune.adapters.files import save_adapter
 from finetune.adapters.lora import _draw_input_matrix, add_lora, load_lora
 from finetune.errors import UserError
 from finetune.training.loss import logits_of
 from tests.adapters.conftest import make_stage
-from tests.models.families import FACTS
+from tests.families.cases import FACTS
 
 
 def matrices(adapted, suffix="lora_A") -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.adapters.checkpoint import adapter_state, save_adapter
+from finetune.adapters.files import adapter_state, save_adapter
 from finetune.adapters.prefix import add_prefix, load_prefix, partial_gradients
 from tests.adapters.conftest import make_stage
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.conversation import Conversation, make_conversation
-from finetune.data.readers import read_file
-from finetune.data.records import FaultCollector, Record
-from finetune.data.sample_store import SampleStore
-from finetune.data.tokenize import Sample, SampleBuilder
+from finetune.data.reading.conversation import Conversation, make_conversation
+from finetune.data.reading.readers import read_file
+from finetune.data.reading.records import FaultCollector, Record
+from finetune.data.samples.sample_store import SampleStore
+from finetune.data.samples.tokenize import Sample, SampleBuilder
 
 SPECIAL_IDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<sep>": 3}
 FIRST_CHARACTER_ID = 10

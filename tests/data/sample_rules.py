@@ -1,10 +1,10 @@
-"""The rules of finetune/data/tokenize.py once more, token by token: slow, and short enough to be read."""
+"""The rules of finetune/data/samples/tokenize.py once more, token by token: slow, and short enough to be read."""
 
 from __future__ import annotations
 
 import itertools
 
-from finetune.data.pieces import Piece
+from finetune.data.templates.pieces import Piece
 
 TOO_LONG = "too long"
 

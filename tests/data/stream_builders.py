@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.data.bulk_encoding import BulkBuilder
-from finetune.data.template import PlainTemplate
+from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.templates.template import PlainTemplate
 
 CHARACTERS_PER_TOKEN = 16
 

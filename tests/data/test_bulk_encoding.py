@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data import bulk_encoding
-from finetune.data.bulk_encoding import BulkBuilder
-from finetune.data.conversation import ASSISTANT, TEXT, TOOL, TOOL_CALL, USER, Conversation, Message
-from finetune.data.formats import ReadOptions, read_conversations
-from finetune.data.pieces import Piece
-from finetune.data.template import load_template
-from finetune.data.tokenize import IGNORE_INDEX, TRAIN_ON, TRUNCATIONS, TooLongError
+from finetune.data.reading.conversation import ASSISTANT, TEXT, TOOL, TOOL_CALL, USER, Conversation, Message
+from finetune.data.reading.formats import ReadOptions, read_conversations
+from finetune.data.samples import bulk_encoding
+from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.samples.tokenize import IGNORE_INDEX, TRAIN_ON, TRUNCATIONS, TooLongError
+from finetune.data.templates.pieces import Piece
+from finetune.data.templates.template import load_template
 from tests.conftest import ROOT
 from tests.data.conftest import SPECIAL_IDS, CharacterEncoder, build_sample
 from tests.data.sample_rules import TOO_LONG, expect_sample
@@ -145,8 +145,8 @@ def test_samples_follow_the_rules(
 @pytest.mark.parametrize("truncation", TRUNCATIONS)
 @pytest.mark.parametrize("template", [None, "llama2", "alpaca"])
 def test_data_sets_of_other_shapes(truncation, template, data_sets, tiny_llama, monkeypatch):
-    from finetune.models.family import get_family
-    from finetune.models.fast_encoder import load_fast_encoder
+    from finetune.families.family import get_family
+    from finetune.tokenizers.fast_encoder import load_fast_encoder
 
     monkeypatch.setattr(bulk_encoding, "CHUNK_CHARACTERS", 20_000)
     encoder, reason = load_fast_encoder(tiny_llama, get_family("llama"))

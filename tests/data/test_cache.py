@@ -11,13 +11,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finetune.data import cache
-from finetune.data.bulk_encoding import BulkBuilder
-from finetune.data.cache import EncodedData, load_or_build, make_key
-from finetune.data.dataset import DataReport
-from finetune.data.run_cache import find_key
-from finetune.data.template import load_template
-from finetune.data.tokenize import Prompt
+from finetune.data.samples import cache
+from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.samples.cache import EncodedData, load_or_build, make_key
+from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.tokenize import Prompt
+from finetune.data.templates.template import load_template
+from finetune.run.data_cache import find_key
 from tests.conftest import ROOT, write_arguments
 
 
@@ -102,8 +102,8 @@ def test_old_entries_are_removed(tmp_path, data):
 WORKER = """
 import sys, time
 from pathlib import Path
-from finetune.data.cache import EncodedData, load_or_build
-from finetune.data.dataset import DataReport
+from finetune.data.samples.cache import EncodedData, load_or_build
+from finetune.data.samples.dataset import DataReport
 folder, name = Path(sys.argv[1]), sys.argv[2]
 def build():
     (folder / f"built-{name}").touch()
@@ -155,7 +155,7 @@ def arguments(tmp_path, small_data, tiny_llama):
 
 
 def key_of(args, folder):
-    from finetune.assembly import find_files
+    from finetune.run.data import find_files
 
     return find_key(args, find_files(args), folder)
 
@@ -196,8 +196,9 @@ def test_the_key_follows_the_version_of_the_code(tmp_path, monkeypatch):
 
 
 def test_a_run_finds_the_data_of_the_last_one(arguments, tmp_path):
-    from finetune.assembly import find_files, load_tokenizer_pair, read_data
-    from finetune.models.loading import resolve_model
+    from finetune.models.resolve import resolve_model
+    from finetune.run.data import find_files, read_data
+    from finetune.run.tokenizer import load_tokenizer_pair
 
     args = arguments(do_eval=True, eval_with_do_generation=True, data_cache_dir=str(tmp_path / "cache"))
     resolved = resolve_model(args.model.model_name_or_path)

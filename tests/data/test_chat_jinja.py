@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from finetune.data.chat_jinja import write_jinja
-from finetune.data.chat_templates import CHAT_FORMATS, NamedTemplate
-from finetune.data.conversation import make_conversation
-from finetune.models.family import get_family
+from finetune.data.reading.conversation import make_conversation
+from finetune.data.templates.chat_jinja import write_jinja
+from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
+from finetune.families.family import get_family
 
 TURNS = [("q1\n", "a1"), ("q2", "a2")]
 

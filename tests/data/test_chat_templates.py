@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.chat_templates import CHAT_FORMATS
-from finetune.data.conversation import Conversation, Message, make_conversation
-from finetune.data.template import NamedTemplate, load_template
-from finetune.data.tokenize import IGNORE_INDEX, SampleBuilder
+from finetune.data.reading.conversation import Conversation, Message, make_conversation
+from finetune.data.samples.tokenize import IGNORE_INDEX, SampleBuilder
+from finetune.data.templates.chat_templates import CHAT_FORMATS
+from finetune.data.templates.template import NamedTemplate, load_template
 from finetune.errors import UserError
 from tests.data.conftest import build_sample
 

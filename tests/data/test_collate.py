@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.collate import block_mask, collate, collate_packed, collate_prompts, start_end_rows
-from finetune.data.packing import Bin
-from finetune.data.tokenize import IGNORE_INDEX, Prompt, Sample
+from finetune.data.batches.collate import block_mask, collate, collate_packed, collate_prompts, start_end_rows
+from finetune.data.packing.packing import Bin
+from finetune.data.samples.tokenize import IGNORE_INDEX, Prompt, Sample
 
 ROWS = st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=12), min_size=1, max_size=6)
 

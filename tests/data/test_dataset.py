@@ -1,10 +1,10 @@
 import pytest
 
-from finetune.data.dataset import DataReport, load_prompts, load_samples
-from finetune.data.formats import read_conversations
-from finetune.data.records import FaultCollector
-from finetune.data.source import find_split
-from finetune.data.template import PlainTemplate
+from finetune.data.reading.formats import read_conversations
+from finetune.data.reading.records import FaultCollector
+from finetune.data.reading.source import find_split
+from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
+from finetune.data.templates.template import PlainTemplate
 from finetune.errors import UserError
 from tests.conftest import ROOT
 

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from finetune.data.conversation import Message, Turn, make_conversation
-from finetune.data.formats import ReadOptions, read_conversations, to_conversation
-from finetune.data.records import FaultCollector, Record
-from finetune.data.template import load_template
+from finetune.data.reading.conversation import Message, Turn, make_conversation
+from finetune.data.reading.formats import ReadOptions, read_conversations, to_conversation
+from finetune.data.reading.records import FaultCollector, Record
+from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 from tests.texts import NUM_ROWS
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from finetune.data.conversation import Conversation, Message, make_conversation
-from finetune.data.jinja_templates import JinjaTemplate
-from finetune.data.template import JsonTemplate, load_template
+from finetune.data.reading.conversation import Conversation, Message, make_conversation
+from finetune.data.templates.jinja_templates import JinjaTemplate
+from finetune.data.templates.template import JsonTemplate, load_template
 from finetune.errors import UserError
 
 CHATML = (

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.mixing import DataSource, draw, hold_back, mix, share_out
+from finetune.data.reading.mixing import DataSource, draw, hold_back, mix, share_out
 from finetune.errors import UserError
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.best_fit import assign_bins
-from finetune.data.collate import collate, collate_packed
-from finetune.data.packing import Bin, PackedSamples, pack, split_open
-from finetune.data.tokenize import IGNORE_INDEX, Sample
+from finetune.data.batches.collate import collate, collate_packed
+from finetune.data.packing.best_fit import assign_bins
+from finetune.data.packing.packing import Bin, PackedSamples, pack, split_open
+from finetune.data.samples.tokenize import IGNORE_INDEX, Sample
 
 
 @st.composite

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune.data.formats import FORMATS, ReadOptions, read_conversations
-from finetune.data.readers import MAX_RECORD_BYTES, read_file
-from finetune.data.records import FaultCollector
+from finetune.data.reading.formats import FORMATS, ReadOptions, read_conversations
+from finetune.data.reading.readers import MAX_RECORD_BYTES, read_file
+from finetune.data.reading.records import FaultCollector
 from finetune.errors import UserError
 from tests.data.conftest import read_records
 

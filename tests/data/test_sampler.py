@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.sampler import GlobalOrder, split
+from finetune.data.batches.sampler import GlobalOrder, split
 from finetune.errors import UserError
 
 SIZES = st.integers(1, 50)

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from finetune.data.records import MAX_FAULTS, make_excerpt
-from finetune.data.source import find_split
+from finetune.data.reading.records import MAX_FAULTS, make_excerpt
+from finetune.data.reading.source import find_split
 from finetune.errors import UserError
 from tests.data.conftest import read_records
 

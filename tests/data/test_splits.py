@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from finetune.data.conversation import Turn
-from finetune.data.formats import FORMATS
-from finetune.data.self_cognition import OWN_FILE, make_self_cognition, split_names
-from finetune.data.splits import find_sources, read_splits
-from finetune.data.tokenize import TRAIN_ON, TRUNCATIONS
+from finetune.data.reading.conversation import Turn
+from finetune.data.reading.formats import FORMATS
+from finetune.data.reading.self_cognition import OWN_FILE, make_self_cognition, split_names
+from finetune.data.reading.splits import find_sources, read_splits
+from finetune.data.samples.tokenize import TRAIN_ON, TRUNCATIONS
 from finetune.errors import UserError
 from finetune.settings.data import DATASET_FORMATS, DataArguments
 

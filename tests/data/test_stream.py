@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.bulk_encoding import BulkBuilder
-from finetune.data.formats import ReadOptions
-from finetune.data.mixing import DataSource
-from finetune.data.stream import SampleStream, StreamSettings
-from finetune.data.stream_reader import check_streamable
-from finetune.data.stream_state import StreamState, load_arrays, save_arrays
-from finetune.data.template import PlainTemplate
+from finetune.data.reading.formats import ReadOptions
+from finetune.data.reading.mixing import DataSource
+from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.stream.reader import check_streamable
+from finetune.data.stream.state import StreamState, load_arrays, save_arrays
+from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.templates.template import PlainTemplate
 from finetune.errors import UserError
 
 
@@ -307,7 +307,7 @@ def test_a_large_list_is_refused_with_the_way_out(tmp_path, monkeypatch):
     file = tmp_path / "big.json"
     file.write_text(" [" + "{}," * 1000 + "{}]")
     check_streamable([DataSource(name="big", files=(file,))])
-    monkeypatch.setattr("finetune.data.stream_reader.MAX_LIST_BYTES", 1000)
+    monkeypatch.setattr("finetune.data.stream.reader.MAX_LIST_BYTES", 1000)
     with pytest.raises(UserError, match=r"big.json is a JSON list .* `jq -c"):
         check_streamable([DataSource(name="big", files=(file,))])
 
@@ -316,7 +316,7 @@ def test_a_large_list_is_refused_with_the_way_out(tmp_path, monkeypatch):
 def test_how_many_are_tokenised_at_once_changes_nothing(make_stream, lines, tmp_path, monkeypatch, at_once):
     options = {"row_length": 64, "shuffle_buffer_size": 5}
     expected = make_stream(lines, **options).next_units(60)
-    monkeypatch.setattr("finetune.data.stream.NUM_AT_ONCE", at_once)
+    monkeypatch.setattr("finetune.data.stream.stream.NUM_AT_ONCE", at_once)
     assert_same(make_stream(lines, **options).next_units(60), expected)
     for done in (3, 11, 30):
         whole, other = make_stream(lines, **options), make_stream(lines, **options)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data.mixing import DataSource
-from finetune.data.sampler import split
-from finetune.data.stream import SampleStream, StreamSettings
-from finetune.data.stream_worker import StreamPlan, StreamProcess, shares_of
+from finetune.data.batches.sampler import split
+from finetune.data.reading.mixing import DataSource
+from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.stream.worker import StreamPlan, StreamProcess, shares_of
 from finetune.errors import UserError
 from tests.conftest import ROOT
 from tests.data.stream_builders import fail_to_build, make_coarse_builder
@@ -147,7 +147,7 @@ def test_it_leaves_signals_for_the_group_to_its_parent_and_ends_when_closed(line
 PARENT = """
 import sys, time
 from pathlib import Path
-from finetune.data.stream_worker import StreamProcess
+from finetune.data.stream.worker import StreamProcess
 from tests.data.test_stream_worker import make_plan
 process = StreamProcess(make_plan(Path(sys.argv[1]), shuffle_buffer_size=int(sys.argv[2])))
 process.start(0)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from finetune.data.template import JsonTemplate, Piece, PlainTemplate, load_template
+from finetune.data.templates.template import JsonTemplate, Piece, PlainTemplate, load_template
 from finetune.errors import UserError
 
 PARTS = {
@@ -149,7 +149,8 @@ def test_template_cannot_reach_the_interpreter():
 
 
 def test_no_module_of_the_data_path_imports_paddle():
-    modules = ["splits", "formats", "template", "tokenize", "dataset", "sampler", "collate"]
+    modules = ["reading.splits", "reading.formats", "templates.template", "samples.tokenize", "samples.dataset",
+               "batches.sampler", "batches.collate"]  # fmt: skip
     code = "import sys\n" + "".join(f"import finetune.data.{m}\n" for m in modules)
     code += "print([m for m in sys.modules if m.split('.')[0] in ('paddle', 'paddlenlp')])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.conversation import Conversation, Message
-from finetune.data.template import JsonTemplate, Piece, PlainTemplate
-from finetune.data.tokenize import IGNORE_INDEX, SampleBuilder, TooLongError
+from finetune.data.reading.conversation import Conversation, Message
+from finetune.data.samples.tokenize import IGNORE_INDEX, SampleBuilder, TooLongError
+from finetune.data.templates.template import JsonTemplate, Piece, PlainTemplate
 from tests.data.conftest import build_sample
 
 PLAIN = PlainTemplate()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finetune.data.template import load_template
-from finetune.data.trained_template import carry_template, template_source, trained_template
-from finetune.models.family import get_family
+from finetune.data.templates.template import load_template
+from finetune.data.templates.trained_template import carry_template, template_source, trained_template
+from finetune.families.family import get_family
 
 JINJA = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 

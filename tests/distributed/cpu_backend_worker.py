@@ -10,8 +10,8 @@ from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.recompute import recompute
 from paddle.distributed.fleet.utils import sequence_parallel_utils as sequence
 
-from finetune.parallel.groups import start_groups
-from finetune.parallel.layout import Layout
+from finetune.processes.groups import start_groups
+from finetune.processes.layout import Layout
 
 groups = start_groups(Layout(tensor=2), device="cpu")
 rank, group = groups.rank, groups.tensor.handle

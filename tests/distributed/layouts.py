@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tests.distributed.server_runs import ROOT, Curve, RankServer, Run
-from tests.models.families import FACTS
+from tests.families.cases import FACTS
 
 NUM_STEPS = 20
 GLOBAL_BATCH_SIZE = 8
@@ -141,7 +141,7 @@ def build_model(
     """A tiny model in which nothing is too small to be seen: larger weights, biases and norms that are not trivial."""
     from safetensors.numpy import load_file, save_file
 
-    from finetune.models.tiny import build_tiny
+    from finetune.models.tiny.checkpoint import build_tiny
 
     options = {**FACTS[family].small, "hidden_size": 32, "num_layers": num_layers, "num_heads": num_heads}
     options["vocab_size"] = 640

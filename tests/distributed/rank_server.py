@@ -55,7 +55,7 @@ def _end_with_parent() -> None:
 
 def _import_all() -> None:
     """What the entry script would import, and nothing computed."""
-    from finetune.processor import configure_processor
+    from finetune.machine.processor import configure_processor
 
     configure_processor()
     import matplotlib
@@ -67,14 +67,14 @@ def _import_all() -> None:
     import paddlenlp.transformers  # noqa: F401
 
     import finetune_generation  # noqa: F401
-    from finetune import assembly, finish, preview, run_directory  # noqa: F401
-    from finetune.models.family import families, import_object
+    from finetune.families.family import families, import_object
+    from finetune.run import directory, report, trainer  # noqa: F401
+    from finetune.run.preview import preview  # noqa: F401
 
     for package in _PACKAGES:
-        folder = ROOT / "finetune" / package.replace(".", "/")
-        for module in pkgutil.iter_modules([str(folder)], f"finetune.{package}."):
-            if not module.ispkg:
-                importlib.import_module(module.name)
+        folder = ROOT / "finetune" / package
+        for module in pkgutil.walk_packages([str(folder)], f"finetune.{package}."):
+            importlib.import_module(module.name)
     for family in families().values():
         import_object(family.model_class)
 

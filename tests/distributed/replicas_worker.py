@@ -14,10 +14,10 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.recompute import recompute
 
-from finetune.parallel import gathered_layers
-from finetune.parallel.groups import Group, start_groups
-from finetune.parallel.layout import Layout
-from finetune.parallel.replicas import start_replicas
+from finetune.parallel.sharding import gathered_layers
+from finetune.parallel.sharding.start import start_replicas
+from finetune.processes.groups import Group, start_groups
+from finetune.processes.layout import Layout
 
 WIDTH, VOCAB, NUM_MICRO_BATCHES, NUM_STEPS, MAX_NORM = 5, 11, 4, 5, 0.4
 IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none

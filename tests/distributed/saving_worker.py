@@ -7,13 +7,15 @@ import paddle
 
 paddle.set_device("cpu")
 
-from finetune.models.loading import load_model, load_weights, resolve_model  # noqa: E402
-from finetune.parallel.groups import start_groups  # noqa: E402
-from finetune.parallel.layout import Layout  # noqa: E402
+from finetune.checkpoints.folder import write_checkpoint  # noqa: E402
+from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer  # noqa: E402
+from finetune.checkpoints.tensors_of_ranks import save_model_weights  # noqa: E402
+from finetune.models.loading import load_model, load_weights  # noqa: E402
+from finetune.models.resolve import resolve_model  # noqa: E402
 from finetune.parallel.pipe.stage import StagePlan, build_stage  # noqa: E402
-from finetune.parallel.saving import check_shared_folder, save_model_weights  # noqa: E402
-from finetune.training.checkpoint import write_checkpoint  # noqa: E402
-from finetune.training.optimizer_state import load_optimizer, save_optimizer  # noqa: E402
+from finetune.processes.groups import start_groups  # noqa: E402
+from finetune.processes.layout import Layout  # noqa: E402
+from finetune.run.directory import check_shared_folder  # noqa: E402
 
 
 def new_optimizer(model):

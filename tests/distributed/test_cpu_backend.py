@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.distributed.processes import ROOT, launch_script
-from tests.half_precision import rounding as half_precision
+from tests.machine.half_precision import rounding as half_precision
 
 WORKER = Path(__file__).with_name("cpu_backend_worker.py")
 pytestmark = pytest.mark.distributed
@@ -215,10 +215,10 @@ def run_alone(source: str) -> subprocess.CompletedProcess[str]:
 def test_one_process_gets_no_stand_in_and_no_paddle():
     done = run_alone(
         "import sys\n"
-        "from finetune.parallel.groups import ProcessGroups, start_groups\n"
-        "from finetune.parallel.layout import Layout\n"
+        "from finetune.processes.groups import ProcessGroups, start_groups\n"
+        "from finetune.processes.layout import Layout\n"
         "assert start_groups(Layout(), device='cpu') == ProcessGroups()\n"
-        "assert 'paddle' not in sys.modules and 'finetune.parallel.cpu_backend' not in sys.modules\n"
+        "assert 'paddle' not in sys.modules and 'finetune.processes.cpu.backend' not in sys.modules\n"
     )
     assert done.returncode == 0, done.stderr
 
@@ -231,8 +231,8 @@ def test_a_gpu_gets_no_stand_in():
         "from paddle.distributed import collective, fleet\n"
         "from paddle.distributed.fleet.layers.mpu import mp_ops\n"
         "before = (mp_ops._c_identity, mp_ops._mp_allreduce, collective._new_process_group_impl)\n"
-        "from finetune.parallel import cpu_backend, groups\n"
-        "from finetune.parallel.layout import Layout\n"
+        "from finetune.processes import groups\nfrom finetune.processes.cpu import backend as cpu_backend\n"
+        "from finetune.processes.layout import Layout\n"
         "class Reached(Exception): pass\n"
         "with mock.patch.object(fleet, 'init', side_effect=Reached):\n"
         "    try: groups.start_groups(Layout(tensor=2), device='gpu')\n"

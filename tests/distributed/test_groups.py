@@ -10,17 +10,17 @@ import time
 
 import pytest
 
-from finetune.parallel.groups import Group, ProcessGroups, start_groups
-from finetune.parallel.layout import Layout
-from finetune.parallel.time_limit import time_limit
+from finetune.processes.groups import Group, ProcessGroups, start_groups
+from finetune.processes.layout import Layout
+from finetune.processes.time_limit import time_limit
 from tests.distributed.processes import ROOT, launch_script
 
 HEAD = """
 import json, sys
 import numpy as np
 import paddle
-from finetune.parallel.groups import start_groups
-from finetune.parallel.layout import Layout
+from finetune.processes.groups import start_groups
+from finetune.processes.layout import Layout
 groups = start_groups(Layout(**json.loads(sys.argv[1])), device="cpu")
 out = {}
 """
@@ -170,7 +170,7 @@ def test_a_launch_that_hangs_is_ended_and_shown():
 
 def test_the_time_limit_ends_a_process_that_hangs():
     source = (
-        "import time\nfrom finetune.parallel.time_limit import time_limit\n"
+        "import time\nfrom finetune.processes.time_limit import time_limit\n"
         "with time_limit(0.5, 'making groups'): time.sleep(60)\n"
     )
     done = subprocess.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.distributed.layouts import LAYOUTS, ONE, largest_difference
-from tests.half_precision.rounding import DTYPES
+from tests.machine.half_precision.rounding import DTYPES
 
 pytestmark = pytest.mark.distributed
 

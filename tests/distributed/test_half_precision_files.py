@@ -30,7 +30,7 @@ VOCABULARY = 640
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Gives the tiny checkpoint of a family, built once."""
-    from finetune.models.tiny import build_tiny
+    from finetune.models.tiny.checkpoint import build_tiny
 
     root = tmp_path_factory.mktemp("models")
 

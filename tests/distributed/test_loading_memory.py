@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.models.family import TinyShape, get_family
+from finetune.families.family import TinyShape, get_family
 from finetune.storage.writer import TensorWriter
 from tests.distributed.processes import launch_script
 
@@ -35,9 +35,9 @@ SHAPE = TinyShape(
 )
 WORKER = """
 import sys
-from finetune.models.loading import load_model, resolve_model
-from finetune.parallel.groups import start_groups
-from finetune.parallel.layout import Layout
+from finetune.models.loading import load_model; from finetune.models.resolve import resolve_model
+from finetune.processes.groups import start_groups
+from finetune.processes.layout import Layout
 import paddle, paddlenlp.transformers
 paddle.set_device("cpu")
 

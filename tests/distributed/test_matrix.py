@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.layouts import FAMILIES, LAYOUTS, METHODS, TOLERANCE, largest_difference, variation_of
-from tests.models.families import FACTS
+from tests.families.cases import FACTS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetune.checkpoints.folder import find_fault
 from finetune.storage.checkpoints import Checkpoint, open_indexed
-from finetune.training.checkpoint import find_fault
+from tests.checkpoints.test_tensors_of_ranks import FAMILIES, write_tiny
 from tests.distributed.processes import launch_script
-from tests.parallel.test_saving import FAMILIES, write_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -29,8 +29,8 @@ CASES = [
 
 @pytest.mark.parametrize(("family", "file"), CASES)
 def test_argument_file(family, file, tmp_path):
-    from finetune.models.family import get_family
-    from finetune.models.tiny import build_tiny
+    from finetune.families.family import get_family
+    from finetune.models.tiny.checkpoint import build_tiny
 
     model, output = tmp_path / "model", tmp_path / "out"
     groups = {"num_key_value_heads": 2} if family in GROUPED else {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training.checkpoint import find_fault
+from finetune.checkpoints.folder import find_fault
 from tests.conftest import FAST, ROOT, launch, losses, read_log, write_arguments
 from tests.distributed.hosts import two_hosts, why_not
 

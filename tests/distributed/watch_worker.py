@@ -6,8 +6,8 @@ import sys
 import time
 from dataclasses import replace
 
-from finetune.parallel.phases import phase
-from finetune.parallel.watch import close_watch, report_failure, start_watch
+from finetune.processes.phases import phase
+from finetune.processes.watch.watch import close_watch, report_failure, start_watch
 
 what, data, tensor = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rank = int(os.environ["PADDLE_TRAINER_ID"])
@@ -15,9 +15,9 @@ start_watch()
 
 import paddle  # noqa: E402
 
-from finetune.parallel.groups import start_groups  # noqa: E402
-from finetune.parallel.layout import Layout  # noqa: E402
 from finetune.parallel.replica_hashes import ReplicasDiverged, check_replicas  # noqa: E402
+from finetune.processes.groups import start_groups  # noqa: E402
+from finetune.processes.layout import Layout  # noqa: E402
 
 paddle.disable_signal_handler()
 phase("connecting groups")

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from finetune.models import family as family_records
-from finetune.models.family import families, get_family
-from finetune.models.tiny import build_tiny
-from finetune.run_directory import ARGUMENTS_FILE, LOCK_FILE
+from finetune.families import family as family_records
+from finetune.families.family import families, get_family
+from finetune.models.tiny.checkpoint import build_tiny
+from finetune.run.directory import ARGUMENTS_FILE, LOCK_FILE
 from tests.conftest import ROOT, launch, losses, read_log, run_entry, write_arguments
-from tests.models.families import CASES as FAMILY_CASES
-from tests.models.families import FamilyCase
+from tests.families.cases import CASES as FAMILY_CASES
+from tests.families.cases import FamilyCase
 
 METHODS = ("sft", "lora", "pt", "sft_pp")
 BORROWED_METHODS = ("sft", "lora", "pt")  # of a family that runs with the files of another
@@ -189,8 +189,8 @@ def tensors(checkpoint: Path) -> dict[str, bytes]:
 QUILL_RECORD = """
 from dataclasses import replace
 
-from finetune.models.family import register
-from finetune.models.llama import LLAMA
+from finetune.families.family import register
+from finetune.families.llama.record import LLAMA
 
 NAMES = {"model_type": "quill", "architectures": ["QuillForCausalLM"]}
 QUILL = register(
@@ -218,10 +218,11 @@ QUILL_ROW = FamilyCase("quill")
 @pytest.fixture
 def quill(tmp_path, monkeypatch):
     """Puts the record where records are, as far as Python can tell, and takes it away again."""
-    package = importlib.import_module("finetune.models")
+    package = importlib.import_module("finetune.families")
     records = tmp_path / "records"
-    records.mkdir()
-    (records / "quill.py").write_text(QUILL_RECORD, encoding="utf-8")
+    (records / "quill").mkdir(parents=True)
+    (records / "quill" / "__init__.py").write_text('"""Family quill."""\n', encoding="utf-8")
+    (records / "quill" / "record.py").write_text(QUILL_RECORD, encoding="utf-8")
     for method, switch in (("sft", {}), ("lora", {"lora": True}), ("pt", {"prefix_tuning": True})):
         write_arguments(tmp_path / "quill" / f"{method}_argument.json", **QUILL_FILE, **switch)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(records)])
@@ -230,7 +231,8 @@ def quill(tmp_path, monkeypatch):
     yield tmp_path
     monkeypatch.undo()
     family_records._record_modules.cache_clear()
-    sys.modules.pop("finetune.models.quill", None)
+    for name in ("finetune.families.quill", "finetune.families.quill.record"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("method", ["sft", "lora", "pt"])

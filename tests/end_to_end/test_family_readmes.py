@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.models import tiny
+from finetune.models.tiny.__main__ import main
 from tests.conftest import ROOT, losses, run_entry
 
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/sft_argument.json"))
@@ -34,7 +34,7 @@ def test_commands_run(folder, small_data, tmp_path, monkeypatch):
     for command in commands(folder):
         if command[:3] == BUILD:
             model = command[4]
-            assert tiny.main(command[3:]) == 0
+            assert main(command[3:]) == 0
         elif command[:2] == TRAIN:
             arguments, *options = command[2:]
             if any(option.startswith("/path/to/") for option in options):

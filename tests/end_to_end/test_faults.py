@@ -230,7 +230,7 @@ def test_resume_from_a_broken_checkpoint_by_name(arguments, tmp_path, capsys):
 
 
 def test_adapter_of_another_model(arguments, tiny_llama, tmp_path, capsys):
-    from finetune.models.tiny import build_tiny
+    from finetune.models.tiny.checkpoint import build_tiny
 
     assert run_entry(arguments(lora=True)) == 0
     other = build_tiny("llama", tmp_path / "other", hidden_size=64, num_layers=2, num_heads=4, vocab_size=600)

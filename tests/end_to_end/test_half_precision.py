@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from finetune import half_precision
+from finetune.machine import half_precision
 from tests.conftest import FAST, losses, read_log, run_entry, write_arguments
 
 REHEARSED = {"rehearse_half_precision": True, "fp16_opt_level": "O2"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training.checkpoint import find_fault, list_checkpoints
+from finetune.checkpoints.folder import find_fault, list_checkpoints
 from tests.conftest import FAST, launch, losses, read_log, write_arguments
 from tests.watched_runs import logged_steps, start, wait_until
 

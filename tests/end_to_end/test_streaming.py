@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.stream_state import ARRAYS_FILE
-from finetune.training.checkpoint import list_checkpoints
+from finetune.checkpoints.folder import list_checkpoints
+from finetune.data.stream.state import ARRAYS_FILE
 from tests.conftest import FAST, ROOT, launch, losses, read_log, run_entry, write_arguments
 from tests.watched_runs import is_alive, logged_steps, start, wait_until
 

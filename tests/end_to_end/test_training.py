@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from finetune.training.checkpoint import list_checkpoints
+from finetune.checkpoints.folder import list_checkpoints
 from tests.conftest import FAST, ROOT, losses, read_log, run_entry, write_arguments
 
 
@@ -157,7 +157,7 @@ def test_an_altered_best_checkpoint_is_not_loaded(train, capsys):
 
 
 def test_the_bar_runs_from_the_first_step_to_the_last(train, monkeypatch):
-    from finetune.training.progress import ProgressReporter
+    from finetune.reporting.progress import ProgressReporter
 
     calls = []
     for name in ("start", "step", "close"):

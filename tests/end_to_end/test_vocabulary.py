@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from finetune.errors import EXIT_USER_ERROR
-from finetune.models.tiny import build_tiny
+from finetune.models.tiny.checkpoint import build_tiny
 from tests.conftest import FAST, losses, read_log, run_entry, write_arguments
 
 OLD, NEW = 600, 700

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from finetune.models.family import get_family
+from finetune.families.family import get_family
 from finetune.models.hf_names import is_tied, is_turned, to_hugging_face
 from tests.merge.rank_writing import tiny_model
 
@@ -56,7 +56,8 @@ def add_random_lora(
     import paddle
 
     from finetune.adapters.lora import add_lora
-    from finetune.models.loading import load_model, resolve_model
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
     from finetune.models.vocabulary import find_growth
 
     resolved = resolve_model(base)
@@ -76,7 +77,7 @@ def add_random_lora(
 
 def write_adapter(folder: Path, base: Path, *, num_tokens: int | None = None, **settings: Any) -> np.ndarray:
     """Saves such an adapter; returns the logits of base and adapter."""
-    from finetune.adapters.checkpoint import save_adapter
+    from finetune.adapters.files import save_adapter
 
     adapted = add_random_lora(base, num_tokens=num_tokens, **settings)
     folder.mkdir(parents=True)
@@ -97,6 +98,7 @@ def logits(model: Any) -> np.ndarray:
 
 def folder_logits(folder: Path) -> np.ndarray:
     """Logits of a model folder in float32."""
-    from finetune.models.loading import load_model, resolve_model
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
 
     return logits(load_model(resolve_model(folder), dtype="float32"))

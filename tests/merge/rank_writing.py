@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune.models.family import Family, TinyShape, families, get_family
-from finetune.models.tensor_splits import find_split
+from finetune.families.family import Family, TinyShape, families, get_family
+from finetune.families.tensor_splits import find_split
 from finetune.storage.rank_files import shard_name
 
 NAMES = sorted(families())

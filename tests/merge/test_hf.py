@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
+from finetune.families.family import families, get_family, import_object
 from finetune.merge.hf_out import hugging_face_config
 from finetune.merge.lora import MergeOptions, export_peft, merge
 from finetune.merge.tensor_parallel import MergeOptions as RankOptions
 from finetune.merge.tensor_parallel import merge as merge_ranks
-from finetune.models.family import families, get_family, import_object
 from finetune.models.hf_names import (
     embedding_name,
     is_hugging_face,
@@ -110,7 +110,8 @@ def test_there_and_back_is_identity(name, dtype, tmp_path):
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_joined_layers_are_taken_apart(name, tmp_path):
-    from finetune.models.loading import load_model, resolve_model
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
 
     base = write_base(tmp_path / "base", name)
     model = load_model(resolve_model(base), dtype="float32",

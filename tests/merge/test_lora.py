@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from finetune.adapters.scaling import ScalingRule, lora_scaling
 from finetune.errors import UserError
+from finetune.families.family import families, get_family
 from finetune.merge.lora import MergeOptions, main, merge, parse_options
 from finetune.merge.lora_adapters import leading_part
-from finetune.models.family import families, get_family
 from finetune.storage.dtypes import as_float32, rounded
 from tests.conftest import ROOT
+from tests.families.cases import FACTS, TIED
 from tests.merge.lora_writing import (
     VOCABULARY,
     add_random_lora,
@@ -28,7 +29,6 @@ from tests.merge.lora_writing import (
     write_base,
 )
 from tests.merge.rank_writing import read_whole, write_ranks
-from tests.models.families import FACTS, TIED
 
 SCRIPT = ROOT / "merge_lora_params.py"
 FAMILIES = sorted(families())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import merge_lora
-from finetune.models.family import families
+from finetune.families.family import families
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "merge_lora_params.py"

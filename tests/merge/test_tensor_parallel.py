@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
-from finetune.merge.output_folder import RECORD_NAME
+from finetune.families.family import get_family
 from finetune.merge.tensor_parallel import MergeOptions, main, merge, parse_options
-from finetune.models.family import get_family
+from finetune.storage.output_folder import RECORD_NAME
 from tests.conftest import ROOT
 from tests.merge.rank_writing import NAMES, check_same, part_of, read_whole, tiny_model, write_ranks
 

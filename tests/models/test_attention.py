@@ -12,12 +12,12 @@ import paddle.nn.functional as F
 import pytest
 from paddlenlp.transformers.llama import fusion_ops
 
-from finetune.data.collate import start_end_rows
-from finetune.models import attention
-from finetune.models.family import get_family
-from finetune.models.tiny import build_tiny
+from finetune.data.batches.collate import start_end_rows
+from finetune.families import attention
+from finetune.families.family import get_family
+from finetune.models.tiny.checkpoint import build_tiny
 from finetune.training.loss import logits_of, token_loss_sum
-from tests.models import decoding
+from tests.families import decoding
 
 OPTIONS = {"qwen": {"vocab_size": 520}, "bloom": {}, "opt": {}}
 FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma"]

@@ -13,16 +13,17 @@ from paddlenlp.transformers.bloom.modeling import baddbmm, build_alibi_tensor
 from paddlenlp.transformers.llama import modeling as llama_modeling
 from paddlenlp.transformers.model_utils import dtype_guard
 
-from finetune.half_precision import half_precision_on_cpu
-from finetune.models import attention
-from finetune.models.family import get_family, import_object
-from finetune.models.loading import load_model, resolve_model
-from finetune.models.rotary import turn
-from finetune.models.tiny import build_tiny
-from finetune.parallel.groups import ProcessGroups
-from finetune.parallel.replicas import start_replicas
+from finetune.families import attention
+from finetune.families.family import get_family, import_object
+from finetune.families.rotary import turn
+from finetune.machine.half_precision import half_precision_on_cpu
+from finetune.models.loading import load_model
+from finetune.models.resolve import resolve_model
+from finetune.models.tiny.checkpoint import build_tiny
+from finetune.parallel.sharding.start import start_replicas
+from finetune.processes.groups import ProcessGroups
 from finetune.training.loss import logits_of, token_loss_sum
-from tests.models import decoding
+from tests.families import decoding
 
 OPTIONS = {"qwen": {"vocab_size": 520}, "bloom": {}, "opt": {}}
 FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma"]

@@ -8,11 +8,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from finetune.errors import UserError
-from finetune.models.family import get_family, import_object
-from finetune.models.loading import build_config, load_model, plan_readers, resolve_model
-from finetune.models.tiny import build_tiny
-from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+from finetune.families.family import get_family, import_object
+from finetune.models.loading import build_config, load_model, plan_readers
+from finetune.models.resolve import resolve_model
+from finetune.models.tiny.checkpoint import build_tiny
 from finetune.storage.checkpoints import Checkpoint
+from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
 from tests.storage.torch_writing import save_bin
 
 INPUT_IDS = np.array([[1, 5, 280, 17, 300, 9]])
@@ -257,8 +258,8 @@ def test_a_path_that_is_not_there_is_not_looked_up_on_the_hub(tmp_path):
 
 def test_resolving_imports_no_paddle(llama_folder):
     code = (
-        "import sys; from finetune.models.loading import resolve_model; resolve_model(sys.argv[1]); "
-        "import finetune.models.tokenizer; "
+        "import sys; from finetune.models.resolve import resolve_model; resolve_model(sys.argv[1]); "
+        "import finetune.tokenizers.encoder; "
         "print([name for name in sys.modules if name.startswith('paddle')])"
     )
     run = subprocess.run(

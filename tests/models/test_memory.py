@@ -40,7 +40,7 @@ CONFIG = {
 SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16"}
 MEASURE = """
 import sys
-from finetune.models.loading import load_model, resolve_model
+from finetune.models.loading import load_model; from finetune.models.resolve import resolve_model
 from finetune.models.vocabulary import VocabularyGrowth
 rows = int(sys.argv[2])
 growth = VocabularyGrowth(32000, rows, ("embed_tokens", "lm_head")) if rows else None

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
-from finetune.models import tiny
-from finetune.models.family import get_family
-from finetune.models.tiny import build_tiny
+from finetune.families.family import get_family
+from finetune.models.tiny.__main__ import main
+from finetune.models.tiny.checkpoint import build_tiny
 from finetune.storage.checkpoints import Checkpoint
 
 
@@ -104,17 +104,17 @@ def test_a_folder_with_files_is_left_alone(corpus, tmp_path):
 def test_command_writes_or_exits_with_2(corpus, tmp_path, capsys):
     out_dir = str(tmp_path / "model")
     arguments = ["llama", out_dir, "--corpus", str(corpus), "--vocab_size", "300", "--num_layers", "1"]
-    assert tiny.main(arguments) == 0
+    assert main(arguments) == 0
     assert "MB of random weights" in capsys.readouterr().out
-    assert tiny.main(arguments) == 2
+    assert main(arguments) == 2
     assert "is not empty" in capsys.readouterr().err
-    assert tiny.main(["lama", out_dir]) == 2
+    assert main(["lama", out_dir]) == 2
     assert "covered families: " in capsys.readouterr().err
 
 
 def test_the_command_does_not_import_paddle(corpus, tmp_path):
     code = (
-        "import sys; from finetune.models import tiny; tiny.main(sys.argv[1:]); "
+        "import sys; from finetune.models.tiny.__main__ import main; main(sys.argv[1:]); "
         "print([name for name in sys.modules if name.startswith('paddle')])"
     )
     run = subprocess.run(

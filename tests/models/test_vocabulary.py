@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
+from finetune.families.family import get_family
 from finetune.models import parameters
-from finetune.models.family import get_family
-from finetune.models.loading import load_model, load_weights, resolve_model
+from finetune.models.loading import load_model, load_weights
+from finetune.models.resolve import resolve_model
 from finetune.models.vocabulary import VocabularyGrowth, find_growth, grown_part_reader, is_other_tokenizer
 from finetune.storage.splits import Split
 

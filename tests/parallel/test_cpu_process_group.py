@@ -11,9 +11,9 @@ import paddle
 import pytest
 from paddle.base import core
 
-from finetune.parallel.cpu_process_group import CpuProcessGroup
-from tests.half_precision.rounding import DTYPES, rounded
-from tests.half_precision.tensors import draw, values
+from finetune.processes.cpu.process_group import CpuProcessGroup
+from tests.machine.half_precision.rounding import DTYPES, rounded
+from tests.machine.half_precision.tensors import draw, values
 
 WORLD = 3
 

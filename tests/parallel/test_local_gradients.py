@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.parallel.local_gradients import MasterGradients, ParameterGradients
+from finetune.parallel.sharding.local_gradients import MasterGradients, ParameterGradients
 
 
 def make_parameter(dtype: str = "float32"):

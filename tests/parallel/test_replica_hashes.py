@@ -4,8 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.parallel.groups import ProcessGroups
 from finetune.parallel.replica_hashes import check_replicas, tensor_hash
+from finetune.processes.groups import ProcessGroups
 
 VALUES = np.random.default_rng(0).standard_normal(20_001).astype("float32")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paddle import nn
 
-from finetune.parallel.flat_slices import (
+from finetune.parallel.sharding.flat_slices import (
     cut,
     gather,
     join,
@@ -16,8 +16,8 @@ from finetune.parallel.flat_slices import (
     slice_length,
     sum_over,
 )
-from finetune.parallel.groups import Group, ProcessGroups
-from finetune.parallel.replicas import start_replicas
+from finetune.parallel.sharding.start import start_replicas
+from finetune.processes.groups import Group, ProcessGroups
 
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3)
 

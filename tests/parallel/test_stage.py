@@ -5,10 +5,11 @@ import functools
 import paddle
 import pytest
 
-from finetune.models.family import families
-from finetune.models.loading import load_model, resolve_model
-from finetune.models.parameter_names import named_weights
-from finetune.models.tiny import build_tiny
+from finetune.families.family import families
+from finetune.models.layers import named_weights
+from finetune.models.loading import load_model
+from finetune.models.resolve import resolve_model
+from finetune.models.tiny.checkpoint import build_tiny
 from finetune.parallel.pipe.stage import StagePlan, build_stage, stage_of
 from finetune.training.loss import logits_of
 

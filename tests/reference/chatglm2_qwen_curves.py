@@ -53,7 +53,7 @@ CASES = {
 
 def build_model(folder: Path, family: str) -> Path:
     """The checkpoint that both cases of a family start from."""
-    from finetune.models.tiny import build_tiny
+    from finetune.models.tiny.checkpoint import build_tiny
 
     build_tiny(family, folder, corpus=HERE / "data" / "train.json", **SHAPE, **OPTIONS[family])
     path = folder / "model.safetensors"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from tests.models.families import FACTS
+from tests.families.cases import FACTS
 from tests.reference import chatglm2_numpy, qwen_numpy
 
 _FIELDS_OF_CHATGLM2 = {

@@ -67,10 +67,10 @@ class ReferenceModel:
 
 def read_samples(folder: Path, family: str) -> list:
     """The samples as token ids, read by this project."""
-    from finetune.data.dataset import load_samples
-    from finetune.data.template import load_template
-    from finetune.models.family import get_family
-    from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+    from finetune.data.samples.dataset import load_samples
+    from finetune.data.templates.template import load_template
+    from finetune.families.family import get_family
+    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
 
     record = get_family(family)
     encoder = FamilyEncoder(load_tokenizer(folder, record), record)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.models.families import FACTS
+from tests.families.cases import FACTS
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE / "golden_curves.json"
@@ -94,7 +94,7 @@ CASES = {
 
 def build_model(folder: Path, family: str = "llama") -> Path:
     """The tiny model that all cases of a family start from."""
-    from finetune.models.tiny import build_tiny
+    from finetune.models.tiny.checkpoint import build_tiny
 
     corpus = HERE / "data" / "train.json"
     return build_tiny(family, folder, corpus=corpus, **SHAPE | FAMILY_SHAPES[family])
@@ -102,7 +102,7 @@ def build_model(folder: Path, family: str = "llama") -> Path:
 
 def build_adapter(folder: Path, model: Path, *, family: str = "llama", rslora: bool = False) -> Path:
     """A LoRA adapter with random A and small random B on the family's linear layers, in PaddleNLP's files."""
-    from finetune.models.family import get_family
+    from finetune.families.family import get_family
     from finetune.storage.checkpoints import Checkpoint
 
     targets = get_family(family).lora_target_modules

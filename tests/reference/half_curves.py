@@ -2,7 +2,7 @@
 
 O2 keeps weights in half precision and float32 master weights in the optimizer; O1 keeps float32 weights and computes
 matrix products in half precision. PyTorch has kernels for both types on CPU; here operations round as a GPU's do
-(finetune/half_precision).
+(finetune/machine/half_precision).
 """
 
 from __future__ import annotations

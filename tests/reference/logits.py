@@ -118,7 +118,8 @@ def our_logits(folder: Path) -> np.ndarray:
     """[2, 12, vocabulary] of this project's model, without a mask, as the trainer calls it."""
     import paddle
 
-    from finetune.models.loading import load_model, resolve_model
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
     from finetune.training.loss import logits_of
 
     model = load_model(resolve_model(folder), dtype="float32")

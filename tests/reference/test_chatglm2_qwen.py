@@ -13,7 +13,8 @@ import os
 import numpy as np
 import pytest
 
-from finetune.models.loading import load_model, resolve_model
+from finetune.models.loading import load_model
+from finetune.models.resolve import resolve_model
 from tests.conftest import read_log, run_entry, write_arguments
 from tests.reference.chatglm2_qwen_curves import CASES, GOLDEN, build_adapter, build_model
 from tests.reference.chatglm2_qwen_published import (
@@ -58,7 +59,7 @@ def test_logits_equal_the_reference(folders, family, form):
 
 
 def test_a_published_folder_is_tokenized_like_ours(folders):
-    from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
 
     for family, forms in folders.items():
         encoders = []

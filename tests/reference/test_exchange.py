@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from finetune.families.family import get_family
 from finetune.merge.lora import MergeOptions, export_peft, merge
-from finetune.models.family import get_family
-from finetune.models.tiny import build_tiny
+from finetune.models.tiny.checkpoint import build_tiny
+from tests.families.cases import FACTS, TIED
 from tests.merge.lora_writing import folder_logits, write_adapter, write_base
 from tests.merge.rank_writing import read_whole
-from tests.models.families import FACTS, TIED
 
 FAMILIES = ("llama", "qwen2", "bloom", "opt", "mistral", "gemma")
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
@@ -58,8 +58,9 @@ def our_texts(folder: Path) -> list[tuple[list[int], str]]:
     """Greedy continuations by this project's model and tokenizer: the likeliest token, again and again."""
     import paddle
 
-    from finetune.models.loading import load_model, resolve_model
-    from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
+    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
     from finetune.training.loss import logits_of
 
     resolved = resolve_model(folder)
@@ -110,7 +111,7 @@ def enlarge(folder: Path) -> None:
 def test_transformers_loads_the_exported_folder_and_writes_the_same_text(name, tmp_path):
     import transformers
 
-    from finetune.models.tokenizer import load_tokenizer
+    from finetune.tokenizers.encoder import load_tokenizer
 
     base = build_tiny(name, tmp_path / "base", hidden_size=32, num_layers=2, num_heads=4, vocab_size=600)
     enlarge(base)

@@ -85,7 +85,7 @@ def test_master_weights_after_one_update_are_pytorchs(dtype):
     import paddle
     import torch
 
-    from finetune.half_precision import half_precision_on_cpu
+    from finetune.machine.half_precision import half_precision_on_cpu
 
     draw = np.random.default_rng(0)
     weight, gradient = (

@@ -219,10 +219,10 @@ def sample_order(num_samples: int, step: int, batch_size: int, seed: int) -> np.
 
 def read_samples(model_folder: Path, family: str = "llama") -> list:
     """The samples as token ids, read by this project."""
-    from finetune.data.dataset import load_samples
-    from finetune.data.template import load_template
-    from finetune.models.family import get_family
-    from finetune.models.tokenizer import FamilyEncoder, load_tokenizer
+    from finetune.data.samples.dataset import load_samples
+    from finetune.data.templates.template import load_template
+    from finetune.families.family import get_family
+    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
 
     encoder = FamilyEncoder(load_tokenizer(model_folder), get_family(family))
     lengths = {name: COMMON[name] for name in ("src_length", "max_length")}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune import device
-from finetune.parallel.layout import Layout
+from finetune.machine import device
+from finetune.processes.layout import Layout
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.registry import known_settings
 

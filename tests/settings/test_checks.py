@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from finetune import device
 from finetune.errors import UserError
+from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.registry import foreign_settings, known_settings
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from finetune import device
 from finetune.errors import UserError
+from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 
 

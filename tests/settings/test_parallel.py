@@ -2,8 +2,8 @@
 
 import pytest
 
-from finetune import device
 from finetune.errors import UserError
+from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.records import LAYOUT
 from finetune.settings.registry import known_settings

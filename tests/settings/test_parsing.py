@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune import device
 from finetune.errors import UserError
+from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.parsing import describe_unknown
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from finetune.errors import UserError
-from finetune.run_directory import ARGUMENTS_FILE, RunDirectory
+from finetune.run.directory import ARGUMENTS_FILE, RunDirectory
 from finetune.settings import registry
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.help import format_help

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import device
+from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 
 VALID = {

@@ -17,7 +17,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from finetune.errors import UserError
-from finetune.models.loading import load_model, resolve_model
+from finetune.models.loading import load_model
+from finetune.models.resolve import resolve_model
 from finetune.storage.checkpoints import Checkpoint
 from finetune.storage.dtypes import as_float32
 from finetune.storage.torch_files import read_torch_file

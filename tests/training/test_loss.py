@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.data.tokenize import IGNORE_INDEX
+from finetune.data.samples.tokenize import IGNORE_INDEX
 from finetune.training.loss import LabelPositions, token_loss_sum
 
 

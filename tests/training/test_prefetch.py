@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from finetune.data.batches.batch_source import StepBatch
 from finetune.errors import UserError
-from finetune.training.batch_source import StepBatch
 from finetune.training.prefetch import PrefetchedSource
 
 TIMEOUT = 20

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.collate import block_mask
-from finetune.training import segment_mask
-from finetune.training.segment_mask import compare_segments, make_block_mask
+from finetune.data.batches import segment_mask
+from finetune.data.batches.collate import block_mask
+from finetune.data.batches.segment_mask import compare_segments, make_block_mask
 
 rows_of_lengths = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=1, max_size=4)
 

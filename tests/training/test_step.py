@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from finetune.data.batches.batch_source import StepBatch
+from finetune.data.batches.rows import Batch
 from finetune.errors import RunError
-from finetune.training.batch_source import StepBatch
-from finetune.training.rows import Batch
 from finetune.training.step import end_step
 
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import paddle
 
-from finetune.parallel.groups import Group
-from finetune.parallel.loss_sum import LossSum
+from finetune.parallel.pipe.loss_sum import LossSum
 from finetune.parallel.pipe.schedule import Event, schedule
 from finetune.parallel.pipe.stage import Stage
+from finetune.processes.groups import Group
 
 _cached_schedule = functools.cache(schedule)
 _DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -21,7 +21,8 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from finetune.models.family import Family
+from finetune.families.family import Family
+from finetune.models.layers import layer_list
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
     model = model_class(local_config)
     setattr(local_config, family.fields.num_layers, getattr(config, family.fields.num_layers))
     model.config.local_layers = own
-    layers = _renumber(_layer_list(model), own)
+    layers = _renumber(layer_list(model), own)
     state = _StageState()
     _replace_ends(model, layers, state, family=family, plan=plan)
     chunks, start = [], 0
@@ -249,19 +250,6 @@ class _Entrance:
             return None
         # Recomputation as a PyLayer wants a gradient for what it was called with, though nothing comes of it.
         return (received + inputs[0].astype(received.dtype) * 0, *inputs[1:])
-
-
-def decoder_layers(model: Any) -> list[Any]:
-    """All decoder layers of a model."""
-    return list(_layer_list(model)._sub_layers.values())
-
-
-def _layer_list(model: Any) -> nn.LayerList:
-    lists = [(name, layer) for name, layer in model.named_sublayers() if isinstance(layer, nn.LayerList)]
-    outer = [layer for name, layer in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
-    if len(outer) != 1:
-        raise RuntimeError(f"{type(model).__name__} has {len(outer)} lists of layers, expected one")
-    return outer[0]
 
 
 def _renumber(layers: nn.LayerList, numbers: list[int]) -> LocalLayers:

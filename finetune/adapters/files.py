@@ -1,0 +1,202 @@
+"""Adapter weights on disk: safetensors under the names that PaddleNLP reads back.
+
+`peft_model-00001-of-00001.safetensors` with its index is what PaddleNLP writes in its
+unified checkpoints and what `LoRAModel.from_pretrained` and
+`PrefixModelForCausalLM.from_pretrained` accept. PaddleNLP's pickled files
+(`lora_model_state.pdparams`) are read too, through an unpickler that knows arrays only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from finetune.adapters.base import base_model
+from finetune.checkpoints.tensors_of_ranks import (
+    LocalTensor,
+    family_of,
+    local_tensor,
+    save_shards,
+    save_tensors_of_all,
+)
+from finetune.errors import UserError
+from finetune.models.parameters import assign
+from finetune.models.shard_files import open_shards
+from finetune.processes.groups import ProcessGroups
+from finetune.processes.joint_steps import together
+from finetune.storage.checkpoints import TensorFiles, open_indexed
+from finetune.storage.files import write_json
+from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM, find_rank_files
+
+WEIGHTS_STEM = "peft_model"
+WEIGHTS_FILE = f"{WEIGHTS_STEM}-00001-of-00001.safetensors"
+"""The file of a run without pipeline stages."""
+INDEX_FILE = f"{WEIGHTS_STEM}.safetensors.index.json"
+FACTS_FILE = "adapter_facts.json"
+"""What PaddleNLP's own configuration files have no place for."""
+PICKLED_FILES = ("lora_model_state.pdparams", "prefix_model_state.pdparams")
+
+
+def _weights_layer(model: Any) -> Any:
+    """The layer whose state names stand in the file: the prefix encoder or the adapted model."""
+    return model.prefix_encoder if hasattr(model, "prefix_config") else model.model
+
+
+def adapter_state(model: Any) -> dict[str, Any]:
+    """Trained tensors of an adapter by the names PaddleNLP stores them under.
+
+    Modules that are trained whole are among them. A tensor with two names, as tied embeddings have, stands
+    under the first.
+    """
+    state: dict[int, tuple[str, Any]] = {}
+    for name, tensor in _weights_layer(model).state_dict().items():
+        if not tensor.stop_gradient:
+            state.setdefault(id(tensor), (name, tensor))
+    return dict(state.values())
+
+
+def adapter_tensors(model: Any) -> dict[str, LocalTensor]:
+    """The same with what is known of their division over tensor-parallel ranks.
+
+    The prefix encoder is whole on every rank.
+    """
+    config = base_model(model).config
+    family = family_of(config)
+    return {
+        name: local_tensor(name, tensor, config, family)
+        for name, tensor in sorted(adapter_state(model).items())
+    }
+
+
+def save_adapter(
+    model: Any,
+    folder: Path,
+    groups: ProcessGroups | None = None,
+    *,
+    num_tokens: int | None = None,
+    unified: bool = True,
+    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Writes an adapter's weights, their index and its configuration.
+
+    Args:
+        model: The adapter on its base, or on a stage of it.
+        folder: Where to write.
+        groups: All ranks call this; None for one process.
+        num_tokens: Tokens of the tokenizer it was trained with, added ones included; None leaves no record.
+        unified: Whether files hold whole tensors; otherwise one file of its own parts for each rank.
+        whole: Makes the parameters whole while they are read, for sharding stage 3.
+    """
+    groups = groups or ProcessGroups()
+    is_lora = hasattr(model, "lora_config")
+    with whole():
+        tensors = adapter_tensors(model)
+        if unified:
+            facts = {"type": "lora" if is_lora else "ptuning"}
+            save_tensors_of_all(
+                tensors, folder, groups, stem=WEIGHTS_STEM, always_index=True, index_facts=facts
+            )
+        else:
+            save_shards(tensors, folder, groups, stem=LORA_STEM if is_lora else PREFIX_STEM)
+    with together(groups):
+        if not groups.is_first:
+            return
+        config = replace(model.lora_config if is_lora else model.prefix_config)
+        # A degree above 1 would make PaddleNLP look for a file of each rank.
+        if unified and config.tensor_parallel_degree > 1:
+            config.tensor_parallel_degree = -1
+        config.save_pretrained(str(folder))
+        if num_tokens is not None:
+            write_json(folder / FACTS_FILE, {"num_tokens": num_tokens})
+
+
+def check_tokenizer(folder: Path, num_tokens: int) -> None:
+    """Compares a run's tokenizer with the one that an adapter was trained with, as far as that is on record.
+
+    Args:
+        folder: The adapter's folder.
+        num_tokens: Tokens of the run's tokenizer, added ones included.
+
+    Raises:
+        UserError: They have different numbers of tokens.
+    """
+    path = folder / FACTS_FILE
+    if not path.is_file():
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8")).get("num_tokens")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy the adapter's folder again") from error
+    if recorded is not None and recorded != num_tokens:
+        raise UserError(
+            f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "
+            f"this run has {num_tokens}: {_tokenizer_cure(folder)}"
+        )
+
+
+def _tokenizer_cure(folder: Path) -> str:
+    return f"use the adapter's own tokenizer with --tokenizer_name_or_path {folder}"
+
+
+def load_adapter_weights(model: Any, folder: Path) -> None:
+    """Fills an adapter from a folder.
+
+    Raises:
+        UserError: Weights are missing, unknown or of another shape; all are listed.
+    """
+    config = base_model(model).config
+    degree = max(config.tensor_parallel_degree, 1)
+    saved = _open_weights(folder, config)
+    expected = adapter_tensors(model)
+    needs = {
+        name: list(tensor.split.whole_shape(tensor.shape, degree) if tensor.split else tensor.shape)
+        for name, tensor in expected.items()
+    }
+    found = {name: list(shape) for name, shape in saved.names.items()}
+    faults = [f"missing {name} {needs[name]}" for name in sorted(needs.keys() - found.keys())]
+    # A stage of a pipeline has a part of the layers; the rest of the adapter is for other stages.
+    if getattr(config, "local_layers", None) is None:
+        faults += [f"unknown {name}" for name in sorted(found.keys() - needs.keys())]
+    misfits = {
+        name: (found[name], needs[name])
+        for name in sorted(needs.keys() & found.keys())
+        if found[name] != needs[name]
+    }
+    faults += [
+        f"{name} has shape {ours}, the model needs {needed}" for name, (ours, needed) in misfits.items()
+    ]
+    if faults:
+        other_vocabulary = any(
+            _differ_by_vocabulary(*shapes, config.vocab_size) for shapes in misfits.values()
+        )
+        cure = "Was it trained on another base?"
+        if other_vocabulary:
+            cure = f"It was trained with another vocabulary: {_tokenizer_cure(folder)}."
+        shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
+        raise UserError(f"the adapter in {folder} does not fit this model: {shown}. {cure}")
+    for name, tensor in expected.items():
+        array = saved.read(name)
+        if tensor.split:
+            array = tensor.split.part(array, degree, config.tensor_parallel_rank)
+        assign(tensor.read(), array)
+
+
+def _differ_by_vocabulary(saved: list[int], needed: list[int], vocab_size: int) -> bool:
+    """Whether two shapes differ only where the second has one row per token."""
+    different = [pair for pair in zip(saved, needed, strict=False) if pair[0] != pair[1]]
+    return len(saved) == len(needed) and [pair[1] for pair in different] == [vocab_size]
+
+
+def _open_weights(folder: Path, config: Any) -> TensorFiles:
+    if (folder / INDEX_FILE).is_file():
+        return open_indexed(folder, INDEX_FILE)
+    for stem in (LORA_STEM, PREFIX_STEM):
+        if find_rank_files(folder, stem):
+            return open_shards(folder, stem=stem, family=family_of(config), config=config)
+    raise UserError(
+        f"{folder} holds no adapter weights: expected {INDEX_FILE} or one of {', '.join(PICKLED_FILES)}."
+    )

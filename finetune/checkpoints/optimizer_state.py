@@ -1,0 +1,302 @@
+"""Optimizer and learning-rate state as plain files, named after the model's parameters.
+
+Paddle keys its accumulators by generated names (`linear_7.w_0_moment1_0`) that change
+from run to run; a file keeps `<parameter>/<accumulator>` instead, the naming of
+PaddleNLP's unified checkpoints. Whatever the layout of the run, the files hold whole tensors under
+the names of one process: `optimizer.safetensors`, or several files with an index when the stages of
+a pipeline wrote one each. A rank reads its own parts only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from finetune.checkpoints.tensors_of_ranks import (
+    LocalTensor,
+    family_of,
+    find_local_split,
+    save_shards,
+    save_tensors_of_all,
+)
+from finetune.errors import UserError
+from finetune.families.tensor_splits import is_scalar, tensor_of
+from finetune.models.parameters import release_pages
+from finetune.models.shard_files import open_shards
+from finetune.processes.groups import ProcessGroups
+from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
+from finetune.storage.dtypes import dtype_name, to_tensor
+from finetune.storage.files import write_json
+
+OPTIMIZER_STEM = "optimizer"
+OPTIMIZER_FILE = f"{OPTIMIZER_STEM}.safetensors"
+OPTIMIZER_INDEX = f"{OPTIMIZER_FILE}.index.json"
+PADDLENLP_MASTERS_INDEX = "master_weights.safetensors.index.json"
+"""PaddleNLP's unified checkpoints keep master weights apart."""
+SHARD_ENDING = ".pdopt"
+SCHEDULER_FILE = "scheduler.json"
+NO_MASTERS = (
+    "was trained with float32 weights and holds no master weights, so fp16_opt_level O2 cannot continue it exactly: "
+    "continue with fp16_opt_level O1 or in float32, or begin a new run with model_name_or_path (or lora_path, "
+    "prefix_path) set to it"
+)
+_MASTER = "master_weight"
+_NUMBER = "_0"
+"""Ends the name of each accumulator in Paddle and in the files; Paddle counts on where a process makes a second one."""
+
+
+class SlicedState(Protocol):
+    """What is asked of `finetune.parallel.sharding.replicas.Replicas`."""
+
+    def tensor_names(self) -> dict[str, str]:
+        """Generated name of each tensor that the optimizer updates -> structured name of the parameter."""
+
+    def whole_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a trained parameter."""
+
+    def slice_of(self, name: str, whole: Any) -> Any:
+        """What this rank updates out of a tensor that has a parameter's shape."""
+
+    def whole_of(self, name: str, part: Any) -> Any:
+        """The whole tensor of which the ranks of the sharding group hold slices; all must call it."""
+
+    def after_update(self) -> None:
+        """Takes changed slices over into the parameters."""
+
+
+class _WholeState:
+    """Optimizer state of a process that updates whole parameters."""
+
+    def __init__(self, model: Any):
+        self._trained = {name: each for name, each in model.named_parameters() if not each.stop_gradient}
+
+    def tensor_names(self) -> dict[str, str]:
+        return {tensor.name: name for name, tensor in self._trained.items()}
+
+    def whole_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._trained[name].shape)
+
+    def slice_of(self, name: str, whole: Any) -> Any:
+        return whole
+
+    def whole_of(self, name: str, part: Any) -> Any:
+        return part
+
+    def after_update(self) -> None:
+        pass
+
+
+def save_optimizer(
+    folder: Path,
+    model: Any,
+    optimizer: Any,
+    groups: ProcessGroups | None = None,
+    *,
+    replicas: SlicedState | None = None,
+    unified: bool = True,
+) -> None:
+    """Writes moments, their powers and float32 master weights of every trained parameter.
+
+    Args:
+        folder: Where to write.
+        model: The model, or the stage of it, with its adapter if it has one.
+        optimizer: Of its parameters, or of this rank's slices of them.
+        groups: All ranks call this; None for one process.
+        replicas: Knows the slices of sharding; None where every rank updates whole parameters.
+        unified: Whether files hold whole tensors; otherwise one `optimizer.tpXX_ppYY.pdopt` for each rank.
+    """
+    groups = groups or ProcessGroups()
+    tensors = _local_state(model, optimizer, replicas or _WholeState(model))
+    if unified:
+        save_tensors_of_all(tensors, folder, groups, stem=OPTIMIZER_STEM)
+    else:
+        save_shards(tensors, folder, groups, stem=OPTIMIZER_STEM, ending=SHARD_ENDING)
+
+
+def _local_state(model: Any, optimizer: Any, replicas: SlicedState) -> dict[str, LocalTensor]:
+    """This rank's state by the names in the files."""
+    config = _config(model)
+    family = family_of(config) if config is not None else None
+    return {
+        key: LocalTensor(
+            shape=tuple(tensor.shape) if is_scalar(key) else replicas.whole_shape(tensor_of(key)),
+            dtype=dtype_name(tensor.dtype),
+            read=_reader(replicas, key, tensor),
+            split=find_local_split(key, config, family) if config is not None else None,
+        )
+        for key, tensor in sorted(_named_state(optimizer, replicas.tensor_names()).items())
+    }
+
+
+def _named_state(optimizer: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that an optimizer keeps, by `<parameter>/<accumulator>_0` and `<parameter>/master_weight`.
+
+    Paddle keys the accumulators of a half-precision parameter by the name of its float32 master weight.
+
+    Args:
+        optimizer: One of `paddle.optimizer`.
+        names: Paddle's name of each updated tensor -> the parameter's.
+    """
+    masters = optimizer._master_weights
+    holders = dict(names) | {masters[key].name: name for key, name in names.items() if key in masters}
+    found = {f"{names[key]}/{_MASTER}": master for key, master in masters.items() if key in names}
+    unknown = []
+    for accumulator, tensors in optimizer._accumulators.items():
+        for holder, tensor in tensors.items():
+            if holder in holders:
+                found[f"{holders[holder]}/{accumulator}{_NUMBER}"] = tensor
+            else:
+                unknown.append(tensor.name)
+    if unknown:
+        raise RuntimeError(f"optimizer state that belongs to no parameter: {sorted(unknown)[:5]}")
+    return found
+
+
+def _reader(replicas: SlicedState, key: str, tensor: Any) -> Callable[[], Any]:
+    if is_scalar(key):
+        return lambda: tensor
+    return lambda: replicas.whole_of(tensor_of(key), tensor)
+
+
+def load_optimizer(folder: Path, model: Any, optimizer: Any, *, replicas: SlicedState | None = None) -> None:
+    """Gives an optimizer of the same parameters the state that was saved, under whatever layout.
+
+    Master weights are taken up by parameters that have none, too: a run in half precision continues in float32
+    from the float32 values.
+
+    Args:
+        folder: Where `save_optimizer` wrote.
+        model: The model or stage; its config says which tensor-parallel rank this is.
+        optimizer: Of its parameters, or of this rank's slices of them; it has not made a step yet.
+        replicas: As for `save_optimizer`.
+
+    Raises:
+        RuntimeError: The file holds state for parameters that this model does not train.
+        UserError: A file is missing or damaged, or has no master weights for parameters in half precision.
+    """
+    replicas = replicas or _WholeState(model)
+    config = _config(model)
+    family = family_of(config) if config is not None else None
+    names = replicas.tensor_names()
+    parameters = {names[each.name]: each for each in optimizer._parameter_list if each.name in names}
+    files = _open_state(folder, family, config)
+    keys = {key: key.rpartition("/")[0] for key in files.names}
+    # What a stage of a pipeline does not know belongs to another.
+    unknown = set(keys.values()) - parameters.keys()
+    if unknown and getattr(config, "local_layers", None) is None:
+        raise RuntimeError(f"{folder} has optimizer state for unknown parameters: {sorted(unknown)[:5]}")
+    known = set(keys.values()) & parameters.keys()
+    _create_state(optimizer, [parameters[name] for name in sorted(known)])
+    _check_masters(folder, optimizer, {name: parameters[name] for name in known}, set(keys))
+    state = _named_state(optimizer, names)
+    is_own_master = False
+    for key in (key for key, name in keys.items() if name in known):
+        array = files.read(key)
+        if split := find_local_split(key, config, family) if config is not None else None:
+            array = split.part(array, config.tensor_parallel_degree, config.tensor_parallel_rank)
+        tensor = to_tensor(np.array(array))
+        release_pages(array)
+        if not is_scalar(key):
+            tensor = replicas.slice_of(keys[key], tensor)
+        target = state.get(key)
+        if target is None and key.endswith(f"/{_MASTER}"):
+            target, is_own_master = parameters[keys[key]], True  # in float32
+        if target is None:
+            raise UserError(
+                f"{folder} holds {key}, which the optimizer of this run does not keep: continue with the same optim"
+            )
+        target.set_value(tensor.astype(target.dtype))
+    if is_own_master:
+        replicas.after_update()
+
+
+def _create_state(optimizer: Any, parameters: list[Any]) -> None:
+    """Has an optimizer make its accumulators and master weights now instead of in its first step."""
+    from paddle.base import framework
+
+    optimizer._create_accumulators(framework.default_main_program().global_block(), parameters)
+
+
+def _check_masters(folder: Path, optimizer: Any, parameters: Mapping[str, Any], keys: set[str]) -> None:
+    """Refuses to begin master weights from rounded ones."""
+    masters = optimizer._master_weights
+    missing = [
+        name for name, each in parameters.items() if each.name in masters and f"{name}/{_MASTER}" not in keys
+    ]
+    if missing:
+        raise UserError(f"{folder} {NO_MASTERS}")
+
+
+def _open_state(folder: Path, family: Any, config: Any) -> TensorFiles | ShardedCheckpoint | _WithMasters:
+    files: TensorFiles | ShardedCheckpoint
+    if (folder / OPTIMIZER_INDEX).is_file():
+        files = open_indexed(folder, OPTIMIZER_INDEX)
+    elif (folder / OPTIMIZER_FILE).is_file() or family is None:
+        files = TensorFiles([folder / OPTIMIZER_FILE])
+    else:
+        files = open_shards(folder, stem=OPTIMIZER_STEM, ending=SHARD_ENDING, family=family, config=config)
+    if (folder / PADDLENLP_MASTERS_INDEX).is_file():
+        return _WithMasters(files, open_indexed(folder, PADDLENLP_MASTERS_INDEX))
+    return files
+
+
+def holds_master_weights(checkpoint: Path) -> bool | None:
+    """Whether a checkpoint of half-precision weights has their float32 values; None where only Paddle could tell.
+
+    Args:
+        checkpoint: A checkpoint folder; names are read, no tensor.
+    """
+    if (checkpoint / PADDLENLP_MASTERS_INDEX).is_file():
+        return True
+    if not ((checkpoint / OPTIMIZER_INDEX).is_file() or (checkpoint / OPTIMIZER_FILE).is_file()):
+        return None
+    return any(name.endswith(f"/{_MASTER}") for name in _open_state(checkpoint, None, None).names)
+
+
+class _WithMasters:
+    """Optimizer state whose master weights lie in files of their own, under the parameters' names."""
+
+    def __init__(self, state: TensorFiles | ShardedCheckpoint, masters: TensorFiles):
+        self._state, self._masters = state, masters
+        self.names = state.names | {f"{name}/{_MASTER}": shape for name, shape in masters.names.items()}
+
+    def read(self, key: str) -> np.ndarray:
+        name, _, accumulator = key.rpartition("/")
+        return self._masters.read(name) if accumulator == _MASTER else self._state.read(key)
+
+
+def _config(model: Any) -> Any:
+    """The PaddleNLP config of the model or of an adapter's base; None for other layers."""
+    config = getattr(getattr(model, "model", model), "config", None)
+    return config if hasattr(config, "tensor_parallel_degree") else None
+
+
+def save_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
+    """Writes the learning-rate scheduler's position and, in float16 runs, the loss scale."""
+    state = {"scheduler": scheduler.state_dict()}
+    if scaler is not None:
+        state["scaler"] = {key: _plain(value) for key, value in scaler.state_dict().items()}
+    write_json(folder / SCHEDULER_FILE, state)
+
+
+def load_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
+    """Restores what `save_scheduler` wrote."""
+    import numpy as np
+
+    state = json.loads((folder / SCHEDULER_FILE).read_text(encoding="utf-8"))
+    scheduler.set_state_dict(state["scheduler"])
+    # The next update takes the rate that was worked out before the save, of a schedule that may have been shorter.
+    scheduler.last_lr = scheduler.get_lr()
+    if scaler is not None and "scaler" in state:
+        saved = dict(state["scaler"])
+        if isinstance(saved.get("scale"), list):
+            saved["scale"] = np.asarray(saved["scale"], dtype="float32")
+        scaler.load_state_dict(saved)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value

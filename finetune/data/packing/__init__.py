@@ -1,0 +1,1 @@
+"""Several whole samples in a row."""

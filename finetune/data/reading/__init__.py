@@ -1,0 +1,1 @@
+"""From files of any accepted shape to conversations."""

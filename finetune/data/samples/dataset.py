@@ -1,0 +1,236 @@
+"""From files to the samples of a run, with a report of what was cut and dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from finetune.data.reading.conversation import Conversation
+from finetune.data.reading.formats import read_conversations
+from finetune.data.reading.records import FaultCollector
+from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.samples.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
+from finetune.data.samples.tokenize import Prompt, SampleBuilder, TextEncoder, TooLongError, has_response
+from finetune.data.templates.pieces import Template
+from finetune.errors import UserError
+
+EMPTY_RESPONSE = "empty response"
+NO_ROOM = "no label token left within the length"
+EMPTY_PROMPT = "empty prompt"
+TOO_LONG = "too long"
+
+
+@dataclass
+class DataReport:
+    """What became of the lines of a split.
+
+    Attributes:
+        files: Where the examples come from.
+        num_lines: Lines that hold an example; blank lines do not count.
+        num_samples: Examples kept; duplicates are kept too.
+        num_tokens: Tokens of these that enter the model, all together.
+        num_label_tokens: Tokens that carry a label; 0 for prompts.
+        num_truncated_source: Samples whose source lost tokens.
+        num_truncated_target: Samples whose target lost tokens, or its EOS.
+        num_dropped_rounds: Rounds of long conversations dropped from samples that were kept.
+        num_dropped: Examples dropped, by reason.
+        num_faulty_lines: Lines that could not be read and were skipped, as `on_bad_line` says.
+        first_fault: The first of these, with its file and line.
+    """
+
+    files: tuple[str, ...] = ()
+    num_lines: int = 0
+    num_samples: int = 0
+    num_tokens: int = 0
+    num_label_tokens: int = 0
+    num_truncated_source: int = 0
+    num_truncated_target: int = 0
+    num_dropped_rounds: int = 0
+    num_dropped: Counter[str] = field(default_factory=Counter)
+    num_faulty_lines: int = 0
+    first_fault: str = ""
+
+    def add_faults(self, faults: FaultCollector) -> None:
+        """Note what was skipped in reading."""
+        self.num_faulty_lines += faults.num_faults
+        self.first_fault = self.first_fault or (faults.messages or [""])[0]
+
+    def describe(self) -> str:
+        """One line for the log."""
+        lines = f"{_plural(self.num_lines, 'line')} of {_plural(len(self.files), 'file')}"
+        parts = [f"{_plural(self.num_samples, 'sample')} from {lines}"]
+        tokens = f"{self.num_tokens:,} tokens"
+        if self.num_label_tokens:
+            tokens += f", {self.num_label_tokens:,} of them learned"
+            tokens += f" ({self.num_label_tokens / max(self.num_tokens, 1):.1%})"
+        parts.append(tokens)
+        if cut := self._describe_cuts():
+            parts.append(cut)
+        if self.num_dropped:
+            parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
+        if self.num_faulty_lines:
+            lines = _plural(self.num_faulty_lines, "faulty line")
+            parts.append(f"skipped: {lines}, the first: {self.first_fault}")
+        return "; ".join(parts) + "."
+
+    def _describe_cuts(self) -> str:
+        counts = {
+            "source": self.num_truncated_source,
+            "target": self.num_truncated_target,
+        }
+        cuts = [_plural(count, name) for name, count in counts.items() if count]
+        text = f"truncated: {', '.join(cuts)}" if cuts else ""
+        if self.num_dropped_rounds:
+            text += f"{'; ' if text else ''}old rounds left out: {self.num_dropped_rounds:,}"
+        return text
+
+
+def load_samples(
+    source: Sequence[str | Path] | Sequence[Conversation],
+    encoder: TextEncoder,
+    template: Template,
+    *,
+    src_length: int,
+    max_length: int,
+    truncation: str = "left",
+    train_on: str = "all",
+    system: str | None = None,
+) -> tuple[SampleStore, DataReport]:
+    """Read and encode examples for training, or for evaluation by loss.
+
+    Args:
+        source: The files of one split, from `finetune.data.reading.source.find_split`, or conversations.
+        encoder: The tokenizer.
+        template: How rounds are written down.
+        src_length: Most tokens of a source, see `finetune.data.samples.tokenize`.
+        max_length: Most tokens of a sample.
+        truncation: What happens to longer ones, see `finetune.data.samples.tokenize`.
+        train_on: "all" or "last" of the responses.
+        system: The system text of conversations that have none; None leaves that to the template.
+
+    Returns:
+        The samples in file order, and the report.
+
+    Raises:
+        UserError: Faulty lines (all of them), or no sample is left.
+    """
+    conversations, report = _read_source(source, system)
+    builder = BulkBuilder(
+        encoder,
+        template,
+        src_length=src_length,
+        max_length=max_length,
+        truncation=truncation,
+        train_on=train_on,
+    )
+    too_long = FaultCollector()
+
+    def count_dropped(conversation: Conversation, error: TooLongError | None) -> None:
+        if error is not None:
+            _count_too_long(conversation, error, report, too_long)
+        else:
+            is_blank = not has_response(conversation, only_last=train_on == "last")
+            report.num_dropped[EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
+
+    samples = builder.build(conversations, count_dropped)
+    if truncation == "error":
+        too_long.raise_if_any()
+    if not len(samples):
+        raise UserError(_describe_nothing(report, f"src_length {src_length}, max_length {max_length}"))
+    report.num_samples = len(samples)
+    report.num_tokens = int(samples.lengths.sum())
+    report.num_label_tokens = samples.num_label_tokens
+    report.num_truncated_source = int(np.count_nonzero(samples.cuts & CUT_SOURCE))
+    report.num_truncated_target = int(np.count_nonzero(samples.cuts & CUT_TARGET))
+    report.num_dropped_rounds = int(samples.dropped_rounds.sum())
+    return samples, report
+
+
+def load_prompts(
+    source: Sequence[str | Path] | Sequence[Conversation],
+    encoder: TextEncoder,
+    template: Template,
+    *,
+    src_length: int,
+    truncation: str = "left",
+    system: str | None = None,
+) -> tuple[list[Prompt], DataReport]:
+    """Read and encode examples for evaluation by generation.
+
+    An example whose last response is blank is dropped: there is nothing to compare with.
+
+    Raises:
+        UserError: Faulty lines (all of them), or no prompt is left.
+    """
+    conversations, report = _read_source(source, system)
+    builder = SampleBuilder(encoder, template, src_length=src_length, truncation=truncation)
+    prompts = []
+    too_long = FaultCollector()
+    for conversation in conversations:
+        try:
+            prompt = builder.prompt(conversation)
+        except TooLongError as error:
+            _count_too_long(conversation, error, report, too_long)
+            continue
+        if prompt is None or not prompt.target.strip():
+            report.num_dropped[EMPTY_PROMPT if prompt is None else EMPTY_RESPONSE] += 1
+            continue
+        prompts.append(prompt)
+    if truncation == "error":
+        too_long.raise_if_any()
+    if not prompts:
+        raise UserError(_describe_nothing(report, f"src_length {src_length}"))
+    report.num_samples = len(prompts)
+    report.num_tokens = sum(len(prompt.input_ids) for prompt in prompts)
+    report.num_truncated_source = sum(prompt.truncated_source for prompt in prompts)
+    report.num_dropped_rounds = sum(prompt.num_dropped_rounds for prompt in prompts)
+    return prompts, report
+
+
+def _count_too_long(
+    conversation: Conversation, error: TooLongError, report: DataReport, faults: FaultCollector
+) -> None:
+    report.num_dropped[TOO_LONG] += 1
+    faults.add(f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop")
+
+
+def _read_source(
+    source: Sequence[str | Path] | Sequence[Conversation], system: str | None
+) -> tuple[Sequence[Conversation], DataReport]:
+    paths = [item for item in source if not isinstance(item, Conversation)]
+    conversations = [item for item in source if isinstance(item, Conversation)]
+    if not conversations:
+        conversations = read_conversations(paths)
+        files = tuple(map(str, paths))
+    else:
+        files = tuple(dict.fromkeys(str(conversation.file) for conversation in conversations))
+    report = DataReport(files=files, num_lines=len(conversations))
+    if system is not None:
+        conversations = [
+            replace(each, system=system) if each.system is None and not each.is_text else each
+            for each in conversations
+        ]
+    return conversations, report
+
+
+def _describe_nothing(report: DataReport, lengths: str) -> str:
+    files = ", ".join(report.files) or "the data set"
+    if not report.num_lines:
+        return f'{files}: no example found. Expected lines such as {{"src": "...", "tgt": "..."}}.'
+    return (
+        f"{files}: none of the {report.num_lines:,} examples can be used with {lengths} "
+        f"(dropped: {_describe_reasons(report.num_dropped)}). "
+        "Fill in the tgt fields, or leave more room: a larger max_length or a smaller src_length."
+    )
+
+
+def _describe_reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} ({reason})" for reason, count in sorted(counts.items()))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,165 @@
+"""From the pieces of a template to token ids, with a flag for each piece that says whether it is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from finetune.data.samples.parts import Part, as_ids, join_ids, leave_first, take_first
+from finetune.data.templates.pieces import Piece, Template
+from finetune.errors import UserError
+
+KnownIds = dict[str | Piece, np.ndarray]
+"""The ids, int32 [N], of texts, and of pieces in which a template's text and an example's are mixed."""
+
+
+class TextEncoder(Protocol):
+    """What a tokenizer has to offer here.
+
+    Attributes:
+        eos_token_id: Closes a response.
+        pad_token_id: Fills up a row of a batch.
+        prefix_ids: The ids that frame a prompt, such as ``(bos,)``; may be empty.
+    """
+
+    eos_token_id: int
+    pad_token_id: int
+    prefix_ids: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text: no special token added, and none recognised, since text is data."""
+        ...
+
+    def encode_special(self, text: str) -> list[int]:
+        """The same, but names of special tokens in the text give these tokens (asked of templates only)."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids."""
+        ...
+
+
+class PieceEncoder:
+    """Encodes pieces; remembers the ids of special tokens.
+
+    Args:
+        encoder: The tokenizer; one with a method `encode_many` (texts to the ids of each, the same as from
+            `encode`) is used so where there are many texts.
+        template: Writes the pieces.
+
+    Raises:
+        UserError: The template writes special tokens that the tokenizer does not have.
+    """
+
+    def __init__(self, encoder: TextEncoder, template: Template):
+        self._encoder = encoder
+        self._prefix_ids = tuple(encoder.prefix_ids)
+        self._special_ids: dict[str, np.ndarray] = {}
+        self._end: Part = as_ids([encoder.eos_token_id]), True
+        self._marks = tuple(template.special_tokens)
+        missing = [mark for mark in self._marks if len(encoder.encode_special(mark)) != 1]
+        if missing:
+            raise UserError(
+                f"chat_template {getattr(template, 'name', '')} writes the special tokens {', '.join(missing)}, "
+                "which this model's tokenizer does not have: choose the template the model was made for, "
+                "or one of plain, alpaca, chatglm2, vicuna, which need none."
+            )
+        self._mark_ids = {encoder.encode_special(mark)[0] for mark in self._marks}
+        self._writes_blanks = encoder.encode("a b") == encoder.encode("a") + encoder.encode("b")
+
+    def encode(
+        self, pieces: Sequence[Piece], known: KnownIds, *, appends_eos: bool, only_last: bool = False
+    ) -> list[Part]:
+        """The parts of a conversation, none of them empty; without the prefix, but EOS after each answer.
+
+        Args:
+            pieces: A conversation.
+            known: Ids found before; what is encoded here is added.
+            appends_eos: Whether EOS closes each learned run.
+            only_last: Only the last learned run stays learned.
+        """
+        parts: list[Part] = []
+        last_run, eos = 0, self._encoder.eos_token_id
+        was_learned = False
+        for position, piece in enumerate(pieces):
+            if piece.learned and not was_learned:
+                last_run = len(parts)
+            was_learned = piece.learned
+            ids = self._find_ids(piece, known)
+            if len(ids):
+                parts.append((ids, piece.learned))
+            ends_run = piece.learned and (position + 1 == len(pieces) or not pieces[position + 1].learned)
+            if ends_run and appends_eos and not (len(ids) and ids[-1] == eos):
+                parts.append(self._end)
+        if only_last:
+            parts[:last_run] = [(ids, False) for ids, _ in parts[:last_run]]
+        return self._without_prefix(parts)
+
+    def encode_texts(self, texts: Iterable[str]) -> KnownIds:
+        """The ids of many texts, for `encode`; another thread can do something else meanwhile."""
+        texts = list(texts)
+        encode_many = getattr(self._encoder, "encode_many", None)
+        found = encode_many(texts) if encode_many else map(self._encoder.encode, texts)
+        encoded = list(map(as_ids, found))
+        # One look at all ids, since hardly any text names a special token.
+        if self._mark_ids and self._has_marks(join_ids(encoded)):
+            encoded = list(map(self._tear, texts, encoded))
+        return dict(zip(texts, encoded, strict=True))
+
+    def plain_text(self, piece: Piece) -> str:
+        """What goes to the tokenizer of a piece without special tokens."""
+        return piece.text[1:] if piece.joined and self._writes_blanks else piece.text
+
+    def _without_prefix(self, parts: list[Part]) -> list[Part]:
+        """The parts without the ids that frame a prompt, where the template has written them already."""
+        prefix = self._prefix_ids
+        if not prefix or not parts or parts[0][0][0] != prefix[0]:
+            return parts
+        head = take_first(parts, len(prefix))
+        is_prefix = tuple(join_ids([ids for ids, _ in head]).tolist()) == prefix
+        if is_prefix and not any(learned for _, learned in head):
+            return leave_first(parts, len(prefix))
+        return parts
+
+    def _find_ids(self, piece: Piece, known: KnownIds) -> np.ndarray:
+        if piece.special and not piece.data:
+            if piece.text not in self._special_ids:
+                self._special_ids[piece.text] = as_ids(self._encoder.encode_special(piece.text))
+            return self._special_ids[piece.text]
+        key = piece if piece.special else self.plain_text(piece)
+        if key not in known:
+            known[key] = self._encode_mixed(key) if isinstance(key, Piece) else self._encode_text(key)
+        return known[key]
+
+    def _encode_text(self, text: str) -> np.ndarray:
+        return self._tear(text, as_ids(self._encoder.encode(text)))
+
+    def _tear(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """Ids of a text in which the template's special tokens are not recognised.
+
+        Some tokenizers know the marks of a template as added tokens and recognise them in any text; there
+        the name is torn apart.
+        """
+        if self._has_marks(ids):
+            for mark in self._marks:
+                if (start := text.find(mark)) >= 0:
+                    halves = text[: start + 1], text[start + 1 :]
+                    return join_ids([*map(self._encode_text, halves)])
+        return ids
+
+    def _has_marks(self, ids: np.ndarray) -> bool:
+        return any(bool(np.any(ids == mark)) for mark in self._mark_ids)
+
+    def _encode_mixed(self, piece: Piece) -> np.ndarray:
+        """Ids of a piece in which the template's text and an example's are mixed."""
+        encode_special = self._encoder.encode_special
+        data = piece.data.strip()  # templates often trim it
+        literal = self._encoder.encode(data)
+        if literal == encode_special(data):
+            return as_ids(encode_special(piece.text))  # in one go: some tokenizers mark the start of a text
+        before, found, after = piece.text.partition(data)
+        if not found:  # the template has altered the data
+            return as_ids(self._encoder.encode(piece.text))
+        return as_ids(encode_special(before) + literal + encode_special(after))

@@ -1,0 +1,301 @@
+"""From text pieces to token ids and labels, cut to length.
+
+The ids of a sample, before the shift (T of them, T <= max_length)::
+
+    | prefix | source .......... | target ............ EOS |
+      kept     cut on the left     cut on the right
+    |<--- src_length at most --->|
+    |<----------------- max_length at most --------------->|
+                             |<-------- learned ------->|
+
+Rules for one round:
+
+1. The source is everything before the first learned piece. The encoder's prefix ids (such as BOS) frame
+   it; they are not doubled when the template has written them already.
+2. Prefix and source together get at most src_length tokens. The prefix stays; the source loses its
+   oldest tokens. (A prefix longer than src_length stays whole and leaves no source.)
+3. The target gets what remains of max_length, and loses its last tokens.
+4. EOS closes a target that was not cut. An EOS that would not fit counts as cut: the sample ends with
+   the last target token and the model is not taught to stop there. A template with an end mark of its
+   own gets no EOS, and none is doubled.
+5. The target and its EOS are learned, nothing else is. Text after the last learned token is left out,
+   because no label depends on it.
+
+Running text is a target without a source: all of it is learned, and loses its last tokens.
+
+Rules for several rounds: each response is followed by EOS and learned. A conversation that fits in
+max_length stays whole (src_length does not apply to it). Otherwise the oldest rounds are dropped, whole,
+and the rest is rendered anew (so it begins as the template begins a conversation, system text included),
+until it fits or one round is left, to which the rules above apply.
+
+These are the rules of the truncation "left", the default. The others change them so:
+
+- "right": the source is never cut, src_length does not apply; what is over max_length is lost at the end.
+- "drop", "error": nothing is cut and no round is dropped; a sample over max_length raises `TooLongError`,
+  for the caller to count or to tell.
+
+With train_on "last" only the last response (or tool call) of what is kept is learned.
+
+A sample without any learned token of a response is no sample: `SampleBuilder.cut` returns None. That happens when
+all responses are blank (EOS alone teaches silence) or when prefix and source leave no room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from finetune.data.reading.conversation import Conversation
+from finetune.data.samples.parts import Part, as_ids, count_tokens, join_ids, leave_first, take_first
+from finetune.data.samples.piece_encoding import KnownIds, PieceEncoder, TextEncoder
+from finetune.data.templates.pieces import Piece, Template
+
+IGNORE_INDEX = -100
+TRUNCATIONS = ("left", "right", "drop", "error")
+TRAIN_ON = ("all", "last")
+
+
+class TooLongError(Exception):
+    """An example that does not fit and must not be cut.
+
+    Args:
+        num_tokens: Its length.
+        limit: The length allowed.
+    """
+
+    def __init__(self, num_tokens: int, limit: int):
+        super().__init__(f"{num_tokens:,} tokens, allowed are {limit:,}")
+        self.num_tokens = num_tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One training example of T tokens, shifted by one.
+
+    Attributes:
+        input_ids: int32 [T-1], the tokens but the last.
+        labels: int32 [T-1]; labels[i] is the token that follows input_ids[i], or `IGNORE_INDEX`.
+        num_label_tokens: How many labels are not `IGNORE_INDEX`; at least 1.
+        truncated_source: Whether the source lost tokens.
+        truncated_target: Whether the target lost tokens, or its EOS.
+        num_dropped_rounds: How many of the oldest rounds were dropped.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    num_label_tokens: int
+    truncated_source: bool
+    truncated_target: bool
+    num_dropped_rounds: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """One example for evaluation by generation.
+
+    Attributes:
+        input_ids: int32 [P], P <= src_length unless the prefix alone is longer; at least 1 token.
+        source: The rendered text of the prompt, before any cut.
+        target: The reference: the last response.
+        truncated_source: Whether the prompt lost tokens.
+        num_dropped_rounds: How many of the oldest rounds were dropped.
+    """
+
+    input_ids: np.ndarray
+    source: str
+    target: str
+    truncated_source: bool = False
+    num_dropped_rounds: int = 0
+
+
+class CutSample(NamedTuple):
+    """The tokens of a sample before the shift, in parts.
+
+    Attributes:
+        parts: The prefix, the source, the target and its EOS, as far as they stay.
+        truncated_source: Whether the source lost tokens.
+        truncated_target: Whether the target lost tokens, or its EOS.
+        num_dropped_rounds: How many of the oldest rounds were dropped.
+    """
+
+    parts: list[Part]
+    truncated_source: bool
+    truncated_target: bool
+    num_dropped_rounds: int
+
+
+class SampleBuilder:
+    """Encodes conversations by the rules in the module's docstring.
+
+    Args:
+        encoder: The tokenizer.
+        template: Gives the pieces.
+        src_length: Most tokens of prefix and source, for one round, and of a prompt.
+        max_length: Most tokens of a whole sample, before the shift; prompts do not need it.
+        truncation: One of `TRUNCATIONS`.
+        train_on: One of `TRAIN_ON`.
+
+    Raises:
+        UserError: The tokenizer lacks special tokens of the template.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        template: Template,
+        *,
+        src_length: int,
+        max_length: int = 0,
+        truncation: str = "left",
+        train_on: str = "all",
+    ):
+        if truncation not in TRUNCATIONS or train_on not in TRAIN_ON:
+            raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
+        self._encoder, self._template = encoder, template
+        self._pieces = PieceEncoder(encoder, template)
+        self._frame: list[Part] = [(as_ids(encoder.prefix_ids), False)] if encoder.prefix_ids else []
+        self._src_length, self._max_length = src_length, max_length
+        self._cuts = truncation in ("left", "right")
+        self._cuts_source = truncation == "left"
+        self._only_last = train_on == "last"
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """The pieces of a conversation, for `cut`."""
+        if conversation.is_text:  # no template has a place for it
+            return [Piece(conversation.messages[0].content, learned=True)]
+        return self._template.render(conversation)
+
+    def cut(
+        self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
+    ) -> CutSample | None:
+        """Encode a conversation for training and cut it to length.
+
+        Args:
+            conversation: The conversation.
+            pieces: What `render` gives for it.
+            known: Ids of texts that are encoded already.
+
+        Returns:
+            What stays of it, or None when no token of a response is left to learn.
+
+        Raises:
+            TooLongError: It does not fit, and truncation is "drop" or "error".
+        """
+        known = {} if known is None else known
+
+        def encode(kept: Conversation) -> list[Part]:
+            rendered = pieces if kept is conversation else self.render(kept)
+            appends_eos = kept.is_text or self._template.appends_eos
+            parts = self._pieces.encode(rendered, known, appends_eos=appends_eos, only_last=self._only_last)
+            while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
+                parts.pop()
+            return parts
+
+        if not has_response(conversation, only_last=self._only_last):
+            return None
+        kept, parts = self._shorten(conversation, encode, self._max_length)
+        num_dropped_rounds = 0
+        if kept is not conversation:
+            num_dropped_rounds = conversation.num_rounds - kept.num_rounds
+            if not has_response(kept, only_last=self._only_last):
+                return None
+        source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
+        cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
+        if not _teaches(cut[0], self._encoder.eos_token_id):
+            return None
+        return CutSample(*cut, num_dropped_rounds)
+
+    def prompt(self, conversation: Conversation) -> Prompt | None:
+        """Encode what stands before the last response.
+
+        The oldest rounds are dropped until the rest fits in src_length; a last prompt that is still too
+        long is cut on the left. For one round these are the same tokens that a training sample begins with.
+
+        Returns:
+            The prompt, or None when it has no token at all (an empty prompt and no prefix).
+
+        Raises:
+            TooLongError: It does not fit, and truncation is "drop" or "error".
+        """
+        known: KnownIds = {}
+
+        def encode(kept: Conversation) -> list[Part]:
+            pieces = self._render_prompt(kept)
+            parts = self._pieces.encode(pieces, known, appends_eos=self._template.appends_eos)
+            return [(ids, False) for ids, _ in parts]  # earlier answers are source as well
+
+        length = self._src_length
+        kept, parts = self._shorten(conversation, encode, length)
+        framed, is_cut, _ = cut_parts(self._frame, parts, source_length=length, max_length=length)
+        if not framed:
+            return None
+        return Prompt(
+            input_ids=join_ids([ids for ids, _ in framed]),
+            source="".join(piece.text for piece in self._render_prompt(conversation)),
+            target=conversation.messages[-1].content,
+            truncated_source=is_cut,
+            num_dropped_rounds=conversation.num_rounds - kept.num_rounds,
+        )
+
+    def _shorten(
+        self, conversation: Conversation, encode: Callable[[Conversation], list[Part]], length: int
+    ) -> tuple[Conversation, list[Part]]:
+        """Drop the oldest rounds until the rest fits in `length` with its prefix, or one round is left."""
+        for kept in conversation.shortened():
+            parts = encode(kept)
+            num_tokens = count_tokens(self._frame) + count_tokens(parts)
+            if num_tokens <= length:
+                break
+            if not self._cuts:
+                raise TooLongError(num_tokens, length)
+        return kept, parts
+
+    def _render_prompt(self, conversation: Conversation) -> list[Piece]:
+        return [] if conversation.is_text else self._template.render_prompt(conversation)
+
+
+def cut_parts(
+    frame: Sequence[Part], parts: Sequence[Part], *, source_length: int | None, max_length: int
+) -> tuple[list[Part], bool, bool]:
+    """Decide which tokens of a sample stay.
+
+    Args:
+        frame: The prefix.
+        parts: The rest, up to the last learned token.
+        source_length: Most tokens of prefix and source; None where the source is not cut.
+        max_length: Most tokens of all.
+
+    Returns:
+        What stays, and whether the source and the target lost tokens.
+    """
+    num_source_parts = next((place for place, (_, learned) in enumerate(parts) if learned), len(parts))
+    source, target = parts[:num_source_parts], parts[num_source_parts:]
+    num_frame, num_source, num_target = count_tokens(frame), count_tokens(source), count_tokens(target)
+    num_lost = 0
+    if source_length is not None and num_frame + num_source > source_length:
+        num_lost = min(num_frame + num_source - source_length, num_source)
+        source = leave_first(source, num_lost)
+    room = max(max_length - num_frame - num_source + num_lost, 0)
+    if num_target > room:
+        target = take_first(target, room)
+    return [*frame, *source, *target], num_lost > 0, num_target > room
+
+
+def _teaches(parts: Sequence[Part], eos: int) -> bool:
+    """Whether a token is learned that is no EOS; the first of all follows no other, and is not learned."""
+    for place, (ids, learned) in enumerate(parts):
+        if learned:
+            ids = ids if place else ids[1:]
+            # The last one decides nearly always.
+            if len(ids) and (ids[-1] != eos or any(index != eos for index in ids)):
+                return True
+    return False
+
+
+def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:
+    """Whether any response that is learned is not blank."""
+    responses = conversation.messages if conversation.is_text else conversation.messages[1::2]
+    return any(message.content.strip() for message in (responses[-1:] if only_last else responses))

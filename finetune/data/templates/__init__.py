@@ -1,0 +1,1 @@
+"""From conversations to pieces of text with a loss flag."""

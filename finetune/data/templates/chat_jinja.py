@@ -1,0 +1,71 @@
+"""The built-in conversation formats as jinja text, the form in which transformers keeps chat templates.
+
+Functions that may be called are not written; a user's message always opens the answer, as in training.
+"""
+
+from __future__ import annotations
+
+import json
+
+from finetune.data.templates.chat_templates import ChatFormat
+from finetune.data.templates.pieces import parse_pattern
+from finetune.families.family import TokenizerFacts
+
+_VALUES = {"content": "message['content']", "round": "ns.round"}
+_BEGINNINGS = ("<s>", "<|begin_of_text|>", "<bos>")
+
+
+def write_jinja(chat: ChatFormat, tokenizer: TokenizerFacts) -> str:
+    """A format as one jinja text that takes ``messages``, ``bos_token`` and ``eos_token``.
+
+    Args:
+        chat: The format.
+        tokenizer: How the model's sequences are framed; left out is a beginning or end that the format
+            writes itself.
+    """
+    in_user = "{system}" in chat.user
+    opening = _literal(chat.opening)
+    if not (chat.opening or chat.user).startswith(_BEGINNINGS):
+        opening = "".join(map(_token, tokenizer.prefix)) + opening
+    system = f"{{% if ns.system %}}{_written(chat.system, content='ns.system')}{{% endif %}}"
+    once = f"{system}{{% set ns.system = '' %}}"
+    end = _literal(chat.end) if chat.end else _token(tokenizer.end_of_answer)
+    tool = chat.user if chat.tool is None else chat.tool
+    return "".join((
+        f"{{% set ns = namespace(round=0, system={json.dumps(chat.default_system or '')}) %}}",
+        "{% if messages and messages[0]['role'] == 'system' %}{% set ns.system = messages[0]['content'] %}{% endif %}",
+        opening,
+        "" if in_user else system,
+        "{% for message in messages %}{% if message['role'] == 'user' %}{% set ns.round = ns.round + 1 %}",
+        _written(chat.user, system=once),
+        "{% elif message['role'] == 'tool' %}",
+        _written(tool, system=once),
+        "{% elif message['role'] == 'assistant' %}",
+        _written(chat.answer),
+        end,
+        _literal(chat.after),
+        "{% endif %}{% endfor %}",
+    ))  # fmt: skip
+
+
+def _written(pattern: str, *, content: str = _VALUES["content"], system: str = "") -> str:
+    """A pattern of `ChatFormat` as jinja."""
+    parts = []
+    for kind, value in parse_pattern(pattern, ("content", "round", "system"), ()):
+        if kind != "data":
+            parts.append(_literal(value))
+        elif value == "system":
+            parts.append(system)
+        else:
+            parts.append(f"{{{{ {content if value == 'content' else _VALUES[value]} }}}}")
+    return "".join(parts)
+
+
+def _token(name: str) -> str:
+    """A token by its role or its text."""
+    return f"{{{{ {name}_token }}}}" if name in ("bos", "eos", "pad", "unk") else _literal(name)
+
+
+def _literal(text: str) -> str:
+    # As an expression: transformers takes line ends behind tags away.
+    return f"{{{{ {json.dumps(text)} }}}}" if text else ""

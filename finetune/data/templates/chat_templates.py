@@ -1,0 +1,179 @@
+"""The conversation formats of well-known model families, by name.
+
+Each string is the one that the family's publisher trained with; tests/data/test_chat_templates.py shows
+every one of them written out. A pattern holds ``{content}``; in a user's also ``{round}`` (from 1) and,
+where the system text stands inside the first user's message, ``{system}``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune.data.reading.conversation import TOOL, USER, Conversation
+from finetune.data.templates.pieces import Piece, PieceWriter, Slot, parse_pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFormat:
+    """How a family writes conversations.
+
+    Attributes:
+        user: A user's message and all that stands before the answer.
+        answer: The answer; learned whole.
+        tool: The same as `user` for what a tool returned; None writes it as a user's message.
+        system: The system text.
+        opening: What every conversation begins with.
+        end: The special token that ends an answer, learned; "" leaves that to end-of-sequence.
+        after: What follows an answer before the next message; not learned.
+        default_system: The system text of conversations that have none.
+        special_tokens: What in these strings is a special token.
+    """
+
+    user: str
+    answer: str = "{content}"
+    tool: str | None = None
+    system: str = "{content}"
+    opening: str = ""
+    end: str = ""
+    after: str = ""
+    default_system: str | None = None
+    special_tokens: tuple[str, ...] = ()
+
+
+_CHATML = ChatFormat(
+    system="<|im_start|>system\n{content}<|im_end|>\n",
+    user="<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n",
+    tool="<|im_start|>tool\n{content}<|im_end|>\n<|im_start|>assistant\n",
+    end="<|im_end|>",
+    after="\n",
+    special_tokens=("<|im_start|>", "<|im_end|>"),
+)
+_LLAMA3_HEADER = "<|start_header_id|>{role}<|end_header_id|>\n\n"
+_LLAMA3_ANSWER = "<|eot_id|>" + _LLAMA3_HEADER.replace("{role}", "assistant")
+
+CHAT_FORMATS: dict[str, ChatFormat] = {
+    "llama2": ChatFormat(
+        system="<<SYS>>\n{content}\n<</SYS>>\n\n",
+        user="<s>[INST] {system}{content} [/INST]",
+        answer=" {content} ",
+        special_tokens=("<s>",),
+    ),
+    "llama3": ChatFormat(
+        opening="<|begin_of_text|>",
+        system=_LLAMA3_HEADER.replace("{role}", "system") + "{content}<|eot_id|>",
+        user=_LLAMA3_HEADER.replace("{role}", "user") + "{content}" + _LLAMA3_ANSWER,
+        tool=_LLAMA3_HEADER.replace("{role}", "ipython") + "{content}" + _LLAMA3_ANSWER,
+        end="<|eot_id|>",
+        special_tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    "mistral": ChatFormat(
+        opening="<s>",
+        system="{content}\n\n",
+        user="[INST] {system}{content} [/INST]",
+        answer=" {content}",
+        special_tokens=("<s>",),
+    ),
+    "chatml": _CHATML,
+    "qwen": ChatFormat(**{**vars(_CHATML), "default_system": "You are a helpful assistant."}),
+    "chatglm2": ChatFormat(
+        system="{content}\n\n",
+        user="[Round {round}]\n\n问：{content}\n\n答：",
+        after="\n\n",
+    ),
+    "alpaca": ChatFormat(
+        system="{content}\n\n",
+        user="### Instruction:\n{content}\n\n### Response:\n",
+        after="\n\n",
+        default_system=(
+            "Below is an instruction that describes a task. "
+            "Write a response that appropriately completes the request."
+        ),
+    ),
+    "baichuan": ChatFormat(
+        user="<reserved_102>{content}<reserved_103>", special_tokens=("<reserved_102>", "<reserved_103>")
+    ),
+    "baichuan2": ChatFormat(
+        user="<reserved_106>{content}<reserved_107>", special_tokens=("<reserved_106>", "<reserved_107>")
+    ),
+    "gemma": ChatFormat(
+        opening="<bos>",
+        system="{content}\n\n",
+        user="<start_of_turn>user\n{system}{content}<end_of_turn>\n<start_of_turn>model\n",
+        end="<end_of_turn>",
+        after="\n",
+        special_tokens=("<bos>", "<start_of_turn>", "<end_of_turn>"),
+    ),
+    "vicuna": ChatFormat(
+        system="{content} ",
+        user="USER: {content} ASSISTANT:",
+        answer=" {content}",
+        default_system=(
+            "A chat between a curious user and an artificial intelligence assistant. "
+            "The assistant gives helpful, detailed, and polite answers to the user's questions."
+        ),
+    ),
+}
+
+
+class NamedTemplate:
+    """A template out of `CHAT_FORMATS`.
+
+    Args:
+        name: Its key.
+    """
+
+    def __init__(self, name: str):
+        chat = CHAT_FORMATS[name]
+        self.name = name
+        self.special_tokens = chat.special_tokens
+        self.appends_eos = not chat.end
+        self._default_system = chat.default_system
+        self._opening = self._parse(chat.opening)
+        self._system = self._parse(chat.system)
+        self._user = self._parse(chat.user)
+        self._tool = self._parse(chat.tool if chat.tool is not None else chat.user)
+        self._answer = self._parse(chat.answer + chat.end)
+        self._after = self._parse(chat.after)
+        self._system_in_user = Slot("data", "system") in self._user
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """Every message, the answers learned."""
+        writer = self._write(conversation, len(conversation.messages) - 1)
+        self._fill(writer, self._answer, {"content": conversation.messages[-1].content}, learned=True)
+        return writer.finish()
+
+    def render_prompt(self, conversation: Conversation) -> list[Piece]:
+        """What stands before the last answer."""
+        return self._write(conversation, len(conversation.messages) - 1).finish()
+
+    def _parse(self, pattern: str) -> tuple[Slot, ...]:
+        return parse_pattern(pattern, ("content", "round", "system"), self.special_tokens)
+
+    def _write(self, conversation: Conversation, num_messages: int) -> PieceWriter:
+        writer = PieceWriter()
+        self._fill(writer, self._opening, {})
+        system = conversation.system_text(self._default_system)
+        if system and not self._system_in_user:
+            self._fill(writer, self._system, {"content": system})
+        round_number = 0
+        for role, content in conversation.messages[:num_messages]:
+            if role in (USER, TOOL):
+                round_number += role == USER
+                values = {"content": content, "round": str(round_number), "system": system}
+                self._fill(writer, self._user if role == USER else self._tool, values)
+                system = ""
+            else:
+                self._fill(writer, self._answer, {"content": content}, learned=True)
+                self._fill(writer, self._after, {})
+        return writer
+
+    def _fill(
+        self, writer: PieceWriter, slots: tuple[Slot, ...], values: dict[str, str], *, learned: bool = False
+    ) -> None:
+        for kind, value in slots:
+            if kind != "data":
+                writer.write(kind, value, learned=learned)
+            elif value != "system":
+                writer.write(kind, values[value], learned=learned)
+            elif values["system"]:
+                self._fill(writer, self._system, {"content": values["system"]})

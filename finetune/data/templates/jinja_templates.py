@@ -1,0 +1,219 @@
+"""Jinja templates in the style of Hugging Face: one text that writes a whole list of messages.
+
+Such a template says nothing about what is learned. That is found by rendering longer and longer parts of
+a conversation: what the answer adds to the text that asks for it is learned. This is right only where a
+longer part repeats the shorter one, so a template that writes earlier rounds anew is refused.
+
+The messages' texts are not rendered: placeholders are, and the text around them shows what is the
+template's own. So no text of an example can become a special token, and the result depends on the roles
+alone and is remembered. A template that trims texts is noticed, and the texts are trimmed here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation
+from finetune.data.templates.pieces import Piece, PieceWriter, Slot, parse_pattern
+from finetune.errors import UserError
+
+# What a template that is valid but does not fit the data may raise while it is rendered.
+RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+_MAX_REMEMBERED = 4096
+# The private-use characters cannot stand in a template by chance.
+_PLACEHOLDER = "\ue0f0{}\ue0f1"
+_PLACEHOLDERS = re.compile("\ue0f0([0-9]+)\ue0f1")
+_TOKEN_LIKE = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:start|end)_of_turn>|<[be]os>")
+# The role that a template is told. A tool's call is an answer whose text is the call.
+_ROLE_NAMES = {USER: "user", TOOL: "tool", ASSISTANT: "assistant", TOOL_CALL: "assistant"}
+_SYSTEM = "system"
+_TRIAL = "\t\ue0f3\t"
+
+
+def make_environment(**options: Any) -> ImmutableSandboxedEnvironment:
+    """A template file comes with a downloaded model: it may format text and nothing more."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, **options)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment.globals["raise_exception"] = raise_exception
+    return environment
+
+
+class JinjaTemplate:
+    """A template that takes ``messages``, ``add_generation_prompt``, ``bos_token``, ``eos_token``, ``tools``.
+
+    Args:
+        source: The template's text.
+        name: What to call it in messages, usually the path.
+        tokens: Special tokens by role: "bos_token", "eos_token" and others that the tokenizer names.
+        special_tokens: Texts of more special tokens.
+
+    Raises:
+        UserError: No valid jinja, or it does not write conversations in a way that can be learned from.
+    """
+
+    def __init__(self, source: str, name: str, tokens: Mapping[str, str], special_tokens: Sequence[str] = ()):
+        self._name = name
+        self._tokens = dict(tokens)
+        environment = make_environment(extensions=["jinja2.ext.loopcontrols"])
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+            value, ensure_ascii=False, indent=indent
+        )
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise UserError(f"{name}: no valid jinja ({error}).") from None
+        found = {*_TOKEN_LIKE.findall(source), *self._tokens.values(), *special_tokens} - {""}
+        self._specials = tuple(sorted(found))
+        self._takes_tools = "tools" in source
+        self.special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
+        self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
+        self._trimmed = self._find_trimmed()
+        self.appends_eos = not self._has_end_mark()
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """Every message, the answers learned."""
+        return self._write(conversation, for_training=True)
+
+    def render_prompt(self, conversation: Conversation) -> list[Piece]:
+        """What stands before the last answer."""
+        return self._write(conversation, for_training=False)
+
+    def _write(self, conversation: Conversation, *, for_training: bool) -> list[Piece]:
+        contents = [message.content for message in conversation.messages]
+        roles = tuple(message.role for message in conversation.messages)
+        tools = conversation.tools if self._takes_tools else None
+        system = conversation.system if tools else conversation.system_text()
+        if system:
+            contents, roles = [system, *contents], (_SYSTEM, *roles)
+        try:
+            self._refuse_token_names(tools)
+            slots = self._remembered(roles, tools, for_training)
+        except RENDER_ERRORS as error:
+            raise UserError(f"{self._name}: fails on {conversation.place}: {error}.") from None
+        except _InconsistentError as error:
+            raise UserError(f"{self._name}: cannot be used for {conversation.place}: {error}") from None
+        writer = PieceWriter()
+        for slot, learned in slots:
+            if slot.kind != "data":
+                writer.write(slot.kind, slot.value, learned=learned)
+                continue
+            index = int(slot.value)
+            text = contents[index]
+            writer.write("data", text.strip() if roles[index] in self._trimmed else text, learned=learned)
+        return writer.finish()
+
+    def _refuse_token_names(self, tools: str | None) -> None:
+        """Tools are the one part of an example that the template renders itself."""
+        named = [token for token in self._specials if token in (tools or "")]
+        if named:
+            raise ValueError(f"its tools contain {named[0]!r}, which is a special token")
+
+    def _find_slots(
+        self, roles: tuple[str, ...], tools: str | None, for_training: bool
+    ) -> tuple[tuple[Slot, bool], ...]:
+        """The text of messages with these roles in slots, each with its flag.
+
+        Raises:
+            _InconsistentError: What comes later changes what was written for earlier messages.
+        """
+        contents = [_PLACEHOLDER.format(index) for index in range(len(roles))]
+        num_messages = len(roles) - 1
+        slots: list[tuple[Slot, bool]] = []
+        written = ""
+        for index, role in enumerate(roles):
+            if role not in (ASSISTANT, TOOL_CALL):
+                continue
+            before = self._render(roles[:index], contents, tools, asks=True)
+            slots += self._parse_added(written, before, learned=False)
+            written = before
+            if index == num_messages and not for_training:
+                break
+            after = self._render(roles[: index + 1], contents, tools, asks=False)
+            slots += self._parse_added(written, after, learned=True)
+            written = after
+        if for_training and written != self._render(roles, contents, tools, asks=False):
+            raise _InconsistentError
+        seen = {int(slot.value) for slot, _ in slots if slot.kind == "data"}
+        needed = set(range(len(roles) if for_training else num_messages))
+        if not needed <= seen:
+            lost = roles[min(needed - seen)]
+            raise jinja2.TemplateError(f"it leaves out or alters the text of a message from {lost}")
+        return tuple(slots)
+
+    def _parse_added(self, shorter: str, longer: str, *, learned: bool) -> list[tuple[Slot, bool]]:
+        if not longer.startswith(shorter):
+            raise _InconsistentError
+        added = longer[len(shorter) :]
+        text = added
+        if learned and added.rstrip().endswith(self._specials or ("\ue0f2",)):
+            text = added.rstrip()  # the line break behind an end mark belongs to no answer
+        slots = [(slot, learned) for slot in self._parse(text)]
+        return [*slots, *((slot, False) for slot in self._parse(added[len(text) :]))]
+
+    def _parse(self, text: str) -> list[Slot]:
+        slots: list[Slot] = []
+        for position, part in enumerate(_PLACEHOLDERS.split(text)):  # text, index, text, index, ..., text
+            slots += [Slot("data", part)] if position % 2 else parse_pattern(part, (), self._specials)
+        return slots
+
+    def _render(self, roles: Sequence[str], contents: Sequence[str], tools: str | None, *, asks: bool) -> str:
+        messages = [
+            {"role": _ROLE_NAMES.get(role, role), "content": content}
+            for role, content in zip(roles, contents, strict=False)
+        ]
+        values: dict[str, Any] = {**self._tokens, "messages": messages, "add_generation_prompt": asks}
+        values["tools"] = _parse_tools(tools) if tools else None
+        return self._template.render(values)
+
+    def _find_trimmed(self) -> frozenset[str]:
+        """The roles whose texts the template trims, found with a text that has blanks around it."""
+        trimmed: set[str] = set()
+        roles = (_SYSTEM, USER, ASSISTANT, USER, ASSISTANT)
+        for role, tried in ((_SYSTEM, roles), (USER, roles[1:]), (ASSISTANT, roles[1:])):
+            contents = [_TRIAL if tried_role == role else "x" for tried_role in tried]
+            try:
+                text = self._render(tried, contents, None, asks=False)
+            except RENDER_ERRORS as error:
+                if role == _SYSTEM:  # some templates take no system text; it is told where data has one
+                    continue
+                raise UserError(f"{self._name}: fails on a trial conversation: {error}.") from None
+            if _TRIAL not in text:
+                trimmed |= {role, TOOL if role == USER else TOOL_CALL if role == ASSISTANT else role}
+        return frozenset(trimmed)
+
+    def _has_end_mark(self) -> bool:
+        """Whether answers end with a special token; also refuses what cannot be learned from."""
+        try:
+            slots = self._find_slots((USER, ASSISTANT, USER, ASSISTANT), None, True)
+        except RENDER_ERRORS as error:
+            raise UserError(f"{self._name}: fails on a trial conversation: {error}.") from None
+        except _InconsistentError as error:
+            raise UserError(f"{self._name}: cannot be used for training: {error}") from None
+        learned = [slot for slot, is_learned in slots if is_learned]
+        return learned[-1].kind == "special"
+
+
+class _InconsistentError(Exception):
+    def __str__(self) -> str:
+        return (
+            "it writes earlier messages differently once later ones follow, so what a model is asked to "
+            "continue would not be what it was trained on. Give chat_template another name or file."
+        )
+
+
+def _parse_tools(tools: str) -> Any:
+    try:
+        return json.loads(tools)
+    except (ValueError, RecursionError):
+        return tools

@@ -1,0 +1,125 @@
+"""The pieces a template writes: stretches of text with a flag that says whether they are learned."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from finetune.data.reading.conversation import Conversation
+
+
+class Piece(NamedTuple):
+    """A stretch of text that is tokenized on its own.
+
+    Attributes:
+        text: The text.
+        learned: Whether its tokens carry a label.
+        special: Whether names of special tokens in the text, such as ``</s>``, stand for these tokens.
+        data: The part of a special piece that comes from the example: names in it are plain text, so
+            that no example can end its own response or open another round.
+        joined: Whether the blank that the text begins with is the one between two words, which the
+            tokenizers that put a blank before every text write by themselves.
+    """
+
+    text: str
+    learned: bool
+    special: bool = False
+    data: str = ""
+    joined: bool = False
+
+
+class Template(Protocol):
+    """How the messages of a conversation are written down.
+
+    Attributes:
+        appends_eos: Whether a learned response has to be closed by the end-of-sequence token; False
+            when the template writes an end mark of its own.
+        special_tokens: Tokens that the template writes and the tokenizer must have.
+    """
+
+    appends_eos: bool
+    special_tokens: tuple[str, ...]
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """All pieces of a conversation, in order, for training."""
+        ...
+
+    def render_prompt(self, conversation: Conversation) -> list[Piece]:
+        """What stands before the last answer, for generation; that answer is not looked at."""
+        ...
+
+
+class Slot(NamedTuple):
+    """A part of a template's pattern: its own text, one of its special tokens, or a place for data.
+
+    Attributes:
+        kind: "text", "special" or "data".
+        value: The text, the token, or the name of the data.
+    """
+
+    kind: str
+    value: str
+
+
+class PieceWriter:
+    """Writes slots as pieces.
+
+    Template text and data that follow one another are one piece, as the tokenizer would see them in the
+    whole text; special tokens and what is learned are pieces of their own.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[Piece] = []
+        self._texts: list[str] = []
+        self._learned = False
+        self._joined = False
+
+    def write(self, kind: str, text: str, *, learned: bool) -> None:
+        """Add text of one of the kinds of `Slot`."""
+        if kind == "special":
+            self._flush()
+            self._pieces.append(Piece(text, learned, True))
+            return
+        if learned != self._learned:
+            self._flush()
+            self._learned = learned
+        if not self._texts:  # a blank that an example's own text begins with is data, and stays
+            self._joined = kind == "text" and text[:1] == " "
+        self._texts.append(text)
+
+    def finish(self) -> list[Piece]:
+        """The pieces written."""
+        self._flush()
+        return self._pieces
+
+    def _flush(self) -> None:
+        text = "".join(self._texts)
+        self._texts.clear()
+        if text:
+            self._pieces.append(Piece(text, self._learned, joined=self._joined))
+
+
+def parse_pattern(pattern: str, names: Iterable[str], special_tokens: Sequence[str]) -> tuple[Slot, ...]:
+    """Part a pattern such as ``<s>[INST] {content} [/INST]`` into slots.
+
+    Args:
+        pattern: The text.
+        names: Names that stand in braces for data.
+        special_tokens: What in the text is a special token.
+    """
+    braced = {f"{{{name}}}": name for name in names}
+    slots = []
+    for part in _splitter((*braced, *special_tokens)).split(pattern):
+        if part in braced:
+            slots.append(Slot("data", braced[part]))
+        elif part:
+            slots.append(Slot("special" if part in special_tokens else "text", part))
+    return tuple(slots)
+
+
+@functools.lru_cache(maxsize=64)
+def _splitter(marks: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(marks, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if marks else re.compile("(?!)")

@@ -1,0 +1,264 @@
+"""From a conversation to text pieces, each with a flag that says whether it is learned.
+
+A template decides on text and on the flag alone. Token ids, truncation, and the framing tokens of the
+tokenizer belong to `finetune.data.samples.tokenize`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from finetune.data.reading.conversation import Conversation, make_conversation
+from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
+from finetune.data.templates.jinja_templates import RENDER_ERRORS, JinjaTemplate, make_environment
+from finetune.data.templates.pieces import Piece, Template
+from finetune.errors import UserError
+
+__all__ = ["JsonTemplate", "Piece", "PlainTemplate", "Template", "load_template"]
+
+PLAIN_NAMES = ("none", "plain")
+OWN_NAME = "tokenizer"
+
+_PARTS = ("system", "conversation", "query")
+_OWN_FILES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+_JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
+
+
+class PlainTemplate:
+    """Prompt and response as they are, round after round, with nothing in between."""
+
+    appends_eos = True
+    special_tokens: tuple[str, ...] = ()
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """Every response is learned, nothing else is."""
+        system = conversation.system_text()
+        pieces = [Piece(system, learned=False)] if system else []
+        for turn in conversation.turns:
+            pieces += [Piece(turn.prompt, learned=False), Piece(turn.response, learned=True)]
+        return pieces
+
+    def render_prompt(self, conversation: Conversation) -> list[Piece]:
+        """The same without the last response."""
+        return self.render(conversation)[:-1]
+
+
+class JsonTemplate:
+    """PaddleNLP's ``chat_template.json``: jinja text for the system part, a round, and the last query.
+
+    The parts see ``is_training`` and, where the example has one, ``system``; a round also sees ``user``,
+    ``bot``, ``index`` (from 0), ``length`` (number of rounds), ``is_first`` and ``is_last``; the query
+    sees ``query`` in place of ``user`` and ``bot``. Without a query part the user part of a round serves.
+    The second half of a round is learned, and closed by the end-of-sequence token where the template puts
+    nothing but white space behind ``bot``. Names of special tokens in the file stand for these tokens.
+
+    Args:
+        parts: The parsed file: ``conversation`` is a list of two jinja strings; ``system`` and ``query``
+            are optional.
+        name: What to call it in messages, usually the path.
+
+    Raises:
+        UserError: Parts are missing, unknown, of the wrong type, or no valid jinja; all of them at once.
+    """
+
+    special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
+
+    def __init__(self, parts: Mapping[str, Any], name: str):
+        self._name = name
+        _check_parts(parts, name)
+        environment = make_environment(keep_trailing_newline=True)
+        sources = {"user": parts["conversation"][0], "bot": parts["conversation"][1]}
+        sources |= {key: parts[key] for key in ("system", "query") if parts.get(key) is not None}
+        self._parts: dict[str, jinja2.Template] = {}
+        faults = []
+        for part, source in sources.items():
+            try:
+                self._parts[part] = environment.from_string(source)
+            except jinja2.TemplateSyntaxError as error:
+                faults.append(
+                    f"{name}: the {part} part is no valid jinja (line {error.lineno}: {error.message})."
+                )
+        if faults:
+            raise UserError(faults)
+        self.appends_eos = self._ends_with_response()
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """System part, then both halves of every round."""
+        pieces = self._render_system(conversation, is_training=True)
+        for index in range(len(conversation.turns)):
+            pieces += self._render_round(conversation, index, is_training=True)
+        return pieces
+
+    def render_prompt(self, conversation: Conversation) -> list[Piece]:
+        """System part, the rounds before the last, and the last prompt as query."""
+        pieces = self._render_system(conversation, is_training=False)
+        last = len(conversation.turns) - 1
+        for index in range(last):
+            pieces += self._render_round(conversation, index, is_training=False)
+        prompt = conversation.turns[last].prompt
+        part, values = ("query", {"query": prompt}) if "query" in self._parts else ("user", {"user": prompt})
+        values |= _round_context(conversation, last, is_training=False)
+        text = self._render_part(part, values, conversation)
+        return [*pieces, Piece(text, learned=False, special=True, data=prompt)]
+
+    def _render_system(self, conversation: Conversation, *, is_training: bool) -> list[Piece]:
+        if "system" not in self._parts:
+            return []
+        context = _context(conversation, is_training=is_training)
+        text = self._render_part("system", context, conversation)
+        return [Piece(text, learned=False, special=True, data=conversation.system_text())] if text else []
+
+    def _render_round(self, conversation: Conversation, index: int, *, is_training: bool) -> list[Piece]:
+        turn = conversation.turns[index]
+        values = _round_context(conversation, index, is_training=is_training)
+        values |= {"user": turn.prompt, "bot": turn.response}
+        user, bot = (self._render_part(part, values, conversation) for part in ("user", "bot"))
+        return [
+            Piece(user, learned=False, special=True, data=turn.prompt),
+            Piece(bot, learned=True, special=True, data=turn.response),
+        ]
+
+    def _render_part(self, part: str, values: Mapping[str, Any], conversation: Conversation) -> str:
+        try:
+            return self._parts[part].render(values)
+        except RENDER_ERRORS as error:
+            where = conversation.place if conversation.line_number else "a trial round"
+            raise UserError(f"{self._name}: the {part} part fails on {where}: {error}.") from error
+
+    def _ends_with_response(self) -> bool:
+        """Whether the learned half of a round puts no end mark behind the response."""
+        probe = make_conversation([("question", "response")])
+        rendered = self._render_round(probe, 0, is_training=True)[1].text
+        return not rendered.rpartition("response")[2].strip()
+
+
+def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path | None = None) -> Template:
+    """The template that the setting ``chat_template`` asks for.
+
+    Args:
+        name_or_path: None, "none" or "plain" for no template at all; a key of `CHAT_FORMATS`; "tokenizer"
+            for the one in the tokenizer's folder; otherwise the path of a file: JSON of the shape of
+            `JsonTemplate`, or with a key ``chat_template`` that holds jinja text, or jinja by its name.
+        tokenizer_folder: Where "tokenizer" and relative paths are looked for, and the names of special
+            tokens.
+
+    Raises:
+        UserError: The value is none of these, or the file is faulty.
+    """
+    name = None if name_or_path is None else str(name_or_path)
+    folder = Path(tokenizer_folder) if tokenizer_folder is not None else None
+    if name is None or name in PLAIN_NAMES:
+        return PlainTemplate()
+    if name in CHAT_FORMATS:
+        return NamedTemplate(name)
+    if name == OWN_NAME:
+        return _load_own(folder)
+    for path in (Path(name), *([folder / name] if folder else [])):
+        if path.is_file():
+            template = _load_file(path, folder)
+            if template is None:
+                raise UserError(f"chat_template: {path} holds no chat_template.")
+            return template
+    nearest = get_close_matches(name.lower(), [*CHAT_FORMATS, OWN_NAME], n=1)
+    raise UserError(
+        f"chat_template: {name!r} is not known{f' (did you mean {nearest[0]!r}?)' if nearest else ''}. "
+        f"Accepted: null, {', '.join(map(repr, PLAIN_NAMES))} (no template), {', '.join(CHAT_FORMATS)}, "
+        f"{OWN_NAME!r} (the tokenizer's own), or the path of a jinja file or of a JSON file such as "
+        '{"system": "...", "conversation": ["{{user}} ...", "{{bot}} ..."], "query": "{{query}} ..."}.'
+    )
+
+
+def _load_own(folder: Path | None) -> Template:
+    for path in [folder / name for name in _OWN_FILES] if folder else []:
+        if path.is_file() and (template := _load_file(path, folder)):
+            return template
+    raise UserError(
+        f"chat_template is tokenizer, but {folder} has none (looked for {', '.join(_OWN_FILES)}): "
+        f"choose one of {', '.join(CHAT_FORMATS)}, or give a file."
+    )
+
+
+def _load_file(path: Path, folder: Path | None) -> Template | None:
+    """The template in a file; None for JSON of a tokenizer that has none."""
+    if path.suffix in _JINJA_SUFFIXES:
+        try:
+            source: Any = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError(f"chat_template: {path} cannot be read: {error}.") from None
+        return JinjaTemplate(source, str(path), *_read_special_tokens(folder or path.parent))
+    parts = _read_object(path)
+    if "chat_template" not in parts:
+        return None if path.name == "tokenizer_config.json" else JsonTemplate(parts, str(path))
+    source = parts["chat_template"]
+    if isinstance(source, list):  # several by name
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise UserError(f"chat_template: the key chat_template of {path} holds no text and no default one.")
+    return JinjaTemplate(source, str(path), *_read_special_tokens(folder or path.parent))
+
+
+def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Special tokens by role, and all others, out of the files that stand beside a tokenizer."""
+    by_role: dict[str, str] = {"bos_token": "", "eos_token": ""}
+    others: list[str] = []
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        content = _read_object(folder / name) if (folder / name).is_file() else {}
+        for key, value in content.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                by_role[key] = text
+            elif key == "additional_special_tokens" and isinstance(value, list):
+                others += [item.get("content", "") if isinstance(item, dict) else str(item) for item in value]
+            elif key == "added_tokens_decoder" and isinstance(value, dict):
+                tokens = [token for token in value.values() if isinstance(token, dict)]
+                others += [str(token.get("content", "")) for token in tokens if token.get("special")]
+    return by_role, others
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"chat_template: {path} cannot be read as JSON: {error}.") from None
+    if not isinstance(parts, dict):
+        raise UserError(f"chat_template: {path} holds no JSON object, expected the keys {', '.join(_PARTS)}.")
+    return parts
+
+
+def _check_parts(parts: Mapping[str, Any], name: str) -> None:
+    faults = [
+        f"{name}: unknown key {key!r}, allowed: {', '.join(_PARTS)}." for key in parts if key not in _PARTS
+    ]
+    rounds = parts.get("conversation")
+    if not (isinstance(rounds, list) and len(rounds) == 2 and all(isinstance(half, str) for half in rounds)):
+        faults.append(
+            f"{name}: conversation must be a list of two strings, the user part and the bot part, "
+            f"such as ['{{{{user}}}}', '{{{{bot}}}}'], not {json.dumps(rounds, ensure_ascii=False)[:80]}."
+        )
+    for key in ("system", "query"):
+        if not isinstance(parts.get(key, ""), str | None):
+            faults.append(f"{name}: {key} must be a string or null.")
+    if faults:
+        raise UserError(faults)
+
+
+def _context(conversation: Conversation, *, is_training: bool) -> dict[str, Any]:
+    context: dict[str, Any] = {"is_training": is_training}
+    if conversation.system is not None or conversation.tools:
+        context["system"] = conversation.system_text()
+    return context
+
+
+def _round_context(conversation: Conversation, index: int, *, is_training: bool) -> dict[str, Any]:
+    length = len(conversation.turns)
+    position = {"index": index, "length": length, "is_first": index == 0, "is_last": index == length - 1}
+    return _context(conversation, is_training=is_training) | position

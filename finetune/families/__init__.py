@@ -1,0 +1,1 @@
+"""Model families: one folder for all that only one family has."""

@@ -1,0 +1,142 @@
+"""BLOOM: attention biased by distance (ALiBi) instead of positions, tied embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.families.family import (
+    ConfigFields,
+    Family,
+    HuggingFaceForm,
+    ParallelLimits,
+    TensorSpec,
+    TinyRecipe,
+    TinyShape,
+    TokenizerFacts,
+    register,
+)
+
+_OTHER_NAMES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+# Paddle's layer norm refuses more.
+_LARGEST_EPSILON = 1e-3
+
+
+def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    """One name per size: the published configs use three sets of names, PaddleNLP reads one.
+
+    Refuses an output layer of its own, which would silently be replaced by the input embedding.
+    """
+    if config.get("tie_word_embeddings", True) is not True:
+        raise UserError(
+            f"config.json has tie_word_embeddings {config['tie_word_embeddings']}, but BLOOM is run with True "
+            "only. Use other weights"
+        )
+    epsilon = config.get("layer_norm_epsilon")
+    if epsilon is not None and not 0 <= epsilon <= _LARGEST_EPSILON:
+        raise UserError(
+            f"config.json has layer_norm_epsilon {epsilon}, but Paddle's layer norm takes 0 to "
+            f"{_LARGEST_EPSILON}. Use other weights"
+        )
+    adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
+    for other, name in _OTHER_NAMES.items():
+        if config.get(other) is not None:
+            adapted.setdefault(name, config[other])
+    return adapted
+
+
+def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+    return {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": "bloom",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "n_layer": shape.num_layers,
+        "n_head": shape.num_heads,
+        "seq_length": shape.max_length,
+        "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-5,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "apply_residual_connection_post_layernorm": False,
+        "use_cache": True,
+    }
+
+
+def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    hidden = shape.hidden_size
+    weights = {
+        "bloom.word_embeddings.weight": TensorSpec((shape.vocab_size, hidden)),
+        **_norm("bloom.word_embeddings_layernorm", hidden),
+    }
+    for layer in range(shape.num_layers):
+        prefix = f"bloom.h.{layer}."
+        weights |= _norm(prefix + "input_layernorm", hidden)
+        weights |= _linear(prefix + "self_attention.query_key_value", hidden, 3 * hidden)
+        weights |= _linear(prefix + "self_attention.dense", hidden, hidden)
+        weights |= _norm(prefix + "post_attention_layernorm", hidden)
+        weights |= _linear(prefix + "mlp.dense_h_to_4h", hidden, 4 * hidden)
+        weights |= _linear(prefix + "mlp.dense_4h_to_h", 4 * hidden, hidden)
+    return weights | _norm("bloom.ln_f", hidden)
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, TensorSpec]:
+    return {f"{name}.weight": TensorSpec((inputs, outputs)), f"{name}.bias": TensorSpec((outputs,), "zeros")}
+
+
+def _norm(name: str, size: int) -> dict[str, TensorSpec]:
+    return {f"{name}.weight": TensorSpec((size,), "ones"), f"{name}.bias": TensorSpec((size,), "zeros")}
+
+
+BLOOM = register(
+    Family(
+        name="bloom",
+        model_types=("bloom",),
+        architectures=("BloomForCausalLM",),
+        model_class="finetune.families.bloom.layers.BloomForCausalLM",
+        base_prefix="bloom",
+        lora_target_modules=(
+            ".*query_key_value.*",
+            ".*self_attention.dense.*",
+            ".*dense_h_to_4h.*",
+            ".*dense_4h_to_h.*",
+        ),
+        embedding_module="word_embeddings",
+        # Distances are added to the scores, which FlashMask cannot do.
+        fused_packing="block",
+        entry_modules=("word_embeddings", "word_embeddings_layernorm"),
+        # Past keys and values: (batch, length, heads, head dim) per layer.
+        prefix_postprocess="paddlenlp.peft.prefix.bloom_postprocess_past_key_value",
+        tokenizer=TokenizerFacts(
+            prefix=(),
+            end_of_answer="</s>",
+            pad_fallback="<pad>",
+            vocab_files=("tokenizer.json",),
+            tokenizer_class="finetune.families.bloom.tokenizer.BloomTokenizer",
+            own_class=True,
+        ),
+        hugging_face=HuggingFaceForm(
+            prefix="transformer", bare=True, tables=("word_embeddings",), always_tied=True
+        ),
+        tiny=TinyRecipe(
+            tokenizer="byte_level_bloom",
+            config=_tiny_config,
+            weights=_tiny_weights,
+            grouped_heads=False,
+            inner_ratio=4,
+        ),
+        fields=ConfigFields(num_layers="n_layer", num_heads="n_head", max_positions="seq_length"),
+        positions_end=False,
+        parallel=ParallelLimits(tensor_divides=("n_head", "vocab_size")),
+        adapt_config=_adapt_config,
+        tensor_splits={
+            "word_embeddings": "vocabulary",
+            "lm_head": "vocabulary",  # the embedding once more
+            # Query, key and value of one head after the other.
+            "query_key_value": "columns",
+            r"self_attention\.dense": "rows",
+            "dense_h_to_4h": "columns",
+            "dense_4h_to_h": "rows",
+        },
+    )
+)

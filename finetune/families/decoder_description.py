@@ -1,0 +1,184 @@
+"""What a decoder computes, in one form for all families: the input of the static-graph export.
+
+A description names weights by their role, so that whoever builds a graph from it knows no family. Every
+family has a module `decoder` in its folder with `describe(model) -> DecoderDescription`.
+Weights are read layer by layer, when asked for, because all of them in float32 may be more than the
+machine holds beside the model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import UserError
+from finetune.families.family import Family
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm over the hidden size: layer norm, or RMS norm where there is no bias.
+
+    Attributes:
+        weight: [hidden].
+        epsilon: Added to the variance (RMS norm: to the mean square).
+        bias: [hidden] or None.
+    """
+
+    weight: np.ndarray
+    epsilon: float
+    bias: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x @ weight + bias.
+
+    Attributes:
+        weight: [in, out].
+        bias: [out] or None.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer.
+
+    Attributes:
+        attention_norm: Norm of the attention.
+        query: To heads x head dim; query head i reads key and value head i // (heads / kv heads).
+        key: To kv heads x head dim.
+        value: Like `key`.
+        output: From heads x head dim to hidden.
+        inner_norm: Norm of the feed-forward layers.
+        inner: To the inner size; with a gate to twice that, the gate's half first.
+        outer: From the inner size to hidden.
+    """
+
+    attention_norm: Norm
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    inner_norm: Norm
+    inner: Linear
+    outer: Linear
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes and variants of a decoder.
+
+    Attributes:
+        activation: "silu", "gelu_tanh" or "relu".
+        gated: Whether the activation of one half of the inner layer multiplies the other half.
+        norm_first: Whether norms stand before attention and feed-forward layers, or behind the sums.
+        residual_from_norm: Whether the sums add to the norm's result instead of to its input.
+        embedding_scale: Factor on word embeddings.
+        max_positions: Most tokens of a text; None without a limit.
+        window: A token sees this many tokens, itself included; None: all before it.
+        head_order: Where each place of a head is found in the model's own head, for queries and keys:
+            rotary positions turn place i together with place i + head dim / 2.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    activation: str
+    gated: bool
+    norm_first: bool = True
+    residual_from_norm: bool = False
+    embedding_scale: float = 1.0
+    max_positions: int | None = None
+    window: int | None = None
+    head_order: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class DecoderDescription:
+    """A decoder with its weights, all float32 arrays.
+
+    Attributes:
+        shape: Sizes and variants.
+        embedding: [vocabulary, embedding].
+        layer: Number of a layer -> its weights.
+        final_norm: Norm before the output layer, None where there is none.
+        head: Output layer [hidden, vocabulary]; None: the transposed embedding.
+        embedding_norm: Norm of the word embeddings.
+        rotary_frequencies: Radians per position of each pair of a head's places, [head dim / 2]; 0 for
+            places that do not turn. None: no rotary positions (Su et al. 2021).
+        distance_slopes: What a key's position adds to the scores of each head, [heads] (ALiBi, Press et
+            al. 2022). None: nothing.
+        positions: Table of learned positions [positions, hidden], the first text position first.
+        project_in: From narrow word embeddings to hidden.
+        project_out: From hidden back to the size of the embeddings.
+    """
+
+    shape: DecoderShape
+    embedding: np.ndarray
+    layer: Callable[[int], LayerWeights]
+    final_norm: Norm | None
+    head: np.ndarray | None
+    embedding_norm: Norm | None = None
+    rotary_frequencies: np.ndarray | None = None
+    distance_slopes: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    project_in: Linear | None = None
+    project_out: Linear | None = None
+
+
+def describe(model: Any, family: Family) -> DecoderDescription:
+    """The description of a loaded model.
+
+    Args:
+        model: A PaddleNLP causal language model, adapters merged.
+        family: Its record.
+
+    Raises:
+        UserError: The family has no description.
+    """
+    package = f"{__package__}.{family.name}"
+    module = f"{package}.decoder"
+    if importlib.util.find_spec(package) is None or importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"family {family.name} cannot be exported to a static graph yet: generate with the model as it is"
+        )
+    return importlib.import_module(module).describe(model)
+
+
+def array(tensor: Any) -> np.ndarray:
+    """A parameter as float32."""
+    return tensor.astype("float32").numpy()
+
+
+def linear(layer: Any, columns: slice = slice(None)) -> Linear:
+    """A linear layer of PaddleNLP's, or some of its outputs."""
+    bias = getattr(layer, "bias", None)
+    return Linear(array(layer.weight)[:, columns], None if bias is None else array(bias)[columns])
+
+
+def joined(first: Linear, second: Linear) -> Linear:
+    """Two linear layers of one input as one; the outputs of the first come first."""
+    weight = np.concatenate([first.weight, second.weight], axis=1)
+    if first.bias is None or second.bias is None:
+        return Linear(weight)
+    return Linear(weight, np.concatenate([first.bias, second.bias]))
+
+
+def layer_norm(layer: Any) -> Norm:
+    """A layer norm of Paddle's."""
+    return Norm(array(layer.weight), float(layer._epsilon), array(layer.bias))
+
+
+def inverse_frequencies(base: float, dim: int) -> np.ndarray:
+    """Radians per position of `dim` / 2 pairs, Su et al. 2021: base^(-2i / dim)."""
+    return (1.0 / base ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)

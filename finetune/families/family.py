@@ -1,0 +1,413 @@
+"""What the rest of the project needs to know of a model family, as one frozen record per family.
+
+A record holds facts only: class paths as dotted strings (imported when used), names of fields in
+config.json, name patterns of modules. Whoever needs a fact asks the record; nobody branches on a
+model type. A new family is one folder in this package whose `record.py` says `NAME = register(` at its top
+level: such folders are found by themselves. A record from anywhere else counts once its module has been
+imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+
+_PACKAGE = "finetune.families"
+# Told by their text, so that a folder without a record costs no import.
+_REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
+
+# Layers are split over the cards of one or two machines.
+_LARGEST_DEGREE = 16
+
+_registry: dict[str, Family] = {}
+
+
+@dataclass(frozen=True)
+class ConfigFields:
+    """Names under which a family's config.json keeps its sizes (None: the family has no such field)."""
+
+    num_layers: str = "num_hidden_layers"
+    num_heads: str = "num_attention_heads"
+    num_kv_heads: str | None = None
+    hidden_size: str = "hidden_size"
+    head_dim: str | None = None
+    max_positions: str = "max_position_embeddings"
+
+
+@dataclass(frozen=True)
+class PrefixGeometry:
+    """Sizes of the keys and values that prefix tuning puts before every layer.
+
+    Attributes:
+        postprocess: Dotted path of the function that turns a tensor
+            (batch, prefix length, 2 x layers, kv heads, head dim) into the family's past key values.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    postprocess: str
+
+
+@dataclass(frozen=True)
+class ParallelLimits:
+    """Which sizes of the config a degree must divide.
+
+    Attributes:
+        tensor_divides: Fields of config.json that the tensor-parallel degree must divide.
+        tensor_divides_half: The same for fields that hold two equal parts, each of which is split.
+    """
+
+    tensor_divides: tuple[str, ...] = ()
+    tensor_divides_half: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """How prompts are framed. A token is named by its role ("bos", "eos", "pad", "unk") or by its text.
+
+    Attributes:
+        prefix: Tokens that open every sequence.
+        end_of_answer: Token that ends an answer and stops generation.
+        pad_fallback: Token used for padding when the tokenizer names none.
+        chat_ends: Tokens by which chat templates end an answer; generation stops at them too, where the
+            tokenizer has them.
+        vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
+            preference; the first is the name it writes itself.
+        tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
+        own_class: Whether `tokenizer_class` is used even where a folder names another, because what
+            folders name is not the right one.
+    """
+
+    prefix: tuple[str, ...]
+    end_of_answer: str
+    pad_fallback: str
+    vocab_files: tuple[str, ...]
+    tokenizer_class: str
+    own_class: bool = False
+    chat_ends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TinyShape:
+    """Sizes of a tiny checkpoint; counts except `max_length`, which is in tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    max_length: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape of one weight and how a tiny checkpoint fills it: "normal", "ones" or "zeros"."""
+
+    shape: tuple[int, ...]
+    fill: str = "normal"
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """How to write a random checkpoint of the family without building the model.
+
+    Attributes:
+        tokenizer: Kind of tokenizer to train; a key of `TOKENIZER_WRITERS` in `finetune.models.tiny`.
+        config: Shape -> content of config.json.
+        weights: Shape -> PaddleNLP's parameter names (linear layers stored as [in, out]).
+        grouped_heads: Whether several heads may share one head of keys and values.
+        head_dim_multiple: What the size of a head must be divisible by.
+        inner_ratio: Inner size of the feed-forward layers over the hidden size, where the architecture
+            fixes it.
+    """
+
+    tokenizer: str
+    config: Callable[[TinyShape], dict[str, Any]]
+    weights: Callable[[TinyShape], dict[str, TensorSpec]]
+    grouped_heads: bool = True
+    head_dim_multiple: int = 1
+    inner_ratio: int | None = None
+
+
+def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
+    return config
+
+
+def _any_config(config: Mapping[str, Any]) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class HuggingFaceForm:
+    """How Hugging Face's files of a family differ from PaddleNLP's, beyond the first part of the names.
+
+    Attributes:
+        prefix: First part of Hugging Face's names inside the model.
+        bare: Whether published files also leave that part out.
+        pairs: Hugging Face's and PaddleNLP's names after the first part where they differ; {} is a number.
+        tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
+            tokens first.
+        always_tied: Whether the output layer is the embedding whatever the configuration says.
+        config: PaddleNLP's configuration as the family adapts it -> transformers' fields.
+        needs_files: Modeling files to copy beside the weights, for families that transformers does not have.
+    """
+
+    prefix: str = "model"
+    bare: bool = False
+    pairs: tuple[tuple[str, str], ...] = ()
+    tables: tuple[str, ...] = ("embed_tokens",)
+    always_tied: bool = False
+    config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    needs_files: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts of one model family.
+
+    Attributes:
+        name: Name on the command line.
+        model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
+        architectures: Class names in `architectures`, for configs without a `model_type`.
+        model_class: Dotted path of the causal language model.
+        base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
+        lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
+        embedding_module: Last part of the input embedding's module name.
+        hugging_face: How Hugging Face's files differ from PaddleNLP's.
+        entry_modules: Parts of the names of modules with weights that come before the first layer.
+        head_module: The same for the projection onto the vocabulary.
+        cpu_layers: Dotted path of the function that puts cheaper forms of the layers in place on CPU.
+        positions_end: Whether a text longer than the config's positions cannot be computed (tables of
+            positions end there); False where distances or positions of any size are worked out.
+        fused_packing: How samples of a packed row are kept apart under fused attention: "rows" (the layers hand
+            the end row of every key to FlashMask), "block" (a dense mask, which is exact but takes memory), or
+            "refused" (nobody has looked).
+        distance_option: Field of config.json that, when true, adds distances to the scores, which FlashMask
+            cannot do.
+        packing: Whether packed samples with a block mask equal separate samples.
+        positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
+            "none" (the model takes no positions).
+        chat_template: Name of the template for conversations, None for plain text.
+        adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
+            what PaddleNLP cannot express. Must not change its argument.
+        covers: Whether a config.json with one of `model_types` really is of this family; for names
+            that several architectures share.
+        source_prefix: First part of the names in Hugging Face's files where PaddleNLP's name table
+            lacks it on both sides; `base_prefix` then takes its place.
+        computed_weights: Regular expressions of tensors that some files hold and others lack, because
+            the model computes them itself.
+        hidden_length_first: Whether hidden states are [length, batch, hidden] inside the model, not
+            [batch, length, hidden].
+        prefix_needs_cache: Whether the model looks at given past keys and values only with `use_cache`.
+        sequence_parallel: Whether the family's layers can split rows over tensor-parallel ranks.
+        refused_options: Options of the model's config that must stay off, and why.
+        argument_folder: Folder with the argument files where it is not called like the family.
+        tensor_splits: End of a layer's name, as a regular expression -> how tensor parallelism divides the
+            layer; a kind of `finetune.families.tensor_splits`. Other layers are whole on every rank.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    model_class: str
+    base_prefix: str
+    lora_target_modules: tuple[str, ...]
+    embedding_module: str
+    prefix_postprocess: str
+    tokenizer: TokenizerFacts
+    tiny: TinyRecipe
+    fields: ConfigFields = field(default_factory=ConfigFields)
+    parallel: ParallelLimits = field(default_factory=ParallelLimits)
+    packing: bool = True
+    positions: str = "position_ids"
+    chat_template: str | None = None
+    head_module: str = "lm_head"
+    fused_packing: str = "refused"
+    distance_option: str | None = None
+    positions_end: bool = True
+    cpu_layers: str | None = None
+    adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    covers: Callable[[Mapping[str, Any]], bool] = _any_config
+    source_prefix: str = ""
+    computed_weights: tuple[str, ...] = ()
+    hidden_length_first: bool = False
+    prefix_needs_cache: bool = False
+    sequence_parallel: bool = False
+    refused_options: Mapping[str, str] = field(default_factory=dict)
+    argument_folder: str | None = None
+    entry_modules: tuple[str, ...] = ("embed_tokens",)
+    hugging_face: HuggingFaceForm = field(default_factory=HuggingFaceForm)
+    tensor_splits: Mapping[str, str] = field(default_factory=dict)
+
+    def prefix_geometry(self, config: Any) -> PrefixGeometry:
+        """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""
+        num_heads = int(_read(config, self.fields.num_heads))
+        num_kv_heads = _read(config, self.fields.num_kv_heads) or num_heads
+        head_dim = _read(config, self.fields.head_dim) or _read(config, self.fields.hidden_size) // num_heads
+        return PrefixGeometry(
+            num_layers=int(_read(config, self.fields.num_layers)),
+            num_heads=num_heads,
+            num_kv_heads=int(num_kv_heads),
+            head_dim=int(head_dim),
+            postprocess=self.prefix_postprocess,
+        )
+
+    def width(self, config: Any) -> int:
+        """Size of the hidden states, from a config dict or a PaddleNLP config object."""
+        return int(_read(config, self.fields.hidden_size))
+
+    def position_limit(self, config: dict[str, Any]) -> int | None:
+        """Most tokens of a text that this model can compute, from a config.json; None without a limit."""
+        limit = _read(self.adapt_config(config), self.fields.max_positions) if self.positions_end else None
+        return int(limit) if limit else None
+
+    def packed_mask(self, config: Any, *, fused: bool, half: bool, has_prefix: bool) -> str | None:
+        """The mask of packed rows: "start_end", "block", or None where there is none that keeps samples apart.
+
+        Args:
+            config: A config.json or a PaddleNLP config object.
+            fused: Whether attention runs on a fused kernel.
+            half: Whether in bfloat16 or float16, the only types of FlashMask.
+            has_prefix: Whether a trained prefix stands in front, for which rows would have to be counted anew.
+        """
+        if not fused:
+            return "block"
+        if self.fused_packing == "refused":
+            return None
+        has_distances = bool(_read(config, self.distance_option))
+        takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
+        return "start_end" if takes_rows else "block"
+
+    def parallel_faults(
+        self,
+        config: Any,
+        *,
+        tensor_degree: int,
+        pipeline_degree: int,
+        virtual_degree: int = 1,
+        vocab_size: int | None = None,
+    ) -> list[str]:
+        """Reasons why the degrees do not fit this model; empty when they do.
+
+        Args:
+            config: config.json as PaddleNLP reads it (see `adapt_config`), or a PaddleNLP config object.
+            tensor_degree: Ranks that hold slices of every layer.
+            pipeline_degree: Stages that hold consecutive layers.
+            virtual_degree: Chunks of layers per stage.
+            vocab_size: Rows of the embeddings where they grow beyond those of the config.
+        """
+        faults = []
+        limits = self.parallel
+        parts = dict.fromkeys(limits.tensor_divides, 1) | dict.fromkeys(limits.tensor_divides_half, 2)
+        for name, num_parts in parts.items():
+            grown = vocab_size if name == "vocab_size" else None
+            size = grown or _read(config, name)
+            if tensor_degree == 1 or size is None or size % (num_parts * tensor_degree) == 0:
+                continue
+            faults.append(
+                f"tensor_parallel_degree is {tensor_degree} but must divide {'half of ' * (num_parts - 1)}{name}, "
+                f"which is {size} in this model{' with its added tokens' if grown else ''}: "
+                f"choose {_divisors_as_text(size // num_parts)}"
+            )
+        num_layers = _read(config, self.fields.num_layers)
+        if num_layers is not None and pipeline_degree * virtual_degree > num_layers:
+            product = f" x virtual_pp_degree {virtual_degree}" if virtual_degree > 1 else ""
+            remedy = f"a product of {num_layers}" if virtual_degree > 1 else f"{num_layers}"
+            faults.append(
+                f"pipeline_parallel_degree is {pipeline_degree}{product} but this model has {num_layers} layers: "
+                f"choose {remedy} or less"
+            )
+        return faults
+
+
+def register(family: Family) -> Family:
+    """Adds a record; its module calls this once on import.
+
+    Raises:
+        ValueError: A record of that name, or one that claims the same model type, is there already.
+    """
+    for other in _registry.values():
+        shared = set(other.model_types) & set(family.model_types)
+        if other.name == family.name or shared:
+            raise ValueError(f"family {family.name} collides with family {other.name}: {sorted(shared)}")
+    _registry[family.name] = family
+    return family
+
+
+def families() -> dict[str, Family]:
+    """All records by name."""
+    for module in _record_modules():
+        importlib.import_module(module)
+    return dict(_registry)
+
+
+@functools.cache
+def _record_modules() -> tuple[str, ...]:
+    folders = importlib.import_module(_PACKAGE).__path__
+    files = [path for folder in folders for path in sorted(Path(folder).glob("*/record.py"))]
+    return tuple(
+        f"{_PACKAGE}.{path.parent.name}.record"
+        for path in files
+        if _REGISTERS.search(path.read_text(encoding="utf-8"))
+    )
+
+
+def get_family(name: str) -> Family:
+    """The record called `name`.
+
+    Raises:
+        UserError: No such family; the message lists those there are.
+    """
+    known = families()
+    if name not in known:
+        raise UserError(f"unknown model family {name!r}; covered families: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The record that covers a config.json, by `model_type`, or by `architectures` where that is missing.
+
+    Raises:
+        UserError: No record covers it; the message lists the families.
+    """
+    known = families()
+    model_type = config.get("model_type")
+    architectures = tuple(config.get("architectures") or ())
+    for family in known.values():
+        named = model_type in family.model_types
+        if model_type is None:
+            named = bool(set(architectures) & set(family.architectures))
+        if named and family.covers(config):
+            return family
+    raise UserError(
+        f"no family covers model_type {model_type!r} with architectures {list(architectures)}; "
+        f"covered families: {', '.join(sorted(known))}"
+    )
+
+
+def import_object(dotted_path: str) -> Any:
+    """Imports "package.module.name" and returns the object."""
+    module, _, name = dotted_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _divisors_as_text(size: int) -> str:
+    """The divisors that a tensor-parallel degree may have in practice."""
+    divisors = [str(degree) for degree in range(1, min(size, _LARGEST_DEGREE) + 1) if size % degree == 0]
+    return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"
+
+
+def _read(config: Any, name: str | None) -> Any:
+    if name is None:
+        return None
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

@@ -1,0 +1,93 @@
+"""Tiny checkpoints of the decoders that share Llama's layout: grouped queries, gated feed-forward, RMSNorm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.families.family import TensorSpec, TinyShape
+
+LINEAR_LAYERS = (
+    ".*q_proj.*",
+    ".*k_proj.*",
+    ".*v_proj.*",
+    ".*o_proj.*",
+    ".*gate_proj.*",
+    ".*up_proj.*",
+    ".*down_proj.*",
+)
+"""Patterns of all linear layers of such a decoder, for LoRA."""
+
+TENSOR_SPLITS = {
+    "embed_tokens": "vocabulary",
+    "lm_head": "head",
+    "q_proj": "columns",
+    "[kv]_proj": "key_value_columns",
+    # Grouped as PaddleNLP joins them: the queries of a key/value head, its key, its value.
+    "qkv_proj": "columns",
+    "o_proj": "rows",
+    "(gate|up)_proj": "columns",
+    "gate_up_fused_proj": "halves",
+    "down_proj": "rows",
+}
+"""How tensor parallelism divides the layers of such a decoder."""
+
+
+def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
+    """config.json of a tiny decoder, without the fields that name the model.
+
+    Args:
+        shape: Its sizes.
+        **more: Fields to add, or to hold other values than Llama's.
+    """
+    return {
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "max_position_embeddings": shape.max_length,
+        "seq_length": shape.max_length,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        **more,
+    }
+
+
+def gated_decoder_weights(
+    shape: TinyShape, prefix: str, *, norm_fill: str = "ones", qkv_bias: bool = False, tied: bool = False
+) -> dict[str, TensorSpec]:
+    """PaddleNLP's parameters of a tiny decoder, in the order in which they are drawn.
+
+    Args:
+        shape: Its sizes.
+        prefix: First part of the names.
+        norm_fill: What norms start with: "ones", or "zeros" where the layer adds one.
+        qkv_bias: Whether query, key and value projections have a bias.
+        tied: Whether the embedding is the output projection, too.
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    kv_size = hidden // shape.num_heads * shape.num_kv_heads
+    weights = {f"{prefix}.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
+    for number in range(shape.num_layers):
+        layer = f"{prefix}.layers.{number}."
+        for name, size in (("q", hidden), ("k", kv_size), ("v", kv_size)):
+            weights[f"{layer}self_attn.{name}_proj.weight"] = TensorSpec((hidden, size))
+            if qkv_bias:
+                weights[f"{layer}self_attn.{name}_proj.bias"] = TensorSpec((size,), "zeros")
+        weights |= {
+            layer + "self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
+            layer + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
+            layer + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
+            layer + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
+            layer + "input_layernorm.weight": TensorSpec((hidden,), norm_fill),
+            layer + "post_attention_layernorm.weight": TensorSpec((hidden,), norm_fill),
+        }
+    weights[f"{prefix}.norm.weight"] = TensorSpec((hidden,), norm_fill)
+    if not tied:
+        weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
+    return weights

@@ -1,0 +1,98 @@
+"""Gemma 1: tied embeddings, wide heads, tanh-GELU, norm weights stored as differences from one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.families.family import (
+    ConfigFields,
+    Family,
+    HuggingFaceForm,
+    ParallelLimits,
+    TensorSpec,
+    TinyRecipe,
+    TinyShape,
+    TokenizerFacts,
+    register,
+)
+from finetune.families.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+)
+from finetune.families.rotary_config import without_scaling
+
+_TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
+
+
+def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what is computed in one way here: another activation, biases, an output layer of its own.
+
+    `hidden_act` "gelu", which the first published configs have, means the tanh approximation that the
+    weights were trained with. `hidden_activation` "gelu" asks some releases of transformers for the exact
+    function and is ignored by others, so no one result would be right.
+    """
+    adapted = without_scaling(config)
+    for name, allowed in (("hidden_activation", _TANH_GELU), ("hidden_act", (*_TANH_GELU, "gelu"))):
+        if config.get(name) is not None and config[name] not in allowed:
+            raise UserError(
+                f"config.json has {name} {config[name]!r}; allowed for Gemma: {', '.join(allowed)}. "
+                "Use other weights, or gelu_pytorch_tanh if these were trained with it"
+            )
+    for name, only in (("attention_bias", False), ("tie_word_embeddings", True)):
+        if config.get(name, only) != only:
+            raise UserError(f"config.json has {name} {config[name]}, but Gemma is run with {only} only")
+    return adapted
+
+
+def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+    return gated_decoder_config(
+        shape,
+        model_type="gemma",
+        architectures=["GemmaForCausalLM"],
+        head_dim=shape.hidden_size // shape.num_heads,
+        hidden_act="gelu_pytorch_tanh",
+        hidden_activation="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+    )
+
+
+def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    return gated_decoder_weights(shape, "gemma", norm_fill="zeros", tied=True)
+
+
+GEMMA = register(
+    Family(
+        name="gemma",
+        model_types=("gemma",),
+        architectures=("GemmaForCausalLM",),
+        model_class="finetune.families.gemma.layers.GemmaForCausalLM",
+        base_prefix="gemma",
+        lora_target_modules=LINEAR_LAYERS,
+        embedding_module="embed_tokens",
+        fused_packing="rows",
+        # Past keys and values: (batch, length, kv heads, head dim) per layer.
+        prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
+        tokenizer=TokenizerFacts(
+            prefix=("bos",),
+            end_of_answer="eos",
+            pad_fallback="<pad>",
+            chat_ends=("<end_of_turn>",),
+            vocab_files=("tokenizer.model",),
+            tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
+        ),
+        hugging_face=HuggingFaceForm(always_tied=True),
+        tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
+        # Whole embeddings and key and value heads: see llama.py.
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        adapt_config=_adapt_config,
+        # Always tied, also where the config leaves that out.
+        tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
+        argument_folder="llama",
+    )
+)

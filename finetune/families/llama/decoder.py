@@ -1,0 +1,26 @@
+"""Llama for the static-graph export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from finetune.families.decoder_description import DecoderDescription, array
+from finetune.families.gated_decoder_description import describe_gated_decoder
+
+
+def describe(model: Any) -> DecoderDescription:
+    """The description of a PaddleNLP Llama."""
+    return describe_gated_decoder(
+        model,
+        model.llama,
+        rotary_frequencies=_frequencies(model.llama.layers[0].self_attn.rotary_emb),
+        tied=bool(model.config.tie_word_embeddings),
+    )
+
+
+def _frequencies(rotary: Any) -> np.ndarray:
+    """Linear scaling divides positions; Llama 3's is in PaddleNLP's frequencies already."""
+    scale = getattr(rotary, "scaling_factor", 1.0)
+    return (array(rotary.inv_freq) / np.float32(scale)).astype(np.float32)

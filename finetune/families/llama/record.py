@@ -1,0 +1,101 @@
+"""Llama 1, 2 and 3, with grouped-query attention, and the models that share its architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.families.family import (
+    ConfigFields,
+    Family,
+    ParallelLimits,
+    TensorSpec,
+    TinyRecipe,
+    TinyShape,
+    TokenizerFacts,
+    register,
+)
+from finetune.families.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+)
+from finetune.families.rotary_config import check_head_dim, split_rotary
+
+_LINEAR_SCALING = ("linear",)
+_UNSCALED = (None, "default")
+
+
+def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Moves rotary settings to where PaddleNLP's LlamaConfig reads them.
+
+    Newer Hugging Face folders keep `rope_theta` and the scaling inside `rope_parameters`, older ones
+    keep the scaling in `rope_scaling`. PaddleNLP reads a top-level `rope_theta`, the Llama 3 scaling
+    from `rope_scaling`, and linear scaling from two fields of its own; what it does not find there it
+    silently replaces by its default. Its feed-forward layer is SwiGLU whatever `hidden_act` says.
+    """
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UserError(
+            f"config.json has hidden_act {activation!r}, but PaddleNLP's Llama computes silu only. Use other weights"
+        )
+    adapted, rope = split_rotary(config)
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind == "llama3":
+        adapted["rope_scaling"] = {**rope, "rope_type": "llama3"}
+    elif kind in _LINEAR_SCALING:
+        adapted["rope_scaling_type"] = "linear"
+        adapted["rope_scaling_factor"] = rope["factor"]
+    elif kind not in _UNSCALED:
+        raise UserError(
+            f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce; allowed: "
+            "none, linear, llama3. Use weights without that scaling"
+        )
+    check_head_dim(config)
+    return adapted
+
+
+def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+    return gated_decoder_config(shape, model_type="llama", architectures=["LlamaForCausalLM"])
+
+
+def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    return gated_decoder_weights(shape, "llama")
+
+
+LLAMA = register(
+    Family(
+        name="llama",
+        model_types=("llama",),
+        architectures=("LlamaForCausalLM", "LlamaForCausalLMPipe"),
+        model_class="finetune.families.llama.layers.LlamaForCausalLM",
+        base_prefix="llama",
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
+        embedding_module="embed_tokens",
+        fused_packing="rows",
+        distance_option="alibi",
+        cpu_layers="finetune.families.llama.cpu_layers.install_llama",
+        # Past keys and values: (batch, length, kv heads, head dim) per layer.
+        prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
+        tokenizer=TokenizerFacts(
+            prefix=("bos",),
+            end_of_answer="eos",
+            pad_fallback="eos",
+            chat_ends=("<|eot_id|>",),  # of Llama 3
+            vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
+            tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
+        ),
+        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
+        # PaddleNLP would do the same with key and value heads, but then each rank's gradients, those of the
+        # layer's input among them, are of its own heads only, and nothing adds them up.
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        sequence_parallel=True,
+        adapt_config=_adapt_config,
+        tensor_splits=TENSOR_SPLITS,
+    )
+)

@@ -1,0 +1,81 @@
+"""Mistral 7B and what shares its architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.families.family import (
+    ConfigFields,
+    Family,
+    ParallelLimits,
+    TensorSpec,
+    TinyRecipe,
+    TinyShape,
+    TokenizerFacts,
+    register,
+)
+from finetune.families.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+)
+from finetune.families.rotary_config import check_head_dim, without_scaling
+
+
+def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    adapted = without_scaling(config)
+    check_head_dim(config)
+    if config.get("tie_word_embeddings"):
+        raise UserError(
+            "config.json has tie_word_embeddings true, but PaddleNLP's Mistral has an output layer of its own: "
+            "these weights cannot be used"
+        )
+    # A missing field would become PaddleNLP's default of 4096; null means no window.
+    adapted.setdefault("sliding_window", None)
+    return adapted
+
+
+def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+    return gated_decoder_config(
+        shape,
+        model_type="mistral",
+        architectures=["MistralForCausalLM"],
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+    )
+
+
+def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    return gated_decoder_weights(shape, "mistral")
+
+
+MISTRAL = register(
+    Family(
+        name="mistral",
+        model_types=("mistral",),
+        architectures=("MistralForCausalLM",),
+        model_class="finetune.families.mistral.layers.MistralForCausalLM",
+        base_prefix="mistral",
+        lora_target_modules=LINEAR_LAYERS,
+        embedding_module="embed_tokens",
+        fused_packing="rows",
+        prefix_postprocess="finetune.families.mistral.layers.prefix_key_values",
+        tokenizer=TokenizerFacts(
+            prefix=("bos",),
+            end_of_answer="eos",
+            pad_fallback="eos",
+            vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
+            tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
+        ),
+        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+        ),
+        adapt_config=_adapt_config,
+        tensor_splits=TENSOR_SPLITS,
+        argument_folder="llama",
+    )
+)

@@ -1,0 +1,20 @@
+"""Qwen2 for the static-graph export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.families.decoder_description import DecoderDescription, inverse_frequencies
+from finetune.families.gated_decoder_description import describe_gated_decoder
+
+
+def describe(model: Any) -> DecoderDescription:
+    """The description of a PaddleNLP Qwen2."""
+    config = model.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    return describe_gated_decoder(
+        model,
+        model.qwen2,
+        rotary_frequencies=inverse_frequencies(config.rope_theta, head_dim),
+        tied=bool(config.tie_word_embeddings),
+    )

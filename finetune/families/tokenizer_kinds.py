@@ -1,0 +1,160 @@
+"""PaddleNLP's tokenizer classes as far as their ids are known: which library reads the file, and what is special."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune.families.text_backends import (
+    SentencePieceBackend,
+    TextBackend,
+    TiktokenBackend,
+    UnsupportedTokenizerError,
+    read_tokenizer_json,
+    read_vocab_and_merges,
+)
+from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerKind:
+    """One of PaddleNLP's tokenizer classes.
+
+    Attributes:
+        open: (vocabulary file, threads) -> the backend, and ids of special tokens that are no pieces.
+        roles: The special tokens it has where the folder names none.
+        wrapped: Roles whose tokens keep the blanks beside them, unless special_tokens_map.json names them.
+        fixed_roles: Whether the roles are the class's own and what the folder names is not looked at.
+        pattern: Names recognised in a template's text; None: all special tokens.
+        drops_blanks: Whether tokens named by plain strings drop the blanks beside them.
+        all_special: Whether every token of `open` is special, not just those with a role.
+        composes: Whether texts are brought into Unicode's composed form (NFC) first.
+        unset: Settings of tokenizer_config.json that must not be true.
+    """
+
+    open: Callable[[Path, int], tuple[TextBackend, dict[str, int]]]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    wrapped: tuple[str, ...] = ()
+    fixed_roles: bool = False
+    pattern: str | None = None
+    drops_blanks: bool = True
+    all_special: bool = False
+    composes: bool = False
+    unset: tuple[str, ...] = ()
+
+
+_QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
+_LLAMA3_RESERVED = [f"<|reserved_special_token_{i}|>" for i in range(251)]
+_LLAMA3_TOKENS = (
+    *("<|begin_of_text|>", "<|end_of_text|>", *_LLAMA3_RESERVED[:4], "<|start_header_id|>"),
+    *("<|end_header_id|>", _LLAMA3_RESERVED[4], "<|eot_id|>", *_LLAMA3_RESERVED[5:]),
+)
+CHATGLM2_TOKENS = (
+    *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+)
+CHATGLM2_PATTERN = (
+    "|".join(re.escape(name) for name in (*CHATGLM2_TOKENS, "</s>") if name not in ("sop", "eop"))
+    + r"|(?<=MASK\])sop"
+)
+"""Names that a template writes: "sop" is a token only behind the mask that it belongs to, "eop" nowhere."""
+
+
+def _open_sentencepiece(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+    backend = SentencePieceBackend(path, num_threads)
+    return backend, {}
+
+
+def _open_chatglm2(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+    backend = SentencePieceBackend(path, num_threads)
+    pieces = [name for name in CHATGLM2_TOKENS if backend.id_of(name) is not None]
+    if pieces:
+        raise UnsupportedTokenizerError(f"{path.name} has the pieces {', '.join(pieces)}")
+    size = backend.processor.get_piece_size()
+    return backend, {name: size + place for place, name in enumerate(CHATGLM2_TOKENS)}
+
+
+def _open_tiktoken(
+    pattern: str, special_tokens: Sequence[str]
+) -> Callable[[Path, int], tuple[TextBackend, dict[str, int]]]:
+    def open_file(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+        backend = TiktokenBackend(
+            path, pattern=pattern, special_tokens=special_tokens, num_threads=num_threads
+        )
+        return backend, dict(backend.special_ids)
+
+    return open_file
+
+
+def _open_bloom(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+    return read_tokenizer_json(path)
+
+
+def _open_gpt(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+    return read_vocab_and_merges(path, _merges(path).split("\n")[1:-1], GPT2_PATTERN), {}
+
+
+def _open_qwen2(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+    lines = _merges(path).split("\n")
+    if lines[0].startswith("#version:"):
+        del lines[0]
+    return read_vocab_and_merges(path, [line for line in lines if line.strip()], QWEN_PATTERN), {}
+
+
+def _merges(vocab: Path) -> str:
+    try:
+        return vocab.with_name("merges.txt").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise UnsupportedTokenizerError("merges.txt cannot be read") from None
+
+
+_LLAMA_ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+_GEMMA_ROLES = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+_END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+
+KINDS: dict[str, TokenizerKind] = {
+    "LlamaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_LLAMA_ROLES),
+    "GemmaTokenizer": TokenizerKind(
+        open=_open_sentencepiece, roles=_GEMMA_ROLES, wrapped=tuple(_GEMMA_ROLES)
+    ),
+    "ChatGLMv2Tokenizer": TokenizerKind(
+        open=_open_chatglm2,
+        roles={"eos_token": "</s>", "pad_token": "<unk>"},
+        fixed_roles=True,
+        pattern=CHATGLM2_PATTERN,
+        drops_blanks=False,
+        all_special=True,
+    ),
+    "QWenTokenizer": TokenizerKind(
+        open=_open_tiktoken(QWEN_PATTERN, _QWEN_TOKENS),
+        drops_blanks=False,
+        all_special=True,
+        composes=True,
+    ),
+    "Llama3Tokenizer": TokenizerKind(
+        open=_open_tiktoken(LLAMA3_PATTERN, _LLAMA3_TOKENS),
+        roles={
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|end_of_text|>",
+            "pad_token": "<|end_of_text|>",
+        },
+        drops_blanks=False,
+        all_special=True,
+        composes=True,
+    ),
+    "BloomTokenizer": TokenizerKind(
+        open=_open_bloom,
+        roles={"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
+    ),
+    "Qwen2Tokenizer": TokenizerKind(
+        open=_open_qwen2, roles=_END_OF_TEXT, wrapped=("bos_token", *_END_OF_TEXT), composes=True
+    ),
+    "GPTTokenizer": TokenizerKind(
+        open=_open_gpt,
+        roles=_END_OF_TEXT,
+        wrapped=("eos_token", "unk_token"),
+        unset=("add_prefix_space",),
+    ),
+}

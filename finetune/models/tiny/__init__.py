@@ -1,0 +1,1 @@
+"""Tiny models with random weights and a tokenizer of their own."""

@@ -1,0 +1,1 @@
+"""The data axis: replicas, and what they share out."""

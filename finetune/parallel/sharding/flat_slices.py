@@ -1,0 +1,106 @@
+"""Tensors cut into flat slices of equal length, and collectives that carry many of them at once.
+
+A tensor of m elements is cut for s ranks into slices of n = ceil(m / s) elements of its flat form; the last ones are
+filled up with zeros. Collectives join tensors of one dtype into flat buffers of about 32 MB: few large messages in
+place of many small ones, at the price of one such buffer. The order and the sizes follow from shapes alone, so every
+rank makes the same calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import paddle
+
+if TYPE_CHECKING:
+    from finetune.processes.groups import Group
+
+BUCKET_BYTES = 32 << 20
+
+
+def slice_length(num_elements: int, num_slices: int) -> int:
+    """Elements of each slice, the filling of the last ones included."""
+    return -(-num_elements // num_slices)
+
+
+def cut(tensor: Any, num_slices: int) -> Any:
+    """All slices of a tensor, [num_slices, n]; a copy unless nothing has to be filled up."""
+    flat = tensor.flatten()
+    filling = slice_length(flat.shape[0], num_slices) * num_slices - flat.shape[0]
+    if filling:
+        flat = paddle.concat([flat, paddle.zeros([filling], dtype=flat.dtype)])
+    return flat.reshape([num_slices, -1])
+
+
+def join(slices: Sequence[Any], shape: Sequence[int]) -> Any:
+    """The tensor of a shape from all its slices [n], in order; always new memory."""
+    num_elements = 1
+    for size in shape:
+        num_elements *= size
+    return paddle.concat(list(slices))[:num_elements].reshape(shape)
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Neither recorded for backward nor recast by mixed precision."""
+    with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+        yield
+
+
+def plan_buckets(tensors: Iterable[Any], max_bytes: int = BUCKET_BYTES) -> list[list[int]]:
+    """Places of tensors that travel together: one dtype, up to `max_bytes` unless a single tensor has more.
+
+    Only dtypes and shapes are looked at.
+    """
+    buckets: list[list[int]] = []
+    is_open: dict[Any, tuple[list[int], int]] = {}
+    for place, tensor in enumerate(tensors):
+        num_bytes = tensor.size * tensor.element_size()
+        bucket, filled = is_open.get(tensor.dtype, ([], 0))
+        if not bucket or filled + num_bytes > max_bytes:
+            bucket, filled = [], 0
+            buckets.append(bucket)
+        bucket.append(place)
+        is_open[tensor.dtype] = (bucket, filled + num_bytes)
+    return buckets
+
+
+def sum_over(tensors: Sequence[Any], group: Group) -> None:
+    """Sets each tensor, in place, to its sum over the ranks of a group."""
+    if group.size == 1:
+        return
+    for bucket in plan_buckets(tensors):
+        members = [tensors[place] for place in bucket]
+        if len(members) == 1:
+            group.all_reduce(members[0])
+            continue
+        flat = paddle.concat([member.flatten() for member in members])
+        group.all_reduce(flat)
+        parts = paddle.split(flat, [member.size for member in members])
+        for member, part in zip(members, parts, strict=True):
+            paddle.assign(part.reshape(member.shape), output=member)
+
+
+def reduce_scatter(wholes: Sequence[Any], group: Group) -> list[Any]:
+    """This rank's slice [n] of the sum over the group of each tensor; they must share a dtype."""
+    pieces = [cut(whole, group.size) for whole in wholes]
+    lengths = [piece.shape[1] for piece in pieces]
+    source = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=1)
+    del pieces
+    mine = paddle.empty([source.shape[1]], dtype=source.dtype)
+    group.reduce_scatter(mine, source.flatten())
+    # Copies: a slice must not keep the memory of the whole bucket.
+    return [mine] if len(lengths) == 1 else [part.clone() for part in paddle.split(mine, lengths)]
+
+
+def gather(slices: Sequence[Any], shapes: Sequence[Sequence[int]], group: Group) -> list[Any]:
+    """The whole tensors, in new memory, whose slices [n] the ranks of a group hold; they must share a dtype."""
+    lengths = [piece.shape[0] for piece in slices]
+    parts = group.all_gather(slices[0] if len(slices) == 1 else paddle.concat(list(slices)))
+    wholes, begin = [], 0
+    for length, shape in zip(lengths, shapes, strict=True):
+        wholes.append(join([part[begin : begin + length] for part in parts], shape))
+        begin += length
+    return wholes

@@ -1,0 +1,39 @@
+"""Which kind of replicas a sharding stage means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune.parallel.sharding.gathered_layers import GatheredReplicas
+from finetune.parallel.sharding.replicas import Replicas, SlicedGradientReplicas, SlicedReplicas
+
+if TYPE_CHECKING:
+    from finetune.processes.groups import ProcessGroups
+
+
+def start_replicas(
+    model: Any,
+    groups: ProcessGroups,
+    stage: int,
+    *,
+    layers: Sequence[Any] = (),
+    master_gradients: bool = False,
+) -> Replicas:
+    """Prepares a model that holds its weights; must come before the optimizer is made.
+
+    Args:
+        model: The paddle Layer whose forward is called; which parameters are trained is final from here on.
+        groups: The process groups. With one rank in the sharding group every stage is stage 0.
+        stage: Sharding stage, 0 to 3.
+        layers: Its decoder layers, for stage 3.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+    """
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"sharding stage {stage}: 0, 1, 2 and 3 exist")
+    if stage == 0 or groups.sharding.size == 1:
+        return Replicas(model, groups, master_gradients=master_gradients)
+    if stage == 3:
+        return GatheredReplicas(model, groups, layers=layers, master_gradients=master_gradients)
+    kind = SlicedReplicas if stage == 1 else SlicedGradientReplicas
+    return kind(model, groups, master_gradients=master_gradients)

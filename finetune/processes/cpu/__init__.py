@@ -1,0 +1,1 @@
+"""A process group for Paddle on CPU, over sockets."""

@@ -1,0 +1,244 @@
+"""Process groups of a layout, behind the few collective calls that the project makes.
+
+A group of one rank costs nothing: its calls return at once, so code that uses groups reads the same for one
+process and for many. Fleet makes the groups that PaddleNLP's tensor-parallel layers look for; the ones that it
+lacks are made here, on all ranks in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.processes.layout import Coordinates, Layout
+from finetune.processes.time_limit import time_limit
+
+_CONNECT_SECONDS = 120.0
+
+# Paddle's TP layers are filled with the model's own weights afterwards, so any seed will do; left alone, Fleet would
+# draw one from NumPy's global state and seed Paddle's with it.
+_TENSOR_INIT_SEED = 1
+
+_ONE_PROCESS = Layout()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate.
+
+    Attributes:
+        ranks: Their global ranks, in the group's order.
+        position: This process's place among them.
+        handle: Paddle's group; None when there is only one rank.
+    """
+
+    ranks: tuple[int, ...] = (0,)
+    position: int = 0
+    handle: Any = None
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the group's first."""
+        return self.position == 0
+
+    def all_reduce(self, tensor: Any, op: str = "sum") -> None:
+        """Reduces a tensor of any shape in place, to the same value on every rank; op "sum", "max" or "min"."""
+        if self.size > 1:
+            import paddle.distributed as dist
+
+            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op.upper()), group=self.handle)
+
+    def all_reduce_numbers(self, values: Sequence[float], op: str = "sum") -> list[float]:
+        """Reduces a few numbers in float64."""
+        if self.size == 1:
+            return list(values)
+        import paddle
+
+        tensor = paddle.to_tensor(list(values), dtype="float64")
+        self.all_reduce(tensor, op)
+        return tensor.tolist()
+
+    def broadcast(self, tensor: Any, source: int = 0) -> None:
+        """Sets a tensor, in place, to what the rank at position `source` holds."""
+        if self.size > 1:
+            import paddle.distributed as dist
+
+            dist.broadcast(tensor, src=self.ranks[source], group=self.handle)
+
+    def all_gather(self, tensor: Any) -> list[Any]:
+        """The tensors of all ranks, of one shape and dtype, in the group's order."""
+        if self.size == 1:
+            return [tensor]
+        import paddle.distributed as dist
+
+        parts: list[Any] = []
+        dist.all_gather(parts, tensor.contiguous(), group=self.handle)
+        return parts
+
+    def reduce_scatter(self, output: Any, source: Any) -> None:
+        """Sets `output` [n] to this rank's part of the sum of all ranks' `source` [size * n]."""
+        import paddle.distributed as dist
+
+        if self.size == 1:
+            output.copy_(source, True)
+        else:
+            dist.reduce_scatter(output, source, group=self.handle)
+
+    def send(self, tensor: Any, to: int) -> None:
+        """Sends to the rank at a position; returns when the tensor may be changed again."""
+        import paddle.distributed as dist
+
+        dist.send(tensor.contiguous(), dst=self.ranks[to], group=self.handle)
+
+    def receive(self, tensor: Any, source: int) -> None:
+        """Fills a tensor with what the rank at a position sends."""
+        import paddle.distributed as dist
+
+        dist.recv(tensor, src=self.ranks[source], group=self.handle)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Small plain values (numbers, texts, lists, dicts) of all ranks, in the group's order."""
+        if self.size == 1:
+            return [value]
+        import paddle.distributed as dist
+
+        values: list[Any] = []
+        dist.all_gather_object(values, value, group=self.handle)
+        return values
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        if self.size > 1:
+            import paddle
+
+            arrived = paddle.zeros([1], dtype="int32")
+            self.all_reduce(arrived)
+            arrived.numpy()  # on a GPU the call above returns before it is done
+
+
+@dataclass(frozen=True)
+class ProcessGroups:
+    """All groups that this process belongs to.
+
+    Attributes:
+        layout: The degrees.
+        rank: This process's global rank.
+        world: All ranks.
+        tensor: Ranks that hold slices of the same layers.
+        pipeline: Ranks that hold the stages of one model.
+        sharding: Replicas that share out the optimizer state.
+        replicas: Replicas along the data axis only.
+        data: All ranks that hold the same weights and take different samples (replicas x sharding).
+        model: All ranks that together hold one model (pipeline x tensor).
+        ends: The first and the last stage of this rank's pipeline, for a rank on one of them.
+    """
+
+    layout: Layout = _ONE_PROCESS
+    rank: int = 0
+    world: Group = Group()
+    tensor: Group = Group()
+    pipeline: Group = Group()
+    sharding: Group = Group()
+    replicas: Group = Group()
+    data: Group = Group()
+    model: Group = Group()
+    ends: Group = Group()
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """This process's place."""
+        return self.layout.coordinates(self.rank)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that speaks and writes for all."""
+        return self.rank == 0
+
+
+def start_groups(layout: Layout, *, device: str, timeout_seconds: float = _CONNECT_SECONDS) -> ProcessGroups:
+    """Connects the processes of a run and makes its groups; must be called on every rank.
+
+    Args:
+        layout: The degrees; their product is the number of processes.
+        device: "cpu" or a GPU's name; on CPU the calls that have GPU kernels only are stood in for.
+        timeout_seconds: Longest wait for the making of the groups; the process ends with code 1 beyond it.
+    """
+    if layout.world == 1:
+        return ProcessGroups()
+    if device.startswith("cpu"):
+        from finetune.processes.cpu.backend import install
+
+        install(timeout_seconds=timeout_seconds)
+    with time_limit(timeout_seconds, "connecting the processes and making their groups"):
+        return _make_groups(layout)
+
+
+def _make_groups(layout: Layout) -> ProcessGroups:
+    """Fleet's groups for the four axes, and the three that it lacks."""
+    import paddle.distributed as dist
+    from paddle.distributed import fleet
+
+    strategy = fleet.DistributedStrategy()
+    strategy.tensor_parallel_configs = {"tensor_init_seed": _TENSOR_INIT_SEED}
+    strategy.hybrid_configs = {
+        "dp_degree": layout.data,
+        "mp_degree": layout.tensor,
+        "pp_degree": layout.pipeline,
+        "sharding_degree": layout.sharding,
+        "order": ["dp", "pp", "sharding", "sep", "mp"],
+    }
+    fleet.init(is_collective=True, strategy=strategy, log_level="ERROR")
+    hybrid, rank = fleet.get_hybrid_communicate_group(), dist.get_rank()
+
+    def fleets(handle: Any) -> Group:
+        ranks = tuple(handle.ranks)
+        return Group(ranks, ranks.index(rank), handle) if len(ranks) > 1 else Group((rank,))
+
+    return ProcessGroups(
+        layout=layout,
+        rank=rank,
+        world=Group(tuple(range(layout.world)), rank, dist.get_group(0)),
+        tensor=fleets(hybrid.get_model_parallel_group()),
+        pipeline=fleets(hybrid.get_pipe_parallel_group()),
+        sharding=fleets(hybrid.get_sharding_parallel_group()),
+        replicas=fleets(hybrid.get_data_parallel_group()),
+        data=_new_group(rank, _members(layout, same=("pipeline", "tensor"))),
+        model=_new_group(rank, _members(layout, same=("data", "sharding"))),
+        ends=_new_group(
+            rank, [_ends(ranks) for ranks in _members(layout, same=("data", "sharding", "tensor"))]
+        ),
+    )
+
+
+def _members(layout: Layout, *, same: Sequence[str]) -> list[list[int]]:
+    """All ranks, in groups of those that agree on the axes `same`."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    for rank in range(layout.world):
+        place = layout.coordinates(rank)
+        members.setdefault(tuple(getattr(place, axis) for axis in same), []).append(rank)
+    return list(members.values())
+
+
+def _ends(pipeline: list[int]) -> list[int]:
+    """The ranks of the first and the last stage."""
+    return sorted({pipeline[0], pipeline[-1]})
+
+
+def _new_group(rank: int, members: list[list[int]]) -> Group:
+    """This rank's group among several; every rank makes all of them, in order."""
+    import paddle.distributed as dist
+
+    mine = Group((rank,))
+    for ranks in members:
+        if len(ranks) == 1:
+            continue
+        handle = dist.get_group(0) if len(ranks) == dist.get_world_size() else dist.new_group(ranks)
+        if rank in ranks:
+            mine = Group(tuple(ranks), ranks.index(rank), handle)
+    return mine

@@ -1,0 +1,1 @@
+"""Notices ranks that died or hang, and ends the others with the reason."""

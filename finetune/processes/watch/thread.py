@@ -1,0 +1,145 @@
+"""What both ends of the watch share: a thread that looks at its connections twice a second."""
+
+from __future__ import annotations
+
+import faulthandler
+import select
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import Any
+
+from finetune.processes.phases import current_phase
+from finetune.processes.watch.link import Message
+from finetune.processes.watch.report import Place, end_process, say
+
+BEAT_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
+_LAST_CALL_SECONDS = 20.0
+
+
+class PeersUnreachable(RuntimeError):
+    """Some processes of the launch cannot be reached; the message names their hosts."""
+
+
+class WatchThread(ABC):
+    """A daemon thread that watches from one process.
+
+    Args:
+        place: Where this process runs.
+        endpoints: "address:port" of all ranks, as the launcher gave them.
+        points: Addresses where rank 0 may listen.
+        hang_seconds: How long a rank may stay in one phase before it is reported; 0 means for ever.
+    """
+
+    def __init__(
+        self, place: Place, endpoints: list[str], points: list[tuple[str, int]], *, hang_seconds: float
+    ):
+        self.place = place
+        self.endpoints = endpoints
+        self.points = points
+        self.hang_seconds = hang_seconds
+        self.lock = threading.RLock()
+        self.all_here = threading.Event()
+        self.failing = False
+        self.ended = threading.Event()
+        self.closed = False
+        self._last_beat = 0.0
+        self._last_phase = current_phase()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    # ---------------------------------------------------------------- called by the main thread
+
+    @abstractmethod
+    def connect(self, deadline: float) -> None:
+        """Returns when every rank is connected; raises PeersUnreachable at the deadline (monotonic seconds)."""
+
+    @abstractmethod
+    def goodbye(self) -> None:
+        """Tells the other ranks that this one is done, and closes every connection."""
+
+    @abstractmethod
+    def note_failure(self, text: str, code: int) -> None:
+        """Tells the other ranks that this one ends with an error."""
+
+    def start(self) -> None:
+        """Starts watching."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Says goodbye once."""
+        with self.lock:
+            if not self.closed:
+                self.closed = True
+                self.goodbye()
+
+    def fail(self, text: str, code: int) -> None:
+        """Tells of an error and returns when rank 0 has taken note of it."""
+        with self.lock:
+            if self.closed or not self._thread.is_alive():
+                return
+            self.failing = True
+            self.note_failure(text, code)
+        self.ended.wait(_LAST_CALL_SECONDS)
+
+    def forget(self) -> None:
+        """Drops this process's copies of the connections, without a word to the others; for forked children."""
+        self.closed = True
+        for one in self.sockets():
+            with suppress(OSError):
+                (one if hasattr(one, "close") else one.socket).close()
+
+    # ---------------------------------------------------------------- the thread
+
+    @abstractmethod
+    def sockets(self) -> list[Any]:
+        """What to read from: links and a listening socket."""
+
+    @abstractmethod
+    def read(self, ready: Any) -> None:
+        """Takes what has come in on one of `sockets()`."""
+
+    @abstractmethod
+    def beat(self, message: Message) -> None:
+        """Sends what this process does to the others."""
+
+    @abstractmethod
+    def look(self) -> None:
+        """Does what time demands; called at least every half second."""
+
+    def _run(self) -> None:
+        while not self.closed:
+            try:
+                ready = select.select(self.sockets(), [], [], _LOOK_SECONDS)[0]
+            except (OSError, ValueError):  # closed by the main thread meanwhile
+                continue
+            with self.lock:
+                for one in ready:
+                    if not self.closed:
+                        self.read(one)
+                if not self.closed:
+                    self._beat_when_due()
+                    self.look()
+
+    def _beat_when_due(self) -> None:
+        now, phase = time.monotonic(), current_phase()
+        changed = phase[:2] != self._last_phase[:2]
+        if changed or now - self._last_beat >= BEAT_SECONDS:
+            self._last_beat, self._last_phase = now, phase
+            self.beat({"phase": str(phase), "seconds": now - phase.since})
+
+    def show_stacks(self) -> None:
+        """Writes what every Python thread of this process is doing to stderr, which the launcher keeps."""
+        with suppress(OSError, ValueError, AttributeError):
+            say([f"what {self.place} is doing:"])
+            faulthandler.dump_traceback(file=sys.stderr)
+
+    def end(self, code: int) -> None:
+        """Ends this process; where it is ending by itself already, gives it time to do so."""
+        self.closed = True
+        self.ended.set()
+        if self.failing:
+            time.sleep(5)  # leaving may hang in what other ranks left unfinished
+        end_process(code)

@@ -1,0 +1,131 @@
+"""train_log.jsonl: one JSON object per logged optimizer step and per evaluation.
+
+A line is flushed as soon as it is written, so a killed process loses at most the line it was
+writing. A run that resumes at step N first drops what the killed one logged beyond N (it will
+log those steps again), so the file always reads like one uninterrupted run.
+
+Floats stand in full precision (Python's shortest exact form). JSON has no NaN or infinity:
+both are written as null.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO, TypedDict
+
+from finetune.storage.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+class TrainRecord(TypedDict):
+    """What one logged optimizer step reports; sums and rates run over the steps since the last record.
+
+    Attributes:
+        step: Optimizer steps done, from 1.
+        epoch: Passes over the training set done, with fraction.
+        loss: Nats per label token.
+        learning_rate: The rate this step was taken with.
+        grad_norm: L2 norm of all gradients before clipping.
+        num_tokens: Tokens fed to the model, padding not counted.
+        num_label_tokens: Tokens that the loss was taken over.
+        tokens_per_second: `num_tokens` by the seconds they took, over all processes.
+        seconds: Wall time since the training of this run began.
+        memory_bytes: Peak so far: resident memory of the process on CPU, device memory on GPU.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    num_tokens: int
+    num_label_tokens: int
+    tokens_per_second: float
+    seconds: float
+    memory_bytes: int
+
+
+class RunLog:
+    """Appends records to a train_log.jsonl.
+
+    Args:
+        path: The file; its folder is created when missing.
+        resume_step: Step of the checkpoint that the run continues from: later lines are removed.
+            None starts a new run, and with it an empty file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resume_step: int | None):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = (
+            [] if resume_step is None else [r for r in read_log(self.path) if r.get("step", 0) <= resume_step]
+        )
+        # Rewritten even when no line goes: this also mends a torn last line.
+        write_atomically(self.path, "".join(_to_line(record) for record in kept).encode())
+        self._file: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
+
+    def step(self, record: Mapping[str, Any] | TrainRecord) -> None:
+        """Writes the record of an optimizer step (fields: `TrainRecord`)."""
+        self._write({"kind": "train", **record})
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Writes the record of an evaluation: `step`, `epoch` and its metrics."""
+        self._write({"kind": "eval", **record})
+
+    def close(self) -> None:
+        """Closes the file; further records are refused."""
+        self._file.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        self._file.write(_to_line(record))
+        self._file.flush()
+
+
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads a train_log.jsonl.
+
+    Args:
+        path: The file. A missing one reads as empty.
+
+    Returns:
+        The records in the order of the file, each with `kind` "train" or "eval". A last line
+        cut off by a kill is left out silently, any other unreadable line with a warning.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:  # bad JSON or bad UTF-8
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):
+            logger.warning("%s:%d is no JSON object and is left out: %r", path, number, line[:80])
+    return records
+
+
+def to_json_value(value: Any) -> Any:
+    """Makes a value fit for JSON: array scalars become Python numbers, NaN and infinity None."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_value(item) for item in value]
+    if not isinstance(value, str | int | float | bool | None) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _to_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(to_json_value(record), ensure_ascii=False, allow_nan=False) + "\n"

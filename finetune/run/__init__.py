@@ -1,0 +1,1 @@
+"""A training run put together from its arguments, in the order in which things happen."""

@@ -1,0 +1,104 @@
+"""The data of a run, read and encoded, or taken from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.reading.splits import find_sources, read_splits
+from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
+from finetune.data.samples.tokenize import Prompt, Sample
+from finetune.data.templates.template import load_template
+from finetune.processes.phases import phase
+from finetune.run.stream import check_sources, read_first
+from finetune.run.tokenizer import tokenizer_folder
+
+if TYPE_CHECKING:
+    from finetune.data.reading.mixing import DataSource
+    from finetune.run.tokenizer import TokenizerPair
+    from finetune.settings.arguments import Arguments
+
+
+@dataclass
+class RunData:
+    """What is trained and evaluated; a part that the run does not need is empty.
+
+    Attributes:
+        train: To train on; of a stream, the first ones.
+        dev: To evaluate on by loss.
+        prompts: To evaluate on by generation.
+        reports: What became of the lines, by split.
+        stream: What to train on where it is read as a stream.
+    """
+
+    train: Sequence[Sample]
+    dev: Sequence[Sample]
+    prompts: list[Prompt]
+    reports: dict[str, DataReport]
+    stream: tuple[DataSource, ...] = ()
+
+
+def find_files(args: Arguments) -> dict[str, list[DataSource]]:
+    """Finds the data files of a run before anything expensive starts.
+
+    Returns:
+        Data sets by split; a built-in dataset's name has none.
+
+    Raises:
+        UserError: A split that the run needs is missing.
+    """
+    files = find_sources(args.data, training=args.training.do_train, evaluating=args.training.do_eval)
+    if args.data.lazy and args.training.do_train:
+        check_sources(files.get("train", ()))
+    return files
+
+
+def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
+    """Reads, renders and tokenizes the splits a run needs, or takes them from the cache.
+
+    Raises:
+        UserError: Faulty lines, all of them, or a split without a usable sample.
+    """
+    from finetune.run.data_cache import read_cached
+
+    phase("reading data")
+    folder = tokenizer_folder(args)
+    # A stream is read while training, and a built-in data set has no files to know it by.
+    if not args.data.data_cache or args.data.lazy or not files or not folder.is_dir():
+        return _encode_data(args, files, pair)
+    return RunData(**read_cached(args, files, folder, lambda: vars(_encode_data(args, files, pair))))
+
+
+def _encode_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
+    settings, do_train, do_eval = args.data, args.training.do_train, args.training.do_eval
+    template = load_template(settings.chat_template, tokenizer_folder(args))
+    is_stream = do_train and settings.lazy
+    splits = read_splits(
+        settings,
+        files,
+        seed=args.training.seed,
+        training=do_train and not is_stream,
+        evaluating=do_eval,
+    )
+    data = RunData(train=[], dev=[], prompts=[], reports={})
+    common: dict[str, Any] = {
+        "src_length": settings.src_length,
+        "truncation": settings.truncation,
+        "system": settings.system,
+    }
+    encoding = {**common, "max_length": settings.max_length, "train_on": settings.train_on}
+    if is_stream:
+        data.stream = tuple(files["train"])
+        folder = tokenizer_folder(args)
+        data.train, data.reports["train"] = read_first(args, data.stream, pair.encoder, folder)
+    elif do_train:
+        data.train, data.reports["train"] = load_samples(splits.train, pair.encoder, template, **encoding)
+    if do_eval and settings.eval_with_do_generation:
+        data.prompts, data.reports["dev"] = load_prompts(splits.dev, pair.encoder, template, **common)
+    elif do_eval:
+        data.dev, data.reports["dev"] = load_samples(splits.dev, pair.encoder, template, **encoding)
+    for split, faults in splits.faults.items():
+        if split in data.reports:
+            data.reports[split].add_faults(faults)
+    return data

@@ -1,0 +1,82 @@
+"""The model of a run, with its adapter."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.processes.phases import phase
+from finetune.run.tokenizer import plan_vocabulary
+
+if TYPE_CHECKING:
+    from finetune.models.resolve import ResolvedModel
+    from finetune.processes.groups import ProcessGroups
+    from finetune.run.tokenizer import TokenizerPair
+    from finetune.settings.arguments import Arguments
+
+
+def load_base_model(
+    args: Arguments, resolved: ResolvedModel, pair: TokenizerPair, groups: ProcessGroups
+) -> Any:
+    """Loads this process's part of the model's weights in the dtype of the run.
+
+    Raises:
+        UserError: The tokenizer has more pieces than the model has embeddings, or weights are
+            missing, unknown or of another shape.
+    """
+    from finetune.families.family import import_object
+    from finetune.machine.processor import keep_freed_memory
+    from finetune.models.loading import load_model
+    from finetune.randomness.seeding import seed_everything
+    from finetune.run.processes import prepare_device
+
+    phase("loading weights")
+    prepare_device(args, groups.layout.world)
+    if args.training.device == "cpu":
+        keep_freed_memory()
+        if resolved.family.cpu_layers:
+            import_object(resolved.family.cpu_layers)()
+    seed_everything(args.training.seed)
+    # The cache of keys and values costs memory in training; `generate` asks for it by itself.
+    overrides = args.model_config_kwargs(groups.layout, groups.rank) | {"use_cache": False}
+    build = None
+    if groups.pipeline.size > 1:
+        from finetune.parallel.pipe.stage import StagePlan, build_stage
+
+        plan = StagePlan(groups.pipeline.position, groups.pipeline.size, args.model.virtual_pp_degree)
+        build = functools.partial(build_stage, family=resolved.family, plan=plan)
+    model = load_model(
+        resolved,
+        dtype=parameter_dtype(args),
+        config_overrides=overrides,
+        tokenizer=pair.tokenizer,
+        growth=plan_vocabulary(args, resolved, pair),
+        build=build,
+    )
+    model.generation_config.use_cache = True
+    return model
+
+
+def parameter_dtype(args: Arguments) -> str:
+    """Dtype of the weights: half precision is stored only at level O2, otherwise computed on the fly."""
+    if args.training.fp16_opt_level != "O2":
+        return "float32"
+    return "float16" if args.training.fp16 else "bfloat16" if args.training.bf16 else "float32"
+
+
+def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
+    """Puts the adapter that the run asks for on the model, or returns it as it is."""
+    from finetune.adapters.lora import add_lora, load_lora
+    from finetune.adapters.prefix import add_prefix, load_prefix
+
+    settings, dtype = args.model, parameter_dtype(args)
+    if settings.lora and settings.lora_path:
+        return load_lora(model, Path(settings.lora_path), modules_to_save=settings.modules_to_save)
+    if settings.prefix_tuning and settings.prefix_path:
+        return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
+    if settings.lora:
+        return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
+    if settings.prefix_tuning:
+        return add_prefix(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
+    return model

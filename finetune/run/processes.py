@@ -1,0 +1,51 @@
+"""Brings the processes of a run together, and takes them apart at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from finetune.machine.determinism import make_deterministic
+from finetune.machine.device import use_device
+from finetune.machine.quiet import silence_libraries
+from finetune.processes.groups import ProcessGroups, start_groups
+from finetune.processes.layout import Layout, count_processes
+from finetune.processes.phases import phase
+from finetune.processes.watch.watch import start_watch
+from finetune.run.layout import check_topology, layout_of
+
+if TYPE_CHECKING:
+    from finetune.models.resolve import ResolvedModel
+    from finetune.settings.arguments import Arguments
+
+
+def plan_layout(args: Arguments, resolved: ResolvedModel) -> Layout:
+    """The layout of a run, compared with the model and the method before processes meet.
+
+    Raises:
+        UserError: The degrees do not fit the number of processes, the model or the method.
+    """
+    layout = layout_of(args, count_processes())
+    check_topology(layout, resolved, args)
+    return layout
+
+
+@contextmanager
+def start_processes(args: Arguments, layout: Layout) -> Iterator[ProcessGroups]:
+    """Connects the processes for the time of the block; `run_command` ends the watch over them."""
+    if layout.world == 1:
+        yield ProcessGroups()
+        return
+    phase("connecting")
+    silence_libraries()
+    start_watch(hang_seconds=args.model.hang_timeout)
+    prepare_device(args, layout.world)  # before groups are made, which belong to a card
+    yield start_groups(layout, device=args.training.device)
+
+
+def prepare_device(args: Arguments, num_processes: int) -> None:
+    """Has Paddle work on the run's device, by kernels that add in one order where that is asked for."""
+    if args.model.deterministic:
+        make_deterministic(args.training.device)
+    use_device(args.training.device, num_processes)

@@ -1,0 +1,169 @@
+"""What a run tells and leaves behind: first lines, final weights, results, curve, last lines."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.checkpoints.folder import list_checkpoints
+from finetune.command import python_name
+from finetune.errors import UserError
+from finetune.processes.launch import is_first_process
+from finetune.processes.topology import describe_layout
+from finetune.reporting.report import print_summary, write_generations, write_results
+from finetune.run.aistudio import upload
+from finetune.run.directory import RESULTS_FILE
+from finetune.storage.files import read_json_or_empty
+
+if TYPE_CHECKING:
+    from finetune.models.resolve import ResolvedModel
+    from finetune.parallel.parallel_model import ParallelModel
+    from finetune.run.data import RunData
+    from finetune.run.directory import RunDirectory
+    from finetune.settings.arguments import Arguments
+    from finetune.training.trainer import FinetuneTrainer
+
+GENERATIONS_FILE = "generated_output.json"
+LOG_FILE = "train_log.jsonl"
+PLOT_FILE = "loss.png"
+_NUM_SHOWN_SAMPLES = 3
+
+
+class Report:
+    """Says on the screen what a run does, and writes its results.
+
+    Args:
+        args: The arguments of the run.
+        run: Its output folder.
+        processor_note: The line about CPU settings, or None.
+    """
+
+    def __init__(self, args: Arguments, run: RunDirectory, processor_note: str | None):
+        self.args = args
+        self.run = run
+        for line in (*args.warnings, *run.warnings):
+            self.say(f"warning: {line}")
+        if processor_note:
+            self.say(processor_note)
+        if run.resume:
+            self.say(f"Continuing from {run.resume}")
+
+    def say(self, text: str) -> None:
+        """One line for the person, from the first process only."""
+        if is_first_process():
+            print(text, file=sys.stderr, flush=True)
+
+    def notes(self, lines: list[str]) -> None:
+        """Says what a preparing step found."""
+        for line in lines:
+            self.say(line)
+
+    def data(self, data: RunData, resolved: ResolvedModel) -> None:
+        """Says what became of the data files, and refuses samples that the model has no positions for."""
+        for split, report in data.reports.items():
+            self.say(f"Data, {split}: {report.describe()}")
+        limit = resolved.family.position_limit(resolved.config)
+        examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)
+        longest = max((len(example.input_ids) for example in examples), default=0)
+        if self.args.data.lazy:  # nobody has seen all samples of a stream
+            longest = max(longest, self.args.data.max_length)
+        if limit and longest > limit:
+            raise UserError(
+                f"samples have up to {longest} tokens, but this model has positions for {limit} only: "
+                f"set max_length (now {self.args.data.max_length}) to {limit} or less, or use a model with more positions."
+            )
+
+    def nothing_to_do(self) -> None:
+        """Says that this very run is finished."""
+        self.say(
+            f"{self.run.path} holds this run, finished. Give larger max_steps or num_train_epochs to train further, "
+            "or --overwrite_output_dir true to train it anew."
+        )
+
+    def model(self, parallel: ParallelModel) -> None:
+        """Says how large the model is, how much of it is trained, and how it is laid out over the processes."""
+        layout = parallel.groups.layout
+        total, trained, held = parallel.count_parameters()
+        if self.args.training.do_train:
+            self.say(f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})")
+        if layout.world > 1:
+            self.say(describe_layout(layout, held))
+
+    def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
+        """Writes results, generated texts and the curve, and prints the last lines."""
+        if trainer.progress:
+            trainer.progress.close()
+        if trainer.run_log:
+            trainer.run_log.close()
+        if not trainer.groups.is_first:
+            return
+        files = {"results": self.run.path / RESULTS_FILE}
+        # A command that only evaluates adds to what the training wrote.
+        known = {} if self.args.training.do_train else read_json_or_empty(files["results"])
+        write_results(files["results"], known | metrics)
+        rows = getattr(trainer.evaluation, "generations", [])
+        if rows and self.args.data.save_generation_output:
+            files["generated texts"] = self.run.path / GENERATIONS_FILE
+            write_generations(files["generated texts"], rows)
+        if self.args.training.do_train:
+            files |= self._training_files()
+        title = "Trained" if self.args.training.do_train else "Evaluated"
+        if is_first_process():
+            print_summary(
+                f"{title} {self.args.model.model_name_or_path}",
+                metrics={name: value for name, value in metrics.items() if not name.startswith("train_num")},
+                samples=rows[:_NUM_SHOWN_SAMPLES],
+                files=files,
+                next_commands=self._next_commands(),
+            )
+        if self.args.model.save_to_aistudio and self.args.training.do_train:
+            upload(self.run.path, self.args.model, self.say)
+
+    def _training_files(self) -> dict[str, Path]:
+        from finetune.reporting.plot import plot_losses
+
+        path = self.run.path
+        plot_losses(path / LOG_FILE, path / PLOT_FILE)
+        files = {"weights": path, "log": path / LOG_FILE, "loss curve": path / PLOT_FILE}
+        checkpoints = list_checkpoints(path)
+        return files | ({"last checkpoint": checkpoints[-1]} if checkpoints else {})
+
+    def _next_commands(self) -> dict[str, str]:
+        if not self.args.training.do_train or self.args.data.eval_with_do_generation:
+            return {}
+        out = str(self.run.path)
+        options = {"do_train": "false", "do_eval": "true", "eval_with_do_generation": "true",
+                   "save_generation_output": "true"}  # fmt: skip
+        if self.args.model.lora:
+            options["lora_path"] = out
+        elif self.args.model.prefix_tuning:
+            options["prefix_path"] = out
+        else:
+            options["model_name_or_path"] = out
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        return {
+            "evaluate by generated text": shlex.join(
+                [python_name(), "finetune_generation.py", f"{out}/arguments.json", *words]
+            ),
+            **self._use_commands(out),
+        }
+
+    def _use_commands(self, out: str) -> dict[str, str]:
+        """How to talk with what was trained, and how to make one model of an adapter."""
+        model = self.args.model
+        talk = ["predict_generation.py", "--model_name_or_path"]
+        if not (model.lora or model.prefix_tuning):
+            return {"talk with it": shlex.join([python_name(), *talk, out])}
+        option = "--lora_path" if model.lora else "--prefix_path"
+        commands = {
+            "talk with it": shlex.join([python_name(), *talk, str(model.model_name_or_path), option, out])
+        }
+        if model.lora:
+            merge = ["merge_lora_params.py", "--lora_path", out, "--merge_model_path", f"{out}-merged"]
+            base = ["--model_name_or_path", str(model.model_name_or_path)]
+            commands["merge it into its base"] = shlex.join([python_name(), *merge, *base])
+        return commands

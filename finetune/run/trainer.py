@@ -1,0 +1,221 @@
+"""The trainer of a run, put together from model, data and records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.samples.sample_store import sample_lengths
+from finetune.data.samples.tokenize import Sample
+from finetune.models.layers import find_layer
+from finetune.run.stream import build_stream_source, make_row_builder
+from finetune.run.tokenizer import tokenizer_folder
+
+if TYPE_CHECKING:
+    from finetune.data.batches.batch_source import BatchSource
+    from finetune.data.batches.rows import Rows
+    from finetune.families.family import Family
+    from finetune.models.resolve import ResolvedModel
+    from finetune.processes.groups import ProcessGroups
+    from finetune.run.data import RunData
+    from finetune.run.directory import RunDirectory
+    from finetune.run.tokenizer import TokenizerPair
+    from finetune.settings.arguments import Arguments
+    from finetune.training.trainer import FinetuneTrainer
+
+
+def build_trainer(
+    args: Arguments,
+    run: RunDirectory,
+    model: Any,
+    data: RunData,
+    pair: TokenizerPair,
+    *,
+    resolved: ResolvedModel,
+    groups: ProcessGroups,
+) -> FinetuneTrainer:
+    """Puts model, data and records together into a trainer."""
+    from finetune.adapters.base import base_model
+    from finetune.models.layers import decoder_layers
+    from finetune.parallel.pipe.stage import stage_of
+    from finetune.run.layout import sharding_stage
+    from finetune.run.training_arguments import build_training_arguments
+    from finetune.training.loss import LabelPositions
+    from finetune.training.trainer import FinetuneTrainer
+
+    base = base_model(model)
+    stage = stage_of(base)
+    label_positions = None
+    if stage is None or stage.plan.holds_last:
+        label_positions = LabelPositions(
+            find_layer(base, resolved.family.head_module),
+            length_first=resolved.family.hidden_length_first,
+            rows_divided=bool(getattr(base.config, "sequence_parallel", False)),
+        )
+    batches = None
+    if args.training.do_train:
+        batches = _build_batches(args, data, pair, resolved, groups)
+    trainer = FinetuneTrainer(
+        model=model,
+        args=build_training_arguments(args),
+        batches=batches,
+        evaluation=_build_evaluation(
+            args, data, pair, resolved, label_positions=label_positions, groups=groups
+        ),
+        tokenizer=pair.tokenizer,
+        label_positions=label_positions,
+        randomness=_build_randomness(args, base, resolved.family, groups),
+        groups=groups,
+        stage=stage,
+        sharding_stage=sharding_stage(args),
+        layers=stage.decoder_layers if stage else decoder_layers(base),
+        unified=args.training.unified_checkpoint is not False or groups.model.size == 1,
+        replica_check_steps=args.model.replica_check_steps,
+        master_gradients=bool(args.training.amp_master_grad),
+        max_skipped_steps=args.model.max_skipped_steps,
+    )
+    if groups.is_first:
+        _add_records(args, run, trainer)
+    return trainer
+
+
+def _build_randomness(args: Arguments, base: Any, family: Family, groups: ProcessGroups) -> list[Any]:
+    """What draws by sample in training: dropout, and NEFTune noise where the embedding is."""
+    from finetune.parallel.pipe.stage import stage_of
+    from finetune.randomness.dropout import KeyedDropout
+    from finetune.randomness.embedding_noise import EmbeddingNoise
+
+    seed, stage = args.training.seed, stage_of(base)
+    dropout = KeyedDropout(
+        base,
+        seed=seed,
+        length_first=family.hidden_length_first,
+        tensor_degree=groups.tensor.size,
+        tensor_rank=groups.tensor.position,
+    )
+    if not args.model.neftune or (stage is not None and not stage.plan.holds_first):
+        return [dropout]
+    embedding = find_layer(base, family.embedding_module)
+    return [dropout, EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=seed)]
+
+
+def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> None:
+    """What the first process shows and writes for all."""
+    from finetune.reporting.progress import ProgressReporter
+    from finetune.reporting.run_log import RunLog
+
+    training = args.training.do_train
+    total_steps = trainer.plan_steps() if training else 0
+    bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
+    trainer.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
+    if training:
+        trainer.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step)
+
+
+def _build_batches(
+    args: Arguments, data: RunData, pair: TokenizerPair, resolved: ResolvedModel, groups: ProcessGroups
+) -> BatchSource:
+    """The batches of a data set in memory, or of a stream."""
+    from finetune.data.batches.batch_source import MapSource
+    from finetune.data.batches.sampler import GlobalOrder
+
+    if data.stream:
+        make_rows = make_row_builder(
+            _padding(args, pair), _mask_kind(args, resolved) if args.data.zero_padding else None
+        )
+        folder = tokenizer_folder(args)
+        return build_stream_source(
+            args,
+            data.stream,
+            resolved,
+            tokenizer_folder=folder,
+            layout=groups.layout,
+            rank=groups.rank,
+            make_rows=make_rows,
+        )
+    rows = _build_rows(args, data.train, pair, resolved)
+    settings, layout = args.training, groups.layout
+    micro_batch_size, world = settings.per_device_train_batch_size, layout.data_world
+    order = GlobalOrder(
+        len(rows),
+        global_batch_size=micro_batch_size * settings.gradient_accumulation_steps * world,
+        seed=settings.seed,
+        drop_last=settings.dataloader_drop_last,
+    )
+    return MapSource(
+        rows, order, micro_batch_size=micro_batch_size, rank=layout.data_rank(groups.rank), world=world
+    )
+
+
+def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
+    multiple = args.data.pad_to_multiple_of
+    if args.training.sequence_parallel:  # every tensor-parallel rank has as many tokens of a row as the next
+        multiple = math.lcm(multiple or 1, args.training.tensor_parallel_degree)
+    return {"pad_token_id": pair.encoder.pad_token_id, "pad_to_multiple_of": multiple}
+
+
+def _mask_kind(args: Arguments, resolved: ResolvedModel) -> str:
+    model, training = args.model, args.training
+    kind = resolved.family.packed_mask(
+        resolved.config,
+        fused=model.use_flash_attention,
+        half=training.bf16 or training.fp16,
+        has_prefix=model.prefix_tuning,
+    )
+    assert kind is not None, "check_topology lets no such run begin"
+    return kind
+
+
+def _build_rows(
+    args: Arguments, samples: Sequence[Sample], pair: TokenizerPair, resolved: ResolvedModel
+) -> Rows:
+    """Padded rows of one sample each, or rows packed with several."""
+    from finetune.data.batches.rows import PackedRows, PaddedRows
+    from finetune.data.packing.packing import PackedSamples, pack
+
+    padding = _padding(args, pair)
+    if not args.data.zero_padding:
+        return PaddedRows(samples, **padding)
+    lengths = sample_lengths(samples)
+    packing = pack(lengths, args.data.max_length, seed=args.training.seed)
+    mask = _mask_kind(args, resolved)
+    return PackedRows(PackedSamples(samples, packing), mask=mask, **padding)
+
+
+def _build_evaluation(
+    args: Arguments,
+    data: RunData,
+    pair: TokenizerPair,
+    resolved: ResolvedModel,
+    *,
+    label_positions: Any,
+    groups: ProcessGroups,
+) -> Any:
+    from finetune.training.evaluation import GenerationEvaluation, GenerationSettings, LossEvaluation
+
+    if not args.training.do_eval:
+        return None
+    batch_size = args.training.per_device_eval_batch_size
+    if not args.data.eval_with_do_generation:
+        rows = _build_rows(args, data.dev, pair, resolved)
+        return LossEvaluation(rows, batch_size=batch_size, label_positions=label_positions, groups=groups)
+    generation = args.generation
+    max_new_tokens = generation.max_new_tokens or args.data.max_length - args.data.src_length
+    if limit := resolved.family.position_limit(resolved.config):
+        longest = max(len(prompt.input_ids) for prompt in data.prompts)
+        max_new_tokens = max(1, min(max_new_tokens, limit - longest))  # positions end there
+    settings = GenerationSettings(
+        max_new_tokens=max_new_tokens,
+        top_k=generation.top_k,
+        top_p=generation.top_p,
+        temperature=generation.temperature,
+    )
+    return GenerationEvaluation(
+        data.prompts,
+        batch_size=batch_size,
+        encoder=pair.encoder,
+        settings=settings,
+        seed=args.training.seed,
+        groups=groups,
+    )

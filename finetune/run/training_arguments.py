@@ -1,0 +1,51 @@
+"""PaddleNLP's TrainingArguments from ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.settings.arguments import Arguments
+
+
+def build_training_arguments(args: Arguments) -> Any:
+    """The object that PaddleNLP's Trainer reads.
+
+    It carries the model settings too, because PaddleNLP's parallel code looks for them there.
+    """
+    from paddlenlp.trainer import TrainingArguments
+    from paddlenlp.transformers.configuration_utils import llmmetaclass
+
+    from finetune.settings.registry import known_settings
+
+    secrets = {name for name, setting in known_settings().items() if setting.is_secret}
+
+    @llmmetaclass
+    class FinetuneTrainingArguments(TrainingArguments):
+        """PaddleNLP's arguments with the model settings its parallel code looks for."""
+
+        is_built = False
+
+        @property
+        def world_size(self) -> int:
+            """One process for PaddleNLP's trainer, which would otherwise wrap the model for several by itself.
+
+            While the object is built, PaddleNLP compares the number with the true one.
+            """
+            return 1 if self.is_built else int(super().world_size)
+
+        def to_sanitized_dict(self) -> dict[str, Any]:
+            """Settings for VisualDL's table, whose integer column no longer takes booleans."""
+            settings = super().to_sanitized_dict()
+            return {
+                name: str(value) if isinstance(value, bool) else value for name, value in settings.items()
+            }
+
+        def to_dict(self) -> dict[str, Any]:
+            """Settings as they may be written to a log: without keys and tokens."""
+            return {name: value for name, value in super().to_dict().items() if name not in secrets}
+
+    # Master gradients are kept where gradients are summed over processes (finetune/parallel/sharding/local_gradients.py).
+    arguments = FinetuneTrainingArguments(**args.training_kwargs() | {"amp_master_grad": False})
+    arguments.is_built = True
+    return arguments

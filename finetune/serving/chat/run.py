@@ -1,0 +1,202 @@
+"""A chat page in the browser, for one model or for two side by side.
+
+python -m finetune.chat --model_name_or_path ./checkpoints/llama --lora_path ./checkpoints/mine
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import ipaddress
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.command import run_command
+from finetune.errors import Interrupted, UserError
+from finetune.machine.device import device_kind
+from finetune.machine.environment import check_environment
+from finetune.machine.processor import configure_processor
+from finetune.machine.quiet import silence_libraries
+from finetune.serving.decoding.options import (
+    ModelOptions,
+    add_decoding_options,
+    add_model_options,
+    decoding_settings,
+    model_options,
+)
+from finetune.serving.decoding.settings import DecodingSettings
+
+if TYPE_CHECKING:
+    from finetune.serving.chat.page import Side
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """What the page shows and where.
+
+    Attributes:
+        model: The model.
+        settings: Where the controls stand at first.
+        second_model: Another model beside it.
+        compare: Whether an adapter is shown beside its base.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+    """
+
+    model: ModelOptions
+    settings: DecodingSettings
+    second_model: str | None = None
+    compare: bool = True
+    host: str = "127.0.0.1"
+    port: int = 7860
+
+    @property
+    def second(self) -> ModelOptions | None:
+        """The options of the second model."""
+        if self.second_model is None:
+            return None
+        return replace(
+            self.model, model_name_or_path=self.second_model, lora_path=None, prefix_path=None, mode=None
+        )
+
+    def check(self) -> None:
+        """Says what is wrong before anything is loaded.
+
+        Raises:
+            UserError: A second model beside an adapter, a wrong port, or Gradio is not installed.
+        """
+        faults = []
+        if self.second_model and self.model.adapter:
+            faults.append(
+                "second_model is given with lora_path or prefix_path, but the page has two columns: "
+                "an adapter is shown beside its base already; leave one out"
+            )
+        if not 0 <= self.port <= 65535:
+            faults.append(f"port is {self.port} but must be 0 to 65535: change --port")
+        if importlib.util.find_spec("gradio") is None:
+            faults.append("the chat page needs Gradio, which is not installed: pip install '.[chat]'")
+        if faults:
+            raise UserError(faults)
+
+
+def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
+    """Reads the command line; exits with 2 and the usage where it cannot be read.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    parser = argparse.ArgumentParser(prog="python -m finetune.chat", description=__doc__.partition("\n")[0])
+    group = parser.add_argument_group("page")
+    group.add_argument("--second_model", help="another model, shown beside the first")
+    group.add_argument(
+        "--no_compare", action="store_true", help="show a model with its adapter alone, not beside its base"
+    )
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in (127.0.0.1)"
+    )
+    group.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for a free one (7860)")
+    group.add_argument(
+        "--share", choices=("never",), default="never", help="no tunnel to the internet is offered"
+    )
+    add_model_options(parser)
+    add_decoding_options(parser)
+    values = vars(parser.parse_args(argv))
+    settings = decoding_settings(values)
+    if values["top_k"] is None and settings.is_greedy:
+        # Greedy by temperature, so that moving this one control of the page turns sampling on.
+        settings = replace(settings, top_k=0, temperature=0.0)
+    return ChatOptions(
+        model=model_options(values),
+        settings=settings,
+        second_model=values["second_model"],
+        compare=not values["no_compare"],
+        host=values["host"],
+        port=values["port"],
+    )
+
+
+def main() -> None:
+    """Parses, checks, loads, serves until it is stopped."""
+    options = parse_options()
+    check_environment()
+    options.check()
+    if device_kind(options.model.device) == "cpu":
+        configure_processor()
+    # Read when Gradio is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with listen(options.host, options.port) as listener:
+        sides = load_sides(options)
+        serve(sides, options.settings, listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Takes the port before minutes of loading.
+
+    Raises:
+        UserError: It is taken, or there is no such address.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port} ({error.strerror or error}): give another --port or --host"
+        ) from None
+
+
+def load_sides(options: ChatOptions) -> list[Side]:
+    """Loads the models of the page.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    from finetune.serving.predict.loading import load_pair, load_responder, plan_model
+
+    plans = [plan_model(each) for each in (options.model, options.second) if each]
+    silence_libraries()
+    for plan in plans:
+        print(plan.note, file=sys.stderr)
+    from finetune.serving.chat.page import Side
+
+    name, adapter = options.model.model_name_or_path, options.model.adapter
+    if adapter and options.compare:
+        base, tuned = load_pair(plans[0])
+        return [Side(base, _short(name), "before"), Side(tuned, _short(adapter), "after")]
+    roles = ("before", "after") if len(plans) > 1 else ("model",)
+    shown = [adapter or name, options.second_model or ""]
+    return [
+        Side(load_responder(plan), _short(each), role)
+        for plan, each, role in zip(plans, shown, roles, strict=False)
+    ]
+
+
+def serve(sides: Sequence[Side], settings: DecodingSettings, listener: socket.socket) -> None:
+    """Serves the page on an open port until the process is stopped."""
+    import uvicorn
+
+    from finetune.serving.chat.page import ChatPage, build_app
+
+    host, port = listener.getsockname()[:2]
+    app = build_app(ChatPage(sides, settings))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+    if not ipaddress.ip_address(host).is_loopback:
+        print(f"Everyone who reaches port {port} of this machine can use the model.", file=sys.stderr)
+    shown = "127.0.0.1" if ipaddress.ip_address(host).is_unspecified else host
+    print(f"Open http://{f'[{shown}]' if ':' in shown else shown}:{port} (Ctrl-C ends it)", flush=True)
+    try:
+        server.run(sockets=[listener])
+    except (KeyboardInterrupt, Interrupted):
+        print("stopped", file=sys.stderr)
+
+
+def _short(name: str | Path) -> str:
+    return Path(name).name or str(name)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

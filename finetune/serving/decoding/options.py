@@ -1,0 +1,214 @@
+"""Command-line options that every program which generates shares, checked without importing Paddle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.machine.device import detect_device, device_kind, find_device_fault
+from finetune.serving.decoding.exported import is_exported, read_facts
+from finetune.serving.decoding.settings import DecodingSettings
+
+DTYPES = ("float32", "float16", "bfloat16")
+MODES = ("dynamic", "static")
+ADAPTER_FILES = {"lora_path": "lora_config.json", "prefix_path": "prefix_config.json"}
+_PEFT_FILE = "adapter_config.json"
+_RUN_REMEDY = "give the output folder of a fine-tuning run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model answers, and how prompts are written for it.
+
+    Attributes:
+        model_name_or_path: Folder or hub name of a model, or a folder written by export_model.py.
+        lora_path: Output folder of a LoRA run.
+        prefix_path: Output folder of a prefix-tuning run.
+        mode: "dynamic", "static", or None: static for an exported folder.
+        device: "cpu", "gpu" or "gpu:1".
+        dtype: Type of the weights; None: float32 on CPU, else that of config.json.
+        chat_template: As in training; None asks the folder of the adapter or the model.
+        system: System text of conversations that have none.
+        src_length: Most tokens of a prompt; what is older is cut.
+    """
+
+    model_name_or_path: str
+    lora_path: Path | None = None
+    prefix_path: Path | None = None
+    mode: str | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    chat_template: str | None = None
+    system: str | None = None
+    src_length: int = 1024
+
+    @property
+    def is_static(self) -> bool:
+        """Whether an exported graph runs instead of PaddleNLP's layers."""
+        return self.mode == "static" or (self.mode is None and is_exported(Path(self.model_name_or_path)))
+
+    @property
+    def adapter(self) -> Path | None:
+        """Folder of the adapter, of whichever kind."""
+        return self.lora_path or self.prefix_path
+
+    def faults(self) -> list[str]:
+        """What is wrong with the options themselves, one message each."""
+        found = []
+        if self.lora_path and self.prefix_path:
+            found.append(
+                "lora_path and prefix_path are both given, but a run trains one of them: leave one out"
+            )
+        for name, config in ADAPTER_FILES.items():
+            folder = getattr(self, name)
+            if folder and not (folder / config).is_file():
+                found.append(
+                    find_peft_fault(name, folder) or f"{name} {folder} holds no {config}: {_RUN_REMEDY}"
+                )
+        if fault := _adapter_as_model(Path(self.model_name_or_path)):
+            found.append(fault)
+        if fault := find_device_fault(self.device):
+            found.append(fault)
+        if self.dtype not in (None, "float32") and device_kind(self.device) == "cpu":
+            found.append(
+                f"dtype is {self.dtype}, which Paddle cannot multiply on CPU: leave --dtype out, or use --device gpu"
+            )
+        if self.src_length < 1:
+            found.append(f"src_length is {self.src_length} but must be at least 1: raise --src_length")
+        return found + (self._static_faults() if self.is_static else self._dynamic_faults())
+
+    def _static_faults(self) -> list[str]:
+        found = [
+            f"{name} is given, but a static model holds its adapter already: give it to export_model.py, or use "
+            "--mode dynamic with the model that was exported"
+            for name in ADAPTER_FILES
+            if getattr(self, name)
+        ]
+        if self.dtype:
+            found.append("dtype is given, but a static model has its own: leave --dtype out")
+        try:
+            read_facts(Path(self.model_name_or_path))
+        except UserError as error:
+            found += error.faults
+        return found
+
+    def _dynamic_faults(self) -> list[str]:
+        if not is_exported(Path(self.model_name_or_path)):
+            return []
+        return [
+            f"{self.model_name_or_path} is an exported model, which runs with --mode static only: leave --mode out, "
+            "or give the folder that was exported"
+        ]
+
+    def template_name(self, tokenizer_folder: Path) -> str:
+        """The chat template: the one given, else that of the training, else the tokenizer's own, else none."""
+        from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES, load_template
+        from finetune.data.templates.trained_template import trained_template
+
+        if self.chat_template is not None:
+            return self.chat_template
+        for folder in filter(None, (self.adapter, Path(self.model_name_or_path))):
+            if (name := trained_template(folder)) is not None:
+                return name
+        try:
+            load_template(OWN_NAME, tokenizer_folder)
+        except UserError:
+            return PLAIN_NAMES[0]
+        return OWN_NAME
+
+
+def find_peft_fault(name: str, folder: Path) -> str | None:
+    """What to do with an adapter of peft that an option names; None where the folder is no such adapter."""
+    if not (folder / _PEFT_FILE).is_file() or any((folder / own).is_file() for own in ADAPTER_FILES.values()):
+        return None
+    return (
+        f"{name} {folder} holds an adapter of peft ({_PEFT_FILE}), which runs only when merged: merge it with "
+        f"merge_lora_params.py --lora_path {folder} first, and give the result as --model_name_or_path"
+    )
+
+
+def _adapter_as_model(folder: Path) -> str | None:
+    """What to do where the folder of an adapter is given as the model."""
+    if (folder / "config.json").is_file():
+        return None
+    for name, config in {**ADAPTER_FILES, "peft": _PEFT_FILE}.items():
+        if (folder / config).is_file():
+            if name == "peft":
+                return find_peft_fault("model_name_or_path", folder)
+            return (
+                f"model_name_or_path {folder} holds an adapter alone ({config}): give the base as "
+                f"--model_name_or_path, and this folder as --{name}"
+            )
+    return None
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ModelOptions`."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model_name_or_path", required=True, help="model folder or hub name, or a folder of export_model.py"
+    )
+    group.add_argument("--lora_path", type=Path, help="output folder of a LoRA run, used without merging")
+    group.add_argument("--prefix_path", type=Path, help="output folder of a prefix-tuning run")
+    group.add_argument(
+        "--mode", choices=MODES, help="static runs an exported folder (default: what the folder is)"
+    )
+    group.add_argument("--device", help="cpu, gpu or gpu:1 (gpu where Paddle sees one)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="type of the weights (CPU: float32, else config.json's)"
+    )
+    group.add_argument(
+        "--chat_template",
+        help="as in training: a name such as chatml, tokenizer, a file, or none (the one of the training, "
+        "else the tokenizer's own, else none)",
+    )
+    group.add_argument("--system", help="system text of conversations that have none")
+    group.add_argument("--src_length", type=int, default=1024, help="most tokens of a prompt (1024)")
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `DecodingSettings`."""
+    group = parser.add_argument_group("generation (greedy, unless one of the sampling options is given)")
+    group.add_argument("--max_new_tokens", type=int, default=128, help="most tokens of an answer (128)")
+    group.add_argument("--min_new_tokens", type=int, default=0, help="an answer does not end before (0)")
+    group.add_argument("--top_k", type=int, help="sample among this many tokens; 1 is greedy, 0 all")
+    group.add_argument("--top_p", type=float, help="sample among the tokens that hold this probability (1)")
+    group.add_argument(
+        "--temperature",
+        type=float,
+        help="below 1 keeps to the probable tokens, above 1 more even; 0 is greedy (1)",
+    )
+    group.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1 repeats less (1)")
+    group.add_argument(
+        "--seed", type=int, default=0, help="of sampling; the same seed gives the same text (0)"
+    )
+
+
+def model_options(values: Mapping[str, Any]) -> ModelOptions:
+    """The parsed options of `add_model_options`."""
+    chosen = {name: values[name] for name in ModelOptions.__dataclass_fields__}
+    return ModelOptions(**chosen | {"device": detect_device(values["device"])})
+
+
+def decoding_settings(values: Mapping[str, Any]) -> DecodingSettings:
+    """The parsed options of `add_decoding_options`.
+
+    Raises:
+        UserError: A value is out of range.
+    """
+    top_k, top_p, temperature = values["top_k"], values["top_p"], values["temperature"]
+    if top_k is None:
+        top_k = 1 if top_p is None and temperature is None else 0
+    return DecodingSettings(
+        max_new_tokens=values["max_new_tokens"],
+        min_new_tokens=values["min_new_tokens"],
+        top_k=top_k,
+        top_p=1.0 if top_p is None else top_p,
+        temperature=1.0 if temperature is None else temperature,
+        repetition_penalty=values["repetition_penalty"],
+        seed=values["seed"],
+    )

@@ -1,0 +1,189 @@
+"""Exports one model: load, adapt, describe, trace, write."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.data.templates.trained_template import carry_template
+from finetune.errors import UserError
+from finetune.models.resolve import ResolvedModel
+from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
+from finetune.serving.export.options import ExportOptions
+from finetune.storage.files import fill_folder
+
+if TYPE_CHECKING:
+    from finetune.families.decoder_description import DecoderDescription
+    from finetune.tokenizers.encoder import FamilyEncoder
+
+_ADAPTER_FILES = ("lora_config.json", "prefix_config.json", "adapter_facts.json", "pre_caches.npy")
+"""Files beside an adapter that say nothing of the exported model, which holds the adapter already."""
+
+
+def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
+    """Writes the model as a static graph; the folder appears when all of it is there.
+
+    Args:
+        options: Checked.
+        resolved: The model to export.
+
+    Returns:
+        What was exported.
+
+    Raises:
+        UserError: Weights, tokenizer or adapter cannot be used, or the disk is full.
+    """
+    import paddle
+
+    from finetune.families.decoder_description import describe
+    from finetune.models import hub
+    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+
+    paddle.set_device(options.device)
+    folder = resolved.folder or hub.download(resolved.name)
+    tokenizer_folder = _tokenizer_folder(options, folder, resolved)
+    encoder = FamilyEncoder(load_tokenizer(tokenizer_folder, resolved.family), resolved.family)
+    model, prefix = _load(options, resolved, encoder)
+    description = describe(model, resolved.family)
+    if prefix is not None:
+        prefix = _ordered_prefix(prefix, description)
+    facts = _facts(options, resolved, description, encoder, prefix)
+    try:
+        with fill_folder(options.output_path) as hidden:
+            _copy_files(folder, tokenizer_folder, hidden)
+            adapter = options.lora_path or options.prefix_path
+            carry_template([adapter, folder] if adapter else [folder], hidden)
+            if prefix is not None:
+                np.save(hidden / PREFIX_FILE, prefix)
+            facts.save(hidden)
+            _save_graph(description, hidden, dtype=options.dtype)
+    except OSError as error:
+        raise UserError(
+            f"output_path {options.output_path} cannot be written ({error.strerror or error}): free some space or "
+            "give another folder"
+        ) from error
+    return facts
+
+
+def _load(
+    options: ExportOptions, resolved: ResolvedModel, encoder: FamilyEncoder
+) -> tuple[Any, np.ndarray | None]:
+    """The model with its LoRA merged, and the prefix [prefix, 2 x layers, kv heads, head dim]."""
+    from finetune.models.loading import load_model
+
+    # Merging multiplies, which CPU does in float32 only.
+    dtype = "float32" if options.lora_path else options.dtype
+    model = load_model(resolved, dtype=dtype, config_overrides={"use_cache": True})
+    if options.lora_path:
+        from finetune.adapters.lora import load_lora
+
+        adapted = _load_adapter(load_lora, model, options.lora_path, encoder)
+        adapted.merge()
+        return adapted.model, None
+    if options.prefix_path:
+        from finetune.adapters.prefix import load_prefix
+
+        def load(model: Any, folder: Path) -> Any:
+            return load_prefix(model, folder, family=resolved.family)
+
+        return model, _prefix_of(_load_adapter(load, model, options.prefix_path, encoder), resolved)
+    return model, None
+
+
+def _load_adapter(load: Any, model: Any, folder: Path, encoder: FamilyEncoder) -> Any:
+    from finetune.adapters.files import check_tokenizer
+
+    check_tokenizer(folder, len(encoder.tokenizer))
+    adapted = load(model, folder)
+    adapted.eval()
+    return adapted
+
+
+def _prefix_of(adapted: Any, resolved: ResolvedModel) -> np.ndarray:
+    import paddle
+
+    geometry = resolved.family.prefix_geometry(adapted.model.config)
+    with paddle.no_grad():
+        flat = adapted.prefix_encoder(adapted.prefix_tokens.unsqueeze(0))
+    return (
+        flat.astype("float32")
+        .numpy()
+        .reshape(-1, 2 * geometry.num_layers, geometry.num_kv_heads, geometry.head_dim)
+    )
+
+
+def _ordered_prefix(prefix: np.ndarray, description: DecoderDescription) -> np.ndarray:
+    """[prefix, 2 x layers (keys first), kv heads, head dim] -> key, value of each layer in turn.
+
+    [2 x layers, kv heads, prefix, head dim], the places of keys in the order of the exported weights.
+    """
+    from finetune.serving.export.layout import reorder_keys
+
+    layers = description.shape.num_layers
+    parts = prefix.transpose(1, 2, 0, 3)
+    pairs = [
+        (reorder_keys(parts[layer], description.shape), parts[layers + layer]) for layer in range(layers)
+    ]
+    return np.ascontiguousarray([part for pair in pairs for part in pair], dtype=np.float32)
+
+
+def _facts(
+    options: ExportOptions,
+    resolved: ResolvedModel,
+    description: DecoderDescription,
+    encoder: FamilyEncoder,
+    prefix: np.ndarray | None,
+) -> ExportedFacts:
+    shape = description.shape
+    return ExportedFacts(
+        family=resolved.family.name,
+        dtype=options.dtype,
+        num_layers=shape.num_layers,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        max_positions=shape.max_positions,
+        stop_ids=tuple(dict.fromkeys([encoder.eos_token_id, *encoder.chat_end_ids])),
+        pad_token_id=encoder.pad_token_id,
+        num_prefix_tokens=0 if prefix is None else prefix.shape[2],
+    )
+
+
+def _save_graph(description: DecoderDescription, folder: Path, *, dtype: str) -> None:
+    """Traces the graph and writes program and weights."""
+    import paddle
+
+    from finetune.serving.export.generation_graph import GenerationGraph
+
+    graph = GenerationGraph(description, dtype)
+    graph.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = paddle.jit.to_static(graph, input_spec=graph.input_spec(), full_graph=True)
+        paddle.jit.save(traced, str(folder / PROGRAM_FILE.removesuffix(".json")))
+    for name in (PROGRAM_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file() or not (folder / name).stat().st_size:
+            raise UserError(f"Paddle wrote no {name}: is the disk of {folder.parent} full?")
+
+
+def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedModel) -> Path:
+    """The adapter's folder where it has a tokenizer of its own: it was trained with that one."""
+    adapter = options.lora_path or options.prefix_path
+    names = resolved.family.tokenizer.vocab_files
+    return adapter if adapter and any((adapter / name).is_file() for name in names) else folder
+
+
+def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
+    """Configuration, generation settings, tokenizer and chat template, byte for byte."""
+    from finetune.checkpoints.companions import copy_companions
+
+    copy_companions(tokenizer_folder, target)
+    if tokenizer_folder != folder:
+        for name in ("config.json", "generation_config.json"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+    for name in _ADAPTER_FILES:
+        (target / name).unlink(missing_ok=True)

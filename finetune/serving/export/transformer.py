@@ -1,0 +1,263 @@
+"""The layers of any described decoder, as operations that a static graph runs quickly on CPU.
+
+Shapes: B rows, S new tokens, T tokens of the cache, K kv heads, G groups of query heads (heads / K), D the
+size of a head. Keys and values are kept as [1, K, B, T, D] per layer, so that cos and sin [B, S, D] and the
+mask [B, S, T] are multiplied and added over leading axes, the one form of broadcasting that Paddle's CPU
+kernels are quick at.
+
+In half precision the same is float32 as in training: norms with their weights, the turn of rotary positions, scores,
+masks with distances, softmax, and the logits that are handed out. What comes out of a norm, a turn or a softmax is
+rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import _C_ops, nn
+
+from finetune.families.decoder_description import DecoderDescription, Linear, Norm
+from finetune.serving.export.layout import fold_norm, pack_layer, rms_gain
+
+KeyValue = tuple[paddle.Tensor, paddle.Tensor]
+Store = Callable[[KeyValue, KeyValue], KeyValue]
+
+_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "silu": F.silu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate=True),
+    "relu": F.relu,
+}
+
+
+def parameter(array: np.ndarray, dtype: str) -> Any:
+    """A frozen parameter that holds an array."""
+    made = paddle.create_parameter(list(array.shape), dtype, default_initializer=nn.initializer.Constant(0.0))
+    made.set_value(paddle.to_tensor(array).astype(dtype))
+    made.stop_gradient = True
+    return made
+
+
+class LinearLayer(nn.Layer):
+    """x @ weight + bias."""
+
+    def __init__(self, linear: Linear, dtype: str):
+        super().__init__()
+        self.weight = parameter(linear.weight, dtype)
+        self.bias = None if linear.bias is None else parameter(linear.bias, dtype)
+
+    def forward(self, x: Any) -> Any:
+        """[..., in] -> [..., out]."""
+        if self.bias is not None and x.dtype != paddle.float32:
+            return F.linear(x, self.weight, self.bias)  # rounds once, as in training
+        product = paddle.matmul(x, self.weight)
+        return product if self.bias is None else product + self.bias
+
+
+class NormLayer(nn.Layer):
+    """Layer norm, or an RMS norm whose weight stands in the matrix behind it (`layout.fold_norm`).
+
+    Args:
+        norm: As described.
+        dtype: Of the weights of a layer norm; those of an RMS norm are float32.
+        keep_gain: Multiply with the weight of an RMS norm here, where nothing behind it can take it.
+    """
+
+    def __init__(self, norm: Norm, dtype: str, *, keep_gain: bool = False):
+        super().__init__()
+        self.size, self.epsilon = len(norm.weight), norm.epsilon
+        self.is_rms = norm.bias is None
+        self.weight = self.bias = None
+        if norm.bias is not None:
+            self.weight, self.bias = parameter(norm.weight, dtype), parameter(norm.bias, dtype)
+        elif keep_gain or dtype != "float32":
+            self.weight = parameter(rms_gain(norm), "float32")
+
+    def forward(self, x: Any) -> Any:
+        """[B, S, hidden] -> the same shape."""
+        if not self.is_rms:
+            return F.layer_norm(x, [self.size], self.weight, self.bias, self.epsilon)
+        normed = self._unit(x)
+        return _rounded(normed if self.weight is None else normed * self.weight, x.dtype)
+
+    def _unit(self, x: Any) -> Any:
+        """X / sqrt(sum(x^2) + n * epsilon), float32."""
+        if x.dtype == paddle.float32:
+            return _C_ops.norm(x, 2, self.size * self.epsilon, True)[0]
+        wide = x.astype("float32")
+        squares = wide.square().sum(-1, keepdim=True)
+        return wide * paddle.rsqrt(squares + self.size * self.epsilon)
+
+
+class DecoderLayer(nn.Layer):
+    """Attention and feed-forward layers of one depth."""
+
+    def __init__(self, description: DecoderDescription, number: int, dtype: str):
+        super().__init__()
+        self.shape = description.shape
+        self.is_half = dtype != "float32"
+        packed = pack_layer(description.layer(number), self.shape, fold=not self.is_half)
+        self.groups = self.shape.num_heads // self.shape.num_kv_heads
+        self.attention_norm = NormLayer(packed.attention_norm, dtype)
+        self.qkv = LinearLayer(packed.qkv, dtype)
+        self.output = LinearLayer(packed.output, dtype)
+        self.inner_norm = NormLayer(packed.inner_norm, dtype)
+        self.inner = LinearLayer(packed.inner, dtype)
+        self.outer = LinearLayer(packed.outer, dtype)
+
+    def forward(self, x: Any, turn: Any, mask: Any, past: KeyValue, store: Store) -> tuple[Any, KeyValue]:
+        """Hidden states [B, S, hidden] and the cache with the new tokens.
+
+        Args:
+            x: [B, S, hidden].
+            turn: cos, sin [B, S, D] and the half turn [D, D], float32; None without rotary positions.
+            mask: Added to the scores [G, K, B, S, T], float32.
+            past: Keys and values so far.
+            store: (past, new) -> all keys and values.
+        """
+        normed = self.attention_norm(x) if self.shape.norm_first else x
+        attended, cache = self._attend(normed, turn, mask, past, store)
+        x = (normed if self.shape.residual_from_norm else x) + attended
+        if not self.shape.norm_first:
+            x = self.attention_norm(x)
+        normed = self.inner_norm(x) if self.shape.norm_first else x
+        x = (normed if self.shape.residual_from_norm else x) + self._feed_forward(normed)
+        return (x if self.shape.norm_first else self.inner_norm(x)), cache
+
+    def _attend(self, x: Any, turn: Any, mask: Any, past: KeyValue, store: Store) -> tuple[Any, KeyValue]:
+        shape, groups = self.shape, self.groups
+        heads = self.qkv(x).reshape([0, 0, groups + 2, shape.num_kv_heads, shape.head_dim])
+        heads = heads.transpose([2, 3, 0, 1, 4])  # [G + 2, K, B, S, D]
+        query_key, value = paddle.split(heads, [groups + 1, 1], axis=0)
+        if turn is not None:
+            query_key = _turned(query_key, *turn)
+        query, key = paddle.split(query_key, [groups, 1], axis=0)
+        keys, values = store(past, (key, value))
+        scores = paddle.matmul(query, keys, transpose_y=True)
+        if self.is_half:
+            weights = F.softmax(scores.astype("float32") * shape.head_dim**-0.5 + mask, axis=-1)
+            weights = weights.astype(values.dtype)
+        else:
+            weights = F.softmax(scores + mask, axis=-1)
+        attended = paddle.matmul(weights, values).transpose([2, 3, 0, 1, 4])
+        return self.output(attended.reshape([0, 0, shape.num_heads * shape.head_dim])), (keys, values)
+
+    def _feed_forward(self, x: Any) -> Any:
+        x = self.inner(x)
+        if not self.shape.gated:
+            return self.outer(_ACTIVATIONS[self.shape.activation](x))
+        if self.shape.activation == "silu":
+            return self.outer(F.swiglu(x))
+        gate, up = paddle.split(x, 2, axis=-1)
+        return self.outer(_ACTIVATIONS[self.shape.activation](gate) * up)
+
+
+class Decoder(nn.Layer):
+    """Token ids to logits, with a cache that the caller stores.
+
+    Args:
+        description: What to compute.
+        dtype: Of weights and cache.
+    """
+
+    def __init__(self, description: DecoderDescription, dtype: str):
+        super().__init__()
+        self.shape, self.dtype = description.shape, dtype
+        norm = description.final_norm
+        keep_gain = description.head is None or dtype != "float32"
+        self.embedding = parameter(description.embedding, dtype)
+        self.embedding_norm = _optional(description.embedding_norm, dtype)
+        self.positions = _optional(description.positions, dtype)
+        self.project_in = _optional(description.project_in, dtype)
+        self.layers = nn.LayerList(
+            [DecoderLayer(description, number, dtype) for number in range(self.shape.num_layers)]
+        )
+        self.final_norm = None if norm is None else NormLayer(norm, dtype, keep_gain=keep_gain)
+        self.project_out = _optional(description.project_out, dtype)
+        self.head = None
+        if description.head is not None:
+            head = Linear(description.head)
+            self.head = LinearLayer(head if norm is None or keep_gain else fold_norm(norm, head), dtype)
+        self.frequencies = _optional(description.rotary_frequencies, "float32")
+        self.slopes = _optional(description.distance_slopes, "float32")
+        self.half_turn = None
+        if self.frequencies is not None:
+            self.half_turn = parameter(_half_turn(self.shape.head_dim), "float32")
+
+    def forward(
+        self, ids: Any, positions: Any, mask: Any, pasts: list[KeyValue], store: Store
+    ) -> tuple[Any, list[KeyValue]]:
+        """Logits [B, 1, vocabulary] of the last token, float32, and the cache of every layer.
+
+        Args:
+            ids: [B, S].
+            positions: [B, S], the first token of a text at 0.
+            mask: See `DecoderLayer.forward`.
+            pasts: Keys and values so far, per layer.
+            store: (past, new) -> all keys and values of a layer.
+        """
+        x = self._embed(ids, positions)
+        turn = self._turn(positions)
+        caches = []
+        for number, layer in enumerate(self.layers):
+            x, cache = layer(x, turn, mask, pasts[number], store)
+            caches.append(cache)
+        return self._logits(x[:, -1:]), caches
+
+    def _embed(self, ids: Any, positions: Any) -> Any:
+        x = F.embedding(ids, self.embedding)
+        if self.shape.embedding_scale != 1.0:
+            x = x * self.shape.embedding_scale
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        if self.project_in is not None:
+            x = self.project_in(x)
+        return x if self.positions is None else x + F.embedding(positions, self.positions)
+
+    def _turn(self, positions: Any) -> Any:
+        if self.frequencies is None:
+            return None
+        angles = positions.astype("float32").unsqueeze(-1) * self.frequencies  # [B, S, D / 2]
+        angles = paddle.concat([angles, angles], axis=-1)
+        return paddle.cos(angles), paddle.sin(angles), self.half_turn
+
+    def _logits(self, x: Any) -> Any:
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if self.project_out is not None:
+            x = self.project_out(x)
+        if self.head is None:
+            return paddle.matmul(x, self.embedding, transpose_y=True).astype("float32")
+        return self.head(x).astype("float32")
+
+
+def _turned(heads: Any, cos: Any, sin: Any, half_turn: Any) -> Any:
+    """Rotary positions on heads [..., D], in float32 and rounded to their type."""
+    wide = _rounded(heads, paddle.float32)
+    return _rounded(wide * cos + paddle.matmul(wide, half_turn) * sin, heads.dtype)
+
+
+def _rounded(tensor: Any, dtype: Any) -> Any:
+    """The tensor in a type; a cast that changes nothing would still be a step of the graph."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
+
+
+def _optional(part: Norm | Linear | np.ndarray | None, dtype: str) -> Any:
+    """The layer or parameter of a part that not every decoder has."""
+    if part is None:
+        return None
+    if isinstance(part, Norm):
+        return NormLayer(part, dtype, keep_gain=True)
+    return LinearLayer(part, dtype) if isinstance(part, Linear) else parameter(part, dtype)
+
+
+def _half_turn(dim: int) -> np.ndarray:
+    """The matrix R with x @ R = concat(-x[dim/2:], x[:dim/2])."""
+    matrix = np.zeros((dim, dim), np.float32)
+    places = np.arange(dim // 2)
+    matrix[places, places + dim // 2] = 1.0
+    matrix[places + dim // 2, places] = -1.0
+    return matrix

@@ -1,0 +1,168 @@
+"""From options to responders: what can be checked first, then tokenizer, weights, adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.data.templates.template import load_template
+from finetune.errors import UserError
+from finetune.machine.device import device_kind
+from finetune.serving.decoding.exported import read_facts
+from finetune.serving.decoding.options import DTYPES, ModelOptions
+from finetune.serving.predict.responder import Responder, stop_ids
+
+if TYPE_CHECKING:
+    from finetune.data.templates.pieces import Template
+    from finetune.models.resolve import ResolvedModel
+
+
+@dataclass
+class PlannedModel:
+    """A model that is known to be there, before Paddle is imported.
+
+    Attributes:
+        options: What was asked for.
+        resolved: The model; of an exported folder only configuration and tokenizer.
+        template: How conversations are written.
+        template_name: As the setting `chat_template` would name it.
+        tokenizer: Folder or name of the tokenizer: the adapter's own, if it has one.
+    """
+
+    options: ModelOptions
+    resolved: ResolvedModel
+    template: Template
+    template_name: str
+    tokenizer: Path | str
+
+    @property
+    def position_limit(self) -> int | None:
+        """Most tokens of prompt and answer, None without a limit."""
+        if self.options.is_static:
+            return read_facts(Path(self.options.model_name_or_path)).max_positions
+        return self.resolved.family.position_limit(self.resolved.config)
+
+    @property
+    def note(self) -> str:
+        """One line for a person: what runs and how prompts are written."""
+        adapter = f" with {self.options.adapter}" if self.options.adapter else ""
+        kind = "static graph" if self.options.is_static else "dynamic"
+        return (
+            f"{self.options.model_name_or_path}{adapter}: {self.resolved.family.name}, {kind}, "
+            f"chat template {self.template_name}"
+        )
+
+
+def plan_model(options: ModelOptions) -> PlannedModel:
+    """Checks everything about a model that needs neither Paddle nor weights.
+
+    Raises:
+        UserError: Options that contradict each other, no such model, or a faulty template.
+    """
+    from finetune.models.resolve import resolve_model
+
+    if faults := options.faults():
+        raise UserError(faults)
+    resolved = resolve_model(options.model_name_or_path, needs_weights=not options.is_static)
+    names = resolved.family.tokenizer.vocab_files
+    adapter = options.adapter
+    has_own = adapter is not None and any((adapter / name).is_file() for name in names)
+    tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
+    name = options.template_name(Path(tokenizer))
+    template = load_template(name, Path(tokenizer))
+    return PlannedModel(options, resolved, template, name, tokenizer)
+
+
+def load_responder(plan: PlannedModel) -> Responder:
+    """Loads the model.
+
+    Raises:
+        UserError: Weights, tokenizer or adapter cannot be used, or do not belong together.
+    """
+    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+
+    options, family = plan.options, plan.resolved.family
+    encoder = FamilyEncoder(load_tokenizer(plan.tokenizer, family), family)
+    decoder: Any
+    if options.is_static:
+        from finetune.serving.decoding.decoder import StaticDecoder
+
+        decoder = StaticDecoder(options.model_name_or_path, device=options.device)
+    else:
+        decoder = _load_dynamic(plan, encoder)
+    return Responder(
+        encoder,
+        plan.template,
+        decoder,
+        options.src_length,
+        position_limit=plan.position_limit,
+        system=options.system,
+    )
+
+
+def load_pair(plan: PlannedModel) -> tuple[Responder, Responder]:
+    """Loads a model without and with its adapter, the weights of the base once where that is possible."""
+    tuned = load_responder(plan)
+    if tuned.decoder.can_switch_off:  # type: ignore[attr-defined]
+        return replace(tuned, decoder=tuned.decoder.without_adapter()), tuned  # type: ignore[attr-defined]
+    base = replace(plan.options, lora_path=None, prefix_path=None, chat_template=plan.template_name)
+    return load_responder(plan_model(base)), tuned
+
+
+def _load_dynamic(plan: PlannedModel, encoder: Any) -> Any:
+    import paddle
+
+    from finetune.adapters.files import check_tokenizer
+    from finetune.families.family import import_object
+    from finetune.models.loading import load_model
+    from finetune.models.vocabulary import find_growth, is_other_tokenizer
+    from finetune.serving.predict.dynamic import DynamicDecoder
+
+    options, resolved = plan.options, plan.resolved
+    family, dtype = resolved.family, _dtype(plan)
+    if options.adapter:
+        check_tokenizer(options.adapter, len(encoder.tokenizer))
+    paddle.set_device(options.device)
+    if device_kind(options.device) == "cpu" and family.cpu_layers:
+        import_object(family.cpu_layers)()
+    growth = find_growth(
+        family.adapt_config(resolved.config).get("vocab_size"),
+        len(encoder.tokenizer),
+        family=family,
+        other_tokenizer=is_other_tokenizer(plan.tokenizer, resolved.folder or resolved.name),
+    )
+    overrides = {"use_cache": True}
+    model = load_model(resolved, dtype=dtype, config_overrides=overrides, growth=growth)
+    return DynamicDecoder(
+        _adapt(model, options, family, dtype),
+        family,
+        stop_ids=stop_ids(encoder, plan.template),
+        pad_token_id=encoder.pad_token_id,
+        device=options.device,
+    )
+
+
+def _adapt(model: Any, options: ModelOptions, family: Any, dtype: str) -> Any:
+    if options.lora_path:
+        from finetune.adapters.lora import load_lora
+
+        adapted = load_lora(model, options.lora_path)
+    elif options.prefix_path:
+        from finetune.adapters.prefix import load_prefix
+
+        adapted = load_prefix(model, options.prefix_path, family=family)
+    else:
+        return model
+    if dtype != "float32":
+        adapted.to(dtype=dtype)
+    adapted.eval()
+    return adapted
+
+
+def _dtype(plan: PlannedModel) -> str:
+    if plan.options.dtype or device_kind(plan.options.device) == "cpu":
+        return plan.options.dtype or "float32"
+    config = plan.resolved.config
+    own = config.get("torch_dtype") or config.get("dtype")
+    return own if own in DTYPES else "float32"

@@ -1,0 +1,90 @@
+import pytest
+
+from finetune.errors import UserError
+from finetune.families.family import families, find_family, get_family, import_object, register
+from finetune.families.llama.record import LLAMA
+
+LLAMA_SIZES = {
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+}
+
+
+def test_model_type_comes_before_architectures():
+    assert find_family({"model_type": "llama"}) is LLAMA
+    assert find_family({"architectures": ["LlamaForCausalLM"]}) is LLAMA
+    with pytest.raises(UserError, match=r"no family covers model_type 'other'.*covered families: .*llama"):
+        find_family({"model_type": "other", "architectures": ["LlamaForCausalLM"]})
+
+
+def test_unknown_family_lists_the_families():
+    with pytest.raises(UserError, match=r"unknown model family 'lama'; covered families: .*llama"):
+        get_family("lama")
+
+
+def test_registering_a_claimed_model_type_is_an_error():
+    with pytest.raises(ValueError, match=r"collides with family llama"):
+        register(LLAMA)
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_every_dotted_path_of_a_record_exists(name):
+    family = get_family(name)
+    paths = [family.model_class, family.prefix_postprocess, family.tokenizer.tokenizer_class]
+    assert all(callable(import_object(path)) for path in paths)
+
+
+def test_prefix_geometry_counts_key_value_heads():
+    geometry = LLAMA.prefix_geometry(LLAMA_SIZES)
+    assert (geometry.num_layers, geometry.num_heads, geometry.num_kv_heads, geometry.head_dim) == (4, 8, 2, 8)
+    without = {key: value for key, value in LLAMA_SIZES.items() if key != "num_key_value_heads"}
+    assert LLAMA.prefix_geometry(without).num_kv_heads == 8
+
+
+def test_parallel_degrees_that_do_not_fit_are_named_with_the_size():
+    assert LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=2, pipeline_degree=4) == []
+    faults = LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=3, pipeline_degree=5)
+    assert [fault.split(":")[0] for fault in faults] == [
+        "tensor_parallel_degree is 3 but must divide num_attention_heads, which is 8 in this model",
+        "tensor_parallel_degree is 3 but must divide num_key_value_heads, which is 2 in this model",
+        "pipeline_parallel_degree is 5 but this model has 4 layers",
+    ]
+    assert faults[0].endswith("choose 1, 2, 4 or 8")
+    assert LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=1, pipeline_degree=2, virtual_degree=2) == []
+    (fault,) = LLAMA.parallel_faults(LLAMA_SIZES, tensor_degree=1, pipeline_degree=3, virtual_degree=2)
+    assert "pipeline_parallel_degree is 3 x virtual_pp_degree 2 but this model has 4 layers" in fault
+
+
+ROPE_CASES = [
+    ({"rope_theta": 7.0}, {"rope_theta": 7.0}),
+    ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, {"rope_theta": 5e5}),
+    (
+        {"rope_theta": 7.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_theta": 7.0, "rope_scaling_type": "linear", "rope_scaling_factor": 2.0},
+    ),
+    (
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0}},
+        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+    ),
+    ({"rope_scaling": None}, {}),
+]
+
+
+@pytest.mark.parametrize(("found", "adapted"), ROPE_CASES)
+def test_rotary_settings_go_where_paddlenlp_reads_them(found, adapted):
+    before = repr(found)
+    assert LLAMA.adapt_config(found) == adapted
+    assert repr(found) == before
+
+
+def test_rotary_scaling_that_cannot_be_expressed_is_refused():
+    with pytest.raises(UserError, match=r"rotary scaling 'yarn'.*allowed: none, linear, llama3"):
+        LLAMA.adapt_config({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
+
+
+def test_other_head_size_is_refused():
+    with pytest.raises(UserError, match=r"head_dim 16 with 8 heads"):
+        LLAMA.adapt_config({**LLAMA_SIZES, "head_dim": 16})

@@ -1,0 +1,99 @@
+"""What the records make of config.json: rotary settings, and variants that would be computed wrongly."""
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.families.family import get_family
+
+SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
+UNSCALED = ("qwen2", "mistral", "gemma")
+
+
+@pytest.mark.parametrize("name", UNSCALED)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+    ],
+)
+def test_the_rotary_base_goes_to_the_top(name, settings):
+    config = {"model_type": name, **SIZES, **settings}
+    before = repr(config)
+    adapted = get_family(name).adapt_config(config)
+    assert adapted["rope_theta"] == 5e5
+    assert not {"rope_parameters", "rope_scaling"} & adapted.keys()
+    assert repr(config) == before
+
+
+YARN = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
+REFUSED = [
+    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in UNSCALED),
+    ("mistral", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+    ("mistral", {"head_dim": 32}, "head_dim 32 with 4 heads"),
+    ("mistral", {"tie_word_embeddings": True}, "tie_word_embeddings true"),
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "sliding-window attention from layer 2"),
+    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
+    (
+        "gemma",
+        {"hidden_activation": "relu"},
+        "hidden_activation 'relu'.*allowed for Gemma: gelu_pytorch_tanh",
+    ),
+    (
+        "gemma",
+        {"hidden_activation": "gelu"},
+        "hidden_activation 'gelu'; allowed for Gemma: gelu_pytorch_tanh",
+    ),
+    ("gemma", {"hidden_act": "silu"}, "hidden_act 'silu'; allowed for Gemma: .*, gelu"),
+    ("gemma", {"attention_bias": True}, "attention_bias True, but Gemma is run with False only"),
+    ("opt", {"activation_function": "gelu"}, "activation_function 'gelu'; allowed for OPT: relu"),
+    ("opt", {"enable_bias": False}, "enable_bias False"),
+    ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm True"),
+    ("opt", {"tie_word_embeddings": False}, "tie_word_embeddings False, but OPT is run with True only"),
+    ("bloom", {"tie_word_embeddings": False}, "tie_word_embeddings False, but BLOOM is run with True only"),
+    ("bloom", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu', but PaddleNLP's Llama computes silu only"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), REFUSED)
+def test_what_paddlenlp_would_compute_wrongly_is_refused(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
+
+
+ACCEPTED = [
+    ("gemma", {"hidden_activation": None, "hidden_act": "gelu"}),  # the first published configs
+    ("gemma", {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
+    ("opt", {"tie_word_embeddings": True}),
+    ("bloom", {"tie_word_embeddings": True, "layer_norm_epsilon": 1e-3}),
+    ("llama", {"hidden_act": "silu"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), ACCEPTED)
+def test_what_is_computed_rightly_is_accepted(name, settings):
+    adapted = get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
+    assert settings.items() <= adapted.items()
+
+
+def test_a_window_that_no_layer_uses_is_accepted():
+    settings = {"use_sliding_window": True, "max_window_layers": 4, "sliding_window": 8}
+    assert get_family("qwen2").adapt_config({**SIZES, **settings})["sliding_window"] == 8
+
+
+def test_names_of_bloom_sizes_are_made_one():
+    adapted = get_family("bloom").adapt_config({"n_embed": 64, "n_layer": 2, "num_attention_heads": 4})
+    assert adapted == {"hidden_size": 64, "n_layer": 2, "n_head": 4}
+
+
+def test_names_of_opt_fields_are_paddlenlps():
+    found = {
+        "hidden_size": 64, "ffn_dim": 128, "do_layer_norm_before": False, "dropout": 0.1,
+        "attention_dropout": 0.0, "activation_function": "gelu_new",
+    }  # fmt: skip
+    assert get_family("opt").adapt_config(found) == {
+        "hidden_size": 64, "intermediate_size": 128, "normalize_before": False, "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.0, "hidden_act": "gelu", "word_embed_proj_dim": 64,
+    }  # fmt: skip

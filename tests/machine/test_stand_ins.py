@@ -1,0 +1,128 @@
+"""What is replaced in Paddle and PaddleNLP is on the list, and nothing else is."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from finetune.machine import stand_ins
+from tests.conftest import ROOT, launch
+
+COMPARE = r"""
+import json, sys, types
+import paddle, paddlenlp, paddlenlp.trainer, paddlenlp.peft
+import paddlenlp.transformers.llama.modeling
+import paddle.distributed.fleet
+from finetune.families.family import families, import_object
+for family in families().values():
+    import_object(family.model_class)
+
+def snapshot():
+    seen = {}
+    for name, module in list(sys.modules.items()):
+        if module is None or name.split(".")[0] not in ("paddle", "paddlenlp") or not isinstance(module, types.ModuleType):
+            continue
+        for attribute, value in list(vars(module).items()):
+            seen[f"{name}.{attribute}"] = value
+            if isinstance(value, type) and getattr(value, "__module__", None) == name:
+                for inner, member in list(vars(value).items()):
+                    seen[f"{name}.{value.__qualname__}.{inner}"] = member
+    return seen
+
+before = snapshot()
+# An operator that a module imported by name is the one of paddle._C_ops.
+sources = {id(value): key for key, value in before.items() if key.startswith("paddle._C_ops.")}
+INSTALL
+after = snapshot()
+changed = [key for key, value in after.items() if key in before and before[key] is not value]
+print("CHANGED", json.dumps(sorted({sources.get(id(before[key]), key) for key in changed})))
+"""
+INSTALLS = {
+    "backend": "from finetune.processes.cpu.backend import install\ninstall()",
+    "half precision": "from finetune.machine.half_precision import install\ninstall()",
+    "cpu layers": "from finetune.families.llama.cpu_layers import install_llama\ninstall_llama()",
+}
+# Counters and caches that Paddle writes itself.
+OWN_STATE = re.compile(r".*\.(_\w*(cache|state|count|mode)\w*|__\w+__)")
+
+
+def changed_by(source: str) -> list[str]:
+    result = launch("-c", COMPARE.replace("INSTALL", source))
+    assert result.returncode == 0, result.stderr[-2000:]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("CHANGED "))
+    return [name for name in json.loads(line.removeprefix("CHANGED ")) if not OWN_STATE.fullmatch(name)]
+
+
+@pytest.mark.parametrize("name", INSTALLS)
+def test_what_an_installation_changes_is_on_the_list(name):
+    changed = changed_by(INSTALLS[name])
+    assert changed, "the comparison sees nothing"
+    assert [target for target in changed if stand_ins.find(target) is None] == []
+
+
+def test_a_replacement_beside_the_list_is_seen():
+    assert changed_by("paddle.tensor.math.add = None") == ["paddle.tensor.math.add"]
+    assert stand_ins.find("paddle.tensor.math.add") is None
+
+
+def test_a_target_beside_the_list_is_refused():
+    with pytest.raises(ValueError, match=r"json\.dumps is not in finetune\.machine\.stand_ins"):
+        stand_ins.replace(json, "dumps", None)
+
+
+def test_a_temporary_stand_in_goes_again_also_after_an_error():
+    from paddle.nn import functional
+
+    original = functional.dropout
+    with pytest.raises(KeyError), stand_ins.replaced(functional, "dropout", len) as before:
+        assert before is original and functional.dropout is len
+        raise KeyError
+    assert functional.dropout is original
+
+
+def test_no_attribute_of_theirs_is_assigned_past_the_list():
+    """An assignment to an attribute of something imported from Paddle or PaddleNLP."""
+    found = []
+    for path in sorted((ROOT / "finetune").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        theirs = {name for node in ast.walk(tree) for name in _imported_from_theirs(node)}
+        for node in ast.walk(tree):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            for target in targets:
+                if isinstance(target, ast.Attribute) and ast.unparse(target).split(".")[0] in theirs:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
+
+
+def _imported_from_theirs(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [
+            (alias.asname or alias.name).split(".")[0]
+            for alias in node.names
+            if alias.name.split(".")[0] in ("paddle", "paddlenlp")
+        ]
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("paddle", "paddlenlp"):
+        return [alias.asname or alias.name for alias in node.names]
+    return []
+
+
+def test_every_entry_names_a_test_that_exists_and_says_why():
+    for each in stand_ins.STAND_INS:
+        assert (ROOT / each.test).is_file(), each
+        assert each.reason and each.when and re.match(r"(paddlepaddle|paddlenlp) \d", each.versions)
+
+
+def test_the_list_can_be_printed_without_paddle():
+    source = (
+        "import sys\nfrom finetune.machine.stand_ins import main\nmain()\nassert 'paddle' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert all(each.target in result.stdout for each in stand_ins.STAND_INS)

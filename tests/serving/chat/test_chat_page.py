@@ -1,0 +1,173 @@
+"""The page itself: served, and used in a real headless Chromium where there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from urllib.request import urlopen
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.serving.export.builders import build_sharp
+from tests.serving.predict.builders import save_lora
+
+pytest.importorskip("gradio", reason="the chat page is an extra")
+pytestmark = pytest.mark.slow
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def page_url(tmp_path_factory) -> Iterator[str]:
+    """A tiny model with and without LoRA, served by the command."""
+    folder = tmp_path_factory.mktemp("chat")
+    model = build_sharp("llama", folder / "model", num_layers=8)
+    adapter = save_lora(model, folder / "adapter")
+    command = [
+        sys.executable, "-m", "finetune.chat", "--model_name_or_path", str(model), "--lora_path", str(adapter),
+        "--port", "0", "--chat_template", "chatglm2", "--temperature", "0.9", "--device", "cpu", "--min_new_tokens", "80",
+    ]  # fmt: skip
+    with (folder / "errors").open("w+") as errors:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=errors,
+            text=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+            errors.seek(0)
+            assert found, errors.read()
+            yield found[0]
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+            errors.seek(0)
+            assert "Traceback" not in errors.read()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(_BROWSERS)}")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def tab(browser, page_url):
+    opened = browser.new_page(locale="en-US")
+    opened.set_default_timeout(30_000)
+    addresses: list[str] = []
+    opened.on("request", lambda request: addresses.append(request.url))
+    opened.goto(page_url)
+    opened.get_by_role("button", name="Send").wait_for()
+    opened.get_by_role("button", name="中文").wait_for()  # the page has asked for its language
+    yield opened
+    opened.close()
+    outside = [url for url in addresses if not url.startswith((page_url, "data:", "blob:"))]
+    assert outside == []
+
+
+_NOTE_CHANGES = """() => {
+    window.seen = [];
+    const note = () => {
+        const found = document.querySelectorAll("#answers1 [data-testid=bot]");
+        const text = found.length ? found[found.length - 1].innerText.trim() : "";
+        if (text && window.seen.at(-1) !== text) window.seen.push(text);
+    };
+    new MutationObserver(note).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
+def answers(tab, number: int) -> list[str]:
+    return tab.locator(f"#answers{number} [data-testid=bot]").all_inner_texts()
+
+
+def write(tab, text: str, *, tokens: int) -> None:
+    if not tab.locator("#max_new_tokens").is_visible():
+        tab.locator("#settings > button").click()
+    tab.locator("#max_new_tokens input[type=number]").fill(str(tokens))
+    tab.locator("#max_new_tokens input[type=number]").press("Enter")
+    tab.locator("#message textarea").fill(text)
+    tab.locator("#message textarea").press("Enter")
+
+
+def settle(tab, count: int = 1) -> None:
+    """Waits until both columns have so many answers that no longer change."""
+    deadline, before, since = time.monotonic() + 90, None, time.monotonic()
+    while time.monotonic() < deadline:
+        now = (answers(tab, 0), answers(tab, 1))
+        if now != before:
+            before, since = now, time.monotonic()
+        if (
+            all(len(column) == count and column[-1].strip() for column in now)
+            and time.monotonic() - since > 1.5
+        ):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"the answers do not come to an end: {before}")
+
+
+def test_two_answers_stream_side_by_side_and_are_remembered(tab):
+    tab.evaluate(_NOTE_CHANGES)
+    write(tab, "类型#上衣*颜色#白色*", tokens=100)
+    settle(tab)
+    seen = tab.evaluate("window.seen")
+    assert len(seen) > 5, "the answer came at once"
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
+    left, right = answers(tab, 0)[-1], answers(tab, 1)[-1]
+    assert left != right and left.strip() and right.strip()
+    assert "类型#上衣*颜色#白色*" in tab.locator("#answers0 [data-testid=user]").inner_text()
+    write(tab, "裙", tokens=10)
+    settle(tab, 2)
+    tab.get_by_role("button", name="New conversation").click()
+    tab.wait_for_function("!document.querySelector('#answers0 [data-testid=bot]')")
+
+
+def test_stop_ends_an_answer(tab):
+    write(tab, "裙", tokens=200)
+    tab.wait_for_function(
+        "document.querySelector('#answers0 [data-testid=bot]')?.innerText.trim().length > 3"
+    )
+    tab.get_by_role("button", name="Stop").click()
+    time.sleep(1)
+    left, right = answers(tab, 0), answers(tab, 1)
+    time.sleep(1.5)
+    assert (answers(tab, 0), answers(tab, 1)) == (left, right)
+    assert not "".join(right).strip(), "the second model was not stopped"
+
+
+def test_the_language_can_be_switched(tab):
+    tab.get_by_role("button", name="中文").click()
+    tab.get_by_role("button", name="发送").wait_for()
+    assert "微调前" in tab.locator("#answers0").inner_text()
+    tab.get_by_role("button", name="English").click()
+    tab.get_by_role("button", name="Send").wait_for()
+
+
+def test_a_setting_out_of_range_is_told(tab):
+    tab.locator("#settings > button").click()
+    tab.locator("#seed input").fill("-1")
+    tab.locator("#seed input").press("Tab")
+    tab.locator("#message textarea").fill("裙")
+    tab.locator("#message textarea").press("Enter")
+    tab.get_by_text("seed").first.wait_for()
+    tab.locator("[data-testid=toast-body]").wait_for()
+    assert tab.locator("#message textarea").input_value() == "裙"
+
+
+def test_the_page_forbids_anything_from_elsewhere(page_url):
+    with urlopen(page_url) as response:
+        policy, text = response.headers["Content-Security-Policy"], response.read().decode()
+    assert "default-src 'self'" in policy and "http" not in policy
+    assert not re.search(r"<(?:script|link)[^>]+https?://(?!127\.0\.0\.1)", text)

@@ -1,0 +1,84 @@
+"""Static text = dynamic text, for every family."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.families.family import families, get_family
+from finetune.serving.decoding.decoder import StaticDecoder
+from finetune.serving.decoding.settings import DecodingSettings
+from tests.families.decoding import with_lora, with_prefix
+from tests.serving.export.builders import build_sharp, dynamic_model, dynamic_text, export_folder, prompts
+
+GREEDY = DecodingSettings(max_new_tokens=30, stop_ids=())
+PENALISED = DecodingSettings(max_new_tokens=30, stop_ids=(), repetition_penalty=1.3)
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_greedy_text_is_that_of_the_dynamic_model(name, tmp_path):
+    folder = build_sharp(name, tmp_path / "model")
+    decoder = StaticDecoder(export_folder(folder, tmp_path / "exported"))
+    model = dynamic_model(folder)
+    seen = set()
+    for rows in (prompts([7], seed=1), prompts()):
+        for settings in (GREEDY, PENALISED):
+            expected = dynamic_text(model, rows, settings)
+            assert decoder.generate(rows, settings) == expected
+            seen |= {token for answer in expected for token in answer}
+    assert len(seen) > 30, "the model repeats itself, so that equal texts say nothing"
+
+
+@pytest.mark.parametrize("name", ["llama", "chatglm2", "bloom"])
+def test_a_prefix_is_exported_with_the_model(name, tmp_path):
+    from finetune.adapters.files import save_adapter
+
+    folder = build_sharp(name, tmp_path / "model")
+    model = with_prefix(dynamic_model(folder), get_family(name))
+    _save(model, model.prefix_config, tmp_path / "prefix", save_adapter)
+    decoder = StaticDecoder(export_folder(folder, tmp_path / "exported", prefix_path=tmp_path / "prefix"))
+    assert decoder.facts.num_prefix_tokens == 3
+    expected = dynamic_text(model, prompts(), GREEDY)
+    assert decoder.generate(prompts(), GREEDY) == expected
+    assert expected != dynamic_text(dynamic_model(folder), prompts(), GREEDY)
+
+
+def test_lora_is_merged_into_the_exported_weights(sharp_llama, tmp_path):
+    import paddle
+
+    from finetune.adapters.files import save_adapter
+
+    model = with_lora(dynamic_model(sharp_llama), get_family("llama"))
+    model.eval()
+    paddle.seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.set_value(paddle.randn(parameter.shape) * 0.3)
+    _save(model, model.lora_config, tmp_path / "lora", save_adapter)
+    decoder = StaticDecoder(export_folder(sharp_llama, tmp_path / "exported", lora_path=tmp_path / "lora"))
+    expected = dynamic_text(model.model, prompts(), GREEDY)
+    assert decoder.generate(prompts(), GREEDY) == expected
+    assert expected != dynamic_text(dynamic_model(sharp_llama), prompts(), GREEDY)
+
+
+def test_a_sliding_window_and_scaled_positions(tmp_path):
+    """Settings of config.json that change what attention sees."""
+    import json
+
+    for name, changes in (
+        ("mistral", {"sliding_window": 4}),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}}),
+    ):
+        folder = build_sharp(name, tmp_path / name)
+        plain = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        expected = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
+        assert expected != plain
+        decoder = StaticDecoder(export_folder(folder, tmp_path / f"exported_{name}"))
+        assert decoder.generate(prompts(), GREEDY) == expected
+
+
+def _save(model, config, folder, save_adapter) -> None:
+    folder.mkdir()
+    save_adapter(model, folder)
+    config.save_pretrained(str(folder))

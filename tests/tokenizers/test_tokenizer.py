@@ -1,0 +1,149 @@
+import base64
+import json
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.families.family import get_family
+from finetune.families.special_tokens import token_id
+from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+
+TEXTS = [
+    "类型#上衣*版型#显瘦",
+    "The red dress, 12 pieces.",
+    "emoji 😀👍🏽 and rare 饕餮",
+    "two\nlines\n\nand\ttabs\r\n",
+    "  blanks  around  ",
+    " ",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(case, tiny_folder):
+    return FamilyEncoder(load_tokenizer(tiny_folder), get_family(case.name))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back_unchanged(encoder, text):
+    assert encoder.decode(encoder.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", TEXTS[:-1])
+def test_ids_are_those_of_paddlenlp(encoder, text):
+    expected = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert encoder.encode(text) == list(expected)
+
+
+def test_frame_of_a_prompt(case, encoder):
+    tokens = [encoder.tokenizer.convert_ids_to_tokens(index) for index in encoder.prefix_ids]
+    assert tuple(tokens) == case.prefix
+    assert encoder.tokenizer.convert_ids_to_tokens(encoder.eos_token_id) == case.end_of_answer
+    assert 0 <= encoder.pad_token_id < len(encoder.tokenizer)
+
+
+def test_special_text_in_the_data_is_only_text(case, encoder):
+    text = f"a {case.end_of_answer} b{''.join(case.prefix)}"
+    ids = encoder.encode(text)
+    assert not {encoder.eos_token_id, *encoder.prefix_ids} & set(ids)
+    assert encoder.decode(ids) == text
+
+
+def test_decoding_leaves_the_frame_out(encoder):
+    ids = [*encoder.prefix_ids, *encoder.encode("上衣"), encoder.eos_token_id, encoder.pad_token_id]
+    assert encoder.decode(ids) == "上衣"
+    assert encoder.decode(encoder.prefix_ids) == ""
+
+
+def test_missing_token_is_an_error():
+    with pytest.raises(UserError, match=r"the tokenizer has no token 'pad'"):
+        token_id(type("Empty", (), {"pad_token_id": None})(), "pad")
+
+
+def test_hugging_face_file_name_is_read(llama_folder):
+    expected = load_tokenizer(llama_folder)("上衣 red")["input_ids"]
+    (llama_folder / "sentencepiece.bpe.model").unlink()
+    tokenizer = load_tokenizer(llama_folder)
+    assert tokenizer("上衣 red")["input_ids"] == expected
+    assert tokenizer.pad_token == "</s>"
+
+
+def test_folder_without_tokenizer_config(llama_folder):
+    (llama_folder / "tokenizer_config.json").unlink()
+    assert load_tokenizer(llama_folder).eos_token_id == 2
+
+
+def test_a_padding_token_of_the_folder_is_kept(llama_folder):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = llama_folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<unk>"}))
+    tokenizer = load_tokenizer(llama_folder)
+    assert FamilyEncoder(tokenizer, get_family("llama")).pad_token_id == 0
+
+
+def test_folder_without_vocabulary(llama_folder):
+    for name in ("sentencepiece.bpe.model", "tokenizer.model"):
+        (llama_folder / name).unlink()
+    with pytest.raises(UserError, match=r"holds no tokenizer: put one of sentencepiece.bpe.model"):
+        load_tokenizer(llama_folder)
+
+
+def test_folder_with_tokenizer_json_alone(llama_folder):
+    for name in ("sentencepiece.bpe.model", "tokenizer.model"):
+        (llama_folder / name).unlink()
+    (llama_folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(llama_folder)
+    message = str(caught.value)
+    assert "holds tokenizer.json, but PaddleNLP does not read it for family llama" in message
+    assert "put one of sentencepiece.bpe.model, tokenizer.model there" in message
+    assert "as Llama 3 does, in original/tokenizer.model" in message
+    assert '"tokenizer_class": "Llama3Tokenizer" in tokenizer_config.json' in message
+
+    kept = llama_folder / "original" / "tokenizer.model"
+    kept.parent.mkdir()
+    kept.write_bytes(b"")
+    with pytest.raises(UserError, match=f"copy {kept} there"):
+        load_tokenizer(llama_folder)
+
+
+def test_tokenizer_json_alone_of_a_family_with_other_files(llama_folder):
+    (llama_folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(llama_folder, get_family("qwen2"))
+    assert "for family qwen2: put one of vocab.json there" in str(caught.value)
+    assert "Llama" not in str(caught.value)
+
+
+def test_damaged_vocabulary(llama_folder):
+    (llama_folder / "sentencepiece.bpe.model").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"cannot be read"):
+        load_tokenizer(llama_folder)
+
+
+def test_tiktoken_file_of_llama_3(tmp_path):
+    ranks = (base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256))
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(ranks))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Llama3Tokenizer"}')
+    family = get_family("llama")
+    encoder = FamilyEncoder(load_tokenizer(tmp_path, family), family)
+    assert (encoder.prefix_ids, encoder.eos_token_id) == ((256,), 257)
+    text = "你好\n<|end_of_text|> and <|eot_id|>"
+    assert encoder.encode(text) == list(text.encode())
+    assert encoder.decode([256, *encoder.encode(text), 257]) == text
+
+
+def test_generation_of_llama_3_also_stops_where_a_turn_ends(tmp_path):
+    ranks = (base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256))
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(ranks))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Llama3Tokenizer"}')
+    family = get_family("llama")
+    encoder = FamilyEncoder(load_tokenizer(tmp_path, family), family)
+    (end,) = encoder.chat_end_ids
+    assert end != encoder.eos_token_id and encoder.encode_special("<|eot_id|>") == [end]
+
+
+def test_ends_of_turns_that_a_tokenizer_lacks_are_left_out(llama_folder):
+    family = get_family("llama")
+    assert family.tokenizer.chat_ends
+    assert FamilyEncoder(load_tokenizer(llama_folder), family).chat_end_ids == ()
