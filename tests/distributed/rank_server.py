@@ -26,7 +26,10 @@ from typing import Any
 from tests.device_reads import watch_run
 
 ROOT = Path(__file__).resolve().parents[2]
-_PACKAGES = ("adapters", "data", "half_precision", "models", "parallel", "parallel.pipe", "training")
+_PACKAGES = (
+    "adapters", "checkpoints", "data", "families", "machine", "models", "parallel", "processes", "randomness",
+    "reporting", "tokenizers", "training",
+)  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 15.0
 STOPPED = -9

@@ -6,8 +6,6 @@ from typing import Any
 
 import paddle
 
-from finetune.parallel.sharding.flat_slices import plain_arithmetic
-
 
 class LossSum:
     """A sum of scalar losses that stays on the device.
@@ -21,5 +19,5 @@ class LossSum:
 
     def add(self, loss: Any) -> None:
         """Adds a scalar of any float dtype; no gradient passes through the sum."""
-        with plain_arithmetic():
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             self.value = self.value + loss.detach().astype("float64").reshape([1])
