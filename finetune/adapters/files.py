@@ -27,7 +27,7 @@ from finetune.errors import UserError
 from finetune.models.parameters import assign
 from finetune.models.shard_files import open_shards
 from finetune.processes.groups import ProcessGroups
-from finetune.processes.joint_steps import together
+from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.checkpoints import TensorFiles, open_indexed
 from finetune.storage.files import write_json
 from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM, find_rank_files
@@ -102,7 +102,7 @@ def save_adapter(
             )
         else:
             save_shards(tensors, folder, groups, stem=LORA_STEM if is_lora else PREFIX_STEM)
-    with together(groups):
+    with fail_on_all_ranks(groups):
         if not groups.is_first:
             return
         config = replace(model.lora_config if is_lora else model.prefix_config)

@@ -6,7 +6,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2021);
 Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA" (2023).
 
 A model may be one process's part of a larger one: layers of other pipeline stages are stubs (layers with
-`is_absent`), weights are this tensor rank's slices. The adapter is then the same part of the whole adapter.
+`is_placeholder`), weights are this tensor rank's slices. The adapter is then the same part of the whole adapter.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class LoRAModel(peft.LoRAModel):
 
     def _find_and_replace_module(self, model: Any, module_name: str, *settings: Any) -> None:
         layer = model.get_sublayer(module_name)
-        if getattr(layer, "is_absent", False):
+        if getattr(layer, "is_placeholder", False):
             return
         try:
             super()._find_and_replace_module(model, module_name, *settings)
@@ -191,7 +191,7 @@ def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
     """
     local = getattr(model.config, "local_layers", None)
     for name, layer in model.named_sublayers():
-        if not getattr(layer, "is_absent", False) and not layer.parameters(include_sublayers=False):
+        if not getattr(layer, "is_placeholder", False) and not layer.parameters(include_sublayers=False):
             continue
         parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
         if local is None or parts is None:
@@ -206,7 +206,7 @@ def check_targets(model: Any, targets: list[str] | str, *, num_layers: int) -> N
     names = [
         name
         for name, layer in _weighted_modules(model, num_layers)
-        if hasattr(layer, "weight") or getattr(layer, "is_absent", False)
+        if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
     ]
     unused = [pattern for pattern in patterns if not any(re.fullmatch(pattern, name) for name in names)]
     if unused:

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from finetune.processes.groups import ProcessGroups
-from finetune.processes.joint_steps import together
+from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.files import sync_folder, write_json
 
 MANIFEST_NAME = "manifest.json"
@@ -91,19 +91,19 @@ def write_checkpoint(
     def clean_up() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
-    with together(groups):
+    with fail_on_all_ranks(groups):
         if groups.is_first:
             clean_up()
             temporary.mkdir(parents=True)
-    with together(groups, clean_up):
+    with fail_on_all_ranks(groups, clean_up):
         write_files(temporary)
     facts: dict[str, dict[str, Any]] = {}
     names = groups.world.gather_objects(_file_names(temporary) if groups.is_first else None)[0]
-    with together(groups, clean_up):
+    with fail_on_all_ranks(groups, clean_up):
         # Shared out over the ranks: hashing takes longer than writing.
         facts = {name: _facts(temporary / name) for name in names[groups.rank :: groups.world.size]}
     parts = groups.world.gather_objects(facts)
-    with together(groups, clean_up):
+    with fail_on_all_ranks(groups, clean_up):
         if groups.is_first:
             _write_manifest(temporary, step, {name: part[name] for part in parts for name in part})
             _give_name(temporary, final)

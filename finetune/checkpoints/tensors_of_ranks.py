@@ -23,7 +23,7 @@ from finetune.families.tensor_splits import find_split
 from finetune.models.layers import one_name_each
 from finetune.models.loading import one_process_config
 from finetune.processes.groups import Group, ProcessGroups
-from finetune.processes.joint_steps import together
+from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.dtypes import array_dtype, dtype_name, num_bytes
 from finetune.storage.rank_files import MODEL_STEM, shard_name
 from finetune.storage.splits import Split
@@ -108,7 +108,7 @@ def save_model_weights(
             save_tensors_of_all(tensors, folder, groups, stem=MODEL_FILES, max_bytes=max_shard_bytes)
         else:
             save_shards(tensors, folder, groups, stem=MODEL_STEM)
-    with together(groups):
+    with fail_on_all_ranks(groups):
         if groups.is_first:
             one_process_config(model).save_pretrained(str(folder))
             if model.can_generate():
@@ -136,7 +136,7 @@ def save_shards(
 
     takes_part = groups.coordinates.data == 0
     state = {name: tensor.read() for name, tensor in sorted(tensors.items())} if takes_part else {}
-    with together(groups):
+    with fail_on_all_ranks(groups):
         if not groups.data.is_first:
             return
         place, layout = groups.coordinates, groups.layout
@@ -189,7 +189,7 @@ def save_tensors_of_all(
     # Of several replicas the first writes; those that share its optimizer state take part in reading.
     for file, names in mine if groups.coordinates.data == 0 else ():
         failure = _write_file(folder / file, {name: tensors[name] for name in names}, groups) or failure
-    with together(groups):
+    with fail_on_all_ranks(groups):
         if failure is not None:
             raise failure
         if numbered and groups.is_first:

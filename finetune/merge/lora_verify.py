@@ -65,7 +65,7 @@ def verify(
     base: Base,
     adapters: Sequence[Adapter],
     result: Path,
-    say: Callable[[str], None] = print,
+    show_message: Callable[[str], None] = print,
     *,
     unmerge: bool = False,
 ) -> Comparison:
@@ -75,7 +75,7 @@ def verify(
         base: The model that was given: the base the adapters were merged into, or what they were taken out of.
         adapters: In their order.
         result: Folder of the result.
-        say: Takes the lines.
+        show_message: Takes the lines.
         unmerge: Whether the adapters were taken out: then it is the result that they are put on.
     """
     from finetune.machine.quiet import silence_libraries
@@ -92,13 +92,13 @@ def verify(
         float(expected.std()),
         dtype_name([entry.tensor for entry in written.entries.values()]),
     )
-    say(
+    show_message(
         f"verified {_NUM_PROMPTS} prompts of {_LENGTH} tokens in float32: largest difference of a logit "
         f"{comparison.difference:.2e}, allowed for {comparison.dtype} weights {comparison.bound:.2e}, logits have a "
         f"spread of {comparison.spread:.2f}"
     )
     for kind, change in sorted(_changes(base, written).items()):
-        say(f"  {kind}: changed by {100 * change:.3g} % of its size")
+        show_message(f"  {kind}: changed by {100 * change:.3g} % of its size")
     return comparison
 
 

@@ -24,11 +24,11 @@ from finetune.adapters.base import base_model
 from finetune.adapters.prefix import partial_gradients
 from finetune.models.layers import named_weights
 from finetune.models.sequence_parallel import set_row_length
-from finetune.parallel.pipe.engine import Pipeline, Work
+from finetune.parallel.pipe.engine import MicroBatchComputation, Pipeline
 from finetune.parallel.pipe.loss_sum import LossSum
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.replica_hashes import check_replicas
-from finetune.parallel.sharding.flat_slices import plain_arithmetic
+from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import Group, ProcessGroups
 
@@ -76,7 +76,7 @@ class ParallelModel:
         return self.pipeline is None or self.pipeline.is_last
 
     @property
-    def speaks_for_samples(self) -> bool:
+    def reports_sample_sums(self) -> bool:
         """Whether this rank's sums over its samples count: one rank for each share of the data."""
         return self.computes_loss and self.groups.tensor.is_first
 
@@ -115,7 +115,7 @@ class ParallelModel:
         whole = [name for name, each in tensors.items() if not getattr(each, "is_distributed", False)]
         check_replicas(tensors, self.groups, what, same_over_tensor=whole, is_sliced_over_sharding=is_sliced)
 
-    def train(self, work: Work, num_micro_batches: int) -> Any:
+    def train(self, work: MicroBatchComputation, num_micro_batches: int) -> Any:
         """Forward and backward passes of this rank's micro-batches.
 
         Returns:
@@ -150,8 +150,8 @@ class ParallelModel:
         Args:
             values: float64 [n], on the device; changed.
         """
-        with plain_arithmetic():
-            if not self.speaks_for_samples:
+        with no_grad_no_autocast():
+            if not self.reports_sample_sums:
                 values = paddle.zeros_like(values)
             self.groups.world.all_reduce(values)
         return values.tolist()
@@ -170,8 +170,8 @@ class ParallelModel:
         """
         self.replicas.sum_gradients()
         self._sum_partial()
-        with plain_arithmetic():
-            share = loss if self.speaks_for_samples else paddle.zeros_like(loss)
+        with no_grad_no_autocast():
+            share = loss if self.reports_sample_sums else paddle.zeros_like(loss)
             square = self.replicas.squared_norm(self._counts)
             totals = paddle.concat([share, square, paddle.to_tensor([*counts], dtype="float64")])
             self.groups.world.all_reduce(totals)

@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 
 
 @contextmanager
-def together(groups: ProcessGroups, clean_up: Callable[[], None] | None = None) -> Iterator[None]:
+def fail_on_all_ranks(groups: ProcessGroups, clean_up: Callable[[], None] | None = None) -> Iterator[None]:
     """A block that fails on all ranks when it fails on one; it ends when all have come to its end.
 
     For work that each rank does for itself, such as writing a file: a rank that failed would otherwise leave the

@@ -26,7 +26,7 @@ class Phase(NamedTuple):
 _now = Phase("start", None, time.monotonic())
 
 
-def phase(name: str, step: int | None = None) -> None:
+def enter_phase(name: str, step: int | None = None) -> None:
     """Notes what begins now; costs one assignment, so call it for every micro-batch, save and evaluation batch."""
     global _now
     _now = Phase(name, step, time.monotonic())

@@ -25,13 +25,13 @@ def files_to_upload(folder: Path) -> list[Path]:
     )
 
 
-def upload(folder: Path, settings: ModelArguments, say: Callable[[str], None]) -> None:
+def upload(folder: Path, settings: ModelArguments, show_message: Callable[[str], None]) -> None:
     """Creates the repository when there is none and uploads the final files, same names overwritten.
 
     Args:
         folder: The output folder of a finished run; it stays as it is whatever happens here.
         settings: `aistudio_repo_id`, `aistudio_repo_private`, `aistudio_repo_license`, `aistudio_token`.
-        say: Shows a line to the person.
+        show_message: Shows a line to the person.
 
     Raises:
         UserError: AI Studio refused, or cannot be reached. The run itself is finished and saved.
@@ -60,7 +60,7 @@ def upload(folder: Path, settings: ModelArguments, say: Callable[[str], None]) -
         )
         if "error_code" in answer:
             raise UserError(_refusal(settings, f"{path.name} cannot be uploaded", answer))
-        say(f"Uploaded {path.name} to {settings.aistudio_repo_id}")
+        show_message(f"Uploaded {path.name} to {settings.aistudio_repo_id}")
 
 
 def _ask(call: Callable[..., dict], **arguments: object) -> dict:

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.processes.phases import phase
+from finetune.processes.phases import enter_phase
 from finetune.run.tokenizer import plan_vocabulary
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def load_base_model(
     from finetune.randomness.seeding import seed_everything
     from finetune.run.processes import prepare_device
 
-    phase("loading weights")
+    enter_phase("loading weights")
     prepare_device(args, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()

@@ -11,7 +11,7 @@ from finetune.machine.device import use_device
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.groups import ProcessGroups, start_groups
 from finetune.processes.layout import Layout, count_processes
-from finetune.processes.phases import phase
+from finetune.processes.phases import enter_phase
 from finetune.processes.watch.watch import start_watch
 from finetune.run.layout import check_topology, layout_of
 
@@ -37,7 +37,7 @@ def start_processes(args: Arguments, layout: Layout) -> Iterator[ProcessGroups]:
     if layout.world == 1:
         yield ProcessGroups()
         return
-    phase("connecting")
+    enter_phase("connecting")
     silence_libraries()
     start_watch(hang_seconds=args.model.hang_timeout)
     prepare_device(args, layout.world)  # before groups are made, which belong to a card

@@ -46,13 +46,13 @@ class Report:
         self.args = args
         self.run = run
         for line in (*args.warnings, *run.warnings):
-            self.say(f"warning: {line}")
+            self.show_message(f"warning: {line}")
         if processor_note:
-            self.say(processor_note)
+            self.show_message(processor_note)
         if run.resume:
-            self.say(f"Continuing from {run.resume}")
+            self.show_message(f"Continuing from {run.resume}")
 
-    def say(self, text: str) -> None:
+    def show_message(self, text: str) -> None:
         """One line for the person, from the first process only."""
         if is_first_process():
             print(text, file=sys.stderr, flush=True)
@@ -60,12 +60,12 @@ class Report:
     def notes(self, lines: list[str]) -> None:
         """Says what a preparing step found."""
         for line in lines:
-            self.say(line)
+            self.show_message(line)
 
     def data(self, data: RunData, resolved: ResolvedModel) -> None:
-        """Says what became of the data files, and refuses samples that the model has no positions for."""
+        """Shows the counts of the data files' lines, and refuses samples that the model has no positions for."""
         for split, report in data.reports.items():
-            self.say(f"Data, {split}: {report.describe()}")
+            self.show_message(f"Data, {split}: {report.describe()}")
         limit = resolved.family.position_limit(resolved.config)
         examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)
         longest = max((len(example.input_ids) for example in examples), default=0)
@@ -79,7 +79,7 @@ class Report:
 
     def nothing_to_do(self) -> None:
         """Says that this very run is finished."""
-        self.say(
+        self.show_message(
             f"{self.run.path} holds this run, finished. Give larger max_steps or num_train_epochs to train further, "
             "or --overwrite_output_dir true to train it anew."
         )
@@ -89,9 +89,11 @@ class Report:
         layout = parallel.groups.layout
         total, trained, held = parallel.count_parameters()
         if self.args.training.do_train:
-            self.say(f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})")
+            self.show_message(
+                f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})"
+            )
         if layout.world > 1:
-            self.say(describe_layout(layout, held))
+            self.show_message(describe_layout(layout, held))
 
     def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
         """Writes results, generated texts and the curve, and prints the last lines."""
@@ -121,7 +123,7 @@ class Report:
                 next_commands=self._next_commands(),
             )
         if self.args.model.save_to_aistudio and self.args.training.do_train:
-            upload(self.run.path, self.args.model, self.say)
+            upload(self.run.path, self.args.model, self.show_message)
 
     def _training_files(self) -> dict[str, Path]:
         from finetune.reporting.plot import plot_losses

@@ -33,7 +33,7 @@ NUM_FIRST_SAMPLES = 64
 
 
 class StreamReport(DataReport):
-    """What became of the first lines of a stream; the others are read while the model trains."""
+    """Counts of the first lines of a stream; the others are read while the model trains."""
 
     def describe(self) -> str:
         """One line for the log."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from finetune.data.batches.collate import collate_prompts
-from finetune.parallel.sharding.flat_slices import plain_arithmetic
+from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 from finetune.processes.groups import ProcessGroups
 from finetune.randomness.seeding import derive_seed
 from finetune.training.loss import LabelPositions, best_tokens, logits_of, token_loss_sum
@@ -92,7 +92,7 @@ class LossEvaluation:
             )
             counted = self._run_batch(parallel, batch)
             if counted is not None and batch.weight:
-                with plain_arithmetic():
+                with no_grad_no_autocast():
                     sums = sums + counted
             advance()
         loss_sum, num_tokens, num_correct = parallel.total(sums)
@@ -108,7 +108,7 @@ class LossEvaluation:
         if outputs is None:
             return None
         assert label_ids is not None, "the ranks that compute logits restrict them to the labels"
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             logits, group = logits_of(outputs), parallel.logits_group
             loss = token_loss_sum(logits, label_ids, group)
             num_correct = (best_tokens(logits, group) == label_ids).sum()

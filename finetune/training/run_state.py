@@ -18,7 +18,7 @@ from finetune.checkpoints.optimizer_state import (
 )
 from finetune.checkpoints.tensors_of_ranks import save_model_weights
 from finetune.models.loading import load_weights
-from finetune.processes.joint_steps import together
+from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.files import write_json
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SavedState:
             replicas=trainer.parallel.replicas,
             unified=trainer.unified,
         )
-        with together(trainer.groups):
+        with fail_on_all_ranks(trainer.groups):
             if trainer.groups.is_first:
                 self._write_position(folder)
 
@@ -81,7 +81,7 @@ class SavedState:
             save_adapter(model, folder, groups, num_tokens=num_tokens, unified=unified, whole=whole)
         else:
             save_model_weights(model, folder, groups, unified=unified, whole=whole)
-        with together(groups):
+        with fail_on_all_ranks(groups):
             if groups.is_first:
                 trainer.tokenizer.save_pretrained(str(folder))
 
@@ -101,7 +101,7 @@ class SavedState:
         trainer.totals |= position["totals"]
         trainer.interval |= position["interval"]
         if note:
-            trainer.say(note)
+            trainer.show_message(note)
 
     def load_weights(self, folder: Path) -> None:
         """Sets the weights, or those of the adapter, to what a checkpoint holds."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune.training.trainer import FinetuneTrainer
 
 
-class StepWork:
+class StepComputation:
     """What `ParallelModel.train` asks for, for one optimizer step.
 
     Args:

@@ -24,15 +24,15 @@ from finetune.checkpoints.folder import find_fault, rotate, step_of, write_check
 from finetune.errors import Interrupted
 from finetune.parallel.parallel_model import ParallelModel
 from finetune.processes.groups import ProcessGroups
-from finetune.processes.joint_steps import on_first, together
-from finetune.processes.phases import phase
+from finetune.processes.joint_steps import fail_on_all_ranks, on_first
+from finetune.processes.phases import enter_phase
 from finetune.processes.watch.watch import close_watch
 from finetune.reporting.memory import peak_memory_bytes
 from finetune.training.gradient_norm import clip_factor
 from finetune.training.overflow import OverflowGuard, check_finite
 from finetune.training.prefetch import PrefetchedSource
 from finetune.training.run_state import SavedState
-from finetune.training.step import StepWork, end_step
+from finetune.training.step import StepComputation, end_step
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
@@ -175,7 +175,7 @@ class FinetuneTrainer(Trainer):
             self._run_steps()
         finally:
             if note := self.batches.close():
-                self.say(note)
+                self.show_message(note)
             if self.progress:
                 self.progress.close()
             signal.signal(signal.SIGTERM, previous)
@@ -186,7 +186,7 @@ class FinetuneTrainer(Trainer):
         return self._training_metrics()
 
     def _check_replicas(self, what: str) -> None:
-        phase("comparing replicas", self.state.global_step)
+        enter_phase("comparing replicas", self.state.global_step)
         self.parallel.check_replicas(what)
 
     def _load_best(self, best: Path) -> None:
@@ -195,7 +195,7 @@ class FinetuneTrainer(Trainer):
             return
         fault = on_first(self.groups, lambda: find_fault(best) if best.is_dir() else "it is gone")
         if fault:
-            self.say(
+            self.show_message(
                 f"warning: the best checkpoint {best} cannot be used: {fault}. The last weights are kept."
             )
             return
@@ -203,7 +203,7 @@ class FinetuneTrainer(Trainer):
         self._loaded_step = step_of(best)
         self._last_evaluation = None
 
-    def say(self, text: str) -> None:
+    def show_message(self, text: str) -> None:
         """Shows a line to the person, above the progress bar."""
         if self.progress:
             self.progress.message(text)
@@ -229,12 +229,12 @@ class FinetuneTrainer(Trainer):
     def _optimizer_step(self, step: int) -> dict[str, float]:
         """Forward, backward and update for global batch `step`; the figures of its log record."""
         self.control = self.callback_handler.on_step_begin(self.args, self.state, self.control)
-        phase("reading", step + 1)
+        enter_phase("reading", step + 1)
         batch = self.batches.batch(step)
         if batch.note:
-            self.say(batch.note)
-        share = self.parallel.train(StepWork(self, step, batch), len(batch.micro_batches))
-        phase("gradients", step + 1)
+            self.show_message(batch.note)
+        share = self.parallel.train(StepComputation(self, step, batch), len(batch.micro_batches))
+        enter_phase("gradients", step + 1)
         loss, norm, self._stops = end_step(self.parallel, batch, share, stop=self._stop_signal is not None)
         scale = self.overflow.scale if self.overflow else 1.0
         loss, self._norm = loss / scale, norm / scale
@@ -254,7 +254,7 @@ class FinetuneTrainer(Trainer):
         Args:
             skips: Whether gradients overflowed in float16: weights, optimizer state and schedule then stay.
         """
-        phase("update", self.state.global_step + 1)
+        enter_phase("update", self.state.global_step + 1)
         replicas = self.parallel.replicas
         factor = 1.0 if skips else clip_factor(self._norm, self.args.max_grad_norm)
         if factor != 1.0:
@@ -284,7 +284,7 @@ class FinetuneTrainer(Trainer):
         """Logs, evaluates and saves where the callbacks asked for it."""
         record = {"step": self.state.global_step, "epoch": self.state.epoch} | record
         if "skipped" in record and self.overflow:
-            self.say(
+            self.show_message(
                 f"step {self.state.global_step} skipped: float16 overflowed at a loss scale of "
                 f"{record['loss_scale']:g}; the next one is {self.overflow.scale:g}"
             )
@@ -361,7 +361,7 @@ class FinetuneTrainer(Trainer):
             return self._last_evaluation[1]
         assert self.evaluation is not None
         began = time.perf_counter()
-        phase("evaluation", step)
+        enter_phase("evaluation", step)
         self.model.eval()
         watch = (
             self.progress.evaluating(self.evaluation.num_batches, self.evaluation.label)
@@ -375,7 +375,7 @@ class FinetuneTrainer(Trainer):
         record = {"step": step, "epoch": self.state.epoch or 0.0} | metrics
         record[f"{metric_key_prefix}_seconds"] = time.perf_counter() - began
         if self._loaded_step is not None:
-            self.say(f"The best checkpoint is that of step {step}")
+            self.show_message(f"The best checkpoint is that of step {step}")
         elif self.run_log:  # the best weights were evaluated and logged when they were saved
             self.run_log.evaluation(record)
         if self.progress:
@@ -390,11 +390,11 @@ class FinetuneTrainer(Trainer):
     def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
         output_dir = Path(self.args.output_dir)
         self._note_best(metrics)
-        phase("saving", self.state.global_step)
+        enter_phase("saving", self.state.global_step)
         newest = write_checkpoint(output_dir, self.state.global_step, self.saved.write, self.groups)
         best = self.state.best_model_checkpoint
         best_path = output_dir / Path(best).name if best else None
-        with together(self.groups):
+        with fail_on_all_ranks(self.groups):
             if self.groups.is_first:
                 rotate(output_dir, keep=self.args.save_total_limit, best=best_path, newest=newest)
 

@@ -55,8 +55,8 @@ def make_stage(model, layer_list, first: int, stop: int, *, outside=()) -> None:
     """Leaves a model the layers [first, stop) under their numbers, and stubs for modules outside of them."""
     from paddle import nn
 
-    class Absent(nn.Layer):
-        is_absent = True
+    class PlaceholderModule(nn.Layer):
+        is_placeholder = True
 
     layers = list(layer_list)
     layer_list._sub_layers.clear()
@@ -67,5 +67,5 @@ def make_stage(model, layer_list, first: int, stop: int, *, outside=()) -> None:
         owner = model
         for parent in parents:
             owner = getattr(owner, parent)
-        setattr(owner, last, Absent())
+        setattr(owner, last, PlaceholderModule())
     model.config.local_layers = list(range(first, stop))

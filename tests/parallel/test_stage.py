@@ -59,7 +59,7 @@ def test_stages_one_after_another_are_the_whole_model(folder, num_ranks, num_chu
         with stage.computing(part, received):
             outputs = stage.model(**batch())
             is_last = part == num_ranks * num_chunks - 1
-            output = logits_of(outputs).square().mean() if is_last else stage.caught()
+            output = logits_of(outputs).square().mean() if is_last else stage.take_output()
         passes.append((part, stage, received, output))
         if is_last:
             assert paddle.allclose(logits_of(outputs), expected, atol=1e-6)

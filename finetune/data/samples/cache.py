@@ -49,7 +49,7 @@ class EncodedData:
     Attributes:
         stores: Samples by split.
         prompts: Prompts by split.
-        reports: What became of the lines, by split.
+        reports: Counts of the lines read, kept and left out, by split.
     """
 
     stores: dict[str, SampleStore] = dataclasses.field(default_factory=dict)

@@ -26,7 +26,7 @@ TOO_LONG = "too long"
 
 @dataclass
 class DataReport:
-    """What became of the lines of a split.
+    """Counts of the lines of a split: read, kept, left out.
 
     Attributes:
         files: Where the examples come from.

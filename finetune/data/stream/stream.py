@@ -131,7 +131,7 @@ class SampleStream:
 
     @property
     def report(self) -> DataReport:
-        """What became of the lines read so far."""
+        """Counts of the lines so far: read, kept, left out."""
         self._report.num_faulty_lines = self._faults.num_faults
         self._report.first_fault = (self._faults.messages or [""])[0]
         return self._report

@@ -71,7 +71,7 @@ class StreamBatch:
         num_tokens: Of the whole global batch.
         num_label_tokens: Labels of the whole global batch that are not IGNORE_INDEX.
         epoch: Passes over the data that are done behind this batch.
-        summary: What became of the lines so far.
+        summary: Counts of the lines so far: read, kept, left out.
         first_fault: The first line that was skipped; "" for none.
     """
 

@@ -166,7 +166,7 @@ class OPTModel(modeling.OPTModel):
 
     def _embed(self, inputs_embeds: paddle.Tensor, position_ids: paddle.Tensor) -> paddle.Tensor:
         embeddings = self.embeddings
-        if getattr(embeddings.position_embeddings, "is_absent", False):  # a later stage of a pipeline
+        if getattr(embeddings.position_embeddings, "is_placeholder", False):  # a later stage of a pipeline
             return inputs_embeds
         if embeddings.project_in is not None:
             inputs_embeds = embeddings.project_in(inputs_embeds)

@@ -19,7 +19,7 @@ _cached_schedule = functools.cache(schedule)
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-class Work(Protocol):
+class MicroBatchComputation(Protocol):
     """What the trainer computes for a micro-batch."""
 
     def shape(self, number: int) -> tuple[int, ...]:
@@ -79,14 +79,14 @@ class Pipeline:
         """Whether the loss is computed here."""
         return self.stage.plan.holds_last
 
-    def train(self, work: Work, num_micro_batches: int) -> Any:
+    def train(self, work: MicroBatchComputation, num_micro_batches: int) -> Any:
         """Runs forward and backward passes of all micro-batches.
 
         Returns:
             The sum of the losses, float64 [1], on the last stage; 0 elsewhere.
         """
         plan = self.stage.plan
-        run = _Run(self, work)
+        run = _ScheduleExecution(self, work)
         for event in _cached_schedule(plan.num_ranks, plan.num_chunks, num_micro_batches, plan.rank):
             getattr(run, event.kind)(event)
         return run.total_loss.value
@@ -110,7 +110,7 @@ class Pipeline:
                     outputs = compute()
                 if part < plan.num_parts - 1:
                     kind = _Kind("evaluation", part + 1, shape)
-                    self._send(self.stage.caught(), (part + 1) % plan.num_ranks, kind)
+                    self._send(self.stage.take_output(), (part + 1) % plan.num_ranks, kind)
                     outputs = None
         return outputs
 
@@ -136,10 +136,10 @@ class Pipeline:
         return tensor
 
 
-class _Run:
+class _ScheduleExecution:
     """One optimizer step's way through the schedule: which tensors are alive."""
 
-    def __init__(self, pipeline: Pipeline, work: Work):
+    def __init__(self, pipeline: Pipeline, work: MicroBatchComputation):
         self.pipeline, self.work = pipeline, work
         self.inputs: dict[tuple[int, int], Any] = {}
         self.outputs: dict[tuple[int, int], Any] = {}
@@ -158,7 +158,7 @@ class _Run:
                 self.total_loss.add(loss)
                 self.outputs[key] = loss
             else:
-                self.outputs[key] = stage.caught()
+                self.outputs[key] = stage.take_output()
 
     def backward(self, event: Event) -> None:
         key, number = (event.part, event.micro_batch), event.micro_batch

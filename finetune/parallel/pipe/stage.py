@@ -5,7 +5,7 @@ they have in the whole model, so that every parameter has its one-process name a
 optimizer states need to know nothing of pipelines. What only the first or last stage needs (embedding; final norm
 and output layer) is replaced by stubs elsewhere. Every stage runs the model's ordinary forward pass on the same
 batch, with its own masks and positions; hidden states from the stage before take the place of what comes in at the
-first layer, and what leaves the last layer is caught where the first module behind it would read it.
+first layer, and what leaves the last layer is kept where the first module behind it would read it.
 
 With virtual stages a rank holds several runs of layers ("chunks") of which one is active at a time.
 """
@@ -62,17 +62,17 @@ class StagePlan:
         return [range(starts[part], starts[part + 1]) for part in parts]
 
 
-class Absent(nn.Layer):
+class PlaceholderModule(nn.Layer):
     """Stands for a module of another stage; has no weights and hands on what it gets."""
 
-    is_absent = True
+    is_placeholder = True
 
     def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
         """Returns its first argument."""
         return hidden
 
 
-class AbsentExit(Absent):
+class PlaceholderExit(PlaceholderModule):
     """Stands for a module behind the last layer; catches what the layers hand on."""
 
     def __init__(self, state: _StageState):
@@ -81,11 +81,11 @@ class AbsentExit(Absent):
 
     def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
         """Returns its first argument."""
-        self.__dict__["_state"].catch(hidden)
+        self.__dict__["_state"].keep_output(hidden)
         return hidden
 
 
-class AbsentEmbedding(Absent):
+class PlaceholderEmbedding(PlaceholderModule):
     """Stands for the embedding: gives zeros of the right shape, which the first layer's hook replaces.
 
     Args:
@@ -130,12 +130,12 @@ class _StageState:
     """What the hooks of a stage share during one forward pass."""
 
     received: Any = None
-    caught: Any = None
-    is_catching: bool = False
+    output: Any = None
+    keeps_output: bool = False
 
-    def catch(self, hidden: Any) -> None:
-        if self.is_catching and self.caught is None:
-            self.caught = hidden
+    def keep_output(self, hidden: Any) -> None:
+        if self.keeps_output and self.output is None:
+            self.output = hidden
 
 
 class Stage:
@@ -181,17 +181,17 @@ class Stage:
         """
         self._activate(part // self.plan.num_ranks)
         state = self._state
-        state.received, state.caught = received, None
-        state.is_catching = part < self.plan.num_parts - 1
+        state.received, state.output = received, None
+        state.keeps_output = part < self.plan.num_parts - 1
         try:
             yield
         finally:
-            state.received, state.is_catching = None, False
+            state.received, state.keeps_output = None, False
 
-    def caught(self) -> Any:
+    def take_output(self) -> Any:
         """Hidden states that left the last layer of a part that is not the last."""
-        caught, self._state.caught = self._state.caught, None
-        return caught
+        output, self._state.output = self._state.output, None
+        return output
 
     def _activate(self, chunk: int) -> None:
         chosen = self.chunks[chunk]
@@ -278,27 +278,27 @@ def _replace_ends(
     tied = any(weight is embedding.weight for layer in exits for weight in layer.parameters())
     for name, layer in ends:
         if is_entry[name] and not plan.holds_first:
-            stub = Absent()
+            stub = PlaceholderModule()
             if layer is embedding:
                 kept = embedding.weight if tied and plan.holds_last else None
-                stub = AbsentEmbedding(width, embedding.weight.dtype, kept)
+                stub = PlaceholderEmbedding(width, embedding.weight.dtype, kept)
             _put(model, name, stub)
         elif not is_entry[name] and not plan.holds_last:
-            _put(model, name, AbsentExit(state))
+            _put(model, name, PlaceholderExit(state))
         elif not is_entry[name] and plan.num_chunks > 1:
-            layer.forward = _Gate(layer.forward, state)
+            layer.forward = _SkippedUntilLastChunk(layer.forward, state)
 
 
-class _Gate:
+class _SkippedUntilLastChunk:
     """Lets a module behind the last layer rest while a chunk that is not the last is computed."""
 
     def __init__(self, forward: Any, state: _StageState):
         self.forward, self.state = forward, state
 
     def __call__(self, hidden: Any, *arguments: Any, **more: Any) -> Any:
-        if not self.state.is_catching:
+        if not self.state.keeps_output:
             return self.forward(hidden, *arguments, **more)
-        self.state.catch(hidden)
+        self.state.keep_output(hidden)
         return hidden
 
 

@@ -43,7 +43,7 @@ def join(slices: Sequence[Any], shape: Sequence[int]) -> Any:
 
 
 @contextmanager
-def plain_arithmetic() -> Iterator[None]:
+def no_grad_no_autocast() -> Iterator[None]:
     """Neither recorded for backward nor recast by mixed precision."""
     with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
         yield

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from finetune.models.layers import named_weights
-from finetune.parallel.sharding.flat_slices import gather, plain_arithmetic, plan_buckets
+from finetune.parallel.sharding.flat_slices import gather, no_grad_no_autocast, plan_buckets
 from finetune.parallel.sharding.replicas import SlicedGradientReplicas
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class GatheredReplicas(SlicedGradientReplicas):
             return
         unit.is_whole = True
         names = list(unit.parameters)
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             for bucket in plan_buckets(unit.parameters.values()):
                 members = [names[place] for place in bucket]
                 wholes = gather(
@@ -194,7 +194,7 @@ class GatheredReplicas(SlicedGradientReplicas):
             paddle.assign(self.slice_of(name, parameter), output=self._stored[name])
 
     def _scatter_gradients(self, unit: _Unit) -> None:
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             self._reduce(name for name in unit.parameters if name in self.trained)
 
 

@@ -28,7 +28,7 @@ from finetune.parallel.sharding.flat_slices import (
     cut,
     gather,
     join,
-    plain_arithmetic,
+    no_grad_no_autocast,
     plan_buckets,
     reduce_scatter,
     sum_over,
@@ -106,7 +106,7 @@ class Replicas:
         Which parameters have a gradient on some replica is found out later (`presence`), so that nothing waits for it:
         with several replicas all have one until `drop_absent`.
         """
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             self._note_present()
             is_alone = self.groups.data.size == 1
             summed = [each for name, each in self.trained.items() if name in self._seen or not is_alone]
@@ -152,7 +152,7 @@ class Replicas:
         Returns:
             float64 [1], on the device; the sum over all ranks is the whole.
         """
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             squares = [
                 (gradient.astype("float32") ** 2).sum()
                 for name, gradient in (self.gradients() if self._copies.is_first else ())
@@ -164,7 +164,7 @@ class Replicas:
 
     def scale_gradients(self, factor: float) -> None:
         """Multiplies all gradients, in place."""
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             for _, gradient in self.gradients():
                 gradient.scale_(factor)
 
@@ -214,12 +214,12 @@ class SlicedReplicas(Replicas):
     def slice_of(self, name: str, whole: Any) -> Any:
         """This rank's slice [n] of a tensor that has a parameter's shape."""
         group = self.groups.sharding
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             return cut(whole, group.size)[group.position].clone()
 
     def whole_of(self, name: str, part: Any) -> Any:
         """The tensor, of the parameter's shape, of which the ranks of the sharding group hold slices [n]."""
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             return join(self.groups.sharding.all_gather(part), self._shapes[name])
 
     def whole_shape(self, name: str) -> tuple[int, ...]:
@@ -235,13 +235,13 @@ class SlicedReplicas(Replicas):
 
     def sum_gradients(self) -> None:
         """Leaves the sums in the slices' gradients; the parameters' own are freed."""
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             self._reduce(self.trained)
             self._sum_over_replicas()
 
     def after_update(self) -> None:
         """Puts the updated slices of all ranks together in the parameters."""
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             names = list(self.trained)
             for bucket in plan_buckets(self.trained.values()):
                 members = [names[place] for place in bucket]
@@ -298,10 +298,10 @@ class SlicedGradientReplicas(SlicedReplicas):
 
     def after_micro_batch(self) -> None:
         """Sums the micro-batch's gradients over the sharding group into the slices' gradients."""
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             self._reduce(self.trained)
 
     def sum_gradients(self) -> None:
         """Sums the slices' gradients over the replicas."""
-        with plain_arithmetic():
+        with no_grad_no_autocast():
             self._sum_over_replicas()

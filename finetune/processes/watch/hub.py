@@ -10,7 +10,7 @@ from typing import Any
 from finetune.processes.phases import current_phase
 from finetune.processes.watch.link import Link, Message, listen
 from finetune.processes.watch.member import token_of
-from finetune.processes.watch.report import Place, RankState, phase_table, say, tail_of
+from finetune.processes.watch.report import Place, RankState, phase_table, show_message, tail_of
 from finetune.processes.watch.thread import BEAT_SECONDS, PeersUnreachable, WatchThread
 
 _GRACE_SECONDS = {1: 1.0, 2: 10.0}
@@ -160,7 +160,7 @@ class Hub(WatchThread):
             "is gone (killed or crashed" if link.fault == "gone" else "cannot be reached any more (no answer"
         )
         line = f"error: {peer.place} {how}; last phase: {peer.phase}); all processes of the run end"
-        say([line])
+        show_message([line])
         self._deaths.append(line)
         self._expect_end(1)
 
@@ -181,13 +181,13 @@ class Hub(WatchThread):
     def _end_run(self) -> None:
         # What ranks complain of when another one has died is that death.
         failures = [] if self._deaths else self._new_failures()
-        say(failures)
+        show_message(failures)
         tails: dict[str, list[Place]] = {}
         for peer in self.peers.values():
             if peer.link is None and not peer.is_done:
                 tails.setdefault(str(self._survivor_near(peer.place)), []).append(peer.place)
         for place in tails.pop("0", []):
-            say(tail_of(place))
+            show_message(tail_of(place))
         code = 2 if set(self._codes) == {2} else 1
         known = {rank: [asdict(place) for place in places] for rank, places in tails.items()}
         self._tell({"end": code, "lines": self._deaths + failures, "tails": known})
@@ -218,7 +218,7 @@ class Hub(WatchThread):
             return
         self._hang_told = now
         heading = f"warning: {longest.place} has been in one phase for {longest.phase_seconds:.0f} s; every rank's last phase:"
-        say([heading, *phase_table(states)])
+        show_message([heading, *phase_table(states)])
         self._tell({"hang": True})
         self.show_stacks()
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from finetune.processes.watch.link import SEND_SECONDS, UNREACHABLE_SECONDS, Link, Message, connect
-from finetune.processes.watch.report import Place, say, tail_of
+from finetune.processes.watch.report import Place, show_message, tail_of
 from finetune.processes.watch.thread import PeersUnreachable, WatchThread
 
 _INTRODUCTION_SECONDS = 30
@@ -92,16 +92,16 @@ class Member(WatchThread):
             self.ended.set()
             self.link.close()
         elif "end" in message:
-            say(message["lines"])
+            show_message(message["lines"])
             for place in message["tails"].get(str(self.place.rank), []):
-                say(tail_of(Place(**place)))
+                show_message(tail_of(Place(**place)))
             self.end(message["end"])
 
     def _lose_hub(self) -> None:
         how = "is gone" if self.link.fault == "gone" else "cannot be reached any more"
-        say([f"error: {self.hub} {how} (last phase: {self.hub_phase}); this process ends too"])
+        show_message([f"error: {self.hub} {how} (last phase: {self.hub_phase}); this process ends too"])
         if self.hub.machine == self.place.machine and self._is_second_of_machine():
-            say(tail_of(self.hub))
+            show_message(tail_of(self.hub))
         self.end(1)
 
     def _is_second_of_machine(self) -> bool:

@@ -65,7 +65,7 @@ def tail_of(place: Place) -> list[str]:
     return [f"--- last lines of {place} ({name}):", *lines, "---"] if lines else []
 
 
-def say(lines: Sequence[str]) -> None:
+def show_message(lines: Sequence[str]) -> None:
     """Writes lines to stderr, at once."""
     if lines:
         with suppress(OSError, ValueError):

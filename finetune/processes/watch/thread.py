@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune.processes.phases import current_phase
 from finetune.processes.watch.link import Message
-from finetune.processes.watch.report import Place, end_process, say
+from finetune.processes.watch.report import Place, end_process, show_message
 
 BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
@@ -133,7 +133,7 @@ class WatchThread(ABC):
     def show_stacks(self) -> None:
         """Writes what every Python thread of this process is doing to stderr, which the launcher keeps."""
         with suppress(OSError, ValueError, AttributeError):
-            say([f"what {self.place} is doing:"])
+            show_message([f"what {self.place} is doing:"])
             faulthandler.dump_traceback(file=sys.stderr)
 
     def end(self, code: int) -> None:

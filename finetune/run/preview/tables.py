@@ -78,7 +78,7 @@ def print_figures(console: Console, title: str, report: DataReport, figures: Fig
     Args:
         console: Where to.
         title: The name of the split.
-        report: What became of its lines.
+        report: Counts of its lines read, kept and left out.
         figures: What was counted besides.
     """
     from rich.text import Text

@@ -54,7 +54,7 @@ def run_batches(
     journal: Journal,
     *,
     batch_size: int,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    show_message: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> None:
     """Generates what the journal does not hold yet, and writes the output.
 
@@ -64,7 +64,7 @@ def run_batches(
         settings: How to generate; the number of a line decides its random draws.
         journal: Of the output.
         batch_size: Prompts that are generated together.
-        say: Tells a person.
+        show_message: Tells a person.
 
     Raises:
         UserError: A line has no token, or the model has no room for prompt and answer.
@@ -74,10 +74,12 @@ def run_batches(
 
     prompts = _build_prompts(responder, requests, settings)
     if num_cut := sum(prompt.truncated_source for prompt in prompts):
-        say(f"{num_cut} of {len(prompts)} prompts were cut to {responder.prompt_room(settings)} tokens.")
+        show_message(
+            f"{num_cut} of {len(prompts)} prompts were cut to {responder.prompt_room(settings)} tokens."
+        )
     open_ = [line for line in range(len(prompts)) if line not in journal.answers]
     if journal.answers:
-        say(f"Going on: {len(journal.answers)} of {len(prompts)} answers are there.")
+        show_message(f"Going on: {len(journal.answers)} of {len(prompts)} answers are there.")
     batches = batches_by_length([len(prompts[line].input_ids) for line in open_], batch_size)
     with ProgressReporter(0).evaluating(len(batches), "Generating") as advance:
         for places in batches:
@@ -86,7 +88,7 @@ def run_batches(
             journal.add(dict(zip(lines, texts, strict=True)))
             advance()
     journal.finish([request.result(journal.answers[line]) for line, request in enumerate(requests)])
-    say(f"{journal.output}: {len(requests)} answers.")
+    show_message(f"{journal.output}: {len(requests)} answers.")
 
 
 def _build_prompts(

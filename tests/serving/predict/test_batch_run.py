@@ -39,7 +39,7 @@ def answer_file(responder, data_file, output, *, batch_size=2, settings=SETTINGS
             settings,
             journal,
             batch_size=batch_size,
-            say=lambda line: None,
+            show_message=lambda line: None,
         )
     return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
 
@@ -111,7 +111,9 @@ def test_faults_of_prompts(responder, data_file, tmp_path):
     said: list[str] = []
     data_file.write_text(json.dumps({"src": "x" * 400}) + "\n")
     with Journal(tmp_path / "cut.jsonl", {}) as journal:
-        run_batches(responder, read_requests(data_file), SETTINGS, journal, batch_size=1, say=said.append)
+        run_batches(
+            responder, read_requests(data_file), SETTINGS, journal, batch_size=1, show_message=said.append
+        )
     assert said[0] == "1 of 1 prompts were cut to 248 tokens."
 
 
