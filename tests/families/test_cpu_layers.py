@@ -20,7 +20,7 @@ def stock_layers():
     modeling._finetune_cpu_layers = False
 
 
-def tiny_llama(num_key_value_heads: int = 4) -> LlamaForCausalLM:
+def tiny_llama(num_key_value_heads: int = 4, **options) -> LlamaForCausalLM:
     paddle.seed(0)
     config = LlamaConfig(
         vocab_size=97,
@@ -33,6 +33,7 @@ def tiny_llama(num_key_value_heads: int = 4) -> LlamaForCausalLM:
         eos_token_id=96,
         pad_token_id=0,
         bos_token_id=1,
+        **options,
     )
     return LlamaForCausalLM(config)
 
@@ -100,6 +101,20 @@ def test_frozen_weights_get_no_gradient(stock_layers):
     assert our_loss == pytest.approx(loss, abs=2e-6)
     (name,) = our_gradients
     np.testing.assert_allclose(our_gradients[name], gradients[name], atol=2e-6)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputed_layers_have_every_gradient(stock_layers, reentrant):
+    """Paddle's recomputation hands saved tensors back detached: the norms' weights must be trained all the same."""
+    cpu_layers.install_llama()
+    loss, gradients = loss_and_gradients(tiny_llama(), padded_batch())
+    model = tiny_llama(recompute=True, recompute_use_reentrant=reentrant)
+    model.recompute_enable()
+    our_loss, our_gradients = loss_and_gradients(model, padded_batch())
+    assert our_loss == loss
+    assert our_gradients.keys() == gradients.keys() and any("norm" in name for name in gradients)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(our_gradients[name], gradient, atol=1e-6, err_msg=name)
 
 
 def test_generation_with_cache_gives_the_same_tokens(stock_layers):

@@ -35,6 +35,8 @@ class RMSNorm(PyLayer):
         """Normalises the last axis of x [..., hidden] by weight [hidden]; float32."""
         inverse_rms = paddle.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
         ctx.save_for_backward(x, weight, inverse_rms)
+        # Asked here: recomputation hands the saved weight back as a tensor that no longer says so.
+        ctx.trains_weight = not weight.stop_gradient
         return x * inverse_rms * weight
 
     @staticmethod
@@ -45,7 +47,7 @@ class RMSNorm(PyLayer):
         grad_normed = grad * weight
         projection = (grad_normed * normed).mean(-1, keepdim=True)
         grad_x = (grad_normed - normed * projection) * inverse_rms
-        if weight.stop_gradient:
+        if not ctx.trains_weight:
             return grad_x, None
         rows = (grad * normed).reshape([-1, x.shape[-1]])
         # A product with ones sums over rows ten times faster than the sum kernel does along the first axis.
