@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import read_log
-from tests.distributed.layouts import GROUPED
 from tests.distributed.precision_finals import TRAINED
 from tests.distributed.precisions import FAMILIES, TOLERANCES
 from tests.distributed.server_runs import ROOT, Kill, Run
+from tests.families.cases import FACTS
 
 pytestmark = pytest.mark.distributed
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
 
     def build(family: str) -> Path:
-        groups = {"num_key_value_heads": 2} if family in GROUPED else {}
+        groups = FACTS[family].small
         size = {
             "hidden_size": 32,
             "num_layers": 2,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.layouts import GROUPED, build_data
+from tests.distributed.layouts import build_data
 from tests.distributed.processes import ROOT, launch_script
+from tests.families.cases import FACTS
 
 pytestmark = pytest.mark.distributed
 slow = pytest.mark.slow_distributed
@@ -33,7 +34,7 @@ def test_argument_file(family, file, tmp_path):
     from finetune.models.tiny.checkpoint import build_tiny
 
     model, output = tmp_path / "model", tmp_path / "out"
-    groups = {"num_key_value_heads": 2} if family in GROUPED else {}
+    groups = FACTS[family].small
     build_tiny(
         family, model, hidden_size=32, num_layers=4, num_heads=4, vocab_size=640, max_length=512, **groups
     )
