@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_CPU_ONLY = ("finetune/parallel/cpu_", "finetune/machine/half_precision/")
+_CPU_ONLY = ("finetune/processes/cpu/", "finetune/machine/half_precision/")
 _LIBRARY = "/site-packages/paddle/"
 _TENSOR_METHODS = (
     "numpy", "item", "tolist", "cpu", "nonzero", "masked_select", "unique",

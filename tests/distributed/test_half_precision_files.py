@@ -35,17 +35,14 @@ def model(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
 
     def build(family: str) -> Path:
-        groups = FACTS[family].small
-        size = {
+        size = FACTS[family].small | {
             "hidden_size": 32,
             "num_layers": 2,
             "num_heads": 4,
             "vocab_size": VOCABULARY,
             "max_length": 256,
         }
-        return (
-            root / family if (root / family).exists() else build_tiny(family, root / family, **size, **groups)
-        )
+        return root / family if (root / family).exists() else build_tiny(family, root / family, **size)
 
     return build
 

@@ -34,10 +34,8 @@ def test_argument_file(family, file, tmp_path):
     from finetune.models.tiny.checkpoint import build_tiny
 
     model, output = tmp_path / "model", tmp_path / "out"
-    groups = FACTS[family].small
-    build_tiny(
-        family, model, hidden_size=32, num_layers=4, num_heads=4, vocab_size=640, max_length=512, **groups
-    )
+    size = {"hidden_size": 32, "num_layers": 4, "num_heads": 4, "vocab_size": 640, "max_length": 512}
+    build_tiny(family, model, **FACTS[family].small | size)
     data = build_data(tmp_path / "data", num_train=70, num_dev=20)
     overrides = {
         "model_name_or_path": model, "dataset_name_or_path": data, "output_dir": output, "max_steps": 3,
