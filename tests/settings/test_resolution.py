@@ -140,6 +140,15 @@ def test_a_rehearsal_on_cpu_keeps_half_precision_and_nothing_else_of_a_gpu():
     assert without.warnings == ("on CPU these settings are turned off: amp_master_grad",)
 
 
+def test_evaluation_in_another_type_than_training_is_said_to_have_no_effect(monkeypatch):
+    monkeypatch.setattr(device, "has_gpu_build", lambda: True)
+    monkeypatch.setattr(device, "count_visible_gpus", lambda environ=None: 1)
+    (warning,) = parse({"bf16": True, "bf16_full_eval": True}).warnings
+    assert warning.startswith(
+        "bf16_full_eval has no effect here: weights are evaluated in the type that bf16"
+    )
+
+
 def test_a_rehearsal_has_no_effect_on_a_gpu(monkeypatch):
     monkeypatch.setattr(device, "has_gpu_build", lambda: True)
     monkeypatch.setattr(device, "count_visible_gpus", lambda environ=None: 1)
