@@ -80,6 +80,20 @@ def dense_mask(attention_mask: Any, shape: tuple[int, int], past_length: int = 0
     return visible.expand([batch_size, 1, num_queries, num_keys])
 
 
+def causal_mask(attention_mask: Any, shape: tuple[int, int], past_length: int = 0) -> Any:
+    """`dense_mask`, and causal even where a mask [.., queries, keys] was given that is not so by itself."""
+    visible = dense_mask(attention_mask, shape, past_length)
+    if attention_mask is not None and attention_mask.ndim > 2:
+        visible = visible & dense_mask(None, shape, past_length)
+    return visible
+
+
+def refuse_packed_rows(attention_mask: Any) -> None:
+    """Raises ValueError for end rows, which layers without the fused kernel do not read."""
+    if are_packed_rows(attention_mask):
+        raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
+
+
 def distance_bias(slopes: Any, key_positions: Any, visible: Any) -> Any:
     """ALiBi and a mask as one tensor to add to the scores, float32 [batch, heads, queries, keys].
 

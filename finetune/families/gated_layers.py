@@ -17,11 +17,11 @@ from paddlenlp.transformers.model_outputs import BaseModelOutputWithPastAndCross
 
 from finetune.families.attention import (
     HALF_TYPES,
-    are_packed_rows,
     dense_mask,
     distance_bias,
     fused_attention,
     plain_attention,
+    refuse_packed_rows,
     visible_keys,
 )
 from finetune.families.rotary import keep_tables
@@ -80,8 +80,7 @@ class GatedDecoder:
             return self._distances(dense_mask(given, shape, past_length))
         if self.config.use_flash_attention:
             return visible_keys(given, shape, past_length)
-        if are_packed_rows(given):
-            raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
+        refuse_packed_rows(given)
         if given is None:
             given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
         return self._prepare_decoder_attention_mask(given, shape, past_length, dtype)

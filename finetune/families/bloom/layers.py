@@ -23,7 +23,7 @@ from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 
 from finetune.families.attention import (
     are_packed_rows,
-    dense_mask,
+    causal_mask,
     distance_bias,
     fused_attention,
     plain_attention,
@@ -126,9 +126,7 @@ class BloomModel(modeling.BloomModel):
             )
         if given is None:
             given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
-        visible = dense_mask(given, shape, past_length)
-        if given.ndim > 2:
-            visible = visible & dense_mask(None, shape, past_length)
+        visible = causal_mask(given, shape, past_length)
         return distance_bias(self._slopes(), _key_positions(given, position_ids, past_length), visible)
 
     def _slopes(self) -> paddle.Tensor:

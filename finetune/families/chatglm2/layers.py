@@ -20,10 +20,10 @@ from paddlenlp.transformers.chatglm_v2 import modeling
 from finetune.families.attention import (
     HALF_TYPES,
     additive,
-    are_packed_rows,
-    dense_mask,
+    causal_mask,
     fused_attention,
     plain_attention,
+    refuse_packed_rows,
     visible_keys,
 )
 from finetune.families.rotary import turn
@@ -125,13 +125,9 @@ class ChatGLMv2Model(modeling.ChatGLMv2Model):
         past_length = past_key_values[0][0].shape[0] if past_key_values else 0
         if self.config.use_flash_attention:
             return visible_keys(padding_mask, shape, past_length)
-        if are_packed_rows(padding_mask):
-            raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
-        visible = dense_mask(padding_mask, shape, past_length)
-        if padding_mask is not None and padding_mask.ndim > 2:
-            visible = visible & dense_mask(None, shape, past_length)
+        refuse_packed_rows(padding_mask)
         # Added to float32 scores.
-        return additive(visible, paddle.float32)
+        return additive(causal_mask(padding_mask, shape, past_length), paddle.float32)
 
 
 class ChatGLMv2ForCausalLM(modeling.ChatGLMv2ForCausalLM):

@@ -16,9 +16,10 @@ from paddlenlp.transformers.mistral import modeling
 from finetune.families.attention import (
     additive,
     are_packed_rows,
-    dense_mask,
+    causal_mask,
     fused_attention,
     plain_attention,
+    refuse_packed_rows,
     visible_keys,
 )
 from finetune.families.rotary import keep_tables, turn_in_float32
@@ -130,18 +131,16 @@ class MistralModel(modeling.MistralModel):
             self.config.use_flash_attention,
         )
         is_narrow = bool(window) and window < num_keys
+        if not fused:
+            refuse_packed_rows(given)
         if are_packed_rows(given):
-            if not fused:
-                raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
             rows = visible_keys(given, shape, past_length)
             if not is_narrow:
                 return rows
             return paddle.minimum(rows, paddle.arange(window, window + num_keys, dtype="int32"))
         if fused and not is_narrow:
             return visible_keys(given, shape, past_length)
-        visible = dense_mask(given, shape, past_length)
-        if given is not None and given.ndim > 2:
-            visible = visible & dense_mask(None, shape, past_length)
+        visible = causal_mask(given, shape, past_length)
         if is_narrow:
             places = paddle.arange(past_length, num_keys).unsqueeze(1)  # [queries, 1]
             visible = visible & (paddle.arange(num_keys) > places - window)

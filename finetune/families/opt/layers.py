@@ -31,10 +31,10 @@ from paddlenlp.transformers.opt import modeling
 from finetune.errors import UserError
 from finetune.families.attention import (
     additive,
-    are_packed_rows,
     dense_mask,
     fused_attention,
     plain_attention,
+    refuse_packed_rows,
     visible_keys,
 )
 
@@ -151,8 +151,7 @@ class OPTModel(modeling.OPTModel):
         """What the layers get as their mask."""
         if self.config.use_flash_attention:
             return visible_keys(given, shape, past_length)
-        if are_packed_rows(given):
-            raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
+        refuse_packed_rows(given)
         return additive(dense_mask(given, shape, past_length), paddle.float32)  # added to float32 scores
 
     def _check_length(self, length: int) -> None:

@@ -18,10 +18,10 @@ from paddlenlp.transformers.qwen import modeling
 from finetune.families.attention import (
     HALF_TYPES,
     additive,
-    are_packed_rows,
-    dense_mask,
+    causal_mask,
     fused_attention,
     plain_attention,
+    refuse_packed_rows,
     visible_keys,
 )
 from finetune.families.gated_layers import keep_rotary_tables
@@ -81,12 +81,8 @@ class QWenModel(modeling.QWenModel):
         """What the layers get as their mask."""
         if self.config.use_flash_attention:
             return visible_keys(given, shape, past_length)
-        if are_packed_rows(given):
-            raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
-        visible = dense_mask(given, shape, past_length)
-        if given is not None and given.ndim > 2:
-            visible = visible & dense_mask(None, shape, past_length)
-        return additive(visible, dtype)
+        refuse_packed_rows(given)
+        return additive(causal_mask(given, shape, past_length), dtype)
 
 
 class QWenForCausalLM(modeling.QWenForCausalLM):
