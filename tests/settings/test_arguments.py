@@ -8,33 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune.machine import device
 from finetune.processes.layout import Layout
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.registry import known_settings
+from tests.settings.argument_files import VALID, parse
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_data")
 ROOT = Path(__file__).resolve().parents[2]
-VALID = {
-    "model_name_or_path": "owner/model",
-    "dataset_name_or_path": "data",
-    "output_dir": "out",
-    "do_train": True,
-}
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
-    monkeypatch.setattr(device, "has_gpu_build", lambda: False)
-    (tmp_path / "data").mkdir()
-
-
-def parse(settings=None, *words: str):
-    Path("args.json").write_text(json.dumps({**VALID, **(settings or {})}), encoding="utf-8")
-    return parse_arguments(["args.json", *words])
-
-
 BEST = {"load_best_model_at_end": True, "evaluation_strategy": "epoch", "save_strategy": "epoch"}
 
 

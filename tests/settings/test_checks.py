@@ -5,26 +5,16 @@ import math
 import pytest
 
 from finetune.errors import UserError
-from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.registry import foreign_settings, known_settings
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_data")
 REFUSED = {
     name: setting.working
     for settings in (foreign_settings(), known_settings())
     for name, setting in settings.items()
     if setting.group in ("foreign", "quant") and setting.working is not None
 }
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
-    monkeypatch.setattr(device, "has_gpu_build", lambda: False)
-    (tmp_path / "data").mkdir()
-
-
 VALID = [
     "--model_name_or_path",
     "owner/model",

@@ -8,16 +8,9 @@ import json
 import pytest
 
 from finetune.errors import UserError
-from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
-    monkeypatch.setattr(device, "has_gpu_build", lambda: False)
-    (tmp_path / "data").mkdir()
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_data")
 
 
 # Argument files written for PaddleNLP 2.6 to 3.0

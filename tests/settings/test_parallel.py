@@ -8,19 +8,12 @@ from finetune.settings.arguments import parse_arguments
 from finetune.settings.records import LAYOUT
 from finetune.settings.registry import known_settings
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_data")
 PARALLEL_WORDS = {name: setting.words for name, setting in known_settings().items() if setting.words}
 VALID = [
     *("--model_name_or_path", "owner/model", "--dataset_name_or_path", "data"),
     *("--output_dir", "out", "--do_train"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
-    monkeypatch.setattr(device, "has_gpu_build", lambda: False)
-    (tmp_path / "data").mkdir()
 
 
 def only_fault_of(*words: str) -> str:

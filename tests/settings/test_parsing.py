@@ -6,29 +6,11 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import UserError
-from finetune.machine import device
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.parsing import describe_unknown
+from tests.settings.argument_files import VALID, parse
 
-VALID = {
-    "model_name_or_path": "owner/model",
-    "dataset_name_or_path": "data",
-    "output_dir": "out",
-    "do_train": True,
-}
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PADDLE_TRAINERS_NUM", raising=False)
-    monkeypatch.setattr(device, "has_gpu_build", lambda: False)
-    (tmp_path / "data").mkdir()
-
-
-def parse(settings=None, *words: str):
-    Path("args.json").write_text(json.dumps({**VALID, **(settings or {})}), encoding="utf-8")
-    return parse_arguments(["args.json", *words])
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_data")
 
 
 def faults_of(settings=None, *words: str) -> list[str]:
