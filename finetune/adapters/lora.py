@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from paddlenlp import peft
 from paddlenlp.peft import LoRAConfig
 
@@ -78,7 +79,7 @@ def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
     matrix.set_value(_as_tensor(whole[first : first + num_rows], matrix.dtype))
 
 
-def _as_tensor(array: np.ndarray, dtype: Any) -> Any:
+def _as_tensor(array: NDArray[Any], dtype: Any) -> Any:
     import paddle
 
     return paddle.to_tensor(array.astype(np.float32)).astype(dtype)

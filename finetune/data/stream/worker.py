@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.packing.packing import Bin
 from finetune.data.reading.mixing import DataSource
@@ -101,7 +102,7 @@ class StreamProcess:
         """Process number of the worker; None before `start`."""
         return self._process.pid if self._process else None
 
-    def start(self, step: int, saved: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None) -> None:
+    def start(self, step: int, saved: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None) -> None:
         """Start the worker.
 
         Args:
@@ -144,7 +145,7 @@ class StreamProcess:
         """
         return self._ask("batch", step)
 
-    def state(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def state(self, step: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Position and arrays of the stream after `step` batches: all that were asked for, or all but the last."""
         return self._ask("state", step)
 
@@ -237,7 +238,7 @@ class _Producer:
             self._states.popleft()
         return self._ready.popleft()
 
-    def state(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def state(self, step: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         state = dict(self._states)[step]
         return state.position, state.to_arrays()
 
@@ -283,6 +284,6 @@ def _end_with(parent: int) -> None:
         os._exit(0)
 
 
-def shares_of(micro_batches: Sequence[np.ndarray]) -> tuple[tuple[int, ...], ...]:
+def shares_of(micro_batches: Sequence[NDArray[Any]]) -> tuple[tuple[int, ...], ...]:
     """Row numbers within the global batch, from what `sampler.split` gives for ``arange``."""
     return tuple(tuple(part.tolist()) for part in micro_batches)

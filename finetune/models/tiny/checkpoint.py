@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.families.family import TensorSpec, TinyRecipe, TinyShape, get_family
@@ -254,7 +255,7 @@ def _write_weights(path: Path, specs: dict[str, TensorSpec], *, seed: int) -> No
     save_file(tensors, path, metadata={"format": "np"})
 
 
-def _fill(spec: TensorSpec, generator: np.random.Generator) -> np.ndarray:
+def _fill(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
     if spec.fill == "normal":
         return generator.standard_normal(spec.shape, dtype=np.float32) * np.float32(_INITIALIZER_RANGE)
     return np.full(spec.shape, {"ones": 1.0, "zeros": 0.0}[spec.fill], dtype=np.float32)

@@ -19,6 +19,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.processes.cpu.links import Links
 from finetune.storage.dtypes import as_float32, rounded
@@ -146,14 +147,14 @@ class CpuProcessGroup:
         """The other positions, each rank beginning with its neighbour so that not all send to the same one."""
         return [(self._position + step) % self.size() for step in range(1, self.size())]
 
-    def _gathered(self, array: np.ndarray) -> list[np.ndarray]:
+    def _gathered(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         for peer in self._others():
             self._send(peer, array)
         return [
             array if peer == self._position else self._receive(peer, array) for peer in range(self.size())
         ]
 
-    def _reduced(self, array: np.ndarray, operation: Callable) -> np.ndarray:
+    def _reduced(self, array: NDArray[Any], operation: Callable) -> NDArray[Any]:
         if array.nbytes <= _ONE_ROUND_BYTES:
             return reduce(operation, self._gathered(array))
         parts = np.array_split(array.reshape(-1), self.size())
@@ -165,7 +166,7 @@ class CpuProcessGroup:
         ]
         return np.concatenate(done).reshape(array.shape)
 
-    def _reduced_part(self, parts: Sequence[np.ndarray], operation: Callable) -> np.ndarray:
+    def _reduced_part(self, parts: Sequence[NDArray[Any]], operation: Callable) -> NDArray[Any]:
         """The reduction of this rank's part; `parts` are one for each rank."""
         for peer in self._others():
             self._send(peer, parts[peer])
@@ -175,29 +176,29 @@ class CpuProcessGroup:
             (own if peer == self._position else self._receive(peer, own) for peer in range(self.size())),
         )
 
-    def _send(self, position: int, array: np.ndarray, *, message: bool = False) -> None:
+    def _send(self, position: int, array: NDArray[Any], *, message: bool = False) -> None:
         channel = self._messages if message else self._collectives
         self._links.send(self._ranks[position], channel, _bytes(array).data)
 
-    def _receive(self, position: int, like: np.ndarray, *, message: bool = False) -> np.ndarray:
+    def _receive(self, position: int, like: NDArray[Any], *, message: bool = False) -> NDArray[Any]:
         channel = self._messages if message else self._collectives
         data = self._links.receive(self._ranks[position], channel, like.nbytes)
         return np.frombuffer(data, dtype=like.dtype).reshape(like.shape)
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
+def _bytes(array: NDArray[Any]) -> NDArray[Any]:
     """The memory of an array, flat (a memoryview of an empty or 0-d array cannot be cast)."""
     return np.ascontiguousarray(array).reshape(-1).view("uint8")
 
 
-def _array_like(tensor: Any) -> np.ndarray:
+def _array_like(tensor: Any) -> NDArray[Any]:
     """An array of a tensor's shape and dtype, for its size only."""
     import paddle
 
     return np.broadcast_to(paddle.zeros([], dtype=tensor.dtype).numpy(), tensor.shape)
 
 
-def _write(tensor: Any, array: np.ndarray) -> None:
+def _write(tensor: Any, array: NDArray[Any]) -> None:
     """Sets a tensor in place, a leaf that takes gradients too, and a view as well as a whole."""
     import paddle
 
@@ -209,7 +210,7 @@ def _write(tensor: Any, array: np.ndarray) -> None:
             tensor.copy_(paddle.to_tensor(array), True)
 
 
-def _reduction(op: Any, tensor: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _reduction(op: Any, tensor: Any) -> Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]:
     """NumPy's function for Paddle's reduction of tensors of a type."""
     import paddle
     from paddle.base import core

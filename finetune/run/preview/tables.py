@@ -6,9 +6,10 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.packing.packing import pack
 from finetune.data.samples.tokenize import Prompt, Sample
@@ -35,7 +36,7 @@ class Figures:
         packing: How the samples share rows, when they do.
     """
 
-    lengths: np.ndarray
+    lengths: NDArray[Any]
     num_duplicates: int
     packing: Packing | None = None
 
@@ -65,7 +66,7 @@ def count_prompts(prompts: Sequence[Prompt]) -> Figures:
     )
 
 
-def _count_repeated(rows: Sequence[tuple[np.ndarray, ...]]) -> int:
+def _count_repeated(rows: Sequence[tuple[NDArray[Any], ...]]) -> int:
     digests = {
         hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest() for row in rows
     }
@@ -125,7 +126,7 @@ def _table_rows(report: DataReport, figures: Figures) -> list[tuple[str, str, st
     return rows
 
 
-def _histogram(lengths: np.ndarray, width: int, *, plain: bool) -> list[Text]:
+def _histogram(lengths: NDArray[Any], width: int, *, plain: bool) -> list[Text]:
     """One bar for each range of lengths, and the quantiles that people ask for."""
     from rich.text import Text
 

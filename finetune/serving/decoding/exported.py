@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.storage.files import write_json
@@ -78,7 +79,7 @@ def read_facts(folder: Path) -> ExportedFacts:
         raise UserError(f"{path} cannot be read ({error}): {remedy} again") from None
 
 
-def read_prefix(folder: Path, facts: ExportedFacts) -> np.ndarray | None:
+def read_prefix(folder: Path, facts: ExportedFacts) -> NDArray[Any] | None:
     """Keys and values of the trained prefix, [2 x layers, kv heads, prefix, head dim]; None without one.
 
     Raises:
