@@ -153,12 +153,14 @@ def describe(model: Any, family: Family) -> DecoderDescription:
         raise UserError(
             f"family {family.name} cannot be exported to a static graph yet: generate with the model as it is"
         )
-    return importlib.import_module(module).describe(model)
+    description: DecoderDescription = importlib.import_module(module).describe(model)
+    return description
 
 
 def array(tensor: Any) -> NDArray[Any]:
     """A parameter as float32."""
-    return tensor.astype("float32").numpy()
+    values: NDArray[Any] = tensor.astype("float32").numpy()
+    return values
 
 
 def linear(layer: Any, columns: slice = slice(None)) -> Linear:

@@ -54,7 +54,7 @@ class Entry:
     name: str
     tensor: JoinedTensor
     is_turned: bool
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     updates: list[Update] = field(default_factory=list)
     size: int | None = None
 

@@ -127,7 +127,8 @@ def _logits(model: Any, prompts: NDArray[Any]) -> NDArray[Any]:
 
     model.eval()
     with paddle.no_grad():
-        return logits_of(model(input_ids=paddle.to_tensor(prompts))).numpy()
+        logits: NDArray[Any] = logits_of(model(input_ids=paddle.to_tensor(prompts))).numpy()
+    return logits
 
 
 def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:

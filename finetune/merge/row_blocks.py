@@ -122,7 +122,7 @@ def grown_columns(rows: ComputedTensor, size: int) -> ComputedTensor:
     return replace(rows, shape=(rows.shape[0], size), blocks=blocks)
 
 
-def converted_rows(rows: ComputedTensor, dtype: np.dtype) -> ComputedTensor:
+def converted_rows(rows: ComputedTensor, dtype: np.dtype[Any]) -> ComputedTensor:
     """Another element type."""
     if rows.dtype == dtype:
         return rows

@@ -18,7 +18,8 @@ from finetune.training.metrics import generation_metrics, loss_metrics
 
 if TYPE_CHECKING:
     from finetune.data.batches.rows import Batch, Rows
-    from finetune.data.samples.tokenize import Prompt, TextEncoder
+    from finetune.data.samples.piece_encoding import TextEncoder
+    from finetune.data.samples.tokenize import Prompt
     from finetune.parallel.parallel_model import ParallelModel
 
 

@@ -189,7 +189,9 @@ def _triangle() -> NDArray[Any]:
 
 def _count_within(lengths: NDArray[Any]) -> NDArray[Any]:
     """0, 1, ... anew in every segment."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    counts: NDArray[np.int64] = np.arange(lengths.sum()) - starts
+    return counts
 
 
 def _round_up(length: int, multiple: int | None) -> int:

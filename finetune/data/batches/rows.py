@@ -201,7 +201,9 @@ def hash_samples(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _to_batch(arrays: dict[str, NDArray[Any]], segments: list, *, names: Sequence[str]) -> Batch:
+def _to_batch(
+    arrays: dict[str, NDArray[Any]], segments: list[list[tuple[int, int]]], *, names: Sequence[str]
+) -> Batch:
     return Batch(
         inputs={name: arrays[name] for name in names if name in arrays},
         labels=arrays["labels"],

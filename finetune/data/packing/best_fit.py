@@ -89,4 +89,5 @@ def _expand(runs: NDArray[Any]) -> NDArray[Any]:
     first, num_bins, per_bin = runs.T
     sizes = num_bins * per_bin
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(first, sizes) + within // np.repeat(per_bin, sizes)
+    bins: NDArray[Any] = np.repeat(first, sizes) + within // np.repeat(per_bin, sizes)
+    return bins

@@ -243,7 +243,8 @@ def _join(packings: Sequence[Packing]) -> Packing:
 
 
 def _offsets(counts: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64, copy=False)
+    offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64, copy=False)
+    return offsets
 
 
 def _sum_bins(values: NDArray[Any], offsets: NDArray[Any]) -> NDArray[Any]:

@@ -93,7 +93,7 @@ class StreamProcess:
 
     def __init__(self, plan: StreamPlan):
         self.plan = plan
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._asking = threading.Lock()
 
@@ -143,11 +143,13 @@ class StreamProcess:
             UserError: What the data are to blame for.
             RuntimeError: The worker failed or was killed.
         """
-        return self._ask("batch", step)
+        batch: StreamBatch = self._ask("batch", step)
+        return batch
 
     def state(self, step: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Position and arrays of the stream after `step` batches: all that were asked for, or all but the last."""
-        return self._ask("state", step)
+        state: tuple[dict[str, Any], dict[str, NDArray[Any]]] = self._ask("state", step)
+        return state
 
     def close(self) -> None:
         """End the worker."""
@@ -188,7 +190,9 @@ class StreamProcess:
 class _Producer:
     """Batches made in advance, and the state after each."""
 
-    def __init__(self, plan: StreamPlan, step: int, saved: tuple[dict, dict] | None):
+    def __init__(
+        self, plan: StreamPlan, step: int, saved: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None
+    ):
         self._plan = plan
         self._stream = SampleStream(plan.sources, plan.make_builder(), plan.settings)
         if saved is not None:

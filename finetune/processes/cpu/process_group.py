@@ -28,6 +28,8 @@ from finetune.storage.dtypes import as_float32, rounded
 # hands it round (two rounds, but only 2 (n - 1) / n of the tensor per rank).
 _ONE_ROUND_BYTES = 64 * 1024
 
+_Reduction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+
 
 class Finished:
     """The task that Paddle's callers wait for: every call here is done when it returns."""
@@ -154,19 +156,20 @@ class CpuProcessGroup:
             array if peer == self._position else self._receive(peer, array) for peer in range(self.size())
         ]
 
-    def _reduced(self, array: NDArray[Any], operation: Callable) -> NDArray[Any]:
+    def _reduced(self, array: NDArray[Any], operation: _Reduction) -> NDArray[Any]:
         if array.nbytes <= _ONE_ROUND_BYTES:
             return reduce(operation, self._gathered(array))
         parts = np.array_split(array.reshape(-1), self.size())
         own = self._reduced_part(parts, operation)
         for peer in self._others():
             self._send(peer, own)
-        done = [
+        done: list[NDArray[Any]] = [
             own if peer == self._position else self._receive(peer, part) for peer, part in enumerate(parts)
         ]
-        return np.concatenate(done).reshape(array.shape)
+        whole: NDArray[Any] = np.concatenate(done).reshape(array.shape)
+        return whole
 
-    def _reduced_part(self, parts: Sequence[NDArray[Any]], operation: Callable) -> NDArray[Any]:
+    def _reduced_part(self, parts: Sequence[NDArray[Any]], operation: _Reduction) -> NDArray[Any]:
         """The reduction of this rank's part; `parts` are one for each rank."""
         for peer in self._others():
             self._send(peer, parts[peer])
@@ -210,13 +213,13 @@ def _write(tensor: Any, array: NDArray[Any]) -> None:
             tensor.copy_(paddle.to_tensor(array), True)
 
 
-def _reduction(op: Any, tensor: Any) -> Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]:
+def _reduction(op: Any, tensor: Any) -> _Reduction:
     """NumPy's function for Paddle's reduction of tensors of a type."""
     import paddle
     from paddle.base import core
 
     kinds = core.ReduceOp
-    functions: dict[Any, Callable[..., Any]] = {
+    functions: dict[Any, _Reduction] = {
         kinds.SUM: np.add,
         kinds.MAX: np.maximum,
         kinds.MIN: np.minimum,

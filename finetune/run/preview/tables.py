@@ -161,7 +161,7 @@ def _describe_range(low: int, high: int) -> str:
 
 def _bar_step(shortest: int, longest: int) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50, ... that makes few enough bars."""
-    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    steps = (factor * int(10**power) for power in itertools.count() for factor in (1, 2, 5))
     return next(step for step in steps if (longest - 1) // step - (shortest - 1) // step < _MAX_BARS)
 
 

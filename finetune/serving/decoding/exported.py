@@ -90,7 +90,7 @@ def read_prefix(folder: Path, facts: ExportedFacts) -> NDArray[Any] | None:
     shape = (2 * facts.num_layers, facts.num_kv_heads, facts.num_prefix_tokens, facts.head_dim)
     path = folder / PREFIX_FILE
     try:
-        prefix = np.load(path, allow_pickle=False)
+        prefix: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): export the model again") from None
     if prefix.shape != shape:

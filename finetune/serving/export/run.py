@@ -110,11 +110,8 @@ def _prefix_of(adapted: Any, resolved: ResolvedModel) -> NDArray[Any]:
     geometry = resolved.family.prefix_geometry(adapted.model.config)
     with paddle.no_grad():
         flat = adapted.prefix_encoder(adapted.prefix_tokens.unsqueeze(0))
-    return (
-        flat.astype("float32")
-        .numpy()
-        .reshape(-1, 2 * geometry.num_layers, geometry.num_kv_heads, geometry.head_dim)
-    )
+    values: NDArray[Any] = flat.astype("float32").numpy()
+    return values.reshape(-1, 2 * geometry.num_layers, geometry.num_kv_heads, geometry.head_dim)
 
 
 def _ordered_prefix(prefix: NDArray[Any], description: DecoderDescription) -> NDArray[Any]:
