@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from finetune.checkpoints.folder import find_fault, write_checkpoint
 from finetune.checkpoints.tensors_of_ranks import family_of, save_model_weights
 from finetune.errors import UserError
-from finetune.families.family import TinyShape, get_family
+from finetune.families.family import get_family
 from finetune.families.tensor_splits import find_split
+from finetune.families.tiny_recipe import TinyShape
 from finetune.models.loading import load_model, load_weights, open_checkpoint
 from finetune.models.resolve import resolve_model
 from finetune.models.shard_files import open_shards

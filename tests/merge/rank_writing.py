@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune.families.family import Family, TinyShape, families, get_family
+from finetune.families.family import Family, families, get_family
 from finetune.families.tensor_splits import find_split
+from finetune.families.tiny_recipe import TinyShape
 from finetune.storage.rank_files import shard_name
 
 NAMES = sorted(families())

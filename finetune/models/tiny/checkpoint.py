@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import UserError
-from finetune.families.family import TensorSpec, TinyRecipe, TinyShape, get_family
+from finetune.families.family import get_family
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 from finetune.models.tiny import byte_level_training, sentencepiece_training, tiktoken_training
 
 DEFAULT_CORPUS = Path(__file__).resolve().parents[3] / "data" / "train.json"
