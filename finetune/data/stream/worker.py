@@ -35,8 +35,9 @@ from finetune.data.packing.packing import Bin
 from finetune.data.reading.mixing import DataSource
 from finetune.data.samples.bulk_encoding import BulkBuilder
 from finetune.data.samples.tokenize import IGNORE_INDEX
+from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.state import StreamState
-from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.stream.stream import SampleStream
 from finetune.errors import UserError
 
 NUM_AHEAD = 4
