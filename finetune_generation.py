@@ -7,10 +7,10 @@ python finetune_generation.py --help
 import sys
 from contextlib import ExitStack
 
-from finetune.command import run_command
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.processes.command import run_command
 from finetune.settings.arguments import parse_arguments
 
 

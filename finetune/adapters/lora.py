@@ -25,7 +25,7 @@ from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
-from finetune.randomness.seeding import derive_seed
+from finetune.machine.randomness.seeding import derive_seed
 
 CONFIG_FILE = "lora_config.json"
 

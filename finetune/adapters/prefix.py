@@ -22,7 +22,7 @@ from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
 from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
 from finetune.families.family import import_object
-from finetune.randomness.seeding import derive_seed
+from finetune.machine.randomness.seeding import derive_seed
 
 CONFIG_FILE = "prefix_config.json"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoints.folder import list_checkpoints
-from finetune.command import python_name
 from finetune.errors import UserError
+from finetune.processes.command import python_name
 from finetune.processes.launch import is_first_process
 from finetune.processes.topology import describe_layout
 from finetune.reporting.report import print_summary, write_generations, write_results

@@ -82,9 +82,9 @@ def build_trainer(
 
 def _build_randomness(args: Arguments, base: Any, family: Family, groups: ProcessGroups) -> list[Any]:
     """What draws by sample in training: dropout, and NEFTune noise where the embedding is."""
+    from finetune.machine.randomness.dropout import KeyedDropout
+    from finetune.machine.randomness.embedding_noise import EmbeddingNoise
     from finetune.parallel.pipe.stage import stage_of
-    from finetune.randomness.dropout import KeyedDropout
-    from finetune.randomness.embedding_noise import EmbeddingNoise
 
     seed, stage = args.training.seed, stage_of(base)
     dropout = KeyedDropout(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from finetune.errors import RunError
-from finetune.randomness.seeding import derive_seed
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.training.loss import logits_of, token_loss_sum
 
 if TYPE_CHECKING:

@@ -36,8 +36,8 @@ from finetune.training.step import StepComputation, end_step
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
+    from finetune.machine.randomness.source import Randomness
     from finetune.parallel.pipe.stage import Stage
-    from finetune.randomness.source import Randomness
     from finetune.reporting.progress import ProgressReporter
     from finetune.reporting.run_log import RunLog
     from finetune.training.evaluation import Evaluation
