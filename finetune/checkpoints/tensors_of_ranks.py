@@ -20,7 +20,7 @@ import numpy as np
 
 from finetune.families.family import Family, find_family
 from finetune.families.tensor_splits import find_split
-from finetune.models.layers import one_name_each
+from finetune.models.layers import unique_tensors
 from finetune.models.loading import one_process_config
 from finetune.processes.groups import Group, ProcessGroups
 from finetune.processes.joint_steps import fail_on_all_ranks
@@ -71,7 +71,7 @@ def model_weights(model: Any) -> dict[str, LocalTensor]:
     """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding."""
     family = family_of(model.config)
     ignored = set(model._keys_to_ignore_on_save or ())
-    state = one_name_each({name: each for name, each in model.state_dict().items() if name not in ignored})
+    state = unique_tensors({name: each for name, each in model.state_dict().items() if name not in ignored})
     return {name: local_tensor(name, state[name], model.config, family) for name in sorted(state)}
 
 

@@ -26,7 +26,7 @@ from finetune.machine.stand_ins import replace
 _LIKE_FLOAT32 = SimpleNamespace(dtype=paddle.float32)
 
 
-class _Turn(PyLayer):
+class _Rotation(PyLayer):
     """x * cos + rotate_half(x) * sin, Su et al., "RoFormer" (2021)."""
 
     @staticmethod
@@ -57,7 +57,7 @@ def turn(x: Any, cos: Any, sin: Any, *, halves: bool = True) -> Any:
         Shape and type of x.
     """
     with paddle.amp.auto_cast(enable=False):
-        return _Turn.apply(x, cos, sin, halves)
+        return _Rotation.apply(x, cos, sin, halves)
 
 
 def _half_turn(x: Any, halves: bool) -> Any:

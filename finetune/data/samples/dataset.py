@@ -56,7 +56,7 @@ class DataReport:
     first_fault: str = ""
 
     def add_faults(self, faults: FaultCollector) -> None:
-        """Note what was skipped in reading."""
+        """Notes what was skipped in reading."""
         self.num_faulty_lines += faults.num_faults
         self.first_fault = self.first_fault or (faults.messages or [""])[0]
 
@@ -101,7 +101,7 @@ def load_samples(
     train_on: str = "all",
     system: str | None = None,
 ) -> tuple[SampleStore, DataReport]:
-    """Read and encode examples for training, or for evaluation by loss.
+    """Reads and encodes examples for training, or for evaluation by loss.
 
     Args:
         source: The files of one split, from `finetune.data.reading.source.find_split`, or conversations.
@@ -160,7 +160,7 @@ def load_prompts(
     truncation: str = "left",
     system: str | None = None,
 ) -> tuple[list[Prompt], DataReport]:
-    """Read and encode examples for evaluation by generation.
+    """Reads and encodes examples for evaluation by generation.
 
     An example whose last response is blank is dropped: there is nothing to compare with.
 

@@ -106,7 +106,7 @@ class SampleStream:
         )
 
     def restore(self, state: StreamState) -> None:
-        """Continue where a stream of the same files and settings stood.
+        """Continues where a stream of the same files and settings stood.
 
         Raises:
             UserError: The files or settings are others: samples would be repeated and skipped.

@@ -96,7 +96,7 @@ class TokenizedReader:
         }
 
     def restore(self, position: Mapping[str, Any], ahead: Iterable[Sample]) -> None:
-        """Continue where `position` was taken."""
+        """Continues where `position` was taken."""
         for reader, place in zip(self._readers, position["sources"], strict=True):
             reader.restore(place)
         self._is_done = list(position["is_done"])
@@ -118,7 +118,7 @@ class TokenizedReader:
         return self.ahead.popleft()
 
     def _read_ahead(self) -> None:
-        """Read and tokenise some examples, at most up to the end of a data set."""
+        """Reads and tokenises some examples, at most up to the end of a data set."""
         if self._error:
             raise self._error
         examples: list[tuple[SourceReader, Conversation]] = []
@@ -158,7 +158,7 @@ class TokenizedReader:
         return replace(conversation, system=system)
 
     def _build(self, examples: Sequence[tuple[SourceReader, Conversation]]) -> None:
-        """Tokenise examples, and count what comes of them."""
+        """Tokenises examples, and counts what comes of them."""
         dropped: dict[int, TooLongError | None] = {}
         store = self._builder.build(
             [conversation for _, conversation in examples],
