@@ -22,7 +22,7 @@ def main() -> None:
 
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
-    from finetune.run.data import find_files, read_data
+    from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.final_weights import save_final_weights
     from finetune.run.model import adapt, load_base_model
@@ -51,7 +51,8 @@ def main() -> None:
         pair = load_tokenizer_pair(args, resolved)
         report.notes(vocabulary_notes(args, resolved, pair, layout))
         data = read_data(args, files, pair)
-        report.data(data, resolved)
+        report.data(data)
+        check_positions(data, args.data, resolved)
         model = adapt(load_base_model(args, resolved, pair, groups), args, resolved)
         trainer = build_trainer(args, run, model, data, pair, resolved=resolved, groups=groups)
         report.model(trainer.parallel)
