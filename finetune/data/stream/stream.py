@@ -167,7 +167,7 @@ class SampleStream:
             self._fill_window(self._window_size)
             self._pack_window()
         row = self._bins.pop()
-        self._fill_window(min(len(self._window) + len(row), self._window_size))
+        self._fill_window(len(self._window) + len(row))
         return row
 
     def _fill_window(self, size: int) -> None:
