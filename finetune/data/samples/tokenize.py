@@ -67,8 +67,10 @@ class TooLongError(Exception):
     """
 
     def __init__(self, num_tokens: int, limit: int):
-        super().__init__(f"{num_tokens:,} tokens, allowed are {limit:,}")
-        self.num_tokens = num_tokens
+        super().__init__(
+            f"{num_tokens:,} tokens, allowed are {limit:,}: "
+            "raise the length, or set truncation to left, right or drop"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,8 +18,8 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.mixing import DataSource
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder
-from finetune.data.samples.dataset import EMPTY_RESPONSE, NO_ROOM, TOO_LONG, DataReport
-from finetune.data.samples.tokenize import Sample, TooLongError, has_response
+from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.tokenize import Sample, TooLongError
 from finetune.data.stream.reader import SourceReader
 from finetune.data.stream.settings import StreamSettings
 from finetune.errors import UserError
@@ -177,11 +177,8 @@ class TokenizedReader:
 
     def _count_dropped(self, conversation: Conversation, error: TooLongError | None) -> None:
         if error and self._settings.stop_at_too_long:
-            raise UserError(
-                f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop"
-            )
-        is_blank = not has_response(conversation, only_last=self._settings.train_on == "last")
-        self._report.num_dropped[TOO_LONG if error else EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
+            raise UserError(f"{conversation.place}: {error}")
+        self._report.add_dropped(conversation, error, only_last=self._settings.train_on == "last")
 
     def _count(self, sample: Sample) -> None:
         report = self._report
