@@ -10,7 +10,7 @@ from finetune.storage.files import read_json_object
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
+    """config.json of a model folder; a `quantization_config` of null, which says nothing, is left out.
 
     Raises:
         UserError: It is missing or is no JSON object.
@@ -18,4 +18,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
-    return read_json_object(path)
+    config = read_json_object(path)
+    if "quantization_config" in config and config["quantization_config"] is None:
+        del config["quantization_config"]
+    return config

@@ -32,7 +32,7 @@ from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Prompt
 from finetune.storage.files import write_json
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """To be raised when the same files and settings give other samples."""
 
 KEEP_DAYS = 30

@@ -168,7 +168,7 @@ class SampleBuilder:
         """The pieces of a conversation, for `cut`."""
         if conversation.is_text:  # no template has a place for it
             return [Piece(conversation.messages[0].content, learned=True)]
-        return self._template.render(conversation)
+        return self._pieces.settle(self._template.render(conversation))
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
@@ -256,7 +256,7 @@ class SampleBuilder:
         return kept, parts
 
     def _render_prompt(self, conversation: Conversation) -> list[Piece]:
-        return [] if conversation.is_text else self._template.render_prompt(conversation)
+        return [] if conversation.is_text else self._pieces.settle(self._template.render_prompt(conversation))
 
 
 def cut_parts(

@@ -68,6 +68,7 @@ class JsonTemplate:
     """
 
     special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
+    mixes_text = True  # special pieces hold names and text
 
     def __init__(self, parts: Mapping[str, Any], name: str):
         self._name = name

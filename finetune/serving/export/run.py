@@ -42,12 +42,12 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
 
     from finetune.families.decoder_description import describe
     from finetune.models import hub
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import load_encoder
 
     paddle.set_device(options.device)
     folder = resolved.folder or hub.download(resolved.name)
     tokenizer_folder = _tokenizer_folder(options, folder, resolved)
-    encoder = FamilyEncoder(load_tokenizer(tokenizer_folder, resolved.family), resolved.family)
+    encoder = load_encoder(tokenizer_folder, resolved.family, models=[folder])
     model, prefix = _load(options, resolved, encoder)
     description = describe(model, resolved.family)
     if prefix is not None:
