@@ -23,7 +23,7 @@ from finetune.checkpoints.tensors_of_ranks import (
     save_shards,
     save_tensors_of_all,
 )
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.models.parameters import assign
 from finetune.models.shard_files import open_shards
 from finetune.processes.groups import ProcessGroups
@@ -173,11 +173,10 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
         other_vocabulary = any(
             _differ_by_vocabulary(*shapes, config.vocab_size) for shapes in misfits.values()
         )
-        cure = "Was it trained on another base?"
+        remedy = "Was it trained on another base?"
         if other_vocabulary:
-            cure = f"It was trained with another vocabulary: {_tokenizer_remedy(folder)}."
-        shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
-        raise UserError(f"the adapter in {folder} does not fit this model: {shown}. {cure}")
+            remedy = f"It was trained with another vocabulary: {_tokenizer_remedy(folder)}."
+        raise UserError(f"the adapter in {folder} does not fit this model: {list_some(faults, 6)}. {remedy}")
     for name, tensor in expected.items():
         array = saved.read(name)
         if tensor.split:
