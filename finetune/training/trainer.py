@@ -10,7 +10,6 @@ batch; all randomness is keyed by (seed, step, sample); a checkpoint is whole or
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,18 +20,17 @@ from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer
 from paddlenlp.trainer.trainer_callback import TrainerState
 
 from finetune.checkpoints.folder import find_fault, rotate, step_of, write_checkpoint
-from finetune.errors import Interrupted
 from finetune.parallel.parallel_model import ParallelModel
 from finetune.processes.groups import ProcessGroups
 from finetune.processes.joint_steps import fail_on_all_ranks, on_first
 from finetune.processes.phases import enter_phase
-from finetune.processes.watch.watch import close_watch
 from finetune.reporting.memory import peak_memory_bytes
 from finetune.training.gradient_norm import clip_factor
 from finetune.training.overflow import OverflowGuard, check_finite
 from finetune.training.prefetch import PrefetchedSource
 from finetune.training.run_state import SavedState
 from finetune.training.step import StepComputation, end_step
+from finetune.training.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
@@ -108,7 +106,7 @@ class FinetuneTrainer(Trainer):
         self.progress: ProgressReporter | None = None
         self.run_log: RunLog | None = None
         self._norm = float("nan")
-        self._stop_signal: int | None = None
+        self.stop_signal = StopSignal()
         self._stops = False
         self._loaded_step: int | None = None
         self.totals = {"loss": 0.0, "steps": 0, "seconds": 0.0, "num_tokens": 0, "num_label_tokens": 0}
@@ -167,19 +165,18 @@ class FinetuneTrainer(Trainer):
         self.callback_handler.optimizer = self.optimizer
         self.callback_handler.lr_scheduler = self.lr_scheduler
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        previous = signal.signal(signal.SIGTERM, self._note_signal)
-        if self.progress:
-            self.progress.start()
-        self._check_replicas("at the start")
-        try:
-            self._run_steps()
-        finally:
-            if note := self.batches.close():
-                self.show_message(note)
+        with self.stop_signal.noted():
             if self.progress:
-                self.progress.close()
-            signal.signal(signal.SIGTERM, previous)
-            self.is_in_train = False
+                self.progress.start()
+            self._check_replicas("at the start")
+            try:
+                self._run_steps()
+            finally:
+                if note := self.batches.close():
+                    self.show_message(note)
+                if self.progress:
+                    self.progress.close()
+                self.is_in_train = False
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             self._load_best(Path(self.args.output_dir) / Path(self.state.best_model_checkpoint).name)
@@ -235,7 +232,9 @@ class FinetuneTrainer(Trainer):
             self.show_message(batch.note)
         share = self.parallel.train(StepComputation(self, step, batch), len(batch.micro_batches))
         enter_phase("gradients", step + 1)
-        loss, norm, self._stops = end_step(self.parallel, batch, share, stop=self._stop_signal is not None)
+        loss, norm, self._stops = end_step(
+            self.parallel, batch, share, stop=self.stop_signal.number is not None
+        )
         scale = self.overflow.scale if self.overflow else 1.0
         loss, self._norm = loss / scale, norm / scale
         learning_rate = float(self.lr_scheduler.get_lr())
@@ -300,11 +299,7 @@ class FinetuneTrainer(Trainer):
             self._save_checkpoint(self.model_wrapped, metrics)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
         if self._stops and self.state.global_step < self.state.max_steps:
-            close_watch()  # all processes end here
-            raise Interrupted(
-                f"stopped by signal {signal.Signals(self._stop_signal or signal.SIGTERM).name} after step {self.state.global_step} "
-                f"of {self.state.max_steps}; it is saved, start the same command again to continue"
-            )
+            self.stop_signal.end_run(self.state.global_step, self.state.max_steps)
         if metrics is not None or self.control.should_save:
             self._mark = time.perf_counter()
 
@@ -325,9 +320,6 @@ class FinetuneTrainer(Trainer):
         if self.progress:
             self.progress.log(record)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(record))
-
-    def _note_signal(self, number: int, _frame: Any) -> None:
-        self._stop_signal = number
 
     def _training_metrics(self) -> dict[str, float]:
         totals = self.totals
