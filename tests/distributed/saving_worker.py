@@ -8,8 +8,9 @@ import paddle
 paddle.set_device("cpu")
 
 from finetune.checkpoints.folder import write_checkpoint  # noqa: E402
+from finetune.checkpoints.model_weights import save_model_weights  # noqa: E402
 from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer  # noqa: E402
-from finetune.checkpoints.tensors_of_ranks import save_model_weights  # noqa: E402
+from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter  # noqa: E402
 from finetune.models.loading import load_model, load_weights  # noqa: E402
 from finetune.models.resolve import resolve_model  # noqa: E402
 from finetune.parallel.pipe.stage import StagePlan, build_stage  # noqa: E402
@@ -27,7 +28,7 @@ def run(source: Path, out: Path, groups) -> None:
     plan = StagePlan(groups.pipeline.position, groups.pipeline.size)
 
     def build(model_class, config):
-        return build_stage(model_class, config, family=resolved.family, plan=plan)
+        return build_stage(model_class, config, family=resolved.family, plan=plan).model
 
     overrides = {
         "tensor_parallel_degree": groups.tensor.size,
@@ -41,14 +42,14 @@ def run(source: Path, out: Path, groups) -> None:
     optimizer.step()
 
     def write(folder: Path) -> None:
-        save_model_weights(model, folder, groups)
-        save_optimizer(folder, model, optimizer, groups)
+        save_model_weights(model, folder, WholeTensorWriter(groups))
+        save_optimizer(folder, model, optimizer, WholeTensorWriter(groups))
 
     folder = write_checkpoint(out, 1, write, groups)
 
     def write_shards(folder: Path) -> None:
-        save_model_weights(model, folder, groups, unified=False)
-        save_optimizer(folder, model, optimizer, groups, unified=False)
+        save_model_weights(model, folder, RankFileWriter(groups))
+        save_optimizer(folder, model, optimizer, RankFileWriter(groups))
 
     shards = write_checkpoint(out, 2, write_shards, groups)
     before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -60,7 +61,7 @@ def run(source: Path, out: Path, groups) -> None:
             assert (tensor.numpy() == before[name]).all(), name
         fresh = new_optimizer(model)
         with paddle.utils.unique_name.guard():  # as in a process of its own
-            load_optimizer(saved, model, fresh)
+            load_optimizer(saved, model, fresh, is_stage=True)
             for parameter in model.parameters():
                 parameter.grad = paddle.zeros_like(parameter)
             fresh.step()
