@@ -32,6 +32,7 @@ def main() -> None:
     from finetune.run.report import Report
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
+    from finetune.run.training_arguments import schedule_notes
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
     layout = plan_layout(args, resolved)
@@ -61,6 +62,8 @@ def main() -> None:
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
         report.model(trainer.parallel)
+        if args.training.do_train:
+            report.notes(list(schedule_notes(args, trainer.plan_steps())))
 
         metrics: dict[str, float] = {}
         if args.training.do_train:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from finetune.command import python_name
 from finetune.models.tiny.checkpoint import build_tiny
@@ -100,8 +101,9 @@ def _show(before: Path, after: Path, seconds: float) -> None:
     )
 
 
-def _results(folder: Path) -> dict:
-    return json.loads((ROOT / folder / "all_results.json").read_text(encoding="utf-8"))
+def _results(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((ROOT / folder / "all_results.json").read_text(encoding="utf-8"))
+    return results
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from paddlenlp import peft
 from paddlenlp.peft import LoRAConfig
 
@@ -27,7 +28,6 @@ from finetune.errors import UserError
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.randomness.seeding import derive_seed
-from finetune.storage.dtypes import Array
 
 CONFIG_FILE = "lora_config.json"
 
@@ -81,7 +81,7 @@ def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
     matrix.set_value(_as_tensor(whole[first : first + num_rows], matrix.dtype))
 
 
-def _as_tensor(array: Array, dtype: Any) -> Any:
+def _as_tensor(array: NDArray[Any], dtype: Any) -> Any:
     import paddle
 
     return paddle.to_tensor(array.astype(np.float32)).astype(dtype)

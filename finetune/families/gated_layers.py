@@ -103,8 +103,8 @@ class GatedDecoder:
 
     def _run_layers(
         self: Any, hidden: Any, position_ids: Any, visible: Any, pasts: list[Any], use_cache: bool
-    ) -> tuple[Any, tuple]:
-        cache: tuple = ()
+    ) -> tuple[Any, tuple[Any, ...]]:
+        cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
             past, pasts[index] = pasts[index], None  # not kept longer than needed
             arguments = (hidden, position_ids, visible, False, past, use_cache)

@@ -91,7 +91,8 @@ def turn_in_float32(modeling: Any, *, head_axis: int = 2) -> None:
 
     def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any = None) -> tuple[Any, Any]:
         if q.dtype not in HALF_TYPES or cos.dtype != paddle.float32:
-            return stock(q, k, cos, sin, position_ids)
+            pair: tuple[Any, Any] = stock(q, k, cos, sin, position_ids)
+            return pair
         cos, sin = (table.reshape([-1, table.shape[-1]]) for table in (cos, sin))  # [positions, head dim]
         if position_ids is None:
             position_ids = paddle.arange(q.shape[3 - head_axis]).unsqueeze(0)

@@ -17,14 +17,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+from numpy.typing import NDArray
 
 
 class UnsupportedTokenizerError(Exception):
     """These files may give other ids here than in PaddleNLP; the message says why."""
 
 
-Ids = list[int] | np.ndarray
+Ids = list[int] | NDArray[Any]
 """The ids of one text, int32 where it is an array."""
 
 

@@ -49,7 +49,8 @@ def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
     Raises:
         UserError: It holds an adapter, or a model that transformers cannot express.
     """
-    from finetune.merge.lora_plan import base_of, dtype_name, plan
+    from finetune.merge.lora_base import base_of
+    from finetune.merge.lora_plan import dtype_name, plan
 
     config = read_config(folder / "config.json")
     if not config:

@@ -31,7 +31,8 @@ from finetune.merge.lora_adapters import (
     named_base,
     read_paddle_adapter,
 )
-from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
+from finetune.merge.lora_base import Base, open_base
+from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine

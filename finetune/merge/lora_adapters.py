@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.adapters.scaling import ScalingRule
 from finetune.checkpoints.companions import read_config
@@ -172,7 +173,7 @@ def make_update(
         )
     factor = np.float32(rule.factor_of(rule_name or layer))
 
-    def factors() -> tuple[np.ndarray, np.ndarray]:
+    def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         arrays = {name: as_float32(tensor.load()) for name, tensor in tensors.items()}
         left, right = (arrays[name].T if turned else arrays[name] for name in ("A", "B"))
         return (left @ arrays["AB"] if "AB" in arrays else left) * factor, right
@@ -180,7 +181,7 @@ def make_update(
     return Update((shapes["A"][0], shapes["B"][1]), factors, found.path)
 
 
-def pissa_update(update: Update, rank: int, weight: Callable[[], np.ndarray]) -> Update:
+def pissa_update(update: Update, rank: int, weight: Callable[[], NDArray[Any]]) -> Update:
     """The update of a base that has not been changed: A and B as trained, less what they started from.
 
     PiSSA starts with A @ B = the part of W along its `rank` leading singular vectors and trains beside
@@ -193,7 +194,7 @@ def pissa_update(update: Update, rank: int, weight: Callable[[], np.ndarray]) ->
         weight: Reads W [in, out].
     """
 
-    def factors() -> tuple[np.ndarray, np.ndarray]:
+    def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         left, right = update.factors()
         start_left, start_right = leading_part(weight(), rank)
         return np.concatenate([left, -start_left], axis=1), np.concatenate([right, start_right])
@@ -201,7 +202,7 @@ def pissa_update(update: Update, rank: int, weight: Callable[[], np.ndarray]) ->
     return Update(update.shape, factors, update.path)
 
 
-def leading_part(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def leading_part(weight: NDArray[Any], rank: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Two factors [in, rank], [rank, out] of the best approximation of that rank; float32."""
     if weight.shape[0] < weight.shape[1]:
         left, right = leading_part(weight.T, rank)

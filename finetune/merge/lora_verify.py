@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.merge import row_blocks
 from finetune.merge.lora_adapters import Adapter, WholeTensor, pissa_update
-from finetune.merge.lora_plan import Base, dtype_name, open_base
+from finetune.merge.lora_base import Base, open_base
+from finetune.merge.lora_plan import dtype_name
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import embedding_name, is_output, is_turned, joined_parts
 from finetune.storage.dtypes import as_float32
@@ -102,7 +104,7 @@ def verify(
     return comparison
 
 
-def _prompts(base: Base) -> np.ndarray:
+def _prompts(base: Base) -> NDArray[Any]:
     """Token ids [prompts, length]: any text would do, so none is needed."""
     vocabulary = int(base.adapted_config["vocab_size"])
     return np.random.default_rng(0).integers(0, vocabulary, (_NUM_PROMPTS, _LENGTH))
@@ -119,14 +121,15 @@ def _load(folder: Path, num_tokens: int | None = None) -> Any:
     return load_model(resolved, dtype="float32", growth=growth)
 
 
-def _logits(model: Any, prompts: np.ndarray) -> np.ndarray:
+def _logits(model: Any, prompts: NDArray[Any]) -> NDArray[Any]:
     import paddle
 
     from finetune.training.loss import logits_of
 
     model.eval()
     with paddle.no_grad():
-        return logits_of(model(input_ids=paddle.to_tensor(prompts))).numpy()
+        logits: NDArray[Any] = logits_of(model(input_ids=paddle.to_tensor(prompts))).numpy()
+    return logits
 
 
 def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
@@ -196,7 +199,7 @@ def _hook(layer: Any, update: row_blocks.Update) -> Any:
 
 def _changes(base: Base, merged: Base) -> dict[str, float]:
     """Last part of a layer's name -> size of the change over size of the weight (Frobenius norms)."""
-    sums: dict[str, np.ndarray] = {}
+    sums: dict[str, NDArray[Any]] = {}
     for name, entry in merged.entries.items():
         old = base.entries.get(name)
         if old is None or not name.endswith(".weight") or old.shape != entry.shape or len(entry.shape) != 2:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.adapters.scaling import ScalingRule
 from finetune.checkpoints.companions import read_config
@@ -127,10 +128,10 @@ def _check_tied(path: Path, whole: Mapping[str, WholeTensor], updates: Mapping[s
         )
 
 
-def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[np.ndarray]]:
+def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[NDArray[Any]]]:
     """B of a layer in peft's form, or with a divisor its A."""
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[NDArray[Any]]:
         left, right = finite_factors(update)
         yield right.T if divisor is None else left.T / np.float32(divisor)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.families.config_file import read_config
@@ -33,7 +34,7 @@ from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_par
 from finetune.storage.checkpoints import Checkpoint, TensorFiles
 from finetune.storage.splits import Split
 
-Reader = Callable[[], np.ndarray]
+Reader = Callable[[], NDArray[Any]]
 _MAX_LISTED = 20
 # Fields of a model's configuration that say how it was trained, not what it is.
 _LAYOUT_FIELDS = {
@@ -302,7 +303,7 @@ def _with_unfused(model_class: Any, config: Any, sources: dict[str, Reader]) -> 
 
 
 def _split_reader(whole: Reader, split: Split, *, degree: int, rank: int) -> Reader:
-    def read() -> np.ndarray:
+    def read() -> NDArray[Any]:
         array = whole()
         places = split.places(array.shape, degree, rank)
         return array[places[0]] if len(places) == 1 else join_blocks(array, places, split.axis)
@@ -310,11 +311,11 @@ def _split_reader(whole: Reader, split: Split, *, degree: int, rank: int) -> Rea
     return read
 
 
-def _fused_reader(parts: list[Reader], action: Callable[[list[np.ndarray]], np.ndarray]) -> Reader:
+def _fused_reader(parts: list[Reader], action: Callable[[list[NDArray[Any]]], NDArray[Any]]) -> Reader:
     return lambda: action([np.asarray(part()) for part in parts])
 
 
-def _part_reader(whole: Reader, action: Callable[[np.ndarray], Any], index: int) -> Reader:
+def _part_reader(whole: Reader, action: Callable[[NDArray[Any]], Any], index: int) -> Reader:
     return lambda: action(np.asarray(whole()))[index]
 
 

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
+
+
+def schedule_notes(args: Arguments, num_steps: int) -> Iterator[str]:
+    """What is odd about the course of the learning rate, as lines to show before the run.
+
+    Args:
+        args: All settings.
+        num_steps: Optimizer steps of the whole run.
+    """
+    training = args.training
+    warmup = training.warmup_steps or math.ceil(num_steps * training.warmup_ratio)
+    if warmup >= num_steps:
+        given = "warmup_steps" if training.warmup_steps else f"warmup_ratio {training.warmup_ratio:g}"
+        yield (
+            f"warning: the learning rate warms up for {warmup} steps ({given}) and the training has {num_steps}: "
+            f"learning_rate {training.learning_rate:g} is never used for a step; lower {given.split()[0]} or train longer"
+        )
 
 
 def build_training_arguments(args: Arguments) -> Any:

@@ -78,6 +78,15 @@ def _check_methods(values: Values) -> Faults:
         yield ("save_to_aistudio", "aistudio_repo_id"), fault
 
 
+def _check_steps(values: Values) -> Faults:
+    if values["max_steps"] == 0:
+        yield (
+            ("max_steps",),
+            "max_steps is 0: give the number of optimizer steps, -1 to train num_train_epochs, or do_train false "
+            "to evaluate only",
+        )
+
+
 def _check_paths(values: Values) -> Faults:
     looked = f"(looked in {Path.cwd()}): check the path"
     for name in ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path"):
@@ -147,6 +156,7 @@ _CHECKS = (
     _check_each,
     check_data,
     _check_methods,
+    _check_steps,
     _check_paths,
     _check_best_model,
     check_degrees,

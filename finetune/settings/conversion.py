@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ _TRUE_WORDS = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE_WORDS = frozenset({"false", "0", "no", "off", "f", "n"})
 _NULL_WORDS = frozenset({"null", "none"})
 _MAX_SHOWN_CHARS = 80
+_CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _TYPE_PHRASES = {
     "bool": "true or false",
     "int": "a whole number",
@@ -33,6 +35,8 @@ def convert_json(setting: Setting, value: Any) -> Any:
         return None
     if setting.group == "foreign":
         return _convert_foreign(value)
+    if setting.is_pair_of_names and isinstance(value, list):
+        return _join_names(value)
     converted = _convert(setting, setting.type, value)
     return [] if setting.name == "report_to" and converted == ["none"] else converted
 
@@ -50,6 +54,8 @@ def convert_words(setting: Setting, words: list[str]) -> Any:
     if len(words) == 1 and words[0].lower() in _NULL_WORDS and setting.name != "report_to":
         return None
     if not setting.type.startswith("list["):
+        if setting.is_pair_of_names and len(words) == 2:
+            return convert_json(setting, words)
         if len(words) != 1:
             raise ValueError(f"one value is needed, not {len(words)}; {_describe_allowed(setting)}")
         return convert_json(setting, words[0])
@@ -85,6 +91,21 @@ def _convert(setting: Setting, type_name: str, value: Any) -> Any:
     if converted is None or (setting.choices and converted not in setting.choices):
         raise ValueError(_describe_allowed(setting))
     return converted
+
+
+def _join_names(names: list[Any]) -> str:
+    """The Chinese and the English name of a list, as ms-swift writes them, in the form of one text."""
+    if len(names) == 1 and isinstance(names[0], str):
+        return names[0]
+    if len(names) == 2 and all(isinstance(name, str) for name in names):
+        chinese, english = (name.strip() for name in names)
+        if chinese == english:
+            return str(chinese)
+        if _CHINESE.search(chinese) and " " not in chinese and not _CHINESE.search(english):
+            return f"{chinese} {english}"
+    raise ValueError(
+        'one name, or a Chinese one without blanks and an English one are needed: ["小桨", "Paddy"]'
+    )
 
 
 def _convert_foreign(raw: Any) -> Any:

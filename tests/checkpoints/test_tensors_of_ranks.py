@@ -18,8 +18,9 @@ from finetune.checkpoints.model_weights import save_model_weights
 from finetune.checkpoints.tensors_of_ranks import family_of
 from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter
 from finetune.errors import UserError
-from finetune.families.family import TinyShape, get_family
+from finetune.families.family import get_family
 from finetune.families.tensor_splits import find_split
+from finetune.families.tiny_recipe import TinyShape
 from finetune.models.loading import load_model, load_weights, open_checkpoint
 from finetune.models.resolve import resolve_model
 from finetune.models.shard_files import open_shards

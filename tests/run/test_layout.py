@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.family import TinyShape, families, get_family
+from finetune.families.family import families, get_family
+from finetune.families.tiny_recipe import TinyShape
 from finetune.machine import device
 from finetune.models.resolve import ResolvedModel
 from finetune.processes.layout import Coordinates, Layout, split_processes

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 
@@ -53,7 +54,7 @@ class GlobalOrder:
         num_full, num_rest = divmod(self.num_samples, self.global_batch_size)
         return num_full + (num_rest > 0 and not self.drop_last)
 
-    def permutation(self, epoch: int) -> np.ndarray:
+    def permutation(self, epoch: int) -> NDArray[Any]:
         """The order of one epoch: int64 [num_samples], read-only."""
         if epoch != self._cached_epoch:
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
@@ -62,7 +63,7 @@ class GlobalOrder:
             self._cached_epoch = epoch
         return self._cached_permutation
 
-    def batch(self, step: int) -> tuple[int, np.ndarray]:
+    def batch(self, step: int) -> tuple[int, NDArray[Any]]:
         """The global batch of an optimizer step.
 
         Args:
@@ -104,12 +105,12 @@ class GlobalOrder:
 
 
 def split(
-    indices: np.ndarray,
+    indices: NDArray[Any],
     micro_batch_size: int,
     *,
     rank: int = 0,
     world: int = 1,
-) -> list[np.ndarray]:
+) -> list[NDArray[Any]]:
     """The micro-batches of one rank within a global batch.
 
     The batch is cut into `world` contiguous shares that differ by one sample at most, and each share into

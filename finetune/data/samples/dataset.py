@@ -13,8 +13,9 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
-from finetune.data.samples.tokenize import Prompt, SampleBuilder, TextEncoder, TooLongError, has_response
+from finetune.data.samples.tokenize import Prompt, SampleBuilder, TooLongError, has_response
 from finetune.data.templates.pieces import Template
 from finetune.errors import UserError
 

@@ -44,9 +44,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.samples.parts import Part, as_ids, count_tokens, join_ids, leave_first, take_first
@@ -84,8 +84,8 @@ class Sample:
         num_dropped_rounds: How many of the oldest rounds were dropped.
     """
 
-    input_ids: np.ndarray
-    labels: np.ndarray
+    input_ids: NDArray[Any]
+    labels: NDArray[Any]
     num_label_tokens: int
     truncated_source: bool
     truncated_target: bool
@@ -104,7 +104,7 @@ class Prompt:
         num_dropped_rounds: How many of the oldest rounds were dropped.
     """
 
-    input_ids: np.ndarray
+    input_ids: NDArray[Any]
     source: str
     target: str
     truncated_source: bool = False

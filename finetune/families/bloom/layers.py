@@ -104,7 +104,7 @@ class BloomModel(modeling.BloomModel):
         hidden = self.word_embeddings_layernorm(inputs_embeds)
         bias = self._bias(attention_mask, position_ids, shape, past_length)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index, block in enumerate(self.h):
             past = past_key_values[index] if past_key_values is not None else None
             if self.enable_recompute and self.training:

@@ -98,7 +98,7 @@ class GLMTransformer(modeling.GLMTransformer):
         output_hidden_states: bool | None = False,
     ) -> tuple[Any, Any, None, None]:
         """Hidden states, keys and values of every layer (None without `use_cache`), and twice None."""
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index in range(self.num_hidden_layers):
             layer = self._get_layer(index)
             past = kv_caches[index] if kv_caches else None

@@ -171,7 +171,8 @@ def install_llama() -> None:
 
     def rotary(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any) -> tuple[paddle.Tensor, paddle.Tensor]:
         if position_ids is None or not _covers(q, k, cos):
-            return stock_rotary(q, k, cos, sin, position_ids)
+            pair: tuple[paddle.Tensor, paddle.Tensor] = stock_rotary(q, k, cos, sin, position_ids)
+            return pair
         cos, sin = cos.squeeze(axis=[0, 2]), sin.squeeze(axis=[0, 2])
         return rotate(q, cos, sin, position_ids), rotate(k, cos, sin, position_ids)
 

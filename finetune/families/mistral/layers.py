@@ -27,7 +27,7 @@ from finetune.families.rotary import keep_tables, turn_in_float32
 turn_in_float32(modeling, head_axis=1)
 
 
-class PrefixKeyValues(tuple):
+class PrefixKeyValues(tuple[Any, ...]):
     """Keys and values of a trained prefix, which take no positions: the first token stays position 0.
 
     PaddleNLP's Mistral counts them in training but not in generation, so that a prefix meets other
@@ -111,7 +111,7 @@ class MistralModel(modeling.MistralModel):
             position_ids = paddle.arange(first, first + length).expand([batch_size, length])
         mask = self._visible(attention_mask, (batch_size, length), past_length)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
             past = past_key_values[index] if past_key_values is not None else None
             if self.enable_recompute and self.training:
@@ -194,4 +194,5 @@ class MistralForCausalLM(modeling.MistralForCausalLM):
             mask = kwargs.get("attention_mask")
             tokens = paddle.ones_like(input_ids) if mask is None else mask.astype("int64")
             kwargs["position_ids"] = (tokens.cumsum(axis=-1) - 1).clip(min=0)
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return inputs

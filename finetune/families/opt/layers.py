@@ -172,8 +172,8 @@ class OPTModel(modeling.OPTModel):
         table = embeddings.position_embeddings.weight
         return inputs_embeds + F.embedding(position_ids + POSITION_OFFSET, table)
 
-    def _decode(self, hidden: Any, mask: Any, cache: Any, use_cache: bool) -> tuple[Any, list | None]:
-        new_cache: list | None = [] if use_cache else None
+    def _decode(self, hidden: Any, mask: Any, cache: Any, use_cache: bool) -> tuple[Any, list[Any] | None]:
+        new_cache: list[Any] | None = [] if use_cache else None
         for index, layer in enumerate(self.decoder.layers):
             past = cache[index] if cache is not None else None
             if self.enable_recompute and self.training and new_cache is None:

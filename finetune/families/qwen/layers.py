@@ -64,7 +64,7 @@ class QWenModel(modeling.QWenModel):
         hidden = self.drop(hidden)
         recomputed = self.enable_recompute and self.training
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not recomputed
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index, block in enumerate(self.h):
             past = past_key_values[index] if past_key_values is not None else None
             arguments = (hidden, past, visible, position_ids, None, None, use_cache, False)
@@ -129,11 +129,12 @@ def _attend(layer: Any, query: Any, key: Any, value: Any, visible: Any = None) -
     elif query.dtype in HALF_TYPES:
         output = plain_attention(query, key, value, visible, drop=layer.attn_dropout)
     else:
-        return modeling.QWenAttention._attn(layer, query, key, value, visible)
+        stock: tuple[Any, None] = modeling.QWenAttention._attn(layer, query, key, value, visible)
+        return stock
     output = output.flatten(2)
     return (output.flatten(0, 1) if layer.sequence_parallel else output), None
 
 
-def _forget_stretch(attention: Any, _inputs: tuple) -> None:
+def _forget_stretch(attention: Any, _inputs: tuple[Any, ...]) -> None:
     if attention.training:
         attention._ntk_cached = 1.0

@@ -214,9 +214,10 @@ def _texts(text: str) -> Iterator[str]:
 
 def _json_array(text: str) -> list[Any] | None:
     try:
-        return json.loads(text)
+        values: list[Any] = json.loads(text)
     except ValueError:
         return None
+    return values
 
 
 def _json_object_or_text(line: str) -> Any:

@@ -292,9 +292,10 @@ def build_app(page: ChatPage) -> FastAPI:
 
     theme = gr.themes.Soft(font=_FONTS, font_mono=("ui-monospace", "Consolas", "monospace"))
     page.blocks.queue(api_open=False)
-    return gr.mount_gradio_app(
+    served: FastAPI = gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], ssr_mode=False, theme=theme, css=_CSS, pwa=False
     )
+    return served
 
 
 def _messages(turns: Turns) -> list[list[dict[str, str]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.storage.files import write_json
@@ -78,7 +79,7 @@ def read_facts(folder: Path) -> ExportedFacts:
         raise UserError(f"{path} cannot be read ({error}): {remedy} again") from None
 
 
-def read_prefix(folder: Path, facts: ExportedFacts) -> np.ndarray | None:
+def read_prefix(folder: Path, facts: ExportedFacts) -> NDArray[Any] | None:
     """Keys and values of the trained prefix, [2 x layers, kv heads, prefix, head dim]; None without one.
 
     Raises:
@@ -89,7 +90,7 @@ def read_prefix(folder: Path, facts: ExportedFacts) -> np.ndarray | None:
     shape = (2 * facts.num_layers, facts.num_kv_heads, facts.num_prefix_tokens, facts.head_dim)
     path = folder / PREFIX_FILE
     try:
-        prefix = np.load(path, allow_pickle=False)
+        prefix: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): export the model again") from None
     if prefix.shape != shape:

@@ -161,7 +161,9 @@ class _Loop:
         """Whether tokens are left to make and rows to make them for."""
         return (step < self.num_steps) & ~finished.all()
 
-    def advance(self, step: Any, chosen: Any, finished: Any, tokens: Any, history: Any, *caches: Any) -> list:
+    def advance(
+        self, step: Any, chosen: Any, finished: Any, tokens: Any, history: Any, *caches: Any
+    ) -> list[Any]:
         """One token for every row."""
         place = self.end + step - 1
 
