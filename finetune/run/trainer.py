@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.samples.sample_store import sample_lengths
@@ -139,6 +140,11 @@ def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -
     from finetune.reporting.progress import ProgressReporter
     from finetune.reporting.run_log import RunLog
 
+    if "swanlab" in args.training.report_to:
+        from swanlab.integration.paddlenlp import SwanLabCallback
+
+        Path(trainer.args.logging_dir).mkdir(parents=True, exist_ok=True)
+        trainer.add_callback(SwanLabCallback(log_dir=str(trainer.args.logging_dir)))
     training = args.training.do_train
     total_steps = trainer.plan_steps() if training else 0
     bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm

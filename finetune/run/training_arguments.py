@@ -55,4 +55,7 @@ def build_training_arguments(args: Arguments) -> Any:
             return {name: value for name, value in super().to_dict().items() if name not in secrets}
 
     # Master gradients are kept where gradients are summed over processes (finetune/parallel/sharding/local_gradients.py).
-    return FinetuneTrainingArguments(**args.training_kwargs() | {"amp_master_grad": False})
+    kwargs = args.training_kwargs() | {"amp_master_grad": False}
+    # PaddleNLP knows no SwanLab: its package brings a callback, which `finetune.run.trainer` adds.
+    kwargs["report_to"] = [name for name in args.training.report_to if name != "swanlab"]
+    return FinetuneTrainingArguments(**kwargs)
