@@ -20,7 +20,7 @@ from finetune.checkpoints.tensors_of_ranks import (
     family_of,
     find_local_split,
 )
-from finetune.checkpoints.writers import TensorSet, TensorSetWriter, WholeTensorWriter
+from finetune.checkpoints.writers import TensorSet, TensorSetWriter
 from finetune.errors import UserError
 from finetune.families.tensor_splits import is_scalar, tensor_of
 from finetune.models.parameters import release_pages
@@ -59,35 +59,13 @@ class SlicedState(Protocol):
         """Takes changed slices over into the parameters."""
 
 
-class _WholeState:
-    """Optimizer state of a process that updates whole parameters."""
-
-    def __init__(self, model: Any):
-        self._trained = {name: each for name, each in model.named_parameters() if not each.stop_gradient}
-
-    def tensor_names(self) -> dict[str, str]:
-        return {tensor.name: name for name, tensor in self._trained.items()}
-
-    def whole_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._trained[name].shape)
-
-    def slice_of(self, name: str, whole: Any) -> Any:
-        return whole
-
-    def whole_of(self, name: str, part: Any) -> Any:
-        return part
-
-    def after_update(self) -> None:
-        pass
-
-
 def save_optimizer(
     folder: Path,
     model: Any,
     optimizer: Any,
-    writer: TensorSetWriter | None = None,
+    writer: TensorSetWriter,
     *,
-    replicas: SlicedState | None = None,
+    replicas: SlicedState,
 ) -> None:
     """Writes moments, their powers and float32 master weights of every trained parameter.
 
@@ -95,11 +73,11 @@ def save_optimizer(
         folder: Where to write.
         model: The model, or the stage of it, with its adapter if it has one.
         optimizer: Of its parameters, or of this rank's slices of them.
-        writer: How state becomes files; all ranks call this. None for one process and whole tensors.
-        replicas: Knows the slices of sharding; None where every rank updates whole parameters.
+        writer: How state becomes files; all ranks call this.
+        replicas: Knows what this rank updates: parameters, or slices of them.
     """
-    tensors = _local_state(model, optimizer, replicas or _WholeState(model))
-    (writer or WholeTensorWriter()).write(tensors, folder, OPTIMIZER_FILES)
+    tensors = _local_state(model, optimizer, replicas)
+    writer.write(tensors, folder, OPTIMIZER_FILES)
 
 
 def _local_state(model: Any, optimizer: Any, replicas: SlicedState) -> dict[str, LocalTensor]:
@@ -152,7 +130,7 @@ def load_optimizer(
     model: Any,
     optimizer: Any,
     *,
-    replicas: SlicedState | None = None,
+    replicas: SlicedState,
     is_stage: bool = False,
 ) -> None:
     """Gives an optimizer of the same parameters the state that was saved, under whatever layout.
@@ -171,7 +149,6 @@ def load_optimizer(
         RuntimeError: The file holds state for parameters that this model does not train.
         UserError: A file is missing or damaged, or has no master weights for parameters in half precision.
     """
-    replicas = replicas or _WholeState(model)
     config = _config(model)
     family = family_of(config) if config is not None else None
     names = replicas.tensor_names()

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from finetune.processes.phases import PhaseRecord
+from finetune.training.checkpoint_series import CheckpointSeries
 from finetune.training.events import CallbackEvents
 from finetune.training.optimizer_step import OptimizerStep, StepResult
 from finetune.training.prefetch import PrefetchedSource
 from finetune.training.stop_signal import StopSignal
 from finetune.training.training_log import TrainingLog
-
-
-class SavesCheckpoints(Protocol):
-    """What is asked of `finetune.training.run_state.RunState`."""
-
-    def save(self, metrics: dict[str, float] | None) -> None:
-        """Writes a checkpoint of the step that is done."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class TrainingLoop:
     phases: PhaseRecord
     stop: StopSignal
     evaluate: Callable[[], dict[str, float]]
-    checkpoints: SavesCheckpoints
+    checkpoints: CheckpointSeries
     check_replicas: Callable[[str], None]
     replica_check_steps: int
     global_batch_size: int

@@ -96,8 +96,8 @@ class FinetuneTrainer(Trainer):
         """The number of optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return int(self.args.max_steps)
-        per_epoch = self.batches.steps_per_epoch if self.batches else None
-        assert per_epoch, "a run that trains on a stream has max_steps"
+        per_epoch = self.batches.steps_per_epoch if self.batches else 0
+        assert per_epoch, "a stream needs max_steps"
         return max(1, round(per_epoch * float(self.args.num_train_epochs)))
 
     def create_optimizer(self, lr_scheduler: Any = None) -> Any:
@@ -134,8 +134,7 @@ class FinetuneTrainer(Trainer):
         checkpoints = self._checkpoints(batches)
         if resume_from_checkpoint is not None:
             checkpoints.run_state.restore(Path(resume_from_checkpoint))
-        handler = self.callback_handler
-        handler.optimizer, handler.lr_scheduler = self.optimizer, self.lr_scheduler
+        vars(self.callback_handler).update(optimizer=self.optimizer, lr_scheduler=self.lr_scheduler)
         self.events.tell("on_train_begin")
         self.model.train()
         self.is_in_train = True

@@ -272,7 +272,8 @@ def test_a_second_optimizer_of_the_same_parameters_writes_the_same_names(tmp_pat
     """Paddle numbers the accumulators that a process makes under one name."""
     wholes = _wholes(adapter=False)
     model = RankModel(ProcessGroups(), wholes)
-    parameters = list(model.named.values())
+    slices = Slices(model, ProcessGroups())
+    parameters = list(slices.slices.values())
     names = []
     for attempt in ("first", "second"):
         optimizer = paddle.optimizer.AdamW(0.1, parameters=parameters)
@@ -281,7 +282,7 @@ def test_a_second_optimizer_of_the_same_parameters_writes_the_same_names(tmp_pat
         optimizer.step()
         folder = tmp_path / attempt
         folder.mkdir()
-        save_optimizer(folder, model, optimizer)
+        save_optimizer(folder, model, optimizer, WholeTensorWriter(), replicas=slices)
         names.append(sorted(TensorFiles([folder / OPTIMIZER_FILES.file_name]).names))
     assert names[0] == names[1]
 

@@ -14,6 +14,7 @@ from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter  # no
 from finetune.models.loading import load_model, load_weights  # noqa: E402
 from finetune.models.resolve import resolve_model  # noqa: E402
 from finetune.parallel.pipe.stage import StagePlan, build_stage  # noqa: E402
+from finetune.parallel.sharding.replicas import Replicas  # noqa: E402
 from finetune.processes.groups import start_groups  # noqa: E402
 from finetune.processes.layout import Layout  # noqa: E402
 from finetune.run.directory import check_shared_folder  # noqa: E402
@@ -36,6 +37,7 @@ def run(source: Path, out: Path, groups) -> None:
     }
     model = load_model(resolved, dtype="float32", config_overrides=overrides, build=build)
     check_shared_folder(out, groups)
+    replicas = Replicas(model, groups)
     optimizer = new_optimizer(model)
     for parameter in model.parameters():
         parameter.grad = parameter.detach().clone()
@@ -43,13 +45,13 @@ def run(source: Path, out: Path, groups) -> None:
 
     def write(folder: Path) -> None:
         save_model_weights(model, folder, WholeTensorWriter(groups))
-        save_optimizer(folder, model, optimizer, WholeTensorWriter(groups))
+        save_optimizer(folder, model, optimizer, WholeTensorWriter(groups), replicas=replicas)
 
     folder = write_checkpoint(out, 1, write, groups)
 
     def write_shards(folder: Path) -> None:
         save_model_weights(model, folder, RankFileWriter(groups))
-        save_optimizer(folder, model, optimizer, RankFileWriter(groups))
+        save_optimizer(folder, model, optimizer, RankFileWriter(groups), replicas=replicas)
 
     shards = write_checkpoint(out, 2, write_shards, groups)
     before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -61,7 +63,7 @@ def run(source: Path, out: Path, groups) -> None:
             assert (tensor.numpy() == before[name]).all(), name
         fresh = new_optimizer(model)
         with paddle.utils.unique_name.guard():  # as in a process of its own
-            load_optimizer(saved, model, fresh, is_stage=True)
+            load_optimizer(saved, model, fresh, replicas=replicas, is_stage=True)
             for parameter in model.parameters():
                 parameter.grad = paddle.zeros_like(parameter)
             fresh.step()
