@@ -7,10 +7,10 @@ python finetune_generation.py --help
 import sys
 from contextlib import ExitStack
 
-from finetune.command import run_command
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.processes.command import run_command
 from finetune.settings.arguments import parse_arguments
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
-    from finetune.run.data import find_files, read_data
+    from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.final_weights import save_final_weights
     from finetune.run.model import adapt, load_base_model
@@ -54,7 +54,8 @@ def main() -> None:
         report.notes(vocabulary_notes(args, resolved, pair, layout))
         phases.enter("reading data")
         data = read_data(args, files, pair)
-        report.data(data, resolved)
+        report.data(data)
+        check_positions(data, args.data, resolved)
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
         model = adapt(base, args, resolved)

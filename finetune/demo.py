@@ -8,17 +8,19 @@ what it writes then. All three runs go through finetune_generation.py, as a user
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.command import python_name
 from finetune.models.tiny.checkpoint import build_tiny
+from finetune.processes.command import python_name
 from finetune.reporting.report import print_summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +40,10 @@ _GENERATE = ("--do_train", "false", "--eval_with_do_generation", "true", "--save
 _NUM_SAMPLES = 3
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demonstration; the exit code of the first step that fails, or 0."""
+    description = f"Trains a tiny random model on data/ and shows what it learned; writes to {FOLDER}/ alone."
+    argparse.ArgumentParser(prog="python -m finetune.demo", description=description).parse_args(arguments)
     _step("1/4 A tiny Llama with random weights and a SentencePiece vocabulary learned from data/")
     shutil.rmtree(ROOT / FOLDER, ignore_errors=True)
     build_tiny("llama", ROOT / MODEL, **SHAPE)

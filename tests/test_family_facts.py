@@ -174,6 +174,32 @@ def test_only_records_know_the_words_and_modules_of_families():
     assert found == [], "no fact of a family outside its record: ask the record"
 
 
+def branches_on_families(tree: ast.AST) -> Iterator[ast.AST]:
+    """Conditions that compare something with the name of a family."""
+    for node in ast.walk(tree):
+        tests = [node.test] if isinstance(node, ast.If | ast.IfExp) else []
+        tests += node.ifs if isinstance(node, ast.comprehension) else []
+        for test in tests:
+            compared = [
+                part for each in ast.walk(test) if isinstance(each, ast.Compare) for part in ast.walk(each)
+            ]
+            if any(isinstance(part, ast.Constant) and part.value in families() for part in compared):
+                yield test
+
+
+def test_no_test_branches_on_the_name_of_a_family():
+    found = [
+        shown(path, node)
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in branches_on_families(parse(path))
+    ]
+    assert found == [], "put what differs into the table of tests/families/cases.py"
+    source = (
+        "size = 1 if name == 'llama' else 2\nif name in ('qwen', 'opt'): pass\n[x for x in y if x != 'bloom']"
+    )
+    assert len(list(branches_on_families(ast.parse(source)))) == 3
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -26,10 +26,10 @@ PROJECT = ROOT / "finetune"
 LEVELS = (  # from the lowest up
     ("errors",),
     ("machine", "storage"),
-    ("randomness", "families", "processes/cpu"),
+    ("machine/randomness", "families", "processes/cpu"),
     ("processes",),
     ("processes/watch", "settings", "reporting"),
-    ("command", "models", "models/tiny"),
+    ("processes/command", "models", "models/tiny"),
     ("tokenizers", "data/reading"),
     ("data/templates",),
     ("data/samples", "data/packing"),
@@ -43,7 +43,7 @@ LEVELS = (  # from the lowest up
     ("run", "merge", "serving/decoding"),
     ("run/preview", "serving/export", "serving/predict"),
     ("serving/chat",),
-    ("chat", "demo"),  # commands; the scripts beside finetune/ stand above all
+    ("chat", "demo", "environment", "stand_ins"),  # commands; the scripts beside finetune/ stand above all
 )
 LEVEL_OF = {package: number for number, packages in enumerate(LEVELS) for package in packages}
 

@@ -118,11 +118,11 @@ def check_tokenizer(folder: Path, num_tokens: int) -> None:
     if recorded is not None and recorded != num_tokens:
         raise UserError(
             f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "
-            f"this run has {num_tokens}: {_tokenizer_cure(folder)}"
+            f"this run has {num_tokens}: {_tokenizer_remedy(folder)}"
         )
 
 
-def _tokenizer_cure(folder: Path) -> str:
+def _tokenizer_remedy(folder: Path) -> str:
     return f"use the adapter's own tokenizer with --tokenizer_name_or_path {folder}"
 
 
@@ -164,7 +164,7 @@ def load_adapter_weights(model: Any, folder: Path, *, is_stage: bool = False) ->
         )
         cure = "Was it trained on another base?"
         if other_vocabulary:
-            cure = f"It was trained with another vocabulary: {_tokenizer_cure(folder)}."
+            cure = f"It was trained with another vocabulary: {_tokenizer_remedy(folder)}."
         shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
         raise UserError(f"the adapter in {folder} does not fit this model: {shown}. {cure}")
     for name, tensor in expected.items():

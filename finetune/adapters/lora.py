@@ -25,9 +25,9 @@ from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
-from finetune.randomness.seeding import derive_seed
 
 CONFIG_FILE = "lora_config.json"
 
@@ -76,7 +76,9 @@ def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
     degree = max(config.tensor_parallel_degree, 1) if matrix.is_distributed else 1
     num_rows, rank = matrix.shape
     bound = 1 / math.sqrt(num_rows * degree)
-    whole = np.random.default_rng(seed).uniform(-bound, bound, (num_rows * degree, rank))
+    whole = np.random.default_rng(seed).uniform(
+        -bound, bound, (num_rows * degree, rank)
+    )  # [in, r], of all ranks
     first = max(config.tensor_parallel_rank, 0) * num_rows if degree > 1 else 0
     matrix.set_value(_as_tensor(whole[first : first + num_rows], matrix.dtype))
 

@@ -22,9 +22,9 @@ from paddlenlp.peft import PrefixConfig, PrefixModelForCausalLM
 from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
 from finetune.families.family import import_object
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import layer_numbers
-from finetune.randomness.seeding import derive_seed
 
 CONFIG_FILE = "prefix_config.json"
 
@@ -46,7 +46,9 @@ class PrefixModel(PrefixModelForCausalLM):
         weight = self.prefix_encoder[0].weight
         bound = math.sqrt(6 / sum(weight.shape))  # Glorot and Bengio's, as Paddle's embeddings start
         random = np.random.default_rng(derive_seed(seed, "prefix"))
-        values = random.uniform(-bound, bound, weight.shape).astype(np.float32)
+        values = random.uniform(-bound, bound, weight.shape).astype(
+            np.float32
+        )  # [prefix, layers * 2 * kv heads * head dim]
         weight.set_value(paddle.to_tensor(values).astype(weight.dtype))
 
     def _create_prefix_encoder(self) -> Any:
@@ -59,14 +61,18 @@ class PrefixModel(PrefixModelForCausalLM):
 
     def _get_past_key_values(self, batch_size: int) -> Any:
         config = self.prefix_config
-        tokens = self.prefix_tokens.unsqueeze(0).expand([batch_size, -1])
+        tokens = self.prefix_tokens.unsqueeze(0).expand([batch_size, -1])  # [batch, prefix]
         sizes = [2, -1, self.num_heads, self.head_dim]  # -1 for the layers
-        past = self.prefix_encoder(tokens).reshape([batch_size, config.num_prefix_tokens, *sizes])
+        past = self.prefix_encoder(tokens).reshape(
+            [batch_size, config.num_prefix_tokens, *sizes]
+        )  # [batch, prefix, 2, layers, kv heads, head dim]
         numbers = layer_numbers(*self._decoder)
         if len(numbers) < past.shape[3]:
             past = paddle.stack([past[:, :, :, number] for number in numbers], axis=3)
         heads = _own_heads(self.model.config, self.num_heads)
-        past = past[..., heads.start : heads.stop, :].flatten(2, 3)
+        past = past[..., heads.start : heads.stop, :].flatten(
+            2, 3
+        )  # [batch, prefix, 2 * layers, own kv heads, head dim]
         return self.postprocess_past_key_value(past)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.checkpoints.tensors_of_ranks import LocalTensor, family_of, local_tensor
 from finetune.checkpoints.writers import TensorSet, TensorSetWriter
-from finetune.models.layers import one_name_each
+from finetune.models.layers import unique_tensors
 from finetune.models.loading import one_process_config
 from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.rank_files import MODEL_STEM
@@ -21,7 +21,7 @@ def model_weights(model: Any) -> dict[str, LocalTensor]:
     """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding."""
     family = family_of(model.config)
     ignored = set(model._keys_to_ignore_on_save or ())
-    state = one_name_each({name: each for name, each in model.state_dict().items() if name not in ignored})
+    state = unique_tensors({name: each for name, each in model.state_dict().items() if name not in ignored})
     return {name: local_tensor(name, state[name], model.config, family) for name in sorted(state)}
 
 

@@ -134,7 +134,7 @@ def _logits(model: Any, prompts: NDArray[Any]) -> NDArray[Any]:
 
 def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
     model = _load(base.folder, max((_num_tokens(adapter, base) for adapter in adapters), default=0))
-    if len(adapters) == 1 and not adapters[0].is_peft and not _apart(base, adapters[0]):
+    if len(adapters) == 1 and not adapters[0].is_peft and not _joined_layers_in_parts(base, adapters[0]):
         from finetune.adapters.lora import load_lora
 
         return load_lora(model, adapters[0].folder)
@@ -145,7 +145,7 @@ def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
             for hook in hooks.pop(_own_name(name, base).removesuffix(".weight"), ()):
                 hook.remove()  # what replaces a weight replaces earlier updates of it, too
         for joined, update in adapter.updates.items():
-            is_apart = joined in _apart(base, adapter)
+            is_apart = joined in _joined_layers_in_parts(base, adapter)
             parts = (
                 split_joined(joined, update, base.adapted_config, base.family)
                 if is_apart
@@ -159,7 +159,7 @@ def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
     return model
 
 
-def _apart(base: Base, adapter: Adapter) -> set[str]:
+def _joined_layers_in_parts(base: Base, adapter: Adapter) -> set[str]:
     """Joined layers of an adapter whose parts lie apart in the base."""
     return {
         layer for layer in adapter.updates if joined_parts(layer) and f"{layer}.weight" not in base.entries

@@ -42,7 +42,7 @@ def assign(parameter: Any, array: NDArray[Any]) -> None:
 def mean_along(array: NDArray[Any], axis: int) -> NDArray[Any]:
     """Mean of a stored tensor over one axis, which stays with size 1; float32, summed in float64."""
     shape = tuple(1 if index == axis else size for index, size in enumerate(array.shape))
-    total = np.zeros(shape, np.float64)
+    total = np.zeros(shape, np.float64)  # size 1 along the axis
     for place in _slices(array):
         target = tuple(slice(None) if index == axis else part for index, part in enumerate(place))
         total[target] += as_float32(array[place]).sum(axis=axis, keepdims=True, dtype=np.float64)

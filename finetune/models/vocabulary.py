@@ -107,7 +107,7 @@ def assign_grown(parameter: Any, array: NDArray[Any]) -> None:
 
     axis = next(index for index, size in enumerate(array.shape) if size != parameter.shape[index])
     assign(parameter, array)
-    mean = paddle.to_tensor(mean_along(array, axis)).cast(parameter.dtype)
+    mean = paddle.to_tensor(mean_along(array, axis)).cast(parameter.dtype)  # size 1 along the axis of tokens
     place = (slice(None),) * axis + (slice(array.shape[axis], None),)
     with paddle.no_grad():
         parameter[place] = mean
@@ -138,7 +138,7 @@ def grown_part_reader(
         missing = split.part_shape(sizes, degree)[axis] - known.shape[axis]
         if not missing:
             return known
-        rows = np.repeat(mean_along(array, axis), missing, axis=axis)
+        rows = np.repeat(mean_along(array, axis), missing, axis=axis)  # `missing` along the axis of tokens
         return np.concatenate([known, rows], axis=axis)
 
     return read_grown

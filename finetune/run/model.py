@@ -38,8 +38,8 @@ def load_base_model(
     """
     from finetune.families.family import import_object
     from finetune.machine.processor import keep_freed_memory
+    from finetune.machine.randomness.seeding import seed_everything
     from finetune.models.loading import load_model
-    from finetune.randomness.seeding import seed_everything
     from finetune.run.processes import prepare_device
 
     prepare_device(args, groups.layout.world)

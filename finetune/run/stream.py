@@ -44,7 +44,7 @@ class StreamReport(DataReport):
 
 
 def check_sources(sources: Sequence[DataSource]) -> None:
-    """Refuse what cannot be streamed, before anything expensive starts.
+    """Refuses what cannot be streamed, before anything expensive starts.
 
     Raises:
         UserError: A built-in data set, or files that can only be read as a whole.

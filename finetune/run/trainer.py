@@ -118,8 +118,8 @@ def _build_randomness(
     args: Arguments, base: Any, family: Family, groups: ProcessGroups, *, stage: Stage | None
 ) -> list[Any]:
     """What draws by sample in training: dropout, and NEFTune noise where the embedding is."""
-    from finetune.randomness.dropout import KeyedDropout
-    from finetune.randomness.embedding_noise import EmbeddingNoise
+    from finetune.machine.randomness.dropout import KeyedDropout
+    from finetune.machine.randomness.embedding_noise import EmbeddingNoise
 
     seed = args.training.seed
     dropout = KeyedDropout(

@@ -109,7 +109,7 @@ class Arguments:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
-    """Read ``ARGS.json --key value ...``, check it, and fill in what follows from other settings.
+    """Reads ``ARGS.json --key value ...``, checks it, and fills in what follows from other settings.
 
     Args:
         argv: The words after the program's name; null takes those of this process.

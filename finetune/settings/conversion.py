@@ -26,7 +26,7 @@ _TYPE_PHRASES = {
 
 
 def convert_json(setting: Setting, value: Any) -> Any:
-    """Convert a value from a JSON file to the setting's type; None for null.
+    """Converts a value from a JSON file to the setting's type; None for null.
 
     Raises:
         ValueError: With what is allowed, when the value does not fit.
@@ -42,7 +42,7 @@ def convert_json(setting: Setting, value: Any) -> Any:
 
 
 def convert_words(setting: Setting, words: list[str]) -> Any:
-    """Convert the words after a command-line key to the setting's type; none at all means true for a flag.
+    """Converts the words after a command-line key to the setting's type; none at all means true for a flag.
 
     Raises:
         ValueError: With what is allowed, when the words do not fit.
@@ -109,7 +109,7 @@ def _join_names(names: list[Any]) -> str:
 
 
 def _convert_foreign(raw: Any) -> Any:
-    """Bring a value to the form that the records of foreign settings use."""
+    """Brings a value to the form that the records of foreign settings use."""
     if isinstance(raw, list) and len(raw) <= 1 and all(isinstance(word, str) for word in raw):
         raw = raw[0] if raw else True
     if not isinstance(raw, str) or (number := _to_float(raw)) is not None:

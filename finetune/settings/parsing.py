@@ -19,7 +19,7 @@ _LAUNCHER_OPTIONS = frozenset(
 
 
 @dataclass
-class Given:
+class GivenSettings:
     """What the user set; a null counts as not given."""
 
     values: dict[str, Any] = field(default_factory=dict)  # converted, by setting name
@@ -32,9 +32,9 @@ class Given:
     lacks_file: bool = False  # an argument file was named but could not be read
 
 
-def read_given(argv: Sequence[str]) -> Given:
-    """Read the argument file named first on the command line, if any, then the ``--key value`` pairs over it."""
-    given = Given()
+def read_given(argv: Sequence[str]) -> GivenSettings:
+    """Reads the argument file named first on the command line, if any, then the ``--key value`` pairs over it."""
+    given = GivenSettings()
     positional, pairs = split_command_line(argv)
     named = bool(positional) and positional[0].endswith(".json")
     if stray := positional[named : named + 1]:
@@ -56,7 +56,7 @@ def read_given(argv: Sequence[str]) -> Given:
 
 
 def split_command_line(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split into words before the first key, and the words that follow each key; the last of equal keys counts."""
+    """Splits into words before the first key, and the words that follow each key; the last of equal keys counts."""
     positional: list[str] = []
     pairs: dict[str, list[str]] = {}
     words = positional
@@ -119,9 +119,9 @@ def _explain_json_fault(error: json.JSONDecodeError) -> str:
 
 
 def _take(
-    entries: dict[str, Any], given: Given, *, origin: str, convert: Callable[[Setting, Any], Any]
+    entries: dict[str, Any], given: GivenSettings, *, origin: str, convert: Callable[[Setting, Any], Any]
 ) -> None:
-    """Add one source's entries to ``given``, over what an earlier source said."""
+    """Adds one source's entries to ``given``, over what an earlier source said."""
     source = _Source(given, origin, convert)
     for key, raw in entries.items():
         given.raw[key] = raw
@@ -141,7 +141,7 @@ def _take(
 class _Source:
     """One source of settings: a file, or the command line."""
 
-    given: Given
+    given: GivenSettings
     origin: str
     convert: Callable[[Setting, Any], Any]
     keys: dict[str, str] = field(default_factory=dict)  # setting -> the key that it was written under

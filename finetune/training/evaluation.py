@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from finetune.data.batches.collate import collate_prompts
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 from finetune.processes.groups import ProcessGroups
-from finetune.randomness.seeding import derive_seed
 from finetune.storage.dtypes import Array
 from finetune.training.loss import LabelPositions, best_tokens, logits_of, token_loss_sum
 from finetune.training.metrics import generation_metrics, loss_metrics

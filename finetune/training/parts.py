@@ -12,8 +12,8 @@ from finetune.processes.groups import ProcessGroups
 from finetune.processes.phases import PhaseRecord
 
 if TYPE_CHECKING:
+    from finetune.machine.randomness.source import Randomness
     from finetune.parallel.pipe.stage import Stage
-    from finetune.randomness.source import Randomness
     from finetune.training.loss import LabelPositions
 
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from finetune.errors import RunError
-from finetune.randomness.seeding import derive_seed
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.training.loss import logits_of, token_loss_sum
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import StepBatch
+    from finetune.machine.randomness.source import Randomness
     from finetune.parallel.parallel_model import ParallelModel
     from finetune.processes.phases import PhaseRecord
-    from finetune.randomness.source import Randomness
     from finetune.training.loss import LabelPositions
     from finetune.training.overflow import OverflowGuard
 

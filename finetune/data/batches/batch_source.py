@@ -219,7 +219,7 @@ class StreamSource:
         return None
 
     def close(self) -> str:
-        """Ends the process; returns what became of the lines."""
+        """Ends the process; returns the counts of its lines."""
         self._process.close()
         return f"Data, train, as far as read: {self._summary}" if self._summary else ""
 

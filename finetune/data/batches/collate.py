@@ -26,7 +26,7 @@ _TILE = 256
 def collate(
     samples: Sequence[Sample], *, pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Pad samples on the right.
+    """Pads samples on the right.
 
     Args:
         samples: B of them, at least one.
@@ -58,7 +58,7 @@ def collate_packed(
     row_length: int | None = None,
     mask: Literal["block", "start_end"] | None = "block",
 ) -> dict[str, NDArray[Any]]:
-    """Pad bins on the right and build what keeps their segments apart.
+    """Pads bins on the right and builds what keeps their segments apart.
 
     Args:
         bins: B of them, at least one, with S segments at most.
@@ -153,7 +153,7 @@ def start_end_rows(segment_lengths: Sequence[NDArray[Any]], row_length: int) -> 
 
 
 def collate_prompts(prompts: Sequence[Prompt], *, pad_token_id: int) -> dict[str, NDArray[Any]]:
-    """Pad prompts on the left.
+    """Pads prompts on the left.
 
     Args:
         prompts: B of them, at least one.
@@ -175,7 +175,7 @@ def collate_prompts(prompts: Sequence[Prompt], *, pad_token_id: int) -> dict[str
 
 
 def _fill_triangle(square: NDArray[Any]) -> None:
-    """Set the diagonal and all below it, a band of rows at a time."""
+    """Sets the diagonal and all below it, a band of rows at a time."""
     for start in range(0, len(square), _TILE):
         band = square[start : start + _TILE]
         band[:, :start] = True
@@ -205,7 +205,7 @@ def _lengths(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _fill(mask: NDArray[Any], rows: Sequence[NDArray[Any]], value: int) -> NDArray[Any]:
-    """Write the rows one after the other where the mask is set: both run in row-major order."""
+    """Writes the rows one after the other where the mask is set: both run in row-major order."""
     filled = np.full(mask.shape, value, dtype=np.int64)
     filled[mask] = np.concatenate(rows)
     return filled

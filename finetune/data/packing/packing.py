@@ -85,7 +85,7 @@ class Packing:
 
 
 def pack(lengths: NDArray[Any], capacity: int, *, seed: int, window: int | None = None) -> Packing:
-    """Distribute samples over bins by best-fit-decreasing.
+    """Distributes samples over bins by best-fit-decreasing.
 
     Args:
         lengths: Integers [samples], tokens of each sample, 1 to `capacity`.
@@ -215,7 +215,7 @@ def _checked_lengths(lengths: NDArray[Any], capacity: int) -> NDArray[Any]:
 def _pack_shuffled(
     lengths: NDArray[Any], indices: NDArray[Any], capacity: int, generator: np.random.Generator
 ) -> Packing:
-    """Pack the samples with these indices, dealt out in this order within equal lengths."""
+    """Packs the samples with these indices, dealt out in this order within equal lengths."""
     own_lengths = lengths[indices]
     indices = indices[_argsort_stable(capacity - own_lengths)]  # longest first
     bin_of_sample = assign_bins(np.bincount(own_lengths), capacity)

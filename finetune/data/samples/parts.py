@@ -36,7 +36,7 @@ def take_first(parts: Iterable[Part], num_tokens: int) -> list[Part]:
     return taken
 
 
-def leave_first(parts: Sequence[Part], num_tokens: int) -> list[Part]:
+def drop_first(parts: Sequence[Part], num_tokens: int) -> list[Part]:
     """All tokens but the first `num_tokens`."""
     for place, (ids, learned) in enumerate(parts):
         if num_tokens < len(ids):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.samples.parts import Part, as_ids, join_ids, leave_first, take_first
+from finetune.data.samples.parts import Part, as_ids, drop_first, join_ids, take_first
 from finetune.data.templates.pieces import Piece, Template
 from finetune.errors import UserError
 
@@ -106,7 +106,7 @@ class PieceEncoder:
         encoded = list(map(as_ids, found))
         # One look at all ids, since hardly any text names a special token.
         if self._mark_ids and self._has_marks(join_ids(encoded)):
-            encoded = list(map(self._tear, texts, encoded))
+            encoded = list(map(self._encode_as_plain_text, texts, encoded))
         return dict(zip(texts, encoded, strict=True))
 
     def plain_text(self, piece: Piece) -> str:
@@ -121,7 +121,7 @@ class PieceEncoder:
         head = take_first(parts, len(prefix))
         is_prefix = tuple(join_ids([ids for ids, _ in head]).tolist()) == prefix
         if is_prefix and not any(learned for _, learned in head):
-            return leave_first(parts, len(prefix))
+            return drop_first(parts, len(prefix))
         return parts
 
     def _find_ids(self, piece: Piece, known: KnownIds) -> NDArray[Any]:
@@ -135,9 +135,9 @@ class PieceEncoder:
         return known[key]
 
     def _encode_text(self, text: str) -> NDArray[Any]:
-        return self._tear(text, as_ids(self._encoder.encode(text)))
+        return self._encode_as_plain_text(text, as_ids(self._encoder.encode(text)))
 
-    def _tear(self, text: str, ids: NDArray[Any]) -> NDArray[Any]:
+    def _encode_as_plain_text(self, text: str, ids: NDArray[Any]) -> NDArray[Any]:
         """Ids of a text in which the template's special tokens are not recognised.
 
         Some tokenizers know the marks of a template as added tokens and recognise them in any text; there

@@ -39,7 +39,7 @@ class SampleStore(Sequence[Sample]):
 
     @classmethod
     def from_cut(cls, samples: Sequence[CutSample]) -> SampleStore:
-        """Lay samples end to end."""
+        """Lays samples end to end."""
         ids = [ids for sample in samples for ids, _ in sample.parts]
         flags = np.array([learned for sample in samples for _, learned in sample.parts], dtype=bool)
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))

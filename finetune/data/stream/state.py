@@ -85,14 +85,14 @@ class StreamState:
 
 
 def save_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Write `ARRAYS_FILE` into a folder."""
+    """Writes `ARRAYS_FILE` into a folder."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(folder / ARRAYS_FILE, content.getvalue())
 
 
 def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    """Read what `save_arrays` wrote."""
+    """Reads what `save_arrays` wrote."""
     with np.load(folder / ARRAYS_FILE, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 

@@ -106,7 +106,7 @@ class SampleStream:
         )
 
     def restore(self, state: StreamState) -> None:
-        """Continue where a stream of the same files and settings stood.
+        """Continues where a stream of the same files and settings stood.
 
         Raises:
             UserError: The files or settings are others: samples would be repeated and skipped.
@@ -167,7 +167,7 @@ class SampleStream:
             self._fill_window(self._window_size)
             self._pack_window()
         row = self._bins.pop()
-        self._fill_window(min(len(self._window) + len(row), self._window_size))
+        self._fill_window(len(self._window) + len(row))
         return row
 
     def _fill_window(self, size: int) -> None:

@@ -18,8 +18,8 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.mixing import DataSource
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder
-from finetune.data.samples.dataset import EMPTY_RESPONSE, NO_ROOM, TOO_LONG, DataReport
-from finetune.data.samples.tokenize import Sample, TooLongError, has_response
+from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.tokenize import Sample, TooLongError
 from finetune.data.stream.reader import SourceReader
 from finetune.data.stream.settings import StreamSettings
 from finetune.errors import UserError
@@ -96,7 +96,7 @@ class TokenizedReader:
         }
 
     def restore(self, position: Mapping[str, Any], ahead: Iterable[Sample]) -> None:
-        """Continue where `position` was taken."""
+        """Continues where `position` was taken."""
         for reader, place in zip(self._readers, position["sources"], strict=True):
             reader.restore(place)
         self._is_done = list(position["is_done"])
@@ -118,7 +118,7 @@ class TokenizedReader:
         return self.ahead.popleft()
 
     def _read_ahead(self) -> None:
-        """Read and tokenise some examples, at most up to the end of a data set."""
+        """Reads and tokenises some examples, at most up to the end of a data set."""
         if self._error:
             raise self._error
         examples: list[tuple[SourceReader, Conversation]] = []
@@ -158,7 +158,7 @@ class TokenizedReader:
         return replace(conversation, system=system)
 
     def _build(self, examples: Sequence[tuple[SourceReader, Conversation]]) -> None:
-        """Tokenise examples, and count what comes of them."""
+        """Tokenises examples, and counts what comes of them."""
         dropped: dict[int, TooLongError | None] = {}
         store = self._builder.build(
             [conversation for _, conversation in examples],
@@ -177,11 +177,8 @@ class TokenizedReader:
 
     def _count_dropped(self, conversation: Conversation, error: TooLongError | None) -> None:
         if error and self._settings.stop_at_too_long:
-            raise UserError(
-                f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop"
-            )
-        is_blank = not has_response(conversation, only_last=self._settings.train_on == "last")
-        self._report.num_dropped[TOO_LONG if error else EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
+            raise UserError(f"{conversation.place}: {error}")
+        self._report.add_dropped(conversation, error, only_last=self._settings.train_on == "last")
 
     def _count(self, sample: Sample) -> None:
         report = self._report

@@ -104,7 +104,7 @@ class StreamProcess:
         return self._process.pid if self._process else None
 
     def start(self, step: int, saved: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None) -> None:
-        """Start the worker.
+        """Starts the worker.
 
         Args:
             step: The first step whose batch will be asked for.
@@ -153,7 +153,7 @@ class StreamProcess:
         return state
 
     def close(self) -> None:
-        """End the worker."""
+        """Ends the worker."""
         if self._process:
             self._process.kill()  # it has nothing to finish; a thread that waits for an answer is told
             self._process.wait()
@@ -208,7 +208,7 @@ class _Producer:
         return len(self._ready) >= NUM_AHEAD or self._error is not None
 
     def make(self) -> None:
-        """Make one batch; a fault waits until its batch is asked for, since those before it are good."""
+        """Makes one batch; a fault waits until its batch is asked for, since those before it are good."""
         try:
             units = self._stream.next_units(self._plan.global_batch_size)
         except Exception as error:
@@ -282,7 +282,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone, however that ended."""
+    """Has the kernel kill this process when its parent is gone, however that ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it was gone before the request took effect

@@ -103,12 +103,16 @@ class MistralModel(modeling.MistralModel):
             use_cache: Return keys and values.
             **unused: PaddleNLP's requests for all hidden states and attentions, which nothing here makes.
         """
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = (
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        )  # [batch, length, hidden]
         batch_size, length = hidden.shape[:2]
         past_length = past_key_values[0][0].shape[2] if past_key_values is not None else 0
         if position_ids is None:
             first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
-            position_ids = paddle.arange(first, first + length).expand([batch_size, length])
+            position_ids = paddle.arange(first, first + length).expand(
+                [batch_size, length]
+            )  # [batch, length]
         mask = self._visible(attention_mask, (batch_size, length), past_length)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache: tuple[Any, ...] = ()

@@ -55,7 +55,7 @@ class QWenModel(modeling.QWenModel):
             use_cache: Return keys and values.
             **unused: PaddleNLP's requests for all hidden states and attentions, which nothing here makes.
         """
-        hidden = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self.wte(input_ids) if inputs_embeds is None else inputs_embeds  # [batch, length, hidden]
         shape = tuple(hidden.shape[:2])
         past_length = past_key_values[0][0].shape[1] if past_key_values is not None else 0
         visible = self._visible(attention_mask, shape, past_length, hidden.dtype)
@@ -131,7 +131,7 @@ def _attend(layer: Any, query: Any, key: Any, value: Any, visible: Any = None) -
     else:
         stock: tuple[Any, None] = modeling.QWenAttention._attn(layer, query, key, value, visible)
         return stock
-    output = output.flatten(2)
+    output = output.flatten(2)  # [batch, length, hidden]
     return (output.flatten(0, 1) if layer.sequence_parallel else output), None
 
 

@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.machine.stand_ins import replaced
-from finetune.randomness.seeding import derive_seed
 
 Segments = Sequence[Sequence[tuple[int, int]]]
 
