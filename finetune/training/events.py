@@ -21,8 +21,8 @@ class CallbackEvents:
     """
 
     def __init__(self, handler: Any, args: Any, state: TrainerState, control: Any, *, is_first: bool = True):
-        self.handler, self.state, self.control = handler, state, control
-        self._args, self._is_first = args, is_first
+        self.state, self.control = state, control
+        self._handler, self._args, self._is_first = handler, args, is_first
         state.is_world_process_zero = is_first
 
     def tell(self, event: str, *details: Any) -> None:
@@ -32,9 +32,13 @@ class CallbackEvents:
             event: The method.
             details: What it is given besides arguments, state and control.
         """
-        answer = getattr(self.handler, event)(self._args, self.state, self.control, *details)
+        answer = getattr(self._handler, event)(self._args, self.state, self.control, *details)
         if answer is not self.control:  # a callback may hand back a control object of its own
             vars(self.control).update(vars(answer))
+
+    def set_optimizer(self, optimizer: Any, lr_scheduler: Any) -> None:
+        """Shows callbacks what updates the weights, made when the training begins."""
+        self._handler.optimizer, self._handler.lr_scheduler = optimizer, lr_scheduler
 
     def set_state(self, state: TrainerState) -> None:
         """Takes over another state, say that of a checkpoint, but not which process this is."""

@@ -134,7 +134,7 @@ class FinetuneTrainer(Trainer):
         checkpoints = self._checkpoints(batches)
         if resume_from_checkpoint is not None:
             checkpoints.run_state.restore(Path(resume_from_checkpoint))
-        self.callback_handler.__dict__.update(optimizer=self.optimizer, lr_scheduler=self.lr_scheduler)
+        self.events.set_optimizer(self.optimizer, self.lr_scheduler)
         self.events.tell("on_train_begin")
         self.model.train()
         self.is_in_train = True
