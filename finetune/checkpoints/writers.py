@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from finetune.checkpoints.tensors_of_ranks import LocalTensor, gather_whole
 from finetune.models.shard_files import open_shards
@@ -92,40 +92,20 @@ class TensorSet:
         return open_shards(folder, stem=self.rank_stem, ending=self.rank_ending, family=family, config=config)
 
 
-class TensorSetWriter(Protocol):
-    """How the tensors of all ranks become files."""
-
-    @property
-    def groups(self) -> ProcessGroups:
-        """All ranks of these call `write`."""
-
-    @property
-    def writes_whole(self) -> bool:
-        """Whether the files are those of one process."""
-
-    def write(self, tensors: Mapping[str, LocalTensor], folder: Path, tensor_set: TensorSet) -> None:
-        """Writes a set.
-
-        Args:
-            tensors: What this rank has a part in; the same names on all ranks of a stage.
-            folder: Where to write; the same on all ranks.
-            tensor_set: What the files are called.
-
-        Raises:
-            OSError: A file could not be written.
-            RuntimeError: Ranks that should have the same tensors do not.
-        """
-
-
 @dataclass(frozen=True)
 class RankFileWriter:
-    """Every rank writes what it holds as one pickle of arrays; of replicas the first does."""
+    """Every rank writes what it holds as one pickle of arrays; of replicas the first does.
+
+    Attributes:
+        groups: All ranks call `write`.
+        writes_whole: Whether the files are those of one process.
+    """
 
     groups: ProcessGroups
     writes_whole = False
 
     def write(self, tensors: Mapping[str, LocalTensor], folder: Path, tensor_set: TensorSet) -> None:
-        """Writes a set (see `TensorSetWriter`)."""
+        """Writes a set (see `WholeTensorWriter.write`)."""
         import paddle
 
         groups = self.groups
@@ -152,6 +132,7 @@ class WholeTensorWriter:
     Attributes:
         groups: All ranks call `write`; those of one process by default.
         max_file_bytes: Size beyond which the next file of a divided set is begun.
+        writes_whole: Whether the files are those of one process.
     """
 
     groups: ProcessGroups = field(default_factory=ProcessGroups)
@@ -159,7 +140,17 @@ class WholeTensorWriter:
     writes_whole = True
 
     def write(self, tensors: Mapping[str, LocalTensor], folder: Path, tensor_set: TensorSet) -> None:
-        """Writes a set (see `TensorSetWriter`)."""
+        """Writes a set.
+
+        Args:
+            tensors: What this rank has a part in; the same names on all ranks of a stage.
+            folder: Where to write; the same on all ranks.
+            tensor_set: What the files are called.
+
+        Raises:
+            OSError: A file could not be written.
+            RuntimeError: Ranks that should have the same tensors do not.
+        """
         groups = self.groups
         _check_same(tensors, groups.tensor)
         _check_same(tensors, groups.sharding)
@@ -190,6 +181,9 @@ class WholeTensorWriter:
                     num_bytes=sum(sizes.values()),
                     facts=tensor_set.index_facts,
                 )
+
+
+TensorSetWriter = WholeTensorWriter | RankFileWriter
 
 
 def _check_same(tensors: Iterable[str], group: Group) -> None:
