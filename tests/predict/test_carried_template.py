@@ -63,7 +63,7 @@ def test_dynamic_merged_and_exported_texts_are_the_same(base, adapter, tmp_path)
 
 
 def test_transformers_has_the_template_too(base, adapter, tmp_path):
-    from finetune.data.jinja_templates import make_environment
+    from finetune.data.jinja_environment import make_environment
 
     theirs = merge(base, adapter, output=tmp_path / "hf", save_format="hf")
     source = (theirs / "chat_template.jinja").read_text()
