@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
+from finetune.files import read_json_or_empty
 from finetune.models import hub
 from finetune.models.family import Family, import_object
+from finetune.stand_ins import replaced
 
 if TYPE_CHECKING:
     from finetune.models.fast_encoder import FastEncoder
     from finetune.models.text_backends import Ids
 
+_TEMPLATE_FILE = "chat_template.json"
 _PROBES = ("a b", " a", "上衣 12", "</s> <s>", "\n\n x\t", "e\u0301")
 
 
@@ -156,7 +160,8 @@ def _load_by_name(
     name: str, tokenizer_class: str = "paddlenlp.transformers.AutoTokenizer", **overrides: str
 ) -> Any:
     try:
-        tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
+        with _templates_left_alone():
+            tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
     except Exception as error:  # PaddleNLP raises anything from AssertionError to TypeError here
         raise UserError(
             f"the tokenizer of {name} cannot be read ({type(error).__name__}: {error})"
@@ -164,6 +169,22 @@ def _load_by_name(
     if not tokenizer:
         raise UserError(f"the vocabulary file of {name} cannot be read: copy the tokenizer files again")
     return tokenizer
+
+
+@contextmanager
+def _templates_left_alone() -> Iterator[None]:
+    """Jinja text stays where it is, in the settings that are saved; a file of PaddleNLP's kind is kept to be saved."""
+    from paddlenlp.transformers.tokenizer_utils import ChatTemplateMixin
+
+    original = ChatTemplateMixin.init_chat_template
+
+    def keep_parts(tokenizer: Any, chat_template: Any) -> None:
+        is_file = isinstance(chat_template, str) and chat_template.endswith(_TEMPLATE_FILE)
+        if is_file and "conversation" in read_json_or_empty(chat_template):
+            original(tokenizer, chat_template)
+
+    with replaced(ChatTemplateMixin, "init_chat_template", keep_parts):
+        yield
 
 
 def _vocab_file(folder: Path, family: Family) -> dict[str, str]:
