@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from finetune.command import python_name
+from finetune.files import read_json_object
 from finetune.models.tiny import build_tiny
 from finetune.training.report import print_summary
 
@@ -101,7 +102,7 @@ def _show(before: Path, after: Path, seconds: float) -> None:
 
 
 def _results(folder: Path) -> dict:
-    return json.loads((ROOT / folder / "all_results.json").read_text(encoding="utf-8"))
+    return read_json_object(ROOT / folder / "all_results.json")
 
 
 if __name__ == "__main__":

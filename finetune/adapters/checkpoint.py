@@ -8,7 +8,6 @@ unified checkpoints and what `LoRAModel.from_pretrained` and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.files import write_json
+from finetune.files import read_json_if_present, write_json
 from finetune.models.parameters import assign
 from finetune.models.shard_files import open_shards
 from finetune.parallel.groups import ProcessGroups
@@ -134,12 +133,7 @@ def check_tokenizer(folder: Path, num_tokens: int) -> None:
         UserError: They have different numbers of tokens.
     """
     path = folder / FACTS_FILE
-    if not path.is_file():
-        return
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8")).get("num_tokens")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy the adapter's folder again") from error
+    recorded = read_json_if_present(path).get("num_tokens")
     if recorded is not None and recorded != num_tokens:
         raise UserError(
             f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "

@@ -19,7 +19,7 @@ from finetune.data.jinja_templates import JinjaTemplate
 from finetune.data.pieces import Piece, Template
 from finetune.data.template_rendering import Renderer, RenderError, SourceError
 from finetune.errors import UserError
-from finetune.files import read_json_object, read_text
+from finetune.files import is_present, read_json_object, read_text
 
 __all__ = ["JsonTemplate", "Piece", "PlainTemplate", "Template", "load_template"]
 
@@ -160,7 +160,7 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     if name == OWN_NAME:
         return _load_own(folder)
     for path in (Path(name), *([folder / name] if folder else [])):
-        if path.is_file():
+        if path.is_file() or (path.suffix in (".json", *_JINJA_SUFFIXES) and is_present(path)):
             template = _load_file(path, folder)
             if template is None:
                 raise UserError(f"chat_template: {path} holds no chat_template.")

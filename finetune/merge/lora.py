@@ -22,6 +22,7 @@ from pathlib import Path
 from finetune.command import EXIT_FAILED
 from finetune.data.trained_template import carry_template, drop_template, template_source
 from finetune.errors import UserError
+from finetune.files import read_json_if_present
 from finetune.merge import companions, hf_out
 from finetune.merge.lora_adapters import (
     LORA_CONFIG,
@@ -227,7 +228,7 @@ def _write_companions(
         _copy_tokenizer(adapter.folder, folder)
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
-    config = companions.read_config(path)
+    config = read_json_if_present(path)
     if num_tokens:
         config = hf_out.with_vocabulary(config, num_tokens)
     if base.is_hugging_face and not hugging_face:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
+from finetune.files import read_json_if_present
 from finetune.merge import row_blocks
-from finetune.merge.companions import read_config
 from finetune.merge.lora_adapters import Adapter, pissa_update
 from finetune.merge.peft_adapters import split_joined
 from finetune.merge.row_blocks import Update
@@ -96,7 +96,7 @@ def open_base(folder: Path) -> Base:
     Raises:
         UserError: It is no model, or its weights are incomplete or quantised.
     """
-    config = read_config(folder / "config.json")
+    config = read_json_if_present(folder / "config.json")
     if not config:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"

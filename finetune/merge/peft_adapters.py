@@ -15,8 +15,7 @@ import numpy as np
 
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
-from finetune.files import write_json
-from finetune.merge.companions import read_config
+from finetune.files import read_json_if_present, write_json
 from finetune.merge.lora_adapters import (
     PEFT_CONFIG,
     Adapter,
@@ -59,7 +58,7 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged here.
     """
-    config = read_config(folder / PEFT_CONFIG)
+    config = read_json_if_present(folder / PEFT_CONFIG)
     rule = _read_rule(folder, config)
     path = _weights_path(folder)
     matrices: dict[str, Matrices] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from finetune.data.trained_template import carry_template
 from finetune.errors import UserError
+from finetune.files import read_json_if_present
 from finetune.merge import companions, hf_out
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.output_folder import check_output, output_folder
@@ -86,7 +87,7 @@ def merge(options: MergeOptions) -> None:
 
 
 def _check_manifest(folder: Path, *, verify: bool) -> None:
-    manifest = companions.read_config(folder / MANIFEST_NAME)
+    manifest = read_json_if_present(folder / MANIFEST_NAME)
     for name, facts in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():

@@ -15,6 +15,8 @@ from typing import Any
 from paddlenlp.transformers import PretrainedTokenizer
 from tokenizers import Tokenizer
 
+from finetune.files import read_json_object
+
 TOKENIZER_FILE = "tokenizer.json"
 
 
@@ -44,7 +46,7 @@ class BloomTokenizer(PretrainedTokenizer):
         pad_token: Any = "<pad>",
         **kwargs: Any,
     ):
-        content = json.loads(Path(vocab_file).read_text(encoding="utf-8"))
+        content = read_json_object(vocab_file, keys=("added_tokens",))
         self._vocab_file = vocab_file
         special = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
         # Without its added tokens the library takes every text as text.

@@ -7,7 +7,6 @@ text and on nasty strings. A tokenizer is covered by an entry of `_KINDS`, under
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import UserError
+from finetune.files import read_json_object
 from finetune.models.family import Family
 from finetune.models.text_backends import (
     Ids,
@@ -282,12 +283,9 @@ class _Loader:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UnsupportedTokenizerError(f"{name} cannot be read") from None
-        if not isinstance(content, dict):
-            raise UnsupportedTokenizerError(f"{name} holds no JSON object")
-        return content
+            return read_json_object(path)
+        except UserError as error:
+            raise UnsupportedTokenizerError(str(error)) from None
 
 
 # --- the kinds ---

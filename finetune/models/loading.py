@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.files import read_json_object
+from finetune.files import is_present, read_json_if_present, read_json_object
 from finetune.models import hub
 from finetune.models.family import Family, find_family, import_object
 from finetune.models.parameters import assign, join_blocks
@@ -33,6 +33,7 @@ from finetune.storage.rank_files import MODEL_STEM, find_rank_files
 from finetune.storage.splits import Split
 
 Reader = Callable[[], np.ndarray]
+GENERATION_CONFIG = "generation_config.json"
 _MAX_LISTED = 20
 # Fields of a model's configuration that say how it was trained, not what it is.
 _LAYOUT_FIELDS = {
@@ -69,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: It is missing or is no JSON object.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not is_present(path):
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     return read_json_object(path)
 
@@ -97,6 +98,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         return ResolvedModel(None, name, config, _covered(config, name))
     config = read_config(folder)
     family = _covered(config, name)
+    read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
     return ResolvedModel(folder, name, config, family)
@@ -419,7 +421,7 @@ def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: 
 
     from finetune.models.tokenizer import FamilyEncoder
 
-    if (folder / "generation_config.json").is_file():
+    if read_json_if_present(folder / GENERATION_CONFIG):
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     if tokenizer is not None:
         encoder = FamilyEncoder(tokenizer, family)

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from finetune.files import read_json_object
+
 
 class UnsupportedTokenizerError(Exception):
     """These files may give other ids here than in PaddleNLP; the message says why."""
@@ -194,7 +196,7 @@ def read_tokenizer_json(path: Path) -> tuple[BytePairBackend, dict[str, int]]:
     from tokenizers import Tokenizer
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path)
         special = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
         bare: dict[str, Any] = {
             "added_tokens": [],
@@ -220,7 +222,7 @@ def read_vocab_and_merges(vocab: Path, merges: Sequence[str], pattern: str) -> B
 
     pairs = [tuple(line.split()) for line in merges]
     try:
-        ids = json.loads(vocab.read_text(encoding="utf-8"))
+        ids = read_json_object(vocab)
         _check_merges(pairs, ids)
         tokenizer = Tokenizer(models.BPE(ids, pairs))
     except UnsupportedTokenizerError:

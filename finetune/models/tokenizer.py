@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
-from finetune.files import read_json_or_empty
+from finetune.files import is_present, open_file, read_json_if_present, read_json_or_empty
 from finetune.models import hub
 from finetune.models.family import Family, import_object
 from finetune.stand_ins import replaced
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from finetune.models.text_backends import Ids
 
 _TEMPLATE_FILE = "chat_template.json"
+_SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE_FILE)
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
 _PROBES = ("a b", " a", "上衣 12", "</s> <s>", "\n\n x\t", "e\u0301")
 
 
@@ -151,6 +153,7 @@ def _load_from_folder(folder: Path, family: Family | None) -> Any:
     if family is None:
         return _load_by_name(str(folder))
     overrides = _vocab_file(folder, family)
+    _check_files(folder)
     if (folder / "tokenizer_config.json").is_file() and not family.tokenizer.own_class:
         return _load_by_name(str(folder), **overrides)
     return _load_by_name(str(folder), tokenizer_class=family.tokenizer.tokenizer_class, **overrides)
@@ -162,6 +165,8 @@ def _load_by_name(
     try:
         with _templates_left_alone():
             tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
+    except UserError:
+        raise
     except Exception as error:  # PaddleNLP raises anything from AssertionError to TypeError here
         raise UserError(
             f"the tokenizer of {name} cannot be read ({type(error).__name__}: {error})"
@@ -185,6 +190,15 @@ def _templates_left_alone() -> Iterator[None]:
 
     with replaced(ChatTemplateMixin, "init_chat_template", keep_parts):
         yield
+
+
+def _check_files(folder: Path) -> None:
+    """What PaddleNLP would wait for, or fail over without a word on the file."""
+    for name in _SETTINGS_FILES:
+        read_json_if_present(folder / name)
+    for name in _VOCABULARY_FILES:
+        if is_present(folder / name):
+            open_file(folder / name).close()
 
 
 def _vocab_file(folder: Path, family: Family) -> dict[str, str]:

@@ -214,7 +214,7 @@ def _texts(text: str) -> Iterator[str]:
 def _json_array(text: str) -> list[Any] | None:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -222,7 +222,7 @@ def _json_object_or_text(line: str) -> Any:
     if line.lstrip().startswith("{"):
         try:
             return json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return line
     return line
 

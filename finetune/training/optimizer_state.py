@@ -9,7 +9,6 @@ a pipeline wrote one each. A rank reads its own parts only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.files import write_json
+from finetune.files import read_json_object, write_json
 from finetune.models.parameters import release_pages
 from finetune.models.shard_files import open_shards
 from finetune.models.tensor_splits import is_scalar, tensor_of
@@ -284,10 +283,14 @@ def save_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
 
 
 def load_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
-    """Restores what `save_scheduler` wrote."""
+    """Restores what `save_scheduler` wrote.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
     import numpy as np
 
-    state = json.loads((folder / SCHEDULER_FILE).read_text(encoding="utf-8"))
+    state = read_json_object(folder / SCHEDULER_FILE, keys=("scheduler",))
     scheduler.set_state_dict(state["scheduler"])
     # The next update takes the rate that was worked out before the save, of a schedule that may have been shorter.
     scheduler.last_lr = scheduler.get_lr()
