@@ -9,7 +9,6 @@ a pipeline wrote one each. A rank reads its own parts only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +29,7 @@ from finetune.models.shard_files import open_shards
 from finetune.processes.groups import ProcessGroups
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
 from finetune.storage.dtypes import dtype_name, to_tensor
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_object, write_json
 
 OPTIMIZER_STEM = "optimizer"
 OPTIMIZER_FILE = f"{OPTIMIZER_STEM}.safetensors"
@@ -284,10 +283,14 @@ def save_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
 
 
 def load_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
-    """Restores what `save_scheduler` wrote."""
+    """Restores what `save_scheduler` wrote.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
     import numpy as np
 
-    state = json.loads((folder / SCHEDULER_FILE).read_text(encoding="utf-8"))
+    state = read_json_object(folder / SCHEDULER_FILE, keys=("scheduler",))
     scheduler.set_state_dict(state["scheduler"])
     # The next update takes the rate that was worked out before the save, of a schedule that may have been shorter.
     scheduler.last_lr = scheduler.get_lr()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +16,39 @@ from finetune.checkpoints.optimizer_state import (
     save_scheduler,
 )
 from finetune.checkpoints.tensors_of_ranks import save_model_weights
+from finetune.errors import UserError
 from finetune.models.loading import load_weights
 from finetune.processes.joint_steps import fail_on_all_ranks
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_object, write_json
 
 if TYPE_CHECKING:
     from finetune.training.trainer import FinetuneTrainer
 
 STATE_FILE = "trainer_state.json"
 POSITION_FILE = "data_position.json"
+
+
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Where a checkpoint stands in the data, and the sums of its metrics.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
+    return read_json_object(checkpoint / POSITION_FILE, keys=("totals", "interval"))
+
+
+def read_trainer_state(checkpoint: Path) -> TrainerState:
+    """PaddleNLP's record of a run up to a checkpoint.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
+    path = checkpoint / STATE_FILE
+    fields = read_json_object(path)
+    try:
+        return TrainerState(**fields)
+    except TypeError as error:
+        raise UserError(f"{path} cannot be read ({error}): copy it again") from None
 
 
 class SavedState:
@@ -93,10 +116,10 @@ class SavedState:
         load_scheduler(checkpoint, trainer.lr_scheduler, self._scaler)
         if trainer.overflow:
             trainer.overflow.read_scale()
-        saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        saved = read_trainer_state(checkpoint)
         saved.max_steps, saved.num_train_epochs = trainer.state.max_steps, trainer.state.num_train_epochs
         trainer.state = saved
-        position = json.loads((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
+        position = read_position(checkpoint)
         note = trainer.batches.restore(checkpoint, position)
         trainer.totals |= position["totals"]
         trainer.interval |= position["interval"]
