@@ -8,7 +8,6 @@ unified checkpoints and what `LoRAModel.from_pretrained` and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -22,7 +21,7 @@ from finetune.errors import UserError
 from finetune.models.parameters import assign
 from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM
 
 WEIGHTS_STEM = "peft_model"
@@ -109,12 +108,7 @@ def check_tokenizer(folder: Path, num_tokens: int) -> None:
         UserError: They have different numbers of tokens.
     """
     path = folder / FACTS_FILE
-    if not path.is_file():
-        return
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8")).get("num_tokens")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy the adapter's folder again") from error
+    recorded = read_json_if_present(path).get("num_tokens")
     if recorded is not None and recorded != num_tokens:
         raise UserError(
             f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "

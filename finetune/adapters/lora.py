@@ -11,7 +11,6 @@ A model may be one process's part of a larger one: layers of other pipeline stag
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from finetune.errors import UserError
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.storage.files import is_present, read_json_object
 
 CONFIG_FILE = "lora_config.json"
 
@@ -139,12 +139,12 @@ def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = N
     Raises:
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_present(folder / CONFIG_FILE):
         raise UserError(
             f"lora_path {folder} holds no {CONFIG_FILE}: point it at the output folder "
             "(or a checkpoint) of a LoRA run."
         )
-    fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    fields = read_json_object(folder / CONFIG_FILE)
     fields.pop("scaling", None)
     patterns = [saved_pattern(name) for name in modules_to_save or ()]
     if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):

@@ -10,7 +10,6 @@ its heads and layers need.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from finetune.families.family import import_object
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import layer_numbers
+from finetune.storage.files import is_present, read_json_object
 
 CONFIG_FILE = "prefix_config.json"
 
@@ -134,13 +134,13 @@ def load_prefix(model: Any, folder: Path, *, family: Any) -> PrefixModel:
     Raises:
         UserError: The folder holds no prefix or one of another shape.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_present(folder / CONFIG_FILE):
         raise UserError(
             f"prefix_path {folder} holds no {CONFIG_FILE}: point it at the output folder "
             "(or a checkpoint) of a prefix-tuning run."
         )
     config = PrefixConfig()
-    for key, value in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).items():
+    for key, value in read_json_object(folder / CONFIG_FILE).items():
         setattr(config, key, value)
     config.dtype = model.config.dtype  # whatever it was trained in
     adapted = _with_prefix(model, config, family=family)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_object, write_json
 
 SCHEDULER_FILE = "scheduler.json"
 
@@ -22,8 +21,12 @@ def save_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
 
 
 def load_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
-    """Restores what `save_scheduler` wrote."""
-    state = json.loads((folder / SCHEDULER_FILE).read_text(encoding="utf-8"))
+    """Restores what `save_scheduler` wrote.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
+    state = read_json_object(folder / SCHEDULER_FILE, keys=("scheduler",))
     scheduler.set_state_dict(state["scheduler"])
     # The next update takes the rate that was worked out before the save, of a schedule that may have been shorter.
     scheduler.last_lr = scheduler.get_lr()

@@ -28,10 +28,11 @@ from finetune.families.tensor_splits import find_split
 from finetune.models import hub
 from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign, join_blocks
-from finetune.models.resolve import ResolvedModel
+from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel
 from finetune.models.shard_files import is_sharded, open_shards
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
 from finetune.storage.checkpoints import Checkpoint, TensorFiles
+from finetune.storage.files import read_json_if_present
 from finetune.storage.splits import Split
 
 Reader = Callable[[], NDArray[Any]]
@@ -337,7 +338,7 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
 def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: Any) -> None:
     from paddlenlp.generation import GenerationConfig
 
-    if (folder / "generation_config.json").is_file():
+    if read_json_if_present(folder / GENERATION_CONFIG):
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     if tokenizer is not None:
         facts, generation = family.tokenizer, model.generation_config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from paddlenlp.trainer.trainer_callback import TrainerState
 
 from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer
 from finetune.checkpoints.scheduler_state import load_scheduler, save_scheduler
+from finetune.errors import UserError
 from finetune.processes.joint_steps import fail_on_all_ranks
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_object, write_json
 
 if TYPE_CHECKING:
     from finetune.checkpoints.writers import TensorSetWriter
@@ -24,6 +24,29 @@ if TYPE_CHECKING:
 
 STATE_FILE = "trainer_state.json"
 POSITION_FILE = "data_position.json"
+
+
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Where a checkpoint stands in the data, and the sums of its metrics.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
+    return read_json_object(checkpoint / POSITION_FILE, keys=("totals", "interval"))
+
+
+def read_trainer_state(checkpoint: Path) -> TrainerState:
+    """PaddleNLP's record of a run up to a checkpoint.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
+    path = checkpoint / STATE_FILE
+    fields = read_json_object(path)
+    try:
+        return TrainerState(**fields)
+    except TypeError as error:
+        raise UserError(f"{path} cannot be read ({error}): copy it again") from None
 
 
 @dataclass(frozen=True)
@@ -78,10 +101,10 @@ class RunState:
         load_scheduler(checkpoint, self.lr_scheduler, self._scaler)
         if self.overflow:
             self.overflow.read_scale()
-        saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        saved = read_trainer_state(checkpoint)
         saved.max_steps, saved.num_train_epochs = state.max_steps, state.num_train_epochs
         self.events.set_state(saved)
-        position = json.loads((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
+        position = read_position(checkpoint)
         note = self.batches.restore(checkpoint, position)
         self.log.restore(position)
         if note:
