@@ -38,6 +38,7 @@ from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_a
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.source import locate_base
 from finetune.models.hf_names import paddle_config
+from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
@@ -228,7 +229,7 @@ def _write_companions(
         _copy_tokenizer(adapter.folder, folder)
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
-    config = companions.read_config(path)
+    config = read_json_if_present(path)
     if num_tokens:
         config = hf_out.with_vocabulary(config, num_tokens)
     if base.is_hugging_face and not hugging_face:
