@@ -12,7 +12,10 @@ from finetune.families.family import Family, find_family
 from finetune.models import hub
 from finetune.models.shard_files import is_sharded
 from finetune.storage.checkpoints import check_weights
+from finetune.storage.files import read_json_if_present
 from finetune.storage.lfs_pointers import refuse_pointers
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
     family = _covered(config, name)
     if needs_weights:
         _refuse_quantised(config, folder)
+    read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
     return ResolvedModel(folder, name, config, family)

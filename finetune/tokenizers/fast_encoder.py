@@ -22,6 +22,7 @@ from finetune.errors import UserError
 from finetune.families.family import Family, TokenizerFacts
 from finetune.families.text_backends import TextBackend, UnsupportedTokenizerError
 from finetune.families.tokenizer_kinds import KINDS, LLAMA3, TokenizerKind
+from finetune.storage.files import read_json_object
 from finetune.tokenizers.added_tokens import AddedToken, FolderTokens, read_folder_tokens
 from finetune.tokenizers.json_encoder import open_json_encoder
 from finetune.tokenizers.token_encoder import Spelling, TokenEncoder, TokenTable, named_ids
@@ -144,9 +145,6 @@ def _class_of(folder: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UnsupportedTokenizerError(f"{path.name} cannot be read") from None
-    if not isinstance(content, dict):
-        raise UnsupportedTokenizerError(f"{path.name} holds no JSON object")
-    return content
+        return read_json_object(path)
+    except UserError as error:
+        raise UnsupportedTokenizerError(str(error)) from None

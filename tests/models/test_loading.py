@@ -13,7 +13,8 @@ from finetune.models.loading import build_config, load_model, plan_readers
 from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.storage.checkpoints import Checkpoint
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.loading import load_tokenizer
 from tests.storage.torch_writing import save_bin
 
 INPUT_IDS = np.array([[1, 5, 280, 17, 300, 9]])

@@ -8,8 +8,9 @@ import pytest
 
 from finetune.families.family import get_family
 from finetune.tokenizers.added_tokens import AddedToken, read_folder_tokens
-from finetune.tokenizers.encoder import FamilyEncoder, end_ids, load_encoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder, end_ids, load_encoder
 from finetune.tokenizers.fast_encoder import load_fast_encoder
+from finetune.tokenizers.loading import load_tokenizer
 from finetune.tokenizers.token_splitter import TokenSplitter
 
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}

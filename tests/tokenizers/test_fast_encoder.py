@@ -12,8 +12,9 @@ import unicodedata
 import pytest
 
 from finetune.families.family import get_family
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
 from finetune.tokenizers.fast_encoder import load_fast_encoder
+from finetune.tokenizers.loading import load_tokenizer
 from tests.conftest import ROOT
 from tests.texts import NASTY, draw_passages, draw_texts
 

@@ -19,7 +19,8 @@ from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.parallel.parallel_model import ParallelModel
 from finetune.processes.groups import ProcessGroups
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.loading import load_tokenizer
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from tests.families.cases import CASES
 
