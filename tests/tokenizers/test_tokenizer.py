@@ -94,7 +94,7 @@ def test_damaged_tokenizer_json_alone(llama_folder, name):
     for file in ("sentencepiece.bpe.model", "tokenizer.model"):
         (llama_folder / file).unlink()
     (llama_folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot be read|copy it again"):
+    with pytest.raises(UserError, match=r"cannot be read|copy it again"):
         load_tokenizer(llama_folder, get_family(name))
 
 

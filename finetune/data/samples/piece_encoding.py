@@ -84,16 +84,15 @@ class PieceEncoder:
         self._mark_ids = {encoder.encode_special(mark)[0] for mark in self._marks} if self._tears else set()
         self._marks_inner = bool(getattr(encoder, "marks_inner_text", False))
         self._blanks_beside = getattr(encoder, "blanks_beside", None)
-        self._is_mixed = getattr(template, "mixes_text", False)
         self._is_token: dict[str, bool] = {}
         self._writes_blanks = encoder.encode("a b") == encoder.encode("a") + encoder.encode("b")
 
-    def settle(self, pieces: list[Piece]) -> list[Piece]:
+    def settle(self, pieces: list[Piece], *, is_mixed: bool = False) -> list[Piece]:
         """Pieces in which names that are no tokens of this tokenizer are text like the text beside them.
 
         A template's text is cut at what looks like a token; where it is none, cutting would change the ids.
         """
-        if self._is_mixed or all(self._stands(piece) for piece in pieces):
+        if is_mixed or all(self._stands(piece) for piece in pieces):
             return pieces
         writer = PieceWriter()
         for piece in pieces:

@@ -97,7 +97,7 @@ def load_responder(plan: PlannedModel) -> Responder:
         decoder,
         options.src_length,
         position_limit=plan.position_limit,
-        system=options.system,
+        system=options.system_text(),
     )
 
 
