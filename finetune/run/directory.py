@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import socket
 import time
@@ -24,6 +23,7 @@ from finetune.checkpoints.folder import (
 from finetune.errors import UserError
 from finetune.settings.registry import known_settings
 from finetune.storage.files import read_json_or_empty, write_json
+from finetune.storage.lock import take_lock
 
 if TYPE_CHECKING:
     from finetune.processes.groups import ProcessGroups
@@ -77,13 +77,7 @@ class RunDirectory:
 
     def take_lock(self) -> None:
         """Refuses a second run in the same folder while this one lives."""
-        self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  (held as long as the run)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"output_dir {self.path} is in use by another running process: wait for it, or choose another folder."
-            ) from None
+        self._lock = take_lock(self.path / LOCK_FILE, f"output_dir {self.path}")
 
     def changes(self, arguments: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that shape the curve and differ from those the run in this folder began with: (old, new)."""
