@@ -13,6 +13,7 @@ from finetune.errors import EXIT_FAILED, EXIT_USER_ERROR, Interrupted, RunError,
 from finetune.machine.quiet import interrupt
 from finetune.processes.launch import is_first_of_machine, is_first_process
 from finetune.processes.watch.watch import close_watch, report_failure
+from finetune.storage.disk_failures import describe_disk_failure
 
 # A launcher ends everybody at the first failure it sees and takes rank 0's exit code for its own.
 _FIRST_SPEAKS_SECONDS = 3
@@ -44,11 +45,24 @@ def run_command(main: Callable[[], None]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return _fail(f"error: {error}")
+    except (OSError, MemoryError) as error:
+        if (text := _describe_limit(error)) is None:
+            traceback.print_exc()
+            return _fail(f"{type(error).__name__}: {error}")
+        print(f"error: {text}", file=sys.stderr)
+        return _fail(f"error: {text}")
     except Exception as error:
         traceback.print_exc()
         return _fail(f"{type(error).__name__}: {error}")
     close_watch()
     return 0
+
+
+def _describe_limit(error: OSError | MemoryError) -> str | None:
+    """What the system refused, where that says all; None where only the place in the program tells more."""
+    if isinstance(error, MemoryError):
+        return "memory is used up: use a smaller batch or max_length, or a machine (or a limit, ulimit -v) with more"
+    return describe_disk_failure(error)
 
 
 def _fail(text: str, code: int = EXIT_FAILED) -> int:
