@@ -7,6 +7,11 @@ python finetune_generation.py --help
 import sys
 from contextlib import ExitStack
 
+from finetune.machine.stop_signals import end_at_once, set_handlers
+
+if __name__ == "__main__":  # until `run_command`: the imports below take a moment
+    set_handlers(end_at_once)
+
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.errors import EXIT_FAILED, EXIT_USER_ERROR, Interrupted, RunError, UserError
-from finetune.machine.quiet import interrupt
+from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
 from finetune.processes.launch import is_first_of_machine, is_first_process
 from finetune.processes.watch.watch import close_watch, report_failure
 
@@ -25,7 +25,18 @@ def run_command(main: Callable[[], None]) -> int:
         0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
         first process of each machine; 1 the run failed.
     """
-    signal.signal(signal.SIGTERM, interrupt)
+    previous = set_handlers(end_command)
+    try:
+        return _run(main)
+    finally:
+        if any(signal.getsignal(number) is not end_command for number in previous):
+            ignore_repeats()  # it was stopped
+        else:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _run(main: Callable[[], None]) -> int:
     try:
         main()
     except UserError as error:
