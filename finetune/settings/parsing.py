@@ -140,10 +140,10 @@ def _take(
     source = _Source(given, origin, convert)
     for key, raw in entries.items():
         given.raw[key] = raw
-        if key in foreign_settings():
-            given.foreign[key] = convert(foreign_settings()[key], raw)
-            continue
         try:
+            if key in foreign_settings():
+                given.foreign[key] = convert(foreign_settings()[key], raw)
+                continue
             pairs = list(translate(key, raw))
         except ValueError as error:
             given.faults.append(f"{key} is {show(key, raw)} {origin}: {error}")
