@@ -17,7 +17,8 @@ from finetune.adapters.files import check_tokenizer
 from finetune.adapters.lora import load_lora
 from finetune.adapters.prefix import load_prefix
 from finetune.checkpoints.folder import MANIFEST_NAME, find_fault
-from finetune.checkpoints.optimizer_state import OPTIMIZER_INDEX, load_scheduler
+from finetune.checkpoints.optimizer_state import OPTIMIZER_FILES
+from finetune.checkpoints.scheduler_state import load_scheduler
 from finetune.data.samples import cache
 from finetune.data.templates.template import load_template
 from finetune.data.templates.trained_template import trained_template
@@ -76,7 +77,10 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "peft_model.safetensors.index.json",
         lambda folder: open_indexed(folder, "peft_model.safetensors.index.json"),
     ),
-    "index of an optimizer": (OPTIMIZER_INDEX, lambda folder: open_indexed(folder, OPTIMIZER_INDEX)),
+    "index of an optimizer": (
+        OPTIMIZER_FILES.index_name,
+        lambda folder: open_indexed(folder, OPTIMIZER_FILES.index_name),
+    ),
     "data_position.json": ("data_position.json", read_position),
     "trainer_state.json": ("trainer_state.json", read_trainer_state),
     "template file": ("mine.json", lambda folder: load_template(folder / "mine.json")),

@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from finetune.errors import UserError
 from finetune.processes.groups import ProcessGroups
@@ -151,7 +151,7 @@ def _hash_and_sync(path: Path) -> str:
     return digest
 
 
-def _digest(file) -> str:
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
