@@ -27,7 +27,7 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
 }
 
-from finetune.machine.processor import configure_processor  # noqa: E402
+from finetune.machine.processor import configure_processor
 
 configure_processor()  # before anything imports Paddle
 
