@@ -96,7 +96,9 @@ def describe_outside_error(error: BaseException) -> tuple[str, int] | None:
             "PYTHONUTF8=1 where it is one of UTF-8",
             EXIT_FAILED,
         )
-    if type(error).__name__ in _KNOWN_BY_NAME:
+    from zipfile import BadZipFile  # not above, where it would slow every start
+
+    if isinstance(error, BadZipFile):
         return f"a file is damaged ({error}): {_COPY_AGAIN}", EXIT_FAILED
     for kind, what, remedy in _PARSERS:
         if isinstance(error, kind):
@@ -128,10 +130,6 @@ def _shorten(text: str) -> str:
 
 _MAX_SHOWN_CHARS = 300
 _COPY_AGAIN = "copy the files again"
-_KNOWN_BY_NAME = (
-    "BadZipFile",
-    "SafetensorError",
-)  # importing their modules for a name would slow every start
 _PARSERS: tuple[tuple[type[Exception], str, str], ...] = (
     (UnicodeDecodeError, "a file holds bytes that are no text", "save it as UTF-8"),
     (json.JSONDecodeError, "a file is no valid JSON", _COPY_AGAIN),
