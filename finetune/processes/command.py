@@ -21,6 +21,7 @@ from finetune.errors import (
 from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
 from finetune.processes.launch import is_first_of_machine, is_first_process
 from finetune.processes.watch.watch import close_watch, report_failure
+from finetune.storage.disk_failures import describe_disk_failure
 
 # A launcher ends everybody at the first failure it sees and takes rank 0's exit code for its own.
 _FIRST_SPEAKS_SECONDS = 3
@@ -66,6 +67,12 @@ def _run(main: Callable[[], int | None]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return _fail(f"error: {error}")
+    except (OSError, MemoryError) as error:
+        if (text := _describe_limit(error)) is None:
+            traceback.print_exc()
+            return _fail(f"{type(error).__name__}: {error}")
+        print(f"error: {text}", file=sys.stderr)
+        return _fail(f"error: {text}")
     except Exception as error:
         return _fail_outside(error)
     close_watch()
@@ -82,6 +89,13 @@ def _fail_outside(error: Exception) -> int:
     text, code = described
     print(f"error: {text}", file=sys.stderr)
     return _fail(text, code)
+
+
+def _describe_limit(error: OSError | MemoryError) -> str | None:
+    """What the system refused, where that says all; None where only the place in the program tells more."""
+    if isinstance(error, MemoryError):
+        return "memory is used up: use a smaller batch or max_length, or a machine (or a limit, ulimit -v) with more"
+    return describe_disk_failure(error)
 
 
 def _fail(text: str, code: int = EXIT_FAILED) -> int:

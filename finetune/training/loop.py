@@ -110,7 +110,7 @@ class TrainingLoop:
         saves = control.should_save or stops
         if saves:
             self._compare(when)
-            self.checkpoints.save(metrics)
+            self.checkpoints.save(metrics, is_last=stops)
             self.events.tell("on_save")
         if metrics is not None or saves:
             self.log.restart_clock()
