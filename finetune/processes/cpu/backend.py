@@ -91,8 +91,7 @@ def _connect(store: Any, timeout_seconds: float) -> Any:
         environment = ParallelEnv()
         _links = Links(
             environment.rank,
-            environment.world_size,
-            environment.current_endpoint.rsplit(":", 1)[0],
+            environment.trainer_endpoints,
             store,
             timeout_seconds=environment.pg_timeout / 1000,
             connect_seconds=timeout_seconds,

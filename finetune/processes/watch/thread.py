@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
-import select
+import selectors
 import sys
 import threading
 import time
@@ -11,6 +11,9 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any
 
+from finetune.errors import RunError
+from finetune.processes.deadline import end_at_latest
+from finetune.processes.network.secret import JobSecret
 from finetune.processes.phases import current_phase
 from finetune.processes.watch.link import Message
 from finetune.processes.watch.report import Place, end_process, show_message
@@ -18,9 +21,10 @@ from finetune.processes.watch.report import Place, end_process, show_message
 BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 _LAST_CALL_SECONDS = 20.0
+_LEAVE_SECONDS = 5.0
 
 
-class PeersUnreachable(RuntimeError):
+class PeersUnreachable(RunError):
     """Some processes of the launch cannot be reached; the message names their hosts."""
 
 
@@ -31,16 +35,25 @@ class WatchThread(ABC):
         place: Where this process runs.
         endpoints: "address:port" of all ranks, as the launcher gave them.
         points: Addresses where rank 0 may listen.
+        secret: How this process comes to the key of the run.
         hang_seconds: How long a rank may stay in one phase before it is reported; 0 means for ever.
     """
 
     def __init__(
-        self, place: Place, endpoints: list[str], points: list[tuple[str, int]], *, hang_seconds: float
+        self,
+        place: Place,
+        endpoints: list[str],
+        points: list[tuple[str, int]],
+        *,
+        secret: JobSecret,
+        hang_seconds: float,
     ):
         self.place = place
         self.endpoints = endpoints
         self.points = points
+        self.secret = secret
         self.hang_seconds = hang_seconds
+        self.selector = selectors.DefaultSelector()
         self.lock = threading.RLock()
         self.all_here = threading.Event()
         self.failing = False
@@ -81,6 +94,7 @@ class WatchThread(ABC):
             if self.closed or not self._thread.is_alive():
                 return
             self.failing = True
+            end_at_latest(_LAST_CALL_SECONDS + _LEAVE_SECONDS)
             self.note_failure(text, code)
         self.ended.wait(_LAST_CALL_SECONDS)
 
@@ -89,17 +103,14 @@ class WatchThread(ABC):
         self.closed = True
         for one in self.sockets():
             with suppress(OSError):
-                (one if hasattr(one, "close") else one.socket).close()
+                one.close()
+        self.selector.close()  # only this copy: the parent's goes on selecting
 
     # ---------------------------------------------------------------- the thread
 
     @abstractmethod
     def sockets(self) -> list[Any]:
-        """What to read from: links and a listening socket."""
-
-    @abstractmethod
-    def read(self, ready: Any) -> None:
-        """Takes what has come in on one of `sockets()`."""
+        """What is open: links and listening sockets."""
 
     @abstractmethod
     def beat(self, message: Message) -> None:
@@ -110,23 +121,38 @@ class WatchThread(ABC):
         """Does what time demands; called at least every half second."""
 
     def _run(self) -> None:
-        while not self.closed:
-            try:
-                ready = select.select(self.sockets(), [], [], _LOOK_SECONDS)[0]
-            except (OSError, ValueError):  # closed by the main thread meanwhile
-                continue
-            with self.lock:
-                for one in ready:
+        try:
+            while not self.closed:
+                ready = self.selector.select(_LOOK_SECONDS)
+                with self.lock:
+                    for key, _ in ready:
+                        if not self.closed:
+                            key.data()
                     if not self.closed:
-                        self.read(one)
-                if not self.closed:
-                    self._beat_when_due()
-                    self.look()
+                        self._beat_when_due()
+                        self.look()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """After a fault in the watch itself: says so and lets the run go on without it."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            show_message([
+                f"warning: the watch of {self.place} has ended by a fault of its own ({type(error).__name__}: {error}); "
+                "the run goes on, but processes that wait for one that dies may now wait for long"
+            ])  # fmt: skip
+            with suppress(Exception):
+                self.goodbye()
+        self.all_here.set()
+        self.ended.set()
 
     def _beat_when_due(self) -> None:
         now, phase = time.monotonic(), current_phase()
         changed = phase[:2] != self._last_phase[:2]
-        if changed or now - self._last_beat >= BEAT_SECONDS:
+        if now - self._last_beat >= (_LOOK_SECONDS if changed else BEAT_SECONDS):
             self._last_beat, self._last_phase = now, phase
             self.beat({"phase": str(phase), "seconds": now - phase.since})
 
@@ -141,5 +167,5 @@ class WatchThread(ABC):
         self.closed = True
         self.ended.set()
         if self.failing:
-            time.sleep(5)  # leaving may hang in what other ranks left unfinished
+            time.sleep(_LEAVE_SECONDS)  # leaving may hang in what other ranks left unfinished
         end_process(code)
