@@ -80,6 +80,21 @@ def _process_groups() -> Iterator[StandIn]:
     )
 
 
+def _received_objects() -> Iterator[StandIn]:
+    communication = "paddle.distributed.communication"
+    for module in (
+        *(f"{communication}.{name}" for name in ("serialization_utils", "all_gather", "broadcast", "recv", "scatter")),
+        "paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication",
+    ):  # fmt: skip
+        yield StandIn(
+            f"{module}.convert_tensor_to_object",
+            "several processes",
+            "unpickles what arrives over the network",
+            _PADDLE,
+            "tests/distributed/test_groups.py",
+        )
+
+
 def _cpu_layers() -> Iterator[StandIn]:
     llama = "paddlenlp.transformers.llama.modeling"
     for name in (
@@ -177,6 +192,7 @@ STAND_INS: tuple[StandIn, ...] = (
     ),
     *_process_groups(),
     *_tensor_parallel_operators(),
+    *_received_objects(),
     *_cpu_layers(),
     *_attention_and_positions(),
     *_half_precision(),

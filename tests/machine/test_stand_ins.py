@@ -44,6 +44,7 @@ print("CHANGED", json.dumps(sorted({sources.get(id(before[key]), key) for key in
 """
 INSTALLS = {
     "backend": "from finetune.processes.cpu.backend import install\ninstall()",
+    "received objects": "from finetune.processes.groups import _refuse_pickles\n_refuse_pickles()",
     "half precision": "from finetune.machine.half_precision import install\ninstall()",
     "cpu layers": "from finetune.families.llama.cpu_layers import install_llama\ninstall_llama()",
 }
