@@ -37,19 +37,25 @@ class Ranks:
     def __init__(self, folder: Path):
         self.folder = folder
         self.processes: dict[int, subprocess.Popen] = {}
+        self.ports: list[int] = []
 
-    def start(self, body: str, world: int = 3, *, missing: tuple[int, ...] = (), **env: str) -> None:
-        ports = _free_ports(world)
+    def choose_ports(self, world: int) -> None:
+        self.ports = self.ports or _free_ports(world)
+
+    def start(
+        self, body: str, world: int = 3, *, missing: tuple[int, ...] = (), before: str = "", **env: str
+    ) -> None:
+        self.choose_ports(world)
         for rank in set(range(world)) - set(missing):
             own = {
                 "PADDLE_TRAINER_ID": str(rank),
                 "PADDLE_TRAINERS_NUM": str(world),
-                "PADDLE_TRAINER_ENDPOINTS": ",".join(f"127.0.0.1:{port}" for port in ports),
+                "PADDLE_TRAINER_ENDPOINTS": ",".join(f"127.0.0.1:{port}" for port in self.ports),
                 "PYTHONPATH": str(ROOT),
             }
             with open(self.folder / f"workerlog.{rank}", "w") as log:
                 self.processes[rank] = subprocess.Popen(
-                    [sys.executable, "-u", "-c", BEGIN + body],
+                    [sys.executable, "-u", "-c", before + BEGIN + body],
                     env={**os.environ, **own, **env},
                     stdout=log,
                     stderr=log,

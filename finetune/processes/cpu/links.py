@@ -100,6 +100,7 @@ class Links:
                 f"rank {self.rank} waited {self._timeout_seconds:g} s for rank {peer}, which sent nothing"
             ) from None
         if data is _GONE:
+            self._inbox(peer, channel).put(_GONE)  # for the next call: the rank has gone for good
             raise PeerLostError(f"rank {peer} ended while rank {self.rank} waited for it")
         if len(data) != num_bytes:
             raise RuntimeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -84,7 +85,6 @@ class Hub(WatchThread):
         with self.lock:
             text = self._missing()
             self._tell({"end": 1, "lines": [f"error: {text}"], "tails": {}})
-            self._close_entrance()
             self.close()
         raise PeersUnreachable(text)
 
@@ -109,9 +109,10 @@ class Hub(WatchThread):
             "hosts can reach this address (--host sets it), and that no firewall is between them."
         ) + doubt
 
-    def goodbye(self) -> None:
+    def goodbye(self, lines: Sequence[str] = ()) -> None:
         """Lets the other ranks finish unwatched."""
-        self._tell({"bye": True})
+        self._tell({"bye": True, "lines": [*lines]})
+        self._close_entrance()
         for one in self.sockets():
             one.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import selectors
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -45,7 +46,8 @@ class Member(WatchThread):
             for point in self.points:
                 if key is not None and self._introduce(point, key):
                     self.secret.remember(key)
-                    self.selector.register(self.link.socket, selectors.EVENT_READ, self._read)
+                    if not self.closed:  # rank 0 may have come and gone by now
+                        self.selector.register(self.link.socket, selectors.EVENT_READ, self._read)
                     return True
             time.sleep(0.2)
         return False
@@ -142,7 +144,7 @@ class Member(WatchThread):
         """Tells rank 0 what this process does."""
         self.link.send(message)
 
-    def goodbye(self) -> None:
+    def goodbye(self, lines: Sequence[str] = ()) -> None:
         """Tells rank 0 that this rank is done."""
         self.link.send({"bye": True})
         self.link.close()

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -70,8 +71,8 @@ class WatchThread(ABC):
         """Returns when every rank is connected; raises PeersUnreachable at the deadline (monotonic seconds)."""
 
     @abstractmethod
-    def goodbye(self) -> None:
-        """Tells the other ranks that this one is done, and closes every connection."""
+    def goodbye(self, lines: Sequence[str] = ()) -> None:
+        """Tells the other ranks that this one is done (rank 0: with lines to show), and closes every connection."""
 
     @abstractmethod
     def note_failure(self, text: str, code: int) -> None:
@@ -140,12 +141,11 @@ class WatchThread(ABC):
             if self.closed:
                 return
             self.closed = True
-            show_message([
-                f"warning: the watch of {self.place} has ended by a fault of its own ({type(error).__name__}: {error}); "
-                "the run goes on, but processes that wait for one that dies may now wait for long"
-            ])  # fmt: skip
+            why = f"has ended by a fault of its own ({type(error).__name__}: {error})"
+            rest = "the run goes on, but processes that wait for one that dies may now wait for long"
+            show_message([f"warning: the watch of {self.place} {why}; {rest}"])
             with suppress(Exception):
-                self.goodbye()
+                self.goodbye([f"warning: {self.place} watches no more, as its watch {why}; {rest}"])
         self.all_here.set()
         self.ended.set()
 
