@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.families.decoder_description import (
     DecoderDescription,
@@ -22,7 +23,7 @@ def describe_gated_decoder(
     model: Any,
     decoder: Any,
     *,
-    rotary_frequencies: np.ndarray,
+    rotary_frequencies: NDArray[Any],
     activation: str = "silu",
     norm_offset: float = 0.0,
     embedding_scale: float = 1.0,

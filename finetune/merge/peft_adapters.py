@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.adapters.scaling import ScalingRule
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.merge.lora_adapters import PEFT_CONFIG, Adapter, Matrices, WholeTensor, make_update
@@ -31,7 +31,7 @@ from finetune.models.hf_names import (
     to_paddle,
 )
 from finetune.storage.checkpoints import TensorFiles
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.writer import ComputedTensor, Tensor
 
 WEIGHTS_STEM = "adapter_model"
@@ -53,7 +53,7 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged here.
     """
-    config = read_config(folder / PEFT_CONFIG)
+    config = read_json_if_present(folder / PEFT_CONFIG)
     rule = _read_rule(folder, config)
     path = _weights_path(folder)
     matrices: dict[str, Matrices] = {}
@@ -127,10 +127,10 @@ def _check_tied(path: Path, whole: Mapping[str, WholeTensor], updates: Mapping[s
         )
 
 
-def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[np.ndarray]]:
+def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[NDArray[Any]]]:
     """B of a layer in peft's form, or with a divisor its A."""
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[NDArray[Any]]:
         left, right = finite_factors(update)
         yield right.T if divisor is None else left.T / np.float32(divisor)
 

@@ -12,7 +12,8 @@ import pytest
 
 from finetune.data.batches.sampler import split
 from finetune.data.reading.mixing import DataSource
-from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.stream.settings import StreamSettings
+from finetune.data.stream.stream import SampleStream
 from finetune.data.stream.worker import StreamPlan, StreamProcess, shares_of
 from finetune.errors import UserError
 from tests.conftest import ROOT
@@ -99,6 +100,16 @@ def test_a_state_taken_behind_any_step_continues_though_the_worker_is_ahead(line
         again, its_arrays = other.state(10)
         assert again == states[9][0]
         assert all(its_arrays[name].tobytes() == array.tobytes() for name, array in states[9][1].items())
+
+
+def test_the_state_before_the_last_batch_asked_for_is_still_there(lines, start):
+    """The next batch is fetched before the checkpoint behind the one before it is written."""
+    plan = make_plan(lines, row_length=40)
+    whole = start(plan)
+    batches = [flatten(whole.batch(step).micro_batches) for step in range(4)]
+    position, arrays = whole.state(3)
+    other = start(plan, 3, (json.loads(json.dumps(position)), arrays))
+    assert flatten(other.batch(3).micro_batches) == batches[3]
 
 
 def test_a_fault_comes_with_its_own_batch_and_not_before(lines, start):

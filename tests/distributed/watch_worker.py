@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from tempfile import TemporaryFile
 
-from finetune.processes.phases import enter_phase
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.watch import close_watch, report_failure, start_watch
 
 what, data, tensor = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rank = int(os.environ["PADDLE_TRAINER_ID"])
-start_watch()
+phases = PhaseRecord()
+start_watch(phases)
 
 import paddle  # noqa: E402
 
@@ -23,7 +24,7 @@ from finetune.processes.joint_steps import fail_on_all_ranks  # noqa: E402
 from finetune.processes.layout import Layout  # noqa: E402
 
 paddle.disable_signal_handler()
-enter_phase("connecting groups")
+phases.enter("connecting groups")
 if what == "connect" and rank == int(os.environ["PADDLE_TRAINERS_NUM"]) - 1:
     print("connect", flush=True)
     time.sleep(300)  # the others wait for it in Paddle's store
@@ -35,7 +36,7 @@ signal.signal(signal.SIGTERM, lambda number, _: stop_signal.append(number))
 def add_up() -> None:
     """Endless steps; the last rank is killed in one of them, or all stop at the same one."""
     for step in range(1, 100_000):
-        enter_phase("reduction", step)
+        phases.enter("reduction", step)
         if what == "die" and rank == groups.layout.world - 1 and step == 5:
             print("the last words", flush=True)
             time.sleep(1)
@@ -55,7 +56,7 @@ def save() -> None:
     """Endless saves: threads write what comes out of collectives, and all ranks agree on how it went."""
     numbers = paddle.ones([100_000])
     for step in range(1, 100_000):
-        enter_phase("save", step)
+        phases.enter("save", step)
         with fail_on_all_ranks(groups), ThreadPoolExecutor(2) as pool, TemporaryFile() as file:
             for _ in range(20):
                 parts = groups.world.all_gather(numbers)

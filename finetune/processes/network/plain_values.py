@@ -15,6 +15,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+_AS_THEY_ARE = frozenset({type(None), bool, int, float, str})
+
 
 def encode_value(value: Any) -> bytes:
     """A value as bytes.
@@ -38,12 +40,8 @@ def decode_value(data: bytes) -> Any:
 
 
 def _to_json(value: Any) -> Any:
-    if value is None or isinstance(value, bool | str):
+    if type(value) in _AS_THEY_ARE:
         return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
     if isinstance(value, list):
         return [_to_json(each) for each in value]
     if isinstance(value, tuple):
@@ -52,14 +50,20 @@ def _to_json(value: Any) -> Any:
         return {"dict": [[_to_json(key), _to_json(each)] for key, each in value.items()]}
     if isinstance(value, Path):
         return {"path": str(value)}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Integral):  # NumPy's
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
     raise TypeError(f"a {type(value).__name__} is no plain value that processes can tell each other")
 
 
 def _from_json(value: Any) -> Any:
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, list):
         return [_from_json(each) for each in value]
-    if not isinstance(value, dict):
-        return value
     if len(value) != 1 or (kind := next(iter(value))) not in _KINDS:
         raise ValueError(
             f"another process sent an object with the keys {sorted(value)[:5]}, which is no plain value"

@@ -11,7 +11,6 @@ from typing import Any
 
 from finetune.processes.deadline import end_at_latest
 from finetune.processes.network.listener import MAX_UNPROVEN, Listener, allow_open_files, listen
-from finetune.processes.phases import current_phase
 from finetune.processes.watch.link import PURPOSE, Link, Message
 from finetune.processes.watch.report import Place, RankState, phase_table, show_message, tail_of
 from finetune.processes.watch.thread import BEAT_SECONDS, PeersUnreachable, WatchThread
@@ -256,7 +255,7 @@ class Hub(WatchThread):
 
     def states(self, now: float) -> list[RankState]:
         """What every rank does, by rank."""
-        own = current_phase()
+        own = self.phases.current
         others = [
             RankState(peer.place, peer.phase, now - peer.phase_since, 0 if peer.is_done else now - peer.heard)
             for peer in self.peers.values()

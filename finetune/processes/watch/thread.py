@@ -15,7 +15,7 @@ from typing import Any
 from finetune.errors import RunError
 from finetune.processes.deadline import end_at_latest
 from finetune.processes.network.secret import JobSecret
-from finetune.processes.phases import current_phase
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.link import Message
 from finetune.processes.watch.report import Place, end_process, show_message
 
@@ -37,6 +37,7 @@ class WatchThread(ABC):
         endpoints: "address:port" of all ranks, as the launcher gave them.
         points: Addresses where rank 0 may listen.
         secret: How this process comes to the key of the run.
+        phases: What this process does.
         hang_seconds: How long a rank may stay in one phase before it is reported; 0 means for ever.
     """
 
@@ -47,6 +48,7 @@ class WatchThread(ABC):
         points: list[tuple[str, int]],
         *,
         secret: JobSecret,
+        phases: PhaseRecord,
         hang_seconds: float,
     ):
         self.place = place
@@ -61,7 +63,7 @@ class WatchThread(ABC):
         self.ended = threading.Event()
         self.closed = False
         self._last_beat = 0.0
-        self._last_phase = current_phase()
+        self.phases, self._last_phase = phases, phases.current
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     # ---------------------------------------------------------------- called by the main thread
@@ -150,7 +152,7 @@ class WatchThread(ABC):
         self.ended.set()
 
     def _beat_when_due(self) -> None:
-        now, phase = time.monotonic(), current_phase()
+        now, phase = time.monotonic(), self.phases.current
         changed = phase[:2] != self._last_phase[:2]
         if now - self._last_beat >= (_LOOK_SECONDS if changed else BEAT_SECONDS):
             self._last_beat, self._last_phase = now, phase

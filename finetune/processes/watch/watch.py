@@ -26,6 +26,7 @@ from pathlib import Path
 
 from finetune.processes.deadline import end_at_latest
 from finetune.processes.network.secret import JobSecret
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.hub import Hub
 from finetune.processes.watch.link import meeting_points
 from finetune.processes.watch.member import Member
@@ -41,6 +42,7 @@ _watch: WatchThread | None = None
 
 
 def start_watch(
+    phases: PhaseRecord,
     *,
     hang_seconds: float = 600,
     connect_seconds: float = CONNECT_SECONDS,
@@ -51,6 +53,7 @@ def start_watch(
     Does nothing in a run of one process. Must be called on every rank.
 
     Args:
+        phases: What this process does.
         hang_seconds: How long a rank may stay in one phase before all phases are printed; 0 means for ever.
         connect_seconds: How long to wait for ranks that have not come up.
         shared_folder: A folder that all hosts see, for the run's secret where the environment has none.
@@ -67,7 +70,7 @@ def start_watch(
     place = own_place(rank, endpoints[rank])
     kind = Hub if rank == 0 else Member
     secret = JobSecret(endpoints, shared_folder)
-    thread = kind(place, endpoints, meeting_points(), secret=secret, hang_seconds=hang_seconds)
+    thread = kind(place, endpoints, meeting_points(), secret=secret, phases=phases, hang_seconds=hang_seconds)
     _watch = thread
     # A forked data worker would keep the connection open after its parent's death, and so hide it.
     os.register_at_fork(after_in_child=thread.forget)

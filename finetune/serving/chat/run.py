@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.command import run_command
 from finetune.errors import Interrupted, UserError
 from finetune.machine.device import device_kind
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.processes.command import run_command
 from finetune.processes.network.listener import allow_open_files
 from finetune.serving.chat.guard import Access, own_names
 from finetune.serving.decoding.options import (
