@@ -5,9 +5,12 @@ from __future__ import annotations
 import faulthandler
 import signal
 import sys
+import time
 from contextlib import suppress
 
 _LAST_RESORT_SECONDS = 5.0
+
+_ends_at: float | None = None
 
 
 def end_at_latest(seconds: float) -> None:
@@ -19,8 +22,13 @@ def end_at_latest(seconds: float) -> None:
     every thread was doing, and exits with 1), and the second by the kernel's timer, whose signal ends the process.
 
     Args:
-        seconds: From now; a limit that is set already gives way to this one.
+        seconds: From now; an earlier end that is set already stays.
     """
+    global _ends_at
+    ends_at = time.monotonic() + seconds
+    if _ends_at is not None and _ends_at <= ends_at:
+        return
+    _ends_at = ends_at
     with suppress(OSError, ValueError, AttributeError, RuntimeError):  # stderr is no real file
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.stderr)
     if signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:  # somebody else's timer is left alone

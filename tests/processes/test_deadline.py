@@ -54,7 +54,7 @@ def test_two_ranks_are_enough(ranks: Ranks, killed):  # noqa: F811
 def test_a_survivor_that_hangs_while_it_ends_is_ended(tmp_path, hang, codes):
     """By what works when no Python thread runs any more."""
     source = "import os, sys, time\nfrom finetune.processes import deadline\n" + hang
-    source += "deadline._LAST_RESORT_SECONDS = 1.0\ndeadline.end_at_latest(1.0)\nsys.exit(0)\n"
+    source += "deadline._LAST_RESORT_SECONDS = 1.0\ndeadline.end_at_latest(1.0)\ndeadline.end_at_latest(60.0)\nsys.exit(0)\n"
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
