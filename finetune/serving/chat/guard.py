@@ -64,10 +64,13 @@ class Access:
         names: Host names by which it may be called, in small letters; an IP address always may, as a browser that
             was tricked says the name that it was tricked with.
         password: None asks for none.
+        is_behind_proxy: Whether a proxy on this machine says for whom it asks (X-Forwarded-For). Without one nobody is
+            believed, as every program here could name a new address for each guess.
     """
 
     names: frozenset[str] = frozenset({"localhost"})
     password: str | None = field(default=None, repr=False)
+    is_behind_proxy: bool = False
 
     def knows_host(self, host: str) -> bool:
         """Whether a header Host (name or address, with or without a port) is one of this page's."""

@@ -107,7 +107,9 @@ class ChatOptions:
         is_alone = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         if faults := find_password_faults(is_alone, self.password):
             raise UserError(faults)
-        return Access(own_names(self.host, self.allowed_hosts), self.password)
+        return Access(
+            own_names(self.host, self.allowed_hosts), self.password, is_behind_proxy=bool(self.allowed_hosts)
+        )
 
 
 def find_password_faults(is_alone: bool, password: str | None) -> list[str]:
@@ -262,9 +264,17 @@ def serve(
     from finetune.serving.chat.page import ChatPage, build_app
 
     host, port = listener.getsockname()[:2]
+    access = access or Access()
     app = build_app(ChatPage(sides, settings), access)
     allow_open_files(_MAX_OPEN_FILES)
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2, http=ImpatientProtocol)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        http=ImpatientProtocol,
+        proxy_headers=access.is_behind_proxy,
+        server_header=False,
+    )
     server = uvicorn.Server(config)
     if not ipaddress.ip_address(host).is_loopback:
         print(

@@ -84,8 +84,9 @@ def test_a_name_is_judged_by_the_address_that_it_means(monkeypatch):
     with socket.create_server(("0.0.0.0", 0)) as listener, pytest.raises(UserError, match="open to everyone"):
         parse("--host", "some-name").access(listener)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not parse("--host", "localhost").access(listener).is_behind_proxy
         access = parse("--host", "localhost", "--allowed_hosts", "a", "B").access(listener)
-    assert access.names == {"localhost", "a", "b"} and access.password is None
+    assert access.names == {"localhost", "a", "b"} and access.password is None and access.is_behind_proxy
 
 
 @pytest.mark.parametrize(
