@@ -1,11 +1,16 @@
 """Strangers at the watch while ranks connect and run: they get nothing, and the ranks live on."""
 
+import json
 import os
 import socket
 import time
 from contextlib import suppress
+from dataclasses import asdict
 
-from finetune.processes.network.handshake import HELLO_BYTES
+from finetune.processes.network.handshake import HELLO_BYTES, introduce
+from finetune.processes.network.listener import allow_open_files, context_at
+from finetune.processes.network.secret import JobSecret
+from finetune.processes.watch.report import Place
 from tests.processes.test_watch import LOOP, Ranks, ranks  # noqa: F401  (a fixture)
 
 LATE = "import time, os\nif os.environ['PADDLE_TRAINER_ID'] == '2': time.sleep(4)\n"
@@ -113,3 +118,30 @@ def test_a_stranger_at_a_running_watch_changes_nothing(ranks: Ranks):  # noqa: F
     assert ranks.codes(0, 1) == [1, 1]
     assert "sent something else than messages of this program" in ranks.log(0)
     assert "Traceback" not in ranks.log(0) + ranks.log(1)
+
+
+def test_a_thousand_ranks_are_watched_where_few_files_may_be_open(ranks: Ranks, monkeypatch):  # noqa: F811
+    """The other 999 are sockets of this test; rank 0 begins with the descriptors of an old system."""
+    monkeypatch.setenv("FINETUNE_JOB_SECRET", "the secret of a thousand")
+    allow_open_files(4000)
+    few = "import resource\nlimit = resource.getrlimit(resource.RLIMIT_NOFILE)\nresource.setrlimit(resource.RLIMIT_NOFILE, (256, limit[1]))\n"
+    ranks.start(LOOP, world=1000, missing=tuple(range(1, 1000)), before=few, CONNECT="60")
+    port = ranks.ports[0]
+    key = JobSecret([f"127.0.0.1:{each}" for each in ranks.ports]).look_up()
+    end = time.monotonic() + 20
+    while not is_open(port):
+        assert time.monotonic() < end, ranks.log(0)
+    links = []
+    try:
+        for rank in range(1, 1000):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+            assert introduce(connection, key, context_at("watch", port), rank)
+            connection.sendall(json.dumps({"hello": asdict(Place(rank, "test", "", 0))}).encode() + b"\n")
+            links.append(connection)
+        ranks.wait_for("ready", 0)
+        links[499].close()
+        assert ranks.codes(0) == [1]
+        assert "error: rank 500 on test is gone" in ranks.log(0)
+    finally:
+        for one in links:
+            one.close()

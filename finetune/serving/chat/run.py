@@ -116,7 +116,7 @@ def find_password_faults(is_alone: bool, password: str | None) -> list[str]:
     """What is wrong with a password for a page that this machine alone can reach, or others, too."""
     how = f"write one into a file and give --password_file, or put it into the environment variable {PASSWORD_VARIABLE}"
     if password is None:
-        fault = f"the page would be open to everyone who reaches this address: {how}, or leave out --host"
+        fault = f"no password is given, so the page would be open to everyone who reaches its address: {how}, or leave out --host"
         return [] if is_alone else [fault]
     if len(password) < MIN_PASSWORD_LENGTH:
         return [
