@@ -266,10 +266,10 @@ class Hub(WatchThread):
         """Tells the others what rank 0 does; not those that are stopped, so that nothing piles up for them."""
         now = time.monotonic()
         for peer in self.peers.values():
-            if peer.link and now - peer.heard < 5 * BEAT_SECONDS:
+            if peer.link and peer.is_here and now - peer.heard < 5 * BEAT_SECONDS:
                 peer.link.send(message)
 
     def _tell(self, message: Message) -> None:
         for peer in self.peers.values():
-            if peer.link:
+            if peer.link and peer.is_here:
                 peer.link.send(message)

@@ -68,12 +68,13 @@ class Member(WatchThread):
         while (answer := link.receive()) == []:
             pass
         link.socket.settimeout(SEND_SECONDS)
-        if not answer or "hello" not in answer[0]:
+        hello = next((message for message in answer or [] if "hello" in message), None)
+        if hello is None:
             link.close()
             return False
-        self.link, self.hub = link, Place(**answer[0]["hello"])
-        for message in answer[1:]:
-            self._take(message)
+        self.link, self.hub = link, Place(**hello["hello"])
+        for message in answer or []:
+            self._take(message)  # of the hello nothing more
         return True
 
     def _why_alone(self) -> str:
