@@ -193,6 +193,7 @@ def test_a_missing_rank_0_is_named(ranks: Ranks):
     ranks.start(LOOP, missing=(0,), CONNECT="2")
     assert ranks.codes(1, 2) == [1, 1]
     assert "rank 0 on host 127.0.0.1 cannot be reached from rank 1 on" in ranks.log(1)
+    assert "It has left no secret at" in ranks.log(1) and "FINETUNE_JOB_SECRET" in ranks.log(1)
 
 
 def test_rank_0_is_met_where_nothing_else_listens():

@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from finetune.errors import RunError
 from finetune.processes.network.handshake import introduce
 from finetune.processes.network.listener import Listener, context_at, listen
 from finetune.processes.network.secret import shared_key, withdraw_secret
@@ -28,7 +29,7 @@ _LOOK_SECONDS = 0.2
 _GONE = None
 
 
-class PeerLostError(RuntimeError):
+class PeerLostError(RunError, RuntimeError):
     """Another rank has ended, or cannot be reached any more."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from finetune.processes.deadline import end_at_latest
 from finetune.processes.network.handshake import HANDSHAKE_SECONDS, introduce
 from finetune.processes.network.listener import context_at
+from finetune.processes.network.secret import VARIABLE
 from finetune.processes.watch.link import PURPOSE, SEND_SECONDS, UNREACHABLE_SECONDS, Link, Message
 from finetune.processes.watch.report import Place, show_message, tail_of
 from finetune.processes.watch.thread import PeersUnreachable, WatchThread
@@ -86,7 +87,10 @@ class Member(WatchThread):
             "host can reach (--host sets it), and that no firewall is between them."
         )
         if not self._has_secret:
-            text += f" It has left no secret at {self.secret.where()}, which all hosts must share."
+            text += (
+                f" It has left no secret at {self.secret.where()}: where it runs, that folder must be the same there and "
+                f"here, or {VARIABLE} be set to the same text for all."
+            )
         elif self._found_other:
             text += (
                 f" Something that does not know this run's secret listens at port {self._found_other[1]}: where that "
