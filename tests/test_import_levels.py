@@ -25,7 +25,7 @@ PROJECT = ROOT / "finetune"
 
 LEVELS = (  # from the lowest up
     ("errors",),
-    ("machine", "storage"),
+    ("machine", "storage", "processes/network"),
     ("machine/randomness", "families", "processes/cpu"),
     ("processes",),
     ("processes/watch", "settings", "reporting"),
