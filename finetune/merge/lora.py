@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_folder import WEIGHTS_STEM
 from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.merge import hf_out
 from finetune.merge.lora_adapters import (
     LORA_CONFIG,
-    PEFT_CONFIG,
     Adapter,
     check_adapter_folder,
     named_base,
@@ -33,7 +34,7 @@ from finetune.merge.lora_adapters import (
 )
 from finetune.merge.lora_plan import Base, dtype_name, open_base, plan
 from finetune.merge.option_types import add_output_options, add_switch
-from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
+from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.source import locate_base
 from finetune.models.hf_names import paddle_config
