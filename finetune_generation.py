@@ -22,6 +22,7 @@ def main() -> None:
 
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
+    from finetune.run.adapter import check_adapter
     from finetune.run.data import find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.final_weights import save_final_weights
@@ -34,6 +35,7 @@ def main() -> None:
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
     layout = plan_layout(args, resolved)
+    adapter_notes = check_adapter(args, resolved)
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)
@@ -48,6 +50,7 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
+        report.notes(adapter_notes)
         report.notes(vocabulary_notes(args, resolved, pair, layout))
         data = read_data(args, files, pair)
         report.data(data, resolved)

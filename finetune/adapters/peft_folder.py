@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.scaling import ScalingRule
 from finetune.checkpoints.companions import read_config
@@ -103,11 +104,21 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
         else:
             ours = to_paddle(_WRAPPERS.sub("", name), family)
             whole[ours] = WholeTensor(tensor, is_turned(ours, tensor.shape, family, tied=tied))
+    _check_patterns(folder, rule, list(matrices))
     for layer, found in matrices.items():
         check_matrices(layer, found, rule.rank_of(layer), turned=True)
     if tied:
         _check_tied(path, whole, [to_paddle(layer, family) for layer in matrices])
     return PeftFolder(path, config, rule, matrices, whole)
+
+
+def _check_patterns(folder: Path, rule: ScalingRule, layers: list[str]) -> None:
+    """Matches the patterns of single layers once in bounded time, as they will be matched from then on."""
+    for name, patterns in (("rank_pattern", rule.rank_pattern), ("alpha_pattern", rule.alpha_pattern)):
+        try:
+            match_names([rf"(.*\.)?({pattern})" for pattern in patterns], layers)
+        except UserError as error:
+            raise UserError(f"{folder / PEFT_CONFIG} has a {name} that cannot be used: {error}") from None
 
 
 def check_matrices(layer: str, found: Matrices, rank: int, *, turned: bool) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.adapters.adapter_folder import LORA_CONFIG
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import WEIGHTS_STEM
 from finetune.checkpoints import companions
@@ -26,7 +27,6 @@ from finetune.data.templates.trained_template import carry_template, drop_templa
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.merge import hf_out
 from finetune.merge.lora_adapters import (
-    LORA_CONFIG,
     Adapter,
     check_adapter_folder,
     named_base,

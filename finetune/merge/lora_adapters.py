@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, check_paddle_lora
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
 from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices
 from finetune.adapters.scaling import ScalingRule
@@ -23,7 +24,6 @@ from finetune.merge.row_blocks import Update
 from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.dtypes import as_float32
 
-LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 FACTS_FILE = "adapter_facts.json"
 _MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB)")
 
@@ -188,18 +188,4 @@ def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
             f"{path} has use_mora true: MoRA's square matrices are no low-rank update and are not merged here. Merge "
             "it with PaddleNLP, or train with use_mora false"
         )
-    if config.get("enable_lora_list"):
-        raise UserError(
-            f"{path} has enable_lora_list, whose updates cover parts of a layer and are not merged here. Merge it with "
-            "the PaddleNLP release that trained it"
-        )
-    if config.get("loraga"):
-        raise UserError(
-            f"{path} has loraga true: such an adapter belongs to a base that its training changed and that is not "
-            "on record here. Merge it with PaddleNLP, or train without loraga"
-        )
-    for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float) or config["r"] < 1:
-            raise UserError(
-                f"{path} has {name} {config.get(name)!r}, but a number above 0 is needed: copy it again"
-            )
+    check_paddle_lora(folder, config)

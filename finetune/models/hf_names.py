@@ -20,6 +20,16 @@ JOINED_LAYERS = {
 }
 """Name of the joined layer -> names of the parts in their order."""
 
+JOINED_ELSEWHERE = {
+    "W_pack": "qkv_proj",
+    "Wqkv": "qkv_proj",
+    "c_attn": "qkv_proj",
+    "gate_up_proj": "gate_up_fused_proj",
+    "qkv": "qkv_proj",
+    "query_key_value": "qkv_proj",
+}
+"""What other people's models call a joined layer -> its name here."""
+
 _NUMBER = "{}"
 OUTPUT_LAYER = "lm_head"
 """Both call it so."""

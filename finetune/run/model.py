@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from finetune.processes.phases import enter_phase
 from finetune.run.tokenizer import plan_vocabulary
 
+# Of a saved adapter's settings these do not change what it computes.
+_TRAINING_ONLY = ("lora_dropout", "lora_plus_scale")
+
 if TYPE_CHECKING:
     from finetune.models.resolve import ResolvedModel
     from finetune.processes.groups import ProcessGroups
@@ -72,7 +75,12 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
 
     settings, dtype = args.model, parameter_dtype(args)
     if settings.lora and settings.lora_path:
-        return load_lora(model, Path(settings.lora_path), modules_to_save=settings.modules_to_save)
+        return load_lora(
+            model,
+            Path(settings.lora_path),
+            modules_to_save=settings.modules_to_save,
+            overrides={name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
+        )
     if settings.prefix_tuning and settings.prefix_path:
         return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
     if settings.lora:

@@ -6,6 +6,7 @@ value could not be converted, since their default stands in for them: such fault
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,18 @@ def _check_paths(values: Values) -> Faults:
         yield ("output_dir",), f'output_dir is "{values["output_dir"]}", which is a file: give a folder'
 
 
+def _check_patterns(values: Values) -> Faults:
+    for pattern in values["lora_target_modules"] or ():
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            yield (
+                ("lora_target_modules",),
+                f'lora_target_modules has "{pattern[:200]}", which is no regular expression ({error}): correct it, or '
+                "give all, default, or the bare names of layers",
+            )
+
+
 def _check_best_model(values: Values) -> Faults:
     metric, by_generation = values["metric_for_best_model"], values["eval_with_do_generation"]
     possible = possible_metrics(values)
@@ -148,6 +161,7 @@ _CHECKS = (
     check_data,
     _check_methods,
     _check_paths,
+    _check_patterns,
     _check_best_model,
     check_degrees,
     _check_surroundings,

@@ -1,0 +1,79 @@
+"""What can be said of a run's adapter before data are read and weights are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
+from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
+from finetune.adapters.targets import expected_layers, resolve_targets
+from finetune.checkpoints.companions import read_config
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.models.resolve import ResolvedModel
+    from finetune.settings.arguments import Arguments
+
+
+def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
+    """Compares the adapter that a run starts from, or the layers that it is to adapt, with its settings.
+
+    Returns:
+        Lines for the person: given settings that the adapter decides.
+
+    Raises:
+        UserError: The folder is no adapter that can be trained here, or a pattern is faulty or fits no layer.
+    """
+    model = args.model
+    if model.lora and model.lora_path:
+        if faults := find_adapter_faults("lora_path", Path(model.lora_path)):
+            raise UserError(faults)
+        return _differences(args, Path(model.lora_path))
+    if model.prefix_tuning and model.prefix_path:
+        if faults := find_adapter_faults("prefix_path", Path(model.prefix_path)):
+            raise UserError(faults)
+    elif model.lora and model.lora_target_modules:
+        layers = expected_layers(resolved.family, resolved.family.adapt_config(resolved.config))
+        resolve_targets(model.lora_target_modules, resolved.family, layers, layers)
+    return []
+
+
+def _differences(args: Arguments, folder: Path) -> list[str]:
+    """One line for each given setting that the adapter has otherwise; its own counts."""
+    lines = []
+    for name, theirs in _settings_of(folder).items():
+        ours = getattr(args.model, name)
+        if name in args.given and ours != theirs:
+            lines.append(
+                f"warning: {name} is {_shown(ours)}, but the adapter in {folder} was trained with {_shown(theirs)}, "
+                "which is what counts; for another one start without lora_path, on the model that "
+                "merge_lora_params.py makes of it"
+            )
+    if "lora_target_modules" in args.given and args.model.lora_target_modules:
+        lines.append(f"lora_target_modules is not used: the adapter in {folder} says which layers it updates")
+    return lines
+
+
+def _settings_of(folder: Path) -> dict[str, object]:
+    """Values of the settings that the adapter's own configuration decides."""
+    if (folder / LORA_CONFIG).is_file():
+        config = read_config(folder / LORA_CONFIG)
+        return {
+            "lora_rank": config["r"],
+            "lora_alpha": config["lora_alpha"],
+            "rslora": bool(config.get("rslora")),
+            "pissa": bool(config.get("pissa")),
+        }
+    rule = read_peft_rule(folder, read_config(folder / PEFT_CONFIG))
+    return {"lora_rank": rule.rank, "lora_alpha": rule.alpha, "rslora": rule.rslora, "pissa": False}
+
+
+def _shown(value: object) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
