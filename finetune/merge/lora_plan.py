@@ -5,123 +5,28 @@ Everything is decided from names and shapes before a weight is read; the faults 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
-from finetune.families.family import Family, find_family
+from finetune.families.family import Family
 from finetune.merge import row_blocks
+from finetune.merge.base_model import Base, Entry, is_table
 from finetune.merge.lora_adapters import Adapter, pissa_update
 from finetune.merge.peft_adapters import split_joined
-from finetune.merge.row_blocks import Update
-from finetune.merge.source import MODEL, open_source
 from finetune.models.hf_names import (
     embedding_name,
-    is_hugging_face,
     is_output,
-    is_tied,
     is_turned,
     joined_columns,
     joined_parts,
     to_hugging_face,
-    to_paddle,
 )
 from finetune.storage import dtypes
-from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.writer import ComputedTensor, Tensor, count_bytes
 
 _MAX_LISTED = 6
-
-
-@dataclass
-class Entry:
-    """One tensor of the result.
-
-    Attributes:
-        name: PaddleNLP's name.
-        tensor: Where its values come from, before updates.
-        is_turned: Whether it is stored there as the transpose of PaddleNLP's form.
-        dtype: Element type in the result.
-        updates: What is added, in PaddleNLP's form.
-        size: ComputedTensor (or columns, for an output layer) it grows to; None when it does not.
-    """
-
-    name: str
-    tensor: JoinedTensor
-    is_turned: bool
-    dtype: np.dtype
-    updates: list[Update] = field(default_factory=list)
-    size: int | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """In PaddleNLP's form, before growth."""
-        return self.tensor.shape[::-1] if self.is_turned else self.tensor.shape
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that adapters are merged into.
-
-    Attributes:
-        folder: Its folder.
-        config: config.json as found.
-        family: Its record.
-        entries: Its tensors by PaddleNLP's names.
-        is_hugging_face: Whether its files bear Hugging Face's names.
-        is_tied: Whether its output layer is its embedding.
-    """
-
-    folder: Path
-    config: Mapping[str, Any]
-    family: Family
-    entries: Mapping[str, Entry]
-    is_hugging_face: bool
-    is_tied: bool
-
-    @property
-    def adapted_config(self) -> dict[str, Any]:
-        """The configuration as the family adapts it."""
-        return self.family.adapt_config(dict(self.config))
-
-
-def open_base(folder: Path) -> Base:
-    """Finds a base's tensors; a copy of a tied embedding is left out.
-
-    Raises:
-        UserError: It is no model, or its weights are incomplete or quantised.
-    """
-    config = read_config(folder / "config.json")
-    if not config:
-        raise UserError(
-            f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
-        )
-    family = find_family(config)
-    source = open_source(folder)
-    if source.kind != MODEL:
-        raise UserError(
-            f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"
-        )
-    return base_of(folder, config, family, source.tensors())
-
-
-def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Sequence[JoinedTensor]) -> Base:
-    """A base from its tensors, under PaddleNLP's names or Hugging Face's."""
-    is_theirs = is_hugging_face((tensor.name for tensor in tensors), family)
-    tied = is_tied(config, family)
-    entries: dict[str, Entry] = {}
-    for tensor in tensors:
-        name = to_paddle(tensor.name, family) if is_theirs else tensor.name
-        turned = is_theirs and is_turned(name, tensor.shape, family, tied=tied)
-        entries[name] = Entry(name, tensor, turned, tensor.dtype)
-    if tied:
-        _drop_copies(entries, family)
-    return Base(folder, config, family, entries, is_theirs, tied)
 
 
 def plan(
@@ -147,28 +52,19 @@ def plan(
         _grow(base, adapters, entries, growth)
     tensors: list[Tensor] = []
     for entry in entries.values():
-        tensors += _written(entry, base, hugging_face=hugging_face, sign=-1.0 if unmerge else 1.0)
+        written = _written(entry, base, hugging_face=hugging_face, sign=-1.0 if unmerge else 1.0)
+        tensors += written
+        copied = base.is_tied and not hugging_face and is_table(entry.name, base.family)
+        if copied and (head := base.family.hugging_face.own_head):
+            tensors.append(replace(written[0], name=head))  # PaddleNLP would start the layer at random
     return tensors, growth
-
-
-def _drop_copies(entries: dict[str, Entry], family: Family) -> None:
-    heads = [name for name in entries if is_output(name)]
-    if any(_is_table(name, family) for name in entries):
-        for name in heads:
-            del entries[name]
-    elif heads:  # stored under the output layer's name alone
-        table = embedding_name(family)
-        entry = entries.pop(heads[0])
-        entries[table] = replace(entry, name=table, is_turned=False)
-
-
-def _is_table(name: str, family: Family) -> bool:
-    return name == embedding_name(family)
 
 
 def _vocabulary_axis(name: str, family: Family) -> int | None:
     """The axis of tokens in an embedding or output layer; None for other tensors."""
-    if _is_table(name, family):
+    if is_table(name, family):
+        return 0
+    if name == family.hugging_face.own_head:
         return 0
     return -1 if name.endswith(f"{family.head_module}.weight") else None
 
@@ -248,13 +144,13 @@ def _same_but_vocabulary(entry: Entry, target: Entry, family: Family) -> bool:
 
 def _find_growth(base: Base, adapters: Sequence[Adapter]) -> int | None:
     """ComputedTensor that the embeddings grow to: tokens on record, or rows of an embedding that was trained whole."""
-    table = next((entry for name, entry in base.entries.items() if _is_table(name, base.family)), None)
+    table = next((entry for name, entry in base.entries.items() if is_table(name, base.family)), None)
     if table is None:
         return None
     sizes = [adapter.num_tokens or 0 for adapter in adapters]
     for adapter in adapters:
         for name, whole in adapter.whole.items():
-            if _is_table(name, base.family) or _may_be_tied(name, base):
+            if is_table(name, base.family) or _may_be_tied(name, base):
                 sizes.append(whole.tensor.shape[0])
     size = max(sizes, default=0)
     return size if size > table.shape[0] else None
@@ -330,7 +226,7 @@ def _changed(
         rows = row_blocks.turned_rows(rows)
     rows = row_blocks.converted_rows(rows, entry.dtype)
     if entry.size is not None:
-        along_rows = turned or _is_table(entry.name, family)
+        along_rows = turned or _vocabulary_axis(entry.name, family) == 0
         rows = (row_blocks.grown_rows if along_rows else row_blocks.grown_columns)(rows, entry.size)
     if entry.updates:
         updates = [update.turned() if turned else update for update in entry.updates]

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from finetune.merge import row_blocks
+from finetune.merge.base_model import Base, open_base
 from finetune.merge.lora_adapters import Adapter, WholeTensor, pissa_update
-from finetune.merge.lora_plan import Base, dtype_name, open_base
+from finetune.merge.lora_plan import dtype_name
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import embedding_name, is_output, is_turned, joined_parts
 from finetune.storage.dtypes import as_float32

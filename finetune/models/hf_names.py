@@ -44,7 +44,7 @@ def to_paddle(name: str, family: Family) -> str:
     """PaddleNLP's name for Hugging Face's, for a tensor or a layer; unknown ones keep their ends."""
     form = family.hugging_face
     if f"{name}.".startswith(f"{OUTPUT_LAYER}."):
-        return name
+        return form.own_head if form.own_head and name == f"{OUTPUT_LAYER}.weight" else name
     inner = name.removeprefix(f"{form.prefix}.")
     if inner == name and not form.bare:
         return name
@@ -93,8 +93,9 @@ def is_token_table(name: str) -> bool:
 
 
 def is_tied(config: Mapping[str, Any], family: Family) -> bool:
-    """Whether the output layer is the embedding; some families have no other."""
-    return family.hugging_face.always_tied or bool(config.get("tie_word_embeddings"))
+    """Whether the output layer is the embedding; for some families it is unless the configuration denies it."""
+    said = config.get("tie_word_embeddings")
+    return family.hugging_face.always_tied if said is None else bool(said)
 
 
 def joined_parts(layer: str) -> tuple[str, ...]:

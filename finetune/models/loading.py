@@ -27,9 +27,9 @@ from finetune.families.tensor_splits import find_split
 from finetune.models import hub
 from finetune.models.parameters import assign, join_blocks
 from finetune.models.resolve import ResolvedModel
-from finetune.models.shard_files import is_sharded, open_shards
+from finetune.models.shard_files import open_checkpoint
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
-from finetune.storage.checkpoints import Checkpoint, TensorFiles
+from finetune.storage.checkpoints import TensorFiles
 from finetune.storage.splits import Split
 
 Reader = Callable[[], np.ndarray]
@@ -96,22 +96,6 @@ def load_weights(model: Any, folder: Path) -> None:
     config = read_config(folder)
     source = ResolvedModel(folder, str(folder), config, find_family(config))
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
-
-
-def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
-    """Opens a folder's weights, whole tensors or the parts that several ranks wrote.
-
-    Args:
-        folder: Of the model.
-        family: Record of the model.
-        config: Its config.json.
-
-    Raises:
-        UserError: There are none, or files are missing or damaged.
-    """
-    if is_sharded(folder):
-        return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
-    return Checkpoint(folder)
 
 
 def build_config(
@@ -191,7 +175,7 @@ def _fill_parameters(
     extra = [name for name in readers if name not in parameters and whole]
     _raise_for(
         resolved,
-        missing=_without(missing, [*computed, *(model_class._keys_to_ignore_on_load_missing or ())]),
+        missing=_without(missing, [*computed, *(model._keys_to_ignore_on_load_missing or ())]),
         extra=_without(extra, model_class._keys_to_ignore_on_load_unexpected or []),
         shapes=shapes,
     )

@@ -1,0 +1,122 @@
+"""The model that adapters are merged into: its tensors by PaddleNLP's names, whatever form its files have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.checkpoints.companions import read_config
+from finetune.errors import UserError
+from finetune.families.family import Family, find_family
+from finetune.merge.row_blocks import Update
+from finetune.merge.source import MODEL, open_source
+from finetune.models.hf_names import embedding_name, is_hugging_face, is_output, is_tied, is_turned, to_paddle
+from finetune.models.own_head import with_own_head
+from finetune.storage.joined_tensors import JoinedTensor
+
+
+@dataclass
+class Entry:
+    """One tensor of the result.
+
+    Attributes:
+        name: PaddleNLP's name.
+        tensor: Where its values come from, before updates.
+        is_turned: Whether it is stored there as the transpose of PaddleNLP's form.
+        dtype: Element type in the result.
+        updates: What is added, in PaddleNLP's form.
+        size: ComputedTensor (or columns, for an output layer) it grows to; None when it does not.
+    """
+
+    name: str
+    tensor: JoinedTensor
+    is_turned: bool
+    dtype: np.dtype
+    updates: list[Update] = field(default_factory=list)
+    size: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In PaddleNLP's form, before growth."""
+        return self.tensor.shape[::-1] if self.is_turned else self.tensor.shape
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that adapters are merged into.
+
+    Attributes:
+        folder: Its folder.
+        config: config.json as found.
+        family: Its record.
+        entries: Its tensors by PaddleNLP's names.
+        is_hugging_face: Whether its files bear Hugging Face's names.
+        is_tied: Whether its output layer is its embedding.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    family: Family
+    entries: Mapping[str, Entry]
+    is_hugging_face: bool
+    is_tied: bool
+
+    @property
+    def adapted_config(self) -> dict[str, Any]:
+        """The configuration as the family adapts it."""
+        return self.family.adapt_config(dict(self.config))
+
+
+def open_base(folder: Path) -> Base:
+    """Finds a base's tensors; a copy of a tied embedding is left out.
+
+    Raises:
+        UserError: It is no model, or its weights are incomplete or quantised.
+    """
+    config = read_config(folder / "config.json")
+    if not config:
+        raise UserError(
+            f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
+        )
+    family = find_family(config)
+    source = open_source(folder)
+    if source.kind != MODEL:
+        raise UserError(
+            f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"
+        )
+    return base_of(folder, config, family, source.tensors())
+
+
+def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Sequence[JoinedTensor]) -> Base:
+    """A base from its tensors, under PaddleNLP's names or Hugging Face's."""
+    is_theirs = is_hugging_face((tensor.name for tensor in tensors), family)
+    config = with_own_head(config, {tensor.name: tensor for tensor in tensors}, family)
+    tied = is_tied(config, family)
+    entries: dict[str, Entry] = {}
+    for tensor in tensors:
+        name = to_paddle(tensor.name, family) if is_theirs else tensor.name
+        turned = is_theirs and is_turned(name, tensor.shape, family, tied=tied)
+        entries[name] = Entry(name, tensor, turned, tensor.dtype)
+    if tied:
+        _drop_copies(entries, family)
+    return Base(folder, config, family, entries, is_theirs, tied)
+
+
+def _drop_copies(entries: dict[str, Entry], family: Family) -> None:
+    heads = [name for name in entries if is_output(name)]
+    if any(is_table(name, family) for name in entries):
+        for name in heads:
+            del entries[name]
+    elif heads:  # stored under the output layer's name alone
+        table = embedding_name(family)
+        entry = entries.pop(heads[0])
+        entries[table] = replace(entry, name=table, is_turned=False)
+
+
+def is_table(name: str, family: Family) -> bool:
+    """Whether a tensor of PaddleNLP's name is the tokens' embedding."""
+    return name == embedding_name(family)
