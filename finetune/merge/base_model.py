@@ -83,7 +83,7 @@ def open_base(folder: Path) -> Base:
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
     family = find_family(config)
-    source = open_source(folder)
+    source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(
             f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"

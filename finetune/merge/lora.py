@@ -305,7 +305,7 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     parser.add_argument("--lora_path", nargs="+", action="append", required=True, metavar="LORA",
                         help="folder of an adapter (of this project, PaddleNLP or peft); several are merged in their "
                              "order: repeat the option, or separate them by commas or blanks")  # fmt: skip
-    parser.add_argument("--merge_model_path", "--merge_lora_model_path", type=Path, required=True, metavar="OUT",
+    parser.add_argument("--merge_model_path", "--merge_lora_model_path", "--output_path", type=Path, required=True, metavar="OUT",
                         help="folder of the result")  # fmt: skip
     add_output_options(parser)
     parser.add_argument("--save_format", choices=(PADDLE, HUGGING_FACE, PEFT),

@@ -97,7 +97,7 @@ def read_paddle_adapter(folder: Path) -> Adapter:
     """
     config = read_config(folder / LORA_CONFIG)
     _check_kind(folder, config)
-    source = open_source(folder)
+    source = open_source(folder, prefers_whole=True)
     if source.kind not in (LORA, ADAPTER):
         raise UserError(
             f"{folder} holds {LORA_CONFIG} but the weights of a {source.kind}: give the folder of the adapter alone"

@@ -45,6 +45,13 @@ _LAYOUT_FIELDS = {
 }
 
 
+# The same for the kernels that a GPU ran it with.
+_KERNEL_FIELDS = (
+    "use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "use_fused_linear", "use_fused_dropout_add",
+    "use_fused_linear_cross_entropy", "use_fused_head_and_loss_fn", "use_fast_layer_norm",
+)  # fmt: skip
+
+
 def load_model(
     resolved: ResolvedModel,
     *,
@@ -106,6 +113,8 @@ def build_config(
     Raises:
         UserError: An option that the family must not have, or a config.json that PaddleNLP cannot express.
     """
+    import paddle
+
     refused = resolved.family.refused_options
     faults = [
         f"{name} is {overrides[name]!r}, but family {resolved.family.name} cannot have it: {why}. "
@@ -116,8 +125,13 @@ def build_config(
     if faults:
         raise UserError(faults)
     adapted = resolved.family.adapt_config(resolved.config)
-    for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path"):
-        adapted.pop(name, None)
+    for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path", *_LAYOUT_FIELDS):
+        adapted.pop(name, None)  # also how it was laid out when it was trained: that is the run's affair
+    if paddle.device.get_device() == "cpu":
+        for name in _KERNEL_FIELDS:
+            adapted.pop(name, None)
+    if adapted.get("quantization_config", False) is None:
+        del adapted["quantization_config"]
     if not adapted.get("architectures"):
         adapted["architectures"] = [resolved.family.architectures[0]]
     config = model_class.config_class.from_dict(adapted)
