@@ -19,7 +19,7 @@ help:  ## list the targets
 
 install:  ## create .venv from the lock; does nothing when it is current (PYTHON=... picks the interpreter)
 	@if cmp -s $(LOCK) $(VENV)/installed.lock; then \
-		$(BIN)/python -m finetune.machine.environment 2>/dev/null && exit 0; \
+		$(BIN)/python -m finetune.environment >/dev/null 2>&1 && exit 0; \
 		echo "Repairing $(VENV) ..."; \
 	else \
 		python=; for candidate in $(CANDIDATES); do \
@@ -35,7 +35,7 @@ install:  ## create .venv from the lock; does nothing when it is current (PYTHON
 	fi; \
 	echo "Installing $(LOCK): about 1.5 GB, a few minutes ..."; \
 	$(PIP) install --quiet --progress-bar off --require-hashes -r $(LOCK) && \
-	$(BIN)/python -m finetune.machine.environment && cp $(LOCK) $(VENV)/installed.lock && \
+	$(BIN)/python -m finetune.environment && cp $(LOCK) $(VENV)/installed.lock && \
 	echo "$(VENV) is ready."
 
 demo: install  ## fine-tune a tiny model on data/ and show what it learned

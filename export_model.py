@@ -5,10 +5,10 @@ python export_model.py --model_name_or_path ./checkpoints/llama --output_path ./
 
 import sys
 
-from finetune.command import run_command
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.processes.command import run_command
 from finetune.serving.export.options import parse_options
 
 

@@ -10,8 +10,8 @@ import sys
 # Two threads each merge a tensor of their own; more threads below them would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from finetune.command import run_command
 from finetune.merge.lora import main
+from finetune.processes.command import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -6,8 +6,8 @@ python merge_tp_params.py --help
 
 import sys
 
-from finetune.command import run_command
 from finetune.merge.tensor_parallel import main
+from finetune.processes.command import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -6,10 +6,10 @@ python predict_generation.py --model_name_or_path ./exported
 
 import sys
 
-from finetune.command import run_command
 from finetune.machine.device import device_kind
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
+from finetune.processes.command import run_command
 from finetune.serving.predict.run import parse_options, predict
 
 

@@ -28,8 +28,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.families.family import TinyShape, get_family
+from finetune.families.family import get_family
 from finetune.families.tensor_splits import find_split
+from finetune.families.tiny_recipe import TinyShape
 from finetune.storage.checkpoints import TensorFiles
 from finetune.storage.rank_files import shard_name
 from finetune.storage.writer import count_bytes

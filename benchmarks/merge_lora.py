@@ -28,7 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.families.family import TinyShape, get_family
+from finetune.families.family import get_family
+from finetune.families.tiny_recipe import TinyShape
 from finetune.models.hf_names import is_turned, to_hugging_face
 from finetune.storage.writer import ComputedTensor, Layout, write_tensors
 

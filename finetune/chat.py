@@ -2,7 +2,7 @@
 
 import sys
 
-from finetune.command import run_command
+from finetune.processes.command import run_command
 from finetune.serving.chat.run import main
 
 if __name__ == "__main__":

@@ -8,17 +8,21 @@ what it writes then. All three runs go through finetune_generation.py, as a user
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from finetune.command import python_name
 from finetune.models.tiny.checkpoint import build_tiny
+from finetune.processes.command import python_name
 from finetune.reporting.report import print_summary
+from finetune.storage.files import read_json_object
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = "llama/demo_argument.json"
@@ -37,8 +41,10 @@ _GENERATE = ("--do_train", "false", "--eval_with_do_generation", "true", "--save
 _NUM_SAMPLES = 3
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demonstration; the exit code of the first step that fails, or 0."""
+    description = f"Trains a tiny random model on data/ and shows what it learned; writes to {FOLDER}/ alone."
+    argparse.ArgumentParser(prog="python -m finetune.demo", description=description).parse_args(arguments)
     _step("1/4 A tiny Llama with random weights and a SentencePiece vocabulary learned from data/")
     shutil.rmtree(ROOT / FOLDER, ignore_errors=True)
     build_tiny("llama", ROOT / MODEL, **SHAPE)
@@ -100,8 +106,8 @@ def _show(before: Path, after: Path, seconds: float) -> None:
     )
 
 
-def _results(folder: Path) -> dict:
-    return json.loads((ROOT / folder / "all_results.json").read_text(encoding="utf-8"))
+def _results(folder: Path) -> dict[str, Any]:
+    return read_json_object(ROOT / folder / "all_results.json")
 
 
 if __name__ == "__main__":

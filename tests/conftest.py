@@ -99,7 +99,7 @@ def losses(output_dir: Path) -> list[float]:
 def run_entry(arguments: Path, *command_line: object) -> int:
     """Runs finetune_generation.py inside this process (which has Paddle loaded already); its exit code."""
     import finetune_generation
-    from finetune.command import run_command
+    from finetune.processes.command import run_command
 
     argv, sys.argv = sys.argv, ["finetune_generation.py", str(arguments), *map(str, command_line)]
     try:

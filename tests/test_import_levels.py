@@ -26,10 +26,10 @@ PROJECT = ROOT / "finetune"
 LEVELS = (  # from the lowest up
     ("errors",),
     ("machine", "storage"),
-    ("randomness", "families", "processes/cpu"),
+    ("machine/randomness", "families", "processes/cpu"),
     ("processes",),
     ("processes/watch", "settings", "reporting"),
-    ("command", "models", "models/tiny"),
+    ("processes/command", "models", "models/tiny"),
     ("tokenizers", "data/reading"),
     ("data/templates",),
     ("data/samples", "data/packing"),
@@ -43,18 +43,15 @@ LEVELS = (  # from the lowest up
     ("run", "merge", "serving/decoding"),
     ("run/preview", "serving/export", "serving/predict"),
     ("serving/chat",),
-    ("chat", "demo"),  # commands; the scripts beside finetune/ stand above all
+    ("chat", "demo", "environment", "stand_ins"),  # commands; the scripts beside finetune/ stand above all
 )
 LEVEL_OF = {package: number for number, packages in enumerate(LEVELS) for package in packages}
 
 MAX_ROOT_ENTRIES = 22
 MAX_LINES = 350
+MAX_TEST_LINES = 400
 MAX_MEAN_LINES = 150
-LONG_FILES: dict[str, int] = {
-    "finetune/data/stream/stream.py": 376,
-    "finetune/families/family.py": 413,
-    "finetune/training/trainer.py": 409,
-}
+LONG_FILES: dict[str, int] = {}
 """Files that are longer still, and how long they may be: shorten them, and strike them here."""
 
 
@@ -185,6 +182,8 @@ def test_files_stay_short():
     assert {name: size for name, size in lines.items() if size > allowed[name]} == {}
     assert [name for name in LONG_FILES if lines.get(name, 0) <= MAX_LINES] == [], "strike it from LONG_FILES"
     assert sum(lines.values()) / len(lines) < MAX_MEAN_LINES
+    tests = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: size for name, size in tests.items() if size > MAX_TEST_LINES} == {}
 
 
 # The search itself

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetune.settings.records import LAYOUT, MODEL_CONFIG, PADDLENLP, Range, Setting  # noqa: E402
-from finetune.settings.registry import foreign_settings, known_settings  # noqa: E402
+from finetune.settings.registry import foreign_settings, known_settings, read_rows  # noqa: E402
+from finetune.settings.synonyms import Synonym, known_methods, known_synonyms  # noqa: E402
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,11 @@ class Language:
     foreign_title: str
     foreign_introduction: str
     foreign_columns: tuple[str, ...]
+    synonyms_title: str
+    synonyms_introduction: str
+    synonyms_columns: tuple[str, ...]
+    methods_introduction: str
+    methods_columns: tuple[str, ...]
     words: dict[str, str]
 
 
@@ -52,6 +58,15 @@ ENGLISH = Language(
     foreign_title="Known keys without a place here",
     foreign_introduction="Most are settings of PaddleNLP's scripts: a file that holds them at their off value runs unchanged.",
     foreign_columns=("setting", "off", "otherwise"),
+    synonyms_title="Names of other tools",
+    synonyms_introduction=(
+        "What means the same here is read as the setting named, with one line in the log; the rest is refused with "
+        "what to write instead. Two names of one setting with two values are refused, but for `intokens`, which wins "
+        "over `zero_padding` as in PaddleNLP. A key that stands in neither table nor above is unknown and refused."
+    ),
+    synonyms_columns=("name", "tool", "here"),
+    methods_introduction="Argument files of other methods are recognised by these keys and answered in one line.",
+    methods_columns=("method", "recognised by", "answer"),
     words={
         "may_change": "may change",
         "may_grow": "may grow",
@@ -64,6 +79,10 @@ ENGLISH = Language(
         "refused": "refused: {}",
         "without": "without effect: {}",
         "gpu_only": "Turned off on CPU.",
+        "otherwise": "otherwise refused: {}",
+        "accepted": "accepted",
+        "others": "others",
+        "default": "the default",
         "words": "Words: {}.",
     },
 )  # fmt: skip
@@ -86,6 +105,14 @@ CHINESE = Language(
     foreign_title="已知但在此没有位置的键",
     foreign_introduction="多为 PaddleNLP 脚本的设置：以关闭值写有它们的文件可以原样运行。",
     foreign_columns=("设置", "关闭值", "否则"),
+    synonyms_title="其他工具的名称",
+    synonyms_introduction=(
+        "含义相同的，读作所列的设置，并在日志中写一行；其余的被拒绝，并说明应当怎样写。同一设置的两个名称取了两个值时被拒绝，"
+        "只有 `intokens` 例外：与 PaddleNLP 一样，它优先于 `zero_padding`。上面和本表中都没有的键是未知的，会被拒绝。"
+    ),
+    synonyms_columns=("名称", "工具", "在此"),
+    methods_introduction="其他方法的参数文件由下列键识别，并用一行回答。",
+    methods_columns=("方法", "识别依据", "回答"),
     words={
         "may_change": "可以改变",
         "may_grow": "可以增大",
@@ -98,6 +125,10 @@ CHINESE = Language(
         "refused": "拒绝：{}",
         "without": "不起作用：{}",
         "gpu_only": "在 CPU 上关闭。",
+        "otherwise": "否则拒绝：{}",
+        "accepted": "接受",
+        "others": "其他",
+        "default": "默认值",
         "words": "可用的词：{}。",
     },
 )
@@ -111,6 +142,12 @@ def format_page(language: Language) -> str:
         blocks += [f"## {title}", _format_table(language.columns, rows)]
     blocks += [f"## {language.foreign_title}", language.foreign_introduction]
     blocks.append(_format_table(language.foreign_columns, _list_foreign_rows(language)))
+    blocks += [f"## {language.synonyms_title}", language.synonyms_introduction]
+    blocks.append(_format_table(language.synonyms_columns, _list_synonym_rows(language)))
+    blocks += [
+        language.methods_introduction,
+        _format_table(language.methods_columns, _list_methods(language)),
+    ]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -140,6 +177,8 @@ def _list_foreign_rows(language: Language) -> list[list[str]]:
     """One row for the settings that share what is said about them."""
     names: dict[tuple[str, str], list[str]] = {}
     for setting in foreign_settings().values():
+        if setting.name in read_rows("synonyms.json")["ignored"]:
+            continue
         if setting.working is None:
             off, reason = "", language.words["without"].format(setting.ignored)
         else:
@@ -147,6 +186,50 @@ def _list_foreign_rows(language: Language) -> list[list[str]]:
             reason = language.words["refused"].format(setting.instead)
         names.setdefault((off, reason), []).append(setting.name)
     return [[_list_values(shared), off, reason] for (off, reason), shared in names.items()]
+
+
+def _list_synonym_rows(language: Language) -> list[list[str]]:
+    is_chinese = language is CHINESE
+    rows = [
+        [f"`{each.name}`", _list_tools(each.tools, language), _explain_synonym(each, language)]
+        for each in known_synonyms().values()
+    ]
+    for name, row in read_rows("synonyms.json")["ignored"].items():
+        reason = language.words["without"].format(row["why_zh" if is_chinese else "why"])
+        rows.append([f"`{name}`", _list_tools(row["tools"], language), reason])
+    return rows
+
+
+def _list_tools(tools: Any, language: Language) -> str:
+    return ", ".join(language.words.get(tool, tool) for tool in tools)
+
+
+def _explain_synonym(synonym: Synonym, language: Language) -> str:
+    """What each value means here, and what is said to the others."""
+    parts = []
+    for value, settings in synonym.values.items():
+        same = ", ".join(
+            f"`{name} {language.words['default'] if each is None else json.dumps(each)}`"
+            for name, each in settings.items()
+        )
+        parts.append(f"`{value}`: {same or language.words['accepted']}")
+    if synonym.setting:
+        parts.append(f"`{synonym.setting}`")
+    elif synonym.instead:
+        reason = synonym.instead_zh if language is CHINESE else synonym.instead
+        parts.append(language.words["otherwise" if parts else "refused"].format(reason))
+    return "; ".join(parts)
+
+
+def _list_methods(language: Language) -> list[list[str]]:
+    return [
+        [
+            each.name,
+            ", ".join(" + ".join(f"`{key}`" for key in keys) for keys in each.needs),
+            each.instead_zh if language is CHINESE else each.instead,
+        ]
+        for each in known_methods()
+    ]
 
 
 def _format_range(allowed: Range) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
+from finetune.storage.files import read_json_if_present
 
 LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
@@ -37,7 +37,7 @@ def find_adapter_faults(setting: str, folder: Path) -> list[str]:
             _check_content(folder, name)
             return []
         if (folder / PEFT_CONFIG).is_file():  # given as a prefix
-            check_peft_type(folder, read_config(folder / PEFT_CONFIG))
+            check_peft_type(folder, read_json_if_present(folder / PEFT_CONFIG))
     except UserError as error:
         return list(error.faults)
     if other := next((each for each in _OPTION_OF if (folder / each).is_file()), None):
@@ -49,7 +49,7 @@ def find_adapter_faults(setting: str, folder: Path) -> list[str]:
 
 
 def _check_content(folder: Path, name: str) -> None:
-    config = read_config(folder / name)
+    config = read_json_if_present(folder / name)
     if name == PEFT_CONFIG:
         read_peft_rule(folder, config)
     elif name == LORA_CONFIG:

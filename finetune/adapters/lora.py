@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from paddlenlp import peft
 from paddlenlp.peft import LoRAConfig
 
@@ -30,9 +31,11 @@ from finetune.adapters.targets import layer_patterns, resolve_saved, resolve_tar
 from finetune.checkpoints.tensors_of_ranks import family_of
 from finetune.errors import UserError
 from finetune.families.family import Family
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.hf_names import is_tied
-from finetune.randomness.seeding import derive_seed
-from finetune.storage.files import read_json_object
+from finetune.models.layers import layer_list
+from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.storage.files import is_present, read_json_object
 
 
 class LoRAModel(peft.LoRAModel):
@@ -79,12 +82,14 @@ def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
     degree = max(config.tensor_parallel_degree, 1) if matrix.is_distributed else 1
     num_rows, rank = matrix.shape
     bound = 1 / math.sqrt(num_rows * degree)
-    whole = np.random.default_rng(seed).uniform(-bound, bound, (num_rows * degree, rank))
+    whole = np.random.default_rng(seed).uniform(
+        -bound, bound, (num_rows * degree, rank)
+    )  # [in, r], of all ranks
     first = max(config.tensor_parallel_rank, 0) * num_rows if degree > 1 else 0
     matrix.set_value(_as_tensor(whole[first : first + num_rows], matrix.dtype))
 
 
-def _as_tensor(array: np.ndarray, dtype: Any) -> Any:
+def _as_tensor(array: NDArray[Any], dtype: Any) -> Any:
     import paddle
 
     return paddle.to_tensor(array.astype(np.float32)).astype(dtype)
@@ -153,11 +158,11 @@ def load_lora(
     """
     weights: AdapterWeights | None = None
     family = family_of(model.config)
-    if (folder / LORA_CONFIG).is_file():
+    if is_present(folder / LORA_CONFIG):
         fields = read_json_object(folder / LORA_CONFIG)
         check_paddle_lora(folder, fields)
         fields.pop("scaling", None)
-    elif (folder / PEFT_CONFIG).is_file():
+    elif is_present(folder / PEFT_CONFIG):
         fields, weights = _convert_peft(model, folder, family)
     else:
         raise UserError(
@@ -176,7 +181,7 @@ def load_lora(
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
     adapted = LoRAModel(model, config)
-    load_adapter_weights(adapted, folder, weights)
+    load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
 
 
@@ -264,12 +269,12 @@ def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
     A stub stands for every such module outside the decoder layers. The layers are alike, so what one holds
     is found under the numbers of the others, too.
     """
-    local = getattr(model.config, "local_layers", None)
+    first = layer_numbers(layer_list(model))[0] if is_stage(model) else None
     for name, layer in model.named_sublayers():
         if not getattr(layer, "is_placeholder", False) and not layer.parameters(include_sublayers=False):
             continue
         parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
-        if local is None or parts is None:
+        if first is None or parts is None:
             yield name, layer
-        elif int(parts[2]) == local[0]:
+        elif int(parts[2]) == first:
             yield from ((f"{parts[1]}{number}{parts[3]}", layer) for number in range(num_layers))

@@ -80,4 +80,5 @@ def _match_apart(patterns: Sequence[str], names: Sequence[str]) -> list[list[boo
         raise UserError(
             f"{' or '.join(map(repr, patterns))} cannot be compared with names of layers ({last[0]}): simplify it"
         ) from None
-    return json.loads(done.stdout)
+    fits: list[list[bool]] = json.loads(done.stdout)
+    return fits

@@ -17,11 +17,11 @@ import numpy as np
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.scaling import ScalingRule
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.hf_names import is_output, is_token_table, is_turned, to_paddle
 from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 
 WEIGHTS_STEM = "adapter_model"
@@ -86,7 +86,7 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
     Raises:
         UserError: Files are missing or damaged, or it computes something else than low-rank updates.
     """
-    config = read_config(folder / PEFT_CONFIG)
+    config = read_json_if_present(folder / PEFT_CONFIG)
     rule = read_peft_rule(folder, config)
     path = _weights_path(folder)
     matrices: dict[str, Matrices] = {}

@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.adapters.peft_folder import PeftFolder, WholeTensor, check_matrices
 from finetune.adapters.scaling import ScalingRule, lora_scaling
@@ -37,7 +39,7 @@ class _Factor:
     shape: tuple[int, ...]
     ratio: float = 1.0
 
-    def read(self) -> np.ndarray:
+    def read(self) -> NDArray[Any]:
         array = self.tensor.load().T
         if self.ratio != 1.0:
             array = as_float32(array) * np.float32(self.ratio)
@@ -94,7 +96,7 @@ class PeftWeights:
         }
         return {name: each.shape for name, each in self._factors.items()} | turned
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str) -> NDArray[Any]:
         """The tensor of that name; bfloat16 as uint16."""
         if name in self._factors:
             return self._factors[name].read()

@@ -170,7 +170,9 @@ def plain_attention(
     if num_groups > 1:
         key, value = (_repeat_heads(part, num_groups) for part in (key, value))
     # Before the product, which could exceed what float16 holds.
-    scores = paddle.matmul(query * (query.shape[-1] ** -0.5), key, transpose_y=True)
+    scores = paddle.matmul(
+        query * (query.shape[-1] ** -0.5), key, transpose_y=True
+    )  # [batch, heads, queries, keys]
     if visible is None or visible.dtype == paddle.int32:
         shape, past_length = (scores.shape[0], scores.shape[2]), scores.shape[3] - scores.shape[2]
         visible = dense_mask(visible, shape, past_length)

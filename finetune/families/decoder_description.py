@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.families.family import Family
@@ -30,9 +31,9 @@ class Norm:
         bias: [hidden] or None.
     """
 
-    weight: np.ndarray
+    weight: NDArray[Any]
     epsilon: float
-    bias: np.ndarray | None = None
+    bias: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Linear:
         bias: [out] or None.
     """
 
-    weight: np.ndarray
-    bias: np.ndarray | None = None
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class DecoderShape:
     embedding_scale: float = 1.0
     max_positions: int | None = None
     window: int | None = None
-    head_order: np.ndarray | None = None
+    head_order: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,14 +125,14 @@ class DecoderDescription:
     """
 
     shape: DecoderShape
-    embedding: np.ndarray
+    embedding: NDArray[Any]
     layer: Callable[[int], LayerWeights]
     final_norm: Norm | None
-    head: np.ndarray | None
+    head: NDArray[Any] | None
     embedding_norm: Norm | None = None
-    rotary_frequencies: np.ndarray | None = None
-    distance_slopes: np.ndarray | None = None
-    positions: np.ndarray | None = None
+    rotary_frequencies: NDArray[Any] | None = None
+    distance_slopes: NDArray[Any] | None = None
+    positions: NDArray[Any] | None = None
     project_in: Linear | None = None
     project_out: Linear | None = None
 
@@ -152,12 +153,14 @@ def describe(model: Any, family: Family) -> DecoderDescription:
         raise UserError(
             f"family {family.name} cannot be exported to a static graph yet: generate with the model as it is"
         )
-    return importlib.import_module(module).describe(model)
+    description: DecoderDescription = importlib.import_module(module).describe(model)
+    return description
 
 
-def array(tensor: Any) -> np.ndarray:
+def array(tensor: Any) -> NDArray[Any]:
     """A parameter as float32."""
-    return tensor.astype("float32").numpy()
+    values: NDArray[Any] = tensor.astype("float32").numpy()
+    return values
 
 
 def linear(layer: Any, columns: slice = slice(None)) -> Linear:
@@ -179,6 +182,6 @@ def layer_norm(layer: Any) -> Norm:
     return Norm(array(layer.weight), float(layer._epsilon), array(layer.bias))
 
 
-def inverse_frequencies(base: float, dim: int) -> np.ndarray:
+def inverse_frequencies(base: float, dim: int) -> NDArray[Any]:
     """Radians per position of `dim` / 2 pairs, Su et al. 2021: base^(-2i / dim)."""
     return (1.0 / base ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.parallel_limits import ParallelLimits, stage_faults
+from finetune.families.tiny_recipe import TinyRecipe
 
 _PACKAGE = "finetune.families"
 _REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
-
-# Layers are split over the cards of one or two machines.
-_LARGEST_DEGREE = 16
 
 _registry: dict[str, Family] = {}
 
@@ -57,19 +56,6 @@ class PrefixGeometry:
 
 
 @dataclass(frozen=True)
-class ParallelLimits:
-    """Which sizes of the config a degree must divide.
-
-    Attributes:
-        tensor_divides: Fields of config.json that the tensor-parallel degree must divide.
-        tensor_divides_half: The same for fields that hold two equal parts, each of which is split.
-    """
-
-    tensor_divides: tuple[str, ...] = ()
-    tensor_divides_half: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class TokenizerFacts:
     """How prompts are framed. A token is named by its role ("bos", "eos", "pad", "unk") or by its text.
 
@@ -93,49 +79,6 @@ class TokenizerFacts:
     tokenizer_class: str
     own_class: bool = False
     chat_ends: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class TinyShape:
-    """Sizes of a tiny checkpoint; counts except `max_length`, which is in tokens."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    vocab_size: int
-    max_length: int
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Shape of one weight and how a tiny checkpoint fills it: "normal", "ones" or "zeros"."""
-
-    shape: tuple[int, ...]
-    fill: str = "normal"
-
-
-@dataclass(frozen=True)
-class TinyRecipe:
-    """How to write a random checkpoint of the family without building the model.
-
-    Attributes:
-        tokenizer: Kind of tokenizer to train; a key of `TOKENIZER_WRITERS` in `finetune.models.tiny`.
-        config: Shape -> content of config.json.
-        weights: Shape -> PaddleNLP's parameter names (linear layers stored as [in, out]).
-        grouped_heads: Whether several heads may share one head of keys and values.
-        head_dim_multiple: What the size of a head must be divisible by.
-        inner_ratio: Inner size of the feed-forward layers over the hidden size, where the architecture
-            fixes it.
-    """
-
-    tokenizer: str
-    config: Callable[[TinyShape], dict[str, Any]]
-    weights: Callable[[TinyShape], dict[str, TensorSpec]]
-    grouped_heads: bool = True
-    head_dim_multiple: int = 1
-    inner_ratio: int | None = None
 
 
 def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
@@ -306,27 +249,10 @@ class Family:
             virtual_degree: Chunks of layers per stage.
             vocab_size: Rows of the embeddings where they grow beyond those of the config.
         """
-        faults = []
-        limits = self.parallel
-        parts = dict.fromkeys(limits.tensor_divides, 1) | dict.fromkeys(limits.tensor_divides_half, 2)
-        for name, num_parts in parts.items():
-            grown = vocab_size if name == "vocab_size" else None
-            size = grown or _read(config, name)
-            if tensor_degree == 1 or size is None or size % (num_parts * tensor_degree) == 0:
-                continue
-            faults.append(
-                f"tensor_parallel_degree is {tensor_degree} but must divide {'half of ' * (num_parts - 1)}{name}, "
-                f"which is {size} in this model{' with its added tokens' if grown else ''}: "
-                f"choose {_divisors_as_text(size // num_parts)}"
-            )
+        faults = self.parallel.tensor_faults(functools.partial(_read, config), tensor_degree, vocab_size)
         num_layers = _read(config, self.fields.num_layers)
-        if num_layers is not None and pipeline_degree * virtual_degree > num_layers:
-            product = f" x virtual_pp_degree {virtual_degree}" if virtual_degree > 1 else ""
-            remedy = f"a product of {num_layers}" if virtual_degree > 1 else f"{num_layers}"
-            faults.append(
-                f"pipeline_parallel_degree is {pipeline_degree}{product} but this model has {num_layers} layers: "
-                f"choose {remedy} or less"
-            )
+        if num_layers is not None:
+            faults += stage_faults(num_layers, pipeline_degree, virtual_degree)
         return faults
 
 
@@ -399,12 +325,6 @@ def import_object(dotted_path: str) -> Any:
     """Imports "package.module.name" and returns the object."""
     module, _, name = dotted_path.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def _divisors_as_text(size: int) -> str:
-    """The divisors that a tensor-parallel degree may have in practice."""
-    divisors = [str(degree) for degree in range(1, min(size, _LARGEST_DEGREE) + 1) if size % degree == 0]
-    return divisors[0] if len(divisors) == 1 else f"{', '.join(divisors[:-1])} or {divisors[-1]}"
 
 
 def _read(config: Any, name: str | None) -> Any:

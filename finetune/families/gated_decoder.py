@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.families.family import TensorSpec, TinyShape
+from finetune.families.tiny_recipe import TensorSpec, TinyShape
 
 LINEAR_LAYERS = (
     ".*q_proj.*",

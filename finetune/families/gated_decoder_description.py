@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.families.decoder_description import (
     DecoderDescription,
@@ -22,14 +23,14 @@ def describe_gated_decoder(
     model: Any,
     decoder: Any,
     *,
-    rotary_frequencies: np.ndarray | None,
+    rotary_frequencies: NDArray[Any] | None,
     activation: str = "silu",
     norm_offset: float = 0.0,
     embedding_scale: float = 1.0,
     head_dim: int | None = None,
     window: int | None = None,
     tied: bool = False,
-    distance_slopes: np.ndarray | None = None,
+    distance_slopes: NDArray[Any] | None = None,
 ) -> DecoderDescription:
     """Describes a model of that layout.
 

@@ -63,14 +63,16 @@ class GatedDecoder:
             attn_mask_startend_row_indices: End rows of packed samples, int32 [batch, 1, length].
             **unused: PaddleNLP's requests for all hidden states and attentions, which nothing here makes.
         """
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = (
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        )  # [batch, length, hidden]
         shape = tuple(hidden.shape[:2])
         pasts = [None] * len(self.layers) if past_key_values is None else list(past_key_values)
         past_length = pasts[0][0].shape[1] if pasts[0] is not None else 0
         given = attention_mask if attn_mask_startend_row_indices is None else attn_mask_startend_row_indices
         visible = self._visible(given, shape, past_length, hidden.dtype)
         if position_ids is None:
-            position_ids = paddle.arange(shape[1]).expand(shape)
+            position_ids = paddle.arange(shape[1]).expand(shape)  # [batch, length]
         use_cache = self.config.use_cache if use_cache is None else use_cache
         hidden, cache = self._run_layers(self._enter(hidden), position_ids, visible, pasts, use_cache)
         hidden = self.norm(hidden)
@@ -88,7 +90,7 @@ class GatedDecoder:
             return visible_keys(given, shape, past_length)
         refuse_packed_rows(given)
         if given is None:
-            given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
+            given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
         return self._prepare_decoder_attention_mask(given, shape, past_length, dtype)
 
     def _distances(self: Any, visible: Any) -> Any:
@@ -97,7 +99,7 @@ class GatedDecoder:
         slopes = distance_slopes(num_heads)
         own = num_heads // max(self.config.tensor_parallel_degree, 1)
         first = own * max(self.config.tensor_parallel_rank, 0)
-        positions = paddle.arange(num_keys).unsqueeze(0)
+        positions = paddle.arange(num_keys).unsqueeze(0)  # [1, keys]
         return distance_bias(slopes[first : first + own], positions, visible)
 
     def _enter(self: Any, hidden: Any) -> Any:
@@ -108,8 +110,8 @@ class GatedDecoder:
 
     def _run_layers(
         self: Any, hidden: Any, position_ids: Any, visible: Any, pasts: list[Any], use_cache: bool
-    ) -> tuple[Any, tuple]:
-        cache: tuple = ()
+    ) -> tuple[Any, tuple[Any, ...]]:
+        cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
             past, pasts[index] = pasts[index], None  # not kept longer than needed
             arguments = (hidden, position_ids, visible, False, past, use_cache)

@@ -26,7 +26,7 @@ from finetune.machine.stand_ins import replace
 _LIKE_FLOAT32 = SimpleNamespace(dtype=paddle.float32)
 
 
-class _Turn(PyLayer):
+class _Rotation(PyLayer):
     """x * cos + rotate_half(x) * sin, Su et al., "RoFormer" (2021)."""
 
     @staticmethod
@@ -57,7 +57,7 @@ def turn(x: Any, cos: Any, sin: Any, *, halves: bool = True) -> Any:
         Shape and type of x.
     """
     with paddle.amp.auto_cast(enable=False):
-        return _Turn.apply(x, cos, sin, halves)
+        return _Rotation.apply(x, cos, sin, halves)
 
 
 def _half_turn(x: Any, halves: bool) -> Any:
@@ -65,7 +65,7 @@ def _half_turn(x: Any, halves: bool) -> Any:
     if halves:
         first, second = paddle.chunk(x, 2, axis=-1)
         return paddle.concat([-second, first], axis=-1)
-    pairs = x.reshape([*x.shape[:-1], x.shape[-1] // 2, 2])
+    pairs = x.reshape([*x.shape[:-1], x.shape[-1] // 2, 2])  # [..., head dim / 2, 2]
     return paddle.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
 
 
@@ -91,11 +91,14 @@ def turn_in_float32(modeling: Any, *, head_axis: int = 2) -> None:
 
     def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any = None) -> tuple[Any, Any]:
         if q.dtype not in HALF_TYPES or cos.dtype != paddle.float32:
-            return stock(q, k, cos, sin, position_ids)
+            pair: tuple[Any, Any] = stock(q, k, cos, sin, position_ids)
+            return pair
         cos, sin = (table.reshape([-1, table.shape[-1]]) for table in (cos, sin))  # [positions, head dim]
         if position_ids is None:
-            position_ids = paddle.arange(q.shape[3 - head_axis]).unsqueeze(0)
-        cos, sin = (table[position_ids].unsqueeze(head_axis) for table in (cos, sin))
+            position_ids = paddle.arange(q.shape[3 - head_axis]).unsqueeze(0)  # [1, length]
+        cos, sin = (
+            table[position_ids].unsqueeze(head_axis) for table in (cos, sin)
+        )  # [batch, ., ., head dim], 1 at the heads
         return turn(q, cos, sin), turn(k, cos, sin)
 
     replace(modeling, "apply_rotary_pos_emb", apply_rotary_pos_emb)

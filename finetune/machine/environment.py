@@ -4,12 +4,13 @@ PaddleNLP 3.0.0b4 leaves most of its dependencies unbounded, and several of them
 in ways that stop its import half-way with an ImportError far from the cause. This check reads package
 metadata only: it costs a few milliseconds, and it can name the package and the command that mends it.
 
-`python -m finetune.machine.environment` runs it by itself.
+`python -m finetune.environment` runs it by itself.
 """
 
+import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -151,13 +152,20 @@ def _version_or_none(package: str, installed_version: Callable[[str], str]) -> s
         return None
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the check alone; returns 0, or 2 after the faults stand on stderr."""
+    description = (
+        "Says whether every installed package has a version that was tested, and if not, what to do."
+    )
+    argparse.ArgumentParser(prog="python -m finetune.environment", description=description).parse_args(
+        arguments
+    )
     try:
         check_environment()
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
+    print("Every package that matters has a version that was tested.")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Everything in Paddle and PaddleNLP that this project replaces in a running process, and why.
 
-    python -m finetune.machine.stand_ins        # prints the list
+    python -m finetune.stand_ins        # prints the list
 
 A stand-in takes the place of an attribute of somebody else's module or class. All of them are put in place through
 `replace` or `replaced` here, which refuse a target that is not in `STAND_INS`, so the list below is complete; a test
@@ -11,7 +11,7 @@ they are chosen by name.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -173,7 +173,14 @@ STAND_INS: tuple[StandIn, ...] = (
         "training with dropout, for the time of a forward or backward pass",
         "its masks follow the order of all draws, and so micro-batches, packing and layout, instead of the samples",
         _PADDLE,
-        "tests/randomness/test_dropout.py",
+        "tests/machine/randomness/test_dropout.py",
+    ),
+    StandIn(
+        "paddlenlp.transformers.tokenizer_utils.ChatTemplateMixin.init_chat_template",
+        "while a tokenizer is loaded",
+        "compiles the folder's jinja template, which may take all time and memory there is and is not needed here",
+        _PADDLENLP,
+        "tests/tokenizers/test_tokenizer.py",
     ),
     *_process_groups(),
     *_tensor_parallel_operators(),
@@ -247,11 +254,32 @@ def _path(owner: Any) -> str:
     return str(owner.__name__)
 
 
-def main() -> int:
-    """Prints the list."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the list, by the runs in which each entry counts; entries with one reason stand together."""
+    import argparse
+
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    description = (
+        "Lists what is replaced in Paddle and PaddleNLP, in which runs, why, and the test that shows it."
+    )
+    argparse.ArgumentParser(prog="python -m finetune.stand_ins", description=description).parse_args(
+        arguments
+    )
+    console = Console(highlight=False)
+    groups: dict[str, dict[tuple[str, str, str], list[str]]] = {}
     for each in STAND_INS:
-        print(f"{each.target}\n    when     {each.when}\n    reason   {each.reason}")
-        print(f"    seen in  {each.versions}\n    test     {each.test}")
+        facts = (each.reason, each.versions, each.test)
+        groups.setdefault(each.when, {}).setdefault(facts, []).append(each.target)
+    for when, entries in groups.items():
+        console.print(Text(f"{when}\n", style="bold"), soft_wrap=True)
+        for (reason, versions, test), targets in entries.items():
+            for target in targets:
+                console.print(Text(f"  {target}", style="cyan"), soft_wrap=True)
+            console.print(Padding(Text(reason), (0, 0, 0, 6), expand=False))
+            console.print(Text(f"      {versions}, shown by {test}\n", style="dim"), soft_wrap=True)
     return 0
 
 

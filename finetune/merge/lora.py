@@ -26,19 +26,20 @@ from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.merge import hf_out
-from finetune.merge.base_model import Base, open_base
 from finetune.merge.lora_adapters import (
     Adapter,
     check_adapter_folder,
     named_base,
     read_paddle_adapter,
 )
+from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.source import locate_base
 from finetune.models.hf_names import is_tied, paddle_config
+from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
@@ -229,7 +230,7 @@ def _write_companions(
         _copy_tokenizer(adapter.folder, folder)
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
-    config = companions.read_config(path)
+    config = read_json_if_present(path)
     if base.is_tied != is_tied(config, base.family):  # the files say otherwise
         config["tie_word_embeddings"] = base.is_tied
     if num_tokens:

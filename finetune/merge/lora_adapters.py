@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, check_paddle_lora
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
 from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices
 from finetune.adapters.scaling import ScalingRule
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.merge.row_blocks import Update
 from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.dtypes import as_float32
+from finetune.storage.files import read_json_if_present
 
 FACTS_FILE = "adapter_facts.json"
 _MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB)")
@@ -73,7 +74,7 @@ def check_adapter_folder(folder: Path) -> None:
             f"--prefix_path {folder}"
         )
     if (folder / PEFT_CONFIG).is_file():
-        check_peft_type(folder, read_config(folder / PEFT_CONFIG))
+        check_peft_type(folder, read_json_if_present(folder / PEFT_CONFIG))
     if not any((folder / name).is_file() for name in (LORA_CONFIG, PEFT_CONFIG)):
         what = "a whole model, which needs no merge" if (folder / "config.json").is_file() else "no adapter"
         raise UserError(
@@ -85,7 +86,7 @@ def check_adapter_folder(folder: Path) -> None:
 def named_base(folder: Path) -> str | None:
     """The base that an adapter's configuration names."""
     name = LORA_CONFIG if (folder / LORA_CONFIG).is_file() else PEFT_CONFIG
-    base = read_config(folder / name).get("base_model_name_or_path")
+    base = read_json_if_present(folder / name).get("base_model_name_or_path")
     return str(base) if base else None
 
 
@@ -95,7 +96,7 @@ def read_paddle_adapter(folder: Path) -> Adapter:
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged.
     """
-    config = read_config(folder / LORA_CONFIG)
+    config = read_json_if_present(folder / LORA_CONFIG)
     _check_kind(folder, config)
     source = open_source(folder, prefers_whole=True)
     if source.kind not in (LORA, ADAPTER):
@@ -115,7 +116,7 @@ def read_paddle_adapter(folder: Path) -> Adapter:
         int(config["r"]), float(config["lora_alpha"]), bool(config.get("rslora")), bool(config.get("pissa"))
     )
     updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
-    num_tokens = read_config(folder / FACTS_FILE).get("num_tokens")
+    num_tokens = read_json_if_present(folder / FACTS_FILE).get("num_tokens")
     return Adapter(folder, path, config, rule, updates, whole, num_tokens)
 
 
@@ -135,7 +136,7 @@ def make_update(layer: str, found: Matrices, rule: ScalingRule, *, turned: bool)
     factor = np.float32(rule.factor_of(layer))
     tensors = found.tensors
 
-    def factors() -> tuple[np.ndarray, np.ndarray]:
+    def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         arrays = {name: as_float32(tensor.load()) for name, tensor in tensors.items()}
         left, right = (arrays[name].T if turned else arrays[name] for name in ("A", "B"))
         return (left @ arrays["AB"] if "AB" in arrays else left) * factor, right
@@ -143,7 +144,7 @@ def make_update(layer: str, found: Matrices, rule: ScalingRule, *, turned: bool)
     return Update((shapes["A"][0], shapes["B"][1]), factors, found.path)
 
 
-def pissa_update(update: Update, rank: int, weight: Callable[[], np.ndarray]) -> Update:
+def pissa_update(update: Update, rank: int, weight: Callable[[], NDArray[Any]]) -> Update:
     """The update of a base that has not been changed: A and B as trained, less what they started from.
 
     PiSSA starts with A @ B = the part of W along its `rank` leading singular vectors and trains beside
@@ -156,7 +157,7 @@ def pissa_update(update: Update, rank: int, weight: Callable[[], np.ndarray]) ->
         weight: Reads W [in, out].
     """
 
-    def factors() -> tuple[np.ndarray, np.ndarray]:
+    def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         left, right = update.factors()
         start_left, start_right = leading_part(weight(), rank)
         return np.concatenate([left, -start_left], axis=1), np.concatenate([right, start_right])
@@ -164,7 +165,7 @@ def pissa_update(update: Update, rank: int, weight: Callable[[], np.ndarray]) ->
     return Update(update.shape, factors, update.path)
 
 
-def leading_part(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def leading_part(weight: NDArray[Any], rank: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Two factors [in, rank], [rank, out] of the best approximation of that rank; float32."""
     if weight.shape[0] < weight.shape[1]:
         left, right = leading_part(weight.T, rank)

@@ -12,8 +12,8 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.merge import row_blocks
-from finetune.merge.base_model import Base, Entry, is_table
 from finetune.merge.lora_adapters import Adapter, pissa_update
+from finetune.merge.lora_base import Base, Entry, is_table, vocabulary_axis
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import (
     embedding_name,
@@ -58,15 +58,6 @@ def plan(
         if copied and (head := base.family.hugging_face.own_head):
             tensors.append(replace(written[0], name=head))  # PaddleNLP would start the layer at random
     return tensors, growth
-
-
-def _vocabulary_axis(name: str, family: Family) -> int | None:
-    """The axis of tokens in an embedding or output layer; None for other tensors."""
-    if is_table(name, family):
-        return 0
-    if name == family.hugging_face.own_head:
-        return 0
-    return -1 if name.endswith(f"{family.head_module}.weight") else None
 
 
 def _check_order(adapter: Adapter, position: int, *, unmerge: bool) -> None:
@@ -134,7 +125,7 @@ def _same_but_vocabulary(entry: Entry, target: Entry, family: Family) -> bool:
     """Whether two shapes are equal, except for more tokens in an embedding or output layer."""
     if entry.shape == target.shape:
         return True
-    axis = _vocabulary_axis(target.name, family)
+    axis = vocabulary_axis(target.name, family)
     if axis is None or len(entry.shape) != len(target.shape):
         return False
     sizes = list(target.shape)
@@ -143,7 +134,7 @@ def _same_but_vocabulary(entry: Entry, target: Entry, family: Family) -> bool:
 
 
 def _find_growth(base: Base, adapters: Sequence[Adapter]) -> int | None:
-    """ComputedTensor that the embeddings grow to: tokens on record, or rows of an embedding that was trained whole."""
+    """Rows that the embeddings grow to: tokens on record, or rows of an embedding that was trained whole."""
     table = next((entry for name, entry in base.entries.items() if is_table(name, base.family)), None)
     if table is None:
         return None
@@ -158,7 +149,7 @@ def _find_growth(base: Base, adapters: Sequence[Adapter]) -> int | None:
 
 def _grow(base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], growth: int) -> None:
     for name, entry in entries.items():
-        axis = _vocabulary_axis(name, base.family)
+        axis = vocabulary_axis(name, base.family)
         if axis is None or entry.shape[axis] >= growth:
             continue
         theirs = next((adapter for adapter in adapters if adapter.is_peft), None)
@@ -171,7 +162,7 @@ def _grow(base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], gr
 
 
 def _grown_shape(entry: Entry, family: Family, growth: int | None) -> tuple[int, ...]:
-    axis, sizes = _vocabulary_axis(entry.name, family), list(entry.shape)
+    axis, sizes = vocabulary_axis(entry.name, family), list(entry.shape)
     if growth is not None and axis is not None:
         sizes[axis] = growth
     return tuple(sizes)
@@ -221,12 +212,12 @@ def _written(entry: Entry, base: Base, *, hugging_face: bool, sign: float) -> li
 def _changed(
     entry: Entry, rows: ComputedTensor, *, turned: bool, sign: float, family: Family
 ) -> ComputedTensor:
-    """ComputedTensor in the form of the result, grown and updated."""
+    """The rows in the form of the result, grown and updated."""
     if turned != entry.is_turned:
         rows = row_blocks.turned_rows(rows)
     rows = row_blocks.converted_rows(rows, entry.dtype)
     if entry.size is not None:
-        along_rows = turned or _vocabulary_axis(entry.name, family) == 0
+        along_rows = turned or vocabulary_axis(entry.name, family) == 0
         rows = (row_blocks.grown_rows if along_rows else row_blocks.grown_columns)(rows, entry.size)
     if entry.updates:
         updates = [update.turned() if turned else update for update in entry.updates]

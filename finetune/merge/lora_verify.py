@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from finetune.adapters.peft_folder import WholeTensor
 from finetune.merge import row_blocks
-from finetune.merge.base_model import Base, open_base
-from finetune.merge.lora_adapters import Adapter, WholeTensor, pissa_update
+from finetune.merge.lora_adapters import Adapter, pissa_update
+from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import embedding_name, is_output, is_turned, joined_parts
@@ -103,7 +105,7 @@ def verify(
     return comparison
 
 
-def _prompts(base: Base) -> np.ndarray:
+def _prompts(base: Base) -> NDArray[Any]:
     """Token ids [prompts, length]: any text would do, so none is needed."""
     vocabulary = int(base.adapted_config["vocab_size"])
     return np.random.default_rng(0).integers(0, vocabulary, (_NUM_PROMPTS, _LENGTH))
@@ -120,19 +122,20 @@ def _load(folder: Path, num_tokens: int | None = None) -> Any:
     return load_model(resolved, dtype="float32", growth=growth)
 
 
-def _logits(model: Any, prompts: np.ndarray) -> np.ndarray:
+def _logits(model: Any, prompts: NDArray[Any]) -> NDArray[Any]:
     import paddle
 
     from finetune.training.loss import logits_of
 
     model.eval()
     with paddle.no_grad():
-        return logits_of(model(input_ids=paddle.to_tensor(prompts))).numpy()
+        logits: NDArray[Any] = logits_of(model(input_ids=paddle.to_tensor(prompts))).numpy()
+    return logits
 
 
 def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
     model = _load(base.folder, max((_num_tokens(adapter, base) for adapter in adapters), default=0))
-    if len(adapters) == 1 and not adapters[0].is_peft and not _apart(base, adapters[0]):
+    if len(adapters) == 1 and not adapters[0].is_peft and not _joined_layers_in_parts(base, adapters[0]):
         from finetune.adapters.lora import load_lora
 
         return load_lora(model, adapters[0].folder)
@@ -143,7 +146,7 @@ def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
             for hook in hooks.pop(_own_name(name, base).removesuffix(".weight"), ()):
                 hook.remove()  # what replaces a weight replaces earlier updates of it, too
         for joined, update in adapter.updates.items():
-            is_apart = joined in _apart(base, adapter)
+            is_apart = joined in _joined_layers_in_parts(base, adapter)
             parts = (
                 split_joined(joined, update, base.adapted_config, base.family)
                 if is_apart
@@ -157,7 +160,7 @@ def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
     return model
 
 
-def _apart(base: Base, adapter: Adapter) -> set[str]:
+def _joined_layers_in_parts(base: Base, adapter: Adapter) -> set[str]:
     """Joined layers of an adapter whose parts lie apart in the base."""
     return {
         layer for layer in adapter.updates if joined_parts(layer) and f"{layer}.weight" not in base.entries
@@ -197,7 +200,7 @@ def _hook(layer: Any, update: row_blocks.Update) -> Any:
 
 def _changes(base: Base, merged: Base) -> dict[str, float]:
     """Last part of a layer's name -> size of the change over size of the weight (Frobenius norms)."""
-    sums: dict[str, np.ndarray] = {}
+    sums: dict[str, NDArray[Any]] = {}
     for name, entry in merged.entries.items():
         old = base.entries.get(name)
         if old is None or not name.endswith(".weight") or old.shape != entry.shape or len(entry.shape) != 2:

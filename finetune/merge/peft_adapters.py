@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import FIRST_PART, WholeTensor, open_peft_folder
@@ -49,10 +50,10 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
     return Adapter(folder, read.path, read.config, read.rule, updates, read.whole, is_peft=True)
 
 
-def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[np.ndarray]]:
+def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[NDArray[Any]]]:
     """B of a layer in peft's form, or with a divisor its A."""
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[NDArray[Any]]:
         left, right = finite_factors(update)
         yield right.T if divisor is None else left.T / np.float32(divisor)
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.storage.dtypes import BFLOAT16, add_bfloat16, as_float32, num_bytes, rounded
@@ -33,22 +35,22 @@ class Update:
     """
 
     shape: tuple[int, int]
-    factors: Callable[[], tuple[np.ndarray, np.ndarray]]
+    factors: Callable[[], tuple[NDArray[Any], NDArray[Any]]]
     path: Path
 
     def turned(self) -> Update:
         """The update of the transposed weight."""
 
-        def factors() -> tuple[np.ndarray, np.ndarray]:
+        def factors() -> tuple[NDArray[Any], NDArray[Any]]:
             left, right = self.factors()
             return np.ascontiguousarray(right.T), np.ascontiguousarray(left.T)
 
         return replace(self, shape=(self.shape[1], self.shape[0]), factors=factors)
 
-    def columns(self, chosen: np.ndarray) -> Update:
+    def columns(self, chosen: NDArray[Any]) -> Update:
         """The update of some columns of the weight."""
 
-        def factors() -> tuple[np.ndarray, np.ndarray]:
+        def factors() -> tuple[NDArray[Any], NDArray[Any]]:
             left, right = self.factors()
             return left, np.ascontiguousarray(right[:, chosen])
 
@@ -58,7 +60,7 @@ class Update:
 def stored_rows(tensor: JoinedTensor) -> ComputedTensor:
     """A tensor as its file has it; one that ranks share is joined in memory first."""
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[NDArray[Any]]:
         if len(tensor.parts) > 1:
             yield from _cut(tensor.load())
             return
@@ -75,7 +77,7 @@ def turned_rows(rows: ComputedTensor) -> ComputedTensor:
     return replace(rows, shape=rows.shape[::-1], blocks=lambda: _cut(whole(rows).T))
 
 
-def whole(rows: ComputedTensor) -> np.ndarray:
+def whole(rows: ComputedTensor) -> NDArray[Any]:
     """All rows in memory."""
     array, begin = np.empty(rows.shape, rows.dtype), 0
     for block in rows.blocks():
@@ -84,7 +86,7 @@ def whole(rows: ComputedTensor) -> np.ndarray:
     return array
 
 
-def chosen_columns(rows: ComputedTensor, chosen: np.ndarray) -> ComputedTensor:
+def chosen_columns(rows: ComputedTensor, chosen: NDArray[Any]) -> ComputedTensor:
     """Some columns of a matrix, or some elements of a vector."""
     if len(rows.shape) == 1:
         return replace(rows, shape=(len(chosen),), blocks=lambda: iter([whole(rows)[chosen]]))
@@ -95,7 +97,7 @@ def chosen_columns(rows: ComputedTensor, chosen: np.ndarray) -> ComputedTensor:
 def grown_rows(rows: ComputedTensor, size: int) -> ComputedTensor:
     """More rows at the end, each the mean of the others (see `finetune.models.vocabulary`)."""
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[NDArray[Any]]:
         total = np.zeros(rows.shape[1:], np.float64)
         for block in rows.blocks():
             total += as_float32(block).sum(axis=0, dtype=np.float64)
@@ -111,7 +113,7 @@ def grown_rows(rows: ComputedTensor, size: int) -> ComputedTensor:
 def grown_columns(rows: ComputedTensor, size: int) -> ComputedTensor:
     """The same for columns of a matrix."""
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[NDArray[Any]]:
         for block in rows.blocks():
             mean = as_float32(block).mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
             added = np.repeat(rounded(mean, rows.dtype), size - rows.shape[1], axis=1)
@@ -120,7 +122,7 @@ def grown_columns(rows: ComputedTensor, size: int) -> ComputedTensor:
     return replace(rows, shape=(rows.shape[0], size), blocks=blocks)
 
 
-def converted_rows(rows: ComputedTensor, dtype: np.dtype) -> ComputedTensor:
+def converted_rows(rows: ComputedTensor, dtype: np.dtype[Any]) -> ComputedTensor:
     """Another element type."""
     if rows.dtype == dtype:
         return rows
@@ -136,7 +138,7 @@ def updated_rows(rows: ComputedTensor, updates: Sequence[Update], *, sign: float
         UserError: While blocks are made: an adapter holds values that are not finite, or a sum is beyond float16.
     """
 
-    def blocks() -> Iterator[np.ndarray]:
+    def blocks() -> Iterator[NDArray[Any]]:
         read = [finite_factors(update) for update in updates]
         left = np.ascontiguousarray(np.concatenate([pair[0] for pair in read], axis=1) * np.float32(sign))
         right = np.ascontiguousarray(np.concatenate([pair[1] for pair in read], axis=0))
@@ -154,7 +156,7 @@ def updated_rows(rows: ComputedTensor, updates: Sequence[Update], *, sign: float
     return replace(rows, blocks=blocks)
 
 
-def finite_factors(update: Update) -> tuple[np.ndarray, np.ndarray]:
+def finite_factors(update: Update) -> tuple[NDArray[Any], NDArray[Any]]:
     """Left and right of an update.
 
     Raises:
@@ -168,7 +170,7 @@ def finite_factors(update: Update) -> tuple[np.ndarray, np.ndarray]:
     return left, right
 
 
-def _added(block: np.ndarray, total: np.ndarray, wide: np.ndarray, path: Path) -> np.ndarray:
+def _added(block: NDArray[Any], total: NDArray[Any], wide: NDArray[Any], path: Path) -> NDArray[Any]:
     """The block plus `total`, in the block's type; `total` and `wide` are overwritten."""
     if block.dtype == BFLOAT16:
         return add_bfloat16(total, block, wide)
@@ -184,7 +186,7 @@ def _added(block: np.ndarray, total: np.ndarray, wide: np.ndarray, path: Path) -
     return result
 
 
-def _cut(array: np.ndarray) -> Iterator[np.ndarray]:
+def _cut(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     step = _rows_per_block(array.shape)
     for begin in range(0, array.shape[0], step):
         yield np.ascontiguousarray(array[begin : begin + step])

@@ -20,6 +20,7 @@ from finetune.merge import hf_out
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.progress_line import ProgressLine
 from finetune.merge.source import LORA, MODEL, PREFIX, Source, open_source
+from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
@@ -87,7 +88,7 @@ def merge(options: MergeOptions) -> None:
 
 
 def _check_manifest(folder: Path, *, verify: bool) -> None:
-    manifest = companions.read_config(folder / MANIFEST_NAME)
+    manifest = read_json_if_present(folder / MANIFEST_NAME)
     for name, facts in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():

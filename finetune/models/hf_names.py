@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.families.family import Family
 
@@ -104,7 +105,7 @@ def joined_parts(layer: str) -> tuple[str, ...]:
     return tuple(f"{parent}.{part}" for part in JOINED_LAYERS.get(leaf, ()))
 
 
-def joined_columns(layer: str, width: int, config: Mapping[str, Any], family: Family) -> list[np.ndarray]:
+def joined_columns(layer: str, width: int, config: Mapping[str, Any], family: Family) -> list[NDArray[Any]]:
     """Columns of a joined layer that belong to each of its parts.
 
     Query, key and value lie in groups: the queries that share a key/value head, its key, its value. Gate and up

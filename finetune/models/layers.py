@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def one_name_each(state: Mapping[str, Any]) -> dict[str, Any]:
+def unique_tensors(state: Mapping[str, Any]) -> dict[str, Any]:
     """Name -> tensor, each tensor once.
 
     An embedding that is also the output layer goes by the embedding's name, whichever of the two the model
@@ -24,7 +24,7 @@ def one_name_each(state: Mapping[str, Any]) -> dict[str, Any]:
 def named_weights(model: Any) -> dict[str, Any]:
     """Name -> parameter, each parameter once; buffers are left out."""
     weights = {id(parameter) for parameter in model.parameters()}
-    return one_name_each({name: each for name, each in model.state_dict().items() if id(each) in weights})
+    return unique_tensors({name: each for name, each in model.state_dict().items() if id(each) in weights})
 
 
 def decoder_layers(model: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.families.config_file import read_config
@@ -25,14 +26,16 @@ from finetune.families.family import Family, find_family, import_object
 from finetune.families.special_tokens import padding_token, token_id
 from finetune.families.tensor_splits import find_split
 from finetune.models import hub
+from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign, join_blocks
-from finetune.models.resolve import ResolvedModel
+from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel
 from finetune.models.shard_files import open_checkpoint
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
 from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.files import read_json_if_present
 from finetune.storage.splits import Split
 
-Reader = Callable[[], np.ndarray]
+Reader = Callable[[], NDArray[Any]]
 _MAX_LISTED = 20
 # Fields of a model's configuration that say how it was trained, not what it is.
 _LAYOUT_FIELDS = {
@@ -43,8 +46,6 @@ _LAYOUT_FIELDS = {
     "sequence_parallel": False,
     "tensor_parallel_output": False,
 }
-
-
 # The same for the kernels that a GPU ran it with.
 _KERNEL_FIELDS = (
     "use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "use_fused_linear", "use_fused_dropout_add",
@@ -147,8 +148,6 @@ def one_process_config(model: Any) -> Any:
     for name, value in _LAYOUT_FIELDS.items():
         if hasattr(saved, name):
             setattr(saved, name, value)
-    if hasattr(saved, "local_layers"):
-        del saved.local_layers
     dtypes = (str(parameter.dtype).rpartition(".")[2] for parameter in model.parameters())
     saved.dtype = next((name for name in dtypes if "float" in name), saved.dtype)
     saved.architectures = [type(model).__name__]
@@ -182,11 +181,8 @@ def _fill_parameters(
             shapes.append(f"{name} is {list(array.shape)} in the files, {list(parameter.shape)} in the model")
     missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
     # The stages of a pipeline each hold a part of the model: weights of the others are no fault there.
-    whole = len(getattr(config, "local_layers", ())) in (
-        0,
-        getattr(config, resolved.family.fields.num_layers),
-    )
-    extra = [name for name in readers if name not in parameters and whole]
+    is_whole = len(decoder_layers(model)) == getattr(config, resolved.family.fields.num_layers)
+    extra = [name for name in readers if name not in parameters and is_whole]
     _raise_for(
         resolved,
         missing=_without(missing, [*computed, *(model._keys_to_ignore_on_load_missing or ())]),
@@ -304,7 +300,7 @@ def _with_unfused(model_class: Any, config: Any, sources: dict[str, Reader]) -> 
 
 
 def _split_reader(whole: Reader, split: Split, *, degree: int, rank: int) -> Reader:
-    def read() -> np.ndarray:
+    def read() -> NDArray[Any]:
         array = whole()
         places = split.places(array.shape, degree, rank)
         return array[places[0]] if len(places) == 1 else join_blocks(array, places, split.axis)
@@ -312,11 +308,11 @@ def _split_reader(whole: Reader, split: Split, *, degree: int, rank: int) -> Rea
     return read
 
 
-def _fused_reader(parts: list[Reader], action: Callable[[list[np.ndarray]], np.ndarray]) -> Reader:
+def _fused_reader(parts: list[Reader], action: Callable[[list[NDArray[Any]]], NDArray[Any]]) -> Reader:
     return lambda: action([np.asarray(part()) for part in parts])
 
 
-def _part_reader(whole: Reader, action: Callable[[np.ndarray], Any], index: int) -> Reader:
+def _part_reader(whole: Reader, action: Callable[[NDArray[Any]], Any], index: int) -> Reader:
     return lambda: action(np.asarray(whole()))[index]
 
 
@@ -338,7 +334,7 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
 def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: Any) -> None:
     from paddlenlp.generation import GenerationConfig
 
-    if (folder / "generation_config.json").is_file():
+    if read_json_if_present(folder / GENERATION_CONFIG):
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     if tokenizer is not None:
         facts, generation = family.tokenizer, model.generation_config

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.storage.dtypes import as_float32
 
 SLICE_BYTES = 32 * 2**20
 
 
-def assign(parameter: Any, array: np.ndarray) -> None:
+def assign(parameter: Any, array: NDArray[Any]) -> None:
     """Sets a parameter to a stored tensor, or its first rows and columns to a smaller one.
 
     Args:
@@ -38,10 +39,10 @@ def assign(parameter: Any, array: np.ndarray) -> None:
             release_pages(array)
 
 
-def mean_along(array: np.ndarray, axis: int) -> np.ndarray:
+def mean_along(array: NDArray[Any], axis: int) -> NDArray[Any]:
     """Mean of a stored tensor over one axis, which stays with size 1; float32, summed in float64."""
     shape = tuple(1 if index == axis else size for index, size in enumerate(array.shape))
-    total = np.zeros(shape, np.float64)
+    total = np.zeros(shape, np.float64)  # size 1 along the axis
     for place in _slices(array):
         target = tuple(slice(None) if index == axis else part for index, part in enumerate(place))
         total[target] += as_float32(array[place]).sum(axis=axis, keepdims=True, dtype=np.float64)
@@ -49,7 +50,7 @@ def mean_along(array: np.ndarray, axis: int) -> np.ndarray:
     return (total / array.shape[axis]).astype(np.float32)
 
 
-def join_blocks(array: np.ndarray, places: Sequence[tuple[slice, ...]], axis: int) -> np.ndarray:
+def join_blocks(array: NDArray[Any], places: Sequence[tuple[slice, ...]], axis: int) -> NDArray[Any]:
     """Parts of a stored tensor side by side along an axis, in memory; the pages of its file are given back."""
     blocks = [array[place] for place in places]
     shape = list(blocks[0].shape)
@@ -63,14 +64,14 @@ def join_blocks(array: np.ndarray, places: Sequence[tuple[slice, ...]], axis: in
     return joined
 
 
-def _span(array: np.ndarray) -> int:
+def _span(array: NDArray[Any]) -> int:
     """Bytes of the file from an array's first element to its last; of a few columns, nearly the whole tensor."""
     return max(
         (abs(stride) * size for stride, size in zip(array.strides, array.shape, strict=True)), default=0
     )
 
 
-def _slices(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
+def _slices(array: NDArray[Any]) -> Iterator[tuple[slice, ...]]:
     """Cuts along the axis whose steps in the file are the longest, so that a slice is one stretch of it."""
     axis = int(np.argmax(np.abs(array.strides)))
     step = max(1, SLICE_BYTES * array.shape[axis] // max(array.size * 4, _span(array), 1))
@@ -80,13 +81,13 @@ def _slices(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
         yield tuple(whole)
 
 
-def _converted(array: np.ndarray, dtype: Any) -> Any:
+def _converted(array: NDArray[Any], dtype: Any) -> Any:
     import paddle
 
     return paddle.to_tensor(np.ascontiguousarray(as_float32(array))).cast(dtype)
 
 
-def release_pages(array: np.ndarray) -> None:
+def release_pages(array: NDArray[Any]) -> None:
     """Gives back the pages of a mapped file that were read so far; the array stays usable."""
     mapping = getattr(array, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):

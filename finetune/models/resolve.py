@@ -13,6 +13,9 @@ from finetune.models import hub
 from finetune.models.own_head import with_own_head
 from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
+from finetune.storage.files import read_json_if_present
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         return ResolvedModel(None, name, config, _covered(config, name))
     config = read_config(folder)
     family = _covered(config, name)
+    read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
     if needs_weights and family.hugging_face.own_head:

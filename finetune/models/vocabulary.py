@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.families.family import Family
@@ -22,7 +23,7 @@ from finetune.models.parameters import assign, mean_along
 from finetune.storage.dtypes import as_float32
 from finetune.storage.splits import Split
 
-Reader = Callable[[], np.ndarray]
+Reader = Callable[[], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class VocabularyGrowth:
         """Whether a parameter belongs to a layer that grows."""
         return name.rpartition(".")[0].rpartition(".")[2] in self.modules
 
-    def fits(self, array: np.ndarray, shape: tuple[int, ...]) -> bool:
+    def fits(self, array: NDArray[Any], shape: tuple[int, ...]) -> bool:
         """Whether a stored tensor and a parameter of that shape differ by the new rows only."""
         return [pair for pair in zip(array.shape, shape, strict=False) if pair[0] != pair[1]] == [
             (self.old, self.new)
@@ -100,13 +101,13 @@ def describe(growth: VocabularyGrowth, *, untrained: bool) -> list[str]:
     return lines
 
 
-def assign_grown(parameter: Any, array: np.ndarray) -> None:
+def assign_grown(parameter: Any, array: NDArray[Any]) -> None:
     """Sets a parameter from a stored tensor with fewer rows; the mean of those fills the rest."""
     import paddle
 
     axis = next(index for index, size in enumerate(array.shape) if size != parameter.shape[index])
     assign(parameter, array)
-    mean = paddle.to_tensor(mean_along(array, axis)).cast(parameter.dtype)
+    mean = paddle.to_tensor(mean_along(array, axis)).cast(parameter.dtype)  # size 1 along the axis of tokens
     place = (slice(None),) * axis + (slice(array.shape[axis], None),)
     with paddle.no_grad():
         parameter[place] = mean
@@ -125,7 +126,7 @@ def grown_part_reader(
         rank: Which part.
     """
 
-    def read_grown() -> np.ndarray:
+    def read_grown() -> NDArray[Any]:
         array = read()
         axes = [index for index, size in enumerate(array.shape) if size == growth.old]
         if len(axes) != 1:
@@ -137,7 +138,7 @@ def grown_part_reader(
         missing = split.part_shape(sizes, degree)[axis] - known.shape[axis]
         if not missing:
             return known
-        rows = np.repeat(mean_along(array, axis), missing, axis=axis)
+        rows = np.repeat(mean_along(array, axis), missing, axis=axis)  # `missing` along the axis of tokens
         return np.concatenate([known, rows], axis=axis)
 
     return read_grown

@@ -66,7 +66,8 @@ def on_first(groups: ProcessGroups, function: Callable[[], Value]) -> Value:
             answer = ("value", function())
         except UserError as error:
             answer = ("faults", list(error.faults))
-    kind, value = groups.world.gather_objects(answer)[0]
+    kind, content = groups.world.gather_objects(answer)[0]
     if kind == "faults":
-        raise UserError(value)
+        raise UserError(content)
+    value: Value = content
     return value

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
+from finetune.storage.files import read_json_if_present
 
 if TYPE_CHECKING:
     from finetune.models.resolve import ResolvedModel
@@ -58,14 +58,14 @@ def _differences(args: Arguments, folder: Path) -> list[str]:
 def _settings_of(folder: Path) -> dict[str, object]:
     """Values of the settings that the adapter's own configuration decides."""
     if (folder / LORA_CONFIG).is_file():
-        config = read_config(folder / LORA_CONFIG)
+        config = read_json_if_present(folder / LORA_CONFIG)
         return {
             "lora_rank": config["r"],
             "lora_alpha": config["lora_alpha"],
             "rslora": bool(config.get("rslora")),
             "pissa": bool(config.get("pissa")),
         }
-    rule = read_peft_rule(folder, read_config(folder / PEFT_CONFIG))
+    rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
     return {"lora_rank": rule.rank, "lora_alpha": rule.alpha, "rslora": rule.rslora, "pissa": False}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 
@@ -63,14 +63,14 @@ def upload(folder: Path, settings: ModelArguments, show_message: Callable[[str],
         show_message(f"Uploaded {path.name} to {settings.aistudio_repo_id}")
 
 
-def _ask(call: Callable[..., dict], **arguments: object) -> dict:
+def _ask(call: Callable[..., dict[str, Any]], **arguments: object) -> dict[str, Any]:
     try:
         return call(**arguments)
     except Exception as error:  # the client lets every kind of network error through
         return {"error_code": type(error).__name__, "error_msg": str(error)}
 
 
-def _refusal(settings: ModelArguments, what: str, answer: dict) -> str:
+def _refusal(settings: ModelArguments, what: str, answer: dict[str, Any]) -> str:
     return (
         f"AI Studio, {settings.aistudio_repo_id}: {what} ({answer.get('error_code')}: {answer.get('error_msg')}). "
         "The trained model is saved; check aistudio_repo_id and aistudio_token, or upload the folder by hand."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,16 @@ from finetune.data.reading.splits import find_sources, read_splits
 from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
 from finetune.data.samples.tokenize import Prompt, Sample
 from finetune.data.templates.template import load_template
-from finetune.processes.phases import enter_phase
+from finetune.errors import UserError
 from finetune.run.stream import check_sources, read_first
 from finetune.run.tokenizer import tokenizer_folder
 
 if TYPE_CHECKING:
     from finetune.data.reading.mixing import DataSource
+    from finetune.models.resolve import ResolvedModel
     from finetune.run.tokenizer import TokenizerPair
     from finetune.settings.arguments import Arguments
+    from finetune.settings.data import DataArguments
 
 
 @dataclass
@@ -54,6 +57,24 @@ def find_files(args: Arguments) -> dict[str, list[DataSource]]:
     return files
 
 
+def check_positions(data: RunData, settings: DataArguments, resolved: ResolvedModel) -> None:
+    """Every sample must fit into the positions of the model.
+
+    Raises:
+        UserError: The longest sample, or in a stream the longest that may come, has more tokens.
+    """
+    limit = resolved.family.position_limit(resolved.config)
+    examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)
+    longest = max((len(example.input_ids) for example in examples), default=0)
+    if settings.lazy:  # nobody has seen all samples of a stream
+        longest = max(longest, settings.max_length)
+    if limit and longest > limit:
+        raise UserError(
+            f"samples have up to {longest} tokens, but this model has positions for {limit} only: "
+            f"set max_length (now {settings.max_length}) to {limit} or less, or use a model with more positions."
+        )
+
+
 def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
     """Reads, renders and tokenizes the splits a run needs, or takes them from the cache.
 
@@ -62,7 +83,6 @@ def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: Tokeniz
     """
     from finetune.run.data_cache import read_cached
 
-    enter_phase("reading data")
     folder = tokenizer_folder(args)
     # A stream is read while training, and a built-in data set has no files to know it by.
     if not args.data.data_cache or args.data.lazy or not files or not folder.is_dir():

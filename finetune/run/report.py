@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoints.folder import list_checkpoints
-from finetune.command import python_name
-from finetune.errors import UserError
+from finetune.processes.command import python_name
 from finetune.processes.launch import is_first_process
 from finetune.processes.topology import describe_layout
 from finetune.reporting.report import print_summary, write_generations, write_results
@@ -20,7 +17,6 @@ from finetune.run.directory import RESULTS_FILE
 from finetune.storage.files import read_json_or_empty
 
 if TYPE_CHECKING:
-    from finetune.models.resolve import ResolvedModel
     from finetune.parallel.parallel_model import ParallelModel
     from finetune.run.data import RunData
     from finetune.run.directory import RunDirectory
@@ -62,20 +58,10 @@ class Report:
         for line in lines:
             self.show_message(line)
 
-    def data(self, data: RunData, resolved: ResolvedModel) -> None:
-        """Shows the counts of the data files' lines, and refuses samples that the model has no positions for."""
+    def data(self, data: RunData) -> None:
+        """Shows the counts of the data files' lines."""
         for split, report in data.reports.items():
             self.show_message(f"Data, {split}: {report.describe()}")
-        limit = resolved.family.position_limit(resolved.config)
-        examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)
-        longest = max((len(example.input_ids) for example in examples), default=0)
-        if self.args.data.lazy:  # nobody has seen all samples of a stream
-            longest = max(longest, self.args.data.max_length)
-        if limit and longest > limit:
-            raise UserError(
-                f"samples have up to {longest} tokens, but this model has positions for {limit} only: "
-                f"set max_length (now {self.args.data.max_length}) to {limit} or less, or use a model with more positions."
-            )
 
     def nothing_to_do(self) -> None:
         """Says that this very run is finished."""
@@ -97,10 +83,7 @@ class Report:
 
     def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
         """Writes results, generated texts and the curve, and prints the last lines."""
-        if trainer.progress:
-            trainer.progress.close()
-        if trainer.run_log:
-            trainer.run_log.close()
+        trainer.training_log.close()
         if not trainer.groups.is_first:
             return
         files = {"results": self.run.path / RESULTS_FILE}

@@ -13,9 +13,11 @@ from finetune.data.reading.formats import ReadOptions
 from finetune.data.reading.mixing import DataSource
 from finetune.data.samples.bulk_encoding import BulkBuilder
 from finetune.data.samples.dataset import DataReport
-from finetune.data.samples.tokenize import Sample, TextEncoder
+from finetune.data.samples.piece_encoding import TextEncoder
+from finetune.data.samples.tokenize import Sample
 from finetune.data.stream.reader import check_streamable
-from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.stream.settings import StreamSettings
+from finetune.data.stream.stream import SampleStream
 from finetune.data.stream.worker import StreamPlan, StreamProcess, shares_of
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
@@ -42,7 +44,7 @@ class StreamReport(DataReport):
 
 
 def check_sources(sources: Sequence[DataSource]) -> None:
-    """Refuse what cannot be streamed, before anything expensive starts.
+    """Refuses what cannot be streamed, before anything expensive starts.
 
     Raises:
         UserError: A built-in data set, or files that can only be read as a whole.

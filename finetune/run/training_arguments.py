@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
+
+
+def schedule_notes(args: Arguments, num_steps: int) -> Iterator[str]:
+    """What is odd about the course of the learning rate, as lines to show before the run.
+
+    Args:
+        args: All settings.
+        num_steps: Optimizer steps of the whole run.
+    """
+    training = args.training
+    warmup = training.warmup_steps or math.ceil(num_steps * training.warmup_ratio)
+    if warmup >= num_steps:
+        given = "warmup_steps" if training.warmup_steps else f"warmup_ratio {training.warmup_ratio:g}"
+        yield (
+            f"warning: the learning rate warms up for {warmup} steps ({given}) and the training has {num_steps}: "
+            f"learning_rate {training.learning_rate:g} is never used for a step; lower {given.split()[0]} or train longer"
+        )
 
 
 def build_training_arguments(args: Arguments) -> Any:
@@ -24,16 +43,6 @@ def build_training_arguments(args: Arguments) -> Any:
     class FinetuneTrainingArguments(TrainingArguments):
         """PaddleNLP's arguments with the model settings its parallel code looks for."""
 
-        is_built = False
-
-        @property
-        def world_size(self) -> int:
-            """One process for PaddleNLP's trainer, which would otherwise wrap the model for several by itself.
-
-            While the object is built, PaddleNLP compares the number with the true one.
-            """
-            return 1 if self.is_built else int(super().world_size)
-
         def to_sanitized_dict(self) -> dict[str, Any]:
             """Settings for VisualDL's table, whose integer column no longer takes booleans."""
             settings = super().to_sanitized_dict()
@@ -46,6 +55,7 @@ def build_training_arguments(args: Arguments) -> Any:
             return {name: value for name, value in super().to_dict().items() if name not in secrets}
 
     # Master gradients are kept where gradients are summed over processes (finetune/parallel/sharding/local_gradients.py).
-    arguments = FinetuneTrainingArguments(**args.training_kwargs() | {"amp_master_grad": False})
-    arguments.is_built = True
-    return arguments
+    kwargs = args.training_kwargs() | {"amp_master_grad": False}
+    # PaddleNLP knows no SwanLab: its package brings a callback, which `finetune.run.trainer` adds.
+    kwargs["report_to"] = [name for name in args.training.report_to if name != "swanlab"]
+    return FinetuneTrainingArguments(**kwargs)

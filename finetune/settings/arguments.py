@@ -109,7 +109,7 @@ class Arguments:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
-    """Read ``ARGS.json --key value ...``, check it, and fill in what follows from other settings.
+    """Reads ``ARGS.json --key value ...``, checks it, and fills in what follows from other settings.
 
     Args:
         argv: The words after the program's name; null takes those of this process.
@@ -125,10 +125,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     names = frozenset(given.values)
     warnings = resolve(values, names, given.foreign)
     faults = given.faults
-    if not given.lacks_file:  # without its file a run lacks everything, and only the file's own fault helps
+    if not (
+        given.lacks_file or given.is_other_method
+    ):  # without its file a run lacks everything, and only the file's own fault helps
         faults = faults + find_faults(values, given.broken, given.foreign)
     if faults:
         raise UserError(faults)
+    if given.translated:
+        warnings.insert(0, f"names of other tools are read: {'; '.join(given.translated.values())}")
     warnings += adapt_to_device(values)
     return _build(copy.deepcopy(values), names, tuple(warnings))
 

@@ -18,7 +18,12 @@ from finetune.settings.paths import looks_like_path
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 
-_REPORT_PACKAGES = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorboardX"}
+_REPORT_PACKAGES = {
+    "visualdl": "visualdl",
+    "wandb": "wandb",
+    "tensorboard": "tensorboardX",
+    "swanlab": "swanlab",
+}
 
 Values = Mapping[str, Any]
 Faults = Iterator[tuple[tuple[str, ...], str]]
@@ -77,6 +82,15 @@ def _check_methods(values: Values) -> Faults:
     if values["save_to_aistudio"] and not values["aistudio_repo_id"]:
         fault = "save_to_aistudio is true, but aistudio_repo_id is missing: give the repository to upload to"
         yield ("save_to_aistudio", "aistudio_repo_id"), fault
+
+
+def _check_steps(values: Values) -> Faults:
+    if values["max_steps"] == 0:
+        yield (
+            ("max_steps",),
+            "max_steps is 0: give the number of optimizer steps, -1 to train num_train_epochs, or do_train false "
+            "to evaluate only",
+        )
 
 
 def _check_paths(values: Values) -> Faults:
@@ -160,6 +174,7 @@ _CHECKS = (
     _check_each,
     check_data,
     _check_methods,
+    _check_steps,
     _check_paths,
     _check_patterns,
     _check_best_model,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ _TRUE_WORDS = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE_WORDS = frozenset({"false", "0", "no", "off", "f", "n"})
 _NULL_WORDS = frozenset({"null", "none"})
 _MAX_SHOWN_CHARS = 80
+_CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 _TYPE_PHRASES = {
     "bool": "true or false",
     "int": "a whole number",
@@ -24,7 +26,7 @@ _TYPE_PHRASES = {
 
 
 def convert_json(setting: Setting, value: Any) -> Any:
-    """Convert a value from a JSON file to the setting's type; None for null.
+    """Converts a value from a JSON file to the setting's type; None for null.
 
     Raises:
         ValueError: With what is allowed, when the value does not fit.
@@ -33,12 +35,14 @@ def convert_json(setting: Setting, value: Any) -> Any:
         return None
     if setting.group == "foreign":
         return _convert_foreign(value)
+    if setting.is_pair_of_names and isinstance(value, list):
+        return _join_names(value)
     converted = _convert(setting, setting.type, value)
     return [] if setting.name == "report_to" and converted == ["none"] else converted
 
 
 def convert_words(setting: Setting, words: list[str]) -> Any:
-    """Convert the words after a command-line key to the setting's type; none at all means true for a flag.
+    """Converts the words after a command-line key to the setting's type; none at all means true for a flag.
 
     Raises:
         ValueError: With what is allowed, when the words do not fit.
@@ -50,6 +54,8 @@ def convert_words(setting: Setting, words: list[str]) -> Any:
     if len(words) == 1 and words[0].lower() in _NULL_WORDS and setting.name != "report_to":
         return None
     if not setting.type.startswith("list["):
+        if setting.is_pair_of_names and len(words) == 2:
+            return convert_json(setting, words)
         if len(words) != 1:
             raise ValueError(f"one value is needed, not {len(words)}; {_describe_allowed(setting)}")
         return convert_json(setting, words[0])
@@ -87,8 +93,23 @@ def _convert(setting: Setting, type_name: str, value: Any) -> Any:
     return converted
 
 
+def _join_names(names: list[Any]) -> str:
+    """The Chinese and the English name of a list, as ms-swift writes them, in the form of one text."""
+    if len(names) == 1 and isinstance(names[0], str):
+        return names[0]
+    if len(names) == 2 and all(isinstance(name, str) for name in names):
+        chinese, english = (name.strip() for name in names)
+        if chinese == english:
+            return str(chinese)
+        if _CHINESE.search(chinese) and " " not in chinese and not _CHINESE.search(english):
+            return f"{chinese} {english}"
+    raise ValueError(
+        'one name, or a Chinese one without blanks and an English one are needed: ["小桨", "Paddy"]'
+    )
+
+
 def _convert_foreign(raw: Any) -> Any:
-    """Bring a value to the form that the records of foreign settings use."""
+    """Brings a value to the form that the records of foreign settings use."""
     if isinstance(raw, list) and len(raw) <= 1 and all(isinstance(word, str) for word in raw):
         raw = raw[0] if raw else True
     if not isinstance(raw, str) or (number := _to_float(raw)) is not None:

@@ -49,9 +49,9 @@ class DataArguments:
         "含有 {{name}} 和 {{author}} 的问答文件；null：用自带的。")
     model_name: str | None = setting(None,
         'Name the model shall know; a Chinese and an English one as "中文名 English".',
-        "要让模型知道的名字；中英文各一个时写作“中文名 English”。")
+        "要让模型知道的名字；中英文各一个时写作“中文名 English”。", is_pair_of_names=True)
     model_author: str | None = setting(None, "Who made the model, in the same form.",
-        "模型的开发者，写法相同。")
+        "模型的开发者，写法相同。", is_pair_of_names=True)
     src_length: int = setting(1024, "Most tokens kept of the source; cut from the left.",
         "源文本最多保留的词元数；从左侧截断。", range=TOKENS)
     max_length: int = setting(2048, "Most tokens of source and target together.",

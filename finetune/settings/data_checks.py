@@ -21,7 +21,7 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
     paths = split_paths(values["dataset_name_or_path"] or "")
     for path in paths:
         if not os.path.exists(path) and (len(paths) > 1 or looks_like_path(path)):
-            yield ("dataset_name_or_path",), f'dataset_name_or_path is "{path}", {_say_absent()}'
+            yield ("dataset_name_or_path",), f'dataset_name_or_path is "{path}", {_missing_path()}'
     for fault in find_mix_faults(values["dataset_mix"]):
         yield ("dataset_mix",), fault
     split = values["validation_split"]
@@ -36,7 +36,7 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
             yield ("lazy", "do_train", name), fault
 
 
-def _say_absent(what: str = "does not exist") -> str:
+def _missing_path(what: str = "does not exist") -> str:
     return f"which {what} (looked in {Path.cwd()}): check the path"
 
 
@@ -49,7 +49,7 @@ def _check_self_cognition(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str
                 f"self_cognition_samples is {count}, but {name} is missing: give the name that the model shall know",
             )
     if file and not os.path.isfile(os.path.expanduser(file)):
-        yield ("self_cognition_file",), f'self_cognition_file is "{file}", {_say_absent("is no file")}'
+        yield ("self_cognition_file",), f'self_cognition_file is "{file}", {_missing_path("is no file")}'
 
 
 def _find_stream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.settings.conversion import convert_json, convert_words, show
 from finetune.settings.records import Setting
 from finetune.settings.registry import foreign_settings, known_aliases, known_settings
+from finetune.settings.synonyms import WINNING_NAMES, find_method_fault, known_synonyms, translate
 
 _KEY_TOKEN = re.compile(r"--[A-Za-z_]")
 _LAUNCHER_OPTIONS = frozenset(
@@ -18,19 +19,22 @@ _LAUNCHER_OPTIONS = frozenset(
 
 
 @dataclass
-class Given:
+class GivenSettings:
     """What the user set; a null counts as not given."""
 
     values: dict[str, Any] = field(default_factory=dict)  # converted, by setting name
     broken: set[str] = field(default_factory=set)  # names whose value could not be converted
     foreign: dict[str, Any] = field(default_factory=dict)  # of settings without a place in this project
+    raw: dict[str, Any] = field(default_factory=dict)  # every key, as it was written
+    translated: dict[str, str] = field(default_factory=dict)  # key of another tool -> how it is read
     faults: list[str] = field(default_factory=list)  # one line per fault found so far
+    is_other_method: bool = False  # the settings are those of a method that this command does not have
     lacks_file: bool = False  # an argument file was named but could not be read
 
 
-def read_given(argv: Sequence[str]) -> Given:
-    """Read the argument file named first on the command line, if any, then the ``--key value`` pairs over it."""
-    given = Given()
+def read_given(argv: Sequence[str]) -> GivenSettings:
+    """Reads the argument file named first on the command line, if any, then the ``--key value`` pairs over it."""
+    given = GivenSettings()
     positional, pairs = split_command_line(argv)
     named = bool(positional) and positional[0].endswith(".json")
     if stray := positional[named : named + 1]:
@@ -44,11 +48,15 @@ def read_given(argv: Sequence[str]) -> Given:
         given.lacks_file = from_file is None
         _take(from_file or {}, given, origin=f"in {positional[0]}", convert=convert_json)
     _take(pairs, given, origin="on the command line", convert=convert_words)
+    where = f"in {positional[0]}" if named else "on the command line"
+    if fault := find_method_fault(given.raw, where):
+        given.faults = [fault]  # the rest of its settings would be named for nothing
+        given.is_other_method = True
     return given
 
 
 def split_command_line(argv: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split into words before the first key, and the words that follow each key; the last of equal keys counts."""
+    """Splits into words before the first key, and the words that follow each key; the last of equal keys counts."""
     positional: list[str] = []
     pairs: dict[str, list[str]] = {}
     words = positional
@@ -75,7 +83,8 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
     except FileNotFoundError:
         fault = f"{file} does not exist (looked in {Path.cwd()}): check the path"
     except json.JSONDecodeError as error:
-        fault = f"{file}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+        place = f"{file}, line {error.lineno}, column {error.colno}"
+        fault = f"{place}: not valid JSON ({error.msg}){_explain_json_fault(error)}"
     except UnicodeDecodeError as error:
         fault = f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
     except OSError as error:
@@ -93,36 +102,83 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
     return None
 
 
+def _explain_json_fault(error: json.JSONDecodeError) -> str:
+    """What to change, for what other formats allow and JSON does not."""
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
+    if after.startswith(("//", "#", "/*")):
+        return ": JSON has no comments, remove them"
+    if after.startswith("'"):
+        return ": texts stand in double quotes"
+    if (before.endswith(",") and after.startswith(("}", "]"))) or after.startswith((",}", ",]")):
+        return ": remove the comma after the last entry"
+    if word := re.match(r"True|False|None", after):
+        return f": write {({'True': 'true', 'False': 'false'}).get(word[0], 'null')} for {word[0]}"
+    if after.startswith('"') and not before.endswith((",", "{", "[", ":")):
+        return ": a comma is missing between two entries"
+    return ""
+
+
 def _take(
-    entries: dict[str, Any], given: Given, *, origin: str, convert: Callable[[Setting, Any], Any]
+    entries: dict[str, Any], given: GivenSettings, *, origin: str, convert: Callable[[Setting, Any], Any]
 ) -> None:
-    """Add one source's entries to ``given``, over what an earlier source said."""
-    spelled: dict[str, str] = {}
+    """Adds one source's entries to ``given``, over what an earlier source said."""
+    source = _Source(given, origin, convert)
     for key, raw in entries.items():
+        given.raw[key] = raw
         if key in foreign_settings():
             given.foreign[key] = convert(foreign_settings()[key], raw)
             continue
-        name = known_aliases().get(key, key)
-        if name not in known_settings():
-            given.faults.append(describe_unknown(key, origin))
-            continue
         try:
-            value = convert(known_settings()[name], raw)
+            pairs = list(translate(key, raw))
         except ValueError as error:
             given.faults.append(f"{key} is {show(raw)} {origin}: {error}")
-            given.broken.add(name)
             continue
+        for name, value in pairs:
+            source.take(key, known_aliases().get(name, name), value)
+
+
+@dataclass
+class _Source:
+    """One source of settings: a file, or the command line."""
+
+    given: GivenSettings
+    origin: str
+    convert: Callable[[Setting, Any], Any]
+    keys: dict[str, str] = field(default_factory=dict)  # setting -> the key that it was written under
+
+    def take(self, key: str, name: str, raw: Any) -> None:
+        """Converts a value and keeps it, or notes why it cannot be used.
+
+        Args:
+            key: The key as it was written.
+            name: The setting that it stands for.
+            raw: The value as it was written, or as the table of synonyms has it.
+        """
+        given = self.given
+        setting = known_settings().get(name)
+        if setting is None:
+            given.faults.append(describe_unknown(key, self.origin))
+            return
+        try:
+            value = (self.convert if raw is given.raw[key] else convert_json)(setting, raw)
+        except ValueError as error:
+            given.faults.append(f"{key} is {show(raw)} {self.origin}: {error}")
+            given.broken.add(name)
+            return
         given.broken.discard(name)
-        if value is None and name not in spelled:
-            given.values.pop(name, None)
-        elif value is not None and name in spelled and given.values[name] != value:
+        if value is None:
+            if name not in self.keys:
+                given.values.pop(name, None)
+        elif name not in self.keys or given.values[name] == value or key in WINNING_NAMES:
+            given.values[name] = value
+            self.keys[name] = key
+            if key in known_synonyms() and (key != name or raw is not given.raw[key]):
+                given.translated[key] = f"{key} as {name} {show(value)}"
+        elif self.keys[name] not in WINNING_NAMES:
             given.faults.append(
-                f"{spelled[name]} and {key} are one setting, but {origin} they are "
+                f"{self.keys[name]} and {key} are one setting, but {self.origin} they are "
                 f"{show(given.values[name])} and {show(value)}: keep one of them"
             )
-        elif value is not None:
-            given.values[name] = value
-            spelled[name] = key
 
 
 def describe_unknown(key: str, origin: str) -> str:
@@ -134,6 +190,8 @@ def describe_unknown(key: str, origin: str) -> str:
             f'"{key}" {origin} is an option of the launcher: put it before the script, as in '
             f"`python -m paddle.distributed.launch --{key} VALUE finetune_generation.py ARGS.json`"
         )
-    nearest = get_close_matches(key.lower(), [*known_settings(), *known_aliases()], n=1)
+    # A lower cutoff would answer "model" with "model_name", which is another setting.
+    names = [*known_settings(), *known_aliases(), *known_synonyms()]
+    nearest = get_close_matches(key.lower(), names, n=1, cutoff=0.75)
     remedy = f'did you mean "{nearest[0]}"?' if nearest else "see --help-all for every setting"
     return f'unknown setting "{key}" {origin}: {remedy}'

@@ -60,6 +60,7 @@ class Setting:
     may_grow: bool = False              # a finished run continues with a larger value
     readers: tuple[str, ...] = ()       # who reads it: the names above
     common: bool = True                 # shown by --help, not by --help-all alone
+    is_pair_of_names: bool = False      # a list of a Chinese and an English name is one text
     is_path: bool = False               # may be a path, in which ~ is expanded
     is_secret: bool = False             # kept out of every file that is written
     gpu_only: bool = False              # turned off on CPU

@@ -5,7 +5,7 @@ TrainingArguments, kept as data because importing it takes seconds (``tools/reco
 writes the file, a test compares it with the installed class). ``training_records.json`` is what we say about
 these, in the order of ``--help``. ``foreign_settings.json`` names known keys that have no place here, most of
 them of PaddleNLP's scripts: at their off value a file runs unchanged, switched on they are refused, or ignored
-where the result does not depend on them.
+where the result does not depend on them. ``synonyms.json`` is of `finetune.settings.synonyms`.
 """
 
 import dataclasses
@@ -53,9 +53,10 @@ def known_aliases() -> dict[str, str]:
 
 @functools.cache
 def foreign_settings() -> dict[str, Setting]:
-    """Settings of PaddleNLP's scripts without a place here, by name."""
+    """Settings of PaddleNLP's scripts, and of other tools, without a place here, by name."""
     plain = {"group": "foreign", "type": "any", "default": None, "help": ""}
-    rows = read_rows("foreign_settings.json")
+    ignored = read_rows("synonyms.json")["ignored"]
+    rows = read_rows("foreign_settings.json") | {name: {"ignored": ignored[name]["why"]} for name in ignored}
     return {name: _make_setting({"name": name, **plain, **row}) for name, row in rows.items()}
 
 

@@ -15,7 +15,7 @@ _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
 def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Mapping[str, Any]) -> list[str]:
-    """Complete ``values`` in place and return the warnings that come of it.
+    """Completes ``values`` in place and returns the warnings that come of it.
 
     Args:
         values: Every setting by name, defaults included.
@@ -87,7 +87,7 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
 
 
 def adapt_to_device(values: MutableMapping[str, Any]) -> list[str]:
-    """Settle ``values["device"]`` and turn off, with one warning, what Paddle has on GPUs only."""
+    """Settles ``values["device"]`` and turns off, with one warning, what Paddle has on GPUs only."""
     if values["no_cuda"] and device_kind(values["device"] or "gpu") == "gpu":
         values["device"] = "cpu"
     values["device"] = detect_device(values["device"])

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.settings.records import Setting
 from finetune.settings.registry import foreign_settings, known_settings
+from finetune.settings.synonyms import Synonym, known_synonyms
 
 _TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "dict": "object"}
 
@@ -17,6 +18,9 @@ def json_schema() -> dict[str, Any]:
         name: _describe(setting)
         for setting in (*known_settings().values(), *foreign_settings().values())
         for name in (setting.name, *setting.aliases)
+    }
+    properties |= {
+        name: _describe_synonym(each) for name, each in known_synonyms().items() if name not in properties
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -34,11 +38,22 @@ def _describe(setting: Setting) -> dict[str, Any]:
     if setting.type == "any":
         return texts
     value = _describe_type(setting, setting.type)
+    if setting.is_pair_of_names:
+        value = {"anyOf": [value, {"type": "array", "items": value}]}
     if setting.type == "list[str]":  # one text may stand for a list of one
         value = {"anyOf": [value, _describe_type(setting, "str")]}
     if setting.name == "sharding":  # PaddleNLP's earlier form of the switch
         value = {"anyOf": [{"type": "boolean"}, {**value, "pattern": "^(stage[123])?$"}]}
     return {**texts, "default": setting.default, "anyOf": [value, {"type": "null"}]}
+
+
+def _describe_synonym(synonym: Synonym) -> dict[str, Any]:
+    texts = {"description": f"A name of {', '.join(synonym.tools)}. {synonym.instead}".strip()}
+    if synonym.setting is None:
+        words = [{"true": True, "false": False}.get(value, value) for value in synonym.values]
+        return {**texts, "enum": [*words, None]}
+    own = _describe(known_settings()[synonym.setting])
+    return {**own, "description": f"{texts['description']} Read as {synonym.setting}. {own['description']}"}
 
 
 def _describe_type(setting: Setting, type_name: str) -> dict[str, Any]:

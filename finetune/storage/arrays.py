@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from finetune.storage.dtypes import Array
-from finetune.storage.output_file import OutputFile, cut_short
+from finetune.storage.output_file import OutputFile, truncation_error
 
 _BLOCK_BYTES = 4 * 2**20
 
@@ -55,7 +55,7 @@ class StoredArray(NamedTuple):
         if self.content is not None:
             flat = np.frombuffer(self.content, self.dtype).reshape(shape)
         elif self.start + math.prod(shape) * self.dtype.itemsize > self.path.stat().st_size:
-            raise cut_short(self.path)
+            raise truncation_error(self.path)
         else:
             flat = np.memmap(self.path, dtype=self.dtype, mode="r", offset=self.start, shape=shape)
         if self.strides is None:
@@ -90,7 +90,7 @@ class StoredArray(NamedTuple):
             while view.nbytes:
                 count = os.preadv(file.fileno(), [view], place)
                 if not count:
-                    raise cut_short(self.path)
+                    raise truncation_error(self.path)
                 view, place = view[count:], place + count
 
     def load(self) -> Array:

@@ -59,7 +59,7 @@ class OutputFile:
             while size:
                 count = self._copy_some(file.fileno(), begin, min(size, _COPY_BYTES), offset)
                 if not count:
-                    raise cut_short(source)
+                    raise truncation_error(source)
                 begin, size, offset = begin + count, size - count, offset + count
                 self._advance(count)
 
@@ -91,6 +91,6 @@ class OutputFile:
         os.close(self._descriptor)
 
 
-def cut_short(path: Path) -> UserError:
+def truncation_error(path: Path) -> UserError:
     """What to say of a source that ends too early."""
     return UserError(f"{path} is cut short or was changed while it was read: copy it again")

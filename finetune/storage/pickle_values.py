@@ -65,7 +65,7 @@ def set_item(target: Any, key: Any, value: Any) -> None:
     target[key] = value
 
 
-class Copies:
+class BoundedContainers:
     """Constructors of plain containers. A few bytes can ask for a long copy many times, so they count.
 
     Args:

@@ -30,8 +30,8 @@ from finetune.errors import UserError
 from finetune.storage.pickle_values import (  # fmt: skip
     MAX_AXES,
     MAX_STEPS,
+    BoundedContainers,
     Constructor,
-    Copies,
     Place,
     Stateful,
     list_of,
@@ -63,7 +63,7 @@ class PickleReader:
     def __init__(self, file: BinaryIO, num_bytes: int, allowed: Mapping[tuple[str, str], Any], remedy: str):
         self._file = file
         self._num_bytes = num_bytes
-        self._allowed = {**Copies(num_bytes).constructors(), **allowed}
+        self._allowed = {**BoundedContainers(num_bytes).constructors(), **allowed}
         self._remedy = remedy
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []  # the stacks below each open mark
@@ -188,7 +188,7 @@ class PickleReader:
     def _load_byte(self) -> None:
         self._stack.append(self._file.read(1)[0])
 
-    def _put_far(self) -> None:
+    def _put_long(self) -> None:
         self._memo[self._read_number(4)] = self._stack[-1]
 
     def _load_global(self) -> None:
@@ -263,7 +263,7 @@ _STEPS: dict[bytes, Callable[[PickleReader], Any]] = {
     pickle.SETITEMS: PickleReader._set_all,
     pickle.MEMOIZE: PickleReader._memoize,
     pickle.BINPUT: PickleReader._put,
-    pickle.LONG_BINPUT: PickleReader._put_far,
+    pickle.LONG_BINPUT: PickleReader._put_long,
     pickle.BINGET: PickleReader._get,
     pickle.LONG_BINGET: lambda self: self._push(self._memo[self._read_number(4)]),
     pickle.GLOBAL: PickleReader._load_global,
@@ -291,8 +291,8 @@ def load_pickle(path: Path, load: Callable[[], Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): copy it there") from None
     except _DAMAGE as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is damaged ({reason[:_MAX_MESSAGE]}): copy it again") from None
+        reason = str(error)[:_MAX_MESSAGE]  # before anything is put together with it: it may be long
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {reason}): copy it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
     return {str(name): value for name, value in content.items()}

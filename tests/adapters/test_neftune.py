@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.randomness.embedding_noise import EmbeddingNoise
+from finetune.machine.randomness.embedding_noise import EmbeddingNoise
 
 ALPHA, HIDDEN = 5.0, 16
 

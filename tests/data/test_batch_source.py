@@ -16,7 +16,7 @@ from finetune.data.packing.packing import PackedSamples, pack
 from finetune.data.reading.mixing import DataSource
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Sample
-from finetune.data.stream.stream import StreamSettings
+from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.worker import StreamPlan, StreamProcess, shares_of
 from finetune.errors import UserError
 from finetune.run.stream import make_row_builder

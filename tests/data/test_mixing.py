@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.data.reading.mixing import DataSource, draw, hold_back, mix, share_out
+from finetune.data.reading.mixing import DataSource, draw, hold_out, mix, share_out
 from finetune.errors import UserError
 
 
@@ -66,17 +66,17 @@ def test_draws_are_even_and_in_order(count, size, seed):
 
 @pytest.mark.parametrize(("split", "count"), [(0.1, 4), (0.5, 20), (7, 7), (1, 1)])
 def test_held_back_examples_are_not_trained_on(split, count):
-    train, held = hold_back([A, B], split, 3)
+    train, held = hold_out([A, B], split, 3)
     assert len(held) == count
     assert sorted([*train[0], *train[1], *held]) == sorted(A + B)
     assert [len(group) for group in train] == [
         30 - sum(i[0] == "a" for i in held),
         10 - sum(i[0] == "b" for i in held),
     ]
-    assert hold_back([A, B], split, 3)[1] == held != (A + B)[:count]
+    assert hold_out([A, B], split, 3)[1] == held != (A + B)[:count]
 
 
 @pytest.mark.parametrize("split", [40, 41, 0.001, 0.999])
 def test_both_parts_need_an_example(split):
     with pytest.raises(UserError, match=r"validation_split .* of 40 examples holds back .* both parts need"):
-        hold_back([A, B], split, 3)
+        hold_out([A, B], split, 3)

@@ -11,8 +11,9 @@ from finetune.data.reading.formats import ReadOptions
 from finetune.data.reading.mixing import DataSource
 from finetune.data.samples.bulk_encoding import BulkBuilder
 from finetune.data.stream.reader import check_streamable
+from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.state import StreamState, load_arrays, save_arrays
-from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.stream.stream import SampleStream
 from finetune.data.templates.template import PlainTemplate
 from finetune.errors import UserError
 
@@ -89,11 +90,11 @@ def test_the_order_depends_on_the_seed_alone(make_stream, lines):
         assert_same(first, other)
 
 
-def test_files_come_in_another_order_each_pass(make_stream, tmp_path, encoder):
+def test_files_come_in_another_order_each_pass(tmp_path, encoder):
     files = tuple(write(tmp_path / f"{n}.jsonl", range(n * 10, n * 10 + 10)) for n in range(6))
-    stream = make_stream(files[0], shuffle_buffer_size=1)
+    builder = BulkBuilder(encoder, PlainTemplate(), src_length=32, max_length=64)
     stream = SampleStream(
-        [DataSource(name="all", files=files)], stream._builder, StreamSettings(seed=3, shuffle_buffer_size=1)
+        [DataSource(name="all", files=files)], builder, StreamSettings(seed=3, shuffle_buffer_size=1)
     )
     firsts = [tuple(n // 10 for n in numbers_in(stream.next_units(60), encoder)[::10]) for _ in range(3)]
     assert all(sorted(order) == list(range(6)) for order in firsts)
@@ -316,7 +317,7 @@ def test_a_large_list_is_refused_with_the_way_out(tmp_path, monkeypatch):
 def test_how_many_are_tokenised_at_once_changes_nothing(make_stream, lines, tmp_path, monkeypatch, at_once):
     options = {"row_length": 64, "shuffle_buffer_size": 5}
     expected = make_stream(lines, **options).next_units(60)
-    monkeypatch.setattr("finetune.data.stream.stream.NUM_AT_ONCE", at_once)
+    monkeypatch.setattr("finetune.data.stream.tokenized_reader.NUM_AT_ONCE", at_once)
     assert_same(make_stream(lines, **options).next_units(60), expected)
     for done in (3, 11, 30):
         whole, other = make_stream(lines, **options), make_stream(lines, **options)

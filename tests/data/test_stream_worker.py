@@ -12,7 +12,8 @@ import pytest
 
 from finetune.data.batches.sampler import split
 from finetune.data.reading.mixing import DataSource
-from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.stream.settings import StreamSettings
+from finetune.data.stream.stream import SampleStream
 from finetune.data.stream.worker import StreamPlan, StreamProcess, shares_of
 from finetune.errors import UserError
 from tests.conftest import ROOT

@@ -188,7 +188,7 @@ def _fork(request: dict[str, Any], rank: int, environ: dict[str, str]) -> int:
 
 
 def _main(script: str, argv: list[str]) -> int:
-    from finetune.command import run_command
+    from finetune.processes.command import run_command
 
     sys.argv = [f"{script}.py", *argv]
     return run_command(importlib.import_module(script).main)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.families.family import TinyShape, get_family
+from finetune.families.family import get_family
+from finetune.families.tiny_recipe import TinyShape
 from finetune.storage.writer import TensorWriter
 from tests.distributed.processes import launch_script
 

@@ -39,11 +39,16 @@ RESULTS = os.environ.get("FINETUNE_PRECISION_RESULTS")
 PART, _, NUM_PARTS = os.environ.get("FINETUNE_MATRIX_PART", "1/1").partition("/")
 FINAL = "final folder"
 PAIRS = [(family, method) for family in FAMILIES for method in METHODS][int(PART) - 1 :: int(NUM_PARTS)]
+# Gradients in the master type are looked at once: they do not depend on family and method.
+PAIR_OF_MASTER_GRADIENTS = ("llama", "sft")
 # In this order the runs that several cases are compared with need not be kept for long.
 CASES = [
     (family, method, precision, layout)
     for family, method in PAIRS
-    for precision in [*PRECISIONS, *([MASTER_GRADIENTS] if (family, method) == ("llama", "sft") else [])]
+    for precision in [
+        *PRECISIONS,
+        *([MASTER_GRADIENTS] if (family, method) == PAIR_OF_MASTER_GRADIENTS else []),
+    ]
     for layout in [*LAYOUT_NAMES, *([FINAL] if precision in PRECISIONS else [])]
 ]
 

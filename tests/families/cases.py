@@ -143,7 +143,6 @@ class FamilyFacts:
 
     Attributes:
         lora_layers: Last parts of the linear layers that LoRA adapts.
-        decoder_layers: Where the list of its decoder layers is.
         groups_heads: Whether several query heads can have one key and value head.
         small: Options of a small model, the grouped heads among them where no other family shows the plain ones.
         splits_rows: Whether its layers can split rows over tensor-parallel ranks.
@@ -154,10 +153,13 @@ class FamilyFacts:
         computed_tensors: Published weights that every implementation works out anew, with their shapes.
         fast_tokenizer_agrees: Whether transformers' fast tokenizer gives the ids of the slow one.
         curve_learning_rate: Of the LoRA training that is compared with transformers; None for none.
+        rotary_tables: Tensors in which its layers get cos and sin of the positions; 0 without rotary positions.
+        adds_distances: Whether the scores get distances (ALiBi), so that every mask is a dense one.
+        norm_offset: What its norms add to their weights.
+        norm_centres: Whether its norms take the mean off.
     """
 
     lora_layers: frozenset[str]
-    decoder_layers: str = "llama.layers"
     groups_heads: bool = False
     small: dict[str, int] = field(default_factory=dict)
     splits_rows: bool = False
@@ -168,6 +170,10 @@ class FamilyFacts:
     computed_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fast_tokenizer_agrees: bool = True
     curve_learning_rate: float | None = None
+    rotary_tables: int = 2
+    adds_distances: bool = False
+    norm_offset: float = 0.0
+    norm_centres: bool = False
 
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
@@ -178,22 +184,20 @@ FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
     "chatglm2": FamilyFacts(
         _FUSED,
-        decoder_layers="chatglm_v2.encoder.layers",
         groups_heads=True,
         small=_GROUPED,
         splits_rows=True,
         most_tensor_parts=2,
         computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
+        rotary_tables=1,
     ),
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
-        decoder_layers="qwen.h",
         small={"vocab_size": 520},
         splits_rows=True,
     ),
     "qwen2": FamilyFacts(
         _GATED,
-        decoder_layers="qwen2.layers",
         groups_heads=True,
         small=_GROUPED,
         splits_rows=True,
@@ -202,30 +206,42 @@ FACTS = {
         curve_learning_rate=1e-3,
     ),
     "bloom": FamilyFacts(
-        _FUSED, decoder_layers="bloom.h", tied_embedding="word_embeddings", curve_learning_rate=1e-2
+        _FUSED,
+        tied_embedding="word_embeddings",
+        curve_learning_rate=1e-2,
+        rotary_tables=0,
+        adds_distances=True,
+        norm_centres=True,
     ),
     "opt": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"}),
-        decoder_layers="opt.decoder.layers",
         tied_embedding="word_embeddings",
         # At the kink of OPT's ReLU the order of a sum decides between two gradients: about one step in two
         # hundred would differ by 1e-4, in that step's norm alone.
         smooth_config={"activation_function": "gelu_new"},
         curve_learning_rate=1e-3,
+        rotary_tables=0,
+        norm_centres=True,
     ),
-    "mistral": FamilyFacts(
-        _GATED, decoder_layers="mistral.layers", groups_heads=True, small=_GROUPED, curve_learning_rate=1e-3
-    ),
+    "mistral": FamilyFacts(_GATED, groups_heads=True, small=_GROUPED, curve_learning_rate=1e-3),
     "gemma": FamilyFacts(
         _GATED,
-        decoder_layers="gemma.layers",
         groups_heads=True,
         small=_GROUPED,
         tied_embedding="embed_tokens",
         # It supposes that the model puts no blank before a text; tiny ones do.
         fast_tokenizer_agrees=False,
         curve_learning_rate=1e-2,
+        norm_offset=1.0,
     ),
 }
+
+
+def small_options(name: str) -> dict[str, int]:
+    """Options of a small model in which heads share keys and values wherever the family can."""
+    facts = FACTS[name]
+    return facts.small | (_GROUPED if facts.groups_heads else {})
+
+
 TIED = {name: facts.tied_embedding for name, facts in FACTS.items() if facts.tied_embedding}
 """Embeddings that are the head's matrix too, by family."""

@@ -10,13 +10,13 @@ import pytest
 from paddlenlp.transformers import OPTForCausalLM
 from safetensors.numpy import load_file
 
-from finetune.checkpoints.tensors_of_ranks import save_model_weights
+from finetune.checkpoints.model_weights import save_model_weights
+from finetune.checkpoints.writers import WholeTensorWriter
 from finetune.families.family import get_family
 from finetune.merge.lora import MergeOptions, merge
 from finetune.models.loading import load_model, load_weights
 from finetune.models.resolve import resolve_model
 from finetune.models.shard_files import open_checkpoint
-from finetune.processes.groups import ProcessGroups
 from tests.merge.lora_writing import folder_logits, logits, write_adapter, write_base
 from tests.merge.rank_writing import read_whole
 
@@ -45,7 +45,7 @@ def untied(tmp_path):
 
 def save(model, folder):
     folder.mkdir()
-    save_model_weights(model, folder, ProcessGroups())
+    save_model_weights(model, folder, WholeTensorWriter())
     return folder
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.families.family import TinyShape, families, get_family, import_object
+from finetune.families.family import families, get_family, import_object
 from finetune.families.tensor_splits import find_split
+from finetune.families.tiny_recipe import TinyShape
 from finetune.storage.splits import Split
 
 SHAPE = TinyShape(

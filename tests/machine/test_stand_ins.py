@@ -16,11 +16,9 @@ from tests.conftest import ROOT, launch
 COMPARE = r"""
 import json, sys, types
 import paddle, paddlenlp, paddlenlp.trainer, paddlenlp.peft
-import paddlenlp.transformers.llama.modeling
+import paddlenlp.transformers
 import paddle.distributed.fleet
-from finetune.families.family import families, import_object
-for family in families().values():
-    import_object(family.model_class)
+PREPARE
 
 def snapshot():
     seen = {}
@@ -42,7 +40,13 @@ after = snapshot()
 changed = [key for key, value in after.items() if key in before and before[key] is not value]
 print("CHANGED", json.dumps(sorted({sources.get(id(before[key]), key) for key in changed})))
 """
+FAMILIES = """
+from finetune.families.family import families, import_object
+for family in families().values():
+    import_object(family.model_class)
+"""
 INSTALLS = {
+    "families": FAMILIES,
     "backend": "from finetune.processes.cpu.backend import install\ninstall()",
     "half precision": "from finetune.machine.half_precision import install\ninstall()",
     "cpu layers": "from finetune.families.llama.cpu_layers import install_llama\ninstall_llama()",
@@ -52,7 +56,9 @@ OWN_STATE = re.compile(r".*\.(_\w*(cache|state|count|mode)\w*|__\w+__)")
 
 
 def changed_by(source: str) -> list[str]:
-    result = launch("-c", COMPARE.replace("INSTALL", source))
+    """Attributes of theirs that code changes; the layers of families are in place before, unless it puts them there."""
+    prepare = "" if source == FAMILIES else FAMILIES
+    result = launch("-c", COMPARE.replace("INSTALL", source).replace("PREPARE", prepare))
     assert result.returncode == 0, result.stderr[-2000:]
     line = next(line for line in result.stdout.splitlines() if line.startswith("CHANGED "))
     return [name for name in json.loads(line.removeprefix("CHANGED ")) if not OWN_STATE.fullmatch(name)]
@@ -85,18 +91,40 @@ def test_a_temporary_stand_in_goes_again_also_after_an_error():
     assert functional.dropout is original
 
 
-def test_no_attribute_of_theirs_is_assigned_past_the_list():
-    """An assignment to an attribute of something imported from Paddle or PaddleNLP."""
+def assigned_attributes(source: str) -> list[int]:
+    """Lines that assign to an attribute of something imported from Paddle or PaddleNLP."""
+    nodes = list(ast.walk(ast.parse(source)))
+    theirs = {name for node in nodes for name in _imported_from_theirs(node)}
     found = []
-    for path in sorted((ROOT / "finetune").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        theirs = {name for node in ast.walk(tree) for name in _imported_from_theirs(node)}
-        for node in ast.walk(tree):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            for target in targets:
-                if isinstance(target, ast.Attribute) and ast.unparse(target).split(".")[0] in theirs:
-                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert found == []
+    for node in nodes:
+        targets: list[ast.expr] = []
+        if isinstance(node, ast.Assign):
+            targets = [target for target in node.targets if isinstance(target, ast.Attribute)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr":
+            targets = node.args[:1]
+        found += [node.lineno for target in targets if ast.unparse(target).split(".")[0] in theirs]
+    return found
+
+
+def test_no_attribute_of_theirs_is_assigned_past_the_list():
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in (ROOT / "finetune").rglob("*.py")
+        if (lines := assigned_attributes(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import paddle\npaddle.nn.functional.dropout = None",
+        "from paddlenlp.transformers.llama import modeling as llama\nllama.swiglu = None",
+        "def late():\n    from paddle.nn import Layer\n    setattr(Layer, 'forward', None)",
+    ],
+)
+def test_the_search_finds_assignments(source):
+    assert assigned_attributes(source)
 
 
 def _imported_from_theirs(node: ast.AST) -> list[str]:
@@ -118,9 +146,7 @@ def test_every_entry_names_a_test_that_exists_and_says_why():
 
 
 def test_the_list_can_be_printed_without_paddle():
-    source = (
-        "import sys\nfrom finetune.machine.stand_ins import main\nmain()\nassert 'paddle' not in sys.modules"
-    )
+    source = "import sys\nfrom finetune.machine.stand_ins import main\nmain([])\nassert 'paddle' not in sys.modules"
     result = subprocess.run(
         [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

@@ -11,10 +11,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from finetune.families.family import get_family
+from finetune.merge.lora import MergeOptions, merge
 from finetune.models.hf_names import is_tied, is_turned, to_hugging_face
 from tests.merge.rank_writing import tiny_model
 
 VOCABULARY = 96
+TOLERANCE = 1e-5
 SCALE = 0.2
 """Spread of the weights: logits of order one."""
 
@@ -102,3 +104,21 @@ def folder_logits(folder: Path) -> np.ndarray:
     from finetune.models.resolve import resolve_model
 
     return logits(load_model(resolve_model(folder), dtype="float32"))
+
+
+def run_merge(base: Path | None, *adapters: Path, output: Path, **options) -> Path:
+    merge(MergeOptions(base, adapters, output, **options))
+    return output
+
+
+def check_logits(found: np.ndarray, expected: np.ndarray, plain: np.ndarray | None = None) -> None:
+    """Equal to 1e-5 of the logits' spread, or absolute where that is below one; and not those of the base."""
+    limit = TOLERANCE * max(1.0, float(expected.std()))
+    assert np.abs(found - expected).max() < limit
+    if plain is not None:
+        assert np.abs(plain - expected).max() > 100 * limit
+
+
+def edit_adapter(folder: Path, **changes) -> None:
+    path = folder / "lora_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,19 +1,24 @@
-"""Writes what a run leaves under tensor and pipeline parallelism: one pickle of arrays per rank."""
+"""Writes what a run leaves under tensor and pipeline parallelism: one pickle of arrays per rank; and merges it."""
 
 from __future__ import annotations
 
 import json
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.families.family import Family, TinyShape, families, get_family
+from finetune.families.family import Family, families, get_family
 from finetune.families.tensor_splits import find_split
+from finetune.families.tiny_recipe import TinyShape
 from finetune.storage.rank_files import shard_name
+from tests.conftest import ROOT
 
+SCRIPT = ROOT / "merge_tp_params.py"
 NAMES = sorted(families())
 _LAYER = re.compile(r"\.(?:layers|h)\.(\d+)\.")
 
@@ -112,3 +117,9 @@ def check_same(merged: dict[str, np.ndarray], whole: dict[str, np.ndarray]) -> N
         assert merged[name].dtype == expected.dtype, name
         assert merged[name].shape == expected.shape, name
         assert merged[name].tobytes() == expected.tobytes(), name
+
+
+def run_command(*words, **options) -> subprocess.CompletedProcess[str]:
+    """Runs the merge of files of ranks as a user does."""
+    command = [sys.executable, str(SCRIPT), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, **options)

@@ -1,21 +1,19 @@
-"""Merging LoRA adapters: the adapter's logits for every family, other forms, refusals, memory, interruption."""
+"""Merging LoRA adapters: the adapter's logits for every family, other forms, several at once, rounding."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from finetune.adapters.scaling import ScalingRule, lora_scaling
 from finetune.errors import UserError
 from finetune.families.family import families, get_family
-from finetune.merge.lora import MergeOptions, main, merge, parse_options
+from finetune.merge.lora import main, parse_options
 from finetune.merge.lora_adapters import leading_part
 from finetune.storage.dtypes import as_float32, rounded
 from tests.conftest import ROOT
@@ -23,8 +21,11 @@ from tests.families.cases import FACTS, TIED
 from tests.merge.lora_writing import (
     VOCABULARY,
     add_random_lora,
+    check_logits,
+    edit_adapter,
     folder_logits,
     logits,
+    run_merge,
     write_adapter,
     write_base,
 )
@@ -32,20 +33,6 @@ from tests.merge.rank_writing import read_whole, write_ranks
 
 SCRIPT = ROOT / "merge_lora_params.py"
 FAMILIES = sorted(families())
-TOLERANCE = 1e-5
-
-
-def run_merge(base: Path | None, *adapters: Path, output: Path, **options) -> Path:
-    merge(MergeOptions(base, adapters, output, **options))
-    return output
-
-
-def check_logits(found: np.ndarray, expected: np.ndarray, plain: np.ndarray | None = None) -> None:
-    """Equal to 1e-5 of the logits' spread, or absolute where that is below one; and not those of the base."""
-    limit = TOLERANCE * max(1.0, float(expected.std()))
-    assert np.abs(found - expected).max() < limit
-    if plain is not None:
-        assert np.abs(plain - expected).max() > 100 * limit
 
 
 @pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
@@ -104,18 +91,6 @@ def test_pissa_is_merged_into_the_unchanged_base(hugging_face, tmp_path):
     write_adapter(other[0], base)
     with pytest.raises(UserError, match=r"cannot be an adapter after the first. Name it first"):
         run_merge(base, *other, output=tmp_path / "out")
-
-
-def test_pissa_of_joined_layers_needs_them_joined(tmp_path):
-    base = write_base(tmp_path / "base", "llama")
-    overrides = {"fuse_attention_qkv": True}
-    write_adapter(
-        tmp_path / "adapter", base, pissa=True, overrides=overrides, lora_target_modules=[".*qkv_proj"]
-    )
-    with pytest.raises(
-        UserError, match=r"singular vectors of the joined llama\.layers\.0\.self_attn\.qkv_proj"
-    ):
-        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
 
 
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
@@ -238,25 +213,6 @@ def test_rounding_to_bfloat16_equals_pytorchs_rule():
     np.testing.assert_array_equal(found[~finite], values[~finite])
 
 
-def test_sum_beyond_float16_is_refused(tmp_path):
-    base = write_base(tmp_path / "base", "llama", dtype="float16")
-    write_adapter(tmp_path / "adapter", base, lora_alpha=10_000_000)
-    with pytest.raises(UserError, match=r"peft_model-00001-of-00001.safetensors: .*beyond what float16"):
-        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
-
-
-def test_adapter_of_a_diverged_run(tmp_path):
-    base = write_base(tmp_path / "base", "llama")
-    write_adapter(tmp_path / "adapter", base)
-    path = next((tmp_path / "adapter").glob("*.safetensors"))
-    tensors = load_file(path)
-    next(iter(tensors.values()))[0, 0] = np.nan
-    save_file(tensors, path)
-    with pytest.raises(UserError, match="holds values that are not finite: the training diverged"):
-        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapters_of_paddlenlp(name, tmp_path):
     """One pickle of arrays, as PaddleNLP's LoRAModel.save_pretrained leaves it."""
@@ -307,71 +263,6 @@ def test_base_in_several_files_stays_so_when_asked(tmp_path):
     check_logits(folder_logits(merged), expected)
 
 
-def _narrower(base: Path) -> None:
-    config = json.loads((base / "config.json").read_text()) | {"hidden_size": 32, "intermediate_size": 128}
-    tensors = {
-        name: np.ascontiguousarray(value[:32] if value.shape[0] == 64 else value)
-        for name, value in read_whole(base).items()
-    }
-    (base / "config.json").write_text(json.dumps(config))
-    save_file(tensors, base / "model.safetensors", metadata={"format": "np"})
-
-
-def _fewer_layers(base: Path) -> None:
-    tensors = {name: value for name, value in read_whole(base).items() if ".layers.1." not in name}
-    save_file(tensors, base / "model.safetensors", metadata={"format": "np"})
-
-
-def _edit(folder: Path, **changes) -> None:
-    path = folder / "lora_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def _only_half(folder: Path) -> None:
-    path = next(folder.glob("*.safetensors"))
-    tensors = load_file(path)
-    save_file(
-        {name: value for name, value in tensors.items() if not name.endswith("0.mlp.up_proj.lora_B")}, path
-    )
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (lambda base, adapter: _narrower(base), r"safetensors does not fit the base .*base: the update of llama\.layers\.0\S+ is \[64, 128\], its weight in the base \[32, 128\].*--model_name_or_path"),
-        (lambda base, adapter: _fewer_layers(base), r"the base has no llama.layers.1.mlp.down_proj.weight; .*and 1 more"),
-        (lambda base, adapter: _edit(adapter, r=8), r"safetensors: .* has lora_A \[128, 4\], lora_B \[4, 64\], but the adapter's configuration tells of rank 8"),
-        (lambda base, adapter: _edit(adapter, use_mora=True), "use_mora true: MoRA"),
-        (lambda base, adapter: _edit(adapter, lora_alpha=None), "has lora_alpha None"),
-        (lambda base, adapter: _only_half(adapter), r"lacks lora_B of llama.layers.0.mlp.up_proj"),
-        (lambda base, adapter: next(adapter.glob("*.safetensors")).unlink(), "names 1 files that are not in the folder .peft_model-00001-of-00001.safetensors"),
-        (lambda base, adapter: (adapter / "lora_config.json").rename(adapter / "prefix_config.json"), r"predict_generation.py .*--prefix_path"),
-        (lambda base, adapter: (adapter / "lora_config.json").unlink(), "holds no adapter: expected lora_config.json or adapter_config.json"),
-        (lambda base, adapter: (base / "config.json").unlink(), "is no model folder: it has no config.json"),
-        (lambda base, adapter: shutil.rmtree(base), r"the base that .* names, .* is no folder"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused_by_name(harm, message, tmp_path):
-    base = write_base(tmp_path / "base", "llama")
-    write_adapter(tmp_path / "adapter", base)
-    harm(base, tmp_path / "adapter")
-    with pytest.raises(UserError, match=message):
-        run_merge(None, tmp_path / "adapter", output=tmp_path / "merged")
-    assert not list(tmp_path.glob("*merged*"))
-
-
-def test_inputs_are_never_overwritten(tmp_path):
-    base = write_base(tmp_path / "base", "llama")
-    write_adapter(tmp_path / "adapter", base)
-    for folder in ("base", "adapter"):
-        with pytest.raises(UserError, match=f"--merge_model_path .*{folder} is an input"):
-            run_merge(base, tmp_path / "adapter", output=tmp_path / folder, overwrite=True)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("")
-    with pytest.raises(UserError, match=r"--merge_model_path .* is not empty"):
-        run_merge(base, tmp_path / "adapter", output=tmp_path / "mine", overwrite=True)
-
-
 def test_options():
     words = ["--lora_path", "a,b", "--lora_path", "c", "d", "--merge_lora_model_path", "out", "--unmerge"]
     options = parse_options([*words, "--max_shard_size", "2MB"])
@@ -397,21 +288,11 @@ def test_command_needs_no_framework(tmp_path):
     check_logits(folder_logits(tmp_path / "merged"), expected)
 
 
-def test_index_of_the_base_is_missed_by_name(tmp_path):
-    base = write_base(tmp_path / "base", "llama")
-    write_adapter(tmp_path / "adapter", base)
-    (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
-    with pytest.raises(
-        UserError, match=r"00001-of-00002.safetensors is here, model-00002-of-00002.safetensors and"
-    ):
-        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
-
-
 def test_relative_base_is_found_from_another_folder(tmp_path, monkeypatch):
     run = tmp_path / "run"
     base, adapter = write_base(run / "models" / "base", "llama"), run / "checkpoints" / "lora"
     write_adapter(adapter, base)
-    _edit(adapter, base_model_name_or_path="models/base")
+    edit_adapter(adapter, base_model_name_or_path="models/base")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     run_merge(None, adapter, output=tmp_path / "merged")

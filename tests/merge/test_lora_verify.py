@@ -8,8 +8,7 @@ import pytest
 
 from finetune.merge import lora, lora_verify
 from finetune.merge.lora import MergeOptions, export_peft, main
-from tests.merge.lora_writing import VOCABULARY, write_adapter, write_base
-from tests.merge.test_lora import run_merge
+from tests.merge.lora_writing import VOCABULARY, run_merge, write_adapter, write_base
 
 
 def test_verify_of_taking_out(tmp_path, capsys):

@@ -18,8 +18,8 @@ from finetune.families.family import get_family
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.training.loss import logits_of, token_loss_sum
 from tests.families import decoding
+from tests.families.cases import FACTS, small_options
 
-OPTIONS = {"qwen": {"vocab_size": 520}, "bloom": {}, "opt": {}}
 FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma"]
 LENGTHS = [6, 3, 5]
 
@@ -76,7 +76,7 @@ def family(request):
 @pytest.fixture(scope="module")
 def folder(family, corpus, tmp_path_factory):
     options = {"vocab_size": 330, "num_layers": 2, "hidden_size": 32}
-    options |= OPTIONS.get(family.name, {"num_key_value_heads": 2})
+    options |= small_options(family.name)
     return build_tiny(
         family.name, tmp_path_factory.mktemp("attention") / family.name, corpus=corpus, **options
     )
@@ -209,7 +209,7 @@ def test_a_kernel_never_gets_a_mask_and_is_causal_together(family, plain, fused,
 
 
 def test_rows_padded_on_the_right_need_no_mask(family, plain, fused, kernels):
-    if family.name == "bloom":  # distances
+    if FACTS[family.name].adds_distances:
         return
     ids, _ = decoding.right_padded(decoding.random_rows([7, 4]))
     expected = decoding.logits(plain, ids)

@@ -24,10 +24,10 @@ from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import ProcessGroups
 from finetune.training.loss import logits_of, token_loss_sum
 from tests.families import decoding
+from tests.families.cases import FACTS, small_options
 
-OPTIONS = {"qwen": {"vocab_size": 520}, "bloom": {}, "opt": {}}
-FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma"]
-ROTARY = [name for name in FAMILIES if name not in ("bloom", "opt")]
+FAMILIES = list(FACTS)
+ROTARY = [name for name in FAMILIES if FACTS[name].rotary_tables]
 LENGTH = 600
 # Largest relative error of one rounding to bfloat16, which has 8 bits.
 ROUNDING = 2.0**-8
@@ -46,7 +46,7 @@ def folders(corpus, tmp_path_factory):
     def folder(name: str):
         if name not in made:
             options = {"vocab_size": 330, "num_layers": 2, "hidden_size": 64, "max_length": 1024}
-            options |= OPTIONS.get(name, {"num_key_value_heads": 2})
+            options |= small_options(name)
             made[name] = build_tiny(name, root / name, corpus=corpus, **options)
         return made[name]
 
@@ -154,12 +154,12 @@ def test_tables_of_positions_are_float32_in_a_model_of_half_precision(folders, h
     assert seen
     for inputs, results in seen:
         tables = [each for each in inputs if each is not None and each.dtype == paddle.float32]
-        assert len(tables) == (1 if name == "chatglm2" else 2), [each.dtype for each in inputs]
+        assert len(tables) == FACTS[name].rotary_tables, [each.dtype for each in inputs]
         assert all(each.dtype == paddle.bfloat16 for each in results)
     tables = [each.numpy() for each in seen[0][0] if each is not None and each.dtype == paddle.float32]
     seen.clear()
     decoding.logits(load(folders(name), "float32"), ids)
-    heads = 1 if name == "chatglm2" else 2  # what is turned is float32, too
+    heads = FACTS[name].rotary_tables  # what is turned, as many tensors, is float32, too
     expected = [each.numpy() for each in seen[0][0][heads:] if each is not None and each.is_floating_point()]
     assert len(tables) == len(expected)
     for found, exact in zip(tables, expected, strict=True):
@@ -266,7 +266,7 @@ def test_norms_are_rounded_no_more_than_twice(folders, half, name, level):
     ]
     assert norms
     norm = norms[0]
-    offset = 1.0 if name == "gemma" else 0.0
+    offset = FACTS[name].norm_offset
     norm.weight.set_value(bfloat16(1.0 - offset + 0.3 * _numbers([64], 5)).astype(norm.weight.dtype))
     x = bfloat16(_numbers((8, 16, 64), 6) * 3)
     context = paddle.amp.auto_cast(level=level, dtype="bfloat16") if level else contextlib.nullcontext()
@@ -274,7 +274,7 @@ def test_norms_are_rounded_no_more_than_twice(folders, half, name, level):
         found = norm(x)
     assert found.dtype == paddle.bfloat16 or level == "O1"
     values = wide(x).astype(np.float64)
-    if name in ("bloom", "opt"):
+    if FACTS[name].norm_centres:
         values = values - values.mean(-1, keepdims=True)
     scale = np.sqrt((values**2).mean(-1, keepdims=True) + 1e-5)
     exact = values / scale * (wide(norm.weight) + offset)

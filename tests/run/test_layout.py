@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.family import TinyShape, families, get_family
+from finetune.families.family import families, get_family
+from finetune.families.tiny_recipe import TinyShape
 from finetune.machine import device
 from finetune.models.resolve import ResolvedModel
 from finetune.processes.layout import Coordinates, Layout, split_processes
@@ -301,7 +302,7 @@ def test_every_family_says_how_fused_attention_keeps_samples_apart(family):
     record, config = get_family(family), resolved(family).config
     rows = {"half": True, "has_prefix": False}
     assert record.packed_mask(config, fused=False, **rows) == "block"
-    expected = "block" if family == "bloom" else "start_end"
+    expected = "block" if FACTS[family].adds_distances else "start_end"
     assert record.packed_mask(config, fused=True, **rows) == expected
     for change in ({"half": False}, {"has_prefix": True}):  # what FlashMask cannot do
         assert record.packed_mask(config, fused=True, **rows | change) == "block"

@@ -25,7 +25,7 @@ from tests.conftest import FAST, ROOT, launch, run_entry, write_arguments
 NO_PADDLE = """
 import sys
 import finetune_generation
-from finetune.command import run_command
+from finetune.processes.command import run_command
 
 code = run_command(finetune_generation.main)
 print("loaded:", *sorted({"paddle", "paddlenlp"} & sys.modules.keys()))

@@ -228,7 +228,145 @@ PADDLENLP_FILES = {
         },
         set(),
     ),
+    "August 2023, llama sft": (
+        {
+            "model_name_or_path": "facebook/llama-7b",
+            "tensor_parallel_degree": 4,
+            "pipeline_parallel_degree": 1,
+        },
+        {"tensor_parallel_degree"},
+    ),
+    "August 2023, bloom pt": (
+        {
+            **ONE_CARD,
+            "model_name_or_path": "bigscience/bloomz-560m",
+            "prefix_tuning": True,
+            "learning_rate": 0.03,
+        },
+        set(),
+    ),
+    "August 2023, lora of an extended vocabulary": (
+        {
+            **{**ONE_CARD, "model_name_or_path": "owner/new_vocab_model", "sharding": "stage1"},
+            **{"lora": True, "lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "intokens": False},
+            **{"modules_to_save": "embed_tokens,lm_head", "lr_scheduler_type": "cosine", "max_steps": 2000},
+            **{"warmup_steps": None, "warmup_ratio": 0.03, "evaluation_strategy": "steps", "eval_steps": 50},
+            **{
+                "save_strategy": "steps",
+                "save_steps": 50,
+                "eval_with_do_generation": True,
+                "weight_decay": 0.0,
+            },
+            **{"metric_for_best_model": "rougel", "recompute": False, "lora_trainable": "q_proj,v_proj"},
+        },
+        set(),
+    ),
+    "November 2023, chatglm2 pt": (
+        {
+            **{**ONE_CARD, "model_name_or_path": "THUDM/chatglm2-6b", "prefix_tuning": True},
+            **{"zero_padding": False, "use_flash_attention": False, "learning_rate": 0.03},
+        },
+        set(),
+    ),
+    "November 2023, llama lora": (
+        {
+            **{**ONE_CARD, "model_name_or_path": "facebook/llama-7b", "lora": True, "intokens": False},
+            **{"use_flash_attention": False, "learning_rate": 3e-4},
+        },
+        set(),
+    ),
+    "December 2023, llama sft": (
+        {
+            **{"model_name_or_path": "facebook/llama-7b", "tensor_parallel_degree": 4},
+            **{
+                "pipeline_parallel_degree": 1,
+                "intokens": True,
+                "zero_padding": False,
+                "use_flash_attention": False,
+            },
+        },
+        {"tensor_parallel_degree"},
+    ),
+    "December 2023, llama sft of 13B": (
+        {
+            **{"model_name_or_path": "facebook/llama-13b", "tensor_parallel_degree": 4, "intokens": False},
+            **{"pipeline_parallel_degree": 1, "zero_padding": False, "use_flash_attention": False},
+            **{"evaluation_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": False},
+            **{"metric_for_best_model": "bleu4", "eval_with_do_generation": True},
+            **{"pipeline_parallel_config": "disable_batch_p2p_comm", "gradient_accumulation_steps": 8},
+        },
+        {"tensor_parallel_degree"},
+    ),
+    "June 2024, llama lora pissa": (
+        {
+            **{
+                **ONE_CARD,
+                **BF16,
+                "model_name_or_path": "meta-llama/Llama-2-7b",
+                "lora": True,
+                "pissa": True,
+            },
+            **{
+                "lora_rank": 128,
+                "zero_padding": False,
+                "use_flash_attention": True,
+                "unified_checkpoint": True,
+            },
+        },
+        set(),
+    ),
+    "June 2024, qwen lora": (
+        {
+            **{**BF16, "model_name_or_path": "Qwen/Qwen2-7B", "tensor_parallel_degree": 4, "lora": True},
+            **{
+                "pipeline_parallel_degree": 1,
+                "unified_checkpoint": True,
+                "zero_padding": False,
+                "pissa": False,
+            },
+            "use_flash_attention": True,
+        },
+        {"tensor_parallel_degree"},
+    ),
+    "June 2024, llama pt": (
+        {
+            **{**ONE_CARD, **BF16, "model_name_or_path": "meta-llama/Meta-Llama-3-8B", "prefix_tuning": True},
+            **{"zero_padding": False, "use_flash_attention": True, "learning_rate": 0.03},
+        },
+        set(),
+    ),
+    "January 2025, qwen 0.5B": (
+        {
+            **{**ONE_CARD, **FUSED, "model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct", "sharding": "stage2"},
+            **{"zero_padding": True, "unified_checkpoint": True, "use_fused_linear_cross_entropy": True},
+            **{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "recompute": None},
+        },
+        set(),
+    ),
+    "January 2025, distilled answers": (
+        {
+            **{**ONE_CARD, **BF16, "model_name_or_path": "Qwen/Qwen2.5-Math-7B", "sharding": "stage2"},
+            **{"fp16": None, "evaluation_strategy": "no", "do_eval": False, "eval_steps": 10},
+            **{"load_best_model_at_end": False, "src_length": 8192, "max_length": 16384, "flash_mask": True},
+            **{"zero_padding": True, "unified_checkpoint": True, "use_flash_attention": True},
+        },
+        set(),
+    ),
+    "January 2025, lora with the switches of its relatives": (
+        {
+            **{**ONE_CARD, **BF16, "model_name_or_path": "meta-llama/Meta-Llama-3-8B", "lora": True},
+            **{"use_mora": False, "lora_use_mixer": False, "rslora": False, "lora_plus_scale": 4},
+            **{"enable_auto_parallel": False, "to_static": False, "max_steps": 100, "num_train_epochs": None},
+        },
+        set(),
+    ),
 }
+
+
+def test_there_are_files_of_every_time():
+    assert len(PADDLENLP_FILES) >= 30
+    for time in ("August 2023", "November 2023", "December 2023", "June 2024", "January 2025"):
+        assert any(name.startswith(time) for name in PADDLENLP_FILES)
 
 
 @pytest.mark.parametrize("name", PADDLENLP_FILES)

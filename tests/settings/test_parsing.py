@@ -240,9 +240,17 @@ def test_the_command_line_wins_under_the_other_name_too():
 
 
 def test_two_names_with_two_values_are_a_fault():
-    assert faults_of({"intokens": True, "zero_padding": False})[0] == (
-        "intokens and zero_padding are one setting, but in args.json they are true and false: keep one of them"
+    assert faults_of({"task_name_or_path": "a", "dataset_name_or_path": "b"})[0] == (
+        "dataset_name_or_path and task_name_or_path are one setting, "
+        'but in args.json they are "b" and "a": keep one of them'
     )
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_intokens_wins_over_the_later_name_as_in_paddlenlp(packs):
+    for names in (("intokens", "zero_padding"), ("zero_padding", "intokens")):
+        settings = {name: packs if name == "intokens" else not packs for name in names}
+        assert parse(settings).data.zero_padding is packs
 
 
 def test_null_beside_the_other_name_is_no_conflict():

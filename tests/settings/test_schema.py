@@ -9,6 +9,7 @@ import pytest
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.registry import foreign_settings, known_aliases, known_settings
 from finetune.settings.schema import json_schema
+from finetune.settings.synonyms import known_synonyms
 from tests.conftest import ROOT
 
 SHIPPED = sorted(ROOT.glob("*/*_argument*.json"))
@@ -59,7 +60,7 @@ def test_it_is_json_and_knows_every_name():
     schema = json_schema()
     assert json.loads(json.dumps(schema)) == schema
     names = known_settings().keys() | known_aliases().keys() | foreign_settings().keys()
-    assert schema["properties"].keys() == names
+    assert schema["properties"].keys() == names | known_synonyms().keys()
     assert [name for name, each in schema["properties"].items() if not each["description"]] == []
 
 
@@ -89,6 +90,7 @@ def test_written_arguments_are_valid(tmp_path, monkeypatch):
         {"dataset_mix": [{"path": "data"}], "skip_data_intervals": [[1, 2]]},
         {"sep_parallel_degree": 1, "optim": "adamw"},
         {"$schema": "argument_schema.json"},
+        {"cutoff_len": 512, "finetuning_type": "lora", "use_dora": False, "model_name": ["小桨", "Paddy"]},
     ],
 )
 def test_right_settings(settings):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.batches.sampler import GlobalOrder, split
 from finetune.data.stream.state import load_arrays, save_arrays
@@ -218,12 +219,12 @@ class StreamSource:
         return None
 
     def close(self) -> str:
-        """Ends the process; returns what became of the lines."""
+        """Ends the process; returns the counts of its lines."""
         self._process.close()
         return f"Data, train, as far as read: {self._summary}" if self._summary else ""
 
 
-def make_share(global_batch_size: int, *, micro_batch_size: int, rank: int, world: int) -> list[np.ndarray]:
+def make_share(global_batch_size: int, *, micro_batch_size: int, rank: int, world: int) -> list[NDArray[Any]]:
     """Which rows of a global batch are a rank's, by micro-batch."""
     rows = np.arange(global_batch_size)
     return split(rows, micro_batch_size=micro_batch_size, rank=rank, world=world)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.samples.tokenize import IGNORE_INDEX, Prompt, Sample
 
@@ -24,8 +25,8 @@ _TILE = 256
 
 def collate(
     samples: Sequence[Sample], *, pad_token_id: int, pad_to_multiple_of: int | None = None
-) -> dict[str, np.ndarray]:
-    """Pad samples on the right.
+) -> dict[str, NDArray[Any]]:
+    """Pads samples on the right.
 
     Args:
         samples: B of them, at least one.
@@ -56,8 +57,8 @@ def collate_packed(
     pad_to_multiple_of: int | None = None,
     row_length: int | None = None,
     mask: Literal["block", "start_end"] | None = "block",
-) -> dict[str, np.ndarray]:
-    """Pad bins on the right and build what keeps their segments apart.
+) -> dict[str, NDArray[Any]]:
+    """Pads bins on the right and builds what keeps their segments apart.
 
     Args:
         bins: B of them, at least one, with S segments at most.
@@ -102,7 +103,7 @@ def collate_packed(
     return batch
 
 
-def block_mask(segment_lengths: Sequence[np.ndarray], row_length: int) -> np.ndarray:
+def block_mask(segment_lengths: Sequence[NDArray[Any]], row_length: int) -> NDArray[Any]:
     """The dense causal mask of packed rows: a token sees itself and what precedes it in its segment.
 
     A padding token sees itself alone, since a row of the mask without any True gives NaN in some kernels::
@@ -133,7 +134,7 @@ def block_mask(segment_lengths: Sequence[np.ndarray], row_length: int) -> np.nda
     return mask
 
 
-def start_end_rows(segment_lengths: Sequence[np.ndarray], row_length: int) -> np.ndarray:
+def start_end_rows(segment_lengths: Sequence[NDArray[Any]], row_length: int) -> NDArray[Any]:
     """The same mask in the form of FlashMask (Wang et al. 2024), one number for each key.
 
     Args:
@@ -151,8 +152,8 @@ def start_end_rows(segment_lengths: Sequence[np.ndarray], row_length: int) -> np
     return ends
 
 
-def collate_prompts(prompts: Sequence[Prompt], *, pad_token_id: int) -> dict[str, np.ndarray]:
-    """Pad prompts on the left.
+def collate_prompts(prompts: Sequence[Prompt], *, pad_token_id: int) -> dict[str, NDArray[Any]]:
+    """Pads prompts on the left.
 
     Args:
         prompts: B of them, at least one.
@@ -173,8 +174,8 @@ def collate_prompts(prompts: Sequence[Prompt], *, pad_token_id: int) -> dict[str
     }
 
 
-def _fill_triangle(square: np.ndarray) -> None:
-    """Set the diagonal and all below it, a band of rows at a time."""
+def _fill_triangle(square: NDArray[Any]) -> None:
+    """Sets the diagonal and all below it, a band of rows at a time."""
     for start in range(0, len(square), _TILE):
         band = square[start : start + _TILE]
         band[:, :start] = True
@@ -182,27 +183,29 @@ def _fill_triangle(square: np.ndarray) -> None:
 
 
 @functools.cache
-def _triangle() -> np.ndarray:
+def _triangle() -> NDArray[Any]:
     return np.tri(_TILE, dtype=bool)
 
 
-def _count_within(lengths: np.ndarray) -> np.ndarray:
+def _count_within(lengths: NDArray[Any]) -> NDArray[Any]:
     """0, 1, ... anew in every segment."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    counts: NDArray[np.int64] = np.arange(lengths.sum()) - starts
+    return counts
 
 
 def _round_up(length: int, multiple: int | None) -> int:
     return -(-length // multiple) * multiple if multiple else length
 
 
-def _lengths(rows: Sequence[np.ndarray]) -> np.ndarray:
+def _lengths(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
     if not rows:
         raise ValueError("a batch needs at least one sample")
     return np.array([len(row) for row in rows], dtype=np.int64)
 
 
-def _fill(mask: np.ndarray, rows: Sequence[np.ndarray], value: int) -> np.ndarray:
-    """Write the rows one after the other where the mask is set: both run in row-major order."""
+def _fill(mask: NDArray[Any], rows: Sequence[NDArray[Any]], value: int) -> NDArray[Any]:
+    """Writes the rows one after the other where the mask is set: both run in row-major order."""
     filled = np.full(mask.shape, value, dtype=np.int64)
     filled[mask] = np.concatenate(rows)
     return filled

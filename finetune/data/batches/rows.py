@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.batches.collate import collate, collate_packed
 from finetune.data.packing.packing import PackedSamples
@@ -37,13 +38,13 @@ class Batch:
             row has fewer; None where no dense mask is wanted.
     """
 
-    inputs: dict[str, np.ndarray]
-    labels: np.ndarray
+    inputs: dict[str, NDArray[Any]]
+    labels: NDArray[Any]
     segments: list[list[tuple[int, int]]]
     num_tokens: int
     num_label_tokens: int
     weight: float = 1.0
-    mask_segments: np.ndarray | None = None
+    mask_segments: NDArray[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,17 +72,17 @@ class Rows(Protocol):
     """Units that become rows of a batch."""
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> NDArray[Any]:
         """int64 [units], tokens of each unit."""
         ...
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: NDArray[Any]) -> Batch:
         """The rows of some units."""
         ...
 
-    def count_label_tokens(self, indices: np.ndarray) -> int:
+    def count_label_tokens(self, indices: NDArray[Any]) -> int:
         """Labels of some units that are not IGNORE_INDEX; no row is made for it."""
         ...
 
@@ -114,11 +115,11 @@ class PaddedRows:
         return len(self.samples)
 
     @functools.cached_property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> NDArray[Any]:
         """int64 [samples], tokens of each sample."""
         return sample_lengths(self.samples)
 
-    def count_label_tokens(self, indices: np.ndarray) -> int:
+    def count_label_tokens(self, indices: NDArray[Any]) -> int:
         """Labels of some samples that are not IGNORE_INDEX."""
         return count_label_tokens(self.samples, indices)
 
@@ -126,7 +127,7 @@ class PaddedRows:
         """Changes when the samples do."""
         return hash_samples(self.samples)
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: NDArray[Any]) -> Batch:
         """The rows of some samples."""
         arrays = collate([self.samples[i] for i in indices], **self._padding)
         segments = [
@@ -165,11 +166,11 @@ class PackedRows:
         return len(self.packed)
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> NDArray[Any]:
         """int64 [bins], tokens of each bin."""
         return self.packed.lengths
 
-    def count_label_tokens(self, indices: np.ndarray) -> int:
+    def count_label_tokens(self, indices: NDArray[Any]) -> int:
         """Labels of some bins that are not IGNORE_INDEX."""
         samples = [self.packed.packing[int(i)] for i in indices]
         return count_label_tokens(self.packed.samples, np.concatenate(samples))
@@ -178,7 +179,7 @@ class PackedRows:
         """Changes when the samples do."""
         return hash_samples(self.packed.samples)
 
-    def batch(self, indices: np.ndarray) -> Batch:
+    def batch(self, indices: NDArray[Any]) -> Batch:
         """The rows of some bins."""
         arrays = collate_packed([self.packed[int(i)] for i in indices], **self._options)
         segments = [
@@ -200,7 +201,9 @@ def hash_samples(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _to_batch(arrays: dict[str, np.ndarray], segments: list, *, names: Sequence[str]) -> Batch:
+def _to_batch(
+    arrays: dict[str, NDArray[Any]], segments: list[list[tuple[int, int]]], *, names: Sequence[str]
+) -> Batch:
     return Batch(
         inputs={name: arrays[name] for name in names if name in arrays},
         labels=arrays["labels"],

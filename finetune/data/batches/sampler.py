@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 
@@ -53,7 +54,7 @@ class GlobalOrder:
         num_full, num_rest = divmod(self.num_samples, self.global_batch_size)
         return num_full + (num_rest > 0 and not self.drop_last)
 
-    def permutation(self, epoch: int) -> np.ndarray:
+    def permutation(self, epoch: int) -> NDArray[Any]:
         """The order of one epoch: int64 [num_samples], read-only."""
         if epoch != self._cached_epoch:
             generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
@@ -62,7 +63,7 @@ class GlobalOrder:
             self._cached_epoch = epoch
         return self._cached_permutation
 
-    def batch(self, step: int) -> tuple[int, np.ndarray]:
+    def batch(self, step: int) -> tuple[int, NDArray[Any]]:
         """The global batch of an optimizer step.
 
         Args:
@@ -104,13 +105,12 @@ class GlobalOrder:
 
 
 def split(
-    indices: np.ndarray,
-    micro_batch_size: int | None = None,
+    indices: NDArray[Any],
+    micro_batch_size: int,
     *,
-    num_micro_batches: int | None = None,
     rank: int = 0,
     world: int = 1,
-) -> list[np.ndarray]:
+) -> list[NDArray[Any]]:
     """The micro-batches of one rank within a global batch.
 
     The batch is cut into `world` contiguous shares that differ by one sample at most, and each share into
@@ -123,8 +123,7 @@ def split(
 
     Args:
         indices: The global batch, [B].
-        micro_batch_size: Most samples of a micro-batch; their number follows. Either this or the next.
-        num_micro_batches: Number of micro-batches, of nearly equal size (for pipelines).
+        micro_batch_size: Most samples of a micro-batch; their number follows.
         rank: Of the data-parallel ranks.
         world: Number of data-parallel ranks.
 
@@ -134,10 +133,6 @@ def split(
     if not 0 <= rank < world:
         raise ValueError(f"rank is {rank}, expected 0 to {world - 1}")
     share = np.array_split(indices, world)[rank]
-    if num_micro_batches is not None and micro_batch_size is None:
-        return np.array_split(share, num_micro_batches)
-    if micro_batch_size is None or num_micro_batches is not None:
-        raise ValueError("give either micro_batch_size or num_micro_batches")
     largest_share = -(-len(indices) // world)
     num_steps = -(-largest_share // micro_batch_size)
     return [share[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(num_steps)]

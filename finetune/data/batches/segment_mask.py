@@ -7,9 +7,10 @@ fills rectangles and triangles, is ten times faster than comparing each pair of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.batches.collate import block_mask
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import paddle
 
 
-def make_block_mask(segment_lengths: np.ndarray, row_length: int) -> paddle.Tensor:
+def make_block_mask(segment_lengths: NDArray[Any], row_length: int) -> paddle.Tensor:
     """The mask of `finetune.data.batches.collate.block_mask` on the current device.
 
     Args:
@@ -34,7 +35,7 @@ def make_block_mask(segment_lengths: np.ndarray, row_length: int) -> paddle.Tens
     return compare_segments(segment_lengths, row_length)
 
 
-def compare_segments(segment_lengths: np.ndarray, row_length: int) -> paddle.Tensor:
+def compare_segments(segment_lengths: NDArray[Any], row_length: int) -> paddle.Tensor:
     """The same by operations on the device: each pair of tokens is compared, nothing is read back."""
     import paddle
 

@@ -17,8 +17,10 @@ The steps number a few for each distinct length (some thousands at 4096), howeve
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class _OpenBins:
@@ -48,7 +50,7 @@ class _OpenBins:
         return room, start, stop
 
 
-def assign_bins(counts: np.ndarray, capacity: int) -> np.ndarray:
+def assign_bins(counts: NDArray[Any], capacity: int) -> NDArray[Any]:
     """The bin of every sample, samples taken from the longest to the shortest.
 
     Args:
@@ -82,9 +84,10 @@ def assign_bins(counts: np.ndarray, capacity: int) -> np.ndarray:
     return _expand(np.array(runs, dtype=np.int64).reshape(-1, 3))
 
 
-def _expand(runs: np.ndarray) -> np.ndarray:
+def _expand(runs: NDArray[Any]) -> NDArray[Any]:
     """Bin numbers from rows of (first bin, number of bins, samples in each of them)."""
     first, num_bins, per_bin = runs.T
     sizes = num_bins * per_bin
     within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.repeat(first, sizes) + within // np.repeat(per_bin, sizes)
+    bins: NDArray[Any] = np.repeat(first, sizes) + within // np.repeat(per_bin, sizes)
+    return bins

@@ -21,9 +21,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.packing.best_fit import assign_bins
 
@@ -49,14 +50,14 @@ class Packing:
     """
 
     capacity: int
-    order: np.ndarray
-    offsets: np.ndarray
-    num_bin_tokens: np.ndarray
+    order: NDArray[Any]
+    offsets: NDArray[Any]
+    num_bin_tokens: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.num_bin_tokens)
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    def __getitem__(self, number: int) -> NDArray[Any]:
         number = range(len(self))[number]
         return self.order[self.offsets[number] : self.offsets[number + 1]]
 
@@ -70,7 +71,7 @@ class Packing:
         """Share of the room that holds tokens, 0 to 1; 1 when there are no bins."""
         return self.num_tokens / (len(self) * self.capacity) if len(self) else 1.0
 
-    def select(self, bins: np.ndarray) -> Packing:
+    def select(self, bins: NDArray[Any]) -> Packing:
         """A packing of some of the bins.
 
         Args:
@@ -83,8 +84,8 @@ class Packing:
         return Packing(self.capacity, order, offsets, self.num_bin_tokens[bins])
 
 
-def pack(lengths: np.ndarray, capacity: int, *, seed: int, window: int | None = None) -> Packing:
-    """Distribute samples over bins by best-fit-decreasing.
+def pack(lengths: NDArray[Any], capacity: int, *, seed: int, window: int | None = None) -> Packing:
+    """Distributes samples over bins by best-fit-decreasing.
 
     Args:
         lengths: Integers [samples], tokens of each sample, 1 to `capacity`.
@@ -117,7 +118,7 @@ def pack(lengths: np.ndarray, capacity: int, *, seed: int, window: int | None = 
     return _join(closed).select(generator.permutation(sum(map(len, closed))))
 
 
-def split_open(packing: Packing) -> tuple[Packing, np.ndarray]:
+def split_open(packing: Packing) -> tuple[Packing, NDArray[Any]]:
     """Separate the bins that are as good as full from those that more samples could fill better.
 
     For packing in portions: pack the samples left over again, together with the next portion.
@@ -144,10 +145,10 @@ class Bin:
         sample_indices: int64 [S], which samples they are.
     """
 
-    input_ids: np.ndarray
-    labels: np.ndarray
-    segment_lengths: np.ndarray
-    sample_indices: np.ndarray
+    input_ids: NDArray[Any]
+    labels: NDArray[Any]
+    segment_lengths: NDArray[Any]
+    sample_indices: NDArray[Any]
 
 
 class PackedSamples(Sequence[Bin]):
@@ -184,18 +185,18 @@ class PackedSamples(Sequence[Bin]):
         )
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> NDArray[Any]:
         """int64 [bins], tokens of each bin; no bin is built for it."""
         return self.packing.num_bin_tokens
 
     @functools.cached_property
-    def num_label_tokens(self) -> np.ndarray:
+    def num_label_tokens(self) -> NDArray[Any]:
         """int64 [bins], tokens of each bin that carry a label."""
         counts = np.fromiter((sample.num_label_tokens for sample in self.samples), np.int64)
         return _sum_bins(counts[self.packing.order], self.packing.offsets)
 
 
-def _checked_lengths(lengths: np.ndarray, capacity: int) -> np.ndarray:
+def _checked_lengths(lengths: NDArray[Any], capacity: int) -> NDArray[Any]:
     lengths = np.asarray(lengths)
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}, expected at least 1 token")
@@ -212,9 +213,9 @@ def _checked_lengths(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def _pack_shuffled(
-    lengths: np.ndarray, indices: np.ndarray, capacity: int, generator: np.random.Generator
+    lengths: NDArray[Any], indices: NDArray[Any], capacity: int, generator: np.random.Generator
 ) -> Packing:
-    """Pack the samples with these indices, dealt out in this order within equal lengths."""
+    """Packs the samples with these indices, dealt out in this order within equal lengths."""
     own_lengths = lengths[indices]
     indices = indices[_argsort_stable(capacity - own_lengths)]  # longest first
     bin_of_sample = assign_bins(np.bincount(own_lengths), capacity)
@@ -225,7 +226,7 @@ def _pack_shuffled(
     return Packing(capacity, order, offsets, _sum_bins(lengths[order], offsets))
 
 
-def _argsort_stable(keys: np.ndarray) -> np.ndarray:
+def _argsort_stable(keys: NDArray[Any]) -> NDArray[Any]:
     """np.argsort(keys, kind="stable") for keys >= 0: NumPy's radix sort, 16 bits a time, is 2 to 3 times faster."""
     order = np.argsort((keys & 0xFFFF).astype(np.uint16), kind="stable")
     rest = keys >> 16
@@ -241,10 +242,11 @@ def _join(packings: Sequence[Packing]) -> Packing:
     )
 
 
-def _offsets(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64, copy=False)
+def _offsets(counts: NDArray[Any]) -> NDArray[Any]:
+    offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64, copy=False)
+    return offsets
 
 
-def _sum_bins(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _sum_bins(values: NDArray[Any], offsets: NDArray[Any]) -> NDArray[Any]:
     """Sums of the values [samples, in packed order] of each bin; no bin is empty."""
     return np.add.reduceat(values, offsets[:-1]) if len(offsets) > 1 else values[:0]

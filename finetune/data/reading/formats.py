@@ -43,7 +43,7 @@ DEFAULT_OPTIONS = ReadOptions()
 def read_conversations(
     paths: Iterable[str | Path], options: ReadOptions = DEFAULT_OPTIONS, faults: FaultCollector | None = None
 ) -> list[Conversation]:
-    """Read all examples of some files.
+    """Reads all examples of some files.
 
     Args:
         paths: The files.
@@ -66,7 +66,7 @@ def read_conversations(
 def convert(
     records: Iterable[Record], faults: FaultCollector, options: ReadOptions = DEFAULT_OPTIONS
 ) -> Iterator[Conversation]:
-    """Read the records of one file, of a format that is named or recognised.
+    """Reads the records of one file, of a format that is named or recognised.
 
     Raises:
         UserError: The file holds preference pairs and options do not say what to do with them.
@@ -93,7 +93,7 @@ def recognise(rows: list[dict[str, Any]]) -> str | None:
 
 
 def to_conversation(record: Record, format_name: str | None = "src_tgt") -> Conversation:
-    """Read one record.
+    """Reads one record.
 
     Raises:
         RecordError: A field is missing or of the wrong type, or the messages are in no usable order.

@@ -22,7 +22,7 @@ _PROMPTS, _ANSWERS = (USER, TOOL), (ASSISTANT, TOOL_CALL)
 
 
 def read_message(record: Record, value: Any, name: str) -> Message:
-    """Read one message.
+    """Reads one message.
 
     Args:
         record: Where it stands, for messages.
@@ -51,7 +51,7 @@ def read_message(record: Record, value: Any, name: str) -> Message:
 def read_message_list(
     record: Record, messages: Sequence[Message], name: str
 ) -> tuple[str | None, tuple[Message, ...]]:
-    """Check the order of messages, and part the system text from them.
+    """Checks the order of messages, and parts the system text from them.
 
     Results of several tools that follow one another become one message, and so do an answer and the
     tool call behind it.

@@ -41,7 +41,7 @@ class DataSource:
 def read_sources(
     sources: Sequence[DataSource], options: ReadOptions, faults: FaultCollector
 ) -> list[list[Conversation]]:
-    """Read the files of each source.
+    """Reads the files of each source.
 
     Raises:
         UserError: Faulty lines of all sources together, or a source without any example.
@@ -70,7 +70,7 @@ def _read_source(source: DataSource, options: ReadOptions, faults: FaultCollecto
 def mix(
     groups: Sequence[Sequence[Conversation]], sources: Sequence[DataSource], seed: int
 ) -> list[Conversation]:
-    """Put data sets together in the shares that their ratios ask for.
+    """Puts data sets together in the shares that their ratios ask for.
 
     An epoch has as many examples as all data sets together (after their max_samples). Each data set
     supplies its ratio's share of them: fewer than it has are drawn without repetition; more are all of
@@ -115,7 +115,7 @@ def draw(items: Sequence[_Item], count: int, seed: str) -> list[_Item]:
     return list(items) * num_rounds + [items[index] for index in chosen]
 
 
-def hold_back(
+def hold_out(
     groups: Sequence[Sequence[_Item]], split: float, seed: int
 ) -> tuple[list[list[_Item]], list[_Item]]:
     """Part examples into those to train on and those to evaluate on; each data set gives its share.

@@ -29,7 +29,7 @@ _LINE_HINT = "; each line must be one whole JSON object"
 
 
 def read_file(file: Path, faults: FaultCollector, start: Position = START) -> Iterator[Record]:
-    """Read one file (UTF-8; a byte-order mark, CRLF and blank lines are tolerated).
+    """Reads one file (UTF-8; a byte-order mark, CRLF and blank lines are tolerated).
 
     A name that ends in .csv means CSV with a line of column names; otherwise a file whose first
     character is ``[`` is one JSON array, and any other one holds a JSON object on each line.
@@ -80,7 +80,7 @@ def _read_lines(file: Path, faults: FaultCollector, start: Position) -> Iterator
 
 
 def _skip_line(stream: BinaryIO, line: bytes) -> int:
-    """Read on to the end of an overlong line, and return how many bytes that took."""
+    """Reads on to the end of an overlong line, and returns how many bytes that took."""
     num_bytes = 0
     while not line.endswith(b"\n") and (line := stream.readline(MAX_RECORD_BYTES)):
         num_bytes += len(line)
@@ -88,7 +88,7 @@ def _skip_line(stream: BinaryIO, line: bytes) -> int:
 
 
 def _parse_line(line: bytes, num_bytes: int) -> dict[str, Any]:
-    """Parse one line; ValueError carries the reason alone."""
+    """Parses one line; ValueError carries the reason alone."""
     if num_bytes > MAX_RECORD_BYTES:
         raise ValueError(_describe_too_long(num_bytes, "bytes"))
     try:

@@ -78,7 +78,7 @@ class FaultCollector:
     _of_files: list[str] = field(default_factory=list)
 
     def add(self, message: str) -> None:
-        """Count a fault, and keep its message while there is room."""
+        """Counts a fault, and keeps its message while there is room."""
         self.num_faults += 1
         if len(self.messages) < MAX_FAULTS:
             self.messages.append(message)
@@ -89,7 +89,7 @@ class FaultCollector:
         self.add(message)
 
     def raise_if_any(self) -> None:
-        """Raise what was gathered, unless it is to be skipped.
+        """Raises what was gathered, unless it is to be skipped.
 
         Raises:
             UserError: With up to `MAX_FAULTS` faults and a last line that counts the others.

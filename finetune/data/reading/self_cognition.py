@@ -32,7 +32,7 @@ def split_names(value: str) -> tuple[str, str]:
 def make_self_cognition(
     num_samples: int, model_name: str, model_author: str, *, seed: int, file: str | Path | None = None
 ) -> list[Conversation]:
-    """Expand a file of questions and answers.
+    """Expands a file of questions and answers.
 
     ``{{name}}`` and ``{{author}}`` are replaced in all messages: by the Chinese form in a conversation
     that has Chinese characters, by the English form in any other.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import ReadOptions
-from finetune.data.reading.mixing import DataSource, draw, hold_back, mix, read_sources
+from finetune.data.reading.mixing import DataSource, draw, hold_out, mix, read_sources
 from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.self_cognition import make_self_cognition
 from finetune.data.reading.source import find_split, find_splits
@@ -83,7 +83,7 @@ def read_splits(
     if training or holds_back:
         groups = _read(data, sources, "train", splits)
     if holds_back:
-        groups, splits.dev = hold_back(groups, data.validation_split or 0, seed)
+        groups, splits.dev = hold_out(groups, data.validation_split or 0, seed)
     elif evaluating:
         splits.dev = [each for group in _read(data, sources, "dev", splits) for each in group]
     splits.dev = _limit(splits.dev, data.max_eval_samples, f"{seed}:dev")

@@ -49,7 +49,7 @@ class BulkBuilder(SampleBuilder):
         )
 
     def _chunks(self, conversations: Iterator[Conversation]) -> Iterator[_Chunk]:
-        """Render conversations, and note which texts the tokenizer has to encode."""
+        """Renders conversations, and notes which texts the tokenizer has to encode."""
         chunk = _Chunk()
         while batch := list(islice(conversations, 16)):
             for conversation in batch:

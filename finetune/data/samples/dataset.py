@@ -13,8 +13,9 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
-from finetune.data.samples.tokenize import Prompt, SampleBuilder, TextEncoder, TooLongError, has_response
+from finetune.data.samples.tokenize import Prompt, SampleBuilder, TooLongError, has_response
 from finetune.data.templates.pieces import Template
 from finetune.errors import UserError
 
@@ -55,9 +56,16 @@ class DataReport:
     first_fault: str = ""
 
     def add_faults(self, faults: FaultCollector) -> None:
-        """Note what was skipped in reading."""
+        """Notes what was skipped in reading."""
         self.num_faulty_lines += faults.num_faults
         self.first_fault = self.first_fault or (faults.messages or [""])[0]
+
+    def add_dropped(
+        self, conversation: Conversation, error: TooLongError | None, *, only_last: bool = False
+    ) -> None:
+        """Notes an example that gave no sample: it is too long, or nothing is left to learn."""
+        is_blank = not has_response(conversation, only_last=only_last)
+        self.num_dropped[TOO_LONG if error else EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
 
     def describe(self) -> str:
         """One line for the log."""
@@ -100,7 +108,7 @@ def load_samples(
     train_on: str = "all",
     system: str | None = None,
 ) -> tuple[SampleStore, DataReport]:
-    """Read and encode examples for training, or for evaluation by loss.
+    """Reads and encodes examples for training, or for evaluation by loss.
 
     Args:
         source: The files of one split, from `finetune.data.reading.source.find_split`, or conversations.
@@ -130,11 +138,9 @@ def load_samples(
     too_long = FaultCollector()
 
     def count_dropped(conversation: Conversation, error: TooLongError | None) -> None:
+        report.add_dropped(conversation, error, only_last=train_on == "last")
         if error is not None:
-            _count_too_long(conversation, error, report, too_long)
-        else:
-            is_blank = not has_response(conversation, only_last=train_on == "last")
-            report.num_dropped[EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
+            too_long.add(f"{conversation.place}: {error}")
 
     samples = builder.build(conversations, count_dropped)
     if truncation == "error":
@@ -159,7 +165,7 @@ def load_prompts(
     truncation: str = "left",
     system: str | None = None,
 ) -> tuple[list[Prompt], DataReport]:
-    """Read and encode examples for evaluation by generation.
+    """Reads and encodes examples for evaluation by generation.
 
     An example whose last response is blank is dropped: there is nothing to compare with.
 
@@ -174,7 +180,8 @@ def load_prompts(
         try:
             prompt = builder.prompt(conversation)
         except TooLongError as error:
-            _count_too_long(conversation, error, report, too_long)
+            report.add_dropped(conversation, error)
+            too_long.add(f"{conversation.place}: {error}")
             continue
         if prompt is None or not prompt.target.strip():
             report.num_dropped[EMPTY_PROMPT if prompt is None else EMPTY_RESPONSE] += 1
@@ -189,13 +196,6 @@ def load_prompts(
     report.num_truncated_source = sum(prompt.truncated_source for prompt in prompts)
     report.num_dropped_rounds = sum(prompt.num_dropped_rounds for prompt in prompts)
     return prompts, report
-
-
-def _count_too_long(
-    conversation: Conversation, error: TooLongError, report: DataReport, faults: FaultCollector
-) -> None:
-    report.num_dropped[TOO_LONG] += 1
-    faults.add(f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop")
 
 
 def _read_source(

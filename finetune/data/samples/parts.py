@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-Part = tuple[np.ndarray, bool]
+Part = tuple[NDArray[Any], bool]
 """Ids, int32 [N] with N > 0, and whether they are learned."""
 
 
-def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+def as_ids(ids: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
     """int32 [N]."""
     return np.asarray(ids, dtype=np.int32)
 
@@ -34,7 +36,7 @@ def take_first(parts: Iterable[Part], num_tokens: int) -> list[Part]:
     return taken
 
 
-def leave_first(parts: Sequence[Part], num_tokens: int) -> list[Part]:
+def drop_first(parts: Sequence[Part], num_tokens: int) -> list[Part]:
     """All tokens but the first `num_tokens`."""
     for place, (ids, learned) in enumerate(parts):
         if num_tokens < len(ids):
@@ -43,6 +45,6 @@ def leave_first(parts: Sequence[Part], num_tokens: int) -> list[Part]:
     return []
 
 
-def join_ids(stretches: Sequence[np.ndarray]) -> np.ndarray:
+def join_ids(stretches: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """int32, all ids in a row."""
     return np.concatenate(stretches) if stretches else np.zeros(0, np.int32)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from finetune.data.samples.parts import Part, as_ids, join_ids, leave_first, take_first
+from finetune.data.samples.parts import Part, as_ids, drop_first, join_ids, take_first
 from finetune.data.templates.pieces import Piece, Template
 from finetune.errors import UserError
 
-KnownIds = dict[str | Piece, np.ndarray]
+KnownIds = dict[str | Piece, NDArray[Any]]
 """The ids, int32 [N], of texts, and of pieces in which a template's text and an example's are mixed."""
 
 
@@ -56,7 +57,7 @@ class PieceEncoder:
     def __init__(self, encoder: TextEncoder, template: Template):
         self._encoder = encoder
         self._prefix_ids = tuple(encoder.prefix_ids)
-        self._special_ids: dict[str, np.ndarray] = {}
+        self._special_ids: dict[str, NDArray[Any]] = {}
         self._end: Part = as_ids([encoder.eos_token_id]), True
         self._marks = tuple(template.special_tokens)
         missing = [mark for mark in self._marks if len(encoder.encode_special(mark)) != 1]
@@ -105,7 +106,7 @@ class PieceEncoder:
         encoded = list(map(as_ids, found))
         # One look at all ids, since hardly any text names a special token.
         if self._mark_ids and self._has_marks(join_ids(encoded)):
-            encoded = list(map(self._tear, texts, encoded))
+            encoded = list(map(self._encode_as_plain_text, texts, encoded))
         return dict(zip(texts, encoded, strict=True))
 
     def plain_text(self, piece: Piece) -> str:
@@ -120,10 +121,10 @@ class PieceEncoder:
         head = take_first(parts, len(prefix))
         is_prefix = tuple(join_ids([ids for ids, _ in head]).tolist()) == prefix
         if is_prefix and not any(learned for _, learned in head):
-            return leave_first(parts, len(prefix))
+            return drop_first(parts, len(prefix))
         return parts
 
-    def _find_ids(self, piece: Piece, known: KnownIds) -> np.ndarray:
+    def _find_ids(self, piece: Piece, known: KnownIds) -> NDArray[Any]:
         if piece.special and not piece.data:
             if piece.text not in self._special_ids:
                 self._special_ids[piece.text] = as_ids(self._encoder.encode_special(piece.text))
@@ -133,10 +134,10 @@ class PieceEncoder:
             known[key] = self._encode_mixed(key) if isinstance(key, Piece) else self._encode_text(key)
         return known[key]
 
-    def _encode_text(self, text: str) -> np.ndarray:
-        return self._tear(text, as_ids(self._encoder.encode(text)))
+    def _encode_text(self, text: str) -> NDArray[Any]:
+        return self._encode_as_plain_text(text, as_ids(self._encoder.encode(text)))
 
-    def _tear(self, text: str, ids: np.ndarray) -> np.ndarray:
+    def _encode_as_plain_text(self, text: str, ids: NDArray[Any]) -> NDArray[Any]:
         """Ids of a text in which the template's special tokens are not recognised.
 
         Some tokenizers know the marks of a template as added tokens and recognise them in any text; there
@@ -149,10 +150,10 @@ class PieceEncoder:
                     return join_ids([*map(self._encode_text, halves)])
         return ids
 
-    def _has_marks(self, ids: np.ndarray) -> bool:
+    def _has_marks(self, ids: NDArray[Any]) -> bool:
         return any(bool(np.any(ids == mark)) for mark in self._mark_ids)
 
-    def _encode_mixed(self, piece: Piece) -> np.ndarray:
+    def _encode_mixed(self, piece: Piece) -> NDArray[Any]:
         """Ids of a piece in which the template's text and an example's are mixed."""
         encode_special = self._encoder.encode_special
         data = piece.data.strip()  # templates often trim it

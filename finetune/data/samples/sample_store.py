@@ -8,9 +8,10 @@ learned; a `Sample` is made when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.samples.parts import join_ids
 from finetune.data.samples.tokenize import IGNORE_INDEX, CutSample, Sample
@@ -31,14 +32,14 @@ class SampleStore(Sequence[Sample]):
 
     NAMES = ("tokens", "learned", "offsets", "cuts", "dropped_rounds")
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]):
         self.tokens, self.learned = arrays["tokens"], arrays["learned"]
         self.offsets, self.cuts = arrays["offsets"], arrays["cuts"]
         self.dropped_rounds = arrays["dropped_rounds"]
 
     @classmethod
     def from_cut(cls, samples: Sequence[CutSample]) -> SampleStore:
-        """Lay samples end to end."""
+        """Lays samples end to end."""
         ids = [ids for sample in samples for ids, _ in sample.parts]
         flags = np.array([learned for sample in samples for _, learned in sample.parts], dtype=bool)
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -75,7 +76,7 @@ class SampleStore(Sequence[Sample]):
         )
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """All there is, by name."""
         return {name: getattr(self, name) for name in self.NAMES}
 
@@ -104,7 +105,7 @@ class SampleStore(Sequence[Sample]):
         )
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> NDArray[Any]:
         """int64 [samples], tokens of each sample that enter the model."""
         return np.diff(self.offsets) - 1
 
@@ -123,7 +124,7 @@ def count_label_tokens(samples: Sequence[Sample], indices: Iterable[int]) -> int
     return sum(int(np.count_nonzero(part)) for part in parts)
 
 
-def sample_lengths(samples: Sequence[Sample]) -> np.ndarray:
+def sample_lengths(samples: Sequence[Sample]) -> NDArray[Any]:
     """int64 [samples], tokens of each sample that enter the model; no sample is made for it."""
     if isinstance(samples, SampleStore):
         return samples.lengths

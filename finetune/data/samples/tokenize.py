@@ -44,12 +44,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.samples.parts import Part, as_ids, count_tokens, join_ids, leave_first, take_first
+from finetune.data.samples.parts import Part, as_ids, count_tokens, drop_first, join_ids, take_first
 from finetune.data.samples.piece_encoding import KnownIds, PieceEncoder, TextEncoder
 from finetune.data.templates.pieces import Piece, Template
 
@@ -67,8 +67,10 @@ class TooLongError(Exception):
     """
 
     def __init__(self, num_tokens: int, limit: int):
-        super().__init__(f"{num_tokens:,} tokens, allowed are {limit:,}")
-        self.num_tokens = num_tokens
+        super().__init__(
+            f"{num_tokens:,} tokens, allowed are {limit:,}: "
+            "raise the length, or set truncation to left, right or drop"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,8 +86,8 @@ class Sample:
         num_dropped_rounds: How many of the oldest rounds were dropped.
     """
 
-    input_ids: np.ndarray
-    labels: np.ndarray
+    input_ids: NDArray[Any]
+    labels: NDArray[Any]
     num_label_tokens: int
     truncated_source: bool
     truncated_target: bool
@@ -104,7 +106,7 @@ class Prompt:
         num_dropped_rounds: How many of the oldest rounds were dropped.
     """
 
-    input_ids: np.ndarray
+    input_ids: NDArray[Any]
     source: str
     target: str
     truncated_source: bool = False
@@ -171,7 +173,7 @@ class SampleBuilder:
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
     ) -> CutSample | None:
-        """Encode a conversation for training and cut it to length.
+        """Encodes a conversation for training and cuts it to length.
 
         Args:
             conversation: The conversation.
@@ -204,12 +206,12 @@ class SampleBuilder:
                 return None
         source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
         cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
-        if not _teaches(cut[0], self._encoder.eos_token_id):
+        if not _trains_on_text(cut[0], self._encoder.eos_token_id):
             return None
         return CutSample(*cut, num_dropped_rounds)
 
     def prompt(self, conversation: Conversation) -> Prompt | None:
-        """Encode what stands before the last response.
+        """Encodes what stands before the last response.
 
         The oldest rounds are dropped until the rest fits in src_length; a last prompt that is still too
         long is cut on the left. For one round these are the same tokens that a training sample begins with.
@@ -243,7 +245,7 @@ class SampleBuilder:
     def _shorten(
         self, conversation: Conversation, encode: Callable[[Conversation], list[Part]], length: int
     ) -> tuple[Conversation, list[Part]]:
-        """Drop the oldest rounds until the rest fits in `length` with its prefix, or one round is left."""
+        """Drops the oldest rounds until the rest fits in `length` with its prefix, or one round is left."""
         for kept in conversation.shortened():
             parts = encode(kept)
             num_tokens = count_tokens(self._frame) + count_tokens(parts)
@@ -260,7 +262,7 @@ class SampleBuilder:
 def cut_parts(
     frame: Sequence[Part], parts: Sequence[Part], *, source_length: int | None, max_length: int
 ) -> tuple[list[Part], bool, bool]:
-    """Decide which tokens of a sample stay.
+    """Decides which tokens of a sample stay.
 
     Args:
         frame: The prefix.
@@ -277,14 +279,14 @@ def cut_parts(
     num_lost = 0
     if source_length is not None and num_frame + num_source > source_length:
         num_lost = min(num_frame + num_source - source_length, num_source)
-        source = leave_first(source, num_lost)
+        source = drop_first(source, num_lost)
     room = max(max_length - num_frame - num_source + num_lost, 0)
     if num_target > room:
         target = take_first(target, room)
     return [*frame, *source, *target], num_lost > 0, num_target > room
 
 
-def _teaches(parts: Sequence[Part], eos: int) -> bool:
+def _trains_on_text(parts: Sequence[Part], eos: int) -> bool:
     """Whether a token is learned that is no EOS; the first of all follows no other, and is not learned."""
     for place, (ids, learned) in enumerate(parts):
         if learned:

@@ -26,7 +26,7 @@ _STREAM = 0x66696C65  # keeps these random numbers apart from others that are dr
 
 
 def check_streamable(sources: list[DataSource]) -> None:
-    """Refuse files that cannot be read in parts.
+    """Refuses files that cannot be read in parts.
 
     Raises:
         UserError: JSON lists above `MAX_LIST_BYTES`, all of them.
@@ -99,7 +99,7 @@ class SourceReader:
         return None
 
     def begin_pass(self) -> None:
-        """Begin the next pass over the files.
+        """Begins the next pass over the files.
 
         Raises:
             UserError: The one that is over had not a single usable example.
@@ -115,7 +115,7 @@ class SourceReader:
         self._begin(self.epoch + 1)
 
     def note_kept(self) -> None:
-        """Count an example that gave a sample."""
+        """Counts an example that gave a sample."""
         self._num_kept += 1
 
     def estimate_size(self) -> float | None:
@@ -145,7 +145,7 @@ class SourceReader:
         }
 
     def restore(self, position: Mapping[str, Any]) -> None:
-        """Go to where another reader of the same files was."""
+        """Goes to where another reader of the same files was."""
         self._begin(int(position["epoch"]))
         self._place = int(position["place"])
         self._at = Position(int(position["offset"]), int(position["line_number"]))

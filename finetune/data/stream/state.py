@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.samples.tokenize import IGNORE_INDEX, Sample
 from finetune.storage.files import write_atomically
@@ -37,7 +38,7 @@ class StreamState:
     window: Sequence[Numbered]
     bins: Sequence[Sequence[Numbered]]
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The samples as flat arrays.
 
         Returns:
@@ -62,7 +63,7 @@ class StreamState:
         }
 
     @classmethod
-    def from_arrays(cls, position: dict[str, Any], arrays: dict[str, np.ndarray]) -> StreamState:
+    def from_arrays(cls, position: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> StreamState:
         """The state that `to_arrays` was asked of."""
         ends = np.cumsum(arrays["lengths"])[:-1]
         samples = [
@@ -83,20 +84,20 @@ class StreamState:
         return cls(position, buffer, ahead, numbered[:num_waiting], rows)
 
 
-def save_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write `ARRAYS_FILE` into a folder."""
+def save_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Writes `ARRAYS_FILE` into a folder."""
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(folder / ARRAYS_FILE, content.getvalue())
 
 
-def load_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Read what `save_arrays` wrote."""
+def load_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """Reads what `save_arrays` wrote."""
     with np.load(folder / ARRAYS_FILE, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
-def _make_sample(input_ids: np.ndarray, labels: np.ndarray) -> Sample:
+def _make_sample(input_ids: NDArray[Any], labels: NDArray[Any]) -> Sample:
     # Copies: a view would keep the arrays of the whole state alive as long as one sample is held.
     return Sample(
         input_ids=input_ids.copy(),

@@ -21,56 +21,24 @@ there is to save is positions, counters and the samples held (`StreamState`).
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from finetune.data.packing.packing import Bin, pack, split_open
-from finetune.data.reading.conversation import Conversation
-from finetune.data.reading.formats import ReadOptions
 from finetune.data.reading.mixing import DataSource
-from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder
-from finetune.data.samples.dataset import EMPTY_RESPONSE, NO_ROOM, TOO_LONG, DataReport
-from finetune.data.samples.tokenize import Sample, TooLongError, has_response
-from finetune.data.stream.reader import SourceReader
+from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.tokenize import Sample
+from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.state import Numbered, StreamState
+from finetune.data.stream.tokenized_reader import TokenizedReader, random_bits
 from finetune.errors import UserError
 
 PACKING_WINDOW = 4096
-DEFAULT_BUFFER_SIZE = 10_000
-NUM_AT_ONCE = 256
-CHARACTERS_AT_ONCE = 500_000
-"""Examples that are tokenised together: as many as reach one of the two."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamSettings:
-    """What a stream depends on besides its files and the tokenizer.
-
-    Attributes:
-        seed: Not negative.
-        shuffle_buffer_size: Samples that the next one is drawn from; 1 keeps the order of the files.
-        row_length: Tokens of a packed row; None gives rows of one sample.
-        skip_bad_lines: Faulty lines are counted instead of raised.
-        stop_at_too_long: Samples that do not fit raise instead of being counted.
-        train_on: "all" or "last" of the responses, for the reason of what is dropped.
-        system: System text of conversations that have none; None leaves that to the template.
-        options: Format of the files.
-    """
-
-    seed: int
-    shuffle_buffer_size: int = DEFAULT_BUFFER_SIZE
-    row_length: int | None = None
-    skip_bad_lines: bool = False
-    stop_at_too_long: bool = False
-    train_on: str = "all"
-    system: str | None = None
-    options: ReadOptions = ReadOptions()  # noqa: RUF009  (frozen)
+# The counters and flags of `SampleStream` that a saved position holds.
+_SAVED = ("is_draining", "window_is_last", "num_shuffled", "num_windows", "num_given")
 
 
 class SampleStream:
@@ -83,25 +51,14 @@ class SampleStream:
     """
 
     def __init__(self, sources: Sequence[DataSource], builder: BulkBuilder, settings: StreamSettings):
-        self._builder, self._settings = builder, settings
-        self._faults = FaultCollector(skip=settings.skip_bad_lines)
-        self._readers = [
-            SourceReader(source, settings.options, self._faults, seed=_hash(settings.seed, "files", number))
-            for number, source in enumerate(sources)
-        ]
-        ratios = [source.ratio for source in sources if source.ratio is not None]
-        self._is_endless = len(ratios) == len(sources)
-        self._weights = np.array(ratios if self._is_endless else [sum(r.num_bytes) for r in self._readers])
-        self._is_done = [False] * len(sources)
-        self._ahead: deque[Sample] = deque()
-        self._error: UserError | None = None
+        self._settings = settings
+        self._reader = TokenizedReader(sources, builder, settings)
         self._buffer: list[Sample] = []
         self._window: list[Numbered] = []
         self._bins: list[list[Numbered]] = []
-        self._pass_is_read = self._is_draining = self._window_is_last = False
-        self._num_drawn = self._num_shuffled = self._num_windows = self._num_given = 0
+        self._is_draining = self._window_is_last = False
+        self._num_shuffled = self._num_windows = self._num_given = 0
         self._window_size = min(PACKING_WINDOW, settings.shuffle_buffer_size)
-        self._report = DataReport(files=tuple(str(file) for source in sources for file in source.files))
 
     def next_units(self, count: int) -> list[Bin]:
         """The next rows; an unpacked one is a bin of one segment.
@@ -125,80 +82,47 @@ class SampleStream:
             UserError: As `next_units`.
         """
         samples: list[Sample] = []
-        while len(samples) < count and (sample := self._read()) is not None:
+        while len(samples) < count and (sample := self._reader.next()) is not None:
             samples.append(sample)
         return samples
 
     @property
     def report(self) -> DataReport:
         """Counts of the lines so far: read, kept, left out."""
-        self._report.num_faulty_lines = self._faults.num_faults
-        self._report.first_fault = (self._faults.messages or [""])[0]
-        return self._report
+        return self._reader.report
 
     @property
     def epoch(self) -> float:
         """Passes over the data that were given out; an estimate until the first is over."""
-        sizes = [reader.estimate_size() for reader in self._readers]
-        known = [size for size in sizes if size is not None]
-        return self._num_given / sum(known) if len(known) == len(sizes) else 0.0
+        size = self._reader.num_samples_of_pass
+        return self._num_given / size if size is not None else 0.0
 
     def state(self) -> StreamState:
         """Where the stream stands now. Cheap: what is held is referred to, not copied."""
-        position = self.identity() | {
-            "sources": [reader.position() for reader in self._readers],
-            "is_done": list(self._is_done),
-            "pass_is_read": self._pass_is_read,
-            "is_draining": self._is_draining,
-            "window_is_last": self._window_is_last,
-            "num_drawn": self._num_drawn,
-            "num_shuffled": self._num_shuffled,
-            "num_windows": self._num_windows,
-            "num_given": self._num_given,
-            "report": asdict(self.report) | {"files": []},
-        }
+        position = self.identity() | self._reader.position()
+        position |= {name: getattr(self, f"_{name}") for name in _SAVED}
         return StreamState(
-            position, tuple(self._buffer), tuple(self._ahead), tuple(self._window), tuple(self._bins)
+            position, tuple(self._buffer), tuple(self._reader.ahead), tuple(self._window), tuple(self._bins)
         )
 
     def restore(self, state: StreamState) -> None:
-        """Continue where a stream of the same files and settings stood.
+        """Continues where a stream of the same files and settings stood.
 
         Raises:
             UserError: The files or settings are others: samples would be repeated and skipped.
         """
         position = state.position
         self._check_identity(position)
-        for reader, place in zip(self._readers, position["sources"], strict=True):
-            reader.restore(place)
-        self._is_done = list(position["is_done"])
-        self._pass_is_read, self._is_draining = position["pass_is_read"], position["is_draining"]
-        self._window_is_last = position["window_is_last"]
-        self._num_drawn, self._num_shuffled = position["num_drawn"], position["num_shuffled"]
-        self._num_windows, self._num_given = position["num_windows"], position["num_given"]
-        self._buffer, self._ahead = list(state.buffer), deque(state.ahead)
-        self._window = list(state.window)
+        self._reader.restore(position, state.ahead)
+        for name in _SAVED:
+            setattr(self, f"_{name}", position[name])
+        self._buffer, self._window = list(state.buffer), list(state.window)
         self._bins = [list(row) for row in state.bins]
-        counts = position["report"]
-        kept = {"files": self._report.files, "num_dropped": Counter(counts["num_dropped"])}
-        self._report = DataReport(**counts | kept)
-        self._faults.num_faults = self._report.num_faulty_lines
-        self._faults.messages = [self._report.first_fault] if self._report.first_fault else []
 
     def identity(self) -> dict[str, Any]:
-        """What the order depends on, as JSON. Files count by name and size: a folder may be moved."""
-        settings = self._settings
-        return {
-            "files": [
-                [file.name, size]
-                for reader in self._readers
-                for file, size in zip(reader.source.files, reader.num_bytes, strict=True)
-            ],
-            "seed": settings.seed,
-            "shuffle_buffer_size": settings.shuffle_buffer_size,
-            "row_length": settings.row_length,
-            "ratios": [reader.source.ratio for reader in self._readers],
-        }
+        """What the order depends on, as JSON."""
+        names = ("seed", "shuffle_buffer_size", "row_length")
+        return self._reader.identity() | {name: getattr(self._settings, name) for name in names}
 
     def _check_identity(self, position: dict[str, Any]) -> None:
         faults = [
@@ -210,98 +134,12 @@ class SampleStream:
         if faults:
             raise UserError(faults)
 
-    # --- reading and tokenising ---
-
-    def _read(self) -> Sample | None:
-        """The next sample in the order of the files; None at the end of a pass over all of them."""
-        while not self._ahead:
-            if self._pass_is_read:
-                self._pass_is_read = False
-                return None
-            self._read_ahead()
-        return self._ahead.popleft()
-
-    def _read_ahead(self) -> None:
-        """Read and tokenise some examples, at most up to the end of a data set."""
-        if self._error:
-            raise self._error
-        examples: list[tuple[SourceReader, Conversation]] = []
-        room, ended = CHARACTERS_AT_ONCE, None
-        while ended is None and len(examples) < NUM_AT_ONCE and room > 0:
-            number = self._choose_source()
-            try:
-                conversation = self._readers[number].next()
-            except UserError as error:  # told when what stands before it is used up
-                self._error = error
-                break
-            if conversation is None:
-                ended = number
-                continue
-            self._num_drawn += 1
-            room -= sum(len(message.content) for message in conversation.messages)
-            examples.append((self._readers[number], self._with_system(conversation)))
-        self._build(examples)
-        if ended is not None:
-            self._readers[ended].begin_pass()
-            self._is_done[ended] = not self._is_endless
-            if all(self._is_done):
-                self._is_done = [False] * len(self._readers)
-                self._pass_is_read = True
-
-    def _choose_source(self) -> int:
-        if len(self._readers) == 1:
-            return 0
-        weights = np.cumsum(self._weights * ~np.array(self._is_done))
-        draw = _hash(self._settings.seed, "source", self._num_drawn) / 2**64
-        return min(int(np.searchsorted(weights, draw * weights[-1], side="right")), len(weights) - 1)
-
-    def _with_system(self, conversation: Conversation) -> Conversation:
-        system = self._settings.system
-        if system is None or conversation.system is not None or conversation.is_text:
-            return conversation
-        return replace(conversation, system=system)
-
-    def _build(self, examples: Sequence[tuple[SourceReader, Conversation]]) -> None:
-        """Tokenise examples, and count what comes of them."""
-        dropped: dict[int, TooLongError | None] = {}
-        store = self._builder.build(
-            [conversation for _, conversation in examples],
-            lambda conversation, error: dropped.update({id(conversation): error}),
-        )
-        made = iter(store)
-        for reader, conversation in examples:
-            if id(conversation) in dropped:
-                self._count_dropped(conversation, dropped[id(conversation)])
-                continue
-            sample = next(made)
-            reader.note_kept()
-            self._count(sample)
-            self._ahead.append(sample)
-        self._report.num_lines += len(examples)
-
-    def _count_dropped(self, conversation: Conversation, error: TooLongError | None) -> None:
-        if error and self._settings.stop_at_too_long:
-            raise UserError(
-                f"{conversation.place}: {error}: raise the length, or set truncation to left, right or drop"
-            )
-        is_blank = not has_response(conversation, only_last=self._settings.train_on == "last")
-        self._report.num_dropped[TOO_LONG if error else EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
-
-    def _count(self, sample: Sample) -> None:
-        report = self._report
-        report.num_samples += 1
-        report.num_tokens += len(sample.input_ids)
-        report.num_label_tokens += sample.num_label_tokens
-        report.num_truncated_source += sample.truncated_source
-        report.num_truncated_target += sample.truncated_target
-        report.num_dropped_rounds += sample.num_dropped_rounds
-
     # --- shuffling ---
 
     def _next_shuffled(self) -> Numbered | None:
         """A sample out of the buffer; None when the pass is over."""
         while not self._is_draining and len(self._buffer) < self._settings.shuffle_buffer_size:
-            sample = self._read()
+            sample = self._reader.next()
             if sample is None:
                 self._is_draining = True
             else:
@@ -310,7 +148,7 @@ class SampleStream:
             self._is_draining = False
             return None
         number = self._num_shuffled
-        place = _hash(self._settings.seed, "shuffle", number) % len(self._buffer)
+        place = random_bits(self._settings.seed, "shuffle", number) % len(self._buffer)
         sample, last = self._buffer[place], self._buffer.pop()
         if place < len(self._buffer):
             self._buffer[place] = last
@@ -329,7 +167,7 @@ class SampleStream:
             self._fill_window(self._window_size)
             self._pack_window()
         row = self._bins.pop()
-        self._fill_window(min(len(self._window) + len(row), self._window_size))
+        self._fill_window(len(self._window) + len(row))
         return row
 
     def _fill_window(self, size: int) -> None:
@@ -344,7 +182,7 @@ class SampleStream:
         assert self._settings.row_length is not None
         window = self._window
         lengths = np.array([len(sample.input_ids) for _, sample in window], dtype=np.int64)
-        seed = _hash(self._settings.seed, "window", self._num_windows)
+        seed = random_bits(self._settings.seed, "window", self._num_windows)
         packing, left = pack(lengths, self._settings.row_length, seed=seed), lengths[:0]
         if not self._window_is_last:
             packing, left = split_open(packing)
@@ -361,12 +199,6 @@ def _to_bin(row: Sequence[Numbered]) -> Bin:
         segment_lengths=np.array([len(sample.input_ids) for _, sample in row], dtype=np.int32),
         sample_indices=np.array([number for number, _ in row], dtype=np.int64),
     )
-
-
-def _hash(*key: int | str) -> int:
-    """64 random bits for one purpose, the same wherever they are asked for."""
-    text = "/".join(map(str, key))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _describe(name: str, before: Any, now: Any) -> str:

@@ -29,13 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.packing.packing import Bin
 from finetune.data.reading.mixing import DataSource
 from finetune.data.samples.bulk_encoding import BulkBuilder
 from finetune.data.samples.tokenize import IGNORE_INDEX
+from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.state import StreamState
-from finetune.data.stream.stream import SampleStream, StreamSettings
+from finetune.data.stream.stream import SampleStream
 from finetune.errors import UserError
 
 NUM_AHEAD = 4
@@ -92,7 +94,7 @@ class StreamProcess:
 
     def __init__(self, plan: StreamPlan):
         self.plan = plan
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._asking = threading.Lock()
 
@@ -101,8 +103,8 @@ class StreamProcess:
         """Process number of the worker; None before `start`."""
         return self._process.pid if self._process else None
 
-    def start(self, step: int, saved: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None) -> None:
-        """Start the worker.
+    def start(self, step: int, saved: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None) -> None:
+        """Starts the worker.
 
         Args:
             step: The first step whose batch will be asked for.
@@ -142,14 +144,16 @@ class StreamProcess:
             UserError: What the data are to blame for.
             RuntimeError: The worker failed or was killed.
         """
-        return self._ask("batch", step)
+        batch: StreamBatch = self._ask("batch", step)
+        return batch
 
-    def state(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def state(self, step: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Position and arrays of the stream after `step` batches: all that were asked for, or all but the last."""
-        return self._ask("state", step)
+        state: tuple[dict[str, Any], dict[str, NDArray[Any]]] = self._ask("state", step)
+        return state
 
     def close(self) -> None:
-        """End the worker."""
+        """Ends the worker."""
         if self._process:
             self._process.kill()  # it has nothing to finish; a thread that waits for an answer is told
             self._process.wait()
@@ -187,7 +191,9 @@ class StreamProcess:
 class _Producer:
     """Batches made in advance, and the state after each."""
 
-    def __init__(self, plan: StreamPlan, step: int, saved: tuple[dict, dict] | None):
+    def __init__(
+        self, plan: StreamPlan, step: int, saved: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None
+    ):
         self._plan = plan
         self._stream = SampleStream(plan.sources, plan.make_builder(), plan.settings)
         if saved is not None:
@@ -202,7 +208,7 @@ class _Producer:
         return len(self._ready) >= NUM_AHEAD or self._error is not None
 
     def make(self) -> None:
-        """Make one batch; a fault waits until its batch is asked for, since those before it are good."""
+        """Makes one batch; a fault waits until its batch is asked for, since those before it are good."""
         try:
             units = self._stream.next_units(self._plan.global_batch_size)
         except Exception as error:
@@ -237,7 +243,7 @@ class _Producer:
             self._states.popleft()
         return self._ready.popleft()
 
-    def state(self, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def state(self, step: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         state = dict(self._states)[step]
         return state.position, state.to_arrays()
 
@@ -276,13 +282,13 @@ def _serve(pipe: Connection) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone, however that ended."""
+    """Has the kernel kill this process when its parent is gone, however that ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it was gone before the request took effect
         os._exit(0)
 
 
-def shares_of(micro_batches: Sequence[np.ndarray]) -> tuple[tuple[int, ...], ...]:
+def shares_of(micro_batches: Sequence[NDArray[Any]]) -> tuple[tuple[int, ...], ...]:
     """Row numbers within the global batch, from what `sampler.split` gives for ``arange``."""
     return tuple(tuple(part.tolist()) for part in micro_batches)

@@ -77,7 +77,7 @@ class PieceWriter:
         self._joined = False
 
     def write(self, kind: str, text: str, *, learned: bool) -> None:
-        """Add text of one of the kinds of `Slot`."""
+        """Adds text of one of the kinds of `Slot`."""
         if kind == "special":
             self._flush()
             self._pieces.append(Piece(text, learned, True))

@@ -56,9 +56,11 @@ class BloomAttention(modeling.BloomAttention):
             use_cache: Return keys and values.
             output_attentions: Not used.
         """
-        query, key, value = self._split_heads(self.query_key_value(hidden_states))
+        query, key, value = self._split_heads(
+            self.query_key_value(hidden_states)
+        )  # [batch, length, heads, head dim] each
         if layer_past is not None:
-            key = paddle.concat([layer_past[0], key], axis=1)
+            key = paddle.concat([layer_past[0], key], axis=1)  # [batch, past + length, heads, head dim]
             value = paddle.concat([layer_past[1], value], axis=1)
         if self.config.use_flash_attention:
             rate = self.config.attention_dropout if self.training else 0.0
@@ -101,10 +103,10 @@ class BloomModel(modeling.BloomModel):
             inputs_embeds = self.word_embeddings(input_ids)
         shape = tuple(inputs_embeds.shape[:2])
         past_length = past_key_values[0][0].shape[1] if past_key_values is not None else 0
-        hidden = self.word_embeddings_layernorm(inputs_embeds)
-        bias = self._bias(attention_mask, position_ids, shape, past_length)
+        hidden = self.word_embeddings_layernorm(inputs_embeds)  # [batch, length, hidden]
+        bias = self._bias(attention_mask, position_ids, shape, past_length)  # [batch, heads, length, keys]
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index, block in enumerate(self.h):
             past = past_key_values[index] if past_key_values is not None else None
             if self.enable_recompute and self.training:
@@ -125,7 +127,7 @@ class BloomModel(modeling.BloomModel):
                 "rows of packed samples, which no kernel takes together with distances: give a mask"
             )
         if given is None:
-            given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")
+            given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
         visible = causal_mask(given, shape, past_length)
         return distance_bias(self._slopes(), _key_positions(given, position_ids, past_length), visible)
 
@@ -171,5 +173,7 @@ def _key_positions(attention_mask: paddle.Tensor, position_ids: Any, past_length
     batch_size, num_keys = attention_mask.shape[0], attention_mask.shape[-1]
     if position_ids is None:
         return paddle.arange(num_keys).expand([batch_size, num_keys])
-    past = paddle.arange(past_length, dtype=position_ids.dtype).expand([batch_size, past_length])
+    past = paddle.arange(past_length, dtype=position_ids.dtype).expand(
+        [batch_size, past_length]
+    )  # [batch, past]
     return paddle.concat([past, position_ids + past_length], axis=1)

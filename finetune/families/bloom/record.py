@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.family import (
-    ConfigFields,
-    Family,
-    HuggingFaceForm,
-    ParallelLimits,
-    TensorSpec,
-    TinyRecipe,
-    TinyShape,
-    TokenizerFacts,
-    register,
-)
+from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 # Paddle's layer norm refuses more.

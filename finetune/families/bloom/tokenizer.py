@@ -77,7 +77,8 @@ class BloomTokenizer(PretrainedTokenizer):
         return list(self._backend.encode(text, add_special_tokens=False).tokens)
 
     def _convert_token_to_id(self, token: str) -> int | None:
-        return self.encoder.get(token, self.encoder.get(str(self.unk_token)))
+        number: int | None = self.encoder.get(token, self.encoder.get(str(self.unk_token)))
+        return number
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self.decoder[index]
+        return str(self.decoder[index])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.families.decoder_description import (
     DecoderDescription,
@@ -64,7 +65,7 @@ def describe(model: Any) -> DecoderDescription:
     )
 
 
-def _head_order(head_dim: int) -> np.ndarray:
+def _head_order(head_dim: int) -> NDArray[Any]:
     """Brings the two places of each turning pair to i and i + head_dim / 2; the rest follows in halves."""
     half, quarter = head_dim // 2, head_dim // 4
     rest = np.arange(half, head_dim)

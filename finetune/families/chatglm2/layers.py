@@ -71,13 +71,15 @@ class CoreAttention(modeling.CoreAttention):
         fused = self.config.use_flash_attention
         if not fused and query.dtype not in HALF_TYPES:
             return super().forward(query, key, value, visible)
-        query, key, value = (part.transpose([1, 0, 2, 3]) for part in (query, key, value))
+        query, key, value = (
+            part.transpose([1, 0, 2, 3]) for part in (query, key, value)
+        )  # [batch, length, heads, head dim] each
         if fused:
             rate = self.config.attention_dropout if self.training else 0.0
             output = fused_attention(query, key, value, visible, drop_rate=rate)
         else:
             output = plain_attention(query, key, value, visible, drop=self._drop)
-        output = output.transpose([1, 0, 2, 3]).flatten(2)
+        output = output.transpose([1, 0, 2, 3]).flatten(2)  # [length, batch, hidden]
         return output.flatten(0, 1) if self.config.sequence_parallel else output
 
     def _drop(self, weights: paddle.Tensor) -> paddle.Tensor:
@@ -98,7 +100,7 @@ class GLMTransformer(modeling.GLMTransformer):
         output_hidden_states: bool | None = False,
     ) -> tuple[Any, Any, None, None]:
         """Hidden states, keys and values of every layer (None without `use_cache`), and twice None."""
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index in range(self.num_hidden_layers):
             layer = self._get_layer(index)
             past = kv_caches[index] if kv_caches else None

@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.family import (
-    ConfigFields,
-    Family,
-    HuggingFaceForm,
-    ParallelLimits,
-    TensorSpec,
-    TinyRecipe,
-    TinyShape,
-    TokenizerFacts,
-    register,
-)
+from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 # Hugging Face's field -> PaddleNLP's.
 _RENAMED = {

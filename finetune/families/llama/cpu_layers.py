@@ -33,7 +33,7 @@ class RMSNorm(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
         """Normalises the last axis of x [..., hidden] by weight [hidden]; float32."""
-        inverse_rms = paddle.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+        inverse_rms = paddle.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)  # [..., 1]
         ctx.save_for_backward(x, weight, inverse_rms)
         # Asked here: recomputation hands the saved weight back as a tensor that no longer says so.
         ctx.trains_weight = not weight.stop_gradient
@@ -49,7 +49,7 @@ class RMSNorm(PyLayer):
         grad_x = (grad_normed - normed * projection) * inverse_rms
         if not ctx.trains_weight:
             return grad_x, None
-        rows = (grad * normed).reshape([-1, x.shape[-1]])
+        rows = (grad * normed).reshape([-1, x.shape[-1]])  # [rows, hidden]
         # A product with ones sums over rows ten times faster than the sum kernel does along the first axis.
         return grad_x, paddle.matmul(paddle.ones([1, rows.shape[0]], rows.dtype), rows).reshape(weight.shape)
 
@@ -171,7 +171,8 @@ def install_llama() -> None:
 
     def rotary(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any) -> tuple[paddle.Tensor, paddle.Tensor]:
         if position_ids is None or not _covers(q, k, cos):
-            return stock_rotary(q, k, cos, sin, position_ids)
+            pair: tuple[paddle.Tensor, paddle.Tensor] = stock_rotary(q, k, cos, sin, position_ids)
+            return pair
         cos, sin = cos.squeeze(axis=[0, 2]), sin.squeeze(axis=[0, 2])
         return rotate(q, cos, sin, position_ids), rotate(k, cos, sin, position_ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.families.decoder_description import DecoderDescription, array
 from finetune.families.gated_decoder_description import describe_gated_decoder
@@ -23,7 +24,7 @@ def describe(model: Any) -> DecoderDescription:
     )
 
 
-def _frequencies(rotary: Any) -> np.ndarray:
+def _frequencies(rotary: Any) -> NDArray[Any]:
     """Linear scaling divides positions; Llama 3's is in PaddleNLP's frequencies already."""
     scale = getattr(rotary, "scaling_factor", 1.0)
     return (array(rotary.inv_freq) / np.float32(scale)).astype(np.float32)

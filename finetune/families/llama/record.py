@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.family import (
-    ConfigFields,
-    Family,
-    ParallelLimits,
-    TensorSpec,
-    TinyRecipe,
-    TinyShape,
-    TokenizerFacts,
-    register,
-)
+from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
 )
+from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, split_rotary
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _LINEAR_SCALING = ("linear",)
 _UNSCALED = (None, "default")

@@ -27,7 +27,7 @@ from finetune.families.rotary import keep_tables, turn_in_float32
 turn_in_float32(modeling, head_axis=1)
 
 
-class PrefixKeyValues(tuple):
+class PrefixKeyValues(tuple[Any, ...]):
     """Keys and values of a trained prefix, which take no positions: the first token stays position 0.
 
     PaddleNLP's Mistral counts them in training but not in generation, so that a prefix meets other
@@ -103,15 +103,19 @@ class MistralModel(modeling.MistralModel):
             use_cache: Return keys and values.
             **unused: PaddleNLP's requests for all hidden states and attentions, which nothing here makes.
         """
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = (
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        )  # [batch, length, hidden]
         batch_size, length = hidden.shape[:2]
         past_length = past_key_values[0][0].shape[2] if past_key_values is not None else 0
         if position_ids is None:
             first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
-            position_ids = paddle.arange(first, first + length).expand([batch_size, length])
+            position_ids = paddle.arange(first, first + length).expand(
+                [batch_size, length]
+            )  # [batch, length]
         mask = self._visible(attention_mask, (batch_size, length), past_length)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
             past = past_key_values[index] if past_key_values is not None else None
             if self.enable_recompute and self.training:
@@ -194,4 +198,5 @@ class MistralForCausalLM(modeling.MistralForCausalLM):
             mask = kwargs.get("attention_mask")
             tokens = paddle.ones_like(input_ids) if mask is None else mask.astype("int64")
             kwargs["position_ids"] = (tokens.cumsum(axis=-1) - 1).clip(min=0)
-        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        return inputs

@@ -88,7 +88,7 @@ class Attention(modeling.MultiHeadAttention):
             output = fused_attention(query, key, value, attn_mask, drop_rate=self.dropout if drops else 0.0)
         else:
             output = plain_attention(query, key, value, attn_mask, drop=self._drop if drops else None)
-        output = self.out_proj(output.flatten(2))
+        output = self.out_proj(output.flatten(2))  # [batch, length, hidden]
         return (output, None, cache) if use_cache else (output, None)
 
     def _drop(self, weights: Any) -> Any:
@@ -131,14 +131,14 @@ class OPTModel(modeling.OPTModel):
             **unused: PaddleNLP's requests for all hidden states and attentions, which nothing here makes.
         """
         if inputs_embeds is None:
-            inputs_embeds = self.embeddings.word_embeddings(input_ids)
+            inputs_embeds = self.embeddings.word_embeddings(input_ids)  # [batch, length, embedding]
         batch_size, length = inputs_embeds.shape[:2]
         past_length = cache[0].k.shape[2] if cache is not None else 0
         if position_ids is None:
             first = 0 if cache is None or isinstance(cache[0], PrefixCache) else past_length
             self._check_length(first + length)
             position_ids = _positions(attention_mask, [batch_size, length], past_length, first)
-        hidden = self._embed(inputs_embeds, position_ids)
+        hidden = self._embed(inputs_embeds, position_ids)  # [batch, length, hidden]
         mask = self._visible(attention_mask, (batch_size, length), past_length)
         hidden, new_cache = self._decode(hidden, mask, cache, use_cache)
         if return_dict if return_dict is not None else self.config.use_return_dict:
@@ -168,12 +168,12 @@ class OPTModel(modeling.OPTModel):
         if getattr(embeddings.position_embeddings, "is_placeholder", False):  # a later stage of a pipeline
             return inputs_embeds
         if embeddings.project_in is not None:
-            inputs_embeds = embeddings.project_in(inputs_embeds)
-        table = embeddings.position_embeddings.weight
+            inputs_embeds = embeddings.project_in(inputs_embeds)  # [batch, length, hidden]
+        table = embeddings.position_embeddings.weight  # [positions + offset, hidden]
         return inputs_embeds + F.embedding(position_ids + POSITION_OFFSET, table)
 
-    def _decode(self, hidden: Any, mask: Any, cache: Any, use_cache: bool) -> tuple[Any, list | None]:
-        new_cache: list | None = [] if use_cache else None
+    def _decode(self, hidden: Any, mask: Any, cache: Any, use_cache: bool) -> tuple[Any, list[Any] | None]:
+        new_cache: list[Any] | None = [] if use_cache else None
         for index, layer in enumerate(self.decoder.layers):
             past = cache[index] if cache is not None else None
             if self.enable_recompute and self.training and new_cache is None:
@@ -188,7 +188,7 @@ class OPTModel(modeling.OPTModel):
         if self.decoder.final_layer_norm is not None:
             hidden = self.decoder.final_layer_norm(hidden)
         if self.decoder.project_out is not None:
-            hidden = self.decoder.project_out(hidden)
+            hidden = self.decoder.project_out(hidden)  # [batch, length, embedding]
         return hidden, new_cache
 
 

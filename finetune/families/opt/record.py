@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.family import (
-    Family,
-    HuggingFaceForm,
-    ParallelLimits,
-    TensorSpec,
-    TinyRecipe,
-    TinyShape,
-    TokenizerFacts,
-    register,
-)
+from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {
     "ffn_dim": "intermediate_size",

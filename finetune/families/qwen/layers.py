@@ -55,7 +55,7 @@ class QWenModel(modeling.QWenModel):
             use_cache: Return keys and values.
             **unused: PaddleNLP's requests for all hidden states and attentions, which nothing here makes.
         """
-        hidden = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = self.wte(input_ids) if inputs_embeds is None else inputs_embeds  # [batch, length, hidden]
         shape = tuple(hidden.shape[:2])
         past_length = past_key_values[0][0].shape[1] if past_key_values is not None else 0
         visible = self._visible(attention_mask, shape, past_length, hidden.dtype)
@@ -64,7 +64,7 @@ class QWenModel(modeling.QWenModel):
         hidden = self.drop(hidden)
         recomputed = self.enable_recompute and self.training
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not recomputed
-        cache: tuple = ()
+        cache: tuple[Any, ...] = ()
         for index, block in enumerate(self.h):
             past = past_key_values[index] if past_key_values is not None else None
             arguments = (hidden, past, visible, position_ids, None, None, use_cache, False)
@@ -129,11 +129,12 @@ def _attend(layer: Any, query: Any, key: Any, value: Any, visible: Any = None) -
     elif query.dtype in HALF_TYPES:
         output = plain_attention(query, key, value, visible, drop=layer.attn_dropout)
     else:
-        return modeling.QWenAttention._attn(layer, query, key, value, visible)
-    output = output.flatten(2)
+        stock: tuple[Any, None] = modeling.QWenAttention._attn(layer, query, key, value, visible)
+        return stock
+    output = output.flatten(2)  # [batch, length, hidden]
     return (output.flatten(0, 1) if layer.sequence_parallel else output), None
 
 
-def _forget_stretch(attention: Any, _inputs: tuple) -> None:
+def _forget_stretch(attention: Any, _inputs: tuple[Any, ...]) -> None:
     if attention.training:
         attention._ntk_cached = 1.0

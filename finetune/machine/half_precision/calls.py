@@ -23,11 +23,11 @@ from finetune.machine.half_precision.tensor_types import (
     FLOAT32,
     FLOAT64,
     as_dtype,
+    find_tensors,
     is_half,
     map_arguments,
     map_tensors,
     round_to,
-    scan,
     to_dtype,
     widen,
 )
@@ -53,7 +53,7 @@ class OperatorCall:
         args: Sequence[Any] = arguments
         if self.is_native and not (auto_cast.state.enabled and self.auto_casts):
             return self.original(*args, **kwargs)
-        tensors, asked = scan(args[:1] if self.first_only else args, kwargs)
+        tensors, asked = find_tensors(args[:1] if self.first_only else args, kwargs)
         if tensors and auto_cast.state.enabled and self.auto_casts:
             args, kwargs, tensors = self._auto_cast(args, kwargs, tensors)
         if self.is_native:
@@ -117,7 +117,7 @@ class OperatorCall:
             args = [convert_input(args[0]), *args[1:]]
         else:
             args, kwargs = map_arguments(args, kwargs, convert_input)
-        return args, kwargs, scan(args[:1] if self.first_only else args, kwargs)[0]
+        return args, kwargs, find_tensors(args[:1] if self.first_only else args, kwargs)[0]
 
     def _return_asked(
         self, args: Sequence[Any], kwargs: dict[str, Any], tensors: list[Any], asked: Any

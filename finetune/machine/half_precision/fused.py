@@ -9,7 +9,7 @@ import paddle
 
 from finetune.machine.half_precision import auto_cast
 from finetune.machine.half_precision.calls import common_dtype
-from finetune.machine.half_precision.tensor_types import is_half, round_to, scan, to_dtype, widen
+from finetune.machine.half_precision.tensor_types import find_tensors, is_half, round_to, to_dtype, widen
 
 
 class LinearCall:
@@ -32,13 +32,13 @@ class LinearCall:
             TypeError: The inputs are of several dtypes.
         """
         name = "matmul" if bias is None else "linear_v2"
-        tensors, _ = scan((x, weight, bias), {})
+        tensors, _ = find_tensors((x, weight, bias), {})
         if tensors and auto_cast.state.enabled:
             listed = "matmul_v2" if bias is None else name
             dtype = auto_cast.decide(name, listed, tensors)
             x, weight = to_dtype(x, dtype), to_dtype(weight, dtype)
             bias = bias if bias is None else to_dtype(bias, dtype)
-            tensors, _ = scan((x, weight, bias), {})
+            tensors, _ = find_tensors((x, weight, bias), {})
         if not any(is_half(tensor.dtype) for tensor in tensors):
             return self.original(x, weight, bias)
         dtype = common_dtype(name, tensors)

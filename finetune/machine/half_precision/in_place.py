@@ -9,7 +9,14 @@ import paddle
 
 from finetune.machine.half_precision.calls import OperatorCall
 from finetune.machine.half_precision.operators import PROMOTES, SCALARS_AFTER_FIRST, SECOND_IS_WRITTEN
-from finetune.machine.half_precision.tensor_types import Tensor, convert, is_half, overwrite, scan, widen
+from finetune.machine.half_precision.tensor_types import (
+    Tensor,
+    convert,
+    find_tensors,
+    is_half,
+    overwrite,
+    widen,
+)
 
 
 class InPlaceCall:
@@ -32,7 +39,7 @@ class InPlaceCall:
         Raises:
             TypeError: The dtypes do not go together.
         """
-        tensors, asked = scan(args[:1] if self.first_only else args, kwargs)
+        tensors, asked = find_tensors(args[:1] if self.first_only else args, kwargs)
         dtypes = {tensor.dtype for tensor in tensors}
         if not any(map(is_half, dtypes)):
             return self.original(*args, **kwargs)

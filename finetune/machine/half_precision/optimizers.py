@@ -12,7 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.machine.half_precision.tensor_types import Tensor, convert, is_half, overwrite, scan, widen
+from finetune.machine.half_precision.tensor_types import (
+    Tensor,
+    convert,
+    find_tensors,
+    is_half,
+    overwrite,
+    widen,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class OptimizerCall:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Updates the parameter; the arguments are Paddle's, by position, as its optimizers give them."""
-        tensors, _ = scan(args, kwargs)
+        tensors, _ = find_tensors(args, kwargs)
         if not any(is_half(tensor.dtype) for tensor in tensors):
             return self.original(*args, **kwargs)
         where, values = self.signature, list(args)

@@ -29,7 +29,7 @@ def is_float(dtype: Any) -> bool:
     return dtype is FLOAT32 or dtype is BFLOAT16 or dtype is FLOAT16 or dtype is FLOAT64
 
 
-def scan(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+def find_tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
     """What an operator was given.
 
     Args:

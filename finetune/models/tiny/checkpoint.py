@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
-from finetune.families.family import TensorSpec, TinyRecipe, TinyShape, get_family
+from finetune.families.family import get_family
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 from finetune.models.tiny import byte_level_training, sentencepiece_training, tiktoken_training
 
 DEFAULT_CORPUS = Path(__file__).resolve().parents[3] / "data" / "train.json"
@@ -254,7 +256,7 @@ def _write_weights(path: Path, specs: dict[str, TensorSpec], *, seed: int) -> No
     save_file(tensors, path, metadata={"format": "np"})
 
 
-def _fill(spec: TensorSpec, generator: np.random.Generator) -> np.ndarray:
+def _fill(spec: TensorSpec, generator: np.random.Generator) -> NDArray[Any]:
     if spec.fill == "normal":
         return generator.standard_normal(spec.shape, dtype=np.float32) * np.float32(_INITIALIZER_RANGE)
     return np.full(spec.shape, {"ones": 1.0, "zeros": 0.0}[spec.fill], dtype=np.float32)

@@ -214,16 +214,17 @@ def _texts(text: str) -> Iterator[str]:
 
 def _json_array(text: str) -> list[Any] | None:
     try:
-        return json.loads(text)
-    except ValueError:
+        values: list[Any] = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    return values
 
 
 def _json_object_or_text(line: str) -> Any:
     if line.lstrip().startswith("{"):
         try:
             return json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return line
     return line
 

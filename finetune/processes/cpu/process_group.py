@@ -19,6 +19,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.processes.cpu.links import Links
 from finetune.storage.dtypes import as_float32, rounded
@@ -26,6 +27,8 @@ from finetune.storage.dtypes import as_float32, rounded
 # Up to here every rank sends its whole tensor to every other (one round); above, each rank reduces one slice and
 # hands it round (two rounds, but only 2 (n - 1) / n of the tensor per rank).
 _ONE_ROUND_BYTES = 64 * 1024
+
+_Reduction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 
 
 class Finished:
@@ -146,26 +149,27 @@ class CpuProcessGroup:
         """The other positions, each rank beginning with its neighbour so that not all send to the same one."""
         return [(self._position + step) % self.size() for step in range(1, self.size())]
 
-    def _gathered(self, array: np.ndarray) -> list[np.ndarray]:
+    def _gathered(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         for peer in self._others():
             self._send(peer, array)
         return [
             array if peer == self._position else self._receive(peer, array) for peer in range(self.size())
         ]
 
-    def _reduced(self, array: np.ndarray, operation: Callable) -> np.ndarray:
+    def _reduced(self, array: NDArray[Any], operation: _Reduction) -> NDArray[Any]:
         if array.nbytes <= _ONE_ROUND_BYTES:
             return reduce(operation, self._gathered(array))
         parts = np.array_split(array.reshape(-1), self.size())
         own = self._reduced_part(parts, operation)
         for peer in self._others():
             self._send(peer, own)
-        done = [
+        done: list[NDArray[Any]] = [
             own if peer == self._position else self._receive(peer, part) for peer, part in enumerate(parts)
         ]
-        return np.concatenate(done).reshape(array.shape)
+        whole: NDArray[Any] = np.concatenate(done).reshape(array.shape)
+        return whole
 
-    def _reduced_part(self, parts: Sequence[np.ndarray], operation: Callable) -> np.ndarray:
+    def _reduced_part(self, parts: Sequence[NDArray[Any]], operation: _Reduction) -> NDArray[Any]:
         """The reduction of this rank's part; `parts` are one for each rank."""
         for peer in self._others():
             self._send(peer, parts[peer])
@@ -175,29 +179,29 @@ class CpuProcessGroup:
             (own if peer == self._position else self._receive(peer, own) for peer in range(self.size())),
         )
 
-    def _send(self, position: int, array: np.ndarray, *, message: bool = False) -> None:
+    def _send(self, position: int, array: NDArray[Any], *, message: bool = False) -> None:
         channel = self._messages if message else self._collectives
         self._links.send(self._ranks[position], channel, _bytes(array).data)
 
-    def _receive(self, position: int, like: np.ndarray, *, message: bool = False) -> np.ndarray:
+    def _receive(self, position: int, like: NDArray[Any], *, message: bool = False) -> NDArray[Any]:
         channel = self._messages if message else self._collectives
         data = self._links.receive(self._ranks[position], channel, like.nbytes)
         return np.frombuffer(data, dtype=like.dtype).reshape(like.shape)
 
 
-def _bytes(array: np.ndarray) -> np.ndarray:
+def _bytes(array: NDArray[Any]) -> NDArray[Any]:
     """The memory of an array, flat (a memoryview of an empty or 0-d array cannot be cast)."""
     return np.ascontiguousarray(array).reshape(-1).view("uint8")
 
 
-def _array_like(tensor: Any) -> np.ndarray:
+def _array_like(tensor: Any) -> NDArray[Any]:
     """An array of a tensor's shape and dtype, for its size only."""
     import paddle
 
     return np.broadcast_to(paddle.zeros([], dtype=tensor.dtype).numpy(), tensor.shape)
 
 
-def _write(tensor: Any, array: np.ndarray) -> None:
+def _write(tensor: Any, array: NDArray[Any]) -> None:
     """Sets a tensor in place, a leaf that takes gradients too, and a view as well as a whole."""
     import paddle
 
@@ -209,13 +213,13 @@ def _write(tensor: Any, array: np.ndarray) -> None:
             tensor.copy_(paddle.to_tensor(array), True)
 
 
-def _reduction(op: Any, tensor: Any) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def _reduction(op: Any, tensor: Any) -> _Reduction:
     """NumPy's function for Paddle's reduction of tensors of a type."""
     import paddle
     from paddle.base import core
 
     kinds = core.ReduceOp
-    functions: dict[Any, Callable[..., Any]] = {
+    functions: dict[Any, _Reduction] = {
         kinds.SUM: np.add,
         kinds.MAX: np.maximum,
         kinds.MIN: np.minimum,

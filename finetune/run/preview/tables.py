@@ -6,9 +6,10 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.packing.packing import pack
 from finetune.data.samples.tokenize import Prompt, Sample
@@ -35,7 +36,7 @@ class Figures:
         packing: How the samples share rows, when they do.
     """
 
-    lengths: np.ndarray
+    lengths: NDArray[Any]
     num_duplicates: int
     packing: Packing | None = None
 
@@ -65,7 +66,7 @@ def count_prompts(prompts: Sequence[Prompt]) -> Figures:
     )
 
 
-def _count_repeated(rows: Sequence[tuple[np.ndarray, ...]]) -> int:
+def _count_repeated(rows: Sequence[tuple[NDArray[Any], ...]]) -> int:
     digests = {
         hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest() for row in rows
     }
@@ -125,7 +126,7 @@ def _table_rows(report: DataReport, figures: Figures) -> list[tuple[str, str, st
     return rows
 
 
-def _histogram(lengths: np.ndarray, width: int, *, plain: bool) -> list[Text]:
+def _histogram(lengths: NDArray[Any], width: int, *, plain: bool) -> list[Text]:
     """One bar for each range of lengths, and the quantiles that people ask for."""
     from rich.text import Text
 
@@ -160,7 +161,7 @@ def _describe_range(low: int, high: int) -> str:
 
 def _bar_step(shortest: int, longest: int) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50, ... that makes few enough bars."""
-    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    steps = (factor * int(10**power) for power in itertools.count() for factor in (1, 2, 5))
     return next(step for step in steps if (longest - 1) // step - (shortest - 1) // step < _MAX_BARS)
 
 

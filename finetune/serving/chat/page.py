@@ -173,7 +173,7 @@ class ChatPage:
             targets = [component for component, _ in self._labelled]
             quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
             switch.click(self._switch, language, [language, *targets], **quiet)
-            blocks.load(self._greet, None, [language, *targets], **quiet)
+            blocks.load(self._initial_texts, None, [language, *targets], **quiet)
         return blocks
 
     def _connect(self, inputs: list[Any], bots: list[Any], *, sends: Any, stops: Any, clears: Any) -> None:
@@ -269,12 +269,12 @@ class ChatPage:
         return component
 
     def _switch(self, language: str) -> list[Any]:
-        return self._speak(other_language(language))
+        return self._texts_in(other_language(language))
 
-    def _greet(self, request: gr.Request) -> list[Any]:
-        return self._speak(preferred_language(request.headers.get("accept-language")))
+    def _initial_texts(self, request: gr.Request) -> list[Any]:
+        return self._texts_in(preferred_language(request.headers.get("accept-language")))
 
-    def _speak(self, language: str) -> list[Any]:
+    def _texts_in(self, language: str) -> list[Any]:
         """The language and the words of all components in it."""
         return [language, *(update(language) for _, update in self._labelled)]
 
@@ -292,9 +292,10 @@ def build_app(page: ChatPage) -> FastAPI:
 
     theme = gr.themes.Soft(font=_FONTS, font_mono=("ui-monospace", "Consolas", "monospace"))
     page.blocks.queue(api_open=False)
-    return gr.mount_gradio_app(
+    served: FastAPI = gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], ssr_mode=False, theme=theme, css=_CSS, pwa=False
     )
+    return served
 
 
 def _messages(turns: Turns) -> list[list[dict[str, str]]]:

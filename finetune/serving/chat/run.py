@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.command import run_command
 from finetune.errors import Interrupted, UserError
 from finetune.machine.device import device_kind
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.processes.command import run_command
 from finetune.serving.decoding.options import (
     ModelOptions,
     add_decoding_options,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.serving.decoding.draws import uniform_draws
@@ -126,8 +127,8 @@ class StaticDecoder:
         return [paddle.to_tensor(part).astype(facts.dtype) for part in rows]
 
     def _run(
-        self, inputs: dict[str, np.ndarray], cache: list[Any], batch: _Batch
-    ) -> tuple[np.ndarray, list[Any]]:
+        self, inputs: dict[str, NDArray[Any]], cache: list[Any], batch: _Batch
+    ) -> tuple[NDArray[Any], list[Any]]:
         """One call of the graph; keeps in `batch` what the next one needs."""
         import paddle
 
@@ -161,7 +162,7 @@ class _Batch:
         self.was_open = [True] * len(prompts)
         self.last_tokens = self._ids[:, :0]
 
-    def inputs(self) -> dict[str, np.ndarray]:
+    def inputs(self) -> dict[str, NDArray[Any]]:
         """The inputs of the next run that depend on the rows."""
         return {
             "ids": self._ids,
@@ -170,7 +171,7 @@ class _Batch:
             "finished": self.finished,
         }
 
-    def extend(self, tokens: np.ndarray, finished: np.ndarray) -> None:
+    def extend(self, tokens: NDArray[Any], finished: NDArray[Any]) -> None:
         """Takes the result of a run over."""
         self.was_open = (~self.finished[:, 0]).tolist()
         self.last_tokens, self.finished = tokens, finished
@@ -201,7 +202,7 @@ def _num_threads(folder: Path) -> int:
     return int(os.environ.get("MKL_NUM_THREADS") or 1)
 
 
-def _draws(settings: DecodingSettings, sample: int) -> np.ndarray:
+def _draws(settings: DecodingSettings, sample: int) -> NDArray[Any]:
     if settings.is_greedy:
         return np.zeros(settings.max_new_tokens, np.float32)
     return uniform_draws(settings.seed, sample, settings.max_new_tokens)
@@ -209,7 +210,7 @@ def _draws(settings: DecodingSettings, sample: int) -> np.ndarray:
 
 def _controls(
     settings: DecodingSettings, stop_ids: Sequence[int], made: int, *, filler: int, prefix: int
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """The inputs that hold the settings; see `GenerationGraph.forward`."""
     # Every probability is kept at 1: rounding must not drop the last.
     top_p = settings.top_p if settings.top_p < 1 else 2.0

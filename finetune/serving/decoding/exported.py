@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.errors import UserError
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_object, write_json
 
 PROGRAM_FILE = "model.json"
 WEIGHTS_FILE = "model.pdiparams"
@@ -67,18 +67,18 @@ def read_facts(folder: Path) -> ExportedFacts:
     if missing:
         raise UserError(f"{folder} is no exported model: it has no {', no '.join(missing)}; {remedy}")
     path = folder / FACTS_FILE
+    fields = read_json_object(path, remedy=f"{remedy} again")
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if fields.get("format") != FORMAT:
             raise UserError(
                 f"{path} has format {fields.get('format')}, this version runs {FORMAT}: {remedy} again"
             )
         return ExportedFacts(**fields | {"stop_ids": tuple(fields["stop_ids"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): {remedy} again") from None
 
 
-def read_prefix(folder: Path, facts: ExportedFacts) -> np.ndarray | None:
+def read_prefix(folder: Path, facts: ExportedFacts) -> NDArray[Any] | None:
     """Keys and values of the trained prefix, [2 x layers, kv heads, prefix, head dim]; None without one.
 
     Raises:
@@ -89,7 +89,7 @@ def read_prefix(folder: Path, facts: ExportedFacts) -> np.ndarray | None:
     shape = (2 * facts.num_layers, facts.num_kv_heads, facts.num_prefix_tokens, facts.head_dim)
     path = folder / PREFIX_FILE
     try:
-        prefix = np.load(path, allow_pickle=False)
+        prefix: NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): export the model again") from None
     if prefix.shape != shape:

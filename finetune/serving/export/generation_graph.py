@@ -89,7 +89,7 @@ class GenerationGraph(nn.Layer):
         tokens = paddle.full(paddle.stack([_size(ids, 0), loop.num_steps]), 0, "int64") + choice.filler
         first = paddle.full([], 0, "int64")
         state = loop.take(logits, first, finished, tokens, history)
-        state = while_loop(loop.goes_on, loop.advance, [first + 1, *state, *caches])
+        state = while_loop(loop.must_continue, loop.advance, [first + 1, *state, *caches])
         return [state[3], state[2], *state[5:]]
 
     def _with_room(self, caches: list[KeyValue], batch: Any, columns: Any) -> list[Any]:
@@ -160,11 +160,13 @@ class _Loop:
         history = _write(history, chosen, self.history_end + step, axis=1)
         return [chosen, finished | ended, tokens, history]
 
-    def goes_on(self, step: Any, chosen: Any, finished: Any, *state: Any) -> Any:
+    def must_continue(self, step: Any, chosen: Any, finished: Any, *state: Any) -> Any:
         """Whether tokens are left to make and rows to make them for."""
         return (step < self.num_steps) & ~finished.all()
 
-    def advance(self, step: Any, chosen: Any, finished: Any, tokens: Any, history: Any, *caches: Any) -> list:
+    def advance(
+        self, step: Any, chosen: Any, finished: Any, tokens: Any, history: Any, *caches: Any
+    ) -> list[Any]:
         """One token for every row."""
         place = self.end + step - 1
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.families.decoder_description import DecoderShape, LayerWeights, Linear, Norm
 
@@ -57,12 +59,12 @@ def fold_norm(norm: Norm, linear: Linear) -> Linear:
     return linear if norm.bias is not None else Linear(rms_gain(norm)[:, None] * linear.weight, linear.bias)
 
 
-def rms_gain(norm: Norm) -> np.ndarray:
+def rms_gain(norm: Norm) -> NDArray[Any]:
     """What is left to multiply with behind x / sqrt(sum(x^2) + n * epsilon), [hidden]."""
     return norm.weight * np.float32(math.sqrt(len(norm.weight)))
 
 
-def reorder_keys(keys: np.ndarray, shape: DecoderShape) -> np.ndarray:
+def reorder_keys(keys: NDArray[Any], shape: DecoderShape) -> NDArray[Any]:
     """Keys [..., head dim] of the model's own order in the order of the packed weights."""
     return keys if shape.head_order is None else keys[..., shape.head_order]
 
@@ -83,7 +85,7 @@ def _query_key_value(layer: LayerWeights, shape: DecoderShape, *, scale: float) 
     return Linear(np.concatenate(parts, axis=1), np.concatenate(bias, axis=1)[0])
 
 
-def _columns(weight: np.ndarray, shape: DecoderShape, *, is_query: bool = False) -> np.ndarray:
+def _columns(weight: NDArray[Any], shape: DecoderShape, *, is_query: bool = False) -> NDArray[Any]:
     """Columns of queries or keys [in, heads * head dim] in the order of the cache; queries by group first."""
     heads = reorder_keys(weight.reshape(weight.shape[0], shape.num_kv_heads, -1, shape.head_dim), shape)
     if is_query:
@@ -91,7 +93,7 @@ def _columns(weight: np.ndarray, shape: DecoderShape, *, is_query: bool = False)
     return heads.reshape(weight.shape[0], -1)
 
 
-def _grouped_rows(weight: np.ndarray, shape: DecoderShape) -> np.ndarray:
+def _grouped_rows(weight: NDArray[Any], shape: DecoderShape) -> NDArray[Any]:
     """Rows of the output projection in the order in which the groups of queries come."""
     heads = weight.reshape(shape.num_kv_heads, -1, shape.head_dim, weight.shape[1])
     return np.ascontiguousarray(heads.transpose(1, 0, 2, 3).reshape(weight.shape))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
@@ -73,7 +74,7 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
 
 def _load(
     options: ExportOptions, resolved: ResolvedModel, encoder: FamilyEncoder
-) -> tuple[Any, np.ndarray | None]:
+) -> tuple[Any, NDArray[Any] | None]:
     """The model with its LoRA merged, and the prefix [prefix, 2 x layers, kv heads, head dim]."""
     from finetune.models.loading import load_model
 
@@ -105,20 +106,17 @@ def _load_adapter(load: Any, model: Any, folder: Path, encoder: FamilyEncoder) -
     return adapted
 
 
-def _prefix_of(adapted: Any, resolved: ResolvedModel) -> np.ndarray:
+def _prefix_of(adapted: Any, resolved: ResolvedModel) -> NDArray[Any]:
     import paddle
 
     geometry = resolved.family.prefix_geometry(adapted.model.config)
     with paddle.no_grad():
         flat = adapted.prefix_encoder(adapted.prefix_tokens.unsqueeze(0))
-    return (
-        flat.astype("float32")
-        .numpy()
-        .reshape(-1, 2 * geometry.num_layers, geometry.num_kv_heads, geometry.head_dim)
-    )
+    values: NDArray[Any] = flat.astype("float32").numpy()
+    return values.reshape(-1, 2 * geometry.num_layers, geometry.num_kv_heads, geometry.head_dim)
 
 
-def _ordered_prefix(prefix: np.ndarray, description: DecoderDescription) -> np.ndarray:
+def _ordered_prefix(prefix: NDArray[Any], description: DecoderDescription) -> NDArray[Any]:
     """[prefix, 2 x layers (keys first), kv heads, head dim] -> key, value of each layer in turn.
 
     [2 x layers, kv heads, prefix, head dim], the places of keys in the order of the exported weights.
@@ -138,7 +136,7 @@ def _facts(
     resolved: ResolvedModel,
     description: DecoderDescription,
     encoder: FamilyEncoder,
-    prefix: np.ndarray | None,
+    prefix: NDArray[Any] | None,
 ) -> ExportedFacts:
     shape = description.shape
     return ExportedFacts(

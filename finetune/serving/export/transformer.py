@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from numpy.typing import NDArray
 from paddle import _C_ops, nn
 
 from finetune.families.decoder_description import DecoderDescription, Linear, Norm
@@ -33,7 +34,7 @@ _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def parameter(array: np.ndarray, dtype: str) -> Any:
+def parameter(array: NDArray[Any], dtype: str) -> Any:
     """A frozen parameter that holds an array."""
     made = paddle.create_parameter(list(array.shape), dtype, default_initializer=nn.initializer.Constant(0.0))
     made.set_value(paddle.to_tensor(array).astype(dtype))
@@ -245,7 +246,7 @@ def _rounded(tensor: Any, dtype: Any) -> Any:
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
-def _optional(part: Norm | Linear | np.ndarray | None, dtype: str) -> Any:
+def _optional(part: Norm | Linear | NDArray[Any] | None, dtype: str) -> Any:
     """The layer or parameter of a part that not every decoder has."""
     if part is None:
         return None
@@ -254,7 +255,7 @@ def _optional(part: Norm | Linear | np.ndarray | None, dtype: str) -> Any:
     return LinearLayer(part, dtype) if isinstance(part, Linear) else parameter(part, dtype)
 
 
-def _half_turn(dim: int) -> np.ndarray:
+def _half_turn(dim: int) -> NDArray[Any]:
     """The matrix R with x @ R = concat(-x[dim/2:], x[:dim/2])."""
     matrix = np.zeros((dim, dim), np.float32)
     places = np.arange(dim // 2)

@@ -181,7 +181,8 @@ class _Chooser:
             logits = penalise_repetition(logits, paddle.to_tensor(self._history, "int64"), choice)
         if self._stop_ids and step < self._settings.min_new_tokens:
             logits = forbid_tokens(logits, place, choice)
-        return choose_tokens(logits, place, choice).reshape([-1]).tolist()
+        tokens: list[int] = choose_tokens(logits, place, choice).reshape([-1]).tolist()
+        return tokens
 
     def remember(self, tokens: Sequence[int]) -> None:
         """Takes new tokens into what counts as said."""

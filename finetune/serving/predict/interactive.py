@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from finetune.errors import UserError
@@ -95,7 +95,7 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def _interruptible():
+def _interruptible() -> Iterator[None]:
     """Ctrl-C raises here, whatever the libraries have installed meanwhile."""
     import signal
     import threading

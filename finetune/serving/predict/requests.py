@@ -57,7 +57,7 @@ def read_requests(path: Path) -> list[Request]:
     requests = []
     for record in records:
         try:
-            requests.append(Request(record.fields, _waiting(record, name)))
+            requests.append(Request(record.fields, _prompt_of(record, name)))
         except RecordError as error:
             faults.add(error.faults[0])
     faults.raise_if_any()
@@ -66,7 +66,7 @@ def read_requests(path: Path) -> list[Request]:
     return requests
 
 
-def _waiting(record: Record, name: str | None) -> Conversation:
+def _prompt_of(record: Record, name: str | None) -> Conversation:
     if name == "text":
         raise RecordError(record, "running text has no prompt: name the field src to have it continued")
     if OUTPUT in record.fields and REFERENCE in record.fields:

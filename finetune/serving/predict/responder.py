@@ -85,7 +85,7 @@ class Responder:
     ) -> list[str]:
         """Texts of the answers to a batch."""
         rows = [prompt.input_ids.tolist() for prompt in prompts]
-        found = self.decoder.generate(rows, self._stopping(settings), samples=samples)
+        found = self.decoder.generate(rows, self._with_stop_ids(settings), samples=samples)
         return [self.encoder.decode(ids) for ids in found]
 
     def answer(
@@ -125,7 +125,7 @@ class Responder:
                 on_text(text)
 
         rows = [prompt.input_ids.tolist()]
-        ids = self.decoder.generate(rows, self._stopping(settings), on_tokens=show)[0]
+        ids = self.decoder.generate(rows, self._with_stop_ids(settings), on_tokens=show)[0]
         if rest := stream.finish():
             on_text(rest)
         return self.encoder.decode(ids)
@@ -137,7 +137,7 @@ class Responder:
 
         return not isinstance(self.template, PlainTemplate)
 
-    def _stopping(self, settings: DecodingSettings) -> DecodingSettings:
+    def _with_stop_ids(self, settings: DecodingSettings) -> DecodingSettings:
         if settings.stop_ids is not None:
             return settings
         return replace(settings, stop_ids=stop_ids(self.encoder, self.template))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from finetune.randomness.seeding import derive_seed
+from finetune.machine.randomness.seeding import derive_seed
 
 
 class EmbeddingNoise:

@@ -12,10 +12,10 @@ from paddle.nn import functional as F
 from scipy import stats
 
 from finetune.adapters.lora import add_lora
+from finetune.machine.randomness.dropout import KeyedDropout, has_dropout, keep_mask
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.randomness.dropout import KeyedDropout, has_dropout, keep_mask
 from finetune.training.loss import logits_of
 from tests.families.decoding import packed, random_rows
 

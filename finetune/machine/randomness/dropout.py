@@ -30,11 +30,12 @@ from typing import Any
 
 import numpy as np
 import paddle
+from numpy.typing import NDArray
 from paddle.autograd import PyLayer
 from paddle.nn import functional
 
+from finetune.machine.randomness.seeding import derive_seed
 from finetune.machine.stand_ins import replaced
-from finetune.randomness.seeding import derive_seed
 
 Segments = Sequence[Sequence[tuple[int, int]]]
 
@@ -73,7 +74,7 @@ class KeyedDropout:
         self._calls: list[list[Any]] = []  # [layer, dropouts so far] of every layer that is being computed
         self._step = 0
         self._segments: Segments = ()
-        self._token_keys: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # by length of the rows
+        self._token_keys: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}  # by length of the rows
         self._original: Callable[..., Any] = functional.dropout
         self._split_inputs: set[str] = set()
         self._is_needed = has_dropout(model)
@@ -135,7 +136,7 @@ class KeyedDropout:
         kept = keep_mask(rows, columns, p, on_host=x.place.is_cpu_place()).reshape(x.shape)
         return _Masked.apply(x, kept, 1.0 / (1.0 - p))
 
-    def _keys(self, layer: str, number: int, shape: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _keys(self, layer: str, number: int, shape: list[int]) -> tuple[NDArray[Any], NDArray[Any]]:
         """uint32 keys of a tensor's rows [groups, rows] and of what is within a row [groups or 1, columns]."""
         layer_key = np.uint64(derive_seed(self.seed, "dropout", layer, number))
         batch_size = len(self._segments)
@@ -158,8 +159,8 @@ class KeyedDropout:
         return rows[None], _column_keys(first + np.arange(shape[-1]))[None]
 
     def _attention_keys(
-        self, layer_key: Any, tokens: np.ndarray, positions: np.ndarray, *, num_heads: int, num_keys: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, layer_key: Any, tokens: NDArray[Any], positions: NDArray[Any], *, num_heads: int, num_keys: int
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Keys of probabilities [batch, heads, length, keys]; a past in front counts back from -1."""
         heads = np.arange(num_heads, dtype=np.uint64) + np.uint64(self.tensor_rank * num_heads)
         by_head = _mix(layer_key + (heads + np.uint64(1)) * np.uint64(_GOLDEN_64))
@@ -168,7 +169,7 @@ class KeyedDropout:
         columns = _column_keys(np.concatenate([past, positions], axis=1))
         return rows.astype(np.uint32).reshape([len(rows), -1]), columns
 
-    def _tokens_of(self, layer: str, shape: list[int], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens_of(self, layer: str, shape: list[int], num_tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Keys and positions [batch, length] of a batch's tokens, padding included."""
         length, rest = divmod(num_tokens, len(self._segments))
         longest = max(sum(size for size, _ in samples) for samples in self._segments)
@@ -193,7 +194,7 @@ def has_dropout(model: Any) -> bool:
     return any("dropout" in name and isinstance(value, float) and value > 0 for name, value in values.items())
 
 
-def keep_mask(rows: np.ndarray, columns: np.ndarray, p: float, *, on_host: bool) -> Any:
+def keep_mask(rows: NDArray[Any], columns: NDArray[Any], p: float, *, on_host: bool) -> Any:
     """Which elements stay, as a bool tensor [groups, rows, columns].
 
     Args:
@@ -218,7 +219,7 @@ def keep_mask(rows: np.ndarray, columns: np.ndarray, p: float, *, on_host: bool)
     return bits >= paddle.full([1], threshold, dtype="int32")
 
 
-def _keep_on_host(rows: np.ndarray, columns: np.ndarray, threshold: int) -> np.ndarray:
+def _keep_on_host(rows: NDArray[Any], columns: NDArray[Any], threshold: int) -> NDArray[Any]:
     kept = np.empty((*rows.shape, columns.shape[1]), bool)
     step = max(1, _BLOCK // columns.shape[1])
     for group, row_keys in enumerate(rows):
@@ -247,7 +248,7 @@ class _Masked(PyLayer):
         return grad * (kept.astype(grad.dtype) * ctx.scale)
 
 
-def _token_keys(seed: int, step: int, segments: Segments, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _token_keys(seed: int, step: int, segments: Segments, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Key (uint64) and position within its sample (int64) of every token, each [batch, length]."""
     keys = np.zeros((len(segments), length), np.uint64)
     positions = np.zeros((len(segments), length), np.int64)
@@ -263,7 +264,7 @@ def _token_keys(seed: int, step: int, segments: Segments, length: int) -> tuple[
     return keys, positions
 
 
-def _column_keys(numbers: np.ndarray) -> np.ndarray:
+def _column_keys(numbers: NDArray[Any]) -> NDArray[Any]:
     """Numbers (int64, below 2^31 in size) -> uint32 keys, different for different numbers."""
     return (numbers.astype(np.int64) & 0xFFFFFFFF).astype(np.uint32) * np.uint32(_GOLDEN_32)
 

@@ -1,4 +1,4 @@
-"""The model that adapters are merged into: its tensors by PaddleNLP's names, whatever form its files have."""
+"""The model that adapters are merged into: its tensors under PaddleNLP's names, whatever its files call them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
 from finetune.merge.row_blocks import Update
 from finetune.merge.source import MODEL, open_source
-from finetune.models.hf_names import embedding_name, is_hugging_face, is_output, is_tied, is_turned, to_paddle
+from finetune.models.hf_names import (
+    embedding_name,
+    is_hugging_face,
+    is_output,
+    is_tied,
+    is_turned,
+    to_paddle,
+)
 from finetune.models.own_head import with_own_head
+from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 
 
@@ -29,13 +36,13 @@ class Entry:
         is_turned: Whether it is stored there as the transpose of PaddleNLP's form.
         dtype: Element type in the result.
         updates: What is added, in PaddleNLP's form.
-        size: ComputedTensor (or columns, for an output layer) it grows to; None when it does not.
+        size: Rows (or columns, for an output layer) it grows to; None when it does not.
     """
 
     name: str
     tensor: JoinedTensor
     is_turned: bool
-    dtype: np.dtype
+    dtype: np.dtype[Any]
     updates: list[Update] = field(default_factory=list)
     size: int | None = None
 
@@ -77,7 +84,7 @@ def open_base(folder: Path) -> Base:
     Raises:
         UserError: It is no model, or its weights are incomplete or quantised.
     """
-    config = read_config(folder / "config.json")
+    config = read_json_if_present(folder / "config.json")
     if not config:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
@@ -106,6 +113,18 @@ def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Se
     return Base(folder, config, family, entries, is_theirs, tied)
 
 
+def is_table(name: str, family: Family) -> bool:
+    """Whether a tensor is the embedding of the tokens."""
+    return name == embedding_name(family)
+
+
+def vocabulary_axis(name: str, family: Family) -> int | None:
+    """The axis of tokens in an embedding or output layer; None for other tensors."""
+    if is_table(name, family) or name == family.hugging_face.own_head:
+        return 0
+    return -1 if name.endswith(f"{family.head_module}.weight") else None
+
+
 def _drop_copies(entries: dict[str, Entry], family: Family) -> None:
     heads = [name for name in entries if is_output(name)]
     if any(is_table(name, family) for name in entries):
@@ -115,8 +134,3 @@ def _drop_copies(entries: dict[str, Entry], family: Family) -> None:
         table = embedding_name(family)
         entry = entries.pop(heads[0])
         entries[table] = replace(entry, name=table, is_turned=False)
-
-
-def is_table(name: str, family: Family) -> bool:
-    """Whether a tensor of PaddleNLP's name is the tokens' embedding."""
-    return name == embedding_name(family)
