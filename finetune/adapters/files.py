@@ -19,7 +19,7 @@ from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
 from finetune.checkpoints.tensors_of_ranks import LocalTensor, family_of, local_tensor
 from finetune.checkpoints.writers import TensorSet, TensorSetWriter, WholeTensorWriter
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.families.family import Family
 from finetune.models.hf_names import embedding_name
 from finetune.models.parameters import assign
@@ -207,11 +207,10 @@ def load_adapter_weights(
         other_vocabulary = any(
             _differ_by_vocabulary(*shapes, config.vocab_size) for shapes in misfits.values()
         )
-        cure = "Was it trained on another base?"
+        remedy = "Was it trained on another base?"
         if other_vocabulary:
-            cure = f"It was trained with another vocabulary: {_tokenizer_remedy(folder)}."
-        shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
-        raise UserError(f"the adapter in {folder} does not fit this model: {shown}. {cure}")
+            remedy = f"It was trained with another vocabulary: {_tokenizer_remedy(folder)}."
+        raise UserError(f"the adapter in {folder} does not fit this model: {list_some(faults, 6)}. {remedy}")
     for name, tensor in expected.items():
         array = saved.read(name)
         if tensor.split:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family, import_object
 from finetune.families.special_tokens import padding_token, token_id
@@ -324,9 +324,8 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
         (shapes, "weights have another shape"),
     ):
         if names:
-            listed = "; ".join(sorted(names)[:_MAX_LISTED])
-            more = f"; and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-            faults.append(f"model {resolved.name}: {what} ({len(names)}): {listed}{more}")
+            listed = list_some(sorted(names), _MAX_LISTED)
+            faults.append(f"model {resolved.name}: {what} ({len(names)}): {listed}")
     if faults:
         raise UserError([*faults, "config.json and the weight files do not belong together: copy both again"])
 

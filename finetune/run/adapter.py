@@ -1,19 +1,24 @@
-"""What can be said of a run's adapter before data are read and weights are loaded."""
+"""The adapter of a run: what can be said before data are read, and how it comes onto the model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
 from finetune.errors import UserError
+from finetune.run.model import parameter_dtype
 from finetune.storage.files import read_json_if_present
 
 if TYPE_CHECKING:
     from finetune.models.resolve import ResolvedModel
     from finetune.settings.arguments import Arguments
+
+
+# Of a saved adapter's settings these do not change what it computes.
+_TRAINING_ONLY = ("lora_dropout", "lora_plus_scale")
 
 
 def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
@@ -77,3 +82,25 @@ def _shown(value: object) -> str:
         if isinstance(value, float)
         else str(value)
     )
+
+
+def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
+    """Puts the adapter that the run asks for on the model, or returns it as it is."""
+    from finetune.adapters.lora import add_lora, load_lora
+    from finetune.adapters.prefix import add_prefix, load_prefix
+
+    settings, dtype = args.model, parameter_dtype(args)
+    if settings.lora and settings.lora_path:
+        return load_lora(
+            model,
+            Path(settings.lora_path),
+            modules_to_save=settings.modules_to_save,
+            overrides={name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
+        )
+    if settings.prefix_tuning and settings.prefix_path:
+        return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
+    if settings.lora:
+        return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
+    if settings.prefix_tuning:
+        return add_prefix(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
+    return model

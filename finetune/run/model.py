@@ -1,14 +1,10 @@
-"""The model of a run, with its adapter."""
+"""The model of a run."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.run.tokenizer import plan_vocabulary
-
-# Of a saved adapter's settings these do not change what it computes.
-_TRAINING_ONLY = ("lora_dropout", "lora_plus_scale")
 
 if TYPE_CHECKING:
     from finetune.models.resolve import ResolvedModel
@@ -80,25 +76,3 @@ def parameter_dtype(args: Arguments) -> str:
     if args.training.fp16_opt_level != "O2":
         return "float32"
     return "float16" if args.training.fp16 else "bfloat16" if args.training.bf16 else "float32"
-
-
-def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
-    """Puts the adapter that the run asks for on the model, or returns it as it is."""
-    from finetune.adapters.lora import add_lora, load_lora
-    from finetune.adapters.prefix import add_prefix, load_prefix
-
-    settings, dtype = args.model, parameter_dtype(args)
-    if settings.lora and settings.lora_path:
-        return load_lora(
-            model,
-            Path(settings.lora_path),
-            modules_to_save=settings.modules_to_save,
-            overrides={name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
-        )
-    if settings.prefix_tuning and settings.prefix_path:
-        return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
-    if settings.lora:
-        return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
-    if settings.prefix_tuning:
-        return add_prefix(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
-    return model
