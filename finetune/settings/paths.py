@@ -42,7 +42,7 @@ def find_obstacle(path: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return f"which cannot be used ({error.strerror}): {find_remedy(error)}"
+        return f"which cannot be used ({error.strerror}): {find_remedy(error.errno)}"
     return None
 
 
