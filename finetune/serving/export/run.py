@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from finetune.families.decoder_description import DecoderDescription
     from finetune.tokenizers.encoder import FamilyEncoder
 
-_ADAPTER_FILES = ("lora_config.json", "prefix_config.json", "adapter_facts.json", "pre_caches.npy")
+_ADAPTER_FILES = (
+    "lora_config.json", "prefix_config.json", "adapter_facts.json", "adapter_config.json", "pre_caches.npy",
+)  # fmt: skip
 """Files beside an adapter that say nothing of the exported model, which holds the adapter already."""
 
 
