@@ -40,8 +40,11 @@ class RunError(Exception):
     """
 
 
-class Interrupted(Exception):
-    """A termination signal arrived; what the message names was saved before."""
+class Interrupted(BaseException):
+    """A termination signal arrived; what the message names was saved before.
+
+    No Exception, so that a library which catches these cannot swallow it.
+    """
 
 
 _REMEDIES = {

@@ -10,7 +10,8 @@ from finetune.errors import UserError
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
 from finetune.models import hub
-from finetune.models.shard_files import is_sharded
+from finetune.models.own_head import with_own_head
+from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
 from finetune.storage.files import read_json_if_present
 
@@ -60,6 +61,8 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
     read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
+    if needs_weights and family.hugging_face.own_head:
+        config = with_own_head(config, open_checkpoint(folder, family, config).tensors, family)
     return ResolvedModel(folder, name, config, family)
 
 

@@ -18,9 +18,10 @@ from finetune.errors import (
     UserError,
     describe_outside_error,
 )
-from finetune.machine.quiet import interrupt
+from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
 from finetune.processes.launch import is_first_of_machine, is_first_process
 from finetune.processes.watch.watch import close_watch, report_failure
+from finetune.storage.disk_failures import describe_disk_failure
 
 # A launcher ends everybody at the first failure it sees and takes rank 0's exit code for its own.
 _FIRST_SPEAKS_SECONDS = 3
@@ -36,7 +37,18 @@ def run_command(main: Callable[[], int | None]) -> int:
         0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
         first process of each machine; 1 the run failed.
     """
-    signal.signal(signal.SIGTERM, interrupt)
+    previous = set_handlers(end_command)
+    try:
+        return _run(main)
+    finally:
+        if any(signal.getsignal(number) is not end_command for number in previous):
+            ignore_repeats()  # it was stopped
+        else:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _run(main: Callable[[], int | None]) -> int:
     try:
         code = main()
     except UserError as error:
@@ -55,6 +67,12 @@ def run_command(main: Callable[[], int | None]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return _fail(f"error: {error}")
+    except (OSError, MemoryError) as error:
+        if (text := _describe_limit(error)) is None:
+            traceback.print_exc()
+            return _fail(f"{type(error).__name__}: {error}")
+        print(f"error: {text}", file=sys.stderr)
+        return _fail(f"error: {text}")
     except Exception as error:
         return _fail_outside(error)
     close_watch()
@@ -71,6 +89,13 @@ def _fail_outside(error: Exception) -> int:
     text, code = described
     print(f"error: {text}", file=sys.stderr)
     return _fail(text, code)
+
+
+def _describe_limit(error: OSError | MemoryError) -> str | None:
+    """What the system refused, where that says all; None where only the place in the program tells more."""
+    if isinstance(error, MemoryError):
+        return "memory is used up: use a smaller batch or max_length, or a machine (or a limit, ulimit -v) with more"
+    return describe_disk_failure(error)
 
 
 def _fail(text: str, code: int = EXIT_FAILED) -> int:

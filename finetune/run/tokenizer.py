@@ -73,12 +73,17 @@ def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
     Raises:
         UserError: The model's own tokenizer has more tokens than the model has embeddings.
     """
+    from finetune.adapters.files import count_embeddings
     from finetune.models.vocabulary import find_growth, is_other_tokenizer
 
+    family, num_tokens = resolved.family, len(pair.tokenizer)
+    vocab_size = family.adapt_config(resolved.config).get("vocab_size")
+    if adapter := _adapter_folder(args):
+        num_tokens = count_embeddings(adapter, family, num_tokens=num_tokens, vocab_size=vocab_size)
     return find_growth(
-        resolved.family.adapt_config(resolved.config).get("vocab_size"),
-        len(pair.tokenizer),
-        family=resolved.family,
+        vocab_size,
+        num_tokens,
+        family=family,
         other_tokenizer=is_other_tokenizer(
             args.model.tokenizer_name_or_path, resolved.folder or resolved.name
         ),

@@ -84,18 +84,6 @@ def _check_methods(values: Values) -> Faults:
         yield ("save_to_aistudio", "aistudio_repo_id"), fault
 
 
-def _check_patterns(values: Values) -> Faults:
-    for pattern in values["lora_target_modules"] or []:
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            yield (
-                ("lora_target_modules",),
-                f'lora_target_modules has "{shorten(pattern)}", which is no regular expression ({error}): correct '
-                r"it, for example to .*q_proj (a point alone fits any character, \. a point)",
-            )
-
-
 def _check_steps(values: Values) -> Faults:
     if values["max_steps"] == 0:
         yield (
@@ -129,6 +117,18 @@ def _check_paths(values: Values) -> Faults:
     for name in ("output_dir", "logging_dir", "data_cache_dir"):  # may be made yet
         if values[name] and (obstacle := find_obstacle(values[name])):
             yield (name,), f'{name} is "{shorten(values[name])}", {obstacle}'
+
+
+def _check_patterns(values: Values) -> Faults:
+    for pattern in values["lora_target_modules"] or ():
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            yield (
+                ("lora_target_modules",),
+                f'lora_target_modules has "{shorten(pattern)}", which is no regular expression ({error}): correct it, or '
+                "give all, default, or the bare names of layers",
+            )
 
 
 def _check_best_model(values: Values) -> Faults:

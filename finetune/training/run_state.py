@@ -133,7 +133,10 @@ class RunState:
     def _write_position(self, folder: Path) -> None:
         save_scheduler(folder, self.lr_scheduler, self._scaler)
         position = self.batches.save(folder, self.events.state.global_step)
-        write_json(folder / POSITION_FILE, position | self.log.counts())
+        counts: dict[str, Any] = dict(self.log.counts())
+        if self.overflow:
+            counts["skipped_steps"] = self.overflow.counts()
+        write_json(folder / POSITION_FILE, position | counts)
         self.events.state.save_to_json(str(folder / STATE_FILE))
 
     def restore(self, checkpoint: Path) -> None:
@@ -144,14 +147,14 @@ class RunState:
         load_optimizer(checkpoint, files.model, self.optimizer, replicas=files.replicas, is_stage=is_stage)
         with _values_of(checkpoint):
             load_scheduler(checkpoint, self.lr_scheduler, self._scaler)
-        if self.overflow:
-            self.overflow.read_scale()
         saved = read_trainer_state(checkpoint)
         saved.max_steps, saved.num_train_epochs = state.max_steps, state.num_train_epochs
         self.events.set_state(saved)
         position = read_position(checkpoint)
         with _values_of(checkpoint):
             note = self.batches.restore(checkpoint, position)
-        self.log.restore(position)
+            self.log.restore(position)
+            if self.overflow:
+                self.overflow.restore(position.get("skipped_steps", {}))
         if note:
             self.log.show_message(note)

@@ -181,6 +181,7 @@ class _Worker:
                 stderr=subprocess.DEVNULL,
                 bufsize=0,  # a forked child closes its copies, and must not write what this process has not yet
                 env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C of the terminal is for the parent
             )
         except OSError as error:
             raise RunError(
