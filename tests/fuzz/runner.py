@@ -8,6 +8,7 @@ each batch of cases and tells before every case that it begins and afterwards ho
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -144,6 +145,7 @@ def _in_child(work: Callable[[Any], None], take: Callable[[Any], None]) -> tuple
         code = 1
         try:
             os.setpgid(0, 0)
+            faulthandler.register(signal.SIGUSR1, file=2)  # the parent asks where it hangs
             work(lambda message: os.write(writing, json.dumps(message).encode() + b"\n"))
             code = 0
         except BaseException:
@@ -164,8 +166,11 @@ def _in_child(work: Callable[[Any], None], take: Callable[[Any], None]) -> tuple
             *lines, rest = (rest + content).split(b"\n")
             for line in lines:
                 take(json.loads(line))
-    with contextlib.suppress(ProcessLookupError):  # what the cases started goes with it
-        os.killpg(pid, signal.SIGKILL) if hangs else None
+    if hangs:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+            time.sleep(1)  # until it has written its stack into the output of the case
+            os.killpg(pid, signal.SIGKILL)  # what the cases started goes with it
     _, status = os.waitpid(pid, 0)
     if hangs:
         return "hang", f"nothing for {MAX_SECONDS} s"
