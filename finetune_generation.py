@@ -10,6 +10,11 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from finetune.machine.stop_signals import end_at_once, set_handlers
+
+if __name__ == "__main__":  # until `run_command`: the imports below take a moment
+    set_handlers(end_at_once)
+
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
@@ -34,9 +39,10 @@ def main() -> None:
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
+    from finetune.run.adapter import adapt, check_adapter
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
-    from finetune.run.model import adapt, load_base_model
+    from finetune.run.model import load_base_model
     from finetune.run.preview.preview import show
     from finetune.run.processes import plan_layout, start_processes
     from finetune.run.report import Report
@@ -44,7 +50,7 @@ def main() -> None:
     from finetune.run.trainer import build_trainer
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
-    layout = plan_layout(args, resolved)
+    layout, adapter_notes = plan_layout(args, resolved), check_adapter(args, resolved)
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)
@@ -60,7 +66,7 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
-        report.notes(vocabulary_notes(args, resolved, pair, layout))
+        report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)

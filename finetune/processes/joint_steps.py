@@ -57,7 +57,7 @@ def on_first(groups: ProcessGroups, function: Callable[[], Value]) -> Value:
 
     Args:
         groups: The run's processes; every one must call this.
-        function: Called on the first one only; its result is handed on as a pickled object.
+        function: Called on the first one only; its result, a plain value, is handed on.
 
     Raises:
         UserError: Raised by the function, on every process.

@@ -120,10 +120,10 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):  # bad JSON or bad UTF-8
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and isinstance(record.get("step", 0), int):
             records.append(record)
         elif number < len(lines):
-            logger.warning("%s:%d is no JSON object and is left out: %r", path, number, line[:80])
+            logger.warning("%s:%d is no record and is left out: %r", path, number, line[:80])
     return records
 
 
