@@ -18,6 +18,8 @@ from finetune.storage.files import read_json_if_present
 LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
 """Setting that names an adapter -> configuration files that such a folder may have."""
+FACTS_FILE = "adapter_facts.json"
+"""What PaddleNLP's own configuration files have no place for."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
 
 
@@ -75,8 +77,26 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
         )
     for name in ("r", "lora_alpha"):
         value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or (name == "r" and value < 1):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
+        if not is_number or (name == "r" and not value >= 1):
             raise UserError(f"{path} has {name} {value!r}, but a number above 0 is needed: copy it again")
+
+
+def read_num_tokens(folder: Path) -> int | None:
+    """Tokens of the tokenizer that an adapter was trained with; None when that is not on record.
+
+    Raises:
+        UserError: The record cannot be read, or is no number of tokens.
+    """
+    path = folder / FACTS_FILE
+    recorded = read_json_if_present(path).get("num_tokens")
+    if recorded is None:
+        return None
+    if isinstance(recorded, bool) or not isinstance(recorded, int) or not 0 < recorded < 2**31:
+        raise UserError(
+            f"{path} has num_tokens {recorded!r}, but a number of tokens is needed: copy it again"
+        )
+    return recorded
 
 
 def find_adapter_as_model(folder: Path) -> str | None:
