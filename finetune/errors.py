@@ -111,9 +111,9 @@ def describe_outside_error(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def find_remedy(error: OSError) -> str:
-    """What to do about an error of the operating system."""
-    return _REMEDIES.get(error.errno or 0, _OTHER_REMEDY)
+def find_remedy(number: int | None) -> str:
+    """What to do about an error of the operating system, by its number."""
+    return _REMEDIES.get(number or 0, _OTHER_REMEDY)
 
 
 def _describe_os_error(error: OSError) -> tuple[str, int]:
@@ -121,7 +121,7 @@ def _describe_os_error(error: OSError) -> tuple[str, int]:
     place = _shorten(" -> ".join(names)) if names else "the operating system"
     reason = error.strerror or str(error) or type(error).__name__
     return (
-        f"{place}: {reason}: {find_remedy(error)}",
+        f"{place}: {reason}: {find_remedy(error.errno)}",
         EXIT_USER_ERROR if error.errno in _NAME_ERRORS else EXIT_FAILED,
     )
 

@@ -25,10 +25,9 @@ from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family, import_object
 from finetune.families.special_tokens import padding_token, token_id
 from finetune.families.tensor_splits import find_split
-from finetune.models import hub
 from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign, join_blocks
-from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel
+from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel, with_weights
 from finetune.models.shard_files import open_checkpoint
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
 from finetune.storage.checkpoints import TensorFiles
@@ -82,7 +81,9 @@ def load_model(
     """
     from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
 
-    folder = resolved.folder or hub.download(resolved.name)
+    resolved = with_weights(resolved)
+    folder = resolved.folder
+    assert folder is not None
     checkpoint = open_checkpoint(folder, resolved.family, resolved.config)
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
     model_class = import_object(resolved.family.model_class)

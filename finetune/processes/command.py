@@ -67,12 +67,6 @@ def _run(main: Callable[[], int | None]) -> int:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return _fail(f"error: {error}")
-    except (OSError, MemoryError) as error:
-        if (text := _describe_limit(error)) is None:
-            traceback.print_exc()
-            return _fail(f"{type(error).__name__}: {error}")
-        print(f"error: {text}", file=sys.stderr)
-        return _fail(f"error: {text}")
     except Exception as error:
         return _fail_outside(error)
     close_watch()
@@ -82,6 +76,8 @@ def _run(main: Callable[[], int | None]) -> int:
 def _fail_outside(error: Exception) -> int:
     """Says what the operating system, the memory or a parser said; all else is a fault of the program."""
     described = describe_outside_error(error)
+    if described is None and (of_library := describe_disk_failure(error)):
+        described = of_library, EXIT_FAILED
     if described is None or os.environ.get("FINETUNE_VERBOSE") == "1":
         traceback.print_exc()
     if described is None:
@@ -89,13 +85,6 @@ def _fail_outside(error: Exception) -> int:
     text, code = described
     print(f"error: {text}", file=sys.stderr)
     return _fail(text, code)
-
-
-def _describe_limit(error: OSError | MemoryError) -> str | None:
-    """What the system refused, where that says all; None where only the place in the program tells more."""
-    if isinstance(error, MemoryError):
-        return "memory is used up: use a smaller batch or max_length, or a machine (or a limit, ulimit -v) with more"
-    return describe_disk_failure(error)
 
 
 def _fail(text: str, code: int = EXIT_FAILED) -> int:

@@ -19,7 +19,8 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
         )
     paths = split_paths(values["dataset_name_or_path"] or "")
     for path in paths:
-        if not os.path.exists(path) and (len(paths) > 1 or looks_like_path(path)):
+        is_name = "://" in path
+        if not os.path.exists(path) and (looks_like_path(path) or (len(paths) > 1 and not is_name)):
             yield (
                 ("dataset_name_or_path",),
                 f'dataset_name_or_path is "{shorten(path)}", {describe_missing(path)}',

@@ -31,7 +31,7 @@ def _find_entry_faults(entry: Mapping[str, Any]) -> Iterator[str]:
     path, ratio, limit = (entry.get(key) for key in ("path", "ratio", "max_samples"))
     if not isinstance(path, str) or not path:
         yield "path is missing: give a folder with train.json, or a file"
-    elif not os.path.exists(os.path.expanduser(path)):
+    elif "://" not in path and not os.path.exists(os.path.expanduser(path)):
         yield f'path is "{shorten(path)}", {describe_missing(path)}'
     if ratio is not None and not (_is_number(ratio) and 0 < ratio < math.inf):
         yield f"ratio is {_to_json(ratio)}: it must be a number above 0"

@@ -18,8 +18,10 @@ class ModelArguments:
     """Which weights, which method, and the options PaddleNLP's model configuration takes."""
 
     model_name_or_path: str | None = setting(None,
-        "Folder with the weights, or a model name on the hub. Required.",
-        "权重所在目录，或模型库中的模型名。必填。", is_path=True)
+        "Folder with the weights, or a name: on PaddleNLP's hub, hf://org/name[@revision], modelscope://..., aistudio://.... "
+        "Required.",
+        "权重所在目录，或名称：PaddleNLP 模型库中的名称、hf://org/name[@版本]、modelscope://...、aistudio://...。必填。",
+        is_path=True)
     tokenizer_name_or_path: str | None = setting(None,
         "Folder or name of the tokenizer; null: the model's own.", "分词器的目录或名称；null：用模型自带的。",
         is_path=True)
@@ -127,9 +129,9 @@ class ModelArguments:
         "Dropout of attention weights; null: as the model's configuration.",
         "注意力权重的 dropout；null：按模型配置。", readers=(MODEL_CONFIG,), common=False,
         range=SHARE_BELOW_ONE)
-    from_aistudio: bool = setting(False, "Look model names up on AI Studio.", "在 AI Studio 上查找模型名。",
-        working=(False,),
-        instead="download the repository with AI Studio's own client and give its folder as model_name_or_path")
+    from_aistudio: bool = setting(False,
+        "Look names of models and tokenizers up on AI Studio, as aistudio://user/name does.",
+        "在 AI Studio 上查找模型和分词器的名称，与写 aistudio://user/name 相同。")
     save_to_aistudio: bool = setting(False, "Upload the final weights to AI Studio.",
         "把最终权重上传到 AI Studio。")
     aistudio_repo_id: str | None = setting(None, "AI Studio repository to upload to.",

@@ -20,8 +20,10 @@ def split_paths(value: str) -> list[str]:
 def looks_like_path(value: str) -> bool:
     """True for a value that can only mean a place on disk, or that is one.
 
-    One slash alone is a hub name (``owner/model``).
+    One slash alone is a hub name (``owner/model``), and so is what begins with a hub (``hf://owner/model``).
     """
+    if "://" in value:
+        return False
     return value.startswith((".", "/", "~")) or value.count("/") > 1 or os.path.exists(value)
 
 
@@ -42,7 +44,7 @@ def find_obstacle(path: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return f"which cannot be used ({error.strerror}): {find_remedy(error)}"
+        return f"which cannot be used ({error.strerror}): {find_remedy(error.errno)}"
     return None
 
 

@@ -6,22 +6,27 @@ import errno
 import os
 import re
 
+from finetune.errors import find_remedy
+
 _OF_LIBRARY = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust (tokenizers, safetensors) end the text of what the system said."""
-_REMEDIES = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room within your quota there",
-    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or use a file system that takes larger files",
-    errno.EROFS: "choose a folder on a disk that can be written",
-    errno.EACCES: "allow it to be used",
-    errno.EPERM: "allow it to be used",
-    errno.EIO: "check the disk",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "close other programs, the system has too many files open",
-    errno.ENAMETOOLONG: "choose a shorter path",
-    errno.ESTALE: "mount that storage again",
-    errno.ENOMEM: "free some memory",
-}
+_NUMBERS = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENAMETOOLONG,
+        errno.ESTALE,
+        errno.ENOMEM,
+    )
+)
+"""What a disk or a limit of the system is to blame for."""
 
 
 def describe_disk_failure(error: BaseException | None) -> str | None:
@@ -31,13 +36,13 @@ def describe_disk_failure(error: BaseException | None) -> str | None:
         error: Whatever was raised; what it was raised from counts, too.
     """
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _REMEDIES:
+        if isinstance(error, OSError) and error.errno in _NUMBERS:
             said = f"{error.strerror or os.strerror(error.errno)}: "
             name = error.filename if isinstance(error.filename, str) else ""
-            return f"{said}{name + ': ' if name else ''}{_REMEDIES[error.errno]}"
+            return f"{said}{name + ': ' if name else ''}{find_remedy(error.errno)}"
         if found := _OF_LIBRARY.search(str(error)):
             number = int(found[1])
-            if number in _REMEDIES:
-                return f"{os.strerror(number)}: {_REMEDIES[number]}"
+            if number in _NUMBERS:
+                return f"{os.strerror(number)}: {find_remedy(number)}"
         error = error.__cause__
     return None

@@ -27,6 +27,7 @@ def write_peft(
     layers: Mapping[str, tuple[int, float]],
     *,
     whole: Sequence[str] = (),
+    num_rows: int | None = None,
     pickled: bool = False,
     **config: Any,
 ) -> Path:
@@ -37,6 +38,7 @@ def write_peft(
         base: Folder of a model under Hugging Face's names.
         layers: Hugging Face's name of a layer -> rank and factor of its update.
         whole: Names of tensors that are replaced.
+        num_rows: Rows of the replaced tensors, where there are more than the base has.
         pickled: Whether to write PyTorch's form.
         config: Fields of `adapter_config.json`.
     """
@@ -51,9 +53,10 @@ def write_peft(
         tensors[f"base_model.model.{layer}.lora_B.weight"] = right
         weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + np.float32(factor) * (right @ left)
     for name in whole:
-        weights[name] = (weights[name] + 0.1 * generator.standard_normal(weights[name].shape)).astype(
-            np.float32
-        )
+        rows = weights[name]
+        if num_rows:
+            rows = np.concatenate([rows, np.zeros((num_rows - len(rows), *rows.shape[1:]), np.float32)])
+        weights[name] = (rows + 0.1 * generator.standard_normal(rows.shape)).astype(np.float32)
         tensors[f"base_model.model.{name}"] = weights[name]
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
@@ -63,6 +66,7 @@ def write_peft(
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     merged = folder.with_name(f"{folder.name}-merged")
     merged.mkdir()
-    (merged / "config.json").write_bytes((base / "config.json").read_bytes())
+    content = json.loads((base / "config.json").read_text())
+    (merged / "config.json").write_text(json.dumps(content | ({"vocab_size": num_rows} if num_rows else {})))
     save_file(weights, merged / "model.safetensors", metadata={"format": "pt"})
     return merged

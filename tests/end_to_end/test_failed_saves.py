@@ -95,7 +95,10 @@ def test_final_weights_that_find_no_room(arguments, monkeypatch, tmp_path, capsy
         patch.setattr(finetune.run.final_weights, "_move_final_files", fail)
         assert run_entry(arguments()) == 1
     stderr = capsys.readouterr().err
-    assert "error: the final weights cannot be saved (No space left on device: make room there)" in stderr
+    assert (
+        "error: the final weights cannot be saved (No space left on device: make room on that disk, or choose another one)"
+        in stderr
+    )
     assert "Traceback" not in stderr
     assert checkpoints(tmp_path / "out") == ["checkpoint-3", "checkpoint-4"]
     assert run_entry(arguments()) == 0

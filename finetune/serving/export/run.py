@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
-from finetune.models.resolve import ResolvedModel
+from finetune.models.resolve import ResolvedModel, with_weights
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
 from finetune.serving.export.options import ExportOptions
 from finetune.storage.files import fill_folder
@@ -55,11 +55,12 @@ def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     import paddle
 
     from finetune.families.decoder_description import describe
-    from finetune.models import hub
     from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
 
     paddle.set_device(options.device)
-    folder = resolved.folder or hub.download(resolved.name)
+    resolved = with_weights(resolved)
+    folder = resolved.folder
+    assert folder is not None
     tokenizer_folder = _tokenizer_folder(options, folder, resolved)
     encoder = FamilyEncoder(load_tokenizer(tokenizer_folder, resolved.family), resolved.family)
     model, prefix = _load(options, resolved, encoder)

@@ -49,7 +49,7 @@ class PlannedModel:
         adapter = f" with {self.options.adapter}" if self.options.adapter else ""
         kind = "static graph" if self.options.is_static else "dynamic"
         return (
-            f"{self.options.model_name_or_path}{adapter}: {self.resolved.family.name}, {kind}, "
+            f"{self.resolved.remote or self.options.model_name_or_path}{adapter}: {self.resolved.family.name}, {kind}, "
             f"chat template {self.template_name}"
         )
 

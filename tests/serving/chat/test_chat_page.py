@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -241,6 +243,36 @@ def test_values_that_are_no_numbers_are_told_in_the_language_of_the_page():
         next(page.send("x" * 40_001, [], None, 0.9, 1, 0, 1, 3, 0, language="zh"))
     with pytest.raises(UserError, match="200 turns"):
         next(page.send("x", [[("a", "b")] * 200], None, 0.9, 1, 0, 1, 3, 0))
+
+
+@pytest.fixture
+def locked_url() -> Iterator[str]:
+    """A page without models, behind a password."""
+    import uvicorn
+
+    from finetune.serving.chat.guard import Access
+    from finetune.serving.chat.page import ChatPage, build_app
+    from finetune.serving.decoding.settings import DecodingSettings
+
+    app = build_app(ChatPage([], DecodingSettings()), Access(password="a good password"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def test_nothing_of_the_page_is_seen_without_the_password(locked_url):
+    given = {"Authorization": "Basic " + base64.b64encode(b"anyone:a good password").decode()}
+    status, text = ask(locked_url, "GET", "/", **given)
+    files = [path.lstrip(".") for path in re.findall(r'(?:src|href)="(\.?/[^"]+)"', text)]
+    assert status == 200 and len(files) >= 2
+    for path in ["/", "/config", "/gradio_api/info", *files]:
+        assert ask(locked_url, "GET", path, **given)[0] == 200, path
+        assert ask(locked_url, "GET", path)[0] == 401, path
+    assert ask(locked_url, "POST", "/gradio_api/queue/join", "{}")[0] == 401
 
 
 def test_connections_that_say_nothing_do_not_keep_others_out(page_url):
