@@ -7,9 +7,10 @@ adapter_config.json   an adapter of peft
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
 from finetune.errors import UserError
@@ -77,9 +78,26 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
         )
     for name in ("r", "lora_alpha"):
         value = config.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
-        if not is_number or (name == "r" and not value >= 1):
+        if not _is_number(value) or (name == "r" and value < 1):
             raise UserError(f"{path} has {name} {value!r}, but a number above 0 is needed: copy it again")
+    for name in ("target_modules", "trainable_modules"):
+        value = config.get(name)
+        if value is not None and not _are_patterns([value] if isinstance(value, str) else value):
+            raise UserError(f"{path} has {name} {value!r}, but regular expressions are needed: copy it again")
+    for name in ("lora_dropout", "lora_plus_scale"):
+        if config.get(name) is not None and not _is_number(config[name]):
+            raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _are_patterns(values: object) -> bool:
+    try:
+        return isinstance(values, list) and all(isinstance(each, str) and re.compile(each) for each in values)
+    except (re.error, RecursionError, OverflowError):
+        return False
 
 
 def read_num_tokens(folder: Path) -> int | None:
