@@ -50,6 +50,11 @@ def load_fast_encoder(
         return _load(Path(folder), family.tokenizer, num_threads, splits_special=splits_special), ""
     except (UnsupportedTokenizerError, UserError) as error:
         return None, str(error)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        return (
+            None,
+            f"its files hold values of another kind than a tokenizer has ({type(error).__name__}: {error})",
+        )
 
 
 def find_vocabulary(folder: Path, facts: TokenizerFacts) -> Path | None:

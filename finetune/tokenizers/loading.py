@@ -12,7 +12,9 @@ from finetune.families.family import Family, TokenizerFacts, import_object
 from finetune.families.special_tokens import token_id
 from finetune.machine.stand_ins import replaced
 from finetune.models import hub
-from finetune.storage.files import is_present, open_file, read_json_if_present, read_json_or_empty
+from finetune.models.hubs.hugging_face import is_offline
+from finetune.models.hubs.repository import cached_model, fetch_small_files, find_remote
+from finetune.storage.files import open_file, read_json_if_present, read_json_or_empty
 from finetune.storage.lfs_pointers import refuse_pointers
 from finetune.tokenizers.added_tokens import read_folder_tokens
 from finetune.tokenizers.fast_encoder import JSON_FILE, class_name, find_vocabulary
@@ -36,19 +38,37 @@ def load_tokenizer(folder_or_name: str | Path, family: Family | None = None) -> 
         UserError: The folder lacks vocabulary files, or the files cannot be read.
     """
     name, path = str(folder_or_name), Path(folder_or_name)
-    folder = path if path.is_dir() else hub.cached_folder(name)
+    folder = path if path.is_dir() else hub.cached_folder(name) or _folder_of_name(name)
     if folder is not None:
         refuse_pointers(folder)
         family = family or _family_of(folder)
         tokenizer = _load_from_folder(folder, family)
         setattr(tokenizer, SOURCE_FOLDER, folder)
     else:
-        hub.require_reachable(name)
         tokenizer = _load_by_name(name)
     # Asking for an unset `pad_token` would log an error.
     if family is not None and "pad_token" not in tokenizer.special_tokens_map:
         tokenizer.pad_token = _padding_text(tokenizer, family.tokenizer)
     return tokenizer
+
+
+def _folder_of_name(name: str) -> Path | None:
+    """Folder of the files, from a cache or a hub other than PaddleNLP's; None where that may have it.
+
+    Raises:
+        UserError: No hub has it.
+    """
+    if folder := cached_model(name, needs_weights=False):
+        return folder
+    reasons = []
+    if "://" not in name and not is_offline():
+        if hub.is_reachable() and hub.has_model(name):
+            return None
+        reasons = [f"PaddleNLP's hub ({hub.endpoint()}) does not have it or cannot be reached"]
+    repository, others = find_remote(name)
+    if repository is None:
+        raise hub.absence(name, [*reasons, *others])
+    return fetch_small_files(repository)
 
 
 def has_token(tokenizer: Any, text: str) -> bool:
@@ -145,6 +165,6 @@ def _check_files(folder: Path) -> None:
     """What PaddleNLP would wait for, or fail over without a word on the file."""
     for name in _SETTINGS_FILES:
         read_json_if_present(folder / name)
-    for name in _VOCABULARY_FILES:
-        if is_present(folder / name):
-            open_file(folder / name).close()
+    for path in sorted(folder.iterdir()):
+        if path.name in _VOCABULARY_FILES or path.is_fifo() or path.is_char_device():
+            open_file(path).close()

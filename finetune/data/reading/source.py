@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.errors import UserError
+from finetune.models.hubs.repository import fetch_dataset
 
 SPLITS = ("train", "dev")
 SUFFIXES = (".json", ".jsonl", ".csv")
@@ -27,7 +28,7 @@ def find_splits(paths: list[str], split: str, *, required: bool = True) -> list[
     return [file for path in paths for file in find_split(path, split, required=required)]
 
 
-def find_split(path: str | Path, split: str, *, required: bool = True) -> list[Path]:
+def find_split(given: str | Path, split: str, *, required: bool = True) -> list[Path]:
     """The files that hold one split of a data set.
 
     In a folder the first of these that exists is taken: ``<split>.json``, ``<split>.jsonl``,
@@ -35,7 +36,7 @@ def find_split(path: str | Path, split: str, *, required: bool = True) -> list[P
     is itself a file is training data and has no other split.
 
     Args:
-        path: The data set: a folder or a single file.
+        given: The data set: a folder, a single file, or its name on a hub.
         split: "train" or "dev".
         required: Whether an absent split is an error; otherwise it gives an empty list. What is there
             but unusable (a missing path, a folder where a file should be, an empty ``<split>/``) is
@@ -46,7 +47,9 @@ def find_split(path: str | Path, split: str, *, required: bool = True) -> list[P
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {SPLITS}")
-    path = Path(path)
+    path = Path(given)
+    if not path.exists() and (downloaded := fetch_dataset(str(given))):
+        path = downloaded
     if path.is_file():
         if split == "train":
             return [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from finetune.data.reading.mixing import DataSource, draw, hold_out, mix, read_s
 from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.self_cognition import make_self_cognition
 from finetune.data.reading.source import find_split, find_splits
+from finetune.models.hubs.repository import candidates
 from finetune.settings.paths import split_paths
 
 if TYPE_CHECKING:
@@ -45,13 +47,13 @@ def find_sources(data: DataArguments, *, training: bool, evaluating: bool) -> di
         UserError: A split that the run needs is missing, or a path is unusable.
     """
     paths = split_paths(data.dataset_name_or_path) if data.dataset_name_or_path else []
-    if not data.dataset_mix and len(paths) == 1 and not Path(paths[0]).exists():
+    if not data.dataset_mix and len(paths) == 1 and not Path(paths[0]).exists() and not candidates(paths[0]):
         return {}
     sources: dict[str, list[DataSource]] = {}
     if evaluating:
         needed = not data.validation_split
         if data.dataset_mix and not paths:
-            mixed = [str(Path(entry["path"]).expanduser()) for entry in data.dataset_mix]
+            mixed = [os.path.expanduser(entry["path"]) for entry in data.dataset_mix]
             files = find_splits(mixed, "dev", required=needed)
         else:
             files = find_splits(paths, "dev", required=needed)
@@ -108,7 +110,7 @@ def _find_train(data: DataArguments, paths: Sequence[str]) -> list[DataSource]:
 
 
 def _find_entry(entry: dict[str, Any]) -> DataSource:
-    files = find_split(Path(entry["path"]).expanduser(), "train")
+    files = find_split(os.path.expanduser(entry["path"]), "train")
     return DataSource(
         name=entry["path"],
         files=tuple(files),
