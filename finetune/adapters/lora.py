@@ -157,12 +157,13 @@ def load_lora(
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
     """
     weights: AdapterWeights | None = None
-    family = family_of(model.config)
     if is_present(folder / LORA_CONFIG):
         fields = read_json_object(folder / LORA_CONFIG)
         check_paddle_lora(folder, fields)
         fields.pop("scaling", None)
+        family = family_of(model.config)
     elif is_present(folder / PEFT_CONFIG):
+        family = family_of(model.config)
         fields, weights = _convert_peft(model, folder, family)
     else:
         raise UserError(
