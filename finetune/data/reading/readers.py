@@ -270,6 +270,8 @@ def _check_names(row: list[str]) -> list[str]:
     names = [name.strip() for name in row]
     if len(set(names)) < len(names) or "" in names:
         raise ValueError("the column names of the first line must be different from one another, none empty")
+    if any(map(_has_surrogates, names)):
+        _reject_lone_surrogates(dict.fromkeys(names))
     return names
 
 
