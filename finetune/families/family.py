@@ -308,7 +308,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     """
     known = families()
     model_type = config.get("model_type")
-    architectures = tuple(config.get("architectures") or ())
+    architectures = [str(name) for name in config.get("architectures") or ()]
     for family in known.values():
         named = model_type in family.model_types
         if model_type is None:
@@ -316,7 +316,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         if named and family.covers(config):
             return family
     raise UserError(
-        f"no family covers model_type {model_type!r} with architectures {list(architectures)}; "
+        f"no family covers model_type {model_type!r} with architectures {architectures}; "
         f"covered families: {', '.join(sorted(known))}"
     )
 

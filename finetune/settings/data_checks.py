@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from finetune.settings.mix_entries import find_mix_faults
-from finetune.settings.paths import looks_like_path, split_paths
+from finetune.settings.paths import describe_missing, looks_like_path, shorten, split_paths
 
 
 def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -22,7 +21,10 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
     for path in paths:
         is_name = "://" in path
         if not os.path.exists(path) and (looks_like_path(path) or (len(paths) > 1 and not is_name)):
-            yield ("dataset_name_or_path",), f'dataset_name_or_path is "{path}", {_missing_path()}'
+            yield (
+                ("dataset_name_or_path",),
+                f'dataset_name_or_path is "{shorten(path)}", {describe_missing(path)}',
+            )
     for fault in find_mix_faults(values["dataset_mix"]):
         yield ("dataset_mix",), fault
     split = values["validation_split"]
@@ -37,10 +39,6 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
             yield ("lazy", "do_train", name), fault
 
 
-def _missing_path(what: str = "does not exist") -> str:
-    return f"which {what} (looked in {Path.cwd()}): check the path"
-
-
 def _check_self_cognition(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     count, file = values["self_cognition_samples"], values["self_cognition_file"]
     for name in ("model_name", "model_author"):
@@ -50,7 +48,10 @@ def _check_self_cognition(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str
                 f"self_cognition_samples is {count}, but {name} is missing: give the name that the model shall know",
             )
     if file and not os.path.isfile(os.path.expanduser(file)):
-        yield ("self_cognition_file",), f'self_cognition_file is "{file}", {_missing_path("is no file")}'
+        yield (
+            ("self_cognition_file",),
+            f'self_cognition_file is "{shorten(file)}", {describe_missing(file, "is no file")}',
+        )
 
 
 def _find_stream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,9 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
+
+from finetune.settings.paths import describe_missing, shorten
 
 
 def find_mix_faults(entries: list[dict[str, Any]] | None) -> Iterator[str]:
@@ -31,7 +32,7 @@ def _find_entry_faults(entry: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(path, str) or not path:
         yield "path is missing: give a folder with train.json, or a file"
     elif "://" not in path and not os.path.exists(os.path.expanduser(path)):
-        yield f'path is "{path}", which does not exist (looked in {Path.cwd()}): check the path'
+        yield f'path is "{shorten(path)}", {describe_missing(path)}'
     if ratio is not None and not (_is_number(ratio) and 0 < ratio < math.inf):
         yield f"ratio is {_to_json(ratio)}: it must be a number above 0"
     if limit is not None and not (isinstance(limit, int) and _is_number(limit) and limit > 0):

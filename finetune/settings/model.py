@@ -110,6 +110,10 @@ class ModelArguments:
     max_skipped_steps: int = setting(20,
         "float16 steps skipped in a row, because gradients overflowed, after which the run stops.",
         "float16 训练因梯度溢出连续跳过多少步后停止运行。", may_change=True, range=Range(1, 10**9))
+    on_save_error: str = setting("stop",
+        "What to do when the disk takes no checkpoint: stop the run, or train on and say so.",
+        "磁盘无法写入检查点时：停止运行，或继续训练并给出提示。", choices=("stop", "continue"), common=False,
+        may_change=True)
     replica_check_steps: int = setting(0,
         "Compare weights that must agree across processes every n steps, beside start and saves; 0: only "
         "there.", "除开始和保存时外，每 n 步比较一次各进程应当一致的权重；0：只在开始和保存时。",

@@ -15,7 +15,7 @@ from finetune.machine.stand_ins import replaced
 from finetune.models import hub
 from finetune.models.hubs.hugging_face import is_offline
 from finetune.models.hubs.repository import cached_model, fetch_small_files, find_remote
-from finetune.storage.files import is_present, open_file, read_json_if_present, read_json_or_empty
+from finetune.storage.files import open_file, read_json_if_present, read_json_or_empty
 
 if TYPE_CHECKING:
     from finetune.families.text_backends import Ids
@@ -201,9 +201,9 @@ def _check_files(folder: Path) -> None:
     """What PaddleNLP would wait for, or fail over without a word on the file."""
     for name in _SETTINGS_FILES:
         read_json_if_present(folder / name)
-    for name in _VOCABULARY_FILES:
-        if is_present(folder / name):
-            open_file(folder / name).close()
+    for path in sorted(folder.iterdir()):
+        if path.name in _VOCABULARY_FILES or path.is_fifo() or path.is_char_device():
+            open_file(path).close()
 
 
 def _vocab_file(folder: Path, family: Family) -> dict[str, str]:

@@ -25,6 +25,7 @@ from finetune.models.loading import load_model, load_weights, open_checkpoint
 from finetune.models.resolve import resolve_model
 from finetune.models.shard_files import open_shards
 from finetune.processes.groups import ProcessGroups
+from finetune.processes.joint_steps import RankFailed
 from finetune.processes.layout import Layout
 from finetune.run.directory import check_shared_folder
 from finetune.storage.checkpoints import Checkpoint
@@ -252,7 +253,7 @@ def test_a_write_error_on_one_rank_fails_on_all(models, tmp_path, monkeypatch):
         )
 
     results = run_ranks(layout, work)
-    assert [type(result) for result in results] == [RuntimeError, RuntimeError, OSError, RuntimeError]
+    assert [type(result) for result in results] == [RankFailed, RankFailed, OSError, RankFailed]
     assert "rank 2 failed: OSError: [Errno 28] No space left on device" in str(results[0])
     assert list(tmp_path.iterdir()) == []
 

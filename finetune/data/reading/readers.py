@@ -7,6 +7,7 @@ as a whole.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from finetune.data.reading.records import (
     excerpt_of,
     format_fault,
 )
+from finetune.errors import UserError
+from finetune.storage.files import open_file
 
 MAX_RECORD_BYTES = 16 * 2**20
 
@@ -43,12 +46,14 @@ def read_file(file: Path, faults: FaultCollector, start: Position = START) -> It
             yield from _read_lines(file, faults, start)
             return
         yield from (record for record in records if record.end.offset > start.offset)
+    except UserError as error:
+        faults.add_file(error.faults[0])
     except OSError as error:
         faults.add_file(f"{file}: cannot be read: {error.strerror or error}")
 
 
 def _begins_with_bracket(file: Path) -> bool:
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         head = stream.read(4096).removeprefix(_UTF8_BOM).lstrip()
         while not head and (chunk := stream.read(4096)):
             head = chunk.lstrip()
@@ -60,7 +65,7 @@ def _begins_with_bracket(file: Path) -> bool:
 
 def _read_lines(file: Path, faults: FaultCollector, start: Position) -> Iterator[Record]:
     offset, line_number = start
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         stream.seek(offset)
         while line := stream.readline(MAX_RECORD_BYTES):
             line_number += 1
@@ -138,7 +143,8 @@ class _ArrayReader:
     def __init__(self, file: Path, faults: FaultCollector):
         self._file, self._faults = file, faults
         # Bytes that are no UTF-8 become lone surrogates, which spoil only the record they are in.
-        self._text = file.read_bytes().removeprefix(_UTF8_BOM).decode("utf-8", "surrogateescape")
+        with open_file(file) as stream:
+            self._text = stream.read().removeprefix(_UTF8_BOM).decode("utf-8", "surrogateescape")
         self._is_broken_utf8 = _has_surrogates(self._text)
         self._counted_to, self._line_number = 0, 1
 
@@ -223,7 +229,10 @@ def _has_surrogates(text: str) -> bool:
 def _read_csv(file: Path, faults: FaultCollector) -> Iterator[Record]:
     """Rows below a row of column names; commas between fields, quotes around those that hold a comma."""
     csv.field_size_limit(MAX_RECORD_BYTES)
-    with file.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+    with (
+        open_file(file) as content,
+        io.TextIOWrapper(content, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream,
+    ):
         rows = csv.reader(stream, strict=True)
         names: list[str] | None = None
         last_line, num_records = 0, 0

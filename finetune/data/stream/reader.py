@@ -20,6 +20,7 @@ from finetune.data.reading.mixing import DataSource
 from finetune.data.reading.readers import read_file
 from finetune.data.reading.records import START, FaultCollector, Position, Record
 from finetune.errors import UserError
+from finetune.storage.files import open_file
 
 MAX_LIST_BYTES = 64 * 2**20
 _STREAM = 0x66696C65  # keeps these random numbers apart from others that are drawn with the same seed
@@ -45,7 +46,7 @@ def check_streamable(sources: list[DataSource]) -> None:
 
 def is_list(file: Path) -> bool:
     """Whether a file is one JSON list."""
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         head = stream.read(4096)
     return file.suffix.lower() != ".csv" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from finetune.models.resolve import ResolvedModel, with_weights
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
 from finetune.serving.export.options import ExportOptions
 from finetune.storage.files import fill_folder
+from finetune.storage.lock import hold_output
 
 if TYPE_CHECKING:
     from finetune.families.decoder_description import DecoderDescription
@@ -40,6 +42,16 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     Raises:
         UserError: Weights, tokenizer or adapter cannot be used, or the disk is full.
     """
+    output = options.output_path
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_output(output, f"output_path {output}"))
+        except OSError as error:
+            raise _unwritable(output, error) from error
+        return _export(options, resolved)
+
+
+def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     import paddle
 
     from finetune.families.decoder_description import describe
@@ -66,11 +78,14 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
             facts.save(hidden)
             _save_graph(description, hidden, dtype=options.dtype)
     except OSError as error:
-        raise UserError(
-            f"output_path {options.output_path} cannot be written ({error.strerror or error}): free some space or "
-            "give another folder"
-        ) from error
+        raise _unwritable(options.output_path, error) from error
     return facts
+
+
+def _unwritable(output: Path, error: OSError) -> UserError:
+    return UserError(
+        f"output_path {output} cannot be written ({error.strerror or error}): free some space or give another folder"
+    )
 
 
 def _load(
