@@ -150,8 +150,8 @@ def load_lora(
         model: The model that it was trained on.
         folder: The adapter's folder.
         modules_to_save: Modules that the run wants trained whole; None for those of the adapter.
-        overrides: Fields of PaddleNLP's configuration that say how it is trained further: `lora_dropout`,
-            `lora_plus_scale`; by default as before.
+        overrides: Fields of PaddleNLP's configuration that say how and on what it is trained further: `lora_dropout`,
+            `lora_plus_scale`, `base_model_name_or_path`; by default as before.
 
     Raises:
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
