@@ -24,6 +24,7 @@ from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
 from finetune.adapters.files import AdapterWeights, load_adapter_weights
+from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights, check_layers
@@ -157,18 +158,18 @@ def load_lora(
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
     """
     weights: AdapterWeights | None = None
-    family = family_of(model.config)
     if is_present(folder / LORA_CONFIG):
         fields = read_json_object(folder / LORA_CONFIG)
         check_paddle_lora(folder, fields)
         fields.pop("scaling", None)
     elif is_present(folder / PEFT_CONFIG):
-        fields, weights = _convert_peft(model, folder, family)
+        fields, weights = _convert_peft(model, folder, family_of(model.config))
     else:
         raise UserError(
             f"lora_path {folder} holds neither {LORA_CONFIG} nor {PEFT_CONFIG}: point it at the output folder "
             "(or a checkpoint) of a LoRA run, or at an adapter of peft."
         )
+    family = family_of(model.config)
     saved = modules_to_save and resolve_saved(modules_to_save, family, _modules_of(model, family))
     patterns = [saved_pattern(name) for name in saved or ()]
     if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):
@@ -180,9 +181,19 @@ def load_lora(
     # Whatever it was trained in: layers cannot multiply tensors of two types.
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
+    _check_time(model, config)
     adapted = LoRAModel(model, config)
     load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
+
+
+def _check_time(model: Any, config: LoRAConfig) -> None:
+    """Matches an adapter's patterns once in bounded time, as PaddleNLP will match them without a bound."""
+    for patterns, names in (
+        (config.target_modules, [name for name, _ in model.named_sublayers()]),
+        (config.trainable_modules, list(model.state_dict())),
+    ):
+        match_names([patterns] if isinstance(patterns, str) else patterns or [], names)
 
 
 def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, Any], PeftWeights]:

@@ -63,8 +63,7 @@ def hold_output(output: Path, what: str) -> Iterator[None]:
         UserError: A living process writes there.
         OSError: The lock cannot be made.
     """
-    target = output.absolute()
-    path = target.with_name(f".{target.name}.lock")
+    path = _lock_of(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = take_lock(path, what)
     try:
@@ -72,6 +71,18 @@ def hold_output(output: Path, what: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # while it is held, so that nobody holds a file without a name
         file.close()
+
+
+def remove_dead_lock(output: Path) -> None:
+    """Removes the lock of a process that was killed when its output stood already."""
+    if _lock_of(output).exists():
+        with contextlib.suppress(UserError, OSError), hold_output(output, str(output)):
+            pass
+
+
+def _lock_of(output: Path) -> Path:
+    target = output.absolute()
+    return target.with_name(f".{target.name}.lock")
 
 
 def _is_still(path: Path, file: IO[str]) -> bool:

@@ -64,6 +64,13 @@ class CheckpointSeries:
             if groups.is_first:
                 rotate(self.output_dir, keep=self.args.save_total_limit, best=self._best(), newest=newest)
 
+    def remove_old(self) -> None:
+        """Deletes what is too old once more: a process that was ended between a save and this had no time to."""
+        groups = self.run_state.files.groups
+        with fail_on_all_ranks(groups):
+            if groups.is_first and (found := list_checkpoints(self.output_dir)):
+                rotate(self.output_dir, keep=self.args.save_total_limit, best=self._best(), newest=found[-1])
+
     def _go_on_without(self, error: Exception, *, is_last: bool) -> None:
         run_state = self.run_state
         groups, step = run_state.files.groups, run_state.events.state.global_step

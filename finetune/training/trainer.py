@@ -140,6 +140,7 @@ class FinetuneTrainer(Trainer):
         self.is_in_train = True
         self._loop(batches, checkpoints).run()
         self.is_in_train = False
+        checkpoints.remove_old()
         if note := checkpoints.describe_failures():
             self.training_log.show_message(note)
         if self.overflow and (note := self.overflow.describe_end(max_steps)):

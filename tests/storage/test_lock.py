@@ -11,7 +11,7 @@ import pytest
 
 from finetune.errors import UserError
 from finetune.storage.files import fill_folder
-from finetune.storage.lock import hold_output, take_lock
+from finetune.storage.lock import hold_output, remove_dead_lock, take_lock
 from finetune.storage.output_folder import check_output, output_folder
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +91,12 @@ def test_a_folder_beside_the_lock_is_filled_as_before(tmp_path):
     with hold_output(tmp_path / "out", "output_dir out"), fill_folder(tmp_path / "out") as folder:
         (folder / "a").touch()
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_dead_lock_beside_a_finished_output_is_removed(holder, tmp_path):
+    remove_dead_lock(tmp_path / "out")
+    assert (tmp_path / ".out.lock").exists()  # it is alive
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    remove_dead_lock(tmp_path / "out")
+    assert os.listdir(tmp_path) == []

@@ -138,7 +138,8 @@ def _read_src_tgt(record: Record) -> Conversation:
     system = _optional(record, "system") if "system" in record.fields else nested
     if system is not None and not isinstance(system, str):
         raise RecordError(record, f"system is {describe_type(system)}, expected a string")
-    return _of_turns(record, zip(prompts, responses, strict=True), system)
+    conversation = _of_turns(record, zip(prompts, responses, strict=True), system)
+    return replace(conversation, is_pair=isinstance(record.fields["src"], str))
 
 
 def _read_alpaca(record: Record) -> Conversation:

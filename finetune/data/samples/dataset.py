@@ -41,6 +41,8 @@ class DataReport:
         num_dropped: Examples dropped, by reason.
         num_faulty_lines: Lines that could not be read and were skipped, as `on_bad_line` says.
         first_fault: The first of these, with its file and line.
+        num_in_own_template: Examples that the model's own template writes because no other was named.
+        num_naming_special: Examples whose texts spell names of special tokens.
     """
 
     files: tuple[str, ...] = ()
@@ -54,11 +56,22 @@ class DataReport:
     num_dropped: Counter[str] = field(default_factory=Counter)
     num_faulty_lines: int = 0
     first_fault: str = ""
+    num_in_own_template: int = 0
+    num_naming_special: int = 0
 
     def add_faults(self, faults: FaultCollector) -> None:
         """Notes what was skipped in reading."""
         self.num_faulty_lines += faults.num_faults
         self.first_fault = self.first_fault or (faults.messages or [""])[0]
+
+    def add_texts(self, conversation: Conversation, encoder: TextEncoder, template: Template) -> None:
+        """Notes what template and tokenizer make of texts that nobody may expect."""
+        uses_own = getattr(template, "uses_own", None)
+        names_special = getattr(encoder, "names_special", None)
+        self.num_in_own_template += bool(uses_own and uses_own(conversation))
+        self.num_naming_special += bool(
+            names_special and any(names_special(message.content) for message in conversation.messages)
+        )
 
     def add_dropped(
         self, conversation: Conversation, error: TooLongError | None, *, only_last: bool = False
@@ -78,12 +91,25 @@ class DataReport:
         parts.append(tokens)
         if cut := self._describe_cuts():
             parts.append(cut)
+        parts += self._describe_texts()
         if self.num_dropped:
             parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
         if self.num_faulty_lines:
             lines = _plural(self.num_faulty_lines, "faulty line")
             parts.append(f"skipped: {lines}, the first: {self.first_fault}")
         return "; ".join(parts) + "."
+
+    def _describe_texts(self) -> list[str]:
+        parts = []
+        if self.num_in_own_template:
+            count = _plural(self.num_in_own_template, "example")
+            parts.append(
+                f"written by the model's own chat template (chat_template none for plain text): {count}"
+            )
+        if self.num_naming_special:
+            count = _plural(self.num_naming_special, "example")
+            parts.append(f"names of special tokens in the texts (see split_special_tokens): {count}")
+        return parts
 
     def _describe_cuts(self) -> str:
         counts = {
@@ -127,6 +153,8 @@ def load_samples(
         UserError: Faulty lines (all of them), or no sample is left.
     """
     conversations, report = _read_source(source, system)
+    for conversation in conversations:
+        report.add_texts(conversation, encoder, template)
     builder = BulkBuilder(
         encoder,
         template,
@@ -173,6 +201,8 @@ def load_prompts(
         UserError: Faulty lines (all of them), or no prompt is left.
     """
     conversations, report = _read_source(source, system)
+    for conversation in conversations:
+        report.add_texts(conversation, encoder, template)
     builder = SampleBuilder(encoder, template, src_length=src_length, truncation=truncation)
     prompts = []
     too_long = FaultCollector()

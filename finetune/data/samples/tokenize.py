@@ -140,6 +140,10 @@ class SampleBuilder:
         truncation: One of `TRUNCATIONS`.
         train_on: One of `TRAIN_ON`.
 
+    Attributes:
+        encoder: The tokenizer.
+        template: The template.
+
     Raises:
         UserError: The tokenizer lacks special tokens of the template.
     """
@@ -156,7 +160,7 @@ class SampleBuilder:
     ):
         if truncation not in TRUNCATIONS or train_on not in TRAIN_ON:
             raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
-        self._encoder, self._template = encoder, template
+        self.encoder, self.template = encoder, template
         self._pieces = PieceEncoder(encoder, template)
         self._frame: list[Part] = [(as_ids(encoder.prefix_ids), False)] if encoder.prefix_ids else []
         self._src_length, self._max_length = src_length, max_length
@@ -168,7 +172,7 @@ class SampleBuilder:
         """The pieces of a conversation, for `cut`."""
         if conversation.is_text:  # no template has a place for it
             return [Piece(conversation.messages[0].content, learned=True)]
-        return self._template.render(conversation)
+        return self._settle(conversation, self.template.render(conversation))
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
@@ -190,7 +194,7 @@ class SampleBuilder:
 
         def encode(kept: Conversation) -> list[Part]:
             rendered = pieces if kept is conversation else self.render(kept)
-            appends_eos = kept.is_text or self._template.appends_eos
+            appends_eos = kept.is_text or self._template_of(kept).appends_eos
             parts = self._pieces.encode(rendered, known, appends_eos=appends_eos, only_last=self._only_last)
             while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
                 parts.pop()
@@ -206,7 +210,7 @@ class SampleBuilder:
                 return None
         source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
         cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
-        if not _trains_on_text(cut[0], self._encoder.eos_token_id):
+        if not _trains_on_text(cut[0], self.encoder.eos_token_id):
             return None
         return CutSample(*cut, num_dropped_rounds)
 
@@ -226,7 +230,7 @@ class SampleBuilder:
 
         def encode(kept: Conversation) -> list[Part]:
             pieces = self._render_prompt(kept)
-            parts = self._pieces.encode(pieces, known, appends_eos=self._template.appends_eos)
+            parts = self._pieces.encode(pieces, known, appends_eos=self._template_of(kept).appends_eos)
             return [(ids, False) for ids, _ in parts]  # earlier answers are source as well
 
         length = self._src_length
@@ -256,7 +260,19 @@ class SampleBuilder:
         return kept, parts
 
     def _render_prompt(self, conversation: Conversation) -> list[Piece]:
-        return [] if conversation.is_text else self._template.render_prompt(conversation)
+        if conversation.is_text:
+            return []
+        return self._settle(conversation, self.template.render_prompt(conversation))
+
+    def _settle(self, conversation: Conversation, pieces: list[Piece]) -> list[Piece]:
+        is_mixed = getattr(self._template_of(conversation), "mixes_text", False)
+        return self._pieces.settle(pieces, is_mixed=is_mixed)
+
+    def _template_of(self, conversation: Conversation) -> Template:
+        """The template itself, or the one that it chooses."""
+        choose = getattr(self.template, "choose", None)
+        chosen: Template = choose(conversation) if choose else self.template
+        return chosen
 
 
 def cut_parts(

@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune.adapters.adapter_folder import find_adapter_faults
 from finetune.errors import UserError
 from finetune.machine.device import detect_device, device_kind, find_device_fault
+from finetune.storage.lock import remove_dead_lock
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -82,6 +83,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ExportOptions:
 
 
 def _output_fault(folder: Path) -> str | None:
+    remove_dead_lock(folder)
     if folder.exists() and not folder.is_dir():
         return f"output_path {folder} is a file: give a folder that does not exist yet"
     if folder.is_dir() and any(folder.iterdir()):

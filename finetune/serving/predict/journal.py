@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.storage.files import sync_folder, write_atomically
-from finetune.storage.lock import hold_output
+from finetune.storage.lock import hold_output, remove_dead_lock
 
 
 class Journal:
@@ -141,6 +141,7 @@ def check_output(output: Path) -> None:
     Raises:
         UserError: It is a folder, lies in none, or is finished already.
     """
+    remove_dead_lock(output)
     if output.is_dir():
         raise UserError(f"output_file {output} is a folder: give the name of a file")
     if not output.absolute().parent.is_dir():
