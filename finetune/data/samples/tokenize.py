@@ -21,7 +21,13 @@ Rules for one round:
 5. The target and its EOS are learned, nothing else is. Text after the last learned token is left out,
    because no label depends on it.
 
-Running text is a target without a source: all of it is learned, and loses its last tokens.
+Running text is a target without a source: all of it is learned. Where texts are split, one that is too long
+becomes several samples, and each token but the first of all is learned exactly once: a sample begins with the
+token that the one before it ends with, and prefix and EOS stand at the two ends of the text only::
+
+    | prefix t0 t1 t2 | t2 t3 t4 t5 | t5 t6 EOS |        max_length 4
+
+Where they are not split, it loses its last tokens.
 
 Rules for several rounds: each response is followed by EOS and learned. A conversation that fits in
 max_length stays whole (src_length does not apply to it). Otherwise the oldest rounds are dropped, whole,
@@ -34,9 +40,10 @@ These are the rules of the truncation "left", the default. The others change the
 - "drop", "error": nothing is cut and no round is dropped; a sample over max_length raises `TooLongError`,
   for the caller to count or to tell.
 
-With train_on "last" only the last response (or tool call) of what is kept is learned.
+With train_on "last" only the last response (or tool call) of what is kept is learned. A response that is marked
+as not to be learned stays in its place and carries no labels.
 
-A sample without any learned token of a response is no sample: `SampleBuilder.cut` returns None. That happens when
+A sample without any learned token of a response is no sample: `SampleBuilder.cut` returns none. That happens when
 all responses are blank (EOS alone teaches silence) or when prefix and source leave no room.
 """
 
@@ -139,6 +146,7 @@ class SampleBuilder:
         max_length: Most tokens of a whole sample, before the shift; prompts do not need it.
         truncation: One of `TRUNCATIONS`.
         train_on: One of `TRAIN_ON`.
+        split_texts: Whether running text that is too long becomes several samples.
 
     Raises:
         UserError: The tokenizer lacks special tokens of the template.
@@ -153,6 +161,7 @@ class SampleBuilder:
         max_length: int = 0,
         truncation: str = "left",
         train_on: str = "all",
+        split_texts: bool = False,
     ):
         if truncation not in TRUNCATIONS or train_on not in TRAIN_ON:
             raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
@@ -163,6 +172,7 @@ class SampleBuilder:
         self._cuts = truncation in ("left", "right")
         self._cuts_source = truncation == "left"
         self._only_last = train_on == "last"
+        self._splits_texts = split_texts
 
     def render(self, conversation: Conversation) -> list[Piece]:
         """The pieces of a conversation, for `cut`."""
@@ -172,7 +182,7 @@ class SampleBuilder:
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
-    ) -> CutSample | None:
+    ) -> list[CutSample]:
         """Encodes a conversation for training and cuts it to length.
 
         Args:
@@ -181,34 +191,51 @@ class SampleBuilder:
             known: Ids of texts that are encoded already.
 
         Returns:
-            What stays of it, or None when no token of a response is left to learn.
+            What stays of it: one sample, or several of running text that is split; none when no token of a
+            response is left to learn.
 
         Raises:
             TooLongError: It does not fit, and truncation is "drop" or "error".
+            RefusedConversationError: The template cannot write it.
         """
         known = {} if known is None else known
 
         def encode(kept: Conversation) -> list[Part]:
-            rendered = pieces if kept is conversation else self.render(kept)
-            appends_eos = kept.is_text or self._template.appends_eos
-            parts = self._pieces.encode(rendered, known, appends_eos=appends_eos, only_last=self._only_last)
-            while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
-                parts.pop()
-            return parts
+            return self._encode_conversation(
+                kept, pieces if kept is conversation else self.render(kept), known
+            )
 
         if not has_response(conversation, only_last=self._only_last):
-            return None
+            return []
+        if conversation.is_text and self._splits_texts:
+            return split_parts([*self._frame, *encode(conversation)], self._max_length)
         kept, parts = self._shorten(conversation, encode, self._max_length)
         num_dropped_rounds = 0
         if kept is not conversation:
             num_dropped_rounds = conversation.num_rounds - kept.num_rounds
             if not has_response(kept, only_last=self._only_last):
-                return None
+                return []
         source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
         cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
         if not _trains_on_text(cut[0], self._encoder.eos_token_id):
-            return None
-        return CutSample(*cut, num_dropped_rounds)
+            return []
+        return [CutSample(*cut, num_dropped_rounds)]
+
+    def _encode_conversation(
+        self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds
+    ) -> list[Part]:
+        """The ids of a conversation up to the last one that is learned, without the prefix."""
+        answers = conversation.answers
+        parts = self._pieces.encode(
+            pieces,
+            known,
+            appends_eos=conversation.is_text or self._template.appends_eos,
+            only_last=self._only_last,
+            answers=() if all(message.learned for message in answers) else answers,
+        )
+        while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
+            parts.pop()
+        return parts
 
     def prompt(self, conversation: Conversation) -> Prompt | None:
         """Encodes what stands before the last response.
@@ -286,6 +313,23 @@ def cut_parts(
     return [*frame, *source, *target], num_lost > 0, num_target > room
 
 
+def split_parts(parts: Sequence[Part], max_length: int) -> list[CutSample]:
+    """Divides a text into samples of at most `max_length` tokens, each of which begins with the last one's end.
+
+    Args:
+        parts: All tokens of the text, with its prefix and EOS.
+        max_length: At least 2.
+    """
+    samples = []
+    rest = list(parts)
+    while count_tokens(rest) > 1:
+        samples.append(CutSample(take_first(rest, max_length), False, False, 0))
+        if count_tokens(rest) <= max_length:
+            break
+        rest = drop_first(rest, max_length - 1)
+    return samples
+
+
 def _trains_on_text(parts: Sequence[Part], eos: int) -> bool:
     """Whether a token is learned that is no EOS; the first of all follows no other, and is not learned."""
     for place, (ids, learned) in enumerate(parts):
@@ -299,5 +343,7 @@ def _trains_on_text(parts: Sequence[Part], eos: int) -> bool:
 
 def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:
     """Whether any response that is learned is not blank."""
-    responses = conversation.messages if conversation.is_text else conversation.messages[1::2]
-    return any(message.content.strip() for message in (responses[-1:] if only_last else responses))
+    answers = conversation.answers
+    return any(
+        message.learned and message.content.strip() for message in (answers[-1:] if only_last else answers)
+    )

@@ -21,7 +21,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation
-from finetune.data.templates.pieces import Piece, PieceWriter, Slot, parse_pattern
+from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError, Slot, parse_pattern
 from finetune.errors import UserError
 
 # What a template that is valid but does not fit the data may raise while it is rendered.
@@ -100,9 +100,11 @@ class JinjaTemplate:
             self._refuse_token_names(tools)
             slots = self._remembered(roles, tools, for_training)
         except RENDER_ERRORS as error:
-            raise UserError(f"{self._name}: fails on {conversation.place}: {error}.") from None
+            raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
         except _InconsistentError as error:
-            raise UserError(f"{self._name}: cannot be used for {conversation.place}: {error}") from None
+            raise RefusedConversationError(
+                f"{self._name}: cannot be used for {conversation.place}: {error}"
+            ) from None
         writer = PieceWriter()
         for slot, learned in slots:
             if slot.kind != "data":

@@ -17,7 +17,7 @@ import jinja2
 from finetune.data.reading.conversation import Conversation, make_conversation
 from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
 from finetune.data.templates.jinja_templates import RENDER_ERRORS, JinjaTemplate, make_environment
-from finetune.data.templates.pieces import Piece, Template
+from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
 from finetune.errors import UserError
 
 __all__ = ["JsonTemplate", "Piece", "PlainTemplate", "Template", "load_template"]
@@ -129,7 +129,9 @@ class JsonTemplate:
             return self._parts[part].render(values)
         except RENDER_ERRORS as error:
             where = conversation.place if conversation.line_number else "a trial round"
-            raise UserError(f"{self._name}: the {part} part fails on {where}: {error}.") from error
+            raise RefusedConversationError(
+                f"{self._name}: the {part} part fails on {where}: {error}."
+            ) from error
 
     def _ends_with_response(self) -> bool:
         """Whether the learned half of a round puts no end mark behind the response."""
