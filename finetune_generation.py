@@ -22,6 +22,7 @@ def main() -> None:
 
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
+    from finetune.processes.phases import PhaseRecord
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.final_weights import save_final_weights
@@ -38,8 +39,9 @@ def main() -> None:
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)
+    phases = PhaseRecord()
     with ExitStack() as stack:
-        groups = stack.enter_context(start_processes(args, layout))
+        groups = stack.enter_context(start_processes(args, layout, phases))
         run = stack.enter_context(open_run_directory(args, groups))
         report = Report(args, run, processor_note)
         if run.finished:
@@ -50,11 +52,16 @@ def main() -> None:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
         report.notes(vocabulary_notes(args, resolved, pair, layout))
+        phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)
         check_positions(data, args.data, resolved)
-        model = adapt(load_base_model(args, resolved, pair, groups), args, resolved)
-        trainer = build_trainer(args, run, model, data, pair, resolved=resolved, groups=groups)
+        phases.enter("loading weights")
+        base, stage = load_base_model(args, resolved, pair, groups)
+        model = adapt(base, args, resolved)
+        trainer = build_trainer(
+            args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
+        )
         report.model(trainer.parallel)
         if args.training.do_train:
             report.notes(list(schedule_notes(args, trainer.plan_steps())))

@@ -22,6 +22,7 @@ from typing import Any
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.processes.command import python_name
 from finetune.reporting.report import print_summary
+from finetune.storage.files import read_json_object
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = "llama/demo_argument.json"
@@ -106,8 +107,7 @@ def _show(before: Path, after: Path, seconds: float) -> None:
 
 
 def _results(folder: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((ROOT / folder / "all_results.json").read_text(encoding="utf-8"))
-    return results
+    return read_json_object(ROOT / folder / "all_results.json")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,14 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 
 
+def list_some(items: Sequence[str], most: int, *, separator: str = "; ") -> str:
+    """The first `most` items and how many more there are, for a message: "a; b; and 3 more", "a, b and 3 more"."""
+    listed = separator.join(items[:most])
+    if len(items) <= most:
+        return listed
+    return f"{listed}{'' if separator == ', ' else separator.rstrip()} and {len(items) - most} more"
+
+
 class UserError(Exception):
     """Arguments, data or files that cannot be used as given.
 

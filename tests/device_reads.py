@@ -110,7 +110,7 @@ def _has_bool_index(_tensor: Any, index: Any) -> bool:
 def watch_run(path: Path) -> None:
     """For a process that runs the entry script: writes what each step and each evaluation reads, as JSON lines."""
     from finetune.training.evaluation import LossEvaluation
-    from finetune.training.trainer import FinetuneTrainer
+    from finetune.training.optimizer_step import OptimizerStep
 
     reads = patch_reads()
 
@@ -127,7 +127,7 @@ def watch_run(path: Path) -> None:
 
         setattr(owner, name, run)
 
-    watched(FinetuneTrainer, "_optimizer_step")
+    watched(OptimizerStep, "train_batch")
     watched(LossEvaluation, "run")
 
 

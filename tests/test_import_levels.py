@@ -51,9 +51,7 @@ MAX_ROOT_ENTRIES = 22
 MAX_LINES = 350
 MAX_TEST_LINES = 400
 MAX_MEAN_LINES = 150
-LONG_FILES: dict[str, int] = {
-    "finetune/training/trainer.py": 409,
-}
+LONG_FILES: dict[str, int] = {}
 """Files that are longer still, and how long they may be: shorten them, and strike them here."""
 
 

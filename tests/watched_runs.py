@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 
-def start(arguments: Path) -> subprocess.Popen:
+def start(arguments: Path, *, start_new_session: bool = False) -> subprocess.Popen:
     """Starts the entry script."""
     return subprocess.Popen(
         [sys.executable, "finetune_generation.py", str(arguments)],
@@ -21,6 +21,7 @@ def start(arguments: Path) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
     )
 
 

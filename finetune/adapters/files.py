@@ -8,7 +8,6 @@ unified checkpoints and what `LoRAModel.from_pretrained` and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,26 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.base import base_model
-from finetune.checkpoints.tensors_of_ranks import (
-    LocalTensor,
-    family_of,
-    local_tensor,
-    save_shards,
-    save_tensors_of_all,
-)
-from finetune.errors import UserError
+from finetune.checkpoints.tensors_of_ranks import LocalTensor, family_of, local_tensor
+from finetune.checkpoints.writers import TensorSet, TensorSetWriter, WholeTensorWriter
+from finetune.errors import UserError, list_some
 from finetune.models.parameters import assign
-from finetune.models.shard_files import open_shards
-from finetune.processes.groups import ProcessGroups
 from finetune.processes.joint_steps import fail_on_all_ranks
-from finetune.storage.checkpoints import TensorFiles, open_indexed
-from finetune.storage.files import write_json
-from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM, find_rank_files
+from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles
+from finetune.storage.files import read_json_if_present, write_json
+from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM
 
 WEIGHTS_STEM = "peft_model"
-WEIGHTS_FILE = f"{WEIGHTS_STEM}-00001-of-00001.safetensors"
-"""The file of a run without pipeline stages."""
-INDEX_FILE = f"{WEIGHTS_STEM}.safetensors.index.json"
+LORA_FILES = TensorSet(WEIGHTS_STEM, LORA_STEM, always_index=True, index_facts={"type": "lora"})
+PREFIX_FILES = TensorSet(WEIGHTS_STEM, PREFIX_STEM, always_index=True, index_facts={"type": "ptuning"})
+INDEX_FILE = LORA_FILES.index_name
 FACTS_FILE = "adapter_facts.json"
 """What PaddleNLP's own configuration files have no place for."""
 PICKLED_FILES = ("lora_model_state.pdparams", "prefix_model_state.pdparams")
@@ -75,10 +67,9 @@ def adapter_tensors(model: Any) -> dict[str, LocalTensor]:
 def save_adapter(
     model: Any,
     folder: Path,
-    groups: ProcessGroups | None = None,
+    writer: TensorSetWriter | None = None,
     *,
     num_tokens: int | None = None,
-    unified: bool = True,
     whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """Writes an adapter's weights, their index and its configuration.
@@ -86,28 +77,20 @@ def save_adapter(
     Args:
         model: The adapter on its base, or on a stage of it.
         folder: Where to write.
-        groups: All ranks call this; None for one process.
+        writer: How weights become files; all ranks call this. None for one process and whole tensors.
         num_tokens: Tokens of the tokenizer it was trained with, added ones included; None leaves no record.
-        unified: Whether files hold whole tensors; otherwise one file of its own parts for each rank.
         whole: Makes the parameters whole while they are read, for sharding stage 3.
     """
-    groups = groups or ProcessGroups()
+    writer = writer or WholeTensorWriter()
     is_lora = hasattr(model, "lora_config")
     with whole():
-        tensors = adapter_tensors(model)
-        if unified:
-            facts = {"type": "lora" if is_lora else "ptuning"}
-            save_tensors_of_all(
-                tensors, folder, groups, stem=WEIGHTS_STEM, always_index=True, index_facts=facts
-            )
-        else:
-            save_shards(tensors, folder, groups, stem=LORA_STEM if is_lora else PREFIX_STEM)
-    with fail_on_all_ranks(groups):
-        if not groups.is_first:
+        writer.write(adapter_tensors(model), folder, LORA_FILES if is_lora else PREFIX_FILES)
+    with fail_on_all_ranks(writer.groups):
+        if not writer.groups.is_first:
             return
         config = replace(model.lora_config if is_lora else model.prefix_config)
         # A degree above 1 would make PaddleNLP look for a file of each rank.
-        if unified and config.tensor_parallel_degree > 1:
+        if writer.writes_whole and config.tensor_parallel_degree > 1:
             config.tensor_parallel_degree = -1
         config.save_pretrained(str(folder))
         if num_tokens is not None:
@@ -125,12 +108,7 @@ def check_tokenizer(folder: Path, num_tokens: int) -> None:
         UserError: They have different numbers of tokens.
     """
     path = folder / FACTS_FILE
-    if not path.is_file():
-        return
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8")).get("num_tokens")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy the adapter's folder again") from error
+    recorded = read_json_if_present(path).get("num_tokens")
     if recorded is not None and recorded != num_tokens:
         raise UserError(
             f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "
@@ -142,8 +120,14 @@ def _tokenizer_remedy(folder: Path) -> str:
     return f"use the adapter's own tokenizer with --tokenizer_name_or_path {folder}"
 
 
-def load_adapter_weights(model: Any, folder: Path) -> None:
+def load_adapter_weights(model: Any, folder: Path, *, is_stage: bool = False) -> None:
     """Fills an adapter from a folder.
+
+    Args:
+        model: The adapter on its base, or on a stage of it.
+        folder: Where `save_adapter` or PaddleNLP wrote.
+        is_stage: Whether the base is a stage of a pipeline, which has a part of the layers: the rest of the
+            adapter is for other stages.
 
     Raises:
         UserError: Weights are missing, unknown or of another shape; all are listed.
@@ -158,8 +142,7 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
     }
     found = {name: list(shape) for name, shape in saved.names.items()}
     faults = [f"missing {name} {needs[name]}" for name in sorted(needs.keys() - found.keys())]
-    # A stage of a pipeline has a part of the layers; the rest of the adapter is for other stages.
-    if getattr(config, "local_layers", None) is None:
+    if not is_stage:
         faults += [f"unknown {name}" for name in sorted(found.keys() - needs.keys())]
     misfits = {
         name: (found[name], needs[name])
@@ -173,11 +156,10 @@ def load_adapter_weights(model: Any, folder: Path) -> None:
         other_vocabulary = any(
             _differ_by_vocabulary(*shapes, config.vocab_size) for shapes in misfits.values()
         )
-        cure = "Was it trained on another base?"
+        remedy = "Was it trained on another base?"
         if other_vocabulary:
-            cure = f"It was trained with another vocabulary: {_tokenizer_remedy(folder)}."
-        shown = "; ".join(faults[:6]) + (f"; and {len(faults) - 6} more" if len(faults) > 6 else "")
-        raise UserError(f"the adapter in {folder} does not fit this model: {shown}. {cure}")
+            remedy = f"It was trained with another vocabulary: {_tokenizer_remedy(folder)}."
+        raise UserError(f"the adapter in {folder} does not fit this model: {list_some(faults, 6)}. {remedy}")
     for name, tensor in expected.items():
         array = saved.read(name)
         if tensor.split:
@@ -191,12 +173,10 @@ def _differ_by_vocabulary(saved: list[int], needed: list[int], vocab_size: int) 
     return len(saved) == len(needed) and [pair[1] for pair in different] == [vocab_size]
 
 
-def _open_weights(folder: Path, config: Any) -> TensorFiles:
-    if (folder / INDEX_FILE).is_file():
-        return open_indexed(folder, INDEX_FILE)
-    for stem in (LORA_STEM, PREFIX_STEM):
-        if find_rank_files(folder, stem):
-            return open_shards(folder, stem=stem, family=family_of(config), config=config)
+def _open_weights(folder: Path, config: Any) -> TensorFiles | ShardedCheckpoint:
+    for files in (LORA_FILES, PREFIX_FILES):
+        if files.is_in(folder):
+            return files.open(folder, family_of(config), config)
     raise UserError(
         f"{folder} holds no adapter weights: expected {INDEX_FILE} or one of {', '.join(PICKLED_FILES)}."
     )

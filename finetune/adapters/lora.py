@@ -11,7 +11,6 @@ A model may be one process's part of a larger one: layers of other pipeline stag
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -26,6 +25,9 @@ from paddlenlp.peft import LoRAConfig
 from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
 from finetune.machine.randomness.seeding import derive_seed
+from finetune.models.layers import layer_list
+from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.storage.files import is_present, read_json_object
 
 CONFIG_FILE = "lora_config.json"
 
@@ -137,12 +139,12 @@ def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = N
     Raises:
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_present(folder / CONFIG_FILE):
         raise UserError(
             f"lora_path {folder} holds no {CONFIG_FILE}: point it at the output folder "
             "(or a checkpoint) of a LoRA run."
         )
-    fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    fields = read_json_object(folder / CONFIG_FILE)
     fields.pop("scaling", None)
     patterns = [saved_pattern(name) for name in modules_to_save or ()]
     if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):
@@ -155,7 +157,7 @@ def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = N
     fields["dtype"] = model.config.dtype
     config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
     adapted = LoRAModel(model, config)
-    load_adapter_weights(adapted, folder)
+    load_adapter_weights(adapted, folder, is_stage=is_stage(model))
     return adapted
 
 
@@ -192,14 +194,14 @@ def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
     A stub stands for every such module outside the decoder layers. The layers are alike, so what one holds
     is found under the numbers of the others, too.
     """
-    local = getattr(model.config, "local_layers", None)
+    first = layer_numbers(layer_list(model))[0] if is_stage(model) else None
     for name, layer in model.named_sublayers():
         if not getattr(layer, "is_placeholder", False) and not layer.parameters(include_sublayers=False):
             continue
         parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
-        if local is None or parts is None:
+        if first is None or parts is None:
             yield name, layer
-        elif int(parts[2]) == local[0]:
+        elif int(parts[2]) == first:
             yield from ((f"{parts[1]}{number}{parts[3]}", layer) for number in range(num_layers))
 
 

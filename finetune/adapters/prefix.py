@@ -10,7 +10,6 @@ its heads and layers need.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from finetune.adapters.files import load_adapter_weights
 from finetune.errors import UserError
 from finetune.families.family import import_object
 from finetune.machine.randomness.seeding import derive_seed
+from finetune.models.layers import layer_list
+from finetune.models.local_layers import layer_numbers
+from finetune.storage.files import is_present, read_json_object
 
 CONFIG_FILE = "prefix_config.json"
 
@@ -38,6 +40,8 @@ class PrefixModel(PrefixModelForCausalLM):
     def __init__(self, model: Any, config: PrefixConfig, postprocess: Any, *, seed: int = 0):
         config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
         super().__init__(model, config, postprocess)
+        # In a tuple: as an attribute the list would be a second sublayer of ours, and its weights be saved twice.
+        self._decoder = (layer_list(model),)
         config.tensor_parallel_degree = -1  # every rank holds, and writes, the whole embedding
         weight = self.prefix_encoder[0].weight
         bound = math.sqrt(6 / sum(weight.shape))  # Glorot and Bengio's, as Paddle's embeddings start
@@ -62,9 +66,9 @@ class PrefixModel(PrefixModelForCausalLM):
         past = self.prefix_encoder(tokens).reshape(
             [batch_size, config.num_prefix_tokens, *sizes]
         )  # [batch, prefix, 2, layers, kv heads, head dim]
-        layers = getattr(self.model.config, "local_layers", None)
-        if layers is not None:
-            past = paddle.stack([past[:, :, :, number] for number in layers], axis=3)
+        numbers = layer_numbers(*self._decoder)
+        if len(numbers) < past.shape[3]:
+            past = paddle.stack([past[:, :, :, number] for number in numbers], axis=3)
         heads = _own_heads(self.model.config, self.num_heads)
         past = past[..., heads.start : heads.stop, :].flatten(
             2, 3
@@ -130,13 +134,13 @@ def load_prefix(model: Any, folder: Path, *, family: Any) -> PrefixModel:
     Raises:
         UserError: The folder holds no prefix or one of another shape.
     """
-    if not (folder / CONFIG_FILE).is_file():
+    if not is_present(folder / CONFIG_FILE):
         raise UserError(
             f"prefix_path {folder} holds no {CONFIG_FILE}: point it at the output folder "
             "(or a checkpoint) of a prefix-tuning run."
         )
     config = PrefixConfig()
-    for key, value in json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).items():
+    for key, value in read_json_object(folder / CONFIG_FILE).items():
         setattr(config, key, value)
     config.dtype = model.config.dtype  # whatever it was trained in
     adapted = _with_prefix(model, config, family=family)

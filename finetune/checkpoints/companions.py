@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.templates import trained_template
-from finetune.storage.files import read_json_object, write_json
+from finetune.storage.files import read_json_if_present, write_json
 
 _PATTERNS = (
     "config.json", "generation_config.json", "lora_config.json", "prefix_config.json", "adapter_facts.json",
@@ -21,15 +21,6 @@ _PATTERNS = (
     "merges.txt", "*.model", "*.tiktoken", "*.jinja", "configuration_*.py", "modeling_*.py", "tokenization_*.py",
     trained_template.PATTERN,
 )  # fmt: skip
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object, {} when the file is absent.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    return read_json_object(path) if path.is_file() else {}
 
 
 def is_companion(name: str) -> bool:
@@ -43,7 +34,7 @@ def copy_companions(source: Path, target: Path) -> list[str]:
     for path in sorted(source.iterdir()):
         if path.is_file() and is_companion(path.name):
             change = _CHANGES.get(path.name)
-            content = read_config(path) if change else {}
+            content = read_json_if_present(path) if change else {}
             changed = change(content) if change else content
             if changed == content:
                 shutil.copyfile(path, target / path.name)

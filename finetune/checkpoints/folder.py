@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
+from finetune.errors import UserError
 from finetune.processes.groups import ProcessGroups
 from finetune.processes.joint_steps import fail_on_all_ranks
-from finetune.storage.files import sync_folder, write_json
+from finetune.storage.files import is_present, read_json_object, sync_folder, write_json
 
 MANIFEST_NAME = "manifest.json"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -151,7 +151,7 @@ def _hash_and_sync(path: Path) -> str:
     return digest
 
 
-def _digest(file) -> str:
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
@@ -161,14 +161,12 @@ def _digest(file) -> str:
 def find_fault(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None when its manifest holds for every file."""
     path = checkpoint / MANIFEST_NAME
-    try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise ValueError("it is too long")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        _check_manifest(manifest, checkpoint)
-    except FileNotFoundError:
+    if not is_present(path):
         return f"it has no {MANIFEST_NAME}"
-    except (OSError, ValueError, RecursionError) as error:
+    try:
+        manifest = read_json_object(path, max_bytes=_MAX_MANIFEST_BYTES)
+        _check_manifest(manifest, checkpoint)
+    except (UserError, ValueError) as error:
         return f"its {MANIFEST_NAME} cannot be read ({error})"
     try:
         faults = (_find_file_fault(checkpoint, name, facts) for name, facts in manifest["files"].items())
@@ -179,7 +177,7 @@ def find_fault(checkpoint: Path) -> str | None:
 
 def _check_manifest(manifest: Any, checkpoint: Path) -> None:
     """Raises ValueError for a manifest that this program has not written for a folder of that name."""
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict) or not manifest["files"]:
+    if not isinstance(manifest.get("files"), dict) or not manifest["files"]:
         raise ValueError("it lists no files")
     if step_of(checkpoint) >= 0 and manifest.get("step") != step_of(checkpoint):
         raise ValueError(f"it belongs to step {manifest.get('step')!r}")

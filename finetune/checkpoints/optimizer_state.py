@@ -9,7 +9,6 @@ a pipeline wrote one each. A rank reads its own parts only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,25 +19,17 @@ from finetune.checkpoints.tensors_of_ranks import (
     LocalTensor,
     family_of,
     find_local_split,
-    save_shards,
-    save_tensors_of_all,
 )
+from finetune.checkpoints.writers import TensorSet, TensorSetWriter
 from finetune.errors import UserError
 from finetune.families.tensor_splits import is_scalar, tensor_of
 from finetune.models.parameters import release_pages
-from finetune.models.shard_files import open_shards
-from finetune.processes.groups import ProcessGroups
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
-from finetune.storage.dtypes import dtype_name, to_tensor
-from finetune.storage.files import write_json
+from finetune.storage.dtypes import Array, dtype_name, to_tensor
 
-OPTIMIZER_STEM = "optimizer"
-OPTIMIZER_FILE = f"{OPTIMIZER_STEM}.safetensors"
-OPTIMIZER_INDEX = f"{OPTIMIZER_FILE}.index.json"
+OPTIMIZER_FILES = TensorSet("optimizer", "optimizer", ".pdopt")
 PADDLENLP_MASTERS_INDEX = "master_weights.safetensors.index.json"
 """PaddleNLP's unified checkpoints keep master weights apart."""
-SHARD_ENDING = ".pdopt"
-SCHEDULER_FILE = "scheduler.json"
 NO_MASTERS = (
     "was trained with float32 weights and holds no master weights, so fp16_opt_level O2 cannot continue it exactly: "
     "continue with fp16_opt_level O1 or in float32, or begin a new run with model_name_or_path (or lora_path, "
@@ -68,36 +59,13 @@ class SlicedState(Protocol):
         """Takes changed slices over into the parameters."""
 
 
-class _WholeState:
-    """Optimizer state of a process that updates whole parameters."""
-
-    def __init__(self, model: Any):
-        self._trained = {name: each for name, each in model.named_parameters() if not each.stop_gradient}
-
-    def tensor_names(self) -> dict[str, str]:
-        return {tensor.name: name for name, tensor in self._trained.items()}
-
-    def whole_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._trained[name].shape)
-
-    def slice_of(self, name: str, whole: Any) -> Any:
-        return whole
-
-    def whole_of(self, name: str, part: Any) -> Any:
-        return part
-
-    def after_update(self) -> None:
-        pass
-
-
 def save_optimizer(
     folder: Path,
     model: Any,
     optimizer: Any,
-    groups: ProcessGroups | None = None,
+    writer: TensorSetWriter,
     *,
-    replicas: SlicedState | None = None,
-    unified: bool = True,
+    replicas: SlicedState,
 ) -> None:
     """Writes moments, their powers and float32 master weights of every trained parameter.
 
@@ -105,16 +73,11 @@ def save_optimizer(
         folder: Where to write.
         model: The model, or the stage of it, with its adapter if it has one.
         optimizer: Of its parameters, or of this rank's slices of them.
-        groups: All ranks call this; None for one process.
-        replicas: Knows the slices of sharding; None where every rank updates whole parameters.
-        unified: Whether files hold whole tensors; otherwise one `optimizer.tpXX_ppYY.pdopt` for each rank.
+        writer: How state becomes files; all ranks call this.
+        replicas: Knows what this rank updates: parameters, or slices of them.
     """
-    groups = groups or ProcessGroups()
-    tensors = _local_state(model, optimizer, replicas or _WholeState(model))
-    if unified:
-        save_tensors_of_all(tensors, folder, groups, stem=OPTIMIZER_STEM)
-    else:
-        save_shards(tensors, folder, groups, stem=OPTIMIZER_STEM, ending=SHARD_ENDING)
+    tensors = _local_state(model, optimizer, replicas)
+    writer.write(tensors, folder, OPTIMIZER_FILES)
 
 
 def _local_state(model: Any, optimizer: Any, replicas: SlicedState) -> dict[str, LocalTensor]:
@@ -162,7 +125,14 @@ def _reader(replicas: SlicedState, key: str, tensor: Any) -> Callable[[], Any]:
     return lambda: replicas.whole_of(tensor_of(key), tensor)
 
 
-def load_optimizer(folder: Path, model: Any, optimizer: Any, *, replicas: SlicedState | None = None) -> None:
+def load_optimizer(
+    folder: Path,
+    model: Any,
+    optimizer: Any,
+    *,
+    replicas: SlicedState,
+    is_stage: bool = False,
+) -> None:
     """Gives an optimizer of the same parameters the state that was saved, under whatever layout.
 
     Master weights are taken up by parameters that have none, too: a run in half precision continues in float32
@@ -173,21 +143,20 @@ def load_optimizer(folder: Path, model: Any, optimizer: Any, *, replicas: Sliced
         model: The model or stage; its config says which tensor-parallel rank this is.
         optimizer: Of its parameters, or of this rank's slices of them; it has not made a step yet.
         replicas: As for `save_optimizer`.
+        is_stage: Whether the model is a stage of a pipeline, which knows a part of the parameters only.
 
     Raises:
         RuntimeError: The file holds state for parameters that this model does not train.
         UserError: A file is missing or damaged, or has no master weights for parameters in half precision.
     """
-    replicas = replicas or _WholeState(model)
     config = _config(model)
     family = family_of(config) if config is not None else None
     names = replicas.tensor_names()
     parameters = {names[each.name]: each for each in optimizer._parameter_list if each.name in names}
     files = _open_state(folder, family, config)
     keys = {key: key.rpartition("/")[0] for key in files.names}
-    # What a stage of a pipeline does not know belongs to another.
     unknown = set(keys.values()) - parameters.keys()
-    if unknown and getattr(config, "local_layers", None) is None:
+    if unknown and not is_stage:
         raise RuntimeError(f"{folder} has optimizer state for unknown parameters: {sorted(unknown)[:5]}")
     known = set(keys.values()) & parameters.keys()
     _create_state(optimizer, [parameters[name] for name in sorted(known)])
@@ -232,13 +201,7 @@ def _check_masters(folder: Path, optimizer: Any, parameters: Mapping[str, Any], 
 
 
 def _open_state(folder: Path, family: Any, config: Any) -> TensorFiles | ShardedCheckpoint | _WithMasters:
-    files: TensorFiles | ShardedCheckpoint
-    if (folder / OPTIMIZER_INDEX).is_file():
-        files = open_indexed(folder, OPTIMIZER_INDEX)
-    elif (folder / OPTIMIZER_FILE).is_file() or family is None:
-        files = TensorFiles([folder / OPTIMIZER_FILE])
-    else:
-        files = open_shards(folder, stem=OPTIMIZER_STEM, ending=SHARD_ENDING, family=family, config=config)
+    files = OPTIMIZER_FILES.open(folder, family, config)
     if (folder / PADDLENLP_MASTERS_INDEX).is_file():
         return _WithMasters(files, open_indexed(folder, PADDLENLP_MASTERS_INDEX))
     return files
@@ -252,7 +215,7 @@ def holds_master_weights(checkpoint: Path) -> bool | None:
     """
     if (checkpoint / PADDLENLP_MASTERS_INDEX).is_file():
         return True
-    if not ((checkpoint / OPTIMIZER_INDEX).is_file() or (checkpoint / OPTIMIZER_FILE).is_file()):
+    if not OPTIMIZER_FILES.has_whole_tensors(checkpoint):
         return None
     return any(name.endswith(f"/{_MASTER}") for name in _open_state(checkpoint, None, None).names)
 
@@ -264,7 +227,7 @@ class _WithMasters:
         self._state, self._masters = state, masters
         self.names = state.names | {f"{name}/{_MASTER}": shape for name, shape in masters.names.items()}
 
-    def read(self, key: str) -> np.ndarray:
+    def read(self, key: str) -> Array:
         name, _, accumulator = key.rpartition("/")
         return self._masters.read(name) if accumulator == _MASTER else self._state.read(key)
 
@@ -273,30 +236,3 @@ def _config(model: Any) -> Any:
     """The PaddleNLP config of the model or of an adapter's base; None for other layers."""
     config = getattr(getattr(model, "model", model), "config", None)
     return config if hasattr(config, "tensor_parallel_degree") else None
-
-
-def save_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
-    """Writes the learning-rate scheduler's position and, in float16 runs, the loss scale."""
-    state = {"scheduler": scheduler.state_dict()}
-    if scaler is not None:
-        state["scaler"] = {key: _plain(value) for key, value in scaler.state_dict().items()}
-    write_json(folder / SCHEDULER_FILE, state)
-
-
-def load_scheduler(folder: Path, scheduler: Any, scaler: Any = None) -> None:
-    """Restores what `save_scheduler` wrote."""
-    import numpy as np
-
-    state = json.loads((folder / SCHEDULER_FILE).read_text(encoding="utf-8"))
-    scheduler.set_state_dict(state["scheduler"])
-    # The next update takes the rate that was worked out before the save, of a schedule that may have been shorter.
-    scheduler.last_lr = scheduler.get_lr()
-    if scaler is not None and "scaler" in state:
-        saved = dict(state["scaler"])
-        if isinstance(saved.get("scale"), list):
-            saved["scale"] = np.asarray(saved["scale"], dtype="float32")
-        scaler.load_state_dict(saved)
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from finetune.storage.files import read_json_object
+
 
 class UnsupportedTokenizerError(Exception):
     """These files may give other ids here than in PaddleNLP; the message says why."""
@@ -196,7 +198,7 @@ def open_tokenizer_json(path: Path) -> tuple[Any, dict[str, int]]:
     """
     from tokenizers import Tokenizer
 
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json_object(path, keys=("added_tokens",))
     special = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
     bare: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return Tokenizer.from_str(json.dumps({**content, **bare})), special
@@ -227,7 +229,7 @@ def read_vocab_and_merges(vocab: Path, merges: Sequence[str], pattern: str) -> B
 
     pairs = [tuple(line.split()) for line in merges]
     try:
-        ids = json.loads(vocab.read_text(encoding="utf-8"))
+        ids = read_json_object(vocab)
         _check_merges(pairs, ids)
         tokenizer = Tokenizer(models.BPE(ids, pairs))
     except UnsupportedTokenizerError:

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.checkpoints.companions import read_config
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
 from finetune.models.hf_names import is_tied
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.writer import Tensor
 
@@ -52,7 +51,7 @@ def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
     from finetune.merge.lora_base import base_of
     from finetune.merge.lora_plan import dtype_name, plan
 
-    config = read_config(folder / "config.json")
+    config = read_json_if_present(folder / "config.json")
     if not config:
         raise UserError(
             "--save_format hf writes whole models; for an adapter use merge_lora_params.py --save_format peft"
@@ -72,7 +71,7 @@ def write_hugging_face_files(folder: Path, family: Family, *, dtype: str) -> Non
         dtype: Element type of its weights.
     """
     path = folder / "config.json"
-    write_json(path, hugging_face_config(read_config(path), family, dtype=dtype))
+    write_json(path, hugging_face_config(read_json_if_present(path), family, dtype=dtype))
     write_tokenizer_files(folder, family)
 
 
@@ -84,7 +83,7 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
     if (folder / _SENTENCEPIECE).is_file() and not (folder / _THEIR_SENTENCEPIECE).exists():
         shutil.move(folder / _SENTENCEPIECE, folder / _THEIR_SENTENCEPIECE)
     path = folder / "tokenizer_config.json"
-    settings = read_config(path)
+    settings = read_json_if_present(path)
     kept = {name: value for name, value in settings.items() if name not in _TOKENIZER_NOTES}
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
@@ -132,5 +131,5 @@ def _linear_scaling(config: Mapping[str, Any]) -> float | None:
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
     """Writes a configuration if it differs from what is there."""
-    if read_config(path) != dict(config):
+    if read_json_if_present(path) != dict(config):
         write_json(path, config)

@@ -35,9 +35,10 @@ from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
-from finetune.merge.progress_line import ProgressLine
+from finetune.merge.progress_bar import show_progress
 from finetune.merge.source import locate_base
 from finetune.models.hf_names import paddle_config
+from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
@@ -118,8 +119,8 @@ def merge(options: MergeOptions) -> None:
             unmerge=options.unmerge,
         )
         layout = Layout(max_shard_bytes=options.max_shard_bytes, format="pt" if hugging_face else "np")
-        with ProgressLine(sum(map(count_bytes, tensors))) as progress:
-            files = write_tensors(folder, tensors, layout, advance=progress.advance)
+        with show_progress(sum(map(count_bytes, tensors))) as advance:
+            files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files
@@ -228,7 +229,7 @@ def _write_companions(
         _copy_tokenizer(adapter.folder, folder)
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
-    config = companions.read_config(path)
+    config = read_json_if_present(path)
     if num_tokens:
         config = hf_out.with_vocabulary(config, num_tokens)
     if base.is_hugging_face and not hugging_face:

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.adapters.scaling import ScalingRule
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.merge.row_blocks import Update
 from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.dtypes import as_float32
+from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 
 LORA_CONFIG, PREFIX_CONFIG, PEFT_CONFIG = "lora_config.json", "prefix_config.json", "adapter_config.json"
@@ -89,7 +89,7 @@ def check_adapter_folder(folder: Path) -> None:
         raise UserError(f"--lora_path {folder} is no folder: give the output folder of a LoRA run")
     is_prefix = (folder / PREFIX_CONFIG).is_file() or (
         (folder / PEFT_CONFIG).is_file()
-        and read_config(folder / PEFT_CONFIG).get("peft_type") not in (None, "LORA")
+        and read_json_if_present(folder / PEFT_CONFIG).get("peft_type") not in (None, "LORA")
     )
     if is_prefix:
         raise UserError(
@@ -108,7 +108,7 @@ def check_adapter_folder(folder: Path) -> None:
 def named_base(folder: Path) -> str | None:
     """The base that an adapter's configuration names."""
     name = LORA_CONFIG if (folder / LORA_CONFIG).is_file() else PEFT_CONFIG
-    base = read_config(folder / name).get("base_model_name_or_path")
+    base = read_json_if_present(folder / name).get("base_model_name_or_path")
     return str(base) if base else None
 
 
@@ -118,7 +118,7 @@ def read_paddle_adapter(folder: Path) -> Adapter:
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged.
     """
-    config = read_config(folder / LORA_CONFIG)
+    config = read_json_if_present(folder / LORA_CONFIG)
     _check_kind(folder, config)
     source = open_source(folder)
     if source.kind not in (LORA, ADAPTER):
@@ -138,7 +138,7 @@ def read_paddle_adapter(folder: Path) -> Adapter:
         int(config["r"]), float(config["lora_alpha"]), bool(config.get("rslora")), bool(config.get("pissa"))
     )
     updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
-    num_tokens = read_config(folder / FACTS_FILE).get("num_tokens")
+    num_tokens = read_json_if_present(folder / FACTS_FILE).get("num_tokens")
     return Adapter(folder, path, config, rule, updates, whole, num_tokens)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
 from finetune.merge.row_blocks import Update
@@ -22,6 +21,7 @@ from finetune.models.hf_names import (
     is_turned,
     to_paddle,
 )
+from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 
 
@@ -83,7 +83,7 @@ def open_base(folder: Path) -> Base:
     Raises:
         UserError: It is no model, or its weights are incomplete or quantised.
     """
-    config = read_config(folder / "config.json")
+    config = read_json_if_present(folder / "config.json")
     if not config:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.families.family import Family
 from finetune.merge import row_blocks
 from finetune.merge.lora_adapters import Adapter, pissa_update
@@ -58,7 +58,7 @@ def plan(
 
 def _check_order(adapter: Adapter, position: int, *, unmerge: bool) -> None:
     if unmerge and adapter.whole:
-        listed = ", ".join(sorted(adapter.whole)[:_MAX_LISTED])
+        listed = list_some(sorted(adapter.whole), _MAX_LISTED, separator=", ")
         raise UserError(
             f"--unmerge cannot take {adapter.folder} out: it replaced {listed}, whose old values are not on record. "
             "Use the base it was merged into"
@@ -169,11 +169,10 @@ def _check_faults(adapter: Adapter, base: Base, faults: list[str]) -> None:
         if not adapter.updates and not adapter.whole:
             raise UserError(f"{adapter.path} holds no tensors: copy the adapter again")
         return
-    more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
     trained_on = adapter.config.get("base_model_name_or_path")
     named = f"It was trained on {trained_on}: give that" if trained_on else "Give the model it was trained on"
     raise UserError(
-        f"the adapter {adapter.path} does not fit the base {base.folder}: {'; '.join(faults[:_MAX_LISTED])}{more}. "
+        f"the adapter {adapter.path} does not fit the base {base.folder}: {list_some(faults, _MAX_LISTED)}. "
         f"{named} with --model_name_or_path"
     )
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.adapters.scaling import ScalingRule
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.merge.lora_adapters import PEFT_CONFIG, Adapter, Matrices, WholeTensor, make_update
@@ -32,7 +31,7 @@ from finetune.models.hf_names import (
     to_paddle,
 )
 from finetune.storage.checkpoints import TensorFiles
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.writer import ComputedTensor, Tensor
 
 WEIGHTS_STEM = "adapter_model"
@@ -54,7 +53,7 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged here.
     """
-    config = read_config(folder / PEFT_CONFIG)
+    config = read_json_if_present(folder / PEFT_CONFIG)
     rule = _read_rule(folder, config)
     path = _weights_path(folder)
     matrices: dict[str, Matrices] = {}

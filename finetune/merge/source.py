@@ -6,7 +6,6 @@ files of ranks are named as `finetune.storage.rank_files` tells. Every sign that
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from finetune.checkpoints.companions import read_config
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
 from finetune.families.tensor_splits import find_split
 from finetune.storage.arrays import StoredArray
 from finetune.storage.checkpoints import NOT_ONE_RUN, ShardedCheckpoint, TensorFiles, find_shards, find_start
+from finetune.storage.files import read_json_if_present, read_json_or_empty
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.rank_files import (
     LORA_STEM,
@@ -177,10 +176,7 @@ def _find_files(folder: Path) -> tuple[str, RankFiles]:
 
 def _adapter_kind(folder: Path) -> str:
     """LORA or PREFIX for an adapter whose file names do not tell."""
-    try:
-        kind = json.loads((folder / ADAPTER_INDEX).read_text(encoding="utf-8")).get("type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
+    kind = read_json_or_empty(folder / ADAPTER_INDEX).get("type")
     is_prefix = kind == "ptuning" or (kind is None and (folder / "prefix_config.json").is_file())
     return PREFIX if is_prefix else LORA
 
@@ -224,10 +220,10 @@ def _no_weights(folder: Path) -> str:
 
 def _find_model(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family and its configuration, from the folder or from the base that an adapter names."""
-    config, *adapters = (read_config(folder / name) for name in _CONFIGS)
+    config, *adapters = (read_json_if_present(folder / name) for name in _CONFIGS)
     base = next((adapter.get("base_model_name_or_path") for adapter in adapters if adapter), None)
     if not config and base:
-        config = read_config(locate_base(str(base), folder) / "config.json")
+        config = read_json_if_present(locate_base(str(base), folder) / "config.json")
     if not config:
         raise UserError(
             f"{folder} has no config.json, which tells how ranks divide tensors: copy the model's there"
@@ -239,7 +235,7 @@ def _find_model(folder: Path) -> tuple[Family, dict[str, Any]]:
 def _check_degree(folder: Path, files: RankFiles) -> None:
     """Compares the degree in the names with the one on record: the last ranks' files may be missing."""
     for name in _CONFIGS:
-        recorded = read_config(folder / name).get("tensor_parallel_degree")
+        recorded = read_json_if_present(folder / name).get("tensor_parallel_degree")
         if isinstance(recorded, int) and recorded > 1 and recorded != files.tensor_degree:
             raise UserError(
                 f"{folder} holds files of {files.tensor_degree} tensor-parallel ranks, but {name} tells of "

@@ -18,8 +18,9 @@ from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
 from finetune.merge import hf_out
 from finetune.merge.option_types import add_output_options, add_switch
-from finetune.merge.progress_line import ProgressLine
+from finetune.merge.progress_bar import show_progress
 from finetune.merge.source import LORA, MODEL, PREFIX, Source, open_source
+from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
@@ -80,14 +81,14 @@ def merge(options: MergeOptions) -> None:
         companions.copy_companions(options.source, folder)
         carry_template([options.source], folder)
         written = hf_out.convert(tensors, folder) if is_theirs else tensors
-        with ProgressLine(sum(map(count_bytes, written))) as progress:
+        with show_progress(sum(map(count_bytes, written))) as advance:
             layout = _layout(source.kind, options.max_shard_bytes, "pt" if is_theirs else "np")
-            files = write_tensors(folder, written, layout, advance=progress.advance)
+            files = write_tensors(folder, written, layout, advance=advance)
     _report(options, source, written, num_files=len(files), seconds=time.monotonic() - began)
 
 
 def _check_manifest(folder: Path, *, verify: bool) -> None:
-    manifest = companions.read_config(folder / MANIFEST_NAME)
+    manifest = read_json_if_present(folder / MANIFEST_NAME)
     for name, facts in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file():

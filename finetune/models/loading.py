@@ -20,17 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family, import_object
 from finetune.families.special_tokens import padding_token, token_id
 from finetune.families.tensor_splits import find_split
 from finetune.models import hub
+from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign, join_blocks
-from finetune.models.resolve import ResolvedModel
+from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel
 from finetune.models.shard_files import is_sharded, open_shards
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
 from finetune.storage.checkpoints import Checkpoint, TensorFiles
+from finetune.storage.files import read_json_if_present
 from finetune.storage.splits import Split
 
 Reader = Callable[[], NDArray[Any]]
@@ -150,8 +152,6 @@ def one_process_config(model: Any) -> Any:
     for name, value in _LAYOUT_FIELDS.items():
         if hasattr(saved, name):
             setattr(saved, name, value)
-    if hasattr(saved, "local_layers"):
-        del saved.local_layers
     dtypes = (str(parameter.dtype).rpartition(".")[2] for parameter in model.parameters())
     saved.dtype = next((name for name in dtypes if "float" in name), saved.dtype)
     saved.architectures = [type(model).__name__]
@@ -185,11 +185,8 @@ def _fill_parameters(
             shapes.append(f"{name} is {list(array.shape)} in the files, {list(parameter.shape)} in the model")
     missing = [name for name, parameter in parameters.items() if id(parameter) not in done]
     # The stages of a pipeline each hold a part of the model: weights of the others are no fault there.
-    whole = len(getattr(config, "local_layers", ())) in (
-        0,
-        getattr(config, resolved.family.fields.num_layers),
-    )
-    extra = [name for name in readers if name not in parameters and whole]
+    is_whole = len(decoder_layers(model)) == getattr(config, resolved.family.fields.num_layers)
+    extra = [name for name in readers if name not in parameters and is_whole]
     _raise_for(
         resolved,
         missing=_without(missing, [*computed, *(model_class._keys_to_ignore_on_load_missing or ())]),
@@ -331,9 +328,8 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
         (shapes, "weights have another shape"),
     ):
         if names:
-            listed = "; ".join(sorted(names)[:_MAX_LISTED])
-            more = f"; and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-            faults.append(f"model {resolved.name}: {what} ({len(names)}): {listed}{more}")
+            listed = list_some(sorted(names), _MAX_LISTED)
+            faults.append(f"model {resolved.name}: {what} ({len(names)}): {listed}")
     if faults:
         raise UserError([*faults, "config.json and the weight files do not belong together: copy both again"])
 
@@ -341,7 +337,7 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
 def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: Any) -> None:
     from paddlenlp.generation import GenerationConfig
 
-    if (folder / "generation_config.json").is_file():
+    if read_json_if_present(folder / GENERATION_CONFIG):
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     if tokenizer is not None:
         facts, generation = family.tokenizer, model.generation_config

@@ -12,6 +12,9 @@ from finetune.families.family import Family, find_family
 from finetune.models import hub
 from finetune.models.shard_files import is_sharded
 from finetune.storage.checkpoints import check_weights
+from finetune.storage.files import read_json_if_present
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         return ResolvedModel(None, name, config, _covered(config, name))
     config = read_config(folder)
     family = _covered(config, name)
+    read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
     return ResolvedModel(folder, name, config, family)

@@ -154,7 +154,7 @@ class ParallelModel:
             if not self.reports_sample_sums:
                 values = paddle.zeros_like(values)
             self.groups.world.all_reduce(values)
-        return values.tolist()
+        return [float(value) for value in values.tolist()]
 
     def sum_gradients(self, loss: Any, counts: Sequence[float] = ()) -> tuple[float, float, list[float]]:
         """Makes the gradients those of the whole global batch.

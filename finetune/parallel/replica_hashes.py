@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.processes.groups import Group, ProcessGroups
 
@@ -38,13 +39,13 @@ def tensor_hash(tensor: Any) -> int:
         tensor: Paddle tensor of any shape and dtype, on any device; one that is on a card is copied
             to the host, one after another.
     """
-    state = tensor.size
+    state = int(tensor.size)
     if state:  # NumPy gets bfloat16 as its bits, in uint16
         state = _fold(state, tensor.detach().contiguous().numpy().reshape(-1))
     return (state & _MASK) - (1 << 64) * ((state & _MASK) >> 63)
 
 
-def _fold(state: int, values: np.ndarray) -> int:
+def _fold(state: int, values: npt.NDArray[Any]) -> int:
     """Takes an array [n] of any dtype into a hash."""
     data = values.view(np.uint8)
     words = data[: data.size // 8 * 8].view(np.uint64)
@@ -59,7 +60,7 @@ def _fold(state: int, values: np.ndarray) -> int:
 
 
 @functools.cache
-def _weights() -> np.ndarray:
+def _weights() -> npt.NDArray[np.uint64]:
     """Fixed odd numbers, uint64 [_BLOCK_WORDS]."""
     drawn = np.random.Generator(np.random.PCG64(2026)).integers(0, 1 << 63, _BLOCK_WORDS, dtype=np.uint64)
     return drawn * np.uint64(2) + np.uint64(1)

@@ -62,7 +62,7 @@ class Group:
 
         tensor = paddle.to_tensor(list(values), dtype="float64")
         self.all_reduce(tensor, op)
-        return tensor.tolist()
+        return [float(value) for value in tensor.tolist()]
 
     def broadcast(self, tensor: Any, source: int = 0) -> None:
         """Sets a tensor, in place, to what the rank at position `source` holds."""

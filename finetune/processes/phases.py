@@ -23,15 +23,16 @@ class Phase(NamedTuple):
         return self.name if self.step is None else f"{self.name} of step {self.step}"
 
 
-_now = Phase("start", None, time.monotonic())
+class PhaseRecord:
+    """What a process does, told by whoever does it and read by the thread that watches over the processes.
 
+    Attributes:
+        current: What was begun last.
+    """
 
-def enter_phase(name: str, step: int | None = None) -> None:
-    """Notes what begins now; costs one assignment, so call it for every micro-batch, save and evaluation batch."""
-    global _now
-    _now = Phase(name, step, time.monotonic())
+    def __init__(self) -> None:
+        self.current = Phase("start", None, time.monotonic())
 
-
-def current_phase() -> Phase:
-    """What was noted last."""
-    return _now
+    def enter(self, name: str, step: int | None = None) -> None:
+        """Notes what begins now; costs one assignment, so call it for every step, save and evaluation."""
+        self.current = Phase(name, step, time.monotonic())

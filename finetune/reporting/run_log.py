@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO, TypedDict
 
-from finetune.storage.files import write_atomically
+from finetune.storage.files import is_present, open_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -94,18 +94,21 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Returns:
         The records in the order of the file, each with `kind` "train" or "eval". A last line
         cut off by a kill is left out silently, any other unreadable line with a warning.
+
+    Raises:
+        UserError: It is no file, or may not be read.
     """
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if not is_present(path):
         return []
+    with open_file(path) as file:
+        lines = file.read().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError:  # bad JSON or bad UTF-8
+        except (ValueError, RecursionError):  # bad JSON or bad UTF-8
             record = None
         if isinstance(record, dict):
             records.append(record)

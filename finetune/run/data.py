@@ -13,7 +13,6 @@ from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
 from finetune.data.samples.tokenize import Prompt, Sample
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
-from finetune.processes.phases import enter_phase
 from finetune.run.stream import check_sources, read_first
 from finetune.run.tokenizer import tokenizer_folder
 
@@ -85,7 +84,6 @@ def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: Tokeniz
     """
     from finetune.run.data_cache import read_cached
 
-    enter_phase("reading data")
     folder = tokenizer_folder(args)
     # A stream is read while training, and a built-in data set has no files to know it by.
     if not args.data.data_cache or args.data.lazy or not files or not folder.is_dir():

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 def save_final_weights(run: RunDirectory, trainer: FinetuneTrainer) -> None:
     """Puts weights, configuration and tokenizer into the output folder, each file whole or not at all."""
+    from finetune.checkpoints.writers import WholeTensorWriter
     from finetune.processes.joint_steps import fail_on_all_ranks, on_first
 
     groups = trainer.groups
     folder = on_first(groups, lambda: Path(tempfile.mkdtemp(prefix="tmp-final-", dir=run.path)))
     try:
-        trainer.saved.write_model(folder)
+        trainer.model_files.write(folder, WholeTensorWriter(groups))
         with fail_on_all_ranks(groups):
             if groups.is_first:
                 _move_final_files(run, trainer, folder)

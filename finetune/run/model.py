@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from finetune.processes.phases import enter_phase
 from finetune.run.tokenizer import plan_vocabulary
 
 if TYPE_CHECKING:
     from finetune.models.resolve import ResolvedModel
+    from finetune.parallel.pipe.stage import Stage
     from finetune.processes.groups import ProcessGroups
     from finetune.run.tokenizer import TokenizerPair
     from finetune.settings.arguments import Arguments
 
 
+class BaseModel(NamedTuple):
+    """What this process holds of the model.
+
+    Attributes:
+        model: PaddleNLP's model, whole or of this process's stage.
+        stage: Of the pipeline; None without one.
+    """
+
+    model: Any
+    stage: Stage | None
+
+
 def load_base_model(
     args: Arguments, resolved: ResolvedModel, pair: TokenizerPair, groups: ProcessGroups
-) -> Any:
+) -> BaseModel:
     """Loads this process's part of the model's weights in the dtype of the run.
 
     Raises:
@@ -31,7 +42,6 @@ def load_base_model(
     from finetune.models.loading import load_model
     from finetune.run.processes import prepare_device
 
-    enter_phase("loading weights")
     prepare_device(args, groups.layout.world)
     if args.training.device == "cpu":
         keep_freed_memory()
@@ -40,22 +50,26 @@ def load_base_model(
     seed_everything(args.training.seed)
     # The cache of keys and values costs memory in training; `generate` asks for it by itself.
     overrides = args.model_config_kwargs(groups.layout, groups.rank) | {"use_cache": False}
-    build = None
-    if groups.pipeline.size > 1:
+    stage: Stage | None = None
+
+    def build_own_stage(model_class: Any, config: Any) -> Any:
+        nonlocal stage
         from finetune.parallel.pipe.stage import StagePlan, build_stage
 
         plan = StagePlan(groups.pipeline.position, groups.pipeline.size, args.model.virtual_pp_degree)
-        build = functools.partial(build_stage, family=resolved.family, plan=plan)
+        stage = build_stage(model_class, config, family=resolved.family, plan=plan)
+        return stage.model
+
     model = load_model(
         resolved,
         dtype=parameter_dtype(args),
         config_overrides=overrides,
         tokenizer=pair.tokenizer,
         growth=plan_vocabulary(args, resolved, pair),
-        build=build,
+        build=build_own_stage if groups.pipeline.size > 1 else None,
     )
     model.generation_config.use_cache = True
-    return model
+    return BaseModel(model, stage)
 
 
 def parameter_dtype(args: Arguments) -> str:

@@ -11,7 +11,7 @@ from finetune.machine.device import use_device
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.groups import ProcessGroups, start_groups
 from finetune.processes.layout import Layout, count_processes
-from finetune.processes.phases import enter_phase
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.watch import start_watch
 from finetune.run.layout import check_topology, layout_of
 
@@ -32,14 +32,20 @@ def plan_layout(args: Arguments, resolved: ResolvedModel) -> Layout:
 
 
 @contextmanager
-def start_processes(args: Arguments, layout: Layout) -> Iterator[ProcessGroups]:
-    """Connects the processes for the time of the block; `run_command` ends the watch over them."""
+def start_processes(args: Arguments, layout: Layout, phases: PhaseRecord) -> Iterator[ProcessGroups]:
+    """Connects the processes for the time of the block; `run_command` ends the watch over them.
+
+    Args:
+        args: The arguments of the run.
+        layout: How many processes there are, and what each does.
+        phases: What this process does, for the watch.
+    """
     if layout.world == 1:
         yield ProcessGroups()
         return
-    enter_phase("connecting")
+    phases.enter("connecting")
     silence_libraries()
-    start_watch(hang_seconds=args.model.hang_timeout)
+    start_watch(phases, hang_seconds=args.model.hang_timeout)
     prepare_device(args, layout.world)  # before groups are made, which belong to a card
     yield start_groups(layout, device=args.training.device)
 

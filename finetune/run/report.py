@@ -83,10 +83,7 @@ class Report:
 
     def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
         """Writes results, generated texts and the curve, and prints the last lines."""
-        if trainer.progress:
-            trainer.progress.close()
-        if trainer.run_log:
-            trainer.run_log.close()
+        trainer.training_log.close()
         if not trainer.groups.is_first:
             return
         files = {"results": self.run.path / RESULTS_FILE}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.samples.sample_store import sample_lengths
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
     from finetune.data.batches.rows import Rows
     from finetune.families.family import Family
     from finetune.models.resolve import ResolvedModel
+    from finetune.parallel.pipe.stage import Stage
     from finetune.processes.groups import ProcessGroups
+    from finetune.processes.phases import PhaseRecord
     from finetune.run.data import RunData
     from finetune.run.directory import RunDirectory
     from finetune.run.tokenizer import TokenizerPair
     from finetune.settings.arguments import Arguments
+    from finetune.training.loss import LabelPositions
+    from finetune.training.parts import RunParts
     from finetune.training.trainer import FinetuneTrainer
 
 
@@ -34,18 +39,16 @@ def build_trainer(
     *,
     resolved: ResolvedModel,
     groups: ProcessGroups,
+    stage: Stage | None,
+    phases: PhaseRecord,
 ) -> FinetuneTrainer:
     """Puts model, data and records together into a trainer."""
     from finetune.adapters.base import base_model
-    from finetune.models.layers import decoder_layers
-    from finetune.parallel.pipe.stage import stage_of
-    from finetune.run.layout import sharding_stage
     from finetune.run.training_arguments import build_training_arguments
     from finetune.training.loss import LabelPositions
     from finetune.training.trainer import FinetuneTrainer
 
     base = base_model(model)
-    stage = stage_of(base)
     label_positions = None
     if stage is None or stage.plan.holds_last:
         label_positions = LabelPositions(
@@ -64,29 +67,61 @@ def build_trainer(
             args, data, pair, resolved, label_positions=label_positions, groups=groups
         ),
         tokenizer=pair.tokenizer,
-        label_positions=label_positions,
-        randomness=_build_randomness(args, base, resolved.family, groups),
-        groups=groups,
-        stage=stage,
-        sharding_stage=sharding_stage(args),
-        layers=stage.decoder_layers if stage else decoder_layers(base),
-        unified=args.training.unified_checkpoint is not False or groups.model.size == 1,
-        replica_check_steps=args.model.replica_check_steps,
-        master_gradients=bool(args.training.amp_master_grad),
-        max_skipped_steps=args.model.max_skipped_steps,
+        parts=_build_parts(
+            args,
+            base,
+            resolved.family,
+            groups=groups,
+            stage=stage,
+            phases=phases,
+            label_positions=label_positions,
+        ),
     )
     if groups.is_first:
         _add_records(args, run, trainer)
     return trainer
 
 
-def _build_randomness(args: Arguments, base: Any, family: Family, groups: ProcessGroups) -> list[Any]:
+def _build_parts(
+    args: Arguments,
+    base: Any,
+    family: Family,
+    *,
+    groups: ProcessGroups,
+    stage: Stage | None,
+    phases: PhaseRecord,
+    label_positions: LabelPositions | None,
+) -> RunParts:
+    """Layout, randomness and limits of the run."""
+    from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter
+    from finetune.models.layers import decoder_layers
+    from finetune.run.layout import sharding_stage
+    from finetune.training.parts import RunParts
+
+    writes_whole = args.training.unified_checkpoint is not False or groups.model.size == 1
+    return RunParts(
+        groups=groups,
+        stage=stage,
+        phases=phases,
+        sharding_stage=sharding_stage(args),
+        layers=stage.decoder_layers if stage else decoder_layers(base),
+        label_positions=label_positions,
+        randomness=_build_randomness(args, base, family, groups, stage=stage),
+        writer=WholeTensorWriter(groups) if writes_whole else RankFileWriter(groups),
+        replica_check_steps=args.model.replica_check_steps,
+        master_gradients=bool(args.training.amp_master_grad),
+        max_skipped_steps=args.model.max_skipped_steps,
+    )
+
+
+def _build_randomness(
+    args: Arguments, base: Any, family: Family, groups: ProcessGroups, *, stage: Stage | None
+) -> list[Any]:
     """What draws by sample in training: dropout, and NEFTune noise where the embedding is."""
     from finetune.machine.randomness.dropout import KeyedDropout
     from finetune.machine.randomness.embedding_noise import EmbeddingNoise
-    from finetune.parallel.pipe.stage import stage_of
 
-    seed, stage = args.training.seed, stage_of(base)
+    seed = args.training.seed
     dropout = KeyedDropout(
         base,
         seed=seed,
@@ -105,12 +140,17 @@ def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -
     from finetune.reporting.progress import ProgressReporter
     from finetune.reporting.run_log import RunLog
 
+    if "swanlab" in args.training.report_to:
+        from swanlab.integration.paddlenlp import SwanLabCallback
+
+        Path(trainer.args.logging_dir).mkdir(parents=True, exist_ok=True)
+        trainer.add_callback(SwanLabCallback(log_dir=str(trainer.args.logging_dir)))
     training = args.training.do_train
     total_steps = trainer.plan_steps() if training else 0
     bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
-    trainer.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
+    trainer.training_log.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
     if training:
-        trainer.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step)
+        trainer.training_log.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step)
 
 
 def _build_batches(

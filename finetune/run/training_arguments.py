@@ -43,16 +43,6 @@ def build_training_arguments(args: Arguments) -> Any:
     class FinetuneTrainingArguments(TrainingArguments):
         """PaddleNLP's arguments with the model settings its parallel code looks for."""
 
-        is_built = False
-
-        @property
-        def world_size(self) -> int:
-            """One process for PaddleNLP's trainer, which would otherwise wrap the model for several by itself.
-
-            While the object is built, PaddleNLP compares the number with the true one.
-            """
-            return 1 if self.is_built else int(super().world_size)
-
         def to_sanitized_dict(self) -> dict[str, Any]:
             """Settings for VisualDL's table, whose integer column no longer takes booleans."""
             settings = super().to_sanitized_dict()
@@ -65,6 +55,7 @@ def build_training_arguments(args: Arguments) -> Any:
             return {name: value for name, value in super().to_dict().items() if name not in secrets}
 
     # Master gradients are kept where gradients are summed over processes (finetune/parallel/sharding/local_gradients.py).
-    arguments = FinetuneTrainingArguments(**args.training_kwargs() | {"amp_master_grad": False})
-    arguments.is_built = True
-    return arguments
+    kwargs = args.training_kwargs() | {"amp_master_grad": False}
+    # PaddleNLP knows no SwanLab: its package brings a callback, which `finetune.run.trainer` adds.
+    kwargs["report_to"] = [name for name in args.training.report_to if name != "swanlab"]
+    return FinetuneTrainingArguments(**kwargs)

@@ -17,7 +17,12 @@ from finetune.settings.paths import looks_like_path
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 
-_REPORT_PACKAGES = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorboardX"}
+_REPORT_PACKAGES = {
+    "visualdl": "visualdl",
+    "wandb": "wandb",
+    "tensorboard": "tensorboardX",
+    "swanlab": "swanlab",
+}
 
 Values = Mapping[str, Any]
 Faults = Iterator[tuple[tuple[str, ...], str]]

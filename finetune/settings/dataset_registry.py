@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.storage.files import read_json
 
 REGISTRY_FILE = "dataset_info.json"
 _DEFAULT_FOLDERS = (".", "data")
@@ -78,14 +78,11 @@ def read_registry(file: Path) -> Mapping[str, Any]:
     """The entries of a registry; none where there is no such file, or one of another kind.
 
     Raises:
-        UserError: The file is no JSON.
+        UserError: The file is no JSON, or cannot be read.
     """
     if not file.is_file():
         return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {error}") from None
+    content = read_json(file)
     if not isinstance(content, dict):
         return {}
     return {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.storage.arrays import StoredArray
 from finetune.storage.dtypes import Array, dtype_name
+from finetune.storage.files import read_json_object
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.pdparams_files import read_pdparams
 from finetune.storage.rank_files import RankFiles
@@ -60,10 +60,11 @@ def shard_names(start: Path) -> list[str]:
     """
     if start.suffix != ".json":
         return [start.name]
+    index = read_json_object(start, keys=("weight_map",))
     try:
-        names = set(json.loads(start.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(index["weight_map"].values())
         outside = [name for name in names if Path(name).name != name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (TypeError, AttributeError) as error:
         raise UserError(f"{start} is no valid weight index ({error}): copy it again") from None
     if outside:
         raise UserError(

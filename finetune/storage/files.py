@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,27 +62,41 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def is_present(path: str | os.PathLike[str]) -> bool:
+    """Whether there is something of that name, be it no file or not to be read, which opening it tells."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _remedy(error: OSError) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "copy it there"
     return "allow it to be read" if isinstance(error, PermissionError) else _COPY_AGAIN
 
 
-def read_text(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> str:
+def read_text(
+    path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN, max_bytes: int = MAX_JSON_BYTES
+) -> str:
     """A UTF-8 text file; a byte order mark at its start is left out.
 
     Args:
         path: The file.
         remedy: What to do about a file that holds something else.
+        max_bytes: The longest file that is read.
 
     Raises:
         UserError: It cannot be read, is too long, or is no UTF-8 text.
     """
     try:
         with open_file(path) as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise UserError(f"{path} cannot be read (it has more than {MAX_JSON_BYTES} bytes): {remedy}")
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise UserError(f"{path} cannot be read (it has more than {max_bytes} bytes): {remedy}")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
@@ -92,17 +106,20 @@ def read_text(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> str
         raise UserError(f"{path} cannot be read ({error.strerror}): {_remedy(error)}") from None
 
 
-def read_json(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> Any:
+def read_json(
+    path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN, max_bytes: int = MAX_JSON_BYTES
+) -> Any:
     """Any value from a JSON file.
 
     Args:
         path: The file.
         remedy: What to do about a file that holds something else.
+        max_bytes: The longest file that is read.
 
     Raises:
         UserError: It cannot be read, or is no valid JSON.
     """
-    text = read_text(path, remedy=remedy)
+    text = read_text(path, remedy=remedy, max_bytes=max_bytes)
     try:
         return json.loads(text)
     except ValueError as error:
@@ -111,26 +128,45 @@ def read_json(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> Any
         raise UserError(f"{path} is no valid JSON (it is nested too deep): {remedy}") from None
 
 
-def read_json_object(path: str | os.PathLike[str], *, remedy: str = _COPY_AGAIN) -> dict[str, Any]:
+def read_json_object(
+    path: str | os.PathLike[str],
+    *,
+    keys: Sequence[str] = (),
+    remedy: str = _COPY_AGAIN,
+    max_bytes: int = MAX_JSON_BYTES,
+) -> dict[str, Any]:
     """A JSON object from a file.
 
     Args:
         path: The file.
+        keys: What it must have.
         remedy: What to do about a file that holds something else.
+        max_bytes: The longest file that is read.
 
     Raises:
         UserError: It is missing, cannot be read, or holds something else.
     """
-    content = read_json(path, remedy=remedy)
+    content = read_json(path, remedy=remedy, max_bytes=max_bytes)
     if not isinstance(content, dict):
         found = _JSON_NAMES[type(content)]
         raise UserError(f"{path} holds no JSON object but {found}: {remedy}")
+    if missing := [key for key in keys if key not in content]:
+        raise UserError(f"{path} has no {', '.join(missing)}: {remedy}")
     return content
 
 
 _JSON_NAMES = {
     list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false", type(None): "null",
 }  # fmt: skip
+
+
+def read_json_if_present(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object from a file, an empty one where there is nothing of that name.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    return read_json_object(path) if is_present(path) else {}
 
 
 def read_json_or_empty(path: str | os.PathLike[str]) -> dict[str, Any]:

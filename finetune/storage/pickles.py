@@ -291,8 +291,8 @@ def load_pickle(path: Path, load: Callable[[], Any]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): copy it there") from None
     except _DAMAGE as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is damaged ({reason[:_MAX_MESSAGE]}): copy it again") from None
+        reason = str(error)[:_MAX_MESSAGE]  # before anything is put together with it: it may be long
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {reason}): copy it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not tensors by name")
     return {str(name): value for name, value in content.items()}

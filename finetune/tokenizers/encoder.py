@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.families.family import Family, import_object
 from finetune.families.special_tokens import padding_token, token_id
+from finetune.machine.stand_ins import replaced
 from finetune.models import hub
+from finetune.storage.files import is_present, open_file, read_json_if_present, read_json_or_empty
 
 if TYPE_CHECKING:
     from finetune.families.text_backends import Ids
     from finetune.tokenizers.fast_encoder import FastEncoder
 
+_TEMPLATE_FILE = "chat_template.json"
+_SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE_FILE)
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
 _PROBES = ("a b", " a", "上衣 12", "</s> <s>", "\n\n x\t", "e\u0301")
 
 
@@ -132,6 +138,7 @@ def _load_from_folder(folder: Path, family: Family | None) -> Any:
     if family is None:
         return _load_by_name(str(folder))
     overrides = _vocab_file(folder, family)
+    _check_files(folder)
     if (folder / "tokenizer_config.json").is_file() and not family.tokenizer.own_class:
         return _load_by_name(str(folder), **overrides)
     return _load_by_name(str(folder), tokenizer_class=family.tokenizer.tokenizer_class, **overrides)
@@ -141,7 +148,10 @@ def _load_by_name(
     name: str, tokenizer_class: str = "paddlenlp.transformers.AutoTokenizer", **overrides: str
 ) -> Any:
     try:
-        tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
+        with _templates_left_alone():
+            tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
+    except UserError:
+        raise
     except Exception as error:  # PaddleNLP raises anything from AssertionError to TypeError here
         raise UserError(
             f"the tokenizer of {name} cannot be read ({type(error).__name__}: {error})"
@@ -149,6 +159,31 @@ def _load_by_name(
     if not tokenizer:
         raise UserError(f"the vocabulary file of {name} cannot be read: copy the tokenizer files again")
     return tokenizer
+
+
+@contextmanager
+def _templates_left_alone() -> Iterator[None]:
+    """Jinja text stays where it is, in the settings that are saved; a file of PaddleNLP's kind is kept to be saved."""
+    from paddlenlp.transformers.tokenizer_utils import ChatTemplateMixin
+
+    original = ChatTemplateMixin.init_chat_template
+
+    def keep_parts(tokenizer: Any, chat_template: Any) -> None:
+        is_file = isinstance(chat_template, str) and chat_template.endswith(_TEMPLATE_FILE)
+        if is_file and "conversation" in read_json_or_empty(chat_template):
+            original(tokenizer, chat_template)
+
+    with replaced(ChatTemplateMixin, "init_chat_template", keep_parts):
+        yield
+
+
+def _check_files(folder: Path) -> None:
+    """What PaddleNLP would wait for, or fail over without a word on the file."""
+    for name in _SETTINGS_FILES:
+        read_json_if_present(folder / name)
+    for name in _VOCABULARY_FILES:
+        if is_present(folder / name):
+            open_file(folder / name).close()
 
 
 def _vocab_file(folder: Path, family: Family) -> dict[str, str]:

@@ -8,7 +8,6 @@ text and on nasty strings. A tokenizer is covered by an entry of
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.text_backends import Ids, TextBackend, UnsupportedTokenizerError
 from finetune.families.tokenizer_kinds import KINDS, TokenizerKind
+from finetune.storage.files import read_json_object
 
 NUM_THREADS = 2
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -242,9 +243,6 @@ class _Loader:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UnsupportedTokenizerError(f"{name} cannot be read") from None
-        if not isinstance(content, dict):
-            raise UnsupportedTokenizerError(f"{name} holds no JSON object")
-        return content
+            return read_json_object(path)
+        except UserError as error:
+            raise UnsupportedTokenizerError(str(error)) from None

@@ -13,6 +13,7 @@ from finetune.data.batches.collate import collate_prompts
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 from finetune.processes.groups import ProcessGroups
+from finetune.storage.dtypes import Array
 from finetune.training.loss import LabelPositions, best_tokens, logits_of, token_loss_sum
 from finetune.training.metrics import generation_metrics, loss_metrics
 
@@ -37,13 +38,13 @@ class Evaluation(Protocol):
         ...
 
 
-def batches_by_length(lengths: Sequence[int] | np.ndarray, batch_size: int) -> list[np.ndarray]:
+def batches_by_length(lengths: Sequence[int] | Array, batch_size: int) -> list[Array]:
     """Indices in batches of similar length, longest first, so that little is padding."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def share_of(batches: Sequence[np.ndarray], groups: ProcessGroups) -> list[np.ndarray]:
+def share_of(batches: Sequence[Array], groups: ProcessGroups) -> list[Array]:
     """Every n-th batch, for n ranks that take different samples.
 
     All get the same number, since every pass is a collective: a rank that is out of batches gets empty ones.
@@ -193,7 +194,7 @@ class GenerationEvaluation:
         ]
         return generation_metrics(outputs, [prompt.target for prompt in self.prompts])
 
-    def _generate(self, model: Any) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+    def _generate(self, model: Any) -> Iterator[tuple[Array, list[list[int]]]]:
         """Batches of prompt indices with the token ids of their answers, end token cut off."""
         generating = model if hasattr(model, "prefix_config") else getattr(model, "model", model)
         ends = [self.encoder.eos_token_id, *getattr(self.encoder, "chat_end_ids", ())]
@@ -204,9 +205,7 @@ class GenerationEvaluation:
         finally:
             config.tensor_parallel_output = split_logits
 
-    def _generate_batches(
-        self, generating: Any, ends: list[int]
-    ) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+    def _generate_batches(self, generating: Any, ends: list[int]) -> Iterator[tuple[Array, list[list[int]]]]:
         import paddle
 
         for indices in self._batches:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.data.samples.tokenize import IGNORE_INDEX
 
@@ -100,25 +101,25 @@ class LabelPositions:
             head.register_forward_pre_hook(self._gather)
             head.register_forward_post_hook(self._flatten)
 
-    def _gather(self, _layer: Any, inputs: tuple) -> tuple | None:
+    def _gather(self, _layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._rows is None:
             return None
         hidden = inputs[0].transpose([1, 0, 2]) if self._length_first else inputs[0]
         kept = hidden.reshape([-1, hidden.shape[-1]]).gather(self._rows)
         return (kept.unsqueeze(1) if self._length_first else kept, *inputs[1:])
 
-    def _pick(self, _layer: Any, _inputs: tuple, logits: Any) -> Any:
+    def _pick(self, _layer: Any, _inputs: tuple[Any, ...], logits: Any) -> Any:
         if self._rows is None:
             return None
         return logits.reshape([-1, logits.shape[-1]]).gather(self._rows)  # [batch, length, vocabulary] by now
 
-    def _flatten(self, _layer: Any, _inputs: tuple, logits: Any) -> Any:
+    def _flatten(self, _layer: Any, _inputs: tuple[Any, ...], logits: Any) -> Any:
         if self._rows is None or not self._length_first:
             return None
         return logits.reshape([-1, logits.shape[-1]])
 
     @contextmanager
-    def only(self, labels: np.ndarray) -> Iterator[paddle.Tensor]:
+    def only(self, labels: npt.NDArray[np.int64]) -> Iterator[paddle.Tensor]:
         """Within the block, logits are [labels, vocabulary]; yields the labels in that order, int64.
 
         The rows are found on the host: to find them on a GPU, the host would have to wait until it has counted them.

@@ -184,4 +184,5 @@ def _jieba_cut() -> Callable[[str], list[str]]:
     tokenizer = jieba.Tokenizer()
     tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
     tokenizer.initialized = True
-    return tokenizer.lcut
+    cut: Callable[[str], list[str]] = tokenizer.lcut
+    return cut

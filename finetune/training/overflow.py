@@ -47,14 +47,14 @@ class OverflowGuard:
     """
 
     def __init__(self, scaler: Any, max_skipped_steps: int):
-        self._scaler, self._max_skipped_steps = scaler, max_skipped_steps
+        self.scaler, self._max_skipped_steps = scaler, max_skipped_steps
         self._skipped_in_a_row = 0
         self.scale = 1.0
         self.read_scale()
 
     def read_scale(self) -> None:
         """Asks the scaler for its scale, after its state was loaded."""
-        self.scale = float(self._scaler._scale)
+        self.scale = float(self.scaler._scale)
 
     def check(self, loss: float, norm: float, step: int) -> dict[str, Any]:
         """What the log says of a step: `loss_scale`, and `skipped` where its numbers are none.
@@ -85,7 +85,7 @@ class OverflowGuard:
         """Unscales the gradients and lets the optimizer step, unless this step is skipped; adapts the scale."""
         import paddle
 
-        scaler = self._scaler
+        scaler = self.scaler
         scaler.unscale_(optimizer)
         # What other processes found counts, too.
         scaler._found_inf = paddle.to_tensor([skips])

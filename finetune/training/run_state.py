@@ -2,112 +2,110 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddlenlp.trainer.trainer_callback import TrainerState
 
-from finetune.adapters.base import is_adapter
-from finetune.adapters.files import load_adapter_weights, save_adapter
-from finetune.checkpoints.optimizer_state import (
-    load_optimizer,
-    load_scheduler,
-    save_optimizer,
-    save_scheduler,
-)
-from finetune.checkpoints.tensors_of_ranks import save_model_weights
-from finetune.models.loading import load_weights
+from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer
+from finetune.checkpoints.scheduler_state import load_scheduler, save_scheduler
+from finetune.errors import UserError
 from finetune.processes.joint_steps import fail_on_all_ranks
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_object, write_json
 
 if TYPE_CHECKING:
-    from finetune.training.trainer import FinetuneTrainer
+    from finetune.checkpoints.writers import TensorSetWriter
+    from finetune.training.events import CallbackEvents
+    from finetune.training.model_files import ModelFiles
+    from finetune.training.overflow import OverflowGuard
+    from finetune.training.prefetch import PrefetchedSource
+    from finetune.training.training_log import TrainingLog
 
 STATE_FILE = "trainer_state.json"
 POSITION_FILE = "data_position.json"
 
 
-class SavedState:
-    """Writes and restores the state of a trainer; all ranks call every method.
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Where a checkpoint stands in the data, and the sums of its metrics.
 
-    Args:
-        trainer: Whose state.
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
+    return read_json_object(checkpoint / POSITION_FILE, keys=("totals", "interval"))
+
+
+def read_trainer_state(checkpoint: Path) -> TrainerState:
+    """PaddleNLP's record of a run up to a checkpoint.
+
+    Raises:
+        UserError: The file cannot be read or is another one.
+    """
+    path = checkpoint / STATE_FILE
+    fields = read_json_object(path)
+    try:
+        return TrainerState(**fields)
+    except TypeError as error:
+        raise UserError(f"{path} cannot be read ({error}): copy it again") from None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Writes and restores the state of a training; all ranks call every method.
+
+    Attributes:
+        files: The model.
+        writer: How its tensors and those of the optimizer become files.
+        optimizer: Of what this rank updates.
+        lr_scheduler: Its learning rate.
+        batches: Know their position in the data.
+        events: Hold PaddleNLP's state.
+        log: Holds sums over the steps.
+        overflow: Holds the loss scale of float16 runs; None in others.
     """
 
-    def __init__(self, trainer: FinetuneTrainer):
-        self._trainer = trainer
-
-    def write(self, folder: Path) -> None:
-        """Writes weights, optimizer, schedule and position into an empty folder."""
-        trainer = self._trainer
-        self.write_model(folder, unified=trainer.unified)
-        save_optimizer(
-            folder,
-            trainer.model,
-            trainer.optimizer,
-            trainer.groups,
-            replicas=trainer.parallel.replicas,
-            unified=trainer.unified,
-        )
-        with fail_on_all_ranks(trainer.groups):
-            if trainer.groups.is_first:
-                self._write_position(folder)
-
-    def _write_position(self, folder: Path) -> None:
-        trainer = self._trainer
-        save_scheduler(folder, trainer.lr_scheduler, self._scaler)
-        position = trainer.batches.save(folder, trainer.state.global_step)
-        counts = {"totals": trainer.totals, "interval": trainer.interval}
-        write_json(folder / POSITION_FILE, position | counts)
-        trainer.state.save_to_json(str(folder / STATE_FILE))
+    files: ModelFiles
+    writer: TensorSetWriter
+    optimizer: Any
+    lr_scheduler: Any
+    batches: PrefetchedSource
+    events: CallbackEvents
+    log: TrainingLog
+    overflow: OverflowGuard | None = None
 
     @property
     def _scaler(self) -> Any:
-        """What scales the loss of float16 runs, None in others."""
-        return self._trainer.scaler if self._trainer.do_grad_scaling else None
+        return self.overflow.scaler if self.overflow else None
 
-    def write_model(self, folder: Path, *, unified: bool = True) -> None:
-        """Writes weights or adapter, configuration and tokenizer files into a folder.
+    def write(self, folder: Path) -> None:
+        """Writes weights, optimizer, schedule and position into an empty folder."""
+        files = self.files
+        files.write(folder, self.writer)
+        save_optimizer(folder, files.model, self.optimizer, self.writer, replicas=files.replicas)
+        with fail_on_all_ranks(files.groups):
+            if files.groups.is_first:
+                self._write_position(folder)
 
-        Args:
-            folder: The same on all ranks.
-            unified: Whether files hold whole tensors; otherwise one file for each rank that has a part.
-        """
-        trainer = self._trainer
-        model, groups, whole = trainer.model, trainer.groups, trainer.parallel.replicas.whole_parameters
-        if is_adapter(model):
-            num_tokens = len(trainer.tokenizer)
-            save_adapter(model, folder, groups, num_tokens=num_tokens, unified=unified, whole=whole)
-        else:
-            save_model_weights(model, folder, groups, unified=unified, whole=whole)
-        with fail_on_all_ranks(groups):
-            if groups.is_first:
-                trainer.tokenizer.save_pretrained(str(folder))
+    def _write_position(self, folder: Path) -> None:
+        save_scheduler(folder, self.lr_scheduler, self._scaler)
+        position = self.batches.save(folder, self.events.state.global_step)
+        write_json(folder / POSITION_FILE, position | self.log.counts())
+        self.events.state.save_to_json(str(folder / STATE_FILE))
 
     def restore(self, checkpoint: Path) -> None:
         """Takes up weights, optimizer, schedule and position where a checkpoint left them."""
-        trainer = self._trainer
-        self.load_weights(checkpoint)
-        load_optimizer(checkpoint, trainer.model, trainer.optimizer, replicas=trainer.parallel.replicas)
-        load_scheduler(checkpoint, trainer.lr_scheduler, self._scaler)
-        if trainer.overflow:
-            trainer.overflow.read_scale()
-        saved = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-        saved.max_steps, saved.num_train_epochs = trainer.state.max_steps, trainer.state.num_train_epochs
-        trainer.state = saved
-        position = json.loads((checkpoint / POSITION_FILE).read_text(encoding="utf-8"))
-        note = trainer.batches.restore(checkpoint, position)
-        trainer.totals |= position["totals"]
-        trainer.interval |= position["interval"]
+        files, state = self.files, self.events.state
+        files.load_weights(checkpoint)
+        is_stage = files.groups.pipeline.size > 1
+        load_optimizer(checkpoint, files.model, self.optimizer, replicas=files.replicas, is_stage=is_stage)
+        load_scheduler(checkpoint, self.lr_scheduler, self._scaler)
+        if self.overflow:
+            self.overflow.read_scale()
+        saved = read_trainer_state(checkpoint)
+        saved.max_steps, saved.num_train_epochs = state.max_steps, state.num_train_epochs
+        self.events.set_state(saved)
+        position = read_position(checkpoint)
+        note = self.batches.restore(checkpoint, position)
+        self.log.restore(position)
         if note:
-            trainer.show_message(note)
-
-    def load_weights(self, folder: Path) -> None:
-        """Sets the weights, or those of the adapter, to what a checkpoint holds."""
-        trainer = self._trainer
-        with trainer.parallel.replicas.whole_parameters():
-            if is_adapter(trainer.model):
-                load_adapter_weights(trainer.model, folder)
-            else:
-                load_weights(trainer.model, folder)
+            self.log.show_message(note)

@@ -8,8 +8,9 @@ In float16 Paddle's GradScaler reads besides, when the optimizer has stepped (`f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import paddle
@@ -20,21 +21,47 @@ from finetune.training.loss import logits_of, token_loss_sum
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import StepBatch
+    from finetune.machine.randomness.source import Randomness
     from finetune.parallel.parallel_model import ParallelModel
-    from finetune.training.trainer import FinetuneTrainer
+    from finetune.processes.phases import PhaseRecord
+    from finetune.training.loss import LabelPositions
+    from finetune.training.overflow import OverflowGuard
+
+
+@dataclass(frozen=True)
+class ForwardParts:
+    """What the passes of every step use.
+
+    Attributes:
+        parallel: The model.
+        seed: Of the run.
+        autocast: Gives the context of mixed precision.
+        phases: What this process does.
+        label_positions: Restricts logits to labelled positions; None where no logits are computed.
+        randomness: What draws by sample, such as NEFTune noise and dropout.
+        overflow: Scales the loss of float16 runs; None in others.
+    """
+
+    parallel: ParallelModel
+    seed: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    phases: PhaseRecord
+    label_positions: LabelPositions | None = None
+    randomness: Sequence[Randomness] = ()
+    overflow: OverflowGuard | None = None
 
 
 class StepComputation:
     """What `ParallelModel.train` asks for, for one optimizer step.
 
     Args:
-        trainer: Gives the model and what surrounds it.
+        parts: The model and what surrounds it.
         step: Counted from 0.
         batch: This rank's part of the global batch.
     """
 
-    def __init__(self, trainer: FinetuneTrainer, step: int, batch: StepBatch):
-        self.trainer, self.step, self.batches = trainer, step, batch.micro_batches
+    def __init__(self, parts: ForwardParts, step: int, batch: StepBatch):
+        self.parts, self.step, self.batches = parts, step, batch.micro_batches
         self.num_label_tokens = batch.num_label_tokens
         self._label_ids: Any = None
 
@@ -45,30 +72,30 @@ class StepComputation:
     @contextmanager
     def context(self, number: int) -> Iterator[None]:
         """Noise, dropout and label positions of a micro-batch, for its forward and its backward pass."""
-        trainer, batch = self.trainer, self.batches[number]
-        paddle.seed(derive_seed(trainer.args.seed, "step", self.step, number))
+        parts, batch = self.parts, self.batches[number]
+        paddle.seed(derive_seed(parts.seed, "step", self.step, number))
         with ExitStack() as stack:
-            for source in trainer.randomness:
+            for source in parts.randomness:
                 stack.enter_context(source.active(self.step, batch.segments))
-            if trainer.label_positions:
-                self._label_ids = stack.enter_context(trainer.label_positions.only(batch.labels))
+            if parts.label_positions:
+                self._label_ids = stack.enter_context(parts.label_positions.only(batch.labels))
             yield
 
     def forward(self, number: int) -> Any:
         """The model's outputs."""
-        with self.trainer.autocast_smart_context_manager():
-            return self.trainer.parallel.call(self.batches[number].tensors())
+        with self.parts.autocast():
+            return self.parts.parallel.call(self.batches[number].tensors())
 
     def loss(self, number: int, outputs: Any) -> Any:
         """This micro-batch's part of the step's loss; scaled up in float16 runs."""
-        batch, trainer = self.batches[number], self.trainer
-        total = token_loss_sum(logits_of(outputs), self._label_ids, trainer.parallel.logits_group)
+        batch, parts = self.batches[number], self.parts
+        total = token_loss_sum(logits_of(outputs), self._label_ids, parts.parallel.logits_group)
         loss = total * (batch.weight / self.num_label_tokens)
-        return trainer.scaler.scale(loss) if trainer.do_grad_scaling else loss
+        return parts.overflow.scaler.scale(loss) if parts.overflow else loss
 
     def finished(self, number: int) -> None:
         """Lets gradients of the micro-batch be summed early where the sharding stage wants it."""
-        self.trainer.parallel.replicas.after_micro_batch()
+        self.parts.parallel.replicas.after_micro_batch()
 
 
 def end_step(

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from finetune.models.layers import decoder_layers
 from finetune.models.loading import load_model
+from finetune.models.local_layers import replace_layers
 from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
 
@@ -51,21 +53,18 @@ def load(tiny_folders):
     return load_family
 
 
-def make_stage(model, layer_list, first: int, stop: int, *, outside=()) -> None:
+def make_stage(model, first: int, stop: int, *, outside=()) -> None:
     """Leaves a model the layers [first, stop) under their numbers, and stubs for modules outside of them."""
     from paddle import nn
 
     class PlaceholderModule(nn.Layer):
         is_placeholder = True
 
-    layers = list(layer_list)
-    layer_list._sub_layers.clear()
-    for number in range(first, stop):
-        layer_list._sub_layers[str(number)] = layers[number]
+    layers = decoder_layers(model)
+    replace_layers(model, {number: layers[number] for number in range(first, stop)})
     for name in outside:
         *parents, last = name.split(".")
         owner = model
         for parent in parents:
             owner = getattr(owner, parent)
         setattr(owner, last, PlaceholderModule())
-    model.config.local_layers = list(range(first, stop))

@@ -6,6 +6,8 @@ import pytest
 
 from finetune.adapters.files import adapter_state, save_adapter
 from finetune.adapters.prefix import add_prefix, load_prefix, partial_gradients
+from finetune.models.layers import decoder_layers
+from finetune.models.local_layers import replace_layers
 from tests.adapters.conftest import make_stage
 
 FAMILIES = {
@@ -55,8 +57,10 @@ def test_a_stage_takes_its_layers(load, settings, name):
     model, family = load(name, **FAMILIES[name])
     adapted = add_prefix(model, settings, family=family, dtype="float32", seed=1)
     whole = past(adapted)
+    layers = decoder_layers(model)
     for local in ([0, 1], [2, 3], [1, 3]):
-        model.config.local_layers = local
+        replace_layers(model, {number: layers[number] for number in local})
+        adapted = add_prefix(model, settings, family=family, dtype="float32", seed=1)
         for number, mine in zip(local, past(adapted), strict=True):
             for which in (0, 1):
                 np.testing.assert_array_equal(mine[which], whole[number][which])
@@ -68,7 +72,7 @@ def test_weights_do_not_depend_on_the_layout_and_keep_their_name(load, settings)
     assert {name: each.shape for name, each in whole.items()} == {"0.weight": [3, 4 * 2 * 32]}
     part, _ = load()
     part.config.tensor_parallel_degree, part.config.tensor_parallel_rank = 2, 1
-    make_stage(part, part.llama.layers, 2, 4)
+    make_stage(part, 2, 4)
     paddle.rand([5])
     adapted = add_prefix(part, settings, family=family, dtype="float32", seed=1)
     np.testing.assert_array_equal(adapter_state(adapted)["0.weight"].numpy(), whole["0.weight"].numpy())
@@ -80,6 +84,7 @@ def test_weights_do_not_depend_on_the_layout_and_keep_their_name(load, settings)
 def test_gradients_of_all_ranks_and_stages_add_up(load, settings):
     """Each part of the prefix is used by one rank of one stage, so the shares sum to the whole gradient."""
     model, family = load("llama")
+    layers = replace_layers(model, dict(enumerate(decoder_layers(model))))
     adapted = add_prefix(model, settings, family=family, dtype="float32", seed=1)
     (name,) = partial_gradients(adapted)
     weight = dict(adapted.named_parameters())[name]
@@ -92,8 +97,8 @@ def test_gradients_of_all_ranks_and_stages_add_up(load, settings):
     whole, shares = gradient(), []
     model.config.tensor_parallel_degree = 2
     for rank in range(2):
-        for local in ([0, 1], [2, 3]):
-            model.config.tensor_parallel_rank, model.config.local_layers = rank, local
+        for chunk in (range(0, 2), range(2, 4)):
+            model.config.tensor_parallel_rank, layers.active = rank, chunk
             shares.append(gradient())
     np.testing.assert_allclose(np.sum(shares, axis=0), whole, rtol=1e-6)
     assert partial_gradients(model) == set()

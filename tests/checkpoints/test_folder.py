@@ -111,6 +111,7 @@ def test_checkpoints_are_ordered_by_step_not_by_name(tmp_path):
     ("keep", "best", "left"),
     [
         (None, None, [1, 2, 3, 4]),
+        (0, None, [1, 2, 3, 4]),
         (2, None, [3, 4]),
         (2, 1, [1, 4]),
         (1, 2, [2, 4]),

@@ -15,7 +15,8 @@ from paddle.utils import unique_name
 from safetensors.numpy import save_file
 
 from finetune.adapters.files import load_adapter_weights, save_adapter
-from finetune.checkpoints.optimizer_state import OPTIMIZER_FILE, load_optimizer, save_optimizer
+from finetune.checkpoints.optimizer_state import OPTIMIZER_FILES, load_optimizer, save_optimizer
+from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter
 from finetune.errors import UserError
 from finetune.families.family import get_family, import_object
 from finetune.families.tensor_splits import find_split
@@ -38,12 +39,10 @@ LAYOUTS = [
 RANK = 3  # of the low-rank matrices
 
 
-def _config(layout: Layout, tensor_rank: int = 0, stage: int = 0):
+def _config(layout: Layout, tensor_rank: int = 0):
     adapted = FAMILY.adapt_config(FAMILY.tiny.config(SHAPE))
     config = import_object(FAMILY.model_class).config_class.from_dict(adapted)
     config.tensor_parallel_degree, config.tensor_parallel_rank = layout.tensor, tensor_rank
-    if layout.pipeline > 1:
-        config.local_layers = [stage]
     return config
 
 
@@ -77,7 +76,7 @@ class RankModel:
         dtype: str = "float32",
     ):
         place, layout = groups.coordinates, groups.layout
-        self.config = _config(layout, place.tensor, place.pipeline)
+        self.config = _config(layout, place.tensor)
         self.named: dict[str, paddle.Tensor] = {}
         for name, whole in wholes.items():
             if layout.pipeline > 1 and _stage_of(name) != place.pipeline:
@@ -164,6 +163,10 @@ def _found(optimizer, slices: Slices) -> dict[str, paddle.Tensor]:
     return state
 
 
+def _writer(groups: ProcessGroups, unified: bool):
+    return WholeTensorWriter(groups) if unified else RankFileWriter(groups)
+
+
 def _save(folder: Path, layout: Layout, wholes, *, unified: bool, dtype: str = "float32") -> None:
     def work(groups):
         model = RankModel(groups, wholes, dtype=dtype)
@@ -174,7 +177,7 @@ def _save(folder: Path, layout: Layout, wholes, *, unified: bool, dtype: str = "
         expected = _expected(slices, masters=dtype != "float32")
         for key, tensor in _found(optimizer, slices).items():
             tensor.set_value(expected[key])
-        save_optimizer(folder, model, optimizer, groups, replicas=slices, unified=unified)
+        save_optimizer(folder, model, optimizer, _writer(groups, unified), replicas=slices)
 
     assert run_ranks(layout, work) == [None] * layout.world
 
@@ -184,7 +187,7 @@ def _check(folder: Path, layout: Layout, wholes, *, dtype: str = "float32") -> N
         model = RankModel(groups, wholes, dtype=dtype)
         slices = Slices(model, groups)
         optimizer = _optimizer(slices)
-        load_optimizer(folder, model, optimizer, replicas=slices)
+        load_optimizer(folder, model, optimizer, replicas=slices, is_stage=layout.pipeline > 1)
         found, expected = _found(optimizer, slices), _expected(slices, masters=dtype != "float32")
         assert found.keys() == expected.keys()
         for key, tensor in found.items():
@@ -216,7 +219,7 @@ def test_state_goes_from_any_layout_to_any(tmp_path, source, unified, dtype):
 def test_names_in_the_file_are_those_of_a_float32_run_and_master_weights(tmp_path, dtype):
     wholes = _wholes(adapter=False)
     _save(tmp_path, Layout(), wholes, unified=True, dtype=dtype)
-    files = TensorFiles([tmp_path / OPTIMIZER_FILE])
+    files = TensorFiles([tmp_path / OPTIMIZER_FILES.file_name])
     kinds = ("beta1_pow_acc_0", "beta2_pow_acc_0", "master_weight", "moment1_0", "moment2_0")
     assert sorted(files.names) == sorted(f"{name}/{kind}" for name in wholes for kind in kinds)
     assert {files.read(name).dtype for name in files.names} == {np.dtype("float32")}
@@ -248,7 +251,7 @@ def test_master_weights_in_files_of_their_own_are_read(tmp_path):
     wholes = _wholes(adapter=False)
     (tmp_path / "ours").mkdir()
     _save(tmp_path / "ours", Layout(), wholes, unified=True, dtype="bfloat16")
-    files = TensorFiles([tmp_path / "ours" / OPTIMIZER_FILE])
+    files = TensorFiles([tmp_path / "ours" / OPTIMIZER_FILES.file_name])
     groups: dict[str, dict[str, np.ndarray]] = {"optimizer": {}, "master_weights": {}}
     for key in files.names:
         name, _, accumulator = key.rpartition("/")
@@ -269,7 +272,8 @@ def test_a_second_optimizer_of_the_same_parameters_writes_the_same_names(tmp_pat
     """Paddle numbers the accumulators that a process makes under one name."""
     wholes = _wholes(adapter=False)
     model = RankModel(ProcessGroups(), wholes)
-    parameters = list(model.named.values())
+    slices = Slices(model, ProcessGroups())
+    parameters = list(slices.slices.values())
     names = []
     for attempt in ("first", "second"):
         optimizer = paddle.optimizer.AdamW(0.1, parameters=parameters)
@@ -278,8 +282,8 @@ def test_a_second_optimizer_of_the_same_parameters_writes_the_same_names(tmp_pat
         optimizer.step()
         folder = tmp_path / attempt
         folder.mkdir()
-        save_optimizer(folder, model, optimizer)
-        names.append(sorted(TensorFiles([folder / OPTIMIZER_FILE]).names))
+        save_optimizer(folder, model, optimizer, WholeTensorWriter(), replicas=slices)
+        names.append(sorted(TensorFiles([folder / OPTIMIZER_FILES.file_name]).names))
     assert names[0] == names[1]
 
 
@@ -305,13 +309,13 @@ def _adapter(groups: ProcessGroups, wholes, *, fill: bool = True):
 def test_adapters_go_from_any_layout_to_any(tmp_path, source, unified):
     wholes = _wholes(adapter=True)
     results = run_ranks(
-        source, lambda groups: save_adapter(_adapter(groups, wholes), tmp_path, groups, unified=unified)
+        source, lambda groups: save_adapter(_adapter(groups, wholes), tmp_path, _writer(groups, unified))
     )
     assert results == [None] * source.world
 
     def check(groups):
         expected, found = _adapter(groups, wholes), _adapter(groups, wholes, fill=False)
-        load_adapter_weights(found, tmp_path)
+        load_adapter_weights(found, tmp_path, is_stage=groups.layout.pipeline > 1)
         for name, tensor in found.model.named.items():
             np.testing.assert_array_equal(tensor.numpy(), expected.model.named[name].numpy(), err_msg=name)
 

@@ -14,7 +14,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from finetune.checkpoints.folder import find_fault, write_checkpoint
-from finetune.checkpoints.tensors_of_ranks import family_of, save_model_weights
+from finetune.checkpoints.model_weights import save_model_weights
+from finetune.checkpoints.tensors_of_ranks import family_of
+from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter
 from finetune.errors import UserError
 from finetune.families.family import get_family
 from finetune.families.tensor_splits import find_split
@@ -91,7 +93,6 @@ class Part:
                 array = split.part(array, degree, rank) if split else array
                 made[id(tensor)] = paddle.to_tensor(np.ascontiguousarray(array)).astype(tensor.dtype)
             self._state[name] = made[id(tensor)]
-        self.config.local_layers = [groups.coordinates.pipeline]
 
     def state_dict(self):
         return dict(self._state)
@@ -129,7 +130,7 @@ def test_one_process_writes_what_paddlenlp_writes(models, tmp_path, name):
     model = models[name]
     model.save_pretrained(str(tmp_path / "theirs"), safe_serialization=True)
     (tmp_path / "ours").mkdir()
-    save_model_weights(model, tmp_path / "ours", ProcessGroups())
+    save_model_weights(model, tmp_path / "ours", WholeTensorWriter())
     for theirs in sorted((tmp_path / "theirs").iterdir()):
         assert (tmp_path / "ours" / theirs.name).read_bytes() == theirs.read_bytes(), theirs.name
     assert len(list((tmp_path / "ours").iterdir())) == len(list((tmp_path / "theirs").iterdir()))
@@ -141,12 +142,14 @@ def test_one_process_writes_what_paddlenlp_writes(models, tmp_path, name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ranks_write_the_whole_model(models, folders, tmp_path, name, layout):
     model = models[name]
-    results = run_ranks(layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, groups))
+    results = run_ranks(
+        layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, WholeTensorWriter(groups))
+    )
     assert results == [None] * layout.world
     _same(_read(tmp_path), model)
     assert len(list(tmp_path.glob("*.safetensors"))) == layout.pipeline
     (tmp_path / "one").mkdir()
-    save_model_weights(model, tmp_path / "one", ProcessGroups())
+    save_model_weights(model, tmp_path / "one", WholeTensorWriter())
     assert (tmp_path / "config.json").read_text() == (tmp_path / "one" / "config.json").read_text()
     again = load_model(resolve_model(tmp_path), dtype="float32")
     _same(_read(tmp_path), again)
@@ -157,7 +160,7 @@ def test_bfloat16_and_small_files(folders, tmp_path):
     layout = Layout(pipeline=2, tensor=2)
     results = run_ranks(
         layout,
-        lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, max_shard_bytes=20_000),
+        lambda groups: save_model_weights(Part(model, groups), tmp_path, WholeTensorWriter(groups, 20_000)),
     )
     assert results == [None] * 4
     _same(_read(tmp_path), model)
@@ -173,7 +176,7 @@ def test_bfloat16_and_small_files(folders, tmp_path):
 def test_files_of_each_rank_are_read_as_one_model(models, folders, tmp_path, name, layout):
     model = models[name]
     assert run_ranks(
-        layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, unified=False)
+        layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, RankFileWriter(groups))
     ) == [None] * len(range(layout.world))
     family = family_of(model.config)
     shards = open_shards(tmp_path, family=family, config=family.adapt_config(model.config.to_dict()))
@@ -194,7 +197,7 @@ def test_paddle_reads_a_rank_s_file(models, tmp_path):
     layout = Layout(tensor=2)
     run_ranks(
         layout,
-        lambda groups: save_model_weights(Part(models["llama"], groups), tmp_path, groups, unified=False),
+        lambda groups: save_model_weights(Part(models["llama"], groups), tmp_path, RankFileWriter(groups)),
     )
     state = paddle.load(str(tmp_path / "model_state.tp01.pdparams"))
     expected = models["llama"].state_dict()["llama.layers.0.mlp.gate_proj.weight"].numpy()
@@ -205,7 +208,9 @@ def test_paddle_reads_a_rank_s_file(models, tmp_path):
 def test_faults_of_shards_are_told(models, tmp_path):
     layout = Layout(tensor=2)
     model = models["llama"]
-    run_ranks(layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, groups, unified=False))
+    run_ranks(
+        layout, lambda groups: save_model_weights(Part(model, groups), tmp_path, RankFileWriter(groups))
+    )
     family = family_of(model.config)
     second = tmp_path / "model_state.tp01.pdparams"
     state = paddle.load(str(second))
@@ -228,20 +233,22 @@ def test_faults_of_shards_are_told(models, tmp_path):
 
 
 def test_a_write_error_on_one_rank_fails_on_all(models, tmp_path, monkeypatch):
-    from finetune.checkpoints import tensors_of_ranks
+    from finetune.checkpoints import writers
 
-    class FullDisk(tensors_of_ranks.TensorWriter):
+    class FullDisk(writers.TensorWriter):
         def write(self, name, array):
             if "layers.1.mlp" in name:
                 raise OSError(28, "No space left on device")
             super().write(name, array)
 
-    monkeypatch.setattr(tensors_of_ranks, "TensorWriter", FullDisk)
+    monkeypatch.setattr(writers, "TensorWriter", FullDisk)
     layout = Layout(pipeline=2, tensor=2)
 
     def work(groups):
         model = Part(models["llama"], groups)
-        write_checkpoint(tmp_path, 5, lambda folder: save_model_weights(model, folder, groups), groups)
+        write_checkpoint(
+            tmp_path, 5, lambda folder: save_model_weights(model, folder, WholeTensorWriter(groups)), groups
+        )
 
     results = run_ranks(layout, work)
     assert [type(result) for result in results] == [RuntimeError, RuntimeError, OSError, RuntimeError]
@@ -295,7 +302,7 @@ def test_ranks_with_different_tensors_do_not_begin(models, tmp_path):
         part = Part(models["llama"], groups)
         if groups.rank:
             part._state.pop("llama.norm.weight")
-        save_model_weights(part, tmp_path, groups)
+        save_model_weights(part, tmp_path, WholeTensorWriter(groups))
 
     results = run_ranks(Layout(tensor=2), work)
     assert all("hold different tensors: ['llama.norm.weight']" in str(result) for result in results)

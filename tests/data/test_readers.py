@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from finetune.data.reading.formats import FORMATS, ReadOptions, read_conversations
 from finetune.data.reading.readers import MAX_RECORD_BYTES, read_file
-from finetune.data.reading.records import FaultCollector
+from finetune.data.reading.records import MAX_FAULTS, FaultCollector
 from finetune.errors import UserError
 from tests.data.conftest import read_records
 
@@ -211,3 +211,15 @@ def test_any_bytes(tmp_path, content, suffix):
     file = tmp_path / f"train{suffix}"
     file.write_bytes(content)
     check_file(file)
+
+
+@pytest.mark.parametrize(
+    ("num_more", "line"), [(0, None), (1, "... and 1 more faulty line."), (2, "... and 2 more faulty lines.")]
+)
+def test_faults_beyond_the_limit_are_counted(num_more, line):
+    faults = FaultCollector()
+    for number in range(MAX_FAULTS + num_more):
+        faults.add(f"fault {number}")
+    with pytest.raises(UserError) as error:
+        faults.raise_if_any()
+    assert list(error.value.faults) == [*(f"fault {n}" for n in range(MAX_FAULTS)), *([line] if line else [])]

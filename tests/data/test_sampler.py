@@ -120,27 +120,17 @@ def test_split_of_a_full_batch():
     num_indices=st.integers(1, 40),
     world=st.integers(1, 5),
     size=st.integers(1, 10),
-    name=st.sampled_from(["micro_batch_size", "num_micro_batches"]),
 )
-def test_split_loses_nothing_and_keeps_ranks_in_step(num_indices, world, size, name):
+def test_split_loses_nothing_and_keeps_ranks_in_step(num_indices, world, size):
     indices = np.random.default_rng(0).permutation(num_indices)
-    parts = [split(indices, rank=rank, world=world, **{name: size}) for rank in range(world)]
+    parts = [split(indices, size, rank=rank, world=world) for rank in range(world)]
     assert np.concatenate([part for share in parts for part in share]).tolist() == indices.tolist()
     counts = {len(share) for share in parts}
     assert len(counts) == 1
     shares = [sum(map(len, share)) for share in parts]
     assert max(shares) - min(shares) <= 1
-    if name == "micro_batch_size":
-        assert max(len(part) for share in parts for part in share) <= size
-        assert counts == {-(-max(shares) // size)}
-    else:
-        assert counts == {size}
-
-
-@pytest.mark.parametrize("arguments", [{}, {"micro_batch_size": 2, "num_micro_batches": 2}])
-def test_split_needs_exactly_one_measure(arguments):
-    with pytest.raises(ValueError, match="either micro_batch_size or num_micro_batches"):
-        split(np.arange(4), **arguments)
+    assert max(len(part) for share in parts for part in share) <= size
+    assert counts == {-(-max(shares) // size)}
 
 
 def test_split_checks_the_rank():

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from finetune.data.reading.formats import ReadOptions
 from finetune.data.reading.mixing import DataSource
+from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder
-from finetune.data.stream.reader import check_streamable
+from finetune.data.stream.reader import SourceReader, check_streamable
 from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.state import StreamState, load_arrays, save_arrays
 from finetune.data.stream.stream import SampleStream
@@ -324,3 +325,17 @@ def test_how_many_are_tokenised_at_once_changes_nothing(make_stream, lines, tmp_
         whole.next_units(done)
         other.restore(through_files(whole.state(), tmp_path))
         assert_same(other.next_units(20), expected[done : done + 20])
+
+
+def test_the_size_of_a_pass_is_known_when_its_last_example_is_read(lines):
+    reader = SourceReader(DataSource(name="all", files=(lines,)), ReadOptions(), FaultCollector(), seed=0)
+    assert reader.estimate_size() is None
+    estimates = []
+    while reader.next() is not None:
+        reader.note_kept()
+        estimates.append(reader.estimate_size())
+    assert reader.estimate_size() == len(estimates), "between the end of a pass and the beginning of the next"
+    assert estimates[-1] == pytest.approx(len(estimates))
+    assert all(0.5 < each / len(estimates) < 2 for each in estimates[len(estimates) // 2 :])
+    reader.begin_pass()
+    assert reader.size == len(estimates)

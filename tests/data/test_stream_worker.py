@@ -102,6 +102,16 @@ def test_a_state_taken_behind_any_step_continues_though_the_worker_is_ahead(line
         assert all(its_arrays[name].tobytes() == array.tobytes() for name, array in states[9][1].items())
 
 
+def test_the_state_before_the_last_batch_asked_for_is_still_there(lines, start):
+    """The next batch is fetched before the checkpoint behind the one before it is written."""
+    plan = make_plan(lines, row_length=40)
+    whole = start(plan)
+    batches = [flatten(whole.batch(step).micro_batches) for step in range(4)]
+    position, arrays = whole.state(3)
+    other = start(plan, 3, (json.loads(json.dumps(position)), arrays))
+    assert flatten(other.batch(3).micro_batches) == batches[3]
+
+
 def test_a_fault_comes_with_its_own_batch_and_not_before(lines, start):
     content = lines.read_text().splitlines()
     content[29] = "{"

@@ -112,8 +112,8 @@ def test_unknown_name_lists_what_is_accepted():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ("{", "chat_template.json cannot be read as JSON"),
-        ("[1]", "holds no JSON object, expected the keys system, conversation, query"),
+        ("{", "chat_template.json is no valid JSON"),
+        ("[1]", "holds no JSON object but a list: put the keys system, conversation, query there"),
         ({}, "conversation must be a list of two strings, the user part and the bot part"),
         ({"conversation": ["a"]}, r'conversation must be a list of two strings.*not \["a"\]'),
         (

@@ -8,11 +8,13 @@ import paddle
 paddle.set_device("cpu")
 
 from finetune.checkpoints.folder import write_checkpoint  # noqa: E402
+from finetune.checkpoints.model_weights import save_model_weights  # noqa: E402
 from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer  # noqa: E402
-from finetune.checkpoints.tensors_of_ranks import save_model_weights  # noqa: E402
+from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter  # noqa: E402
 from finetune.models.loading import load_model, load_weights  # noqa: E402
 from finetune.models.resolve import resolve_model  # noqa: E402
 from finetune.parallel.pipe.stage import StagePlan, build_stage  # noqa: E402
+from finetune.parallel.sharding.replicas import Replicas  # noqa: E402
 from finetune.processes.groups import start_groups  # noqa: E402
 from finetune.processes.layout import Layout  # noqa: E402
 from finetune.run.directory import check_shared_folder  # noqa: E402
@@ -27,7 +29,7 @@ def run(source: Path, out: Path, groups) -> None:
     plan = StagePlan(groups.pipeline.position, groups.pipeline.size)
 
     def build(model_class, config):
-        return build_stage(model_class, config, family=resolved.family, plan=plan)
+        return build_stage(model_class, config, family=resolved.family, plan=plan).model
 
     overrides = {
         "tensor_parallel_degree": groups.tensor.size,
@@ -35,20 +37,21 @@ def run(source: Path, out: Path, groups) -> None:
     }
     model = load_model(resolved, dtype="float32", config_overrides=overrides, build=build)
     check_shared_folder(out, groups)
+    replicas = Replicas(model, groups)
     optimizer = new_optimizer(model)
     for parameter in model.parameters():
         parameter.grad = parameter.detach().clone()
     optimizer.step()
 
     def write(folder: Path) -> None:
-        save_model_weights(model, folder, groups)
-        save_optimizer(folder, model, optimizer, groups)
+        save_model_weights(model, folder, WholeTensorWriter(groups))
+        save_optimizer(folder, model, optimizer, WholeTensorWriter(groups), replicas=replicas)
 
     folder = write_checkpoint(out, 1, write, groups)
 
     def write_shards(folder: Path) -> None:
-        save_model_weights(model, folder, groups, unified=False)
-        save_optimizer(folder, model, optimizer, groups, unified=False)
+        save_model_weights(model, folder, RankFileWriter(groups))
+        save_optimizer(folder, model, optimizer, RankFileWriter(groups), replicas=replicas)
 
     shards = write_checkpoint(out, 2, write_shards, groups)
     before = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -60,7 +63,7 @@ def run(source: Path, out: Path, groups) -> None:
             assert (tensor.numpy() == before[name]).all(), name
         fresh = new_optimizer(model)
         with paddle.utils.unique_name.guard():  # as in a process of its own
-            load_optimizer(saved, model, fresh)
+            load_optimizer(saved, model, fresh, replicas=replicas, is_stage=True)
             for parameter in model.parameters():
                 parameter.grad = paddle.zeros_like(parameter)
             fresh.step()

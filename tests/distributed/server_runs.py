@@ -44,7 +44,7 @@ class Run:
     home: Path = Path()
 
     def reads(self, call: str) -> dict[int, list[list[str]]]:
-        """By rank, what a step ("_optimizer_step") or an evaluation ("run") read from the device, each time."""
+        """By rank, what a step ("train_batch") or an evaluation ("run") read from the device, each time."""
         paths = {rank: self.home / f"reads.{rank}.jsonl" for rank in range(len(self.codes))}
         return {rank: watched_reads(path, call) for rank, path in paths.items()}
 

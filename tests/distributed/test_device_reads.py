@@ -57,7 +57,7 @@ def test_one_process_reads_once_a_step(bench, tmp_path, family, method, rows):
     settings = settings_of(bench, with_dropout(bench.model(family), tmp_path / "model"), method, rows)
     sizes = {"per_device_train_batch_size": GLOBAL_BATCH_SIZE // 4, "gradient_accumulation_steps": 4}
     run = bench.server.run(settings | sizes, counts_reads=True).check()
-    assert [places(reads) for reads in run.reads("_optimizer_step")[0]] == [[END_OF_STEP]] * NUM_STEPS
+    assert [places(reads) for reads in run.reads("train_batch")[0]] == [[END_OF_STEP]] * NUM_STEPS
     assert [places(reads) for reads in run.reads("run")[0]] == [[END_OF_EVALUATION]]
 
 
@@ -75,7 +75,7 @@ def test_half_precision_reads_once_but_for_the_scaler_of_float16(bench, settings
     sizes = {"per_device_train_batch_size": GLOBAL_BATCH_SIZE // 4, "gradient_accumulation_steps": 4}
     usual = settings_of(bench, bench.model("llama"), "sft", "packed")
     run = bench.server.run(usual | half | sizes, counts_reads=True).check()
-    for first, *later in map(places, run.reads("_optimizer_step")[0]):
+    for first, *later in map(places, run.reads("train_batch")[0]):
         assert first == END_OF_STEP and set(later) == others
 
 
@@ -97,7 +97,7 @@ def test_every_process_reads_once_a_step(bench, layout, method, rows):
     case = LAYOUTS[layout]
     settings = settings_of(bench, bench.model("llama"), method, rows) | case.arguments()
     run = bench.server.run(settings, case.world, counts_reads=True).check()
-    steps, evaluations = run.reads("_optimizer_step"), run.reads("run")
+    steps, evaluations = run.reads("train_batch"), run.reads("run")
     assert METHODS[method].items() <= settings.items() and len(steps) == case.world
     for rank in range(case.world):
         first, *later = (places(reads) for reads in steps[rank])

@@ -6,12 +6,13 @@ import sys
 import time
 from dataclasses import replace
 
-from finetune.processes.phases import enter_phase
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.watch import close_watch, report_failure, start_watch
 
 what, data, tensor = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 rank = int(os.environ["PADDLE_TRAINER_ID"])
-start_watch()
+phases = PhaseRecord()
+start_watch(phases)
 
 import paddle  # noqa: E402
 
@@ -20,7 +21,7 @@ from finetune.processes.groups import start_groups  # noqa: E402
 from finetune.processes.layout import Layout  # noqa: E402
 
 paddle.disable_signal_handler()
-enter_phase("connecting groups")
+phases.enter("connecting groups")
 groups = start_groups(Layout(data=data, tensor=tensor), device="cpu")
 stop_signal: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, _: stop_signal.append(number))
@@ -29,7 +30,7 @@ signal.signal(signal.SIGTERM, lambda number, _: stop_signal.append(number))
 def add_up() -> None:
     """Endless steps; the last rank is killed in one of them, or all stop at the same one."""
     for step in range(1, 100_000):
-        enter_phase("reduction", step)
+        phases.enter("reduction", step)
         if what == "die" and rank == groups.layout.world - 1 and step == 5:
             print("the last words", flush=True)
             time.sleep(1)

@@ -7,25 +7,19 @@ import json
 import pytest
 
 from finetune.machine import half_precision
-from tests.conftest import FAST, losses, read_log, run_entry, write_arguments
+from tests.conftest import losses, read_log, run_entry
 
 REHEARSED = {"rehearse_half_precision": True, "fp16_opt_level": "O2"}
 
 
 @pytest.fixture
-def train(tiny_llama, small_data, tmp_path):
+def train(write_run):
     """Runs a training with some settings and gives its output folder; the process is as before afterwards."""
 
     def run(name: str, **settings):
-        out = tmp_path / name
-        base = FAST | {
-            "model_name_or_path": str(tiny_llama),
-            "dataset_name_or_path": str(small_data),
-            "output_dir": str(out),
-            "max_steps": 4,
-        }
+        arguments, out = write_run(name, **{"max_steps": 4} | settings)
         try:
-            assert run_entry(write_arguments(tmp_path / f"{name}.json", **(base | settings))) == 0
+            assert run_entry(arguments) == 0
         finally:
             assert not half_precision.is_installed()
         return out

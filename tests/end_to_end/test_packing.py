@@ -6,23 +6,16 @@ import json
 
 import pytest
 
-from tests.conftest import FAST, read_log, run_entry, write_arguments
+from tests.conftest import read_log, run_entry
 
 
 @pytest.fixture
-def train(tiny_llama, small_data, tmp_path):
+def train(write_run):
     """Runs a training with some settings and gives its output folder."""
 
     def run(name: str, **settings):
-        out = tmp_path / name
-        base = FAST | {
-            "model_name_or_path": str(tiny_llama),
-            "dataset_name_or_path": str(small_data),
-            "output_dir": str(out),
-            "max_length": 256,
-            "do_eval": True,
-        }
-        assert run_entry(write_arguments(tmp_path / f"{name}.json", **(base | settings))) == 0
+        arguments, out = write_run(name, **{"max_length": 256, "do_eval": True} | settings)
+        assert run_entry(arguments) == 0
         return out
 
     return run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune.checkpoints.folder import find_fault, list_checkpoints
-from tests.conftest import FAST, launch, losses, read_log, write_arguments
+from tests.conftest import launch, losses, read_log
 from tests.watched_runs import logged_steps, start, wait_until
 
 NUM_STEPS = 24
@@ -21,21 +21,10 @@ METHODS = {
 
 
 @pytest.fixture(scope="module")
-def prepare(tiny_llama, small_data, tmp_path_factory):
+def prepare(write_run):
     """Writes the argument file of a method into a fresh folder."""
-
-    def write(method: str, **more) -> tuple[Path, Path]:
-        folder = tmp_path_factory.mktemp(method)
-        settings = FAST | METHODS[method] | {
-            "model_name_or_path": str(tiny_llama),
-            "dataset_name_or_path": str(small_data),
-            "output_dir": str(folder / "out"),
-            "save_strategy": "steps",
-            "max_steps": NUM_STEPS,
-        }  # fmt: skip
-        return write_arguments(folder / "arguments.json", **settings | more), folder / "out"
-
-    return write
+    settings = {"save_strategy": "steps", "max_steps": NUM_STEPS}
+    return lambda method, **more: write_run(method, **METHODS[method] | settings | more)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from finetune.checkpoints.folder import list_checkpoints
 from finetune.data.stream.state import ARRAYS_FILE
-from tests.conftest import FAST, ROOT, launch, losses, read_log, run_entry, write_arguments
+from tests.conftest import launch, losses, read_log, run_entry
 from tests.watched_runs import is_alive, logged_steps, start, wait_until
 
 NUM_STEPS = 24  # more than two passes over 40 samples in batches of 4
@@ -25,23 +24,10 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def prepare(tiny_llama, small_data, tmp_path_factory):
+def prepare(write_run):
     """Writes the argument file of a run into a fresh folder."""
-
-    def write(kind: str, **more) -> tuple[Path, Path]:
-        folder = tmp_path_factory.mktemp(kind)
-        settings = FAST | KINDS[kind] | {
-            "model_name_or_path": str(tiny_llama),
-            "dataset_name_or_path": str(small_data),
-            "output_dir": str(folder / "out"),
-            "save_strategy": "steps",
-            "save_steps": 5,
-            "max_steps": NUM_STEPS,
-            "lazy": True,
-        }  # fmt: skip
-        return write_arguments(folder / "arguments.json", **settings | more), folder / "out"
-
-    return write
+    settings = {"save_strategy": "steps", "save_steps": 5, "max_steps": NUM_STEPS, "lazy": True}
+    return lambda kind, **more: write_run(kind, **KINDS[kind] | settings | more)
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +90,7 @@ def test_a_killed_reader_ends_the_run_with_a_reason(prepare):
 
 def test_sigterm_to_the_whole_group_saves_first(prepare, uninterrupted):
     arguments, out = prepare("packed", save_steps=1000)
-    process = subprocess.Popen(
-        [sys.executable, "finetune_generation.py", str(arguments)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(arguments, start_new_session=True)
     wait_until(lambda: logged_steps(out) >= 4, process)
     workers = children_of(process)
     os.killpg(process.pid, signal.SIGTERM)

@@ -194,12 +194,6 @@ def test_a_saved_adapter_gives_the_same_evaluation_when_loaded(train, method):
     assert not (out / "model.safetensors").exists()
 
 
-def test_reported_to_visualdl(train):
-    pytest.importorskip("visualdl")
-    out = train("visual", max_steps=2, report_to=["visualdl"], logging_dir=None)
-    assert list(out.rglob("vdlrecords*.log"))
-
-
 def test_trains_on_the_sample_data(train):
     out = train(
         "sample_data", dataset_name_or_path=str(ROOT / "data"), do_eval=True, max_steps=8,

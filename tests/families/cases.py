@@ -143,7 +143,6 @@ class FamilyFacts:
 
     Attributes:
         lora_layers: Last parts of the linear layers that LoRA adapts.
-        decoder_layers: Where the list of its decoder layers is.
         groups_heads: Whether several query heads can have one key and value head.
         small: Options of a small model, the grouped heads among them where no other family shows the plain ones.
         splits_rows: Whether its layers can split rows over tensor-parallel ranks.
@@ -161,7 +160,6 @@ class FamilyFacts:
     """
 
     lora_layers: frozenset[str]
-    decoder_layers: str = "llama.layers"
     groups_heads: bool = False
     small: dict[str, int] = field(default_factory=dict)
     splits_rows: bool = False
@@ -186,7 +184,6 @@ FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
     "chatglm2": FamilyFacts(
         _FUSED,
-        decoder_layers="chatglm_v2.encoder.layers",
         groups_heads=True,
         small=_GROUPED,
         splits_rows=True,
@@ -196,13 +193,11 @@ FACTS = {
     ),
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
-        decoder_layers="qwen.h",
         small={"vocab_size": 520},
         splits_rows=True,
     ),
     "qwen2": FamilyFacts(
         _GATED,
-        decoder_layers="qwen2.layers",
         groups_heads=True,
         small=_GROUPED,
         splits_rows=True,
@@ -212,7 +207,6 @@ FACTS = {
     ),
     "bloom": FamilyFacts(
         _FUSED,
-        decoder_layers="bloom.h",
         tied_embedding="word_embeddings",
         curve_learning_rate=1e-2,
         rotary_tables=0,
@@ -221,7 +215,6 @@ FACTS = {
     ),
     "opt": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"}),
-        decoder_layers="opt.decoder.layers",
         tied_embedding="word_embeddings",
         # At the kink of OPT's ReLU the order of a sum decides between two gradients: about one step in two
         # hundred would differ by 1e-4, in that step's norm alone.
@@ -230,12 +223,9 @@ FACTS = {
         rotary_tables=0,
         norm_centres=True,
     ),
-    "mistral": FamilyFacts(
-        _GATED, decoder_layers="mistral.layers", groups_heads=True, small=_GROUPED, curve_learning_rate=1e-3
-    ),
+    "mistral": FamilyFacts(_GATED, groups_heads=True, small=_GROUPED, curve_learning_rate=1e-3),
     "gemma": FamilyFacts(
         _GATED,
-        decoder_layers="gemma.layers",
         groups_heads=True,
         small=_GROUPED,
         tied_embedding="embed_tokens",

@@ -72,6 +72,7 @@ def test_patterns_of_peft():
     assert rule.factor_of("model.layers.0.self_attn.v_proj") == 8
     assert rule.factor_of("model.layers.1.self_attn.v_proj") == 2
     assert rule.rank_of("model.layers.0.self_attn.xq_proj") == 4, "a pattern begins at a dot"
+    assert (lora_scaling(3, 1), lora_scaling(3, 1, rslora=True)) == (3, 3)
     with pytest.raises(ValueError, match="is 0, but must be at least 1"):
         lora_scaling(1, 0)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from benchmarks import merge_lora
 from finetune.families.family import families
 from tests.conftest import ROOT
+from tests.merge.interrupted import kill_while_writing
 
 SCRIPT = ROOT / "merge_lora_params.py"
 FAMILIES = sorted(families())
@@ -61,14 +60,7 @@ def test_full_disk(large, tmp_path):
 
 def test_killed_merge_leaves_nothing_that_looks_finished(large, tmp_path):
     words = [sys.executable, str(SCRIPT), *_words(large, tmp_path / "out")]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
-    hidden = tmp_path / ".out.incomplete"
-    deadline = time.monotonic() + 30
-    while not list(hidden.glob("*.safetensors")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
+    hidden = kill_while_writing(words, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [hidden.name]
     run = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert run.returncode == 0, run.stderr

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from finetune.errors import UserError
 from tests.merge.lora_writing import (
+    VOCABULARY,
     edit_adapter,
     run_merge,
     write_adapter,
@@ -36,6 +37,21 @@ def test_adapter_of_a_diverged_run(tmp_path):
     next(iter(tensors.values()))[0, 0] = np.nan
     save_file(tensors, path)
     with pytest.raises(UserError, match="holds values that are not finite: the training diverged"):
+        run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
+
+
+@pytest.mark.parametrize("num_missing", [1, 5])
+def test_an_embedding_with_fewer_tokens_than_the_base_is_refused(num_missing, tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    write_adapter(tmp_path / "adapter", base, modules_to_save=["embed_tokens"])
+    path = next((tmp_path / "adapter").glob("*.safetensors"))
+    tensors = load_file(path)
+    (name,) = [name for name in tensors if "embed_tokens" in name]
+    tensors[name] = np.ascontiguousarray(tensors[name][:-num_missing])
+    save_file(tensors, path)
+    with pytest.raises(
+        UserError, match=rf"embed_tokens.weight is \[{VOCABULARY - num_missing}, 64\], in the base"
+    ):
         run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 
 from finetune.storage.output_folder import RECORD_NAME
 from tests.conftest import ROOT
+from tests.merge.interrupted import kill_while_writing
 from tests.merge.rank_writing import SCRIPT, run_command, tiny_model
 
 
@@ -97,14 +96,7 @@ def test_killed_merge_leaves_nothing_that_looks_finished(large_ranks, tmp_path):
         "--output_dir",
         str(tmp_path / "out"),
     ]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
-    hidden = tmp_path / ".out.incomplete"
-    deadline = time.monotonic() + 30
-    while not list(hidden.glob("*.safetensors")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
+    hidden = kill_while_writing(words, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [hidden.name]
     assert not (hidden / RECORD_NAME).exists()
     run = run_command("--model_name_or_path", large_ranks, "--output_dir", tmp_path / "out")

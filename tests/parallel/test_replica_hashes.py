@@ -4,8 +4,10 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.parallel.replica_hashes import check_replicas, tensor_hash
+from finetune.parallel.replica_hashes import ReplicasDiverged, check_replicas, tensor_hash
 from finetune.processes.groups import ProcessGroups
+from finetune.processes.layout import Layout
+from tests.processes.thread_groups import run_ranks
 
 VALUES = np.random.default_rng(0).standard_normal(20_001).astype("float32")
 
@@ -52,3 +54,26 @@ def test_a_transposed_view_is_hashed_as_what_it_shows():
 
 def test_one_process_has_nothing_to_compare():
     check_replicas({"norm": paddle.ones([2])}, ProcessGroups(), "at the start", same_over_tensor={"norm"})
+
+
+@pytest.mark.parametrize(("layout", "rank"), [(Layout(data=2), 1), (Layout(data=3), 0)])
+def test_a_replica_that_differs_is_named_on_every_rank(layout, rank):
+    """Of two the first rank's counts as usual, of three the one that two have."""
+
+    def compare(groups: ProcessGroups) -> None:
+        values = paddle.to_tensor(VALUES) if groups.rank else changed(7, lambda value: value + 1)
+        check_replicas({"norm": values, "bias": paddle.ones([2])}, groups, "after step 12")
+
+    for error in run_ranks(layout, compare):
+        assert isinstance(error, ReplicasDiverged)
+        assert f"values after step 12 where they must hold the same: norm (rank {rank}). In" in str(error)
+
+
+def test_tensor_ranks_are_compared_in_what_they_hold_whole():
+    def compare(groups: ProcessGroups) -> None:
+        own = paddle.full([4], float(groups.rank))  # different parts of one tensor
+        check_replicas({"part": own, "norm": paddle.ones([2])}, groups, "now", same_over_tensor={"norm"})
+        check_replicas({"part": own, "norm": own}, groups, "now", same_over_tensor={"norm"})
+
+    for error in run_ranks(Layout(tensor=2), compare):
+        assert isinstance(error, ReplicasDiverged) and "norm" in str(error) and "part" not in str(error)

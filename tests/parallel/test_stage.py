@@ -1,7 +1,5 @@
 """Stages cut from every family's model: run one after another they are the whole model."""
 
-import functools
-
 import paddle
 import pytest
 
@@ -10,7 +8,7 @@ from finetune.models.layers import named_weights
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.parallel.pipe.stage import StagePlan, build_stage, stage_of
+from finetune.parallel.pipe.stage import StagePlan, build_stage
 from finetune.training.loss import logits_of
 
 LAYERS = 5
@@ -27,11 +25,16 @@ def folder(request, tmp_path_factory):
 
 def load(folder, plan=None, **overrides):
     resolved = resolve_model(folder)
-    build = functools.partial(build_stage, family=resolved.family, plan=plan) if plan else None
+    stages = []
+
+    def build(model_class, config):
+        stages.append(build_stage(model_class, config, family=resolved.family, plan=plan))
+        return stages[0].model
+
     overrides = {"use_cache": False} | overrides
-    model = load_model(resolved, dtype="float32", config_overrides=overrides, build=build)
+    model = load_model(resolved, dtype="float32", config_overrides=overrides, build=build if plan else None)
     model.train()
-    return stage_of(model) if plan else model
+    return stages[0] if plan else model
 
 
 def batch():

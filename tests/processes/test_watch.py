@@ -18,11 +18,12 @@ from finetune.processes.watch.report import Place, RankState, phase_table, tail_
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
 import os, sys, time
-from finetune.processes.phases import enter_phase
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.watch import close_watch, report_failure, start_watch
 rank = int(os.environ["PADDLE_TRAINER_ID"])
-start_watch(hang_seconds=float(os.environ.get("HANG", 600)), connect_seconds=float(os.environ.get("CONNECT", 30)))
-enter_phase("forward", 7)
+phases = PhaseRecord()
+start_watch(phases, hang_seconds=float(os.environ.get("HANG", 600)), connect_seconds=float(os.environ.get("CONNECT", 30)))
+phases.enter("forward", 7)
 """
 LOOP = """
 print("ready", rank, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,15 @@ class ThreadGroup(Group):
         for other in range(self.size):
             self.handle.boxes[self.position, other].put(value)
         return [self.handle.boxes[other, self.position].get(timeout=TIMEOUT) for other in range(self.size)]
+
+    def all_reduce_numbers(self, values: Sequence[float], op: str = "sum") -> list[float]:
+        reduction = {"sum": sum, "max": max}[op]
+        return [reduction(column) for column in zip(*self.gather_objects(list(values)), strict=True)]
+
+    def all_gather(self, tensor: Any) -> list[Any]:
+        import paddle
+
+        return [paddle.to_tensor(array) for array in self.gather_objects(tensor.numpy())]
 
     def barrier(self) -> None:
         self.gather_objects(None)

@@ -173,10 +173,19 @@ def test_a_name_in_two_files_is_refused(tmp_path):
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
-def test_an_index_that_is_none(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "is no valid JSON"),
+        ("[]", "holds no JSON object but a list"),
+        ("{}", "has no weight_map"),
+        ('{"weight_map": 3}', r"is no valid weight index \("),
+        ('{"weight_map": {"a": 3}}', r"is no valid weight index \("),
+    ],
+)
+def test_an_index_that_is_none(tmp_path, text, fault):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"is no valid weight index .*: copy it again"):
+    with pytest.raises(UserError, match=rf"{fault}.*: copy it again"):
         check_weights(tmp_path)
 
 

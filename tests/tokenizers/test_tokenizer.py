@@ -147,3 +147,31 @@ def test_ends_of_turns_that_a_tokenizer_lacks_are_left_out(llama_folder):
     family = get_family("llama")
     assert family.tokenizer.chat_ends
     assert FamilyEncoder(load_tokenizer(llama_folder), family).chat_end_ids == ()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{{ 'a' * 10**12 }}",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        [{"name": "default", "template": "{{ messages }}"}],
+    ],
+    ids=["unknown tag", "memory", "depth", "list"],
+)
+def test_a_template_is_not_read_with_the_tokenizer_and_is_saved_with_it(llama_folder, tmp_path, template):
+    """PaddleNLP would compile it, and fail or fill memory over what training may not even use."""
+    path = llama_folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    load_tokenizer(llama_folder).save_pretrained(str(tmp_path / "saved"))
+    saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert saved["chat_template"] == template
+
+
+@pytest.mark.parametrize(
+    ("parts", "is_kept"), [({"conversation": ["{{user}}", "{{bot}}"]}, True), ({"chat_template": "x"}, False)]
+)
+def test_a_template_file_beside_the_tokenizer(llama_folder, tmp_path, parts, is_kept):
+    (llama_folder / "chat_template.json").write_text(json.dumps(parts))
+    load_tokenizer(llama_folder).save_pretrained(str(tmp_path / "saved"))
+    assert (tmp_path / "saved" / "chat_template.json").is_file() is is_kept

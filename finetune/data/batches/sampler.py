@@ -106,9 +106,8 @@ class GlobalOrder:
 
 def split(
     indices: NDArray[Any],
-    micro_batch_size: int | None = None,
+    micro_batch_size: int,
     *,
-    num_micro_batches: int | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> list[NDArray[Any]]:
@@ -124,8 +123,7 @@ def split(
 
     Args:
         indices: The global batch, [B].
-        micro_batch_size: Most samples of a micro-batch; their number follows. Either this or the next.
-        num_micro_batches: Number of micro-batches, of nearly equal size (for pipelines).
+        micro_batch_size: Most samples of a micro-batch; their number follows.
         rank: Of the data-parallel ranks.
         world: Number of data-parallel ranks.
 
@@ -135,10 +133,6 @@ def split(
     if not 0 <= rank < world:
         raise ValueError(f"rank is {rank}, expected 0 to {world - 1}")
     share = np.array_split(indices, world)[rank]
-    if num_micro_batches is not None and micro_batch_size is None:
-        return np.array_split(share, num_micro_batches)
-    if micro_batch_size is None or num_micro_batches is not None:
-        raise ValueError("give either micro_batch_size or num_micro_batches")
     largest_share = -(-len(indices) // world)
     num_steps = -(-largest_share // micro_batch_size)
     return [share[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(num_steps)]

@@ -31,7 +31,8 @@ from finetune.data.reading.notes import ReadingNotes
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Prompt
-from finetune.storage.files import write_json
+from finetune.errors import UserError
+from finetune.storage.files import read_json_object, write_json
 
 CACHE_VERSION = 2
 """To be raised when the same files and settings give other samples."""
@@ -159,13 +160,13 @@ def load(folder: Path, key: str) -> EncodedData | None:
     """Reads an entry; None when it is missing, cut short or damaged."""
     path, header_path = folder / f"{key}.bin", folder / f"{key}.json"
     try:
-        whole = json.loads(header_path.read_text(encoding="utf-8"))
+        whole = read_json_object(header_path)
         header = whole["content"]
         is_whole = whole["hash"] == _hash_json(header) and path.stat().st_size == header["size"]
         if not is_whole or hash_file(path) != header["hash"]:
             return None
         data = _restore(header, path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
     with contextlib.suppress(OSError):
         os.utime(header_path)  # counts as used

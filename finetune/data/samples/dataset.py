@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -156,15 +157,8 @@ def load_samples(
         UserError: Faulty lines (all of them), or no sample is left.
     """
     conversations, report = _read_source(source, system)
-    builder = BulkBuilder(
-        encoder,
-        template,
-        src_length=src_length,
-        max_length=max_length,
-        truncation=truncation,
-        train_on=train_on,
-        split_texts=split_texts,
-    )
+    lengths: dict[str, Any] = {"src_length": src_length, "max_length": max_length, "truncation": truncation}
+    builder = BulkBuilder(encoder, template, train_on=train_on, split_texts=split_texts, **lengths)
     too_long = FaultCollector()
     refused = FaultCollector() if faults is None else faults
 

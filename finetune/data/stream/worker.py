@@ -237,9 +237,8 @@ class _Producer:
             assert self._error
             raise self._error
         assert step == self._next_step - len(self._ready), f"batch {step} was asked for out of order"
-        while (
-            self._states[0][0] < step
-        ):  # a checkpoint is written behind this batch or behind the one before it
+        # A checkpoint is written behind this batch or behind the one before it.
+        while self._states[0][0] < step:
             self._states.popleft()
         return self._ready.popleft()
 

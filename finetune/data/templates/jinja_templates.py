@@ -14,18 +14,15 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation
+from finetune.data.templates.jinja_environment import CHAT
 from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError, Slot, parse_pattern
+from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
+from finetune.data.templates.template_worker import Variant
 from finetune.errors import UserError
-
-# What a template that is valid but does not fit the data may raise while it is rendered.
-RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 _MAX_REMEMBERED = 4096
 # The private-use characters cannot stand in a template by chance.
@@ -36,17 +33,6 @@ _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:start|end)_of_turn>|<[be]os
 _ROLE_NAMES = {USER: "user", TOOL: "tool", ASSISTANT: "assistant", TOOL_CALL: "assistant"}
 _SYSTEM = "system"
 _TRIAL = "\t\ue0f3\t"
-
-
-def make_environment(**options: Any) -> ImmutableSandboxedEnvironment:
-    """A template file comes with a downloaded model: it may format text and nothing more."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, **options)
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = raise_exception
-    return environment
 
 
 class JinjaTemplate:
@@ -65,13 +51,9 @@ class JinjaTemplate:
     def __init__(self, source: str, name: str, tokens: Mapping[str, str], special_tokens: Sequence[str] = ()):
         self._name = name
         self._tokens = dict(tokens)
-        environment = make_environment(extensions=["jinja2.ext.loopcontrols"])
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-            value, ensure_ascii=False, indent=indent
-        )
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._renderer = Renderer(source, name, CHAT)
+        except SourceError as error:
             raise UserError(f"{name}: no valid jinja ({error}).") from None
         found = {*_TOKEN_LIKE.findall(source), *self._tokens.values(), *special_tokens} - {""}
         self._specials = tuple(sorted(found))
@@ -99,7 +81,7 @@ class JinjaTemplate:
         try:
             self._refuse_token_names(tools)
             slots = self._remembered(roles, tools, for_training)
-        except RENDER_ERRORS as error:
+        except RenderError as error:
             raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
         except _InconsistentError as error:
             raise RefusedConversationError(
@@ -119,7 +101,7 @@ class JinjaTemplate:
         """Tools are the one part of an example that the template renders itself."""
         named = [token for token in self._specials if token in (tools or "")]
         if named:
-            raise ValueError(f"its tools contain {named[0]!r}, which is a special token")
+            raise RenderError(f"its tools contain {named[0]!r}, which is a special token")
 
     def _find_slots(
         self, roles: tuple[str, ...], tools: str | None, for_training: bool
@@ -131,26 +113,26 @@ class JinjaTemplate:
         """
         contents = [_PLACEHOLDER.format(index) for index in range(len(roles))]
         num_messages = len(roles) - 1
+        answers = [index for index, role in enumerate(roles) if role in (ASSISTANT, TOOL_CALL)]
+        parts = [(count, asks) for index in answers for count, asks in ((index, True), (index + 1, False))]
+        whole = (len(roles), False)
+        if not for_training and answers and answers[-1] == num_messages:
+            parts.pop()
+        elif for_training and whole not in parts:
+            parts.append(whole)
         slots: list[tuple[Slot, bool]] = []
         written = ""
-        for index, role in enumerate(roles):
-            if role not in (ASSISTANT, TOOL_CALL):
-                continue
-            before = self._render(roles[:index], contents, tools, asks=True)
-            slots += self._parse_added(written, before, learned=False)
-            written = before
-            if index == num_messages and not for_training:
-                break
-            after = self._render(roles[: index + 1], contents, tools, asks=False)
-            slots += self._parse_added(written, after, learned=True)
-            written = after
-        if for_training and written != self._render(roles, contents, tools, asks=False):
-            raise _InconsistentError
+        texts = self._render(roles, contents, tools, parts)
+        for (count, asks), text in zip(parts, texts, strict=True):
+            if (count, asks) == whole and num_messages not in answers and text != written:
+                raise _InconsistentError
+            slots += self._parse_added(written, text, learned=not asks)
+            written = text
         seen = {int(slot.value) for slot, _ in slots if slot.kind == "data"}
         needed = set(range(len(roles) if for_training else num_messages))
         if not needed <= seen:
             lost = roles[min(needed - seen)]
-            raise jinja2.TemplateError(f"it leaves out or alters the text of a message from {lost}")
+            raise RenderError(f"it leaves out or alters the text of a message from {lost}")
         return tuple(slots)
 
     def _parse_added(self, shorter: str, longer: str, *, learned: bool) -> list[tuple[Slot, bool]]:
@@ -169,14 +151,22 @@ class JinjaTemplate:
             slots += [Slot("data", part)] if position % 2 else parse_pattern(part, (), self._specials)
         return slots
 
-    def _render(self, roles: Sequence[str], contents: Sequence[str], tools: str | None, *, asks: bool) -> str:
+    def _render(
+        self,
+        roles: Sequence[str],
+        contents: Sequence[str],
+        tools: str | None,
+        parts: Sequence[tuple[int, bool]],
+    ) -> Iterator[str]:
+        """The text of so many messages of the front, each time with or without what asks for an answer."""
         messages = [
             {"role": _ROLE_NAMES.get(role, role), "content": content}
-            for role, content in zip(roles, contents, strict=False)
+            for role, content in zip(roles, contents, strict=True)
         ]
-        values: dict[str, Any] = {**self._tokens, "messages": messages, "add_generation_prompt": asks}
-        values["tools"] = _parse_tools(tools) if tools else None
-        return self._template.render(values)
+        values = {**self._tokens, "tools": _parse_tools(tools) if tools else None, "messages": messages}
+        return self._renderer.render_all(
+            values, [Variant({"add_generation_prompt": asks}, count) for count, asks in parts]
+        )
 
     def _find_trimmed(self) -> frozenset[str]:
         """The roles whose texts the template trims, found with a text that has blanks around it."""
@@ -185,8 +175,8 @@ class JinjaTemplate:
         for role, tried in ((_SYSTEM, roles), (USER, roles[1:]), (ASSISTANT, roles[1:])):
             contents = [_TRIAL if tried_role == role else "x" for tried_role in tried]
             try:
-                text = self._render(tried, contents, None, asks=False)
-            except RENDER_ERRORS as error:
+                text = next(self._render(tried, contents, None, [(len(tried), False)]))
+            except RenderError as error:
                 if role == _SYSTEM:  # some templates take no system text; it is told where data has one
                     continue
                 raise UserError(f"{self._name}: fails on a trial conversation: {error}.") from None
@@ -198,7 +188,7 @@ class JinjaTemplate:
         """Whether answers end with a special token; also refuses what cannot be learned from."""
         try:
             slots = self._find_slots((USER, ASSISTANT, USER, ASSISTANT), None, True)
-        except RENDER_ERRORS as error:
+        except RenderError as error:
             raise UserError(f"{self._name}: fails on a trial conversation: {error}.") from None
         except _InconsistentError as error:
             raise UserError(f"{self._name}: cannot be used for training: {error}") from None

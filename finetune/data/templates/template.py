@@ -12,13 +12,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from finetune.data.reading.conversation import Conversation, make_conversation
 from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
-from finetune.data.templates.jinja_templates import RENDER_ERRORS, JinjaTemplate, make_environment
+from finetune.data.templates.jinja_environment import PART
+from finetune.data.templates.jinja_templates import JinjaTemplate
 from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
+from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.errors import UserError
+from finetune.storage.files import is_present, read_json_object, read_text
 
 __all__ = ["JsonTemplate", "Piece", "PlainTemplate", "Template", "load_template"]
 
@@ -27,6 +28,8 @@ OWN_NAME = "tokenizer"
 
 _PARTS = ("system", "conversation", "query")
 _OWN_FILES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
+_REMEDY = "correct it, or give chat_template another name or file"
+_JSON_REMEDY = f"put the keys {', '.join(_PARTS)} there, or give chat_template another name or file"
 _JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
@@ -72,18 +75,15 @@ class JsonTemplate:
     def __init__(self, parts: Mapping[str, Any], name: str):
         self._name = name
         _check_parts(parts, name)
-        environment = make_environment(keep_trailing_newline=True)
         sources = {"user": parts["conversation"][0], "bot": parts["conversation"][1]}
         sources |= {key: parts[key] for key in ("system", "query") if parts.get(key) is not None}
-        self._parts: dict[str, jinja2.Template] = {}
+        self._parts: dict[str, Renderer] = {}
         faults = []
         for part, source in sources.items():
             try:
-                self._parts[part] = environment.from_string(source)
-            except jinja2.TemplateSyntaxError as error:
-                faults.append(
-                    f"{name}: the {part} part is no valid jinja (line {error.lineno}: {error.message})."
-                )
+                self._parts[part] = Renderer(source, f"{name}: {part} part", PART)
+            except SourceError as error:
+                faults.append(f"{name}: the {part} part is no valid jinja ({error}).")
         if faults:
             raise UserError(faults)
         self.appends_eos = self._ends_with_response()
@@ -127,7 +127,7 @@ class JsonTemplate:
     def _render_part(self, part: str, values: Mapping[str, Any], conversation: Conversation) -> str:
         try:
             return self._parts[part].render(values)
-        except RENDER_ERRORS as error:
+        except RenderError as error:
             where = conversation.place if conversation.line_number else "a trial round"
             raise RefusedConversationError(
                 f"{self._name}: the {part} part fails on {where}: {error}."
@@ -162,7 +162,7 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     if name == OWN_NAME:
         return _load_own(folder)
     for path in (Path(name), *([folder / name] if folder else [])):
-        if path.is_file():
+        if path.is_file() or (path.suffix in (".json", *_JINJA_SUFFIXES) and is_present(path)):
             template = _load_file(path, folder)
             if template is None:
                 raise UserError(f"chat_template: {path} holds no chat_template.")
@@ -189,12 +189,9 @@ def _load_own(folder: Path | None) -> Template:
 def _load_file(path: Path, folder: Path | None) -> Template | None:
     """The template in a file; None for JSON of a tokenizer that has none."""
     if path.suffix in _JINJA_SUFFIXES:
-        try:
-            source: Any = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise UserError(f"chat_template: {path} cannot be read: {error}.") from None
+        source: Any = read_text(path, remedy=_REMEDY)
         return JinjaTemplate(source, str(path), *_read_special_tokens(folder or path.parent))
-    parts = _read_object(path)
+    parts = read_json_object(path, remedy=_JSON_REMEDY)
     if "chat_template" not in parts:
         return None if path.name == "tokenizer_config.json" else JsonTemplate(parts, str(path))
     source = parts["chat_template"]
@@ -213,7 +210,7 @@ def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
     by_role: dict[str, str] = {"bos_token": "", "eos_token": ""}
     others: list[str] = []
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        content = _read_object(folder / name) if (folder / name).is_file() else {}
+        content = read_json_object(folder / name) if (folder / name).is_file() else {}
         for key, value in content.items():
             text = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(text, str):
@@ -224,16 +221,6 @@ def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
                 tokens = [token for token in value.values() if isinstance(token, dict)]
                 others += [str(token.get("content", "")) for token in tokens if token.get("special")]
     return by_role, others
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"chat_template: {path} cannot be read as JSON: {error}.") from None
-    if not isinstance(parts, dict):
-        raise UserError(f"chat_template: {path} holds no JSON object, expected the keys {', '.join(_PARTS)}.")
-    return parts
 
 
 def _check_parts(parts: Mapping[str, Any], name: str) -> None:

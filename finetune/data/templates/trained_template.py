@@ -6,14 +6,13 @@ A run notes it in arguments.json, which belongs to the run and is not copied. Wh
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.storage.files import read_json_or_empty, write_json
+from finetune.storage.files import read_json_object, read_json_or_empty, read_text, write_json
 
 if TYPE_CHECKING:
     from finetune.families.family import TokenizerFacts
@@ -98,10 +97,9 @@ def template_source(folder: Path, tokenizer: TokenizerFacts) -> str | None:
     path = Path(name)
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
-        return text
-    source = json.loads(text).get(_KEY)
+        return read_text(path)
+    source = read_json_object(path).get(_KEY)
     return source if isinstance(source, str) else None
 
 

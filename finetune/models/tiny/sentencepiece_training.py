@@ -215,7 +215,7 @@ def _texts(text: str) -> Iterator[str]:
 def _json_array(text: str) -> list[Any] | None:
     try:
         values: list[Any] = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return values
 
@@ -224,7 +224,7 @@ def _json_object_or_text(line: str) -> Any:
     if line.lstrip().startswith("{"):
         try:
             return json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return line
     return line
 

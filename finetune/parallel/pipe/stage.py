@@ -23,6 +23,7 @@ from paddle import nn
 
 from finetune.families.family import Family
 from finetune.models.layers import layer_list
+from finetune.models.local_layers import LocalLayers, replace_layers
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ class PlaceholderExit(PlaceholderModule):
 
     def __init__(self, state: _StageState):
         super().__init__()
-        self.__dict__["_state"] = state
+        self._state = state
 
     def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
         """Returns its first argument."""
-        self.__dict__["_state"].keep_output(hidden)
+        self._state.keep_output(hidden)
         return hidden
 
 
@@ -105,24 +106,6 @@ class PlaceholderEmbedding(PlaceholderModule):
         zeros = paddle.zeros([*hidden.shape, self.width], dtype=self.dtype)
         zeros.stop_gradient = False  # recomputation gives gradients only to what asks for them
         return zeros
-
-
-class LocalLayers(nn.LayerList):
-    """A rank's decoder layers under their numbers in the whole model; only the active chunk is seen."""
-
-    def _active(self) -> list[nn.Layer]:
-        layers = list(self._sub_layers.values())
-        chosen = self.__dict__.get("_chosen")
-        return layers if chosen is None else layers[chosen.start : chosen.stop]
-
-    def __iter__(self) -> Iterator[nn.Layer]:
-        return iter(self._active())
-
-    def __len__(self) -> int:
-        return len(self._active())
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._active()[index]
 
 
 @dataclass
@@ -169,7 +152,7 @@ class Stage:
     @property
     def decoder_layers(self) -> list[Any]:
         """All decoder layers of this rank."""
-        return list(self.layers._sub_layers.values())
+        return self.layers.all_layers
 
     @contextmanager
     def computing(self, part: int, received: Any) -> Iterator[None]:
@@ -194,20 +177,18 @@ class Stage:
         return output
 
     def _activate(self, chunk: int) -> None:
-        chosen = self.chunks[chunk]
-        self.layers.__dict__["_chosen"] = chosen
-        numbers = list(self.layers._sub_layers)
-        self.model.config.local_layers = [int(numbers[place]) for place in chosen]
-        if hasattr(self._owner, self._count_field):  # loops over this number, not over the list
-            setattr(self._owner, self._count_field, len(chosen))
+        self.layers.active = self.chunks[chunk]
+        # Some of PaddleNLP's models loop over the number in a field of their own, not over the list.
+        if hasattr(self._owner, self._count_field):
+            setattr(self._owner, self._count_field, len(self.chunks[chunk]))
 
 
-def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePlan) -> Any:
-    """Builds the part of a model that a pipeline rank holds; `stage_of` gives its stage.
+def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePlan) -> Stage:
+    """Builds the part of a model that a pipeline rank holds.
 
     Args:
         model_class: The family's causal language model.
-        config: Of the whole model; it is that of the result, too.
+        config: Of the whole model; it is that of the stage's model, too.
         family: For names of fields and modules.
         plan: Which part.
     """
@@ -217,8 +198,8 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
     setattr(local_config, family.fields.num_layers, len(own))
     model = model_class(local_config)
     setattr(local_config, family.fields.num_layers, getattr(config, family.fields.num_layers))
-    model.config.local_layers = own
-    layers = _renumber(layer_list(model), own)
+    built = layer_list(model)._sub_layers.values()
+    layers = replace_layers(model, dict(zip(own, built, strict=True)))
     state = _StageState()
     _replace_ends(model, layers, state, family=family, plan=plan)
     chunks, start = [], 0
@@ -226,16 +207,8 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
         chunks.append(range(start, start + len(part)))
         start += len(part)
     for chunk in chunks:
-        layers._active()[chunk.start].register_forward_pre_hook(_Entrance(state))
-    model.__dict__["_stage"] = Stage(
-        plan, model, layers, state, chunks=chunks, count_field=family.fields.num_layers
-    )
-    return model
-
-
-def stage_of(model: Any) -> Stage | None:
-    """The stage that a model was built as, None for a whole model."""
-    return model.__dict__.get("_stage")
+        layers.all_layers[chunk.start].register_forward_pre_hook(_Entrance(state))
+    return Stage(plan, model, layers, state, chunks=chunks, count_field=family.fields.num_layers)
 
 
 class _Entrance:
@@ -244,21 +217,12 @@ class _Entrance:
     def __init__(self, state: _StageState):
         self.state = state
 
-    def __call__(self, _layer: Any, inputs: tuple) -> tuple | None:
+    def __call__(self, _layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         received = self.state.received
         if received is None:
             return None
         # Recomputation as a PyLayer wants a gradient for what it was called with, though nothing comes of it.
         return (received + inputs[0].astype(received.dtype) * 0, *inputs[1:])
-
-
-def _renumber(layers: nn.LayerList, numbers: list[int]) -> LocalLayers:
-    kept = list(layers._sub_layers.values())
-    layers._sub_layers.clear()
-    for number, layer in zip(numbers, kept, strict=True):
-        layers._sub_layers[str(number)] = layer
-    layers.__class__ = LocalLayers
-    return layers  # type: ignore[return-value]
 
 
 def _replace_ends(

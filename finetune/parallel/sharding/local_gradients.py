@@ -13,6 +13,8 @@ from typing import Any
 
 import paddle
 
+from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
+
 
 class ParameterGradients:
     """Gradients in the parameters' dtype, where Paddle leaves them."""
@@ -70,16 +72,15 @@ class MasterGradients:
 
 
 def _add_to_main(parameter: Any) -> Callable[[Any], None]:
-    @paddle.no_grad()
     def add(gradient: Any) -> None:
         if gradient is None or not gradient._is_initialized():
             return
-        with paddle.amp.auto_cast(enable=False):
+        with no_grad_no_autocast():
             wide = gradient.clone() if gradient.dtype == paddle.float32 else gradient.astype("float32")
             if parameter.main_grad is None:
                 parameter.main_grad = wide
             else:
                 parameter.main_grad.add_(wide)
-        gradient._clear_data()  # Paddle adds only gradients that have data to `parameter.grad`
+            gradient._clear_data()  # Paddle adds only gradients that have data to `parameter.grad`
 
     return add

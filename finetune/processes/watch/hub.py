@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finetune.processes.phases import current_phase
 from finetune.processes.watch.link import Link, Message, listen
 from finetune.processes.watch.member import token_of
 from finetune.processes.watch.report import Place, RankState, phase_table, show_message, tail_of
@@ -224,7 +223,7 @@ class Hub(WatchThread):
 
     def states(self, now: float) -> list[RankState]:
         """What every rank does, by rank."""
-        own = current_phase()
+        own = self.phases.current
         others = [
             RankState(peer.place, peer.phase, now - peer.phase_since, 0 if peer.is_done else now - peer.heard)
             for peer in self.peers.values()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import Any
 
-from finetune.processes.phases import current_phase
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.link import Message
 from finetune.processes.watch.report import Place, end_process, show_message
 
@@ -31,11 +31,18 @@ class WatchThread(ABC):
         place: Where this process runs.
         endpoints: "address:port" of all ranks, as the launcher gave them.
         points: Addresses where rank 0 may listen.
+        phases: What this process does.
         hang_seconds: How long a rank may stay in one phase before it is reported; 0 means for ever.
     """
 
     def __init__(
-        self, place: Place, endpoints: list[str], points: list[tuple[str, int]], *, hang_seconds: float
+        self,
+        place: Place,
+        endpoints: list[str],
+        points: list[tuple[str, int]],
+        *,
+        phases: PhaseRecord,
+        hang_seconds: float,
     ):
         self.place = place
         self.endpoints = endpoints
@@ -47,7 +54,7 @@ class WatchThread(ABC):
         self.ended = threading.Event()
         self.closed = False
         self._last_beat = 0.0
-        self._last_phase = current_phase()
+        self.phases, self._last_phase = phases, phases.current
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     # ---------------------------------------------------------------- called by the main thread
@@ -124,7 +131,7 @@ class WatchThread(ABC):
                     self.look()
 
     def _beat_when_due(self) -> None:
-        now, phase = time.monotonic(), current_phase()
+        now, phase = time.monotonic(), self.phases.current
         changed = phase[:2] != self._last_phase[:2]
         if changed or now - self._last_beat >= BEAT_SECONDS:
             self._last_beat, self._last_phase = now, phase

@@ -20,6 +20,7 @@ import os
 import time
 from contextlib import suppress
 
+from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.hub import Hub
 from finetune.processes.watch.link import meeting_points
 from finetune.processes.watch.member import Member
@@ -33,12 +34,15 @@ CONNECT_SECONDS = 120
 _watch: WatchThread | None = None
 
 
-def start_watch(*, hang_seconds: float = 600, connect_seconds: float = CONNECT_SECONDS) -> None:
+def start_watch(
+    phases: PhaseRecord, *, hang_seconds: float = 600, connect_seconds: float = CONNECT_SECONDS
+) -> None:
     """Connects this process to the others of its launch, and returns when all are there.
 
     Does nothing in a run of one process. Must be called on every rank.
 
     Args:
+        phases: What this process does.
         hang_seconds: How long a rank may stay in one phase before all phases are printed; 0 means for ever.
         connect_seconds: How long to wait for ranks that have not come up.
 
@@ -52,7 +56,7 @@ def start_watch(*, hang_seconds: float = 600, connect_seconds: float = CONNECT_S
     endpoints = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
     place = own_place(rank, endpoints[rank])
     kind = Hub if rank == 0 else Member
-    thread = kind(place, endpoints, meeting_points(), hang_seconds=hang_seconds)
+    thread = kind(place, endpoints, meeting_points(), phases=phases, hang_seconds=hang_seconds)
     _watch = thread
     # A forked data worker would keep the connection open after its parent's death, and so hide it.
     os.register_at_fork(after_in_child=thread.forget)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import UserError
-from finetune.storage.files import write_json
+from finetune.storage.files import read_json_object, write_json
 
 PROGRAM_FILE = "model.json"
 WEIGHTS_FILE = "model.pdiparams"
@@ -68,14 +67,14 @@ def read_facts(folder: Path) -> ExportedFacts:
     if missing:
         raise UserError(f"{folder} is no exported model: it has no {', no '.join(missing)}; {remedy}")
     path = folder / FACTS_FILE
+    fields = read_json_object(path, remedy=f"{remedy} again")
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if fields.get("format") != FORMAT:
             raise UserError(
                 f"{path} has format {fields.get('format')}, this version runs {FORMAT}: {remedy} again"
             )
         return ExportedFacts(**fields | {"stop_ids": tuple(fields["stop_ids"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): {remedy} again") from None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.checkpoints.companions import is_companion
 from finetune.data.samples.tokenize import Prompt
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.models.resolve import ResolvedModel
 from finetune.serving.decoding.exported import FACTS_FILE
 from finetune.serving.decoding.options import ADAPTER_FILES
@@ -99,10 +99,8 @@ def _build_prompts(
         request.conversation.place for request, prompt in zip(requests, built, strict=True) if prompt is None
     ]
     if empty:
-        more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
-        raise UserError(
-            f"prompts without any token: {', '.join(empty[:_MAX_LISTED])}{more}. Fill them in or remove the lines"
-        )
+        listed = list_some(empty, _MAX_LISTED, separator=", ")
+        raise UserError(f"prompts without any token: {listed}. Fill them in or remove the lines")
     return [prompt for prompt in built if prompt is not None]
 
 

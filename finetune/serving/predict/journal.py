@@ -102,7 +102,7 @@ class Journal:
             head, *lines = [json.loads(line) for line in whole.splitlines()]
             self.answers = {line["line"]: line["output"] for line in lines}
             found = head["settings"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(
                 f"{self.path} cannot be read: remove it to begin anew, or give another --output_file"
             ) from None

@@ -86,8 +86,8 @@ def test_a_folder_without_the_graph_is_refused(exported_llama, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "cannot be read"),
+        ("{", "is no valid JSON .*export_model.py again"),
+        ("[]", "holds no JSON object but a list"),
         ('{"format": 99}', "has format 99, this version runs 1"),
     ],
 )

@@ -59,3 +59,25 @@ def test_the_last_draw_never_leaves_what_is_kept():
 def test_greedy_ignores_the_draws():
     logits = np.array([0.1, 0.3, 0.2], np.float32)
     assert set(chosen(logits, top_k=1, top_p=2.0, temperature=1.0)) == {1}
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.49, {0}), (0.5, {0, 1}), (0.74, {0, 1}), (0.76, {0, 1, 2})])
+def test_a_token_is_kept_while_what_stands_before_it_is_no_more_than_top_p(top_p, kept):
+    logits = np.log(np.array([0.5, 0.25, 0.15, 0.1])).astype(np.float32)
+    assert set(chosen(logits, top_k=0, top_p=top_p, temperature=1.0)) == kept
+
+
+@pytest.mark.parametrize(("step", "token"), [(0, 1), (1, 1), (2, 0)])
+def test_stop_ids_are_out_until_the_least_number_of_tokens_is_made(step, token):
+    import paddle
+
+    from finetune.serving.decoding.token_choice import Choice, choose_tokens, forbid_tokens
+
+    choice = Choice(
+        paddle.to_tensor([1, 2, 0, 0]),  # two tokens before which a row may not end
+        paddle.to_tensor([1.0, 2.0, 1.0]),
+        paddle.to_tensor([0]),
+        paddle.zeros([1, 3]),
+    )
+    logits = forbid_tokens(paddle.to_tensor([[3.0, 2.0, 1.0]]), paddle.full([], step, "int64"), choice)
+    assert choose_tokens(logits, paddle.full([], step, "int64"), choice).tolist() == [[token]]

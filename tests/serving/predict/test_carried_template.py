@@ -63,11 +63,11 @@ def test_dynamic_merged_and_exported_texts_are_the_same(base, adapter, tmp_path)
 
 
 def test_transformers_has_the_template_too(base, adapter, tmp_path):
-    from finetune.data.templates.jinja_templates import make_environment
+    from finetune.data.templates.jinja_environment import CHAT, make_environment
 
     theirs = merge(base, adapter, output=tmp_path / "hf", save_format="hf")
     source = (theirs / "chat_template.jinja").read_text()
-    text = make_environment().from_string(source).render(messages=[{"role": "user", "content": "q"}])
+    text = make_environment(CHAT).from_string(source).render(messages=[{"role": "user", "content": "q"}])
     assert text == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     back = merge(theirs, adapter, output=tmp_path / "back", unmerge=True)
     assert not list(back.glob("*template*"))

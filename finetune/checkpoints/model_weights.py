@@ -1,0 +1,49 @@
+"""The weights of a model in a checkpoint, and the configuration beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoints.tensors_of_ranks import LocalTensor, family_of, local_tensor
+from finetune.checkpoints.writers import TensorSet, TensorSetWriter
+from finetune.models.layers import unique_tensors
+from finetune.models.loading import one_process_config
+from finetune.processes.joint_steps import fail_on_all_ranks
+from finetune.storage.rank_files import MODEL_STEM
+
+MODEL_FILES = TensorSet("model", MODEL_STEM, is_divided=True)
+
+
+def model_weights(model: Any) -> dict[str, LocalTensor]:
+    """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding."""
+    family = family_of(model.config)
+    ignored = set(model._keys_to_ignore_on_save or ())
+    state = unique_tensors({name: each for name, each in model.state_dict().items() if name not in ignored})
+    return {name: local_tensor(name, state[name], model.config, family) for name in sorted(state)}
+
+
+def save_model_weights(
+    model: Any,
+    folder: Path,
+    writer: TensorSetWriter,
+    *,
+    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Writes weights and configuration as PaddleNLP's `save_pretrained` writes them.
+
+    Args:
+        model: A model or a stage of one, without adapter.
+        folder: Where to write; the same on all ranks.
+        writer: How weights become files; all ranks call this.
+        whole: Makes the parameters whole while they are read, for sharding stage 3.
+    """
+    with whole():
+        writer.write(model_weights(model), folder, MODEL_FILES)
+    with fail_on_all_ranks(writer.groups):
+        if writer.groups.is_first:
+            one_process_config(model).save_pretrained(str(folder))
+            if model.can_generate():
+                model.generation_config.save_pretrained(str(folder))
