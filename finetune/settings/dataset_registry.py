@@ -13,7 +13,7 @@ from finetune.storage.files import read_json
 
 REGISTRY_FILE = "dataset_info.json"
 _DEFAULT_FOLDERS = (".", "data")
-_REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+REMOTE_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RegistryEntry:
         """
         named = self.content.get("file_name")
         if not isinstance(named, str) or not named:
-            remote = next((key for key in _REMOTE_KEYS if self.content.get(key)), None)
+            remote = next((key for key in REMOTE_KEYS if self.content.get(key)), None)
             where = f" but {remote}: download the data, and name the file" if remote else ""
             raise UserError(f"{self.registry}: {self.name} has no file_name{where}")
         path = self.registry.parent / named
@@ -88,5 +88,5 @@ def read_registry(file: Path) -> Mapping[str, Any]:
     return {
         name: entry
         for name, entry in content.items()
-        if isinstance(entry, dict) and entry.keys() & {"file_name", *_REMOTE_KEYS}
+        if isinstance(entry, dict) and entry.keys() & {"file_name", *REMOTE_KEYS}
     }

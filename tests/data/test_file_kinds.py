@@ -44,7 +44,9 @@ def test_gbk_without_the_setting_is_told_with_the_setting(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [*ROWS, "train.txt"])
-@pytest.mark.parametrize(("encoding", "told"), [("utf-16", "utf-16"), ("utf-16-le", "utf-16-le"), ("utf-16-be", "utf-16-be")])
+@pytest.mark.parametrize(
+    ("encoding", "told"), [("utf-16", "utf-16"), ("utf-16-le", "utf-16-le"), ("utf-16-be", "utf-16-be")]
+)
 def test_utf16_without_the_setting_is_told_once(tmp_path, name, encoding, told):
     file = tmp_path / name
     file.write_bytes("query,response\nabc,defg\n".encode(encoding))
@@ -68,7 +70,7 @@ def test_a_file_that_is_not_in_the_encoding_of_the_setting(tmp_path):
     with pytest.raises(UserError, match=r"train\.jsonl:2: not gb18030 .*check the setting encoding"):
         read(file, encoding="gbk")
     file.write_bytes(b"\xff\xfe\x00\xd8\x00")
-    with pytest.raises(UserError, match="not utf-16 .*check the setting encoding"):
+    with pytest.raises(UserError, match=r"not utf-16 .*check the setting encoding"):
         read(file, encoding="utf-16")
 
 

@@ -1,6 +1,5 @@
 """What a template cannot write is gathered like any other fault: all named at once, or skipped and counted."""
 
-
 import pytest
 
 from finetune.data.reading.mixing import DataSource

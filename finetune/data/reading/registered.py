@@ -11,12 +11,12 @@ from finetune.data.reading.read_options import ReadOptions
 from finetune.data.reading.source import find_split
 from finetune.errors import UserError
 from finetune.settings.column_names import COLUMN_NAMES
-from finetune.settings.dataset_registry import RegistryEntry
+from finetune.settings.dataset_registry import REMOTE_KEYS, RegistryEntry
 
 _FORMATS = {"alpaca": None, "sharegpt": "messages", "openai": "messages"}
-# Their names of fields that have no place in this program: told as not used where the data have them.
+# Of several places a file is read; names of fields that have no place in this program: told as not used where the data have them.
 _OTHER_COLUMNS = frozenset({"images", "videos", "audios"})
-_OTHER_KEYS = frozenset({"subset", "split", "folder"})
+_OTHER_KEYS = frozenset({"subset", "split", "folder", *REMOTE_KEYS})
 _KEYS = _OTHER_KEYS | {"file_name", "formatting", "ranking", "num_samples", "columns", "tags"}
 _TAGS = frozenset(
     {"role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"}
