@@ -332,7 +332,7 @@ def test_the_size_of_a_pass_is_known_when_its_last_example_is_read(lines):
     assert reader.estimate_size() is None
     estimates = []
     while reader.next() is not None:
-        reader.note_kept()
+        reader.note_kept(1)
         estimates.append(reader.estimate_size())
     assert reader.estimate_size() == len(estimates), "between the end of a pass and the beginning of the next"
     assert estimates[-1] == pytest.approx(len(estimates))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.reading.columns import rename_fields, rename_parts
-from finetune.data.reading.conversation import TEXT, Conversation, Message
+from finetune.data.reading.conversation import ASSISTANT, TEXT, USER, Conversation, Message
 from finetune.data.reading.marks import MARKS, REJECTED_FIELDS, describe_bad_answers, is_left_out
 from finetune.data.reading.message_lists import mark_empty_answers, order_messages, read_messages, read_tools
 from finetune.data.reading.notes import ReadingNotes
@@ -36,6 +36,8 @@ from finetune.data.reading.values import is_null, read_text
 
 NUM_RECORDS_LOOKED_AT = 8
 _PROMPT_NAMES = ("src", "instruction", "query", "messages", "conversations", "conversation", "prompt")
+_PROMPTS = frozenset(_PROMPT_NAMES)
+_MARKED = MARKS | REJECTED_FIELDS
 _TEXT_NAMES = ("text", "tgt", "response", "content")
 _LIST_NAMES = ("conversations", "conversation")
 
@@ -140,20 +142,24 @@ def _convert(
     record: Record, name: str | None, notes: ReadingNotes, options: ReadOptions
 ) -> Conversation | None:
     """One record by all that the options say; None where its marks leave it out."""
-    if is_text_file(record.file) and record.fields.keys() == {"text"}:
-        name = "text"
-    elif options.columns:
+    if options.columns or options.dataset_format:
+        if is_text_file(record.file) and record.fields.keys() == {"text"}:
+            return _read_text(record, notes)
         record = rename_fields(record, options.columns)
-    has_rejected = any(not is_null(record.fields[each]) for each in record.fields.keys() & REJECTED_FIELDS)
-    if name == "preference" or has_rejected:
-        if options.preference != "chosen":
-            refuse_preference(record)
-        name = "preference"
-    if is_left_out(record, options.preference, notes):
-        return None
+    if name == "preference" or not _MARKED.isdisjoint(record.fields):
+        if name == "preference" or _has_rejected(record):
+            if options.preference != "chosen":
+                refuse_preference(record)
+            name = "preference"
+        if is_left_out(record, options.preference, notes):
+            return None
     if options.tags:
         record = _rename_messages(record, options)
     return to_conversation(record, name, notes)
+
+
+def _has_rejected(record: Record) -> bool:
+    return any(not is_null(record.fields[name]) for name in record.fields.keys() & REJECTED_FIELDS)
 
 
 def _rename_messages(record: Record, options: ReadOptions) -> Record:
@@ -170,6 +176,10 @@ def _rename_messages(record: Record, options: ReadOptions) -> Record:
 
 def _read_src_tgt(record: Record, notes: ReadingNotes) -> Conversation:
     """``src``/``tgt``, both strings or both lists of strings; ``system`` at the top or in ``context``."""
+    fields = record.fields
+    if len(fields) == 2 and type(fields.get("src")) is type(fields.get("tgt")) is str:  # nearly all are so
+        messages = Message(USER, fields["src"]), Message(ASSISTANT, fields["tgt"])
+        return Conversation(messages, None, record.file, record.line_number)
     prompts, responses = (_read_texts(record, name, notes) for name in ("src", "tgt"))
     if len(prompts) != len(responses):
         raise RecordError(
@@ -184,9 +194,9 @@ def _read_src_tgt(record: Record, notes: ReadingNotes) -> Conversation:
     if len(record.fields) > 2:
         note_unused(record, _SRC_TGT_USED | ({"context"} if nested else set()), notes)
         notes.unused_fields.update(f"context.{name}" for name in nested if name != "system")
-    messages = make_messages(list(zip(prompts, responses, strict=True)))
+    rounds = make_messages(list(zip(prompts, responses, strict=True)))
     return Conversation(
-        mark_empty_answers(messages, notes), system, record.file, record.line_number, read_tools(record)
+        mark_empty_answers(rounds, notes), system, record.file, record.line_number, read_tools(record)
     )
 
 
@@ -208,7 +218,9 @@ def _read_sharegpt(record: Record, notes: ReadingNotes) -> Conversation:
 
 
 def _read_text(record: Record, notes: ReadingNotes) -> Conversation:
-    prompt = next((name for name in _PROMPT_NAMES if record.fields.get(name)), None)
+    prompt = None
+    if not _PROMPTS.isdisjoint(record.fields):
+        prompt = next((name for name in _PROMPT_NAMES if record.fields.get(name)), None)
     if prompt is not None:
         raise RecordError(
             record,

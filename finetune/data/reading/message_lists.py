@@ -51,6 +51,9 @@ def read_messages(record: Record, values: Sequence[Any], name: str, notes: Readi
     """
     messages: list[Message] = []
     for position, value in enumerate(values):
+        if (plain := _read_plain(value)) is not None:
+            messages.append(plain)
+            continue
         if isinstance(value, dict) and "role" not in value and "from" not in value:
             prompt, answer = find_halves(value)
             if prompt and answer:
@@ -58,6 +61,18 @@ def read_messages(record: Record, values: Sequence[Any], name: str, notes: Readi
                 continue
         messages.append(read_message(record, value, f"{name}[{position}]", notes))
     return messages
+
+
+def _read_plain(value: Any) -> Message | None:
+    """The fast way for a role and a text in the usual spelling; None for all else."""
+    if type(value) is not dict or len(value) != 2:
+        return None
+    role, content = value.get("role"), value.get("content")
+    if role is None:
+        role, content = value.get("from"), value.get("value")
+    if type(content) is not str or type(role) is not str or (known := _ROLES.get(role)) is None:
+        return None
+    return Message(known, content)
 
 
 def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> Message:
@@ -105,6 +120,11 @@ def order_messages(
     Raises:
         RecordError: They are in no order that a rule covers, or there is no answer.
     """
+    first = 1 if messages and messages[0].role == _SYSTEM else 0
+    roles = [message.role for message in messages]
+    num_rounds = (len(roles) - first) // 2
+    if num_rounds and roles[first:] == [USER, ASSISTANT] * num_rounds:  # nearly all are so
+        return messages[0].content if first else None, mark_empty_answers(messages[first:], notes)
     system, rest = _take_system(messages, notes)
     ordered: list[Message] = []
     for position, message in rest:

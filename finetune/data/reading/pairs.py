@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from finetune.data.reading.conversation import ASSISTANT, TEXT, USER, Conversation, Message
@@ -44,6 +45,8 @@ def read_pair(record: Record, notes: ReadingNotes, needed: tuple[str, str]) -> C
     Raises:
         RecordError: There is no prompt or no answer, or one that is no text.
     """
+    if (plain := _read_plain(record)) is not None:
+        return plain
     answer_name = _find_answer(record, needed)
     prompt_names = find_prompt_names(record)
     if not prompt_names:
@@ -70,6 +73,38 @@ def read_pair(record: Record, notes: ReadingNotes, needed: tuple[str, str]) -> C
     return Conversation(
         mark_empty_answers(messages, notes), system, record.file, record.line_number, read_tools(record)
     )
+
+
+def _read_plain(record: Record) -> Conversation | None:
+    """The fast way for a prompt and an answer that are texts, with nothing beside them; None for all else."""
+    fields = record.fields
+    names = _find_plain_names(tuple(fields))
+    if names is None or fields.get("history") or fields.get("system") is not None:
+        return None
+    prompt_name, input_name, answer_name = names
+    prompt, answer = fields[prompt_name], fields[answer_name]
+    if type(answer) is not str or type(prompt) is not str:
+        return None
+    if input_name is not None:
+        second = fields[input_name]
+        if type(second) is not str:
+            return None
+        prompt = f"{prompt}\n{second}" if prompt and second else prompt or second
+    if not prompt:
+        return None
+    messages = Message(USER, prompt), Message(ASSISTANT, answer)
+    return Conversation(messages, None, record.file, record.line_number)
+
+
+@functools.lru_cache(maxsize=256)
+def _find_plain_names(names: tuple[str, ...]) -> tuple[str, str | None, str] | None:
+    """The names of a prompt, of its second half, and of the answer, where a record has nothing else of weight."""
+    prompts = tuple(name for name in PROMPT_FIELDS if name in names)
+    answers = [name for name in ANSWER_FIELDS if name in names]
+    is_usual = len(prompts) == 1 or prompts in _USUAL_PROMPTS
+    if not is_usual or len(answers) != 1 or set(names) - {*prompts, *answers, "history", "system"}:
+        return None
+    return prompts[0], prompts[1] if len(prompts) > 1 else None, answers[0]
 
 
 def make_messages(rounds: list[tuple[str, str]]) -> list[Message]:
