@@ -29,6 +29,8 @@ from finetune.storage.files import is_present, read_json_object, sync_folder, wr
 MANIFEST_NAME = "manifest.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 TEMPORARY_PREFIX = "tmp-checkpoint-"
+FINAL_PREFIX = "tmp-final-"
+"""Begins the name of a folder with final weights that do not stand in the output folder yet."""
 REPLACED_PREFIX = "replaced-checkpoint-"
 KEPT_PREFIX = "kept-checkpoint-"
 """Begins the name of a folder that stood in a checkpoint's place and is not ours to delete."""
@@ -81,7 +83,7 @@ def write_checkpoint(
         The folder of the finished checkpoint. One of the same step is replaced.
 
     Raises:
-        Exception: What `write_files` raised; on the other ranks a RuntimeError that names the rank. The
+        Exception: What `write_files` raised; on the other ranks RankFailed, which names the rank. The
             unfinished folder is deleted.
     """
     groups = groups or ProcessGroups()
@@ -217,8 +219,11 @@ def newest_valid_checkpoint(output_dir: Path, warn: Callable[[str], None]) -> Pa
 
 def remove_leftovers(output_dir: Path) -> None:
     """Deletes what a killed run had begun to write, or to delete, and never finished."""
-    for path in Path(output_dir).glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for prefix in (TEMPORARY_PREFIX, FINAL_PREFIX):
+        for path in Path(output_dir).glob(f"{prefix}*"):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in Path(output_dir).glob(".*.tmp"):  # of `write_atomically`
+        path.unlink()
     for path in Path(output_dir).glob(f"{REPLACED_PREFIX}*"):
         if not _is_own(path):  # `rotate` takes the manifest first
             shutil.rmtree(path, ignore_errors=True)

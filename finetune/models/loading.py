@@ -25,13 +25,12 @@ from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family, import_object
 from finetune.families.special_tokens import padding_token, token_id
 from finetune.families.tensor_splits import find_split
-from finetune.models import hub
 from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign, join_blocks
-from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel
-from finetune.models.shard_files import is_sharded, open_shards
+from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel, with_weights
+from finetune.models.shard_files import open_checkpoint
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
-from finetune.storage.checkpoints import Checkpoint, TensorFiles
+from finetune.storage.checkpoints import TensorFiles
 from finetune.storage.files import read_json_if_present
 from finetune.storage.splits import Split
 
@@ -46,6 +45,11 @@ _LAYOUT_FIELDS = {
     "sequence_parallel": False,
     "tensor_parallel_output": False,
 }
+# The same for the kernels that a GPU ran it with.
+_KERNEL_FIELDS = (
+    "use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "use_fused_linear", "use_fused_dropout_add",
+    "use_fused_linear_cross_entropy", "use_fused_head_and_loss_fn", "use_fast_layer_norm",
+)  # fmt: skip
 
 
 def load_model(
@@ -77,7 +81,9 @@ def load_model(
     """
     from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
 
-    folder = resolved.folder or hub.download(resolved.name)
+    resolved = with_weights(resolved)
+    folder = resolved.folder
+    assert folder is not None
     checkpoint = open_checkpoint(folder, resolved.family, resolved.config)
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
     model_class = import_object(resolved.family.model_class)
@@ -101,22 +107,6 @@ def load_weights(model: Any, folder: Path) -> None:
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
 
 
-def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
-    """Opens a folder's weights, whole tensors or the parts that several ranks wrote.
-
-    Args:
-        folder: Of the model.
-        family: Record of the model.
-        config: Its config.json.
-
-    Raises:
-        UserError: There are none, or files are missing or damaged.
-    """
-    if is_sharded(folder):
-        return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
-    return Checkpoint(folder)
-
-
 def build_config(
     resolved: ResolvedModel, model_class: Any, *, dtype: str, overrides: Mapping[str, Any] | None = None
 ) -> Any:
@@ -125,6 +115,8 @@ def build_config(
     Raises:
         UserError: An option that the family must not have, or a config.json that PaddleNLP cannot express.
     """
+    import paddle
+
     refused = resolved.family.refused_options
     faults = [
         f"{name} is {overrides[name]!r}, but family {resolved.family.name} cannot have it: {why}. "
@@ -135,8 +127,13 @@ def build_config(
     if faults:
         raise UserError(faults)
     adapted = resolved.family.adapt_config(resolved.config)
-    for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path"):
-        adapted.pop(name, None)
+    for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path", *_LAYOUT_FIELDS):
+        adapted.pop(name, None)  # also how it was laid out when it was trained: that is the run's affair
+    if paddle.device.get_device() == "cpu":
+        for name in _KERNEL_FIELDS:
+            adapted.pop(name, None)
+    if adapted.get("quantization_config", False) is None:
+        del adapted["quantization_config"]
     if not adapted.get("architectures"):
         adapted["architectures"] = [resolved.family.architectures[0]]
     config = model_class.config_class.from_dict(adapted)
@@ -189,7 +186,7 @@ def _fill_parameters(
     extra = [name for name in readers if name not in parameters and is_whole]
     _raise_for(
         resolved,
-        missing=_without(missing, [*computed, *(model_class._keys_to_ignore_on_load_missing or ())]),
+        missing=_without(missing, [*computed, *(model._keys_to_ignore_on_load_missing or ())]),
         extra=_without(extra, model_class._keys_to_ignore_on_load_unexpected or []),
         shapes=shapes,
     )

@@ -111,6 +111,7 @@ def _build_parts(
         replica_check_steps=args.model.replica_check_steps,
         master_gradients=bool(args.training.amp_master_grad),
         max_skipped_steps=args.model.max_skipped_steps,
+        continues_on_save_error=args.model.on_save_error == "continue",
     )
 
 

@@ -12,6 +12,9 @@ _TRUE_WORDS = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE_WORDS = frozenset({"false", "0", "no", "off", "f", "n"})
 _NULL_WORDS = frozenset({"null", "none"})
 _MAX_SHOWN_CHARS = 80
+# Of ours and of other tools: hub_token, wandb_api_key, ...
+_SECRET_NAME = re.compile(r"(token|key|secret|passw(or)?d|credentials?|proxy)$", re.IGNORECASE)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 # Several paths are one text with commas between, or a list.
 _PATH_LISTS = ("dataset_name_or_path", "eval_dataset")
@@ -36,6 +39,7 @@ def convert_json(setting: Setting, value: Any) -> Any:
     """
     if value is None:
         return None
+    check_text(value)
     if setting.group == "foreign":
         return _convert_foreign(value)
     if setting.is_pair_of_names and isinstance(value, list):
@@ -71,18 +75,46 @@ def convert_words(setting: Setting, words: list[str]) -> Any:
     if len(words) != 1 or not words[0].startswith("["):
         return convert_json(setting, words)
     try:
-        return convert_json(setting, json.loads(words[0]))
-    except json.JSONDecodeError as error:
+        value = json.loads(words[0])
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{_TYPE_PHRASES[setting.type]} as JSON, or separate words, is needed") from error
+    return convert_json(setting, value)
 
 
-def show(raw: Any) -> str:
-    """The value as it was given, cut where it is long."""
+def check_text(value: Any) -> None:
+    """Refuses characters that no file name and no file of text may hold, wherever they stand in a value.
+
+    Raises:
+        ValueError: With the character.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("it holds a null character (\\u0000): remove it")
+        if broken := _SURROGATE.search(value):
+            raise ValueError(
+                f"it holds half a character (\\u{ord(broken[0]):04x}), no text in UTF-8: correct it"
+            )
+    elif isinstance(value, (list, dict)):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            check_text(item)
+
+
+def show(key: str, raw: Any) -> str:
+    """The value as it was given, cut where it is long; nothing of what may be a password.
+
+    Args:
+        key: What it was given for.
+        raw: The value, or the words after a key of the command line.
+    """
+    if _SECRET_NAME.search(key):
+        return "(not shown)"
     if isinstance(raw, list) and len(raw) == 1 and isinstance(raw[0], str):
         raw = raw[0]
     elif raw == []:
         return "without a value"
-    text = json.dumps(raw, ensure_ascii=False, default=str)
+    text = _SURROGATE.sub(
+        lambda broken: f"\\u{ord(broken[0]):04x}", json.dumps(raw, ensure_ascii=False, default=str)
+    )
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
 
 

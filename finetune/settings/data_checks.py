@@ -3,14 +3,13 @@
 import codecs
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
 from finetune.settings.column_names import find_column_faults
 from finetune.settings.dataset_registry import find_entry
 from finetune.settings.mix_entries import find_mix_faults
-from finetune.settings.paths import looks_like_path, split_paths
+from finetune.settings.paths import describe_missing, looks_like_path, shorten, split_paths
 
 
 def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -52,11 +51,16 @@ def _check_paths(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], s
         except UserError as error:
             yield ("dataset_name_or_path", "dataset_dir"), error.faults[0]
             continue
-        if not is_known and (len(paths) > 1 or looks_like_path(path) or values["dataset_dir"]):
-            yield ("dataset_name_or_path",), f'dataset_name_or_path is "{path}", {_missing_path()}'
+        is_name = "://" in path
+        needs_path = looks_like_path(path) or ((len(paths) > 1 or values["dataset_dir"]) and not is_name)
+        if not is_known and needs_path:
+            yield (
+                ("dataset_name_or_path",),
+                f'dataset_name_or_path is "{shorten(path)}", {describe_missing(path)}',
+            )
     for path in split_paths(values["eval_dataset"] or ""):
-        if not os.path.exists(path):
-            yield ("eval_dataset",), f'eval_dataset is "{path}", {_missing_path()}'
+        if not os.path.exists(path) and "://" not in path:
+            yield ("eval_dataset",), f'eval_dataset is "{shorten(path)}", {describe_missing(path)}'
 
 
 def _is_encoding(name: str) -> bool:
@@ -64,10 +68,6 @@ def _is_encoding(name: str) -> bool:
         return bool(codecs.lookup(name)._is_text_encoding)
     except (LookupError, ValueError):
         return False
-
-
-def _missing_path(what: str = "does not exist") -> str:
-    return f"which {what} (looked in {Path.cwd()}): check the path"
 
 
 def _check_self_cognition(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -79,7 +79,10 @@ def _check_self_cognition(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str
                 f"self_cognition_samples is {count}, but {name} is missing: give the name that the model shall know",
             )
     if file and not os.path.isfile(os.path.expanduser(file)):
-        yield ("self_cognition_file",), f'self_cognition_file is "{file}", {_missing_path("is no file")}'
+        yield (
+            ("self_cognition_file",),
+            f'self_cognition_file is "{shorten(file)}", {describe_missing(file, "is no file")}',
+        )
 
 
 def _find_stream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

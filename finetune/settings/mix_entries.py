@@ -4,10 +4,10 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from finetune.settings.dataset_registry import find_entry
+from finetune.settings.paths import describe_missing, shorten
 
 
 def find_mix_faults(entries: list[dict[str, Any]] | None, dataset_dir: str | None = None) -> Iterator[str]:
@@ -33,8 +33,12 @@ def _find_entry_faults(entry: Mapping[str, Any], dataset_dir: str | None) -> Ite
     path, ratio, limit = (entry.get(key) for key in ("path", "ratio", "max_samples"))
     if not isinstance(path, str) or not path:
         yield "path is missing: give a folder with train.json, or a file"
-    elif not os.path.exists(os.path.expanduser(path)) and find_entry(path, dataset_dir) is None:
-        yield f'path is "{path}", which does not exist (looked in {Path.cwd()}): check the path'
+    elif (
+        "://" not in path
+        and not os.path.exists(os.path.expanduser(path))
+        and find_entry(path, dataset_dir) is None
+    ):
+        yield f'path is "{shorten(path)}", {describe_missing(path)}'
     if ratio is not None and not (_is_number(ratio) and 0 < ratio < math.inf):
         yield f"ratio is {_to_json(ratio)}: it must be a number above 0"
     if limit is not None and not (isinstance(limit, int) and _is_number(limit) and limit > 0):

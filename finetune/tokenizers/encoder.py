@@ -13,7 +13,9 @@ from finetune.families.family import Family, import_object
 from finetune.families.special_tokens import padding_token, token_id
 from finetune.machine.stand_ins import replaced
 from finetune.models import hub
-from finetune.storage.files import is_present, open_file, read_json_if_present, read_json_or_empty
+from finetune.models.hubs.hugging_face import is_offline
+from finetune.models.hubs.repository import cached_model, fetch_small_files, find_remote
+from finetune.storage.files import open_file, read_json_if_present, read_json_or_empty
 
 if TYPE_CHECKING:
     from finetune.families.text_backends import Ids
@@ -37,17 +39,35 @@ def load_tokenizer(folder_or_name: str | Path, family: Family | None = None) -> 
         UserError: The folder lacks vocabulary files, or the files cannot be read.
     """
     name, path = str(folder_or_name), Path(folder_or_name)
-    folder = path if path.is_dir() else hub.cached_folder(name)
+    folder = path if path.is_dir() else hub.cached_folder(name) or _folder_of_name(name)
     if folder is not None:
         family = family or _family_of(folder)
         tokenizer = _load_from_folder(folder, family)
     else:
-        hub.require_reachable(name)
         tokenizer = _load_by_name(name)
     # Asking for an unset `pad_token` would log an error.
     if family is not None and "pad_token" not in tokenizer.special_tokens_map:
         tokenizer.pad_token = token_text(tokenizer, family.tokenizer.pad_fallback)
     return tokenizer
+
+
+def _folder_of_name(name: str) -> Path | None:
+    """Folder of the files, from a cache or a hub other than PaddleNLP's; None where that may have it.
+
+    Raises:
+        UserError: No hub has it.
+    """
+    if folder := cached_model(name, needs_weights=False):
+        return folder
+    reasons = []
+    if "://" not in name and not is_offline():
+        if hub.is_reachable() and hub.has_model(name):
+            return None
+        reasons = [f"PaddleNLP's hub ({hub.endpoint()}) does not have it or cannot be reached"]
+    repository, others = find_remote(name)
+    if repository is None:
+        raise hub.absence(name, [*reasons, *others])
+    return fetch_small_files(repository)
 
 
 def has_token(tokenizer: Any, text: str) -> bool:
@@ -181,9 +201,9 @@ def _check_files(folder: Path) -> None:
     """What PaddleNLP would wait for, or fail over without a word on the file."""
     for name in _SETTINGS_FILES:
         read_json_if_present(folder / name)
-    for name in _VOCABULARY_FILES:
-        if is_present(folder / name):
-            open_file(folder / name).close()
+    for path in sorted(folder.iterdir()):
+        if path.name in _VOCABULARY_FILES or path.is_fifo() or path.is_char_device():
+            open_file(path).close()
 
 
 def _vocab_file(folder: Path, family: Family) -> dict[str, str]:

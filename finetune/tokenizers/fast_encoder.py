@@ -19,7 +19,7 @@ from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.text_backends import Ids, TextBackend, UnsupportedTokenizerError
 from finetune.families.tokenizer_kinds import KINDS, TokenizerKind
-from finetune.storage.files import read_json_object
+from finetune.storage.files import is_present, read_json_object
 
 NUM_THREADS = 2
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -115,6 +115,11 @@ def load_fast_encoder(
         return _Loader(Path(folder), family, num_threads).load(), ""
     except UnsupportedTokenizerError as error:
         return None, str(error)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        return (
+            None,
+            f"its files hold values of another kind than a tokenizer has ({type(error).__name__}: {error})",
+        )
 
 
 class _Loader:
@@ -161,7 +166,7 @@ class _Loader:
         name: str | None = default
         if self._config is not None and not self._facts.own_class:
             name = self._config.get("tokenizer_class")
-        if name not in KINDS:
+        if not isinstance(name, str) or name not in KINDS:
             raise UnsupportedTokenizerError(f"tokenizer class {name} is not among {', '.join(KINDS)}")
         kind = KINDS[name]
         config = self._config or {}
@@ -240,7 +245,7 @@ class _Loader:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self._folder / name
-        if not path.is_file():
+        if not is_present(path):
             return None
         try:
             return read_json_object(path)

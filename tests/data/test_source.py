@@ -211,7 +211,7 @@ def test_exactly_the_limit_needs_no_count(write_lines):
 
 def test_file_that_cannot_be_opened(tmp_path):
     assert faults_of(tmp_path / "gone.json") == (
-        f"{tmp_path / 'gone.json'}: cannot be read: No such file or directory",
+        f"{tmp_path / 'gone.json'} cannot be read (No such file or directory): copy it there",
     )
 
 

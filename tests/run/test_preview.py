@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from finetune.run.preview.tables import count_prompts, count_samples, print_figu
 from finetune.run.preview.tokens import MAX_ROWS, Example, TokenReader, print_example
 from finetune.settings.arguments import parse_arguments
 from finetune.tokenizers import fast_encoder
-from tests.conftest import FAST, ROOT, launch, run_entry, write_arguments
+from tests.conftest import ROOT, launch, write_arguments
 
 NO_PADDLE = """
 import sys
@@ -31,30 +30,6 @@ code = run_command(finetune_generation.main)
 print("loaded:", *sorted({"paddle", "paddlenlp"} & sys.modules.keys()))
 sys.exit(code)
 """
-
-
-@pytest.fixture(scope="module")
-def weightless(tiny_llama, tmp_path_factory):
-    """A model folder with configuration and tokenizer alone."""
-    folder = tmp_path_factory.mktemp("weightless") / "llama"
-    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.pdparams"))
-    return folder
-
-
-@pytest.fixture
-def preview(weightless, small_data, tmp_path, capsys):
-    def start(number=2, **settings):
-        base = FAST | {
-            "model_name_or_path": str(weightless),
-            "dataset_name_or_path": str(small_data),
-            "output_dir": str(tmp_path / "out"),
-        }
-        path = write_arguments(tmp_path / "arguments.json", **(base | settings))
-        code = run_entry(path, "--preview", number)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return start
 
 
 def make_sample(ids, num_source, **cut) -> Sample:
@@ -167,36 +142,6 @@ def test_reasons_duplicates_and_skipped_lines(preview, tmp_path):
     assert re.search(r"duplicates +2 ", out)
     assert re.search(r"skipped lines +1 +the first: ", out)
     assert "packed" not in out
-
-
-def test_what_was_read_by_a_rule_and_what_was_not_used_is_told(preview, tmp_path):
-    rows = [{"ques": "q", "ans": 4, "images": []}, {"ques": "q", "ans": "a", "images": ["x"], "url": "y"}]
-    file = tmp_path / "mine.csv"
-    file.write_bytes("ques,ans,url\r\n问,答,http\r\n".encode("gbk"))
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    columns = {"prompt": "ques", "response": "ans"}
-    code, out, err = preview(
-        1, dataset_name_or_path=str(tmp_path / "rows.jsonl"), columns=columns, lazy=False
-    )
-    assert code == 0, err
-    assert re.search(r"read by rule +1 +numbers read as text\n", out)
-    assert re.search(r"fields not used +1 +images\n +1 +url\n", out)
-    code, out, err = preview(1, dataset_name_or_path=str(file), columns=columns)
-    assert code == 2 and "looks like GBK: set encoding to gbk" in err
-    code, out, err = preview(1, dataset_name_or_path=str(file), columns=columns, encoding="gbk")
-    assert code == 0 and re.search(r"fields not used +1 +url\n", out), err
-
-
-def test_a_text_is_divided_and_streamed_alike(preview, tmp_path):
-    file = tmp_path / "corpus.txt"
-    file.write_text("word " * 300 + "\nshort\n", encoding="utf-8")
-    settings = {"dataset_name_or_path": str(file), "max_length": 64, "src_length": 32, "do_eval": False}
-    tables = []
-    for more in ({}, {"lazy": True, "max_steps": 5, "save_strategy": "no", "evaluation_strategy": "no"}):
-        code, out, err = preview(1, **settings, **more)
-        assert code == 0, err
-        tables.append(re.findall(r"(?:samples|learned tokens|texts longer).*", out))
-    assert tables[0] == tables[1] and any("texts longer than max_length" in line for line in tables[0])
 
 
 def test_a_run_that_only_evaluates_by_generation_shows_its_prompts(preview):

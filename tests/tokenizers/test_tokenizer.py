@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 
 import pytest
 
@@ -175,3 +176,11 @@ def test_a_template_file_beside_the_tokenizer(llama_folder, tmp_path, parts, is_
     (llama_folder / "chat_template.json").write_text(json.dumps(parts))
     load_tokenizer(llama_folder).save_pretrained(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "chat_template.json").is_file() is is_kept
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "anything"])
+def test_a_pipe_in_the_folder_is_not_waited_for(llama_folder, name):
+    (llama_folder / name).unlink(missing_ok=True)
+    os.mkfifo(llama_folder / name)
+    with pytest.raises(UserError, match=f"{name} cannot be read .it is a pipe or a device"):
+        load_tokenizer(llama_folder)

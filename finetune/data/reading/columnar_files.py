@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.reading.records import FaultCollector, Position, Record
+from finetune.storage.files import open_file
 
 SUFFIXES = (".parquet", ".arrow")
 _BATCH_ROWS = 256
@@ -19,7 +20,7 @@ def read_columnar(file: Path, faults: FaultCollector, start: Position) -> Iterat
     """Reads the rows of a file.
 
     Raises:
-        OSError: The file cannot be read.
+        UserError: The file cannot be read.
     """
     import pyarrow
 
@@ -44,6 +45,8 @@ def _read_batches(file: Path) -> Iterator[Any]:
     """Record batches of a Parquet file, or of an Arrow file in its stream or its file format."""
     import pyarrow
 
+    with open_file(file) as stream:  # refuses what is no file
+        is_file_format = stream.read(6) == b"ARROW1"
     if file.suffix.lower() == ".parquet":
         from pyarrow import parquet
 
@@ -51,7 +54,7 @@ def _read_batches(file: Path) -> Iterator[Any]:
             yield from table.iter_batches(batch_size=_BATCH_ROWS)
         return
     with pyarrow.memory_map(str(file)) as source:
-        if file.open("rb").read(6) == b"ARROW1":
+        if is_file_format:
             with pyarrow.ipc.open_file(source) as reader:
                 yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
         else:

@@ -25,7 +25,7 @@ def read_delimited(file: Path, faults: FaultCollector, encoding: str) -> Iterato
     """Reads rows: commas (tabs in .tsv) between fields, quotes around those that hold one.
 
     Raises:
-        OSError: The file cannot be read.
+        UserError: The file cannot be read.
         EncodingError: It is no text in a wide encoding.
     """
     csv.field_size_limit(MAX_RECORD_BYTES)

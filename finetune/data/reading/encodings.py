@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import BinaryIO
 
+from finetune.storage.files import open_file
+
 UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _WIDE = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
@@ -42,13 +44,14 @@ def open_lines(file: Path, encoding: str) -> tuple[BinaryIO, str]:
         encoding: From `normalise_encoding`.
 
     Raises:
-        OSError: It cannot be read.
+        UserError: It cannot be read.
         EncodingError: It is no text in a wide encoding.
     """
     if not is_wide(encoding):
-        return file.open("rb"), encoding
+        return open_file(file), encoding
     try:
-        text = file.read_bytes().decode(encoding)
+        with open_file(file) as stream:
+            text = stream.read().decode(encoding)
     except UnicodeDecodeError as error:
         raise EncodingError(
             f"not {encoding} (at byte {error.start + 1}): check the setting encoding"
@@ -60,9 +63,9 @@ def find_wide_encoding(file: Path) -> str | None:
     """The wide encoding that a file seems to have, by its first bytes; None where it does not.
 
     Raises:
-        OSError: It cannot be read.
+        UserError: It cannot be read.
     """
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         head = stream.read(_HEAD_BYTES)
     if head.startswith(_UTF16_BOMS):
         return "utf-16"

@@ -38,6 +38,8 @@ from finetune.data.reading.records import (
     format_fault,
 )
 from finetune.data.reading.text_files import holds_json, is_text_file, read_text_file
+from finetune.errors import UserError
+from finetune.storage.files import open_file
 
 __all__ = ["MAX_RECORD_BYTES", "SUFFIXES", "counts_bytes", "holds_text", "is_list", "read_file"]
 
@@ -64,6 +66,8 @@ def read_file(
     """
     try:
         yield from _choose_reader(file, faults, start, options)
+    except UserError as error:
+        faults.add_file(error.faults[0])
     except OSError as error:
         faults.add_file(f"{file}: cannot be read: {error.strerror or error}")
     except EncodingError as error:
@@ -113,7 +117,7 @@ def _choose_reader(
 
 def _read_head(file: Path) -> bytes:
     """The first bytes of a file behind blanks and a byte-order mark."""
-    with file.open("rb") as stream:
+    with open_file(file) as stream:
         head = stream.read(4096).removeprefix(UTF8_BOM).lstrip()
         while not head and (chunk := stream.read(4096)):
             head = chunk.lstrip()

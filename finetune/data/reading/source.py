@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.data.reading.readers import SUFFIXES
 from finetune.errors import UserError
+from finetune.models.hubs.repository import fetch_dataset
 from finetune.settings.dataset_registry import REGISTRY_FILE, read_registry
 
 SPLITS = ("train", "dev")
@@ -43,7 +44,7 @@ def find_splits(paths: list[str], split: str, *, required: bool = True) -> list[
     return [file for path in paths for file in find_split(path, split, required=required)]
 
 
-def find_split(path: str | Path, split: str, *, required: bool = True) -> list[Path]:
+def find_split(given: str | Path, split: str, *, required: bool = True) -> list[Path]:
     """The files that hold one split of a data set.
 
     In a folder the first of these that exists is taken: a file ``<split>`` with one of `SUFFIXES`, in their
@@ -55,7 +56,7 @@ def find_split(path: str | Path, split: str, *, required: bool = True) -> list[P
     and has no other split.
 
     Args:
-        path: The data set: a folder or a single file.
+        given: The data set: a folder, a single file, or its name on a hub.
         split: "train" or "dev".
         required: Whether an absent split is an error; otherwise it gives an empty list. What is there
             but unusable (a missing path, a folder where a file should be, an empty ``<split>/``) is
@@ -66,7 +67,9 @@ def find_split(path: str | Path, split: str, *, required: bool = True) -> list[P
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {SPLITS}")
-    path = Path(path)
+    path = Path(given)
+    if not path.exists() and (downloaded := fetch_dataset(str(given))):
+        path = downloaded
     if path.is_file():
         if split == "train":
             return [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from finetune.data.reading.registered import make_source
 from finetune.data.reading.self_cognition import make_self_cognition
 from finetune.data.reading.source import find_evaluation_files, find_split, find_splits
 from finetune.errors import UserError
+from finetune.models.hubs.repository import candidates
 from finetune.settings.dataset_registry import REGISTRY_FILE, find_entry
 from finetune.settings.paths import split_paths
 
@@ -54,7 +56,7 @@ def find_sources(data: DataArguments, *, training: bool, evaluating: bool) -> di
     if evaluating and data.eval_dataset:
         sources = _find_evaluation(data)
     elif evaluating:
-        mixed = [str(Path(entry["path"]).expanduser()) for entry in data.dataset_mix or () if not paths]
+        mixed = [os.path.expanduser(entry["path"]) for entry in data.dataset_mix or () if not paths]
         known = [path for path in paths or mixed if find_entry(path, data.dataset_dir) is None]
         files = find_splits(known, "dev", required=bool(known) and not data.validation_split)
         if files:
@@ -121,7 +123,7 @@ def read_splits(
 
 def _is_builtin(data: DataArguments, paths: Sequence[str]) -> bool:
     """Whether the one name that is given is neither a path nor in a registry."""
-    if data.dataset_mix or len(paths) != 1 or Path(paths[0]).exists():
+    if data.dataset_mix or len(paths) != 1 or Path(paths[0]).exists() or candidates(paths[0]):
         return False
     return find_entry(paths[0], data.dataset_dir) is None
 
@@ -137,7 +139,7 @@ def _find_train(data: DataArguments, paths: Sequence[str]) -> list[DataSource]:
 
 
 def _find_entry(data: DataArguments, entry: dict[str, Any]) -> DataSource:
-    path = str(Path(entry["path"]).expanduser())
+    path = os.path.expanduser(entry["path"])
     registered = find_entry(path, data.dataset_dir)
     if registered is None:
         source = DataSource(name=entry["path"], files=tuple(find_split(path, "train")))

@@ -42,7 +42,7 @@ def read_text_file(
     """Reads the documents of a file.
 
     Raises:
-        OSError: The file cannot be read.
+        UserError: The file cannot be read.
         EncodingError: It is no text in a wide encoding.
     """
     stream, encoding = open_lines(file, options.encoding)

@@ -32,7 +32,7 @@ from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Prompt
 from finetune.errors import UserError
-from finetune.storage.files import read_json_object, write_json
+from finetune.storage.files import open_file, read_json_object, write_json
 
 CACHE_VERSION = 2
 """To be raised when the same files and settings give other samples."""
@@ -83,10 +83,10 @@ def hash_file(path: Path) -> str:
     """Hash of a file's content; "" when there is none."""
     digest = hashlib.blake2b(digest_size=20)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
-    except OSError:
+    except (OSError, UserError):
         return ""
     return digest.hexdigest()
 

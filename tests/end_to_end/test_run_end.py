@@ -1,0 +1,110 @@
+"""Whatever moment of its end a run is killed at, the same command completes what is missing and trains nothing again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import finetune.reporting.plot
+import finetune.run.final_weights
+import finetune.run.report
+from finetune.training.trainer import FinetuneTrainer
+from tests.conftest import FAST, run_entry, write_arguments
+
+
+class Killed(BaseException):
+    """Ends the process where no handler of the program hears it."""
+
+
+@pytest.fixture
+def arguments(tiny_llama, small_data, tmp_path):
+    """A run whose end has every part: an evaluation by texts, its file, the curve, the upload."""
+    return write_arguments(
+        tmp_path / "arguments.json",
+        **FAST,
+        model_name_or_path=str(tiny_llama),
+        dataset_name_or_path=str(small_data),
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        do_eval=True,
+        eval_with_do_generation=True,
+        max_new_tokens=2,
+        save_generation_output=True,
+        save_to_aistudio=True,
+        aistudio_repo_id="somebody/model",
+    )
+
+
+@pytest.fixture
+def uploads(monkeypatch) -> list[Path]:
+    """The folders that were uploaded."""
+    found: list[Path] = []
+    monkeypatch.setattr(finetune.run.report, "upload", lambda folder, *_: found.append(folder))
+    return found
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob(pattern)}
+
+
+def kill_after(monkeypatch, owner, name: str) -> None:
+    """The process ends when a function has done its work."""
+    work = getattr(owner, name)
+
+    def work_and_end(*args, **kwargs):
+        work(*args, **kwargs)
+        raise Killed
+
+    monkeypatch.setattr(owner, name, work_and_end)
+
+
+MOMENTS = {
+    "final weights": (finetune.run.final_weights, "_move_final_files"),
+    "evaluation": (FinetuneTrainer, "evaluate"),
+    "results": (finetune.run.report, "write_results"),
+    "generated texts": (finetune.run.report, "write_generations"),
+    "curve": (finetune.reporting.plot, "plot_losses"),
+    "summary": (finetune.run.report, "print_summary"),
+    "upload": (finetune.run.report, "upload"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_same_command_completes_the_end(moment, arguments, uploads, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, *MOMENTS[moment])
+        run_entry(arguments)
+    weights = hashes(out, "model*.safetensors")
+    assert weights
+    (out / "tmp-final-dead").mkdir()
+    (out / ".loss.png.tmp").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "train", lambda *_: pytest.fail("trained again"))
+        assert run_entry(arguments) == 0
+    assert hashes(out, "model*.safetensors") == weights
+    for name in ("all_results.json", "generated_output.json", "loss.png", "trainer_state.json"):
+        assert (out / name).stat().st_size > 0
+    assert uploads[-1] == out
+    records = [json.loads(line) for line in (out / "train_log.jsonl").read_text().splitlines()]
+    assert [(record["kind"], record["step"]) for record in records] == [
+        ("train", 1),
+        ("train", 2),
+        ("eval", 2),
+    ]
+    results = json.loads((out / "all_results.json").read_text())
+    metrics = {name for name in records[-1] if name.startswith("eval_")} - {"eval_seconds"}
+    assert metrics and metrics <= results.keys() and results["train_steps"] == 2
+    assert not [
+        path
+        for path in out.iterdir()
+        if path.name.startswith(("tmp-", ".trained")) or path.name.endswith(".tmp")
+    ]
+    capsys.readouterr()
+    num_uploads = len(uploads)
+    assert run_entry(arguments) == 0
+    assert "holds this run, finished" in capsys.readouterr().err
+    assert len(uploads) == num_uploads
