@@ -34,7 +34,7 @@ from finetune.serving.decoding.exported import FACTS_FILE, PROGRAM_FILE, WEIGHTS
 from finetune.settings.arguments import parse_arguments
 from finetune.storage import files
 from finetune.storage.checkpoints import check_weights, open_indexed
-from finetune.tokenizers.encoder import load_tokenizer
+from finetune.tokenizers.loading import load_tokenizer
 from finetune.training.run_state import read_position, read_trainer_state
 
 MAX_SECONDS = 20  # a pipe would be waited for without end

@@ -7,9 +7,10 @@ adapter_config.json   an adapter of peft
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
 from finetune.errors import UserError
@@ -18,6 +19,8 @@ from finetune.storage.files import read_json_if_present
 LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
 """Setting that names an adapter -> configuration files that such a folder may have."""
+FACTS_FILE = "adapter_facts.json"
+"""What PaddleNLP's own configuration files have no place for."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
 
 
@@ -75,8 +78,43 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
         )
     for name in ("r", "lora_alpha"):
         value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or (name == "r" and value < 1):
+        if not _is_number(value) or (name == "r" and value < 1):
             raise UserError(f"{path} has {name} {value!r}, but a number above 0 is needed: copy it again")
+    for name in ("target_modules", "trainable_modules"):
+        value = config.get(name)
+        if value is not None and not _are_patterns([value] if isinstance(value, str) else value):
+            raise UserError(f"{path} has {name} {value!r}, but regular expressions are needed: copy it again")
+    for name in ("lora_dropout", "lora_plus_scale"):
+        if config.get(name) is not None and not _is_number(config[name]):
+            raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _are_patterns(values: object) -> bool:
+    try:
+        return isinstance(values, list) and all(isinstance(each, str) and re.compile(each) for each in values)
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
+def read_num_tokens(folder: Path) -> int | None:
+    """Tokens of the tokenizer that an adapter was trained with; None when that is not on record.
+
+    Raises:
+        UserError: The record cannot be read, or is no number of tokens.
+    """
+    path = folder / FACTS_FILE
+    recorded = read_json_if_present(path).get("num_tokens")
+    if recorded is None:
+        return None
+    if isinstance(recorded, bool) or not isinstance(recorded, int) or not 0 < recorded < 2**31:
+        raise UserError(
+            f"{path} has num_tokens {recorded!r}, but a number of tokens is needed: copy it again"
+        )
+    return recorded
 
 
 def find_adapter_as_model(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from finetune.adapters.adapter_folder import FACTS_FILE, read_num_tokens
 from finetune.adapters.base import base_model
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
@@ -26,15 +27,13 @@ from finetune.models.parameters import assign
 from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
 from finetune.storage.dtypes import Array
-from finetune.storage.files import read_json_if_present, write_json
+from finetune.storage.files import write_json
 from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM
 
 WEIGHTS_STEM = "peft_model"
 LORA_FILES = TensorSet(WEIGHTS_STEM, LORA_STEM, always_index=True, index_facts={"type": "lora"})
 PREFIX_FILES = TensorSet(WEIGHTS_STEM, PREFIX_STEM, always_index=True, index_facts={"type": "ptuning"})
 INDEX_FILE = LORA_FILES.index_name
-FACTS_FILE = "adapter_facts.json"
-"""What PaddleNLP's own configuration files have no place for."""
 PICKLED_FILES = ("lora_model_state.pdparams", "prefix_model_state.pdparams")
 
 
@@ -112,8 +111,7 @@ def check_tokenizer(folder: Path, num_tokens: int) -> None:
     Raises:
         UserError: They have different numbers of tokens.
     """
-    path = folder / FACTS_FILE
-    recorded = read_json_if_present(path).get("num_tokens")
+    recorded = read_num_tokens(folder)
     if recorded is not None and recorded != num_tokens:
         raise UserError(
             f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "

@@ -161,15 +161,14 @@ def load_lora(
         fields = read_json_object(folder / LORA_CONFIG)
         check_paddle_lora(folder, fields)
         fields.pop("scaling", None)
-        family = family_of(model.config)
     elif is_present(folder / PEFT_CONFIG):
-        family = family_of(model.config)
-        fields, weights = _convert_peft(model, folder, family)
+        fields, weights = _convert_peft(model, folder, family_of(model.config))
     else:
         raise UserError(
             f"lora_path {folder} holds neither {LORA_CONFIG} nor {PEFT_CONFIG}: point it at the output folder "
             "(or a checkpoint) of a LoRA run, or at an adapter of peft."
         )
+    family = family_of(model.config)
     saved = modules_to_save and resolve_saved(modules_to_save, family, _modules_of(model, family))
     patterns = [saved_pattern(name) for name in saved or ()]
     if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):

@@ -17,7 +17,7 @@ _Check = Callable[[Any], bool]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
+    """config.json of a model folder; a `quantization_config` of null, which says nothing, is left out.
 
     Raises:
         UserError: It is missing, is no JSON object, or a field holds another kind of value than fields of its name do.
@@ -26,6 +26,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not is_present(path):
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     config = read_json_object(path)
+    if "quantization_config" in config and config["quantization_config"] is None:
+        del config["quantization_config"]
     if faults := list(find_wrong_fields(config)):
         raise UserError([f"{path}: {fault}: copy it again" for fault in faults])
     return config

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, check_paddle_lora
+from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, check_paddle_lora, read_num_tokens
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
 from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices
 from finetune.adapters.scaling import ScalingRule
@@ -25,7 +25,6 @@ from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.dtypes import as_float32
 from finetune.storage.files import read_json_if_present
 
-FACTS_FILE = "adapter_facts.json"
 _MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB)")
 
 
@@ -116,7 +115,7 @@ def read_paddle_adapter(folder: Path) -> Adapter:
         int(config["r"]), float(config["lora_alpha"]), bool(config.get("rslora")), bool(config.get("pissa"))
     )
     updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
-    num_tokens = read_json_if_present(folder / FACTS_FILE).get("num_tokens")
+    num_tokens = read_num_tokens(folder)
     return Adapter(folder, path, config, rule, updates, whole, num_tokens)
 
 

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from finetune.errors import UserError, list_some
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family, import_object
-from finetune.families.special_tokens import padding_token, token_id
 from finetune.families.tensor_splits import find_split
 from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign, join_blocks
@@ -57,7 +56,7 @@ def load_model(
     *,
     dtype: str,
     config_overrides: Mapping[str, Any] | None = None,
-    tokenizer: Any = None,
+    encoder: Any = None,
     growth: VocabularyGrowth | None = None,
     build: Callable[[Any, Any], Any] | None = None,
 ) -> Any:
@@ -68,7 +67,7 @@ def load_model(
         dtype: Parameter type: "float32", "float16" or "bfloat16".
         config_overrides: Fields set on the PaddleNLP config, degrees of parallelism and flags of fused
             layers among them.
-        tokenizer: When given, generation stops at its end token and pads with its padding token.
+        encoder: When given, generation also stops at its end token, and pads with its padding token.
         growth: More embeddings than the files hold, for a tokenizer with more tokens.
         build: Class and config -> model; for a model that holds a part of the weights, such as a stage of a
             pipeline. None: `model_class(config)`.
@@ -91,7 +90,7 @@ def load_model(
     with dtype_guard(dtype), no_init_weights():
         model = build(model_class, config) if build else model_class(config)
     _fill_parameters(model, checkpoint, resolved, growth=growth)
-    _set_generation_config(model, folder, resolved.family, tokenizer)
+    _set_generation_config(model, folder, encoder)
     model.eval()
     return model
 
@@ -331,12 +330,14 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
         raise UserError([*faults, "config.json and the weight files do not belong together: copy both again"])
 
 
-def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: Any) -> None:
+def _set_generation_config(model: Any, folder: Path, encoder: Any) -> None:
     from paddlenlp.generation import GenerationConfig
 
     if read_json_if_present(folder / GENERATION_CONFIG):
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    if tokenizer is not None:
-        facts, generation = family.tokenizer, model.generation_config
-        generation.eos_token_id = token_id(tokenizer, facts.end_of_answer)
-        generation.pad_token_id = token_id(tokenizer, padding_token(tokenizer, facts))
+    if encoder is not None:
+        generation = model.generation_config
+        listed = generation.eos_token_id if isinstance(generation.eos_token_id, list) else []
+        ends = list(dict.fromkeys([encoder.eos_token_id, *listed]))
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+        generation.pad_token_id = encoder.pad_token_id

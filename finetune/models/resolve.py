@@ -23,6 +23,7 @@ from finetune.models.own_head import with_own_head
 from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
 from finetune.storage.files import read_json_if_present
+from finetune.storage.lfs_pointers import refuse_pointers
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -66,8 +67,11 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
     folder = path if path.is_dir() else hub.cached_folder(name) or cached_model(name)
     if folder is None:
         return _resolve_remote(name)
+    refuse_pointers(folder)
     config = read_config(folder)
     family = _covered(config, name)
+    if needs_weights:
+        _refuse_quantised(config, folder)
     read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
@@ -123,6 +127,22 @@ def _covered(config: dict[str, Any], name: str) -> Family:
         return find_family(config)
     except UserError as error:
         raise UserError(f"model {name} is not supported: {error}") from None
+
+
+def _refuse_quantised(config: dict[str, Any], folder: Path) -> None:
+    """A quantised folder holds integers with scales under names of their own; `null` there says nothing."""
+    facts = config.get("quantization_config")
+    if not isinstance(facts, dict):
+        return
+    method = facts.get("quant_method") or facts.get("weight_quantize_algo") or facts.get("quant_type")
+    bits = facts.get("bits") or (4 if facts.get("load_in_4bit") else 8 if facts.get("load_in_8bit") else None)
+    if not method and not bits:  # PaddleNLP writes the object into every config.json
+        return
+    size = f", {bits} bits" if bits else ""
+    raise UserError(
+        f"model {folder} is quantised (quantization_config of its config.json: {method or 'method unnamed'}{size}): its weights cannot "
+        "be read here; give the folder of the model that it was made from, in float32, float16 or bfloat16"
+    )
 
 
 def _looks_like_path(name: str) -> bool:

@@ -63,7 +63,7 @@ def load_base_model(
         resolved,
         dtype=parameter_dtype(args),
         config_overrides=overrides,
-        tokenizer=pair.tokenizer,
+        encoder=pair.encoder,
         growth=plan_vocabulary(args, resolved, pair),
         build=build_own_stage if groups.pipeline.size > 1 else None,
     )

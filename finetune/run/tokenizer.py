@@ -38,17 +38,21 @@ def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPa
         UserError: It cannot be read, or the adapter to be loaded was trained with another one.
     """
     from finetune.adapters.files import check_tokenizer
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
-    from finetune.tokenizers.fast_encoder import load_fast_encoder
+    from finetune.tokenizers.encoder import load_encoder
 
     source = args.model.tokenizer_name_or_path or resolved.folder or resolved.name
-    tokenizer = load_tokenizer(source, resolved.family)
+    encoder = load_encoder(
+        source,
+        resolved.family,
+        models=[resolved.folder],
+        splits_special=args.data.split_special_tokens,
+    )
+    tokenizer = encoder.tokenizer
     if adapter := _adapter_folder(args):
         # Here rather than where the adapter is loaded: before any data is tokenized.
         check_tokenizer(adapter, len(tokenizer))
-    fast, reason = load_fast_encoder(tokenizer_folder(args), resolved.family)
-    encoder = FamilyEncoder(tokenizer, resolved.family, fast)
-    note = "" if encoder.fast else f"Tokenizing with PaddleNLP, text by text: {reason or 'the ids differ'}."
+    reason = encoder.slow_because
+    note = f"Tokenizing with PaddleNLP, text by text: {reason}." if reason else ""
     return TokenizerPair(tokenizer, encoder, note)
 
 

@@ -111,6 +111,10 @@ class DataArguments:
         "tokenizer for the tokenizer's own; null: the texts as they are.",
         "对话格式的名称（llama2、chatml 等，见 docs/data.md）、模板文件，或 tokenizer 表示用分词器自带的；"
         "null：文本原样。", is_path=True)
+    split_special_tokens: bool = setting(True,
+        "Names of special tokens in the data (</s>, <|im_end|>) are plain text; false: they become these "
+        "tokens, as in PaddleNLP.",
+        "数据中出现的特殊词元名（</s>、<|im_end|>）按普通文本处理；false：与 PaddleNLP 一样变为这些词元。")
     system: str | None = setting(None,
         "System text of examples that have none; null: the template's, if any.",
         "没有系统文本的样本所用的系统文本；null：模板自带的（若有）。")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from tests.conftest import launch
 from tests.fuzz import runner
 from tests.fuzz.runner import Target, run_target
 from tests.fuzz.targets import TARGETS
+from tools import robustness_table
 
 NAMES = [target.name for target in TARGETS]
 SAMPLE = 12
@@ -104,9 +106,31 @@ def test_the_same_seed_draws_the_same_cases(tmp_path):
         said = []
         target = Target(
             name="test", num_cases=0, prepare=lambda _folder: None, draw=lambda _good: st.binary(),
-            run=lambda _good, case, _place: print(case, file=__import__("sys").stderr),
+            run=lambda _good, case, _place: print(case, file=sys.stderr),
         )  # fmt: skip
         said.extend(outcome.said for outcome in run_target(target, 20, seed, tmp_path / folder))
         return said
 
     assert draw("a", 1) == draw("b", 1) != draw("c", 2)
+
+
+def test_the_table_adds_up_the_runs_of_a_kind(tmp_path, monkeypatch):
+    records = [
+        {"name": "pickles", "seed": 0, "ends": {"2": 3, "0": 1}, "slowest": 0.26},
+        {"name": "pickles", "seed": 9, "ends": {"2": 1000, "hang": 1}, "slowest": 60.04},
+        {"name": "templates", "seed": 0, "ends": {"1": 2}, "slowest": 1.0},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    for page in ("robustness.md", "robustness_zh.md"):
+        (tmp_path / page).write_text(f"above\n{robustness_table.BEGIN}\nold\n{robustness_table.END}\nbelow\n")
+    monkeypatch.setattr(
+        sys, "argv", ["robustness_table.py", str(tmp_path / "results.json"), "--folder", str(tmp_path)]
+    )
+    robustness_table.main()
+    lines = (tmp_path / "robustness.md").read_text().splitlines()
+    assert lines[0] == "above" and lines[-1] == "below" and "old" not in lines
+    assert "| pickles | 1,005 | 1 | 1,003 | 0 | 1 | 60.0 |" in lines
+    assert "| templates | 2 | 0 | 0 | 2 | 0 | 1.0 |" in lines
+    assert (
+        "| 对话模板 | 2 | 0 | 0 | 2 | 0 | 1.0 |" in (tmp_path / "robustness_zh.md").read_text().splitlines()
+    )

@@ -115,6 +115,7 @@ def draw_data_file(_good: Path) -> st.SearchStrategy[Any]:
                 {
                     "chat_template": st.sampled_from([None, "chatml", "llama2", "alpaca"]),
                     "dataset_format": st.sampled_from([*[None] * 20, *_formats()]),
+                    "data_cache": st.sampled_from([False] * 9 + [True]),
                     "zero_padding": st.booleans(),
                     "on_bad_line": st.sampled_from(["error", "skip"]),
                     "preference": st.sampled_from([None, "chosen"]),

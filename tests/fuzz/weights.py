@@ -82,7 +82,7 @@ def run_model_folder(good: Path, case: Any, place: Path) -> None:
     (place / "arguments.json").write_bytes(
         dump_json(arguments(good, model_name_or_path=str(folder), **settings))
     )
-    with stop_at("finetune.run.model", "adapt"):
+    with stop_at("finetune.run.adapter", "adapt"):
         finetune(["arguments.json"])
 
 
@@ -157,7 +157,7 @@ def draw_adapter_folder(good: Path) -> st.SearchStrategy[Any]:
             if "adapter" in path.name or "peft_model" in path.name
         ]
         files += [path.name for path in (good / name).glob("lora_config.json")]
-        return st.tuples(st.just(name), draw_damages(sorted(files)))
+        return st.tuples(st.just(name), draw_damages(sorted(files)), st.booleans())
 
     return st.sampled_from(["paddle", "peft"]).flatmap(draw)
 
@@ -165,9 +165,14 @@ def draw_adapter_folder(good: Path) -> st.SearchStrategy[Any]:
 def run_adapter_folder(good: Path, case: Any, place: Path) -> None:
     from finetune.merge.lora import main as merge
 
-    name, damages = case
+    name, damages, is_trained = case
     folder = copy_damaged(good / name, place / "adapter", damages)
     check_values(folder)
+    if is_trained:
+        settings = arguments(good, lora=True, lora_path=str(folder), save_strategy="no", disable_tqdm=True)
+        (place / "arguments.json").write_bytes(dump_json(settings))
+        with stop_at("finetune.training.trainer", "FinetuneTrainer._loop"):
+            finetune([str(place / "arguments.json")])
     merge(
         [
             "--model_name_or_path",

@@ -7,7 +7,7 @@ import pytest
 from finetune.errors import UserError
 from finetune.models import hub
 from finetune.models.resolve import resolve_model
-from finetune.tokenizers.encoder import load_tokenizer
+from finetune.tokenizers.loading import load_tokenizer
 
 NO_PROXY = {"no_proxy": "*", "NO_PROXY": "*"}
 

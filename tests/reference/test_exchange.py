@@ -46,7 +46,8 @@ def our_texts(folder: Path) -> list[tuple[list[int], str]]:
 
     from finetune.models.loading import load_model
     from finetune.models.resolve import resolve_model
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import FamilyEncoder
+    from finetune.tokenizers.loading import load_tokenizer
     from finetune.training.loss import logits_of
 
     resolved = resolve_model(folder)
@@ -97,7 +98,7 @@ def enlarge(folder: Path) -> None:
 def test_transformers_loads_the_exported_folder_and_writes_the_same_text(name, tmp_path):
     import transformers
 
-    from finetune.tokenizers.encoder import load_tokenizer
+    from finetune.tokenizers.loading import load_tokenizer
 
     base = build_tiny(name, tmp_path / "base", hidden_size=32, num_layers=2, num_heads=4, vocab_size=600)
     enlarge(base)

@@ -54,6 +54,8 @@ class Conversation:
         tools: Functions that may be called, as JSON text.
         file: Where the example was read, for messages; not compared.
         line_number: Its first line, counted from 1; not compared.
+        is_pair: Whether the data gave a bare prompt and its answer (``src`` and ``tgt``), which a model's own
+            template is not meant for unless someone asks for it; not compared.
     """
 
     messages: tuple[Message, ...]
@@ -61,6 +63,7 @@ class Conversation:
     file: Path = field(default=Path(), compare=False)
     line_number: int = field(default=0, compare=False)
     tools: str | None = None
+    is_pair: bool = field(default=False, compare=False)
 
     @property
     def is_text(self) -> bool:

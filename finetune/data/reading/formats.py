@@ -179,24 +179,29 @@ def _read_src_tgt(record: Record, notes: ReadingNotes) -> Conversation:
     fields = record.fields
     if len(fields) == 2 and type(fields.get("src")) is type(fields.get("tgt")) is str:  # nearly all are so
         messages = Message(USER, fields["src"]), Message(ASSISTANT, fields["tgt"])
-        return Conversation(messages, None, record.file, record.line_number)
+        return Conversation(messages, None, record.file, record.line_number, is_pair=True)
     prompts, responses = (_read_texts(record, name, notes) for name in ("src", "tgt"))
     if len(prompts) != len(responses):
         raise RecordError(
             record,
             f"src has {len(prompts)} entries and tgt has {len(responses)}; each round needs one of both",
         )
-    context = record.fields.get("context")
+    context = fields.get("context")
     nested = context if isinstance(context, dict) else {}
-    system = record.fields["system"] if "system" in record.fields else nested.get("system")
+    system = fields["system"] if "system" in fields else nested.get("system")
     if not is_null(system) and not isinstance(system, str):
         system = read_text(record, system, "system", notes)
-    if len(record.fields) > 2:
+    if len(fields) > 2:
         note_unused(record, _SRC_TGT_USED | ({"context"} if nested else set()), notes)
         notes.unused_fields.update(f"context.{name}" for name in nested if name != "system")
     rounds = make_messages(list(zip(prompts, responses, strict=True)))
     return Conversation(
-        mark_empty_answers(rounds, notes), system, record.file, record.line_number, read_tools(record)
+        mark_empty_answers(rounds, notes),
+        system,
+        record.file,
+        record.line_number,
+        read_tools(record),
+        is_pair=not isinstance(fields["src"], list),
     )
 
 

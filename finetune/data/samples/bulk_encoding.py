@@ -19,9 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.samples.piece_encoding import KnownIds
+from finetune.data.samples.cutting import CutSample
+from finetune.data.samples.piece_encoding import KnownIds, PlainText
 from finetune.data.samples.sample_store import SampleStore
-from finetune.data.samples.tokenize import CutSample, SampleBuilder, TooLongError
+from finetune.data.samples.tokenize import SampleBuilder, TooLongError
 from finetune.data.templates.pieces import Piece, RefusedConversationError
 
 CHUNK_CHARACTERS = 500_000
@@ -74,7 +75,7 @@ class BulkBuilder(SampleBuilder):
                     if not piece.special:
                         text = self._pieces.plain_text(piece)
                         chunk.texts[text] = None
-                        chunk.num_characters += len(text)
+                        chunk.num_characters += len(text.text)
             if chunk.num_characters >= CHUNK_CHARACTERS:
                 yield chunk
                 chunk = _Chunk()
@@ -118,5 +119,5 @@ class _Chunk:
 
     def __init__(self) -> None:
         self.rendered: list[tuple[Conversation, list[Piece] | RefusedConversationError]] = []
-        self.texts: dict[str, None] = {}
+        self.texts: dict[PlainText, None] = {}
         self.num_characters = 0

@@ -45,6 +45,8 @@ class DataReport:
         num_faulty_lines: Lines that could not be read and were skipped, as `on_bad_line` says.
         first_fault: The first of these, with its file and line.
         notes: What was read by a rule, and which fields were not used.
+        num_in_own_template: Examples that the model's own template writes because no other was named.
+        num_naming_special: Examples whose texts spell names of special tokens.
     """
 
     files: tuple[str, ...] = ()
@@ -59,6 +61,8 @@ class DataReport:
     num_faulty_lines: int = 0
     first_fault: str = ""
     notes: ReadingNotes = field(default_factory=ReadingNotes)
+    num_in_own_template: int = 0
+    num_naming_special: int = 0
 
     def add_faults(self, faults: FaultCollector) -> None:
         """Notes what was skipped in reading, and what was read by a rule."""
@@ -66,6 +70,15 @@ class DataReport:
         self.first_fault = self.first_fault or (faults.messages or [""])[0]
         self.notes.rules.update(faults.notes.rules)
         self.notes.unused_fields.update(faults.notes.unused_fields)
+
+    def add_texts(self, conversation: Conversation, encoder: TextEncoder, template: Template) -> None:
+        """Notes what template and tokenizer make of texts that nobody may expect."""
+        uses_own = getattr(template, "uses_own", None)
+        names_special = getattr(encoder, "names_special", None)
+        self.num_in_own_template += bool(uses_own and uses_own(conversation))
+        self.num_naming_special += bool(
+            names_special and any(names_special(message.content) for message in conversation.messages)
+        )
 
     def add_dropped(self, conversation: Conversation, error: DropCause, *, only_last: bool = False) -> None:
         """Notes an example that gave no sample: it is too long, or nothing is left to learn."""
@@ -103,6 +116,7 @@ class DataReport:
         parts.append(tokens)
         if cut := self._describe_cuts():
             parts.append(cut)
+        parts += self._describe_texts()
         if self.num_dropped:
             parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
         if self.num_faulty_lines:
@@ -110,6 +124,18 @@ class DataReport:
             parts.append(f"skipped: {lines}, the first: {self.first_fault}")
         parts += self.notes.describe()
         return "; ".join(parts) + "."
+
+    def _describe_texts(self) -> list[str]:
+        parts = []
+        if self.num_in_own_template:
+            count = _plural(self.num_in_own_template, "example")
+            parts.append(
+                f"written by the model's own chat template (chat_template none for plain text): {count}"
+            )
+        if self.num_naming_special:
+            count = _plural(self.num_naming_special, "example")
+            parts.append(f"names of special tokens in the texts (see split_special_tokens): {count}")
+        return parts
 
     def _describe_cuts(self) -> str:
         counts = {
@@ -157,6 +183,8 @@ def load_samples(
         UserError: Faulty lines (all of them), or no sample is left.
     """
     conversations, report = _read_source(source, system)
+    for conversation in conversations:
+        report.add_texts(conversation, encoder, template)
     lengths: dict[str, Any] = {"src_length": src_length, "max_length": max_length, "truncation": truncation}
     builder = BulkBuilder(encoder, template, train_on=train_on, split_texts=split_texts, **lengths)
     too_long = FaultCollector()
@@ -198,6 +226,8 @@ def load_prompts(
         UserError: Faulty lines (all of them), or no prompt is left.
     """
     conversations, report = _read_source(source, system)
+    for conversation in conversations:
+        report.add_texts(conversation, encoder, template)
     builder = SampleBuilder(encoder, template, src_length=src_length, truncation=truncation)
     prompts = []
     too_long = FaultCollector()

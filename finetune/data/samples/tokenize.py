@@ -51,12 +51,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.samples.parts import Part, as_ids, count_tokens, drop_first, join_ids, take_first
+from finetune.data.samples.cutting import CutSample, cut_parts, split_parts, trains_on_text
+from finetune.data.samples.parts import Part, as_ids, count_tokens, join_ids
 from finetune.data.samples.piece_encoding import KnownIds, PieceEncoder, TextEncoder
 from finetune.data.templates.pieces import Piece, Template
 
@@ -120,22 +121,6 @@ class Prompt:
     num_dropped_rounds: int = 0
 
 
-class CutSample(NamedTuple):
-    """The tokens of a sample before the shift, in parts.
-
-    Attributes:
-        parts: The prefix, the source, the target and its EOS, as far as they stay.
-        truncated_source: Whether the source lost tokens.
-        truncated_target: Whether the target lost tokens, or its EOS.
-        num_dropped_rounds: How many of the oldest rounds were dropped.
-    """
-
-    parts: list[Part]
-    truncated_source: bool
-    truncated_target: bool
-    num_dropped_rounds: int
-
-
 class SampleBuilder:
     """Encodes conversations by the rules in the module's docstring.
 
@@ -147,6 +132,10 @@ class SampleBuilder:
         truncation: One of `TRUNCATIONS`.
         train_on: One of `TRAIN_ON`.
         split_texts: Whether running text that is too long becomes several samples.
+
+    Attributes:
+        encoder: The tokenizer.
+        template: The template.
 
     Raises:
         UserError: The tokenizer lacks special tokens of the template.
@@ -165,7 +154,7 @@ class SampleBuilder:
     ):
         if truncation not in TRUNCATIONS or train_on not in TRAIN_ON:
             raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
-        self._encoder, self._template = encoder, template
+        self.encoder, self.template = encoder, template
         self._pieces = PieceEncoder(encoder, template)
         self._frame: list[Part] = [(as_ids(encoder.prefix_ids), False)] if encoder.prefix_ids else []
         self._src_length, self._max_length = src_length, max_length
@@ -178,7 +167,7 @@ class SampleBuilder:
         """The pieces of a conversation, for `cut`."""
         if conversation.is_text:  # no template has a place for it
             return [Piece(conversation.messages[0].content, learned=True)]
-        return self._template.render(conversation)
+        return self._settle(conversation, self.template.render(conversation))
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
@@ -217,7 +206,7 @@ class SampleBuilder:
                 return []
         source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
         cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
-        if not _trains_on_text(cut[0], self._encoder.eos_token_id):
+        if not trains_on_text(cut[0], self.encoder.eos_token_id):
             return []
         return [CutSample(*cut, num_dropped_rounds)]
 
@@ -229,7 +218,7 @@ class SampleBuilder:
         parts = self._pieces.encode(
             pieces,
             known,
-            appends_eos=conversation.is_text or self._template.appends_eos,
+            appends_eos=conversation.is_text or self._template_of(conversation).appends_eos,
             only_last=self._only_last,
             answers=() if all(message.learned for message in answers) else answers,
         )
@@ -253,7 +242,7 @@ class SampleBuilder:
 
         def encode(kept: Conversation) -> list[Part]:
             pieces = self._render_prompt(kept)
-            parts = self._pieces.encode(pieces, known, appends_eos=self._template.appends_eos)
+            parts = self._pieces.encode(pieces, known, appends_eos=self._template_of(kept).appends_eos)
             return [(ids, False) for ids, _ in parts]  # earlier answers are source as well
 
         length = self._src_length
@@ -283,62 +272,19 @@ class SampleBuilder:
         return kept, parts
 
     def _render_prompt(self, conversation: Conversation) -> list[Piece]:
-        return [] if conversation.is_text else self._template.render_prompt(conversation)
+        if conversation.is_text:
+            return []
+        return self._settle(conversation, self.template.render_prompt(conversation))
 
+    def _settle(self, conversation: Conversation, pieces: list[Piece]) -> list[Piece]:
+        is_mixed = getattr(self._template_of(conversation), "mixes_text", False)
+        return self._pieces.settle(pieces, is_mixed=is_mixed)
 
-def cut_parts(
-    frame: Sequence[Part], parts: Sequence[Part], *, source_length: int | None, max_length: int
-) -> tuple[list[Part], bool, bool]:
-    """Decides which tokens of a sample stay.
-
-    Args:
-        frame: The prefix.
-        parts: The rest, up to the last learned token.
-        source_length: Most tokens of prefix and source; None where the source is not cut.
-        max_length: Most tokens of all.
-
-    Returns:
-        What stays, and whether the source and the target lost tokens.
-    """
-    num_source_parts = next((place for place, (_, learned) in enumerate(parts) if learned), len(parts))
-    source, target = parts[:num_source_parts], parts[num_source_parts:]
-    num_frame, num_source, num_target = count_tokens(frame), count_tokens(source), count_tokens(target)
-    num_lost = 0
-    if source_length is not None and num_frame + num_source > source_length:
-        num_lost = min(num_frame + num_source - source_length, num_source)
-        source = drop_first(source, num_lost)
-    room = max(max_length - num_frame - num_source + num_lost, 0)
-    if num_target > room:
-        target = take_first(target, room)
-    return [*frame, *source, *target], num_lost > 0, num_target > room
-
-
-def split_parts(parts: Sequence[Part], max_length: int) -> list[CutSample]:
-    """Divides a text into samples of at most `max_length` tokens, each of which begins with the last one's end.
-
-    Args:
-        parts: All tokens of the text, with its prefix and EOS.
-        max_length: At least 2.
-    """
-    samples = []
-    rest = list(parts)
-    while count_tokens(rest) > 1:
-        samples.append(CutSample(take_first(rest, max_length), False, False, 0))
-        if count_tokens(rest) <= max_length:
-            break
-        rest = drop_first(rest, max_length - 1)
-    return samples
-
-
-def _trains_on_text(parts: Sequence[Part], eos: int) -> bool:
-    """Whether a token is learned that is no EOS; the first of all follows no other, and is not learned."""
-    for place, (ids, learned) in enumerate(parts):
-        if learned:
-            ids = ids if place else ids[1:]
-            # The last one decides nearly always.
-            if len(ids) and (ids[-1] != eos or any(index != eos for index in ids)):
-                return True
-    return False
+    def _template_of(self, conversation: Conversation) -> Template:
+        """The template itself, or the one that it chooses."""
+        choose = getattr(self.template, "choose", None)
+        chosen: Template = choose(conversation) if choose else self.template
+        return chosen
 
 
 def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:

@@ -174,6 +174,7 @@ class TokenizedReader:
         )
         made = iter(store)
         for reader, conversation in examples:
+            self._report.add_texts(conversation, self._builder.encoder, self._builder.template)
             if id(conversation) in dropped:
                 self._count_dropped(conversation, dropped[id(conversation)])
                 continue

@@ -7,6 +7,7 @@ where the system text stands inside the first user's message, ``{system}``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.data.reading.conversation import TOOL, USER, Conversation
@@ -120,9 +121,12 @@ class NamedTemplate:
 
     Args:
         name: Its key.
+        tokens: Names of the tokenizer's special tokens; where the format writes one as text, such as ``[INST]``,
+            it is that token.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, tokens: Sequence[str] = ()):
+        self._tokens = tuple(tokens)
         chat = CHAT_FORMATS[name]
         self.name = name
         self.special_tokens = chat.special_tokens
@@ -147,7 +151,8 @@ class NamedTemplate:
         return self._write(conversation, len(conversation.messages) - 1).finish()
 
     def _parse(self, pattern: str) -> tuple[Slot, ...]:
-        return parse_pattern(pattern, ("content", "round", "system"), self.special_tokens)
+        names = tuple(dict.fromkeys((*self.special_tokens, *self._tokens)))
+        return parse_pattern(pattern, ("content", "round", "system"), names)
 
     def _write(self, conversation: Conversation, num_messages: int) -> PieceWriter:
         writer = PieceWriter()

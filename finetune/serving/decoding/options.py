@@ -99,6 +99,15 @@ class ModelOptions:
             "or give the folder that was exported"
         ]
 
+    def system_text(self) -> str | None:
+        """The system text of conversations that have none: the one given, else that of the training."""
+        from finetune.data.templates.trained_template import trained_system
+
+        if self.system is not None:
+            return self.system
+        folders = filter(None, (self.adapter, Path(self.model_name_or_path)))
+        return next((text for folder in folders if (text := trained_system(folder)) is not None), None)
+
     def template_name(self, tokenizer_folder: Path) -> str:
         """The chat template: the one given, else that of the training, else the tokenizer's own, else none."""
         from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES, load_template

@@ -55,14 +55,14 @@ def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     import paddle
 
     from finetune.families.decoder_description import describe
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import load_encoder
 
     paddle.set_device(options.device)
     resolved = with_weights(resolved)
     folder = resolved.folder
     assert folder is not None
     tokenizer_folder = _tokenizer_folder(options, folder, resolved)
-    encoder = FamilyEncoder(load_tokenizer(tokenizer_folder, resolved.family), resolved.family)
+    encoder = load_encoder(tokenizer_folder, resolved.family, models=[folder])
     model, prefix = _load(options, resolved, encoder)
     description = describe(model, resolved.family)
     if prefix is not None:

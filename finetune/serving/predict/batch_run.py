@@ -37,7 +37,7 @@ def describe_run(plan: PlannedModel, settings: DecodingSettings, data_file: Path
         "mode": "static" if options.is_static else "dynamic",
         "dtype": options.dtype,
         "chat_template": plan.template_name,
-        "system": options.system,
+        "system": options.system_text(),
         "src_length": options.src_length,
         **asdict(settings),
         "content of data_file": _digest([data_file]),

@@ -80,10 +80,10 @@ def load_responder(plan: PlannedModel) -> Responder:
     Raises:
         UserError: Weights, tokenizer or adapter cannot be used, or do not belong together.
     """
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import load_encoder
 
     options, family = plan.options, plan.resolved.family
-    encoder = FamilyEncoder(load_tokenizer(plan.tokenizer, family), family)
+    encoder = load_encoder(plan.tokenizer, family, models=[plan.resolved.folder])
     decoder: Any
     if options.is_static:
         from finetune.serving.decoding.decoder import StaticDecoder
@@ -97,7 +97,7 @@ def load_responder(plan: PlannedModel) -> Responder:
         decoder,
         options.src_length,
         position_limit=plan.position_limit,
-        system=options.system,
+        system=options.system_text(),
     )
 
 
