@@ -168,6 +168,8 @@ def export_peft(options: MergeOptions) -> None:
     with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         _copy_tokenizer(adapter.folder, folder)
         carry_template([adapter.folder], folder)
+        if (folder / "tokenizer_config.json").is_file():
+            hf_out.write_tokenizer_files(folder, base.family)
         write_peft_config(adapter, tensors, folder, base=str(base_folder))
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6

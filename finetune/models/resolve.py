@@ -70,8 +70,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
     refuse_pointers(folder)
     config = read_config(folder)
     family = _covered(config, name)
-    if needs_weights:
-        _refuse_quantised(config, folder)
+    _refuse_quantised(config, folder)
     read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)

@@ -107,10 +107,11 @@ class DataArguments:
         "Samples of a stream that the next one is drawn from; 1: the order of the files.",
         "从流中的多少条样本里抽取下一条；1：按文件顺序。", range=COUNT)
     chat_template: str | None = setting(None,
-        "Name of a conversation format (llama2, chatml, ...; see docs/data.md), a template file, or "
-        "tokenizer for the tokenizer's own; null: the texts as they are.",
-        "对话格式的名称（llama2、chatml 等，见 docs/data.md）、模板文件，或 tokenizer 表示用分词器自带的；"
-        "null：文本原样。", is_path=True)
+        "Name of a conversation format (llama2, chatml, ...; see docs/data.md), a template file or the folder "
+        "of one, tokenizer for the tokenizer's own, or none for the texts as they are; null: the tokenizer's own "
+        "for conversations, none for src and tgt.",
+        "对话格式的名称（llama2、chatml 等，见 docs/data.md）、模板文件或其所在目录，tokenizer 表示用分词器自带的，"
+        "none 表示文本原样；null：对话用分词器自带的，src 与 tgt 不用模板。", is_path=True)
     split_special_tokens: bool = setting(True,
         "Names of special tokens in the data (</s>, <|im_end|>) are plain text; false: they become these "
         "tokens, as in PaddleNLP.",

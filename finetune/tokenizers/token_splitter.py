@@ -74,8 +74,12 @@ class TokenSplitter:
     def may_split(self, text: str) -> bool:
         """Whether the text names a token at all; False for nearly all texts, and fast."""
         starts = self._starts
-        if len(starts) <= _MAX_FIRST_CHARACTERS and not any(start in text for start in starts):
-            return False
+        if len(starts) <= _MAX_FIRST_CHARACTERS:
+            for start in starts:
+                if start in text:
+                    break
+            else:
+                return False
         return self._any.search(text) is not None
 
     def split(self, text: str, *, inner: bool = False) -> Iterator[Stretch]:

@@ -137,7 +137,8 @@ def test_the_system_text_goes_into_the_template_for_transformers(llama_folder, t
     from finetune.data.templates.jinja_environment import make_environment
 
     (tmp_path / "own.jinja").write_text(JINJA)
-    for name in ("chatml", str(tmp_path / "own.jinja")):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": JINJA}))
+    for name in ("chatml", str(tmp_path / "own.jinja"), "tokenizer"):
         (tmp_path / "arguments.json").write_text(json.dumps({"chat_template": name, "system": 'Say "x".'}))
         source = template_source(tmp_path, get_family("qwen2").tokenizer)
         write = make_environment().from_string(source)

@@ -17,7 +17,7 @@ from finetune.models.hubs.repository import candidates
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.tokenizers.encoder import load_tokenizer
+from finetune.tokenizers.loading import load_tokenizer
 from tests.merge.lora_writing import logits
 from tests.models.hub_server import running_hub
 

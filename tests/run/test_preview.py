@@ -161,7 +161,7 @@ def test_faulty_data_end_as_in_a_run(preview, tmp_path):
 def test_paddlenlp_reads_a_tokenizer_that_is_not_known_to_agree(preview, monkeypatch):
     code, expected, err = preview(2)
     assert (code, err) == (0, "")
-    monkeypatch.setattr(fast_encoder, "load_fast_encoder", lambda *_: (None, "it has a pepper"))
+    monkeypatch.setattr(fast_encoder, "load_fast_encoder", lambda *_, **__: (None, "it has a pepper"))
     code, out, err = preview(2)
     assert code == 0
     assert err == "Reading the tokenizer with PaddleNLP: it has a pepper.\n"

@@ -121,8 +121,12 @@ def template_source(folder: Path, tokenizer: TokenizerFacts) -> str | None:
     """
     from finetune.data.templates.chat_jinja import with_system, write_jinja
     from finetune.data.templates.chat_templates import CHAT_FORMATS
+    from finetune.data.templates.template import OWN_NAME
 
     name, system = trained_template(folder), trained_system(folder)
+    if name == OWN_NAME and system:  # without a system text the folder's own template is left as it is
+        own = _own_source(folder)
+        return with_system(own, system) if own is not None else None
     if name is None or _is_name(name):
         if name not in CHAT_FORMATS:
             return None
@@ -133,6 +137,17 @@ def template_source(folder: Path, tokenizer: TokenizerFacts) -> str | None:
         return None
     source = read_json_object(path).get(_KEY) if path.suffix == ".json" else read_text(path)
     return with_system(source, system) if isinstance(source, str) else None
+
+
+def _own_source(folder: Path) -> str | None:
+    """The jinja text of a tokenizer's folder; None where it has none."""
+    if (folder / "chat_template.jinja").is_file():
+        return read_text(folder / "chat_template.jinja")
+    source = read_json_or_empty(folder / "tokenizer_config.json").get(_KEY)
+    if isinstance(source, list):
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
+    return source if isinstance(source, str) else None
 
 
 def _located(value: object, folders: Sequence[Path]) -> str:
