@@ -24,6 +24,7 @@ from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
 from finetune.adapters.files import AdapterWeights, load_adapter_weights
+from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights, check_layers
@@ -150,8 +151,8 @@ def load_lora(
         model: The model that it was trained on.
         folder: The adapter's folder.
         modules_to_save: Modules that the run wants trained whole; None for those of the adapter.
-        overrides: Fields of PaddleNLP's configuration that say how it is trained further: `lora_dropout`,
-            `lora_plus_scale`; by default as before.
+        overrides: Fields of PaddleNLP's configuration that say how and on what it is trained further: `lora_dropout`,
+            `lora_plus_scale`, `base_model_name_or_path`; by default as before.
 
     Raises:
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
@@ -180,9 +181,19 @@ def load_lora(
     # Whatever it was trained in: layers cannot multiply tensors of two types.
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
+    _check_time(model, config)
     adapted = LoRAModel(model, config)
     load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
+
+
+def _check_time(model: Any, config: LoRAConfig) -> None:
+    """Matches an adapter's patterns once in bounded time, as PaddleNLP will match them without a bound."""
+    for patterns, names in (
+        (config.target_modules, [name for name, _ in model.named_sublayers()]),
+        (config.trainable_modules, list(model.state_dict())),
+    ):
+        match_names([patterns] if isinstance(patterns, str) else patterns or [], names)
 
 
 def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, Any], PeftWeights]:

@@ -38,6 +38,8 @@ _WHAT_IT_CHANGES = {
     "use_dora": "DoRA scales every column of the updated weight",
     "use_qalora": "its inputs are averaged in groups (QA-LoRA)",
 }
+_NOT_MERGED = ("alora_invocation_tokens", "arrow_config")
+"""What no merge can take up, peft's neither."""
 _TYPES = {
     "ADALORA": "an AdaLoRA adapter",
     "ADAPTION_PROMPT": "a LLaMA-Adapter",
@@ -48,7 +50,8 @@ _TYPES = {
 }
 _UNCHANGED_BASE = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_CURE = "Merge it with peft's merge_and_unload, and use the merged model"
+_USE_PEFT = "Use it with peft"
+_REMEDY = "Merge it with peft's merge_and_unload, and use the merged model"
 
 
 def check_peft_type(folder: Path, config: Mapping[str, Any]) -> None:
@@ -104,7 +107,8 @@ def _changes(config: Mapping[str, Any]) -> list[str]:
             continue
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         why = _WHAT_IT_CHANGES.get(name, "which this release does not know")
-        faults.append(f"{name} {shown}: {why}, so it is more than a low-rank update. {_CURE}")
+        remedy = _USE_PEFT if name in _NOT_MERGED else _REMEDY
+        faults.append(f"{name} {shown}: {why}, so it is more than a low-rank update. {remedy}")
     return faults
 
 
@@ -119,7 +123,7 @@ def _base_faults(config: Mapping[str, Any]) -> list[str]:
             "path_initial_model_for_weight_conversion, which makes it an adapter of the unchanged base"
         ]
     return [
-        f"init_lora_weights {initial!r}, which this release does not know: its base may have been changed. {_CURE}"
+        f"init_lora_weights {initial!r}, which this release does not know: its base may have been changed. {_REMEDY}"
     ]
 
 

@@ -95,7 +95,8 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
             model,
             Path(settings.lora_path),
             modules_to_save=settings.modules_to_save,
-            overrides={name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
+            overrides={"base_model_name_or_path": str(settings.model_name_or_path)}
+            | {name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
         )
     if settings.prefix_tuning and settings.prefix_path:
         return load_prefix(model, Path(settings.prefix_path), family=resolved.family)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.data.reading.formats import ReadOptions
 from finetune.data.reading.mixing import DataSource
+from finetune.data.reading.splits import make_options
 from finetune.data.samples.bulk_encoding import BulkBuilder
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.piece_encoding import TextEncoder
@@ -43,7 +43,7 @@ class StreamReport(DataReport):
         return f"read while training, {num_bytes / 2**20:,.1f} MiB; its beginning: {super().describe()}"
 
 
-def check_sources(sources: Sequence[DataSource]) -> None:
+def check_sources(args: Arguments, sources: Sequence[DataSource]) -> None:
     """Refuses what cannot be streamed, before anything expensive starts.
 
     Raises:
@@ -53,7 +53,7 @@ def check_sources(sources: Sequence[DataSource]) -> None:
         raise UserError(
             "lazy reads files, but dataset_name_or_path is the name of a built-in data set: run with --lazy false"
         )
-    check_streamable(list(sources))
+    check_streamable(list(sources), make_options(args.data))
 
 
 def read_first(
@@ -175,7 +175,7 @@ def _load_encoder(tokenizer: str, family: Family, *, splits_special: bool) -> Te
 
 
 def _lengths(args: Arguments) -> dict[str, Any]:
-    names = ("src_length", "max_length", "truncation", "train_on")
+    names = ("src_length", "max_length", "truncation", "train_on", "split_texts")
     return {name: getattr(args.data, name) for name in names}
 
 
@@ -189,5 +189,5 @@ def _settings(args: Arguments) -> StreamSettings:
         stop_at_too_long=data.truncation == "error",
         train_on=data.train_on,
         system=data.system,
-        options=ReadOptions(dataset_format=data.dataset_format, preference=data.preference),
+        options=make_options(data),
     )

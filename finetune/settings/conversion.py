@@ -16,6 +16,8 @@ _MAX_SHOWN_CHARS = 80
 _SECRET_NAME = re.compile(r"(token|key|secret|passw(or)?d|credentials?|proxy)$", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
+# Several paths are one text with commas between, or a list.
+_PATH_LISTS = ("dataset_name_or_path", "eval_dataset")
 _TYPE_PHRASES = {
     "bool": "true or false",
     "int": "a whole number",
@@ -25,6 +27,7 @@ _TYPE_PHRASES = {
     "list[int]": "a list of whole numbers",
     "list[list[int]]": "a list of lists of whole numbers",
     "list[dict]": "a list of objects, as JSON on the command line,",
+    "dict": "an object, as JSON on the command line,",
 }
 
 
@@ -41,6 +44,12 @@ def convert_json(setting: Setting, value: Any) -> Any:
         return _convert_foreign(value)
     if setting.is_pair_of_names and isinstance(value, list):
         return _join_names(value)
+    if (
+        setting.name in _PATH_LISTS
+        and isinstance(value, list)
+        and all(isinstance(each, str) for each in value)
+    ):
+        value = ",".join(value)
     converted = _convert(setting, setting.type, value)
     return [] if setting.name == "report_to" and converted == ["none"] else converted
 
@@ -60,9 +69,9 @@ def convert_words(setting: Setting, words: list[str]) -> Any:
     if not setting.type.startswith("list["):
         if setting.is_pair_of_names and len(words) == 2:
             return convert_json(setting, words)
-        if len(words) != 1:
+        if len(words) != 1 and setting.name not in _PATH_LISTS:
             raise ValueError(f"one value is needed, not {len(words)}; {_describe_allowed(setting)}")
-        return convert_json(setting, words[0])
+        return convert_json(setting, words[0] if len(words) == 1 else words)
     if len(words) != 1 or not words[0].startswith("["):
         return convert_json(setting, words)
     try:
@@ -186,10 +195,19 @@ def _to_float(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _to_dict(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return dict(value) if isinstance(value, dict) else None
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "bool": _to_bool,
     "int": _to_int,
     "float": _to_float,
     "str": lambda value: value if isinstance(value, str) else None,
-    "dict": lambda value: dict(value) if isinstance(value, dict) else None,
+    "dict": _to_dict,
 }

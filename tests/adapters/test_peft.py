@@ -189,6 +189,15 @@ def test_a_pattern_that_explodes(tmp_path, monkeypatch):
         load_lora(load(base), tmp_path / "a")
 
 
+def test_a_pattern_of_paddlenlps_configuration_that_explodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pattern_matching, "SECONDS", 1.0)
+    config = {"r": 4, "lora_alpha": 8, "target_modules": [r"((.*)*)*x"]}
+    (tmp_path / "lora_config.json").write_text(json.dumps(config))
+    model = load(write_base(tmp_path / "base", "llama"))
+    with pytest.raises(UserError, match="takes more than 1 s"):
+        load_lora(model, tmp_path)
+
+
 def test_folders_given_under_the_wrong_setting(tmp_path):
     (tmp_path / "prefix_config.json").write_text("{}")
     assert find_adapter_faults("lora_path", tmp_path)[0].endswith(

@@ -131,7 +131,7 @@ class Words:
 
 def ids_of(template, encoder):
     builder = SampleBuilder(encoder, template, src_length=100, max_length=100)
-    parts = builder.cut(ONE, builder.render(ONE)).parts
+    parts = builder.cut(ONE, builder.render(ONE))[0].parts
     return [[int(index) for index in ids] for ids, _ in parts]
 
 

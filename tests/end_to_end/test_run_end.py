@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import finetune.reporting.plot
 import finetune.run.final_weights
 import finetune.run.report
+import finetune.training.checkpoint_series
 from finetune.training.trainer import FinetuneTrainer
 from tests.conftest import FAST, run_entry, write_arguments
 
@@ -108,3 +110,48 @@ def test_the_same_command_completes_the_end(moment, arguments, uploads, monkeypa
     assert run_entry(arguments) == 0
     assert "holds this run, finished" in capsys.readouterr().err
     assert len(uploads) == num_uploads
+
+
+def test_checkpoints_that_a_killed_run_had_no_time_to_delete_go(
+    tiny_llama, small_data, tmp_path, monkeypatch
+):
+    settings = FAST | {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 2}
+    path = write_arguments(
+        tmp_path / "arguments.json", **settings, model_name_or_path=str(tiny_llama),
+        dataset_name_or_path=str(small_data), output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    work = finetune.training.checkpoint_series.rotate
+
+    def end_before(folder, *, newest, **options):
+        if newest.name == "checkpoint-2":
+            raise Killed
+        work(folder, newest=newest, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(finetune.training.checkpoint_series, "rotate", end_before)
+        run_entry(path)
+    assert {each.name for each in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert run_entry(path) == 0
+    assert [each.name for each in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_an_adapter_that_continues_on_another_base_is_told_so(tiny_llama, small_data, tmp_path, capsys):
+    base = shutil.copytree(tiny_llama, tmp_path / "base")
+    settings = FAST | {"save_strategy": "steps", "save_steps": 1, "lora": True, "max_steps": 1}
+    path = write_arguments(
+        tmp_path / "arguments.json", **settings, model_name_or_path=str(base),
+        dataset_name_or_path=str(small_data), output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    assert run_entry(path) == 0
+    assert run_entry(path, "--max_steps", 2) == 0
+    assert "other base weights" not in capsys.readouterr().err
+    weights = base / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 0x01
+    weights.write_bytes(content)
+    assert run_entry(path, "--max_steps", 3) == 0
+    said = capsys.readouterr().err
+    assert (
+        f"warning: the adapter was trained on other base weights than {base} holds now (model.safetensors)"
+        in said
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,8 @@ def draw_template(_good: Path) -> st.SearchStrategy[Any]:
 
 def _insert(given: tuple[str, float, str]) -> str:
     text, share, piece = given
-    place = int(share * len(text))
+    ends = [match.end() for match in re.finditer(r"%}|}}|>", text)]
+    place = ends[int(share * len(ends))]
     return text[:place] + piece + text[place:]
 
 

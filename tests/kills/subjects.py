@@ -59,10 +59,15 @@ def folder_contents(folder: Path) -> dict[str, str]:
 
 
 def run_contents(folder: Path) -> dict[str, str]:
-    """Hashes of weights, optimizer and schedule, and the figures of the log."""
-    found = {}
+    """Hashes of weights, optimizer and schedule, and the figures of the log.
+
+    Which checkpoint stands beside the last one depends on signals, after which a run saves; how many stand does not.
+    """
+    found = {"checkpoints": str(len(list(folder.glob("*checkpoint-*"))))}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
+        if name.startswith("checkpoint-") and not name.startswith(f"checkpoint-{NUM_STEPS}/"):
+            continue
         has_times = path.name in _CHANGING or path.name in ("manifest.json", "data_position.json")
         found[name] = "" if has_times else _digest(path)
     records = [json.loads(line) for line in (folder / _LOG).read_text(encoding="utf-8").splitlines()]

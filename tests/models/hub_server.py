@@ -156,7 +156,7 @@ def _names(folder: Path) -> list[str]:
 def running_hub() -> Iterator[HubServer]:
     """A hub that answers for the length of a block."""
     server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

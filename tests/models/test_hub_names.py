@@ -189,6 +189,11 @@ def test_a_data_set_by_name(scheme, hub, tmp_path):
     assert train.read_text() == (served / "train.json").read_text()
     assert find_split("someone/pairs", "dev")[0].name == "dev.jsonl"
     assert "README.md" not in hub.downloads()
+    asked = len(hub.asked)
+    find_split(f"{scheme}://someone/pairs", "train")
+    assert len(hub.asked) == asked
+    train.unlink()  # as after a download that was broken off
+    assert find_split(f"{scheme}://someone/pairs", "train")[0].is_file()
     with pytest.raises(
         UserError, match=r"nobody/nothing is neither a file nor a folder here, and Hugging Face"
     ):

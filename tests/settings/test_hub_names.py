@@ -7,6 +7,8 @@ from finetune.errors import UserError
 from finetune.settings.paths import looks_like_path
 from tests.settings.argument_files import parse
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_with_data")
+
 
 def test_from_aistudio_turns_names_into_those_of_the_hub(tmp_path):
     given = {"model_name_or_path": "someone/model", "tokenizer_name_or_path": str(tmp_path)}

@@ -19,10 +19,19 @@ _TOOL_NOTE = (
 
 
 class Message(NamedTuple):
-    """One message: its role (one of the names above) and its text."""
+    """One message.
+
+    Attributes:
+        role: One of the names above.
+        content: Its text.
+        learned: Of an answer, whether it carries labels; the others never do.
+        reasoning: Of an answer, the thoughts that led to it, for templates that have a place for them.
+    """
 
     role: str
     content: str
+    learned: bool = True
+    reasoning: str = ""
 
 
 class Turn(NamedTuple):
@@ -37,7 +46,7 @@ class Conversation:
     """One example.
 
     The messages alternate: USER or TOOL, then ASSISTANT or TOOL_CALL, the last one an answer. Running
-    text is a single message of the role TEXT. Answers and running text are learned.
+    text is a single message of the role TEXT. Answers that are not marked otherwise and running text are learned.
 
     Attributes:
         messages: At least one.
@@ -68,6 +77,11 @@ class Conversation:
             return (Turn("", self.messages[0].content),)
         contents = [message.content for message in self.messages]
         return tuple(map(Turn, contents[0::2], contents[1::2]))
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        """The answers, or the running text."""
+        return self.messages if self.is_text else self.messages[1::2]
 
     @property
     def place(self) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.reading.notes import ReadingNotes
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Prompt
@@ -202,13 +203,18 @@ def _restore(header: Mapping[str, Any], path: Path) -> EncodedData:
 
 
 def _report_fields(report: DataReport) -> dict[str, Any]:
-    return {**vars(report), "num_dropped": dict(report.num_dropped)}  # asdict() spoils a Counter
+    counts = {name: dict(counter) for name, counter in vars(report.notes).items()}
+    return {
+        **vars(report),
+        "num_dropped": dict(report.num_dropped),
+        "notes": counts,
+    }  # asdict() spoils a Counter
 
 
 def _restore_report(fields: dict[str, Any]) -> DataReport:
-    return DataReport(
-        **{**fields, "files": tuple(fields["files"]), "num_dropped": Counter(fields["num_dropped"])}
-    )
+    kept = {"files": tuple(fields["files"]), "num_dropped": Counter(fields["num_dropped"])}
+    notes = ReadingNotes(**{name: Counter(counts) for name, counts in fields["notes"].items()})
+    return DataReport(**{**fields, **kept, "notes": notes})
 
 
 def _prompt_fields(prompt: Prompt) -> dict[str, Any]:

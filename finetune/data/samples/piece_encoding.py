@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.reading.conversation import Message
 from finetune.data.samples.parts import Part, as_ids, drop_first, join_ids, take_first
-from finetune.data.templates.pieces import Piece, PieceWriter, Template
+from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError, Template
 from finetune.errors import UserError
 
 
@@ -111,7 +112,13 @@ class PieceEncoder:
         return self._is_token[piece.text]
 
     def encode(
-        self, pieces: Sequence[Piece], known: KnownIds, *, appends_eos: bool, only_last: bool = False
+        self,
+        pieces: Sequence[Piece],
+        known: KnownIds,
+        *,
+        appends_eos: bool,
+        only_last: bool = False,
+        answers: Sequence[Message] = (),
     ) -> list[Part]:
         """The parts of a conversation, none of them empty; without the prefix, but EOS after each answer.
 
@@ -120,13 +127,18 @@ class PieceEncoder:
             known: Ids found before; what is encoded here is added.
             appends_eos: Whether EOS closes each learned run.
             only_last: Only the last learned run stays learned.
+            answers: The answers of the conversation, where some of them are not to be learned.
+
+        Raises:
+            RefusedConversationError: The template writes the answers in such a way that they cannot be told apart.
         """
         parts: list[Part] = []
-        last_run, eos = 0, self._encoder.eos_token_id
+        runs: list[int] = []  # where each learned run begins
+        eos = self._encoder.eos_token_id
         was_learned = False
         for position, piece in enumerate(pieces):
             if piece.learned and not was_learned:
-                last_run = len(parts)
+                runs.append(len(parts))
             was_learned = piece.learned
             ids = self._find_ids(piece, known)
             if len(ids):
@@ -134,8 +146,10 @@ class PieceEncoder:
             ends_run = piece.learned and (position + 1 == len(pieces) or not pieces[position + 1].learned)
             if ends_run and appends_eos and not (len(ids) and ids[-1] == eos):
                 parts.append(self._end)
-        if only_last:
-            parts[:last_run] = [(ids, False) for ids, _ in parts[:last_run]]
+        if only_last and runs:
+            parts[: runs[-1]] = [(ids, False) for ids, _ in parts[: runs[-1]]]
+        if answers:
+            _unlearn(parts, runs, answers)
         return self._without_prefix(parts)
 
     def encode_texts(self, texts: Iterable[PlainText]) -> KnownIds:
@@ -225,3 +239,25 @@ class PieceEncoder:
         if not found:  # the template has altered the data
             return as_ids(self._encoder.encode(piece.text))
         return as_ids(encode_special(before) + literal + encode_special(after))
+
+
+def _unlearn(parts: list[Part], runs: Sequence[int], answers: Sequence[Message]) -> None:
+    """Takes the labels from the runs of answers that are not to be learned.
+
+    Each answer is one run; an answer without any text of its own or of the template has none.
+    """
+    stops = [*runs[1:], len(parts)]
+    written = [
+        answers,
+        [each for each in answers if each.content],
+        [each for each in answers if each.content.strip()],
+    ]
+    matching = next((each for each in written if len(each) == len(runs)), None)
+    if matching is None:
+        raise RefusedConversationError(
+            f"the template writes {len(runs)} learned stretches for {len(answers)} answers, so that the marks "
+            "on single answers cannot be obeyed: choose another chat_template, or take the marks out"
+        )
+    for message, start, stop in zip(matching, runs, stops, strict=True):
+        if not message.learned:
+            parts[start:stop] = [(ids, False) for ids, _ in parts[start:stop]]

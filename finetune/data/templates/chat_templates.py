@@ -161,14 +161,14 @@ class NamedTemplate:
         if system and not self._system_in_user:
             self._fill(writer, self._system, {"content": system})
         round_number = 0
-        for role, content in conversation.messages[:num_messages]:
-            if role in (USER, TOOL):
-                round_number += role == USER
-                values = {"content": content, "round": str(round_number), "system": system}
-                self._fill(writer, self._user if role == USER else self._tool, values)
+        for message in conversation.messages[:num_messages]:
+            if message.role in (USER, TOOL):
+                round_number += message.role == USER
+                values = {"content": message.content, "round": str(round_number), "system": system}
+                self._fill(writer, self._user if message.role == USER else self._tool, values)
                 system = ""
             else:
-                self._fill(writer, self._answer, {"content": content}, learned=True)
+                self._fill(writer, self._answer, {"content": message.content}, learned=True)
                 self._fill(writer, self._after, {})
         return writer
 

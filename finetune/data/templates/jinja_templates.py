@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation
 from finetune.data.templates.jinja_environment import CHAT, GENERATION_END, GENERATION_START
-from finetune.data.templates.pieces import Piece, PieceWriter, Slot, parse_pattern
+from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError, Slot, parse_pattern
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.data.templates.template_worker import Variant
 from finetune.errors import UserError
@@ -87,9 +87,11 @@ class JinjaTemplate:
             self._refuse_token_names(tools)
             slots = self._remembered(roles, tools, for_training)
         except RenderError as error:
-            raise UserError(f"{self._name}: fails on {conversation.place}: {error}.") from None
+            raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
         except _InconsistentError as error:
-            raise UserError(f"{self._name}: cannot be used for {conversation.place}: {error}") from None
+            raise RefusedConversationError(
+                f"{self._name}: cannot be used for {conversation.place}: {error}"
+            ) from None
         writer = PieceWriter()
         for slot, learned in slots:
             if slot.kind != "data":

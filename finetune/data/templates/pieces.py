@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from finetune.data.reading.conversation import Conversation
+from finetune.errors import UserError
 
 
 class Piece(NamedTuple):
@@ -34,6 +35,15 @@ class Piece(NamedTuple):
     before: str = ""
 
 
+class RefusedConversationError(UserError):
+    """A template cannot write one conversation: the fault is that of the example, and others go on."""
+
+    def describe(self, place: str) -> str:
+        """The fault with the place of the example."""
+        fault = self.faults[0]
+        return fault if place in fault else f"{place}: {fault}"
+
+
 class Template(Protocol):
     """How the messages of a conversation are written down.
 
@@ -47,7 +57,11 @@ class Template(Protocol):
     special_tokens: tuple[str, ...]
 
     def render(self, conversation: Conversation) -> list[Piece]:
-        """All pieces of a conversation, in order, for training."""
+        """All pieces of a conversation, in order, for training.
+
+        Raises:
+            RefusedConversationError: The template cannot write this conversation.
+        """
         ...
 
     def render_prompt(self, conversation: Conversation) -> list[Piece]:

@@ -17,7 +17,7 @@ from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
 from finetune.data.templates.default_template import DefaultTemplate
 from finetune.data.templates.jinja_environment import PART
 from finetune.data.templates.jinja_templates import JinjaTemplate
-from finetune.data.templates.pieces import Piece, Template
+from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.errors import UserError
 from finetune.storage.files import is_present, read_json_object, read_json_or_empty, read_text
@@ -132,7 +132,9 @@ class JsonTemplate:
             return self._parts[part].render(values)
         except RenderError as error:
             where = conversation.place if conversation.line_number else "a trial round"
-            raise UserError(f"{self._name}: the {part} part fails on {where}: {error}.") from error
+            raise RefusedConversationError(
+                f"{self._name}: the {part} part fails on {where}: {error}."
+            ) from error
 
     def _ends_with_response(self) -> bool:
         """Whether the learned half of a round puts no end mark behind the response."""

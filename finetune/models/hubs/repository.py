@@ -23,11 +23,14 @@ from finetune.models.hubs.hugging_face import HuggingFace, is_offline
 from finetune.models.hubs.modelscope import ModelScope
 from finetune.models.hubs.reach import is_reachable
 from finetune.storage.checkpoints import WEIGHT_FILES, has_weights, shard_names
+from finetune.storage.files import is_present, read_json, write_json
 
 _NAME = re.compile(r"(?:(?P<hub>\w+)://)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 _SMALL = re.compile(r"[^/]+\.(json|txt|model|tiktoken|jinja)")
 _DATA = re.compile(r".+\.(json|jsonl|csv|tsv|txt|parquet|arrow)")
 _MAX_DATA_FILES = 1000
+_DATA_LIST = ".finetune_data_files"
+"""Written when all files of a data set have arrived."""
 
 
 class Hub(Protocol):
@@ -181,7 +184,7 @@ def fetch_dataset(text: str) -> Path | None:
     """
     for repository in candidates(text, kind="dataset"):
         folder = repository.cached()
-        if folder and any(path.is_file() for path in folder.rglob("*") if _DATA.fullmatch(path.name)):
+        if folder and _has_all_data(folder):
             return folder
     if not candidates(text):
         return None
@@ -197,4 +200,14 @@ def fetch_dataset(text: str) -> Path | None:
             f"dataset_name_or_path: {found} has {len(names)} data files; between 1 and {_MAX_DATA_FILES} are read. "
             "Download what is needed by hand, and give its folder"
         )
-    return found.fetch(names)
+    folder = found.fetch(names)
+    write_json(folder / _DATA_LIST, names)
+    return folder
+
+
+def _has_all_data(folder: Path) -> bool:
+    """Whether an earlier download of a data set came to its end and all of it is still there."""
+    if not is_present(folder / _DATA_LIST):
+        return False
+    names = read_json(folder / _DATA_LIST)
+    return isinstance(names, list) and all((folder / str(name)).is_file() for name in names)

@@ -124,6 +124,12 @@ def _table_rows(report: DataReport, figures: Figures) -> list[tuple[str, str, st
     rows += [("dropped" if place == 0 else "", f"{n:,}", reason) for place, (reason, n) in enumerate(reasons)]
     if report.num_faulty_lines:
         rows.append(("skipped lines", f"{report.num_faulty_lines:,}", f"the first: {report.first_fault}"))
+    for label, counts in (
+        ("read by rule", report.notes.rules),
+        ("fields not used", report.notes.unused_fields),
+    ):
+        told = sorted(counts.items())
+        rows += [(label if place == 0 else "", f"{n:,}", what) for place, (what, n) in enumerate(told)]
     rows.append(("duplicates", f"{figures.num_duplicates:,}", "the same tokens as an earlier sample"))
     if figures.packing is not None:
         packing = figures.packing
