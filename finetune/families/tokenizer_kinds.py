@@ -134,3 +134,8 @@ KINDS: dict[str, TokenizerKind] = {
     "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True),
     "GPTTokenizer": TokenizerKind(open=_open_gpt, roles=_END_OF_TEXT, unset=("add_prefix_space",)),
 }
+
+
+def find_kind(tokenizer: Any) -> TokenizerKind | None:
+    """The kind of a tokenizer of PaddleNLP; None for one that is not known here."""
+    return KINDS.get(type(tokenizer).__name__)

@@ -10,7 +10,7 @@ from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.special_tokens import token_id
 from finetune.families.text_backends import TextBackend, UnsupportedTokenizerError
-from finetune.families.tokenizer_kinds import KINDS, TokenizerKind
+from finetune.families.tokenizer_kinds import TokenizerKind, find_kind
 from finetune.storage.files import read_json_object
 from finetune.tokenizers.added_tokens import FolderTokens, read_folder_tokens
 from finetune.tokenizers.fast_encoder import load_fast_encoder, make_table
@@ -165,7 +165,7 @@ class _PaddleBackend:
 def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> TokenEncoder:
     """PaddleNLP's tokenizer with the tokens that the files of its folder name."""
     facts, backend = family.tokenizer, _PaddleBackend(tokenizer)
-    kind = KINDS.get(type(tokenizer).__name__) or TokenizerKind(open=_not_opened)
+    kind = find_kind(tokenizer) or TokenizerKind(open=_not_opened)
     special = {
         str(name): index
         for name in (*tokenizer.all_special_tokens, *kind.names)
