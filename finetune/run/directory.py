@@ -239,7 +239,7 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
         write_json(marker, arguments)
     else:
         run.resume = newest_valid_checkpoint(run.path, run.warnings.append)
-        if run.resume is None and list_checkpoints(run.path):
+        if run.resume is None and run.warnings:
             run.warnings.append("no valid checkpoint is left, training starts from the first step.")
     run.replaces = marker.is_file()
     if run.resume is not None:
