@@ -11,6 +11,8 @@ import pytest
 import finetune.reporting.plot
 import finetune.run.final_weights
 import finetune.run.report
+from finetune.errors import UserError
+from finetune.run.directory import RunDirectory
 from finetune.training.trainer import FinetuneTrainer
 from tests.conftest import FAST, run_entry, write_arguments
 
@@ -108,3 +110,17 @@ def test_the_same_command_completes_the_end(moment, arguments, uploads, monkeypa
     assert run_entry(arguments) == 0
     assert "holds this run, finished" in capsys.readouterr().err
     assert len(uploads) == num_uploads
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"metrics": [1], "best_step": None},
+        {"metrics": {"train_loss": "low"}, "best_step": None},
+        {"metrics": {}, "best_step": "x"},
+    ],
+)
+def test_a_record_of_the_end_that_holds_other_values_is_named(tmp_path, facts):
+    (tmp_path / ".trained.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="holds no metrics of a training"):
+        finetune.run.final_weights.take_up_final_weights(RunDirectory(tmp_path), None)  # type: ignore[arg-type]
