@@ -69,7 +69,7 @@ def take_up_final_weights(run: RunDirectory, trainer: FinetuneTrainer) -> dict[s
             "the last checkpoint"
         )
     trainer.take_up(run.path, best_step=best_step)
-    return metrics
+    return dict(metrics)
 
 
 def _move_final_files(run: RunDirectory, trainer: FinetuneTrainer, folder: Path) -> None:
