@@ -23,7 +23,7 @@ from finetune.checkpoints.folder import (
 from finetune.errors import UserError
 from finetune.run.disk_space import try_writing
 from finetune.settings.registry import known_settings
-from finetune.storage.files import read_json_object, read_json_or_empty, write_json
+from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
 from finetune.storage.lock import take_lock
 
 if TYPE_CHECKING:
@@ -68,7 +68,12 @@ class RunDirectory:
     def resume_step(self) -> int | None:
         """Optimizer steps done where this process continues, None for a fresh start."""
         if self.trained:
-            return int(read_json_object(self.path / FINISHED_FILE, keys=("global_step",))["global_step"])
+            step = read_json_object(self.path / FINISHED_FILE, keys=("global_step",))["global_step"]
+            if type(step) is not int:
+                raise UserError(
+                    f"{self.path / FINISHED_FILE} cannot be used (global_step is no number): copy it again"
+                )
+            return step
         return None if self.resume is None else step_of(self.resume)
 
     def decisions(self) -> dict[str, Any]:
@@ -199,6 +204,7 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
         run.path / RESULTS_FILE
     )
     if (is_finished or lacks_end) and not args.training.resume_from_checkpoint:
+        read_json_if_present(run.path / ARGUMENTS_FILE)  # a damaged one does not tell whether it is this run
         _check_finished(run, run.changes(args.to_json()), lacks_end=lacks_end)
 
 
@@ -208,7 +214,8 @@ def _is_own_run(path: Path) -> bool:
 
 def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]], *, lacks_end: bool) -> None:
     others = [name for name in changes if not known_settings()[name].may_grow]
-    is_longer = not others and any(new > old for old, new in changes.values())
+    is_longer = not others and all(_are_numbers(*pair) for pair in changes.values())
+    is_longer = is_longer and any(new > old for old, new in changes.values())
     if not changes:
         run.finished, run.trained = not lacks_end, lacks_end
     elif not is_longer:
@@ -221,6 +228,10 @@ def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]], *, l
             f"output_dir {run.path} holds a finished run without checkpoints, so it cannot be trained further: "
             "choose another folder, or add --overwrite_output_dir true to replace it."
         )
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _choose_start(run: RunDirectory, args: Arguments) -> None:
@@ -239,12 +250,16 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
         write_json(marker, arguments)
     else:
         run.resume = newest_valid_checkpoint(run.path, run.warnings.append)
-        if run.resume is None and list_checkpoints(run.path):
+        if run.resume is None and run.warnings:
             run.warnings.append("no valid checkpoint is left, training starts from the first step.")
     run.replaces = marker.is_file()
     if run.resume is not None:
         _check_precision(run.resume, args)
         set_aside(run.path, beyond=step_of(run.resume))
+        try:
+            read_json_if_present(run.path / ARGUMENTS_FILE)
+        except UserError as error:
+            run.warnings.append(f"whether this run continues with other settings is not known: {error}")
         if changes := run.changes(arguments):
             run.warnings.append(
                 "this run continues with other settings than it began with, so its curve will not be the "

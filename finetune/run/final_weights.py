@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.errors import RunError
+from finetune.errors import RunError, UserError
 from finetune.run.directory import TRAINED_FILE
 from finetune.storage.files import read_json_object, write_json
 
@@ -59,10 +59,17 @@ def take_up_final_weights(run: RunDirectory, trainer: FinetuneTrainer) -> dict[s
     Raises:
         UserError: They cannot be read.
     """
-    facts = read_json_object(run.path / TRAINED_FILE, keys=("metrics", "best_step"))
-    trainer.take_up(run.path, best_step=facts["best_step"])
-    metrics: dict[str, float] = facts["metrics"]
-    return metrics
+    path = run.path / TRAINED_FILE
+    facts = read_json_object(path, keys=("metrics", "best_step"))
+    metrics, best_step = facts["metrics"], facts["best_step"]
+    is_right = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
+    if not is_right or not isinstance(best_step, int | None):
+        raise UserError(
+            f"{path} cannot be used (it holds no metrics of a training): copy it again, or remove it to continue from "
+            "the last checkpoint"
+        )
+    trainer.take_up(run.path, best_step=best_step)
+    return dict(metrics)
 
 
 def _move_final_files(run: RunDirectory, trainer: FinetuneTrainer, folder: Path) -> None:

@@ -30,11 +30,11 @@ def take_lock(path: Path, what: str) -> IO[str]:
         what: What nobody else may write, for the message: "output_dir checkpoints/lora".
 
     Raises:
-        UserError: A living process has it.
+        UserError: A living process has it, or it is a pipe or a device.
         OSError: The file cannot be made.
     """
     while True:
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (held as long as the lock)
+        file = _open_lock(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -78,6 +78,15 @@ def remove_dead_lock(output: Path) -> None:
     if _lock_of(output).exists():
         with contextlib.suppress(UserError, OSError), hold_output(output, str(output)):
             pass
+
+
+def _open_lock(path: Path) -> IO[str]:
+    # Without O_NONBLOCK, to open a pipe is to wait for who reads from it.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+    is_file = path.is_file() or not path.exists() or path.is_dir()  # of a folder the system says what it is
+    if not is_file:
+        raise UserError(f"{path} is a pipe or a device, not a file: remove it")
+    return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
 
 
 def _lock_of(output: Path) -> Path:

@@ -13,6 +13,8 @@ import finetune.reporting.plot
 import finetune.run.final_weights
 import finetune.run.report
 import finetune.training.checkpoint_series
+from finetune.errors import UserError
+from finetune.run.directory import RunDirectory
 from finetune.training.trainer import FinetuneTrainer
 from tests.conftest import FAST, run_entry, write_arguments
 
@@ -155,3 +157,17 @@ def test_an_adapter_that_continues_on_another_base_is_told_so(tiny_llama, small_
         f"warning: the adapter was trained on other base weights than {base} holds now (model.safetensors)"
         in said
     )
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"metrics": [1], "best_step": None},
+        {"metrics": {"train_loss": "low"}, "best_step": None},
+        {"metrics": {}, "best_step": "x"},
+    ],
+)
+def test_a_record_of_the_end_that_holds_other_values_is_named(tmp_path, facts):
+    (tmp_path / ".trained.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="holds no metrics of a training"):
+        finetune.run.final_weights.take_up_final_weights(RunDirectory(tmp_path), None)  # type: ignore[arg-type]
