@@ -186,15 +186,17 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     if not run.path.is_dir():
         return
     lacks_end = (run.path / FINISHED_FILE).is_file() and (run.path / TRAINED_FILE).is_file()
-    if args.training.overwrite_output_dir:
-        run.trained = lacks_end and read_json_or_empty(run.path / OVERWRITING_FILE) == args.to_json()
-        return
     ours = _is_own_run(run.path)
-    if not ours and (foreign := list_foreign(run.path)):
+    if not ours and (
+        foreign := list_foreign(run.path)
+    ):  # not even where overwriting is asked for: it may be all there is
         raise UserError(
             f"output_dir {run.path} holds {foreign[-1].name}, which another program wrote: choose another output_dir. "
             f"To start from its weights, set model_name_or_path (or lora_path, prefix_path) to {foreign[-1]}."
         )
+    if args.training.overwrite_output_dir:
+        run.trained = lacks_end and read_json_or_empty(run.path / OVERWRITING_FILE) == args.to_json()
+        return
     if not ours and any(path.name != LOCK_FILE for path in run.path.iterdir()):
         raise UserError(
             f"output_dir {run.path} is not empty and holds no run of this program: choose another folder, "

@@ -73,9 +73,7 @@ def test_calls_are_written_as_the_template_writes_objects(said):
         make_environment(CHAT).from_string(CALLS).render(messages=messages, add_generation_prompt=False)
     )
     assert text_of(pieces) == expected
-    assert (
-        text_of(pieces, learned=True) == f'{said}<call>weather {{"城": "北京", "days": 2}}</call></s>a</s>'
-    )
+    assert text_of(pieces, learned=True) == f'{said}<call>weather {{"城": "北京", "days": 2}}</call></s>a</s>'
     assert [piece.text for piece in pieces if piece.special and piece.learned][:2] == ["<call>", "</call>"]
 
 
