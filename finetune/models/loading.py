@@ -88,7 +88,14 @@ def load_model(
     model_class = import_object(resolved.family.model_class)
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
     with dtype_guard(dtype), no_init_weights():
-        model = build(model_class, config) if build else model_class(config)
+        try:
+            model = build(model_class, config) if build else model_class(config)
+        except (AssertionError, ValueError, ZeroDivisionError, OverflowError) as error:
+            reason = str(error).strip().splitlines()[-1:] or ["no reason is told"]
+            raise UserError(
+                f"model {resolved.name}: no model can be built from its config.json "
+                f"({type(error).__name__}: {reason[0][:200]}): copy it again"
+            ) from error
     _fill_parameters(model, checkpoint, resolved, growth=growth)
     _set_generation_config(model, folder, encoder)
     model.eval()
