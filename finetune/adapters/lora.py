@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from numpy.typing import NDArray
 from paddlenlp import peft
 from paddlenlp.peft import LoRAConfig
@@ -27,6 +28,7 @@ from finetune.errors import UserError
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
 from finetune.storage.files import is_present, read_json_object
 
 CONFIG_FILE = "lora_config.json"
@@ -60,12 +62,26 @@ class LoRAModel(peft.LoRAModel):
         if getattr(layer, "is_placeholder", False):
             return
         try:
-            super()._find_and_replace_module(model, module_name, *settings)
+            if is_packed(layer):
+                self._replace_packed(model, module_name, *settings)
+            else:
+                super()._find_and_replace_module(model, module_name, *settings)
         except ValueError as error:
             raise UserError(
                 f"lora_target_modules: {module_name} is a {type(layer).__name__}, but only linear layers can get "
                 "a low-rank update: name it in modules_to_save to train it whole, or narrow the pattern."
             ) from error
+
+
+    def _replace_packed(self, model: Any, module_name: str, *settings: Any) -> None:
+        """Puts the update over a layer with a packed weight; PaddleNLP's layer is made without memory for one."""
+        packed = release_packed(model.get_sublayer(module_name))
+        with paddle.LazyGuard():
+            super()._find_and_replace_module(model, module_name, *settings)
+        adapted = model.get_sublayer(module_name)
+        adapted.lora_A.initialize()
+        adapted.lora_B.initialize()
+        hold_packed(adapted, packed)
 
 
 def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
@@ -84,8 +100,6 @@ def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
 
 
 def _as_tensor(array: NDArray[Any], dtype: Any) -> Any:
-    import paddle
-
     return paddle.to_tensor(array.astype(np.float32)).astype(dtype)
 
 
