@@ -22,14 +22,13 @@ from finetune.models.parameters import assign
 from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles
 from finetune.storage.files import read_json_if_present, write_json
+from finetune.storage.quantisation.record import FACTS_FILE, QUANTISATION
 from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM
 
 WEIGHTS_STEM = "peft_model"
 LORA_FILES = TensorSet(WEIGHTS_STEM, LORA_STEM, always_index=True, index_facts={"type": "lora"})
 PREFIX_FILES = TensorSet(WEIGHTS_STEM, PREFIX_STEM, always_index=True, index_facts={"type": "ptuning"})
 INDEX_FILE = LORA_FILES.index_name
-FACTS_FILE = "adapter_facts.json"
-"""What PaddleNLP's own configuration files have no place for."""
 PICKLED_FILES = ("lora_model_state.pdparams", "prefix_model_state.pdparams")
 
 
@@ -93,8 +92,11 @@ def save_adapter(
         if writer.writes_whole and config.tensor_parallel_degree > 1:
             config.tensor_parallel_degree = -1
         config.save_pretrained(str(folder))
-        if num_tokens is not None:
-            write_json(folder / FACTS_FILE, {"num_tokens": num_tokens})
+        facts: dict[str, Any] = {} if num_tokens is None else {"num_tokens": num_tokens}
+        if scheme := getattr(base_model(model), "base_quantisation", None):
+            facts[QUANTISATION] = scheme.to_json()
+        if facts:
+            write_json(folder / FACTS_FILE, facts)
 
 
 def check_tokenizer(folder: Path, num_tokens: int) -> None:

@@ -22,9 +22,9 @@ from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.dtypes import as_float32
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.quantisation.record import FACTS_FILE
 
 LORA_CONFIG, PREFIX_CONFIG, PEFT_CONFIG = "lora_config.json", "prefix_config.json", "adapter_config.json"
-FACTS_FILE = "adapter_facts.json"
 _MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB)")
 
 

@@ -94,6 +94,7 @@ def load_model(
         from finetune.models.quantised.loading import LinearLayerQuantiser
 
         quantiser = LinearLayerQuantiser(model, quantisation, resolved.family, keep_packed=keep_packed)
+        model.base_quantisation = quantisation  # adapters on it put this on record
     _fill_parameters(model, checkpoint, resolved, growth=growth, quantiser=quantiser)
     _set_generation_config(model, folder, resolved.family, tokenizer)
     model.eval()
@@ -179,7 +180,14 @@ def _fill_parameters(
     """Sets every parameter, or raises one UserError that lists all that does not fit."""
     model_class, config = type(model), model.config
     computed = list(resolved.family.computed_weights)
-    planned = plan_readers(model_class, config, checkpoint, family=resolved.family, growth=growth)
+    planned = plan_readers(
+        model_class,
+        config,
+        checkpoint,
+        family=resolved.family,
+        growth=growth,
+        needs_whole=quantiser.needs_whole if quantiser else None,
+    )
     readers = {name: planned[name] for name in _without(list(planned), computed)}
     shapes, done = [], set()
     parameters = model.state_dict()

@@ -31,6 +31,7 @@ def plan_readers(
     *,
     family: Family,
     growth: VocabularyGrowth | None = None,
+    needs_whole: Callable[[str], bool] | None = None,
 ) -> dict[str, Reader]:
     """Parameter name -> function that reads what this rank's parameter must hold.
 
@@ -38,7 +39,7 @@ def plan_readers(
     vocabulary matters here only for tensors that are split over cards; others grow as they are assigned.
 
     Tensors are taken apart, then divided over the ranks, then joined, so that a layer that is fused in the model
-    but not in the files is joined from this rank's parts.
+    but not in the files is joined from this rank's parts. What `needs_whole` names is read whole all the same.
     """
     readers = _paddle_readers(checkpoint, _name_table(model_class, config, family))
     readers = _with_unfused(model_class, config, readers)
@@ -47,6 +48,8 @@ def plan_readers(
         return _with_fused(model_class, config, readers)
     for name, read in readers.items():
         split = find_split(family, name, config, degree=degree)
+        if needs_whole and needs_whole(name):
+            continue
         if split and growth and growth.covers(name):
             readers[name] = grown_part_reader(read, growth, split, degree=degree, rank=rank)
         elif split:

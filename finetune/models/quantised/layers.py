@@ -88,7 +88,7 @@ def release_packed(layer: Any) -> PackedWeight:
     del layer.packed
     layer.__class__ = type(layer).__bases__[1]
     with paddle.LazyGuard():
-        layer.weight = paddle.create_parameter(packed.shape, packed.dtype)
+        layer.weight = paddle.create_parameter(packed.shape, str(packed.dtype).rpartition(".")[2])
     return packed
 
 

@@ -36,9 +36,11 @@ class PackedWeight:
         matrix_shape: [out, in] of what is held.
         dtype: Paddle's type that the layer computes in.
         stop_gradient: True: it is never trained.
+        is_distributed: Whether it is this tensor rank's part of a larger one.
     """
 
     stop_gradient = True
+    is_distributed = False
 
     def __init__(self, shape: tuple[int, int], dtype: Any):
         self.matrix_shape = shape
@@ -49,6 +51,11 @@ class PackedWeight:
         """[in, out], as Paddle's linear layers have their weights."""
         num_rows, num_columns = self.matrix_shape
         return [num_columns, num_rows]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.matrix_shape[0] * self.matrix_shape[1]
 
     @property
     def num_bytes(self) -> int:

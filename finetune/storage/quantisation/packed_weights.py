@@ -15,7 +15,6 @@ Work goes on in stretches of about `STRETCH` elements: beside the matrix and its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -220,7 +219,3 @@ def _pack_int8(matrix: NDArray[Any]) -> Int8Matrix:
             codes[row : row + step] = np.rint(halves * factor[:, None]).astype(np.int8)
     return Int8Matrix(codes, scales)
 
-
-def finest_block(matrix: FourBitMatrix, first: int, width: int) -> int:
-    """The longest blocks that columns [first, first + width) of a matrix can be divided into, each with one scale."""
-    return math.gcd(matrix.block_size, matrix.shape[1], first, width)
