@@ -72,7 +72,6 @@ class LoRAModel(peft.LoRAModel):
                 "a low-rank update: name it in modules_to_save to train it whole, or narrow the pattern."
             ) from error
 
-
     def _replace_packed(self, model: Any, module_name: str, *settings: Any) -> None:
         """Puts the update over a layer with a packed weight; PaddleNLP's layer is made without memory for one."""
         packed = release_packed(model.get_sublayer(module_name))
@@ -184,9 +183,16 @@ def check_saved_modules(model: Any, names: list[str], *, targets: list[str], num
     """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
 
     Raises:
-        UserError: Names that fit nothing or both.
+        UserError: Names that fit nothing or both, or modules with packed weights.
     """
-    modules = [name for name, _ in _weighted_modules(model, num_layers)]
+    found = dict(_weighted_modules(model, num_layers))
+    modules = list(found)
+    packed = {name.rpartition(".")[2] for name, layer in found.items() if is_packed(layer)}
+    if frozen := [name for name in names if name in packed]:
+        raise UserError(
+            f"modules_to_save: {', '.join(frozen)} is held in packed weights (weight_quantize_algo), which cannot be "
+            "trained whole: adapt it with lora_target_modules, or train without weight_quantize_algo."
+        )
     leaves = {name.rpartition(".")[2] for name in modules}
     if unknown := [name for name in names if name not in leaves]:
         raise UserError(
@@ -210,7 +216,8 @@ def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
     """
     first = layer_numbers(layer_list(model))[0] if is_stage(model) else None
     for name, layer in model.named_sublayers():
-        if not getattr(layer, "is_placeholder", False) and not layer.parameters(include_sublayers=False):
+        has_weights = is_packed(layer) or layer.parameters(include_sublayers=False)
+        if not getattr(layer, "is_placeholder", False) and not has_weights:
             continue
         parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
         if first is None or parts is None:

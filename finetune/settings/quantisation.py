@@ -62,7 +62,5 @@ def check_quantisation(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, .
         remedy = "add --lora true, or remove weight_quantize_algo"
         yield ("weight_quantize_algo", "lora"), f"{shown}, but packed weights cannot be trained: {remedy}"
     if values["pissa"]:
-        fault = (
-            f"{shown} and pissa is true, which would change the packed weights that it starts from: choose one"
-        )
+        fault = f"{shown} and pissa is true, which would change the packed weights that it starts from: choose one"
         yield ("weight_quantize_algo", "pissa"), fault

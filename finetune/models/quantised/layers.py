@@ -88,7 +88,9 @@ def release_packed(layer: Any) -> PackedWeight:
     del layer.packed
     layer.__class__ = type(layer).__bases__[1]
     with paddle.LazyGuard():
-        layer.weight = paddle.create_parameter(packed.shape, str(packed.dtype).rpartition(".")[2])
+        layer.weight = layer.create_parameter(
+            packed.shape, dtype=packed.dtype, default_initializer=nn.initializer.Constant(0.0)
+        )
     return packed
 
 

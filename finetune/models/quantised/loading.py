@@ -46,7 +46,9 @@ class LinearLayerQuantiser:
         self._rank = max(model.config.tensor_parallel_rank, 0)
         self._splits: dict[str, Split] = {}
         if self._degree > 1:
-            splits = {name: find_split(family, name, model.config, degree=self._degree) for name in self._layers}
+            splits = {
+                name: find_split(family, name, model.config, degree=self._degree) for name in self._layers
+            }
             self._splits = {name: split for name, split in splits.items() if split}
 
     def needs_whole(self, name: str) -> bool:

@@ -171,7 +171,7 @@ def _dynamic_table() -> Any:
     return paddle.to_tensor(dynamic_values())
 
 
-class _PackedProduct(PyLayer):
+class _PackedProduct(PyLayer):  # type: ignore[misc]
     """x @ W^T with W computed where it is used."""
 
     @staticmethod

@@ -84,7 +84,8 @@ def nearest_dynamic(scaled: Floats) -> Codes:
     its bucket, which next to a border may be the second nearest to the number.
     """
     bucket = (scaled + np.float32(1)) * np.float32(0.5) * np.float32(_NUM_BUCKETS - 1) + np.float32(0.5)
-    return _bucket_codes()[bucket.astype(np.uint16)]
+    codes: Codes = _bucket_codes()[bucket.astype(np.uint16)]
+    return codes
 
 
 @functools.cache
@@ -94,4 +95,5 @@ def _bucket_codes() -> Codes:
     values = dynamic_values()
     below = np.clip(np.searchsorted(values, centres, side="right") - 1, 0, len(values) - 2)
     is_above_nearer = np.abs(centres - values[below + 1]) < np.abs(centres - values[below])
-    return (below + is_above_nearer).astype(np.uint8)
+    codes: Codes = (below + is_above_nearer).astype(np.uint8)
+    return codes

@@ -39,9 +39,7 @@ def cut_matrix(matrix: PackedMatrix, places: Sequence[Place], *, axis: int, name
     if isinstance(matrix, Int8Matrix):
         codes = np.concatenate([matrix.codes[place] for place in places], axis=axis)
         rows = [place[0] for place in (places if axis == 0 else places[:1])]
-        return Int8Matrix(
-            np.ascontiguousarray(codes), np.concatenate([matrix.scales[each] for each in rows])
-        )
+        return Int8Matrix(np.ascontiguousarray(codes), np.concatenate([matrix.scales[each] for each in rows]))
     if axis == 0 and all(_is_whole_blocks(matrix, place[0]) for place in places):
         return _cut_stretches(matrix, [place[0] for place in places])
     return _cut_blocks(matrix, places, axis=axis, name=name)
@@ -53,9 +51,7 @@ def _bounds(part: slice, size: int) -> tuple[int, int]:
 
 
 def _is_whole_blocks(matrix: FourBitMatrix, rows: slice) -> bool:
-    return all(
-        row * matrix.shape[1] % matrix.block_size == 0 for row in _bounds(rows, matrix.shape[0])
-    )
+    return all(row * matrix.shape[1] % matrix.block_size == 0 for row in _bounds(rows, matrix.shape[0]))
 
 
 def _cut_stretches(matrix: FourBitMatrix, parts: Sequence[slice]) -> FourBitMatrix:
@@ -89,7 +85,9 @@ def _cut_blocks(matrix: FourBitMatrix, places: Sequence[Place], *, axis: int, na
     scales = np.repeat(matrix.scale_values(), matrix.block_size // size)[: count // size]
     scales = scales.reshape(num_rows, num_columns // size)
     kept = np.concatenate([codes[place] for place in places], axis=axis)
-    held = [(rows, slice(*(edge // size for edge in _bounds(columns, num_columns)))) for rows, columns in places]
+    held = [
+        (rows, slice(*(edge // size for edge in _bounds(columns, num_columns)))) for rows, columns in places
+    ]
     flat = kept.reshape(-1)
     return FourBitMatrix(
         matrix.kind,

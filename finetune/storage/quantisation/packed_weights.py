@@ -58,7 +58,8 @@ class NestedScales:
     def values(self) -> Floats:
         """The scales, float32 [blocks]."""
         spread = np.repeat(self.scales, self.block_size)[: self.codes.size]
-        return dynamic_values()[self.codes] * spread + self.offset
+        values: Floats = dynamic_values()[self.codes] * spread + self.offset
+        return values
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class FourBitMatrix:
         """The matrix, float32 [out, in]: table value times scale."""
         pairs = np.stack([self.codes >> 4, self.codes & 15], axis=-1)  # [bytes, 2]
         count = self.shape[0] * self.shape[1]
-        flat = four_bit_values(self.kind)[pairs.reshape(-1)[:count]]
+        flat: Floats = four_bit_values(self.kind)[pairs.reshape(-1)[:count]]
         flat *= np.repeat(self.scale_values(), self.block_size)[:count]
         return flat.reshape(self.shape)
 
@@ -187,17 +188,24 @@ def _pack_stretch(flat: Floats, scheme: QuantisationScheme) -> tuple[Codes, Floa
     if scaled.size % 2:
         scaled = np.append(scaled, np.float32(0))
     codes = nearest_four_bit(np.clip(scaled, np.float32(-1), np.float32(1)), scheme.algorithm)
-    return codes[::2] << 4 | codes[1::2], largest
+    return _pair_codes(codes), largest
 
 
-def nest_scales(scales: Floats, block_size: int) -> NestedScales:
+def _pair_codes(codes: Codes) -> Codes:
+    """Two to a byte, the first in the upper half."""
+    upper: Codes = np.left_shift(codes[::2], 4, dtype=np.uint8)
+    return upper | codes[1::2]
+
+
+def nest_scales(scales: Floats, block_size: int, *, offset: np.float32 | None = None) -> NestedScales:
     """Holds scales in 8 bits.
 
     Args:
         scales: float32 [blocks].
         block_size: Scales that share a scale of their own.
+        offset: What is subtracted first; None: their mean, added up in float64.
     """
-    offset = np.float32(scales.mean(dtype=np.float64))
+    offset = np.float32(scales.mean(dtype=np.float64)) if offset is None else offset
     rest = scales - offset
     starts = np.arange(0, rest.size, block_size)
     largest = np.maximum.reduceat(np.abs(rest), starts)
@@ -218,4 +226,3 @@ def _pack_int8(matrix: NDArray[Any]) -> Int8Matrix:
         if np.isfinite(largest).all():
             codes[row : row + step] = np.rint(halves * factor[:, None]).astype(np.int8)
     return Int8Matrix(codes, scales)
-
