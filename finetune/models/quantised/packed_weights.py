@@ -3,8 +3,8 @@
     y = x @ W^T,    W [out, in] = table[codes] * scales,    dx = dy @ W
 
 W is computed from its codes in the forward pass and again in the backward pass, in plain Paddle operations on any
-device; no copy is kept between. While it is in use a matrix of n elements takes about 6n bytes in four bits (codes
-as int32, values as float32) and 4n in eight, and half as much again where it is rounded to half precision.
+device; no copy is kept between. While it is in use a matrix of n elements takes 4n bytes and a few MB, and half as
+much again where it is rounded to half precision.
 
 `saved_tensors_hooks` would do the same with less code, but Paddle has one pair of hooks at a time: recompute sets its
 own, and leaving ours would unset those.
@@ -27,6 +27,8 @@ from finetune.storage.quantisation.packed_weights import (
     PackedMatrix,
     step_sizes,
 )
+
+_STRETCH_BYTES = 2**20
 
 
 class PackedWeight:
@@ -65,7 +67,7 @@ class PackedWeight:
     def values(self) -> Any:
         """The matrix [out, in] in `dtype`, rounded once from float32."""
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
-            return self._float32_values().astype(self.dtype)
+            return _converted(self._float32_values(), self.dtype)
 
     def _tensors(self) -> list[Any]:
         raise NotImplementedError
@@ -96,7 +98,13 @@ class PackedFourBit(PackedWeight):
         return [self._codes, *self._scales.tensors()]
 
     def _float32_values(self) -> Any:
-        values = paddle.gather(_pair_table(self._kind), self._codes.astype("int32"))  # [bytes, 2]
+        values = paddle.empty([self._codes.size, 2], "float32")  # [bytes, 2]
+        table = _pair_table(self._kind)
+        for begin in range(
+            0, self._codes.size, _STRETCH_BYTES
+        ):  # places take four bytes for each of the codes
+            places = self._codes[begin : begin + _STRETCH_BYTES].astype("int32")
+            values[begin : begin + _STRETCH_BYTES] = paddle.gather(table, places)
         values = values.reshape([-1, self._block_size])  # [blocks, block_size]
         values.multiply_(self._scales.values().unsqueeze(1))
         num_rows, num_columns = self.matrix_shape
@@ -181,8 +189,13 @@ class _PackedProduct(PyLayer):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        product = paddle.matmul(gradient, ctx.weight.values().astype(gradient.dtype))
-        return product.astype(ctx.dtype)
+        product = paddle.matmul(gradient, _converted(ctx.weight.values(), gradient.dtype))
+        return _converted(product, ctx.dtype)
+
+
+def _converted(tensor: Any, dtype: Any) -> Any:
+    """The tensor in a type; Paddle copies one that has it already."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
 def packed_linear(x: Any, weight: PackedWeight, bias: Any = None, name: Any = None) -> Any:

@@ -35,7 +35,7 @@ from finetune.storage.quantisation.code_tables import (
 )
 from finetune.storage.quantisation.scheme import QuantisationScheme
 
-STRETCH = 2**22
+STRETCH = 2**20
 _STEPS = np.float32(127)
 
 
