@@ -5,6 +5,11 @@ python export_model.py --model_name_or_path ./checkpoints/llama --output_path ./
 
 import sys
 
+from finetune.machine.stop_signals import end_at_once, set_handlers
+
+if __name__ == "__main__":  # until `run_command`: the imports below take a moment
+    set_handlers(end_at_once)
+
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries

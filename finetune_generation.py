@@ -4,14 +4,30 @@ python finetune_generation.py ./llama/lora_argument.json [--key value ...]
 python finetune_generation.py --help
 """
 
+from __future__ import annotations
+
 import sys
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from finetune.machine.stop_signals import end_at_once, set_handlers
+
+if __name__ == "__main__":  # until `run_command`: the imports below take a moment
+    set_handlers(end_at_once)
 
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
 from finetune.settings.arguments import parse_arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune.run.directory import RunDirectory
+    from finetune.run.report import Report
+    from finetune.settings.arguments import Arguments
+    from finetune.training.trainer import FinetuneTrainer
 
 
 def main() -> None:
@@ -23,19 +39,18 @@ def main() -> None:
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
+    from finetune.run.adapter import adapt, check_adapter
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
-    from finetune.run.final_weights import save_final_weights
-    from finetune.run.model import adapt, load_base_model
+    from finetune.run.model import load_base_model
     from finetune.run.preview.preview import show
     from finetune.run.processes import plan_layout, start_processes
     from finetune.run.report import Report
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
-    from finetune.run.training_arguments import schedule_notes
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
-    layout = plan_layout(args, resolved)
+    layout, adapter_notes = plan_layout(args, resolved), check_adapter(args, resolved)
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)
@@ -51,7 +66,7 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
-        report.notes(vocabulary_notes(args, resolved, pair, layout))
+        report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)
@@ -63,16 +78,33 @@ def main() -> None:
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
         report.model(trainer.parallel)
-        if args.training.do_train:
-            report.notes(list(schedule_notes(args, trainer.plan_steps())))
-
         metrics: dict[str, float] = {}
         if args.training.do_train:
-            metrics |= trainer.train(run.resume)
-            save_final_weights(run, trainer)
+            metrics |= train(args, run, trainer, report, base_folder=resolved.folder)
         if args.training.do_eval:
             metrics |= trainer.evaluate()
         report.results(trainer, metrics)
+
+
+def train(
+    args: Arguments, run: RunDirectory, trainer: FinetuneTrainer, report: Report, *, base_folder: Path | None
+) -> dict[str, float]:
+    """Trains and puts the result into the output folder, unless it stands there already; the metrics of the training."""
+    from finetune.run.base_weights import compare_base
+    from finetune.run.disk_space import disk_notes
+    from finetune.run.final_weights import save_final_weights, take_up_final_weights
+    from finetune.run.training_arguments import schedule_notes
+
+    report.notes(list(schedule_notes(args, trainer.plan_steps())))
+    if base_folder is not None and trainer.groups.is_first and (args.model.lora or args.model.prefix_tuning):
+        report.notes(compare_base(run, base_folder))
+    if run.trained:
+        report.only_end_is_missing()
+        return take_up_final_weights(run, trainer)
+    report.notes(disk_notes(args, run, trainer))
+    metrics = trainer.train(run.resume)
+    save_final_weights(run, trainer, metrics)
+    return metrics
 
 
 if __name__ == "__main__":

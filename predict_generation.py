@@ -6,6 +6,11 @@ python predict_generation.py --model_name_or_path ./exported
 
 import sys
 
+from finetune.machine.stop_signals import end_at_once, set_handlers
+
+if __name__ == "__main__":  # until `run_command`: the imports below take a moment
+    set_handlers(end_at_once)
+
 from finetune.machine.device import device_kind
 from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.processes.command import python_name
+from finetune.processes.command import python_name, run_command
 from finetune.reporting.report import print_summary
-from finetune.storage.files import read_json_object
+from finetune.storage.files import read_json_object, read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 ARGUMENTS = "llama/demo_argument.json"
@@ -80,7 +80,7 @@ def _run(*options: str) -> int:
 
 def _show(before: Path, after: Path, seconds: float) -> None:
     trained, untrained, generated = (_results(folder) for folder in (TRAINED, before, after))
-    lines = (ROOT / after / "generated_output.json").read_text(encoding="utf-8").splitlines()
+    lines = read_text(ROOT / after / "generated_output.json").splitlines()
     python = python_name()
     print_summary(
         f"A tiny model learned to write advertisements in {seconds / 60:.1f} minutes",
@@ -111,4 +111,4 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -8,20 +8,26 @@ unified checkpoints and what `LoRAModel.from_pretrained` and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from finetune.adapters.adapter_folder import read_num_tokens
 from finetune.adapters.base import base_model
+from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_folder import open_peft_folder
 from finetune.checkpoints.tensors_of_ranks import LocalTensor, family_of, local_tensor
 from finetune.checkpoints.writers import TensorSet, TensorSetWriter, WholeTensorWriter
 from finetune.errors import UserError, list_some
+from finetune.families.family import Family
+from finetune.models.hf_names import embedding_name
 from finetune.models.parameters import assign
 from finetune.processes.joint_steps import fail_on_all_ranks
-from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles
-from finetune.storage.files import read_json_if_present, write_json
+from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
+from finetune.storage.dtypes import Array
+from finetune.storage.files import write_json
 from finetune.storage.quantisation.record import FACTS_FILE, QUANTISATION
 from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM
 
@@ -109,8 +115,7 @@ def check_tokenizer(folder: Path, num_tokens: int) -> None:
     Raises:
         UserError: They have different numbers of tokens.
     """
-    path = folder / FACTS_FILE
-    recorded = read_json_if_present(path).get("num_tokens")
+    recorded = read_num_tokens(folder)
     if recorded is not None and recorded != num_tokens:
         raise UserError(
             f"the adapter in {folder} was trained with a tokenizer of {recorded} tokens, but the tokenizer of "
@@ -118,16 +123,62 @@ def check_tokenizer(folder: Path, num_tokens: int) -> None:
         )
 
 
+def count_embeddings(folder: Path, family: Family, *, num_tokens: int, vocab_size: int | None) -> int:
+    """Embeddings that a model needs for a tokenizer and for an adapter that was trained with its own.
+
+    Args:
+        folder: The adapter's folder.
+        family: Record of its base.
+        num_tokens: Tokens of the tokenizer, added ones included.
+        vocab_size: Embeddings of the base; None where its configuration does not say.
+
+    Returns:
+        As many as the adapter has where it trained them whole, which may be more than there are tokens: tables are
+        often filled up to a round number.
+
+    Raises:
+        UserError: The adapter has embeddings for more tokens than the base, but the tokenizer is the base's.
+    """
+    table = embedding_name(family)
+    if (folder / PEFT_CONFIG).is_file():
+        whole = open_peft_folder(folder, family, tied=False).whole
+        rows = whole[table].tensor.shape[0] if table in whole else 0
+    elif (folder / INDEX_FILE).is_file():
+        rows = open_indexed(folder, INDEX_FILE).names.get(table, (0,))[0]
+    else:
+        rows = 0
+    if vocab_size is not None and num_tokens <= vocab_size < rows:
+        raise UserError(
+            f"the adapter in {folder} has {rows} embeddings, but the base {vocab_size} and the tokenizer of this run "
+            f"{num_tokens} tokens: {_tokenizer_remedy(folder)}"
+        )
+    return max(rows, num_tokens)
+
+
 def _tokenizer_remedy(folder: Path) -> str:
     return f"use the adapter's own tokenizer with --tokenizer_name_or_path {folder}"
 
 
-def load_adapter_weights(model: Any, folder: Path, *, is_stage: bool = False) -> None:
+class AdapterWeights(Protocol):
+    """Tensors of an adapter by PaddleNLP's names, in its form."""
+
+    @property
+    def names(self) -> Mapping[str, tuple[int, ...]]:
+        """Every tensor's shape, by name."""
+
+    def read(self, name: str) -> Array:
+        """The tensor of that name; bfloat16 as uint16."""
+
+
+def load_adapter_weights(
+    model: Any, folder: Path, weights: AdapterWeights | None = None, *, is_stage: bool = False
+) -> None:
     """Fills an adapter from a folder.
 
     Args:
         model: The adapter on its base, or on a stage of it.
-        folder: Where `save_adapter` or PaddleNLP wrote.
+        folder: Of the adapter.
+        weights: Its tensors; None opens the folder's files in the forms of this project and of PaddleNLP.
         is_stage: Whether the base is a stage of a pipeline, which has a part of the layers: the rest of the
             adapter is for other stages.
 
@@ -136,7 +187,7 @@ def load_adapter_weights(model: Any, folder: Path, *, is_stage: bool = False) ->
     """
     config = base_model(model).config
     degree = max(config.tensor_parallel_degree, 1)
-    saved = _open_weights(folder, config)
+    saved = weights or _open_weights(folder, config)
     expected = adapter_tensors(model)
     needs = {
         name: list(tensor.split.whole_shape(tensor.shape, degree) if tensor.split else tensor.shape)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,22 @@ from numpy.typing import NDArray
 from paddlenlp import peft
 from paddlenlp.peft import LoRAConfig
 
-from finetune.adapters.files import load_adapter_weights
+from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
+from finetune.adapters.files import AdapterWeights, load_adapter_weights
+from finetune.adapters.pattern_matching import match_names
+from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_folder import open_peft_folder
+from finetune.adapters.peft_weights import PeftWeights, check_layers
+from finetune.adapters.targets import layer_patterns, resolve_saved, resolve_targets
+from finetune.checkpoints.tensors_of_ranks import family_of
 from finetune.errors import UserError
+from finetune.families.family import Family
 from finetune.machine.randomness.seeding import derive_seed
+from finetune.models.hf_names import is_tied
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
 from finetune.storage.files import is_present, read_json_object
-
-CONFIG_FILE = "lora_config.json"
 
 
 class LoRAModel(peft.LoRAModel):
@@ -118,13 +125,15 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     Raises:
         UserError: No module of the model matches the target patterns.
     """
-    targets = list(settings.lora_target_modules or family.lora_target_modules)
-    num_layers = family.prefix_geometry(model.config).num_layers
+    modules = _modules_of(model, family)
+    targets = list(family.lora_target_modules)
     if settings.lora_target_modules:
-        check_targets(model, targets, num_layers=num_layers)
-    saved = settings.modules_to_save
+        layers, linear = _adaptable(modules, family)
+        targets = resolve_targets(settings.lora_target_modules, family, layers, linear)
+    saved = resolve_saved(settings.modules_to_save, family, modules) if settings.modules_to_save else None
     if saved:
-        check_saved_modules(model, saved, targets=targets, num_layers=num_layers)
+        check_saved_modules(modules, saved, targets=targets)
+        _check_not_packed(modules, saved)
     config = LoRAConfig(
         target_modules=targets,
         trainable_modules=[saved_pattern(name) for name in saved] if saved else None,
@@ -141,25 +150,42 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     return LoRAModel(model, config, seed=seed)
 
 
-def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = None) -> LoRAModel:
+def load_lora(
+    model: Any,
+    folder: Path,
+    *,
+    modules_to_save: list[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> LoRAModel:
     """Puts a saved adapter on a model, trainable again, in the dtype of the model.
+
+    It may be of this project, of PaddleNLP or of peft. One of peft is from then on as if PaddleNLP had written it.
 
     Args:
         model: The model that it was trained on.
         folder: The adapter's folder.
         modules_to_save: Modules that the run wants trained whole; None for those of the adapter.
+        overrides: Fields of PaddleNLP's configuration that say how and on what it is trained further: `lora_dropout`,
+            `lora_plus_scale`, `base_model_name_or_path`; by default as before.
 
     Raises:
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
     """
-    if not is_present(folder / CONFIG_FILE):
+    weights: AdapterWeights | None = None
+    if is_present(folder / LORA_CONFIG):
+        fields = read_json_object(folder / LORA_CONFIG)
+        check_paddle_lora(folder, fields)
+        fields.pop("scaling", None)
+    elif is_present(folder / PEFT_CONFIG):
+        fields, weights = _convert_peft(model, folder, family_of(model.config))
+    else:
         raise UserError(
-            f"lora_path {folder} holds no {CONFIG_FILE}: point it at the output folder "
-            "(or a checkpoint) of a LoRA run."
+            f"lora_path {folder} holds neither {LORA_CONFIG} nor {PEFT_CONFIG}: point it at the output folder "
+            "(or a checkpoint) of a LoRA run, or at an adapter of peft."
         )
-    fields = read_json_object(folder / CONFIG_FILE)
-    fields.pop("scaling", None)
-    patterns = [saved_pattern(name) for name in modules_to_save or ()]
+    family = family_of(model.config)
+    saved = modules_to_save and resolve_saved(modules_to_save, family, _modules_of(model, family))
+    patterns = [saved_pattern(name) for name in saved or ()]
     if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):
         raise UserError(
             f"modules_to_save is {', '.join(modules_to_save or ())}, but the adapter in lora_path {folder} was "
@@ -167,11 +193,73 @@ def load_lora(model: Any, folder: Path, *, modules_to_save: list[str] | None = N
             "the adapter's, or start a new one"
         )
     # Whatever it was trained in: layers cannot multiply tensors of two types.
-    fields["dtype"] = model.config.dtype
+    fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
+    _check_time(model, config)
     adapted = LoRAModel(model, config)
-    load_adapter_weights(adapted, folder, is_stage=is_stage(model))
+    load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
+
+
+def _check_time(model: Any, config: LoRAConfig) -> None:
+    """Matches an adapter's patterns once in bounded time, as PaddleNLP will match them without a bound."""
+    for patterns, names in (
+        (config.target_modules, [name for name, _ in model.named_sublayers()]),
+        (config.trainable_modules, list(model.state_dict())),
+    ):
+        match_names([patterns] if isinstance(patterns, str) else patterns or [], names)
+
+
+def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, Any], PeftWeights]:
+    """PaddleNLP's configuration and the weights of an adapter that peft wrote."""
+    tied = is_tied(model.config.to_dict(), family)
+    source = open_peft_folder(folder, family, tied=tied)
+    weights = PeftWeights(source, family, tied=tied)
+    modules = _modules_of(model, family)
+    linear = _adaptable(modules, family)[1]
+    check_layers(folder, weights, linear)
+    fields = {
+        "target_modules": layer_patterns(weights.layers, linear),
+        "trainable_modules": _whole_patterns(weights.whole, modules) or None,
+        "r": weights.rule.rank,
+        "lora_alpha": weights.rule.alpha,
+        "rslora": weights.rule.rslora,
+        "lora_dropout": float(source.config.get("lora_dropout") or 0.0),
+        "base_model_name_or_path": source.config.get("base_model_name_or_path"),
+    }
+    return fields, weights
+
+
+def _modules_of(model: Any, family: Family) -> dict[str, Any]:
+    return dict(_weighted_modules(model, family.prefix_geometry(model.config).num_layers))
+
+
+def _adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], list[str]]:
+    """Names of modules with a weight, and of those that a low-rank update can stand beside.
+
+    What is on other stages of a pipeline is a stub without a weight, and no linear layer of a decoder.
+    """
+    layers = [
+        name
+        for name, layer in modules.items()
+        if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
+    ]
+    shapes = {name: getattr(getattr(modules[name], "weight", None), "shape", ()) for name in layers}
+    ends = (family.embedding_module, family.head_module)
+    linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
+    return layers, linear
+
+
+def _whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:
+    """Patterns for tensors that are trained whole; one for all parameters of a module where all of them are."""
+    leaves = [name.rpartition(".")[0].rpartition(".")[2] for name in names]
+    of_leaf = {leaf: {each for each in modules if each.rpartition(".")[2] == leaf} for leaf in leaves}
+    held = {name.rpartition(".")[0] for name in names}
+    patterns = [
+        saved_pattern(leaf) if of_leaf[leaf] <= held else re.escape(name)
+        for leaf, name in zip(leaves, names, strict=True)
+    ]
+    return list(dict.fromkeys(patterns))
 
 
 def saved_pattern(name: str) -> str:
@@ -179,20 +267,21 @@ def saved_pattern(name: str) -> str:
     return rf"(.*\.)?{re.escape(name)}\.[^.]+"
 
 
-def check_saved_modules(model: Any, names: list[str], *, targets: list[str], num_layers: int) -> None:
-    """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
-
-    Raises:
-        UserError: Names that fit nothing or both, or modules with packed weights.
-    """
-    found = dict(_weighted_modules(model, num_layers))
-    modules = list(found)
-    packed = {name.rpartition(".")[2] for name, layer in found.items() if is_packed(layer)}
+def _check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:
+    packed = {name.rpartition(".")[2] for name, layer in modules.items() if is_packed(layer)}
     if frozen := [name for name in names if name in packed]:
         raise UserError(
             f"modules_to_save: {', '.join(frozen)} is held in packed weights (weight_quantize_algo), which cannot be "
             "trained whole: adapt it with lora_target_modules, or train without weight_quantize_algo."
         )
+
+
+def check_saved_modules(modules: Collection[str], names: list[str], *, targets: list[str]) -> None:
+    """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
+
+    Raises:
+        UserError: Names that fit nothing or both.
+    """
     leaves = {name.rpartition(".")[2] for name in modules}
     if unknown := [name for name in names if name not in leaves]:
         raise UserError(
@@ -224,20 +313,3 @@ def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
             yield name, layer
         elif int(parts[2]) == first:
             yield from ((f"{parts[1]}{number}{parts[3]}", layer) for number in range(num_layers))
-
-
-def check_targets(model: Any, targets: list[str] | str, *, num_layers: int) -> None:
-    """Every pattern must fit at least one linear layer; a typo would silently train less."""
-    patterns = [targets] if isinstance(targets, str) else targets
-    names = [
-        name
-        for name, layer in _weighted_modules(model, num_layers)
-        if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
-    ]
-    unused = [pattern for pattern in patterns if not any(re.fullmatch(pattern, name) for name in names)]
-    if unused:
-        leaves = sorted({name.rpartition(".")[2] for name in names})
-        raise UserError(
-            f"lora_target_modules: no module matches {', '.join(map(repr, unused))}. The patterns are regular "
-            f"expressions for whole module names; the last parts of this model's names are: {', '.join(leaves)}."
-        )

@@ -6,12 +6,13 @@ gets its name by one rename. Several processes write their files into the same f
 when all have told that they are done. Whatever moment a process dies at, the folders that carry a
 checkpoint's name are complete; should a file be altered afterwards, the manifest tells.
 
-A folder without a manifest was written by somebody else, whatever its name: it is never continued from, rotated away
-or overwritten.
+A folder without a valid manifest of ours was written by somebody else, or cannot be told from one that was, whatever
+its name: it is never continued from, rotated away or overwritten.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -29,6 +30,8 @@ from finetune.storage.files import is_present, read_json_object, sync_folder, wr
 MANIFEST_NAME = "manifest.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 TEMPORARY_PREFIX = "tmp-checkpoint-"
+FINAL_PREFIX = "tmp-final-"
+"""Begins the name of a folder with final weights that do not stand in the output folder yet."""
 REPLACED_PREFIX = "replaced-checkpoint-"
 KEPT_PREFIX = "kept-checkpoint-"
 """Begins the name of a folder that stood in a checkpoint's place and is not ours to delete."""
@@ -45,12 +48,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """All checkpoint folders that this program wrote, oldest step first, damaged or not."""
+    """All checkpoint folders that this program wrote, oldest step first, whether or not their files are damaged."""
     return [path for path in _named_like_checkpoints(output_dir) if _is_own(path)]
 
 
 def list_foreign(output_dir: Path) -> list[Path]:
-    """Folders named like checkpoints that have no manifest: another program wrote them."""
+    """Folders named like checkpoints that have no valid manifest: another program wrote them."""
     return [path for path in _named_like_checkpoints(output_dir) if not _is_own(path)]
 
 
@@ -60,7 +63,20 @@ def _named_like_checkpoints(output_dir: Path) -> list[Path]:
 
 
 def _is_own(checkpoint: Path) -> bool:
-    return (checkpoint / MANIFEST_NAME).is_file()
+    """Whether this program wrote it: other programs have files called manifest.json, too."""
+    try:
+        _read_manifest(checkpoint)
+    except (UserError, ValueError):
+        return False
+    return True
+
+
+def _remove(folder: Path) -> None:
+    """Deletes a folder as far as that is allowed; of a link the link only, as its folder lies somewhere else."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_checkpoint(
@@ -81,7 +97,7 @@ def write_checkpoint(
         The folder of the finished checkpoint. One of the same step is replaced.
 
     Raises:
-        Exception: What `write_files` raised; on the other ranks a RuntimeError that names the rank. The
+        Exception: What `write_files` raised; on the other ranks RankFailed, which names the rank. The
             unfinished folder is deleted.
     """
     groups = groups or ProcessGroups()
@@ -89,7 +105,7 @@ def write_checkpoint(
     temporary = Path(output_dir) / f"{TEMPORARY_PREFIX}{step}"
 
     def clean_up() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
     with fail_on_all_ranks(groups):
         if groups.is_first:
@@ -115,11 +131,11 @@ def _give_name(temporary: Path, final: Path) -> None:
     if final.exists() and not _is_own(final):
         os.rename(final, _free_name(final))
     elif final.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove(replaced)
         os.rename(final, replaced)
     os.rename(temporary, final)
     sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove(replaced)
 
 
 def _free_name(checkpoint: Path) -> Path:
@@ -164,19 +180,30 @@ def find_fault(checkpoint: Path) -> str | None:
     if not is_present(path):
         return f"it has no {MANIFEST_NAME}"
     try:
-        manifest = read_json_object(path, max_bytes=_MAX_MANIFEST_BYTES)
-        _check_manifest(manifest, checkpoint)
+        files = _read_manifest(checkpoint)
     except (UserError, ValueError) as error:
         return f"its {MANIFEST_NAME} cannot be read ({error})"
     try:
-        faults = (_find_file_fault(checkpoint, name, facts) for name, facts in manifest["files"].items())
+        faults = (_find_file_fault(checkpoint, name, facts) for name, facts in files.items())
         return next((fault for fault in faults if fault), None)
     except OSError as error:
         return f"it cannot be read ({error})"
 
 
+def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Size and hash of each file.
+
+    Raises:
+        UserError: The manifest cannot be read.
+        ValueError: This program has not written it for a folder of that name.
+    """
+    manifest = read_json_object(checkpoint / MANIFEST_NAME, max_bytes=_MAX_MANIFEST_BYTES)
+    _check_manifest(manifest, checkpoint)
+    files: dict[str, Any] = manifest["files"]
+    return files
+
+
 def _check_manifest(manifest: Any, checkpoint: Path) -> None:
-    """Raises ValueError for a manifest that this program has not written for a folder of that name."""
     if not isinstance(manifest.get("files"), dict) or not manifest["files"]:
         raise ValueError("it lists no files")
     if step_of(checkpoint) >= 0 and manifest.get("step") != step_of(checkpoint):
@@ -217,11 +244,15 @@ def newest_valid_checkpoint(output_dir: Path, warn: Callable[[str], None]) -> Pa
 
 def remove_leftovers(output_dir: Path) -> None:
     """Deletes what a killed run had begun to write, or to delete, and never finished."""
-    for path in Path(output_dir).glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for prefix in (TEMPORARY_PREFIX, FINAL_PREFIX):
+        for path in Path(output_dir).glob(f"{prefix}*"):
+            _remove(path)
+    for path in Path(output_dir).glob(".*.tmp"):  # of `write_atomically`
+        if path.is_file():
+            path.unlink()
     for path in Path(output_dir).glob(f"{REPLACED_PREFIX}*"):
-        if not _is_own(path):  # `rotate` takes the manifest first
-            shutil.rmtree(path, ignore_errors=True)
+        if not is_present(path / MANIFEST_NAME):  # `rotate` takes the manifest first
+            _remove(path)
 
 
 def set_aside(output_dir: Path, *, beyond: int = -1) -> None:
@@ -235,7 +266,7 @@ def set_aside(output_dir: Path, *, beyond: int = -1) -> None:
         if step_of(path) <= beyond:
             continue
         target = path.with_name(f"{REPLACED_PREFIX}{step_of(path)}")
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         os.rename(path, target)
 
 
@@ -259,7 +290,8 @@ def rotate(output_dir: Path, *, keep: int | None, best: Path | None, newest: Pat
         candidates = [path for path in checkpoints if path not in protected]
         doomed += candidates[: len(candidates) - spare]
     for path in doomed:
-        _delete(path)
+        with contextlib.suppress(OSError):  # of another user, say: it stays, and the training goes on
+            _delete(path)
     return doomed
 
 
@@ -267,8 +299,9 @@ def _delete(checkpoint: Path) -> None:
     """Deletes a checkpoint; killed half-way, it leaves a folder that nobody takes for one."""
     if step_of(checkpoint) >= 0:
         target = checkpoint.with_name(f"{REPLACED_PREFIX}{step_of(checkpoint)}")
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         os.rename(checkpoint, target)
         checkpoint = target
-    (checkpoint / MANIFEST_NAME).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    if not checkpoint.is_symlink():
+        (checkpoint / MANIFEST_NAME).unlink(missing_ok=True)
+    _remove(checkpoint)

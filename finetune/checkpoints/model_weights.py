@@ -18,10 +18,15 @@ MODEL_FILES = TensorSet("model", MODEL_STEM, is_divided=True)
 
 
 def model_weights(model: Any) -> dict[str, LocalTensor]:
-    """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding."""
+    """All weights of a model, or of a stage, that a checkpoint holds; tied ones once, as the embedding.
+
+    An output layer that PaddleNLP's files hold even then is written, too: PaddleNLP would start it at random.
+    """
     family = family_of(model.config)
     ignored = set(model._keys_to_ignore_on_save or ())
-    state = unique_tensors({name: each for name, each in model.state_dict().items() if name not in ignored})
+    whole = {name: each for name, each in model.state_dict().items() if name not in ignored}
+    copied = family.hugging_face.own_head
+    state = unique_tensors(whole) | ({copied: whole[copied]} if copied in whole else {})
     return {name: local_tensor(name, state[name], model.config, family) for name in sorted(state)}
 
 

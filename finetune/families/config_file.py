@@ -2,20 +2,92 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
 from finetune.storage.files import is_present, read_json_object
 
+_MAX_SIZE = 2**40
+_Check = Callable[[Any], bool]
+
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
+    """config.json of a model folder; a `quantization_config` of null, which says nothing, is left out.
 
     Raises:
-        UserError: It is missing or is no JSON object.
+        UserError: It is missing, is no JSON object, or a field holds another kind of value than fields of its name do.
     """
     path = folder / "config.json"
     if not is_present(path):
         raise UserError(f"{folder} is not a model folder: it has no config.json")
-    return read_json_object(path)
+    config = read_json_object(path)
+    if "quantization_config" in config and config["quantization_config"] is None:
+        del config["quantization_config"]
+    if faults := list(find_wrong_fields(config)):
+        raise UserError([f"{path}: {fault}: copy it again" for fault in faults])
+    return config
+
+
+def find_wrong_fields(config: Mapping[str, Any]) -> Iterator[str]:
+    """Fields whose value no model can have; whether it is the right one, the weights tell.
+
+    Args:
+        config: Of a model. What a field holds is told by its name, as all families name theirs alike.
+    """
+    for name, value in config.items():
+        if value is None:
+            continue
+        for pattern, (is_right, what) in _KINDS.items():
+            if re.search(pattern, name):
+                if not is_right(value):
+                    yield f"{name} is {_show(value)}, but must be {what}"
+                break
+
+
+def _is_number(value: Any) -> bool:
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and abs(value) < _MAX_SIZE and math.isfinite(value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
+
+
+def _is_id(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in values)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+_KINDS: dict[str, tuple[_Check, str]] = {
+    r"^architectures$": (_are_texts, "a list of names"),
+    r"^(model_type|torch_dtype|dtype|hidden_act|hidden_activation|activation_function|_name_or_path)$": (
+        lambda value: isinstance(value, str),
+        "a text",
+    ),
+    r"^(tie_|use_|add_|apply_|no_)|^multi_query_attention$": (
+        lambda value: isinstance(value, bool | int),
+        "true or false",
+    ),
+    r"^(rope_scaling|quantization_config)$": (lambda value: isinstance(value, dict), "an object"),
+    r"_token_ids?$": (_is_id, "the number of a token"),
+    r"(_size|_dim|_layers|_heads|_length|_channels|_num|_embeddings|_positions)$|^n_": (
+        _is_size,
+        "a whole number of 0 or more",
+    ),
+    r"(_eps|_epsilon|_theta|_base|_std|_range|_ratio|_scale|dropout|_prob)$": (_is_number, "a number"),
+}
+"""Pattern of names -> what their values are."""
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

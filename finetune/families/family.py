@@ -22,7 +22,6 @@ from finetune.families.parallel_limits import ParallelLimits, stage_faults
 from finetune.families.tiny_recipe import TinyRecipe
 
 _PACKAGE = "finetune.families"
-# Told by their text, so that a folder without a record costs no import.
 _REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
 
 _registry: dict[str, Family] = {}
@@ -95,14 +94,14 @@ class HuggingFaceForm:
     """How Hugging Face's files of a family differ from PaddleNLP's, beyond the first part of the names.
 
     Attributes:
-        prefix: First part of Hugging Face's names inside the model.
-        bare: Whether published files also leave that part out.
+        prefix: First part of Hugging Face's names inside the model; `bare`: published files also leave it out.
         pairs: Hugging Face's and PaddleNLP's names after the first part where they differ; {} is a number.
         tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
             tokens first.
-        always_tied: Whether the output layer is the embedding whatever the configuration says.
+        always_tied: Whether the output layer is the embedding unless the configuration denies it.
         config: PaddleNLP's configuration as the family adapts it -> transformers' fields.
         needs_files: Modeling files to copy beside the weights, for families that transformers does not have.
+        own_head: PaddleNLP's name of an output layer that its files hold even where it equals the embedding.
     """
 
     prefix: str = "model"
@@ -112,6 +111,7 @@ class HuggingFaceForm:
     always_tied: bool = False
     config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
     needs_files: str = ""
+    own_head: str = ""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
     """
     known = families()
     model_type = config.get("model_type")
-    architectures = tuple(config.get("architectures") or ())
+    architectures = [str(name) for name in config.get("architectures") or ()]
     for family in known.values():
         named = model_type in family.model_types
         if model_type is None:
@@ -316,7 +316,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
         if named and family.covers(config):
             return family
     raise UserError(
-        f"no family covers model_type {model_type!r} with architectures {list(architectures)}; "
+        f"no family covers model_type {model_type!r} with architectures {architectures}; "
         f"covered families: {', '.join(sorted(known))}"
     )
 

@@ -23,26 +23,28 @@ def describe_gated_decoder(
     model: Any,
     decoder: Any,
     *,
-    rotary_frequencies: NDArray[Any],
+    rotary_frequencies: NDArray[Any] | None,
     activation: str = "silu",
     norm_offset: float = 0.0,
     embedding_scale: float = 1.0,
     head_dim: int | None = None,
     window: int | None = None,
     tied: bool = False,
+    distance_slopes: NDArray[Any] | None = None,
 ) -> DecoderDescription:
     """Describes a model of that layout.
 
     Args:
         model: The causal language model.
         decoder: Its decoder, with `embed_tokens`, `layers` and `norm`.
-        rotary_frequencies: [head dim / 2].
+        rotary_frequencies: [head dim / 2]; None: no rotary positions.
         activation: Of the gate.
         norm_offset: What the norms add to their weights.
         embedding_scale: Factor on word embeddings.
         head_dim: Size of a head where it is not hidden size / heads.
         window: Sliding window of attention.
         tied: Whether the output layer is the input embedding.
+        distance_slopes: See `DecoderDescription`.
     """
     config = model.config
     head_dim = head_dim or config.hidden_size // config.num_attention_heads
@@ -70,6 +72,7 @@ def describe_gated_decoder(
         final_norm=norm(decoder.norm),
         head=None if tied else array(model.lm_head.weight),
         rotary_frequencies=rotary_frequencies,
+        distance_slopes=distance_slopes,
     )
 
 

@@ -28,6 +28,12 @@ from finetune.families.rotary import keep_tables
 from finetune.machine.stand_ins import replace
 
 
+def distance_slopes(num_heads: int) -> paddle.Tensor:
+    """What a step to the next key adds to the scores of each head, float32 [heads] (ALiBi)."""
+    # The difference between two neighbouring keys.
+    return build_alibi_tensor(paddle.ones([1, 2], dtype="bool"), num_heads, "float32")[0, :, 0, 1]
+
+
 class GatedDecoder:
     """`forward` of a decoder; to be named before PaddleNLP's class in a list of base classes."""
 
@@ -90,8 +96,7 @@ class GatedDecoder:
     def _distances(self: Any, visible: Any) -> Any:
         """The bias of this rank's heads, float32 [batch, heads, queries, keys]."""
         num_heads, num_keys = self.config.num_attention_heads, visible.shape[-1]
-        # The slope is the difference between two neighbouring keys.
-        slopes = build_alibi_tensor(paddle.ones([1, 2], dtype="bool"), num_heads, "float32")[0, :, 0, 1]
+        slopes = distance_slopes(num_heads)
         own = num_heads // max(self.config.tensor_parallel_degree, 1)
         first = own * max(self.config.tensor_parallel_rank, 0)
         positions = paddle.arange(num_keys).unsqueeze(0)  # [1, keys]

@@ -11,6 +11,7 @@ the processor time afterwards, and does not give the same ids for every text.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -31,23 +32,39 @@ Ids = list[int] | NDArray[Any]
 
 
 class TextBackend(Protocol):
-    """Plain text to ids and back."""
+    """Plain text to ids and back.
 
-    def encode_many(self, texts: Sequence[str]) -> Sequence[Ids]:
-        """The ids of each text."""
+    Attributes:
+        num_pieces: Size of the vocabulary.
+    """
+
+    num_pieces: int
+
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> Sequence[Ids]:
+        """The ids of each text.
+
+        Args:
+            texts: The texts.
+            inner: Whether they follow other text, so that no blank is put in front where others get one.
+        """
         ...
 
     def id_of(self, token: str) -> int | None:
         """The id of a piece by its text; None when there is no such piece."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, none of which is a special token."""
+    def decode(self, ids: Sequence[int], *, inner: bool = False) -> str:
+        """The text of ids, none of which is a special token; `inner` as for `encode_many`."""
         ...
 
     def piece(self, index: int) -> str:
         """One token, for people to read."""
         ...
+
+
+# Behind a serialised model this sets normalizer_spec.add_dummy_prefix (field 3 in field 3) to false: what comes
+# last counts in protocol buffers. The generated classes would clash with PaddleNLP's copy of them.
+_NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class SentencePieceBackend:
@@ -69,18 +86,38 @@ class SentencePieceBackend:
 
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
-            self.processor.LoadFromSerializedProto(path.read_bytes())
+            self._content = path.read_bytes()
+            self.processor.LoadFromSerializedProto(self._content)
         except (RuntimeError, OSError):
             raise UnsupportedTokenizerError(f"{path.name} is no SentencePiece model") from None
-        size = self.processor.get_piece_size()
-        if sum(map(self.processor.is_byte, range(size))) != 256:
+        self.num_pieces = int(self.processor.get_piece_size())
+        if sum(map(self.processor.is_byte, range(self.num_pieces))) != 256:
             raise UnsupportedTokenizerError(f"{path.name} has no bytes to fall back to")
         self._num_threads = num_threads
 
-    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[Ids]:
         """The ids of each text; arrays where the library can give them, which spares it the Python objects."""
-        out_type: Any = "numpy" if hasattr(self.processor, "EncodeAsNumpy") else int
-        return list(self.processor.encode(list(texts), out_type=out_type, num_threads=self._num_threads))
+        processor = self._unprefixed if inner else self.processor
+        out_type: Any = "numpy" if hasattr(processor, "EncodeAsNumpy") else int
+        return list(processor.encode(list(texts), out_type=out_type, num_threads=self._num_threads))
+
+    @functools.cached_property
+    def _unprefixed(self) -> Any:
+        """The same model without the blank that it puts in front of texts."""
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(self._content + _NO_PREFIX)
+        return processor
+
+    def control_ids(self) -> dict[str, int]:
+        """Ids of the pieces that no text is spelled with, such as ``<s>``."""
+        processor = self.processor
+        return {
+            str(processor.id_to_piece(index)): index
+            for index in range(self.num_pieces)
+            if processor.is_control(index)
+        }
 
     def id_of(self, token: str) -> int | None:
         """The id of a piece, control tokens such as ``<s>`` included."""
@@ -88,9 +125,10 @@ class SentencePieceBackend:
         is_there = index != self.processor.unk_id() or token == self.processor.id_to_piece(index)
         return index if is_there else None
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, inner: bool = False) -> str:
         """The text of ids."""
-        return str(self.processor.decode(list(map(int, ids))))
+        processor = self._unprefixed if inner else self.processor
+        return str(processor.decode(list(map(int, ids))))
 
     def piece(self, index: int) -> str:
         """One piece; ▁ stands for a blank."""
@@ -123,8 +161,9 @@ class TiktokenBackend:
             path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
         )
         self._num_threads = num_threads
+        self.num_pieces = self._encoding.n_vocab
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[list[int]]:
         """The ids of each text."""
         return list(self._encoding.encode_ordinary_batch(list(texts), num_threads=self._num_threads))
 
@@ -132,7 +171,7 @@ class TiktokenBackend:
         """The id of a control token."""
         return self.special_ids.get(token)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, inner: bool = False) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
         return self._encoding.decode(list(map(int, ids)), errors="replace")
 
@@ -156,8 +195,9 @@ class BytePairBackend:
     ):
         self._tokenizer, self._cut, self._of_words = tokenizer, cut, of_words
         self._settled: set[str] = set()
+        self.num_pieces: int = tokenizer.get_vocab_size(with_added_tokens=False)
 
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[list[int]]:
         """The ids of each text."""
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ids: list[list[int]] = [encoding.ids for encoding in encodings]
@@ -180,7 +220,7 @@ class BytePairBackend:
         index = self._tokenizer.token_to_id(token)
         return None if index is None else int(index)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, inner: bool = False) -> str:
         """The text of ids."""
         tokens = [self._tokenizer.id_to_token(int(index)) for index in ids]
         return str(self._tokenizer.decoder.decode(tokens))
@@ -202,19 +242,6 @@ def open_tokenizer_json(path: Path) -> tuple[Any, dict[str, int]]:
     special = {entry["content"]: int(entry["id"]) for entry in content["added_tokens"]}
     bare: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return Tokenizer.from_str(json.dumps({**content, **bare})), special
-
-
-def read_tokenizer_json(path: Path) -> tuple[BytePairBackend, dict[str, int]]:
-    """The model of a tokenizer.json, and the ids of its added tokens by name.
-
-    Raises:
-        UnsupportedTokenizerError: The file cannot be read.
-    """
-    try:
-        tokenizer, special = open_tokenizer_json(path)
-    except Exception as error:  # the library raises plain Exception
-        raise UnsupportedTokenizerError(f"{path.name} cannot be read: {error}") from None
-    return BytePairBackend(tokenizer), special
 
 
 def read_vocab_and_merges(vocab: Path, merges: Sequence[str], pattern: str) -> BytePairBackend:

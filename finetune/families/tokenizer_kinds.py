@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from finetune.families.text_backends import (
     SentencePieceBackend,
     TextBackend,
     TiktokenBackend,
     UnsupportedTokenizerError,
-    read_tokenizer_json,
     read_vocab_and_merges,
 )
 from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
@@ -25,23 +25,21 @@ class TokenizerKind:
     Attributes:
         open: (vocabulary file, threads) -> the backend, and ids of special tokens that are no pieces.
         roles: The special tokens it has where the folder names none.
-        wrapped: Roles whose tokens keep the blanks beside them, unless special_tokens_map.json names them.
+        names: Special tokens that it has by itself, pieces of the vocabulary or not.
         fixed_roles: Whether the roles are the class's own and what the folder names is not looked at.
-        pattern: Names recognised in a template's text; None: all special tokens.
-        drops_blanks: Whether tokens named by plain strings drop the blanks beside them.
-        all_special: Whether every token of `open` is special, not just those with a role.
+        behind: Special tokens of `open` that are met in text only behind another text (None: nowhere).
         composes: Whether texts are brought into Unicode's composed form (NFC) first.
+        has_prefix: Whether the vocabulary puts a blank in front of texts.
         unset: Settings of tokenizer_config.json that must not be true.
     """
 
     open: Callable[[Path, int], tuple[TextBackend, dict[str, int]]]
     roles: Mapping[str, str] = field(default_factory=dict)
-    wrapped: tuple[str, ...] = ()
+    names: Sequence[str] = ()
     fixed_roles: bool = False
-    pattern: str | None = None
-    drops_blanks: bool = True
-    all_special: bool = False
+    behind: Mapping[str, str | None] = field(default_factory=dict)
     composes: bool = False
+    has_prefix: bool = False
     unset: tuple[str, ...] = ()
 
 
@@ -64,7 +62,7 @@ CHATGLM2_PATTERN = (
 
 def _open_sentencepiece(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
     backend = SentencePieceBackend(path, num_threads)
-    return backend, {}
+    return backend, backend.control_ids()
 
 
 def _open_chatglm2(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
@@ -86,10 +84,6 @@ def _open_tiktoken(
         return backend, dict(backend.special_ids)
 
     return open_file
-
-
-def _open_bloom(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    return read_tokenizer_json(path)
 
 
 def _open_gpt(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
@@ -114,47 +108,35 @@ _LLAMA_ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 _GEMMA_ROLES = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 _END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
+LLAMA3 = "Llama3Tokenizer"
+
 KINDS: dict[str, TokenizerKind] = {
-    "LlamaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_LLAMA_ROLES),
-    "GemmaTokenizer": TokenizerKind(
-        open=_open_sentencepiece, roles=_GEMMA_ROLES, wrapped=tuple(_GEMMA_ROLES)
-    ),
+    "LlamaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_LLAMA_ROLES, has_prefix=True),
+    "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES),
     "ChatGLMv2Tokenizer": TokenizerKind(
         open=_open_chatglm2,
         roles={"eos_token": "</s>", "pad_token": "<unk>"},
+        names=CHATGLM2_TOKENS,
         fixed_roles=True,
-        pattern=CHATGLM2_PATTERN,
-        drops_blanks=False,
-        all_special=True,
+        behind={"sop": "MASK]", "eop": None, "<unk>": None},
     ),
     "QWenTokenizer": TokenizerKind(
-        open=_open_tiktoken(QWEN_PATTERN, _QWEN_TOKENS),
-        drops_blanks=False,
-        all_special=True,
-        composes=True,
+        open=_open_tiktoken(QWEN_PATTERN, _QWEN_TOKENS), names=_QWEN_TOKENS, composes=True
     ),
-    "Llama3Tokenizer": TokenizerKind(
+    LLAMA3: TokenizerKind(
         open=_open_tiktoken(LLAMA3_PATTERN, _LLAMA3_TOKENS),
+        names=_LLAMA3_TOKENS,
         roles={
             "bos_token": "<|begin_of_text|>",
             "eos_token": "<|end_of_text|>",
             "pad_token": "<|end_of_text|>",
         },
-        drops_blanks=False,
-        all_special=True,
-        composes=True,
     ),
-    "BloomTokenizer": TokenizerKind(
-        open=_open_bloom,
-        roles={"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
-    ),
-    "Qwen2Tokenizer": TokenizerKind(
-        open=_open_qwen2, roles=_END_OF_TEXT, wrapped=("bos_token", *_END_OF_TEXT), composes=True
-    ),
-    "GPTTokenizer": TokenizerKind(
-        open=_open_gpt,
-        roles=_END_OF_TEXT,
-        wrapped=("eos_token", "unk_token"),
-        unset=("add_prefix_space",),
-    ),
+    "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True),
+    "GPTTokenizer": TokenizerKind(open=_open_gpt, roles=_END_OF_TEXT, unset=("add_prefix_space",)),
 }
+
+
+def find_kind(tokenizer: Any) -> TokenizerKind | None:
+    """The kind of a tokenizer of PaddleNLP; None for one that is not known here."""
+    return KINDS.get(type(tokenizer).__name__)

@@ -63,6 +63,13 @@ def _process_groups() -> Iterator[StandIn]:
             _PADDLE,
             _BACKEND_TEST,
         )
+    yield StandIn(
+        "paddle.base.*.create_or_get_global_tcp_store",
+        _SEVERAL,
+        "holds the interpreter while it waits for other ranks, so that nothing notices when one of them dies",
+        _PADDLE,
+        "tests/distributed/test_watch.py",
+    )
     for module in ("paddle.distributed", "paddle.distributed.collective"):
         yield StandIn(
             f"{module}.new_group",
@@ -78,6 +85,21 @@ def _process_groups() -> Iterator[StandIn]:
         _PADDLE,
         _BACKEND_TEST,
     )
+
+
+def _received_objects() -> Iterator[StandIn]:
+    communication = "paddle.distributed.communication"
+    for module in (
+        *(f"{communication}.{name}" for name in ("serialization_utils", "all_gather", "broadcast", "recv", "scatter")),
+        "paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication",
+    ):  # fmt: skip
+        yield StandIn(
+            f"{module}.convert_tensor_to_object",
+            "several processes",
+            "unpickles what arrives over the network",
+            _PADDLE,
+            "tests/distributed/test_groups.py",
+        )
 
 
 def _cpu_layers() -> Iterator[StandIn]:
@@ -184,6 +206,7 @@ STAND_INS: tuple[StandIn, ...] = (
     ),
     *_process_groups(),
     *_tensor_parallel_operators(),
+    *_received_objects(),
     *_cpu_layers(),
     *_attention_and_positions(),
     *_half_precision(),

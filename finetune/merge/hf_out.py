@@ -57,7 +57,10 @@ def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
             "--save_format hf writes whole models; for an adapter use merge_lora_params.py --save_format peft"
         )
     family = find_family(config)
-    written, _ = plan(base_of(folder, config, family, tensors), [], hugging_face=True)
+    base = base_of(folder, config, family, tensors)
+    written, _ = plan(base, [], hugging_face=True)
+    if base.is_tied != is_tied(config, family):  # the files say otherwise
+        write_json(folder / "config.json", config | {"tie_word_embeddings": base.is_tied})
     write_hugging_face_files(folder, family, dtype=dtype_name(written))
     return written
 

@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.adapters.adapter_folder import LORA_CONFIG
+from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_folder import WEIGHTS_STEM
 from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.merge import hf_out, quantised_base
 from finetune.merge.lora_adapters import (
-    LORA_CONFIG,
-    PEFT_CONFIG,
     Adapter,
     check_adapter_folder,
     named_base,
@@ -34,11 +35,11 @@ from finetune.merge.lora_adapters import (
 from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
-from finetune.merge.peft_adapters import WEIGHTS_STEM, peft_tensors, read_peft_adapter, write_peft_config
+from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.quantised_base import DEQUANTISED, ORIGINAL
 from finetune.merge.source import locate_base
-from finetune.models.hf_names import paddle_config
+from finetune.models.hf_names import is_tied, paddle_config
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
@@ -179,6 +180,8 @@ def export_peft(options: MergeOptions) -> None:
     with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         _copy_tokenizer(adapter.folder, folder)
         carry_template([adapter.folder], folder)
+        if (folder / "tokenizer_config.json").is_file():
+            hf_out.write_tokenizer_files(folder, base.family)
         write_peft_config(adapter, tensors, folder, base=str(base_folder))
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
@@ -242,6 +245,8 @@ def _write_companions(
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
     config = read_json_if_present(path)
+    if base.is_tied != is_tied(config, base.family):  # the files say otherwise
+        config["tie_word_embeddings"] = base.is_tied
     if num_tokens:
         config = hf_out.with_vocabulary(config, num_tokens)
     if base.is_hugging_face and not hugging_face:
@@ -315,7 +320,7 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     parser.add_argument("--lora_path", nargs="+", action="append", required=True, metavar="LORA",
                         help="folder of an adapter (of this project, PaddleNLP or peft); several are merged in their "
                              "order: repeat the option, or separate them by commas or blanks")  # fmt: skip
-    parser.add_argument("--merge_model_path", "--merge_lora_model_path", type=Path, required=True, metavar="OUT",
+    parser.add_argument("--merge_model_path", "--merge_lora_model_path", "--output_path", type=Path, required=True, metavar="OUT",
                         help="folder of the result")  # fmt: skip
     add_output_options(parser)
     parser.add_argument("--save_format", choices=(PADDLE, HUGGING_FACE, PEFT),

@@ -8,37 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, check_paddle_lora, read_num_tokens
+from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
+from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.merge.row_blocks import Update
 from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.dtypes import as_float32
 from finetune.storage.files import read_json_if_present
-from finetune.storage.joined_tensors import JoinedTensor
-from finetune.storage.quantisation.record import FACTS_FILE
 
-LORA_CONFIG, PREFIX_CONFIG, PEFT_CONFIG = "lora_config.json", "prefix_config.json", "adapter_config.json"
 _MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB)")
-
-
-@dataclass(frozen=True)
-class WholeTensor:
-    """A tensor that replaces the base's.
-
-    Attributes:
-        tensor: Where it lies.
-        is_turned: Whether it is stored as Hugging Face stores linear layers, [out, in].
-    """
-
-    tensor: JoinedTensor
-    is_turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,14 +58,6 @@ class Adapter:
         return self.rule.pissa
 
 
-@dataclass
-class Matrices:
-    """What has been found of one layer's update; `read` is done when it is needed."""
-
-    path: Path
-    tensors: dict[str, JoinedTensor] = field(default_factory=dict)
-
-
 def check_adapter_folder(folder: Path) -> None:
     """Says what is wrong with a folder that is no LoRA adapter.
 
@@ -87,16 +66,14 @@ def check_adapter_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"--lora_path {folder} is no folder: give the output folder of a LoRA run")
-    is_prefix = (folder / PREFIX_CONFIG).is_file() or (
-        (folder / PEFT_CONFIG).is_file()
-        and read_json_if_present(folder / PEFT_CONFIG).get("peft_type") not in (None, "LORA")
-    )
-    if is_prefix:
+    if (folder / PREFIX_CONFIG).is_file():
         raise UserError(
             f"--lora_path {folder} holds no LoRA but a prefix: keys and values before the text, which no weight can "
             "take up. Serve it as it is: python predict_generation.py --model_name_or_path <base> "
             f"--prefix_path {folder}"
         )
+    if (folder / PEFT_CONFIG).is_file():
+        check_peft_type(folder, read_json_if_present(folder / PEFT_CONFIG))
     if not any((folder / name).is_file() for name in (LORA_CONFIG, PEFT_CONFIG)):
         what = "a whole model, which needs no merge" if (folder / "config.json").is_file() else "no adapter"
         raise UserError(
@@ -120,7 +97,7 @@ def read_paddle_adapter(folder: Path) -> Adapter:
     """
     config = read_json_if_present(folder / LORA_CONFIG)
     _check_kind(folder, config)
-    source = open_source(folder)
+    source = open_source(folder, prefers_whole=True)
     if source.kind not in (LORA, ADAPTER):
         raise UserError(
             f"{folder} holds {LORA_CONFIG} but the weights of a {source.kind}: give the folder of the adapter alone"
@@ -138,40 +115,25 @@ def read_paddle_adapter(folder: Path) -> Adapter:
         int(config["r"]), float(config["lora_alpha"]), bool(config.get("rslora")), bool(config.get("pissa"))
     )
     updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
-    num_tokens = read_json_if_present(folder / FACTS_FILE).get("num_tokens")
+    num_tokens = read_num_tokens(folder)
     return Adapter(folder, path, config, rule, updates, whole, num_tokens)
 
 
-def make_update(
-    layer: str, found: Matrices, rule: ScalingRule, *, turned: bool, rule_name: str | None = None
-) -> Update:
+def make_update(layer: str, found: Matrices, rule: ScalingRule, *, turned: bool) -> Update:
     """The update of a layer's weight [in, out].
 
     Args:
-        layer: Name for messages.
+        layer: Name for messages and for the rule's patterns.
         found: Its matrices: A and B, and AB between them where it was trained so.
         rule: Rank and factor.
         turned: Whether A is [r, in] and B [out, r], as peft has them.
-        rule_name: Name of the layer for the rule's patterns; by default the same.
 
     Raises:
         UserError: One of the two is missing, or their shapes are not those of the rank on record.
     """
+    shapes = check_matrices(layer, found, rule.rank_of(layer), turned=turned)
+    factor = np.float32(rule.factor_of(layer))
     tensors = found.tensors
-    if missing := [name for name in ("A", "B") if name not in tensors]:
-        raise UserError(f"{found.path} lacks lora_{missing[0]} of {layer}: copy the adapter again")
-    rank = rule.rank_of(rule_name or layer)
-    shapes = {
-        name: tensor.shape[::-1] if turned and name != "AB" else tensor.shape
-        for name, tensor in tensors.items()
-    }
-    if shapes["A"][-1] != rank or shapes["B"][0] != rank or shapes.get("AB", (rank, rank)) != (rank, rank):
-        listed = ", ".join(f"lora_{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items()))
-        raise UserError(
-            f"{found.path}: {layer} has {listed}, but the adapter's configuration tells of rank {rank}: weights "
-            "and configuration are of different adapters. Copy both from the same run"
-        )
-    factor = np.float32(rule.factor_of(rule_name or layer))
 
     def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         arrays = {name: as_float32(tensor.load()) for name, tensor in tensors.items()}
@@ -226,18 +188,4 @@ def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
             f"{path} has use_mora true: MoRA's square matrices are no low-rank update and are not merged here. Merge "
             "it with PaddleNLP, or train with use_mora false"
         )
-    if config.get("enable_lora_list"):
-        raise UserError(
-            f"{path} has enable_lora_list, whose updates cover parts of a layer and are not merged here. Merge it with "
-            "the PaddleNLP release that trained it"
-        )
-    if config.get("loraga"):
-        raise UserError(
-            f"{path} has loraga true: such an adapter belongs to a base that its training changed and that is not "
-            "on record here. Merge it with PaddleNLP, or train without loraga"
-        )
-    for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float) or config["r"] < 1:
-            raise UserError(
-                f"{path} has {name} {config.get(name)!r}, but a number above 0 is needed: copy it again"
-            )
+    check_paddle_lora(folder, config)

@@ -21,6 +21,7 @@ from finetune.models.hf_names import (
     is_turned,
     to_paddle,
 )
+from finetune.models.own_head import with_own_head
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.scheme import QuantisationScheme
@@ -92,7 +93,7 @@ def open_base(folder: Path) -> Base:
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
     family = find_family(config)
-    source = open_source(folder)
+    source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(
             f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"
@@ -103,6 +104,7 @@ def open_base(folder: Path) -> Base:
 def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Sequence[JoinedTensor]) -> Base:
     """A base from its tensors, under PaddleNLP's names or Hugging Face's."""
     is_theirs = is_hugging_face((tensor.name for tensor in tensors), family)
+    config = with_own_head(config, {tensor.name: tensor for tensor in tensors}, family)
     tied = is_tied(config, family)
     entries: dict[str, Entry] = {}
     for tensor in tensors:
@@ -127,7 +129,7 @@ def is_table(name: str, family: Family) -> bool:
 
 def vocabulary_axis(name: str, family: Family) -> int | None:
     """The axis of tokens in an embedding or output layer; None for other tensors."""
-    if is_table(name, family):
+    if is_table(name, family) or name == family.hugging_face.own_head:
         return 0
     return -1 if name.endswith(f"{family.head_module}.weight") else None
 

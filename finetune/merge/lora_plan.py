@@ -61,7 +61,11 @@ def plan(
         _quantise(base, adapters, entries, scheme)
     tensors: list[Tensor] = []
     for entry in entries.values():
-        tensors += _written(entry, base, hugging_face=hugging_face, sign=-1.0 if unmerge else 1.0)
+        written = _written(entry, base, hugging_face=hugging_face, sign=-1.0 if unmerge else 1.0)
+        tensors += written
+        copied = base.is_tied and not hugging_face and is_table(entry.name, base.family)
+        if copied and (head := base.family.hugging_face.own_head):
+            tensors.append(replace(written[0], name=head))  # PaddleNLP would start the layer at random
     return tensors, growth
 
 
@@ -243,7 +247,7 @@ def _changed(
         rows = row_blocks.turned_rows(rows)
     rows = row_blocks.converted_rows(rows, entry.dtype)
     if entry.size is not None:
-        along_rows = turned or is_table(entry.name, family)
+        along_rows = turned or vocabulary_axis(entry.name, family) == 0
         rows = (row_blocks.grown_rows if along_rows else row_blocks.grown_columns)(rows, entry.size)
     if entry.updates:
         updates = [update.turned() if turned else update for update in entry.updates]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.adapters.peft_folder import WholeTensor
 from finetune.merge import row_blocks
-from finetune.merge.lora_adapters import Adapter, WholeTensor, pissa_update
+from finetune.merge.lora_adapters import Adapter, pissa_update
 from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name
 from finetune.merge.peft_adapters import split_joined

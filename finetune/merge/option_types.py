@@ -7,6 +7,7 @@ import re
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_DEVICES = ("cpu", "gpu", "npu", "xpu", "mlu", "gcu", "intel_hpu")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?B)?", re.IGNORECASE)
 
 
@@ -31,8 +32,9 @@ def parse_bool(text: str) -> bool:
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Adds what both merges let users choose about the result."""
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+    parser.add_argument("--device", choices=_DEVICES, default="cpu",
                         help="accepted for old scripts: a merge is limited by the disk and runs on the CPU")  # fmt: skip
+    add_switch(parser, "--low_gpu_mem", "accepted for old scripts: no memory of a GPU is used")
     parser.add_argument("--max_shard_size", type=parse_size, default=5 * 10**9, metavar="SIZE",
                         help="most bytes of tensors in a file, such as 5GB or 500MiB (default: 5GB)")  # fmt: skip
     add_switch(parser, "--overwrite", "replace the result of an earlier merge")

@@ -1,11 +1,7 @@
-"""Adapters in peft's form: `adapter_config.json` and `adapter_model.safetensors` (or `.bin`), read and written.
-
-Names are Hugging Face's behind "base_model.model."; A is [r, in] and B [out, r], the transposes of PaddleNLP's.
-"""
+"""Adapters in peft's form, `adapter_config.json` and `adapter_model.safetensors`: read for a merge, and written."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,32 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_folder import FIRST_PART, WholeTensor, open_peft_folder
 from finetune.errors import UserError
 from finetune.families.family import Family
-from finetune.merge.lora_adapters import PEFT_CONFIG, Adapter, Matrices, WholeTensor, make_update
+from finetune.merge.lora_adapters import Adapter, make_update
 from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
 from finetune.models.hf_names import (
     OUTPUT_LAYER,
     embedding_name,
     is_output,
-    is_token_table,
     is_turned,
     joined_columns,
     joined_parts,
     to_hugging_face,
     to_paddle,
 )
-from finetune.storage.checkpoints import TensorFiles
-from finetune.storage.files import read_json_if_present, write_json
+from finetune.storage.files import write_json
 from finetune.storage.writer import ComputedTensor, Tensor
-
-WEIGHTS_STEM = "adapter_model"
-_FIRST_PART = "base_model.model."
-_MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<matrix>[AB])(?:\.default)?(?:\.weight)?")
-_WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.default)?|original_module|base_layer|token_adapter)(?=\.)")
-# Initial values that change the base, so that the adapter alone does not tell what to add to it.
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
@@ -53,78 +41,13 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged here.
     """
-    config = read_json_if_present(folder / PEFT_CONFIG)
-    rule = _read_rule(folder, config)
-    path = _weights_path(folder)
-    matrices: dict[str, Matrices] = {}
-    whole = {}
-    for stored_name, tensor in TensorFiles([path]).tensors.items():
-        name = stored_name.removeprefix(_FIRST_PART)
-        if match := _MATRIX.fullmatch(name):
-            found = matrices.setdefault(match["layer"], Matrices(path))
-            found.tensors[match["matrix"]] = tensor
-        elif ".lora_" in name or "trainable_tokens" in name:
-            raise UserError(
-                f"{path} holds {stored_name}: more than a low-rank update, which is not merged here. Merge it with "
-                "peft's merge_and_unload"
-            )
-        else:
-            ours = to_paddle(_WRAPPERS.sub("", name), family)
-            whole[ours] = WholeTensor(tensor, is_turned(ours, tensor.shape, family, tied=tied))
-    updates = {}
-    for layer, found in matrices.items():
+    read = open_peft_folder(folder, family, tied=tied)
+    updates = {
         # The same for an embedding: its A is [r, rows] and its B [width, r].
-        update = make_update(layer, found, rule, turned=True, rule_name=layer)
-        updates[to_paddle(layer, family)] = update
-    if tied:
-        _check_tied(path, whole, updates)
-    return Adapter(folder, path, config, rule, updates, whole, is_peft=True)
-
-
-def _read_rule(folder: Path, config: Mapping[str, Any]) -> ScalingRule:
-    path = folder / PEFT_CONFIG
-    if config.get("use_dora"):
-        raise UserError(
-            f"{path} has use_dora true: DoRA is not merged here. Merge it with peft's merge_and_unload"
-        )
-    initial = config.get("init_lora_weights")
-    if isinstance(initial, str) and initial.lower().startswith(_CHANGED_BASE):
-        raise UserError(
-            f"{path} has init_lora_weights {initial!r}: its base was changed before training. Save it from peft with "
-            "path_initial_model_for_weight_conversion, which makes it an adapter of the unchanged base"
-        )
-    for name in ("r", "lora_alpha"):
-        if not isinstance(config.get(name), int | float):
-            raise UserError(f"{path} has {name} {config.get(name)!r}, but a number is needed: copy it again")
-    return ScalingRule(
-        int(config["r"]),
-        float(config["lora_alpha"]),
-        bool(config.get("use_rslora")),
-        rank_pattern=config.get("rank_pattern") or {},
-        alpha_pattern=config.get("alpha_pattern") or {},
-    )
-
-
-def _weights_path(folder: Path) -> Path:
-    for ending in (".safetensors", ".bin"):
-        if (path := folder / f"{WEIGHTS_STEM}{ending}").is_file():
-            return path
-    raise UserError(f"{folder} lacks {WEIGHTS_STEM}.safetensors, the weights of the adapter: copy it there")
-
-
-def _check_tied(path: Path, whole: Mapping[str, WholeTensor], updates: Mapping[str, Update]) -> None:
-    """Refuses what would make two layers out of a tied one; peft trains a copy beside the original then."""
-    heads = [name for name in whole if is_output(name)]
-    tables = [name for name in whole if is_token_table(name)]
-    same = len(heads) == len(tables) == 1 and np.array_equal(
-        whole[heads[0]].tensor.load(), whole[tables[0]].tensor.load()
-    )
-    both = heads + tables + [name for name in updates if is_output(name) or is_token_table(name)]
-    if both and not same:
-        raise UserError(
-            f"{path} changes {both[0]} alone, but embedding and output layer of this base are one tensor: merge it with "
-            "peft's merge_and_unload, which makes two of them"
-        )
+        to_paddle(layer, family): make_update(layer, found, read.rule, turned=True)
+        for layer, found in read.matrices.items()
+    }
+    return Adapter(folder, read.path, read.config, read.rule, updates, read.whole, is_peft=True)
 
 
 def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[NDArray[Any]]]:
@@ -157,7 +80,7 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
     for layer, update in adapter.updates.items():
         rank, factor = adapter.rule.rank_of(layer), adapter.rule.factor_of(layer)
         for part, each in split_joined(layer, update, config, family):
-            name = f"{_FIRST_PART}{to_hugging_face(part, family)}"
+            name = f"{FIRST_PART}{to_hugging_face(part, family)}"
             dtype, shapes = np.dtype("<f4"), ((rank, each.shape[0]), (each.shape[1], rank))
             tensors += [
                 ComputedTensor(f"{name}.lora_A.weight", dtype, shapes[0], _factor_blocks(each, factor)),
@@ -167,7 +90,7 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
         rows = stored_rows(stored.tensor)
         turned = is_turned(name, stored.tensor.shape, family, tied=tied)
         rows = rows if turned == stored.is_turned else turned_rows(rows)
-        tensors.append(replace(rows, name=f"{_FIRST_PART}{to_hugging_face(name, family)}"))
+        tensors.append(replace(rows, name=f"{FIRST_PART}{to_hugging_face(name, family)}"))
     return tensors
 
 
@@ -228,7 +151,7 @@ def write_peft_config(adapter: Adapter, tensors: Sequence[Tensor], folder: Path,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": sorted({name.removeprefix(_FIRST_PART) for name in layers}),
+        "target_modules": sorted({name.removeprefix(FIRST_PART) for name in layers}),
         "modules_to_save": sorted({name.rpartition(".")[2] for name in whole}) or None,
     }
     write_json(folder / PEFT_CONFIG, content)

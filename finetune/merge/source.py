@@ -119,14 +119,19 @@ class Source:
         )
 
 
-def open_source(folder: Path) -> Source:
+def open_source(folder: Path, *, prefers_whole: bool = False) -> Source:
     """Finds out what a folder holds: whose files, what model.
+
+    Args:
+        folder: Holds the files.
+        prefers_whole: Whether files of ranks are passed over where the same weights are there in one piece, as
+            PaddleNLP's merge leaves both.
 
     Raises:
         UserError: It holds no weights, or it is not clear which count; files of ranks are missing, or the
             configuration that tells how to join them.
     """
-    kind, files = _find_files(folder)
+    kind, files = _find_files(folder, prefers_whole=prefers_whole)
     if kind == ADAPTER:
         kind = _adapter_kind(folder)
     if files.is_whole:
@@ -150,7 +155,7 @@ def locate_base(name: str, folder: Path) -> Path:
     return next((place for place in places if (place / "config.json").is_file()), Path(name))
 
 
-def _find_files(folder: Path) -> tuple[str, RankFiles]:
+def _find_files(folder: Path, *, prefers_whole: bool) -> tuple[str, RankFiles]:
     ranked = [
         (stem, ending)
         for stem in _KINDS
@@ -160,6 +165,8 @@ def _find_files(folder: Path) -> tuple[str, RankFiles]:
     whole = [(folder / name, kind) for name, kind in _WHOLE_ADAPTERS.items() if (folder / name).is_file()]
     if start := find_start(folder):
         whole.append((start, MODEL))
+    if prefers_whole and len(whole) == 1:
+        ranked = [(stem, ending) for stem, ending in ranked if _KINDS[stem] != whole[0][1]]
     names = [f"{stem}.<rank>{ending}" for stem, ending in ranked] + [path.name for path, _ in whole]
     if len(names) > 1:
         raise UserError(

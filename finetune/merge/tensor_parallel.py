@@ -142,7 +142,11 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     parser.add_argument("--model_name_or_path", type=Path, required=True, metavar="CKPT",
                         help="folder with the files of the ranks, or with a whole checkpoint")  # fmt: skip
     parser.add_argument(
-        "--output_dir", type=Path, metavar="OUT", help="folder of the result (default: CKPT-merged)"
+        "--output_dir",
+        "--output_path",
+        type=Path,
+        metavar="OUT",
+        help="folder of the result (default: CKPT-merged)",
     )
     add_output_options(parser)
     parser.add_argument("--save_format", choices=(HUGGING_FACE, PADDLE), default=PADDLE,

@@ -21,6 +21,16 @@ JOINED_LAYERS = {
 }
 """Name of the joined layer -> names of the parts in their order."""
 
+JOINED_ELSEWHERE = {
+    "W_pack": "qkv_proj",
+    "Wqkv": "qkv_proj",
+    "c_attn": "qkv_proj",
+    "gate_up_proj": "gate_up_fused_proj",
+    "qkv": "qkv_proj",
+    "query_key_value": "qkv_proj",
+}
+"""What other people's models call a joined layer -> its name here."""
+
 _NUMBER = "{}"
 OUTPUT_LAYER = "lm_head"
 """Both call it so."""
@@ -35,7 +45,7 @@ def to_paddle(name: str, family: Family) -> str:
     """PaddleNLP's name for Hugging Face's, for a tensor or a layer; unknown ones keep their ends."""
     form = family.hugging_face
     if f"{name}.".startswith(f"{OUTPUT_LAYER}."):
-        return name
+        return form.own_head if form.own_head and name == f"{OUTPUT_LAYER}.weight" else name
     inner = name.removeprefix(f"{form.prefix}.")
     if inner == name and not form.bare:
         return name
@@ -84,8 +94,9 @@ def is_token_table(name: str) -> bool:
 
 
 def is_tied(config: Mapping[str, Any], family: Family) -> bool:
-    """Whether the output layer is the embedding; some families have no other."""
-    return family.hugging_face.always_tied or bool(config.get("tie_word_embeddings"))
+    """Whether the output layer is the embedding; for some families it is unless the configuration denies it."""
+    said = config.get("tie_word_embeddings")
+    return family.hugging_face.always_tied if said is None else bool(said)
 
 
 def joined_parts(layer: str) -> tuple[str, ...]:

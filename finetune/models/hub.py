@@ -7,17 +7,15 @@ time-out answers first.
 from __future__ import annotations
 
 import os
-import socket
-import threading
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from finetune.errors import UserError
 from finetune.families.family import families
+from finetune.models.hubs import reach
+from finetune.models.hubs.reach import CONNECT_TIMEOUT_SECONDS
 from finetune.storage.checkpoints import WEIGHT_FILES, has_weights, shard_names
 
-CONNECT_TIMEOUT_SECONDS = 3.0
 _DEFAULT_ENDPOINT = "https://bj.bcebos.com/paddlenlp"
 
 
@@ -34,30 +32,33 @@ def cached_folder(name: str) -> Path | None:
 
 
 def is_reachable(timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> bool:
-    """Whether a connection to the hub, or to the proxy on the way to it, opens in time."""
-    address = urlsplit(endpoint())
-    proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
-    target = urlsplit(proxy if "://" in proxy else f"//{proxy}") if proxy else address
-    port = target.port or (443 if target.scheme == "https" else 80)
-    return _connects(target.hostname or "", port, timeout_seconds)
+    """Whether PaddleNLP's hub, or the proxy on the way to it, can be connected to in time."""
+    return reach.is_reachable(endpoint(), timeout_seconds)
 
 
-def require_reachable(name: str) -> None:
-    """Raises UserError, with what to do, unless the hub can be reached."""
-    if is_reachable():
-        return
+def absence(name: str, reasons: Sequence[str]) -> UserError:
+    """The fault of a model that is nowhere to be had, with what to do."""
     known = sorted(families(), key=len, reverse=True)  # "qwen2" before "qwen"
     family = next((each for each in known if each in name.lower()), None)
     choice = "" if family else f" (FAMILY is one of {', '.join(sorted(known))})"
     family = family or "FAMILY"
-    raise UserError(
-        f"model {name!r} is no local folder, and the hub ({endpoint()}) cannot be reached. Either: "
+    return UserError(
+        f"model {name!r} is no local folder, and {'; '.join(reasons)}. Either: "
         f"(1) on a machine with a network, download the model and copy its folder here: config.json, the "
         f"weights (one of {', '.join(WEIGHT_FILES)}, with the shards an index names) "
         "and the tokenizer files (tokenizer_config.json and the "
         "vocabulary); then pass that folder as --model_name_or_path. Or (2) rehearse with a tiny checkpoint: "
         f"python -m finetune.models.tiny {family} ./tiny-{family}, then --model_name_or_path ./tiny-{family}{choice}"
     )
+
+
+def has_model(name: str) -> bool:
+    """Whether PaddleNLP's hub, which can be reached, has a model of that name."""
+    try:
+        download_config(name)
+    except UserError:
+        return False
+    return True
 
 
 def download_config(name: str) -> Path:
@@ -95,20 +96,3 @@ def _fetch(name: str, filenames: list[str]) -> Path:
             "check the name, or give a folder"
         )
     return Path(found)
-
-
-def _connects(host: str, port: int, timeout_seconds: float) -> bool:
-    """One attempt in a thread of its own, because a name look-up obeys no time-out."""
-    outcome: list[bool] = []
-
-    def attempt() -> None:
-        try:
-            with socket.create_connection((host, port), timeout=timeout_seconds):
-                outcome.append(True)
-        except OSError:
-            outcome.append(False)
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(timeout_seconds)
-    return outcome == [True]

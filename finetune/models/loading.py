@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, list_some
 from finetune.families.config_file import read_config
-from finetune.families.family import Family, find_family, import_object
-from finetune.families.special_tokens import padding_token, token_id
-from finetune.models import hub
+from finetune.families.family import find_family, import_object
 from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign
-from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel
-from finetune.models.shard_files import is_sharded, open_shards
+from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel, with_weights
+from finetune.models.shard_files import open_checkpoint
 from finetune.models.tensor_readers import plan_readers
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown
-from finetune.storage.checkpoints import Checkpoint, TensorFiles
+from finetune.storage.checkpoints import TensorFiles
 from finetune.storage.files import read_json_if_present
 
 if TYPE_CHECKING:
@@ -45,6 +43,11 @@ _LAYOUT_FIELDS = {
     "sequence_parallel": False,
     "tensor_parallel_output": False,
 }
+# The same for the kernels that a GPU ran it with.
+_KERNEL_FIELDS = (
+    "use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "use_fused_linear", "use_fused_dropout_add",
+    "use_fused_linear_cross_entropy", "use_fused_head_and_loss_fn", "use_fast_layer_norm",
+)  # fmt: skip
 
 
 def load_model(
@@ -52,7 +55,7 @@ def load_model(
     *,
     dtype: str,
     config_overrides: Mapping[str, Any] | None = None,
-    tokenizer: Any = None,
+    encoder: Any = None,
     growth: VocabularyGrowth | None = None,
     build: Callable[[Any, Any], Any] | None = None,
     quantisation: QuantisationScheme | None = None,
@@ -65,7 +68,7 @@ def load_model(
         dtype: Parameter type: "float32", "float16" or "bfloat16".
         config_overrides: Fields set on the PaddleNLP config, degrees of parallelism and flags of fused
             layers among them.
-        tokenizer: When given, generation stops at its end token and pads with its padding token.
+        encoder: When given, generation also stops at its end token, and pads with its padding token.
         growth: More embeddings than the files hold, for a tokenizer with more tokens.
         build: Class and config -> model; for a model that holds a part of the weights, such as a stage of a
             pipeline. None: `model_class(config)`.
@@ -81,7 +84,9 @@ def load_model(
     import paddle
     from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
 
-    folder = resolved.folder or hub.download(resolved.name)
+    resolved = with_weights(resolved)
+    folder = resolved.folder
+    assert folder is not None
     checkpoint = open_checkpoint(folder, resolved.family, resolved.config)
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
     model_class = import_object(resolved.family.model_class)
@@ -96,7 +101,7 @@ def load_model(
         quantiser = LinearLayerQuantiser(model, quantisation, resolved.family, keep_packed=keep_packed)
         model.base_quantisation = quantisation  # adapters on it put this on record
     _fill_parameters(model, checkpoint, resolved, growth=growth, quantiser=quantiser)
-    _set_generation_config(model, folder, resolved.family, tokenizer)
+    _set_generation_config(model, folder, encoder)
     model.eval()
     return model
 
@@ -112,22 +117,6 @@ def load_weights(model: Any, folder: Path) -> None:
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
 
 
-def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
-    """Opens a folder's weights, whole tensors or the parts that several ranks wrote.
-
-    Args:
-        folder: Of the model.
-        family: Record of the model.
-        config: Its config.json.
-
-    Raises:
-        UserError: There are none, or files are missing or damaged.
-    """
-    if is_sharded(folder):
-        return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
-    return Checkpoint(folder)
-
-
 def build_config(
     resolved: ResolvedModel, model_class: Any, *, dtype: str, overrides: Mapping[str, Any] | None = None
 ) -> Any:
@@ -136,6 +125,8 @@ def build_config(
     Raises:
         UserError: An option that the family must not have, or a config.json that PaddleNLP cannot express.
     """
+    import paddle
+
     refused = resolved.family.refused_options
     faults = [
         f"{name} is {overrides[name]!r}, but family {resolved.family.name} cannot have it: {why}. "
@@ -146,8 +137,13 @@ def build_config(
     if faults:
         raise UserError(faults)
     adapted = resolved.family.adapt_config(resolved.config)
-    for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path"):
-        adapted.pop(name, None)
+    for name in ("torch_dtype", "dtype", "transformers_version", "_name_or_path", *_LAYOUT_FIELDS):
+        adapted.pop(name, None)  # also how it was laid out when it was trained: that is the run's affair
+    if paddle.device.get_device() == "cpu":
+        for name in _KERNEL_FIELDS:
+            adapted.pop(name, None)
+    if adapted.get("quantization_config", False) is None:
+        del adapted["quantization_config"]
     if not adapted.get("architectures"):
         adapted["architectures"] = [resolved.family.architectures[0]]
     config = model_class.config_class.from_dict(adapted)
@@ -210,7 +206,7 @@ def _fill_parameters(
     extra = [name for name in readers if name not in parameters and is_whole]
     _raise_for(
         resolved,
-        missing=_without(missing, [*computed, *(model_class._keys_to_ignore_on_load_missing or ())]),
+        missing=_without(missing, [*computed, *(model._keys_to_ignore_on_load_missing or ())]),
         extra=_without(extra, model_class._keys_to_ignore_on_load_unexpected or []),
         shapes=shapes,
     )
@@ -234,12 +230,14 @@ def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str],
         raise UserError([*faults, "config.json and the weight files do not belong together: copy both again"])
 
 
-def _set_generation_config(model: Any, folder: Path, family: Family, tokenizer: Any) -> None:
+def _set_generation_config(model: Any, folder: Path, encoder: Any) -> None:
     from paddlenlp.generation import GenerationConfig
 
     if read_json_if_present(folder / GENERATION_CONFIG):
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
-    if tokenizer is not None:
-        facts, generation = family.tokenizer, model.generation_config
-        generation.eos_token_id = token_id(tokenizer, facts.end_of_answer)
-        generation.pad_token_id = token_id(tokenizer, padding_token(tokenizer, facts))
+    if encoder is not None:
+        generation = model.generation_config
+        listed = generation.eos_token_id if isinstance(generation.eos_token_id, list) else []
+        ends = list(dict.fromkeys([encoder.eos_token_id, *listed]))
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+        generation.pad_token_id = encoder.pad_token_id

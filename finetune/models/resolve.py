@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,20 @@ from finetune.errors import UserError
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
 from finetune.models import hub
-from finetune.models.shard_files import is_sharded
+from finetune.models.hubs.hugging_face import is_offline
+from finetune.models.hubs.repository import (
+    Repository,
+    cached_model,
+    fetch_description,
+    fetch_small_files,
+    fetch_weights,
+    find_remote,
+)
+from finetune.models.own_head import with_own_head
+from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
 from finetune.storage.files import read_json_if_present
+from finetune.storage.lfs_pointers import refuse_pointers
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -22,20 +33,23 @@ class ResolvedModel:
     """A model that is known to be there.
 
     Attributes:
-        folder: Local folder with config and weights; None for a hub name whose weights come on loading.
+        folder: Local folder with config, tokenizer and weights; None for a name on PaddleNLP's hub, all of which
+            comes on loading.
         name: As the user gave it.
         config: config.json as found.
         family: The record that covers it.
+        remote: Where weights that are not in the folder yet come from on loading.
     """
 
     folder: Path | None
     name: str
     config: dict[str, Any]
     family: Family
+    remote: Repository | None = None
 
 
 def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> ResolvedModel:
-    """Finds a model, before Paddle is imported when it is a local folder.
+    """Finds a model; a local folder causes no network traffic, and neither does one in a hub's cache.
 
     Args:
         name_or_path: Its folder, or its name on the hub.
@@ -48,19 +62,63 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_file():
         raise UserError(f"model {name} is a file: give the folder that holds config.json and the weights")
-    if not path.is_dir() and _looks_like_path(name):
+    if not path.is_dir() and "://" not in name and _looks_like_path(name):
         raise UserError(f"model folder {name} does not exist: check --model_name_or_path")
-    folder = path if path.is_dir() else hub.cached_folder(name)
+    folder = path if path.is_dir() else hub.cached_folder(name) or cached_model(name)
     if folder is None:
-        hub.require_reachable(name)
-        config = read_config(hub.download_config(name))
-        return ResolvedModel(None, name, config, _covered(config, name))
+        return _resolve_remote(name)
+    refuse_pointers(folder)
     config = read_config(folder)
     family = _covered(config, name)
+    _refuse_quantised(config, folder)
     read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
+    if needs_weights:
+        config = _with_own_head(folder, family, config)
     return ResolvedModel(folder, name, config, family)
+
+
+def _resolve_remote(name: str) -> ResolvedModel:
+    """Looks a name up on the hubs: PaddleNLP's first, then the others; downloads all but the weights.
+
+    The configuration comes alone, so that a model that is not covered costs nothing more.
+    """
+    reasons = []
+    if "://" not in name and not is_offline():
+        if not hub.is_reachable():
+            reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) cannot be reached")
+        elif hub.has_model(name):
+            config = read_config(hub.download_config(name))
+            return ResolvedModel(None, name, config, _covered(config, name))
+        else:
+            reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) has no model of that name")
+    repository, others = find_remote(name)
+    if repository is None:
+        raise hub.absence(name, [*reasons, *others] or ["it is no name that a hub could have"])
+    repository, folder = fetch_description(repository)
+    config = read_config(folder)
+    family = _covered(config, name)
+    return ResolvedModel(fetch_small_files(repository), name, config, family, repository)
+
+
+def with_weights(resolved: ResolvedModel) -> ResolvedModel:
+    """The model with its weights in its folder: those of a hub's are downloaded now.
+
+    Raises:
+        UserError: They cannot be had, or in no form that is read here.
+    """
+    if resolved.folder is not None and resolved.remote is None:
+        return resolved
+    folder = fetch_weights(resolved.remote) if resolved.remote else hub.download(resolved.name)
+    config = _with_own_head(folder, resolved.family, resolved.config)
+    return replace(resolved, folder=folder, config=config, remote=None)
+
+
+def _with_own_head(folder: Path, family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    if not family.hugging_face.own_head:
+        return config
+    return with_own_head(config, open_checkpoint(folder, family, config).tensors, family)
 
 
 def _covered(config: dict[str, Any], name: str) -> Family:
@@ -68,6 +126,22 @@ def _covered(config: dict[str, Any], name: str) -> Family:
         return find_family(config)
     except UserError as error:
         raise UserError(f"model {name} is not supported: {error}") from None
+
+
+def _refuse_quantised(config: dict[str, Any], folder: Path) -> None:
+    """A quantised folder holds integers with scales under names of their own; `null` there says nothing."""
+    facts = config.get("quantization_config")
+    if not isinstance(facts, dict):
+        return
+    method = facts.get("quant_method") or facts.get("weight_quantize_algo") or facts.get("quant_type")
+    bits = facts.get("bits") or (4 if facts.get("load_in_4bit") else 8 if facts.get("load_in_8bit") else None)
+    if not method and not bits:  # PaddleNLP writes the object into every config.json
+        return
+    size = f", {bits} bits" if bits else ""
+    raise UserError(
+        f"model {folder} is quantised (quantization_config of its config.json: {method or 'method unnamed'}{size}): its weights cannot "
+        "be read here; give the folder of the model that it was made from, in float32, float16 or bfloat16"
+    )
 
 
 def _looks_like_path(name: str) -> bool:

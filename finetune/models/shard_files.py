@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.tensor_splits import find_split
-from finetune.storage.checkpoints import ShardedCheckpoint, has_weights
+from finetune.storage.checkpoints import Checkpoint, ShardedCheckpoint, TensorFiles, has_weights
 from finetune.storage.rank_files import MODEL_STEM, find_rank_files
 
 
@@ -40,3 +41,19 @@ def is_sharded(folder: Path) -> bool:
         UserError: A rank's file is missing.
     """
     return not has_weights(folder) and find_rank_files(folder, MODEL_STEM) is not None
+
+
+def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
+    """Opens a folder's weights, whole tensors or the parts that several ranks wrote.
+
+    Args:
+        folder: Of the model.
+        family: Record of the model.
+        config: Its config.json.
+
+    Raises:
+        UserError: There are none, or files are missing or damaged.
+    """
+    if is_sharded(folder):
+        return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
+    return Checkpoint(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -9,25 +10,47 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune.errors import EXIT_FAILED, EXIT_USER_ERROR, Interrupted, RunError, UserError
-from finetune.machine.quiet import interrupt
+from finetune.errors import (
+    EXIT_FAILED,
+    EXIT_USER_ERROR,
+    Interrupted,
+    RunError,
+    UserError,
+    describe_outside_error,
+)
+from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
 from finetune.processes.launch import is_first_of_machine, is_first_process
 from finetune.processes.watch.watch import close_watch, report_failure
+from finetune.storage.disk_failures import describe_disk_failure
 
 # A launcher ends everybody at the first failure it sees and takes rank 0's exit code for its own.
 _FIRST_SPEAKS_SECONDS = 3
 
 
-def run_command(main: Callable[[], None]) -> int:
+def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command and turns how it ended into an exit code.
+
+    Args:
+        main: The command; a number that it returns is the exit code.
 
     Returns:
         0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
         first process of each machine; 1 the run failed.
     """
-    signal.signal(signal.SIGTERM, interrupt)
+    previous = set_handlers(end_command)
     try:
-        main()
+        return _run(main)
+    finally:
+        if any(signal.getsignal(number) is not end_command for number in previous):
+            ignore_repeats()  # it was stopped
+        else:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _run(main: Callable[[], int | None]) -> int:
+    try:
+        code = main()
     except UserError as error:
         if is_first_process() or is_first_of_machine():
             for fault in error.faults:
@@ -45,10 +68,23 @@ def run_command(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return _fail(f"error: {error}")
     except Exception as error:
-        traceback.print_exc()
-        return _fail(f"{type(error).__name__}: {error}")
+        return _fail_outside(error)
     close_watch()
-    return 0
+    return code or 0
+
+
+def _fail_outside(error: Exception) -> int:
+    """Says what the operating system, the memory or a parser said; all else is a fault of the program."""
+    described = describe_outside_error(error)
+    if described is None and (of_library := describe_disk_failure(error)):
+        described = of_library, EXIT_FAILED
+    if described is None or os.environ.get("FINETUNE_VERBOSE") == "1":
+        traceback.print_exc()
+    if described is None:
+        return _fail(f"{type(error).__name__}: {error}")
+    text, code = described
+    print(f"error: {text}", file=sys.stderr)
+    return _fail(text, code)
 
 
 def _fail(text: str, code: int = EXIT_FAILED) -> int:

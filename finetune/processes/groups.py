@@ -7,11 +7,14 @@ lacks are made here, on all ranks in the same order.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.machine.stand_ins import replace
 from finetune.processes.layout import Coordinates, Layout
+from finetune.processes.network.plain_values import decode_value, encode_value
 from finetune.processes.time_limit import time_limit
 
 _CONNECT_SECONDS = 120.0
@@ -103,14 +106,22 @@ class Group:
         dist.recv(tensor, src=self.ranks[source], group=self.handle)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Small plain values (numbers, texts, lists, dicts) of all ranks, in the group's order."""
+        """Small plain values (None, numbers, texts, lists, tuples, dicts, paths) of all ranks, in the group's order.
+
+        Raises:
+            TypeError: The value is something else; nothing was sent then.
+        """
         if self.size == 1:
             return [value]
-        import paddle.distributed as dist
+        import numpy as np
+        import paddle
 
-        values: list[Any] = []
-        dist.all_gather_object(values, value, group=self.handle)
-        return values
+        data = encode_value(value)
+        sizes = [int(size.item()) for size in self.all_gather(paddle.to_tensor([len(data)], dtype="int64"))]
+        padded = np.zeros(max(sizes), dtype="uint8")
+        padded[: len(data)] = np.frombuffer(data, dtype="uint8")
+        parts = self.all_gather(paddle.to_tensor(padded))
+        return [decode_value(part.numpy()[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
     def barrier(self) -> None:
         """Returns when every rank has come here."""
@@ -171,12 +182,32 @@ def start_groups(layout: Layout, *, device: str, timeout_seconds: float = _CONNE
     """
     if layout.world == 1:
         return ProcessGroups()
+    _refuse_pickles()
     if device.startswith("cpu"):
         from finetune.processes.cpu.backend import install
 
         install(timeout_seconds=timeout_seconds)
     with time_limit(timeout_seconds, "connecting the processes and making their groups"):
         return _make_groups(layout)
+
+
+def _refuse_pickles() -> None:
+    """Has Paddle's calls that hand objects from rank to rank refuse what arrives: it would be unpickled.
+
+    Ours are `Group.gather_objects`; nothing that a run calls in Paddle or PaddleNLP needs theirs.
+    """
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError(
+            "an object from another process is not unpickled: use Group.gather_objects instead"
+        )
+
+    for name in (
+        *(f"communication.{name}" for name in ("serialization_utils", "all_gather", "broadcast", "recv", "scatter")),
+        "fleet.meta_parallel.pp_utils.p2p_communication",
+    ):  # fmt: skip
+        module = importlib.import_module(f"paddle.distributed.{name}")
+        replace(module, "convert_tensor_to_object", refuse)
 
 
 def _make_groups(layout: Layout) -> ProcessGroups:

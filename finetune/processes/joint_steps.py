@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from finetune.errors import UserError
+from finetune.errors import RunError, UserError
 from finetune.processes.groups import ProcessGroups
 
 Value = TypeVar("Value")
+
+
+class RankFailed(RunError, RuntimeError):
+    """Another rank failed in a step that all take together; that one says more."""
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def fail_on_all_ranks(groups: ProcessGroups, clean_up: Callable[[], None] | None
         clean_up: What rank 0 does when a rank has failed.
 
     Raises:
-        Exception: What the block raised on this rank; a RuntimeError that names the rank on the others.
+        Exception: What the block raised on this rank; RankFailed, with its number, on the others.
     """
     failure: Exception | None = None
     try:
@@ -45,7 +49,7 @@ def fail_on_all_ranks(groups: ProcessGroups, clean_up: Callable[[], None] | None
         clean_up()
     if failure is not None:
         raise failure
-    raise RuntimeError(f"rank {failed} failed: {answers[failed]}")
+    raise RankFailed(f"rank {failed} failed: {answers[failed]}")
 
 
 def on_first(groups: ProcessGroups, function: Callable[[], Value]) -> Value:
@@ -53,7 +57,7 @@ def on_first(groups: ProcessGroups, function: Callable[[], Value]) -> Value:
 
     Args:
         groups: The run's processes; every one must call this.
-        function: Called on the first one only; its result is handed on as a pickled object.
+        function: Called on the first one only; its result, a plain value, is handed on.
 
     Raises:
         UserError: Raised by the function, on every process.

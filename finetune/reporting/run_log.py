@@ -64,6 +64,7 @@ class RunLog:
         kept = (
             [] if resume_step is None else [r for r in read_log(self.path) if r.get("step", 0) <= resume_step]
         )
+        self._evaluated = {_evaluation_key(record) for record in kept if record.get("kind") == "eval"}
         # Rewritten even when no line goes: this also mends a torn last line.
         write_atomically(self.path, "".join(_to_line(record) for record in kept).encode())
         self._file: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
@@ -73,8 +74,13 @@ class RunLog:
         self._write({"kind": "train", **record})
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """Writes the record of an evaluation: `step`, `epoch` and its metrics."""
-        self._write({"kind": "eval", **record})
+        """Writes the record of an evaluation: `step`, `epoch` and its metrics.
+
+        One that the log had when it was opened is not written again: a run that continues at its last step, or
+        only completes its end, repeats the evaluation of that step.
+        """
+        if _evaluation_key(record) not in self._evaluated:
+            self._write({"kind": "eval", **record})
 
     def close(self) -> None:
         """Closes the file; further records are refused."""
@@ -83,6 +89,10 @@ class RunLog:
     def _write(self, record: Mapping[str, Any]) -> None:
         self._file.write(_to_line(record))
         self._file.flush()
+
+
+def _evaluation_key(record: Mapping[str, Any]) -> tuple[Any, frozenset[str]]:
+    return record.get("step"), frozenset(record) - {"kind"}
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -110,10 +120,10 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):  # bad JSON or bad UTF-8
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and isinstance(record.get("step", 0), int):
             records.append(record)
         elif number < len(lines):
-            logger.warning("%s:%d is no JSON object and is left out: %r", path, number, line[:80])
+            logger.warning("%s:%d is no record and is left out: %r", path, number, line[:80])
     return records
 
 

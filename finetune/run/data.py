@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.splits import find_sources, read_splits
 from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
 from finetune.data.samples.tokenize import Prompt, Sample
@@ -53,7 +54,7 @@ def find_files(args: Arguments) -> dict[str, list[DataSource]]:
     """
     files = find_sources(args.data, training=args.training.do_train, evaluating=args.training.do_eval)
     if args.data.lazy and args.training.do_train:
-        check_sources(files.get("train", ()))
+        check_sources(args, files.get("train", ()))
     return files
 
 
@@ -107,18 +108,26 @@ def _encode_data(args: Arguments, files: dict[str, list[DataSource]], pair: Toke
         "truncation": settings.truncation,
         "system": settings.system,
     }
-    encoding = {**common, "max_length": settings.max_length, "train_on": settings.train_on}
+    encoding = {**common, "split_texts": settings.split_texts}
+    encoding |= {"max_length": settings.max_length, "train_on": settings.train_on}
+    refused = {split: FaultCollector(skip=settings.on_bad_line == "skip") for split in ("train", "dev")}
     if is_stream:
         data.stream = tuple(files["train"])
         folder = tokenizer_folder(args)
         data.train, data.reports["train"] = read_first(args, data.stream, pair.encoder, folder)
     elif do_train:
-        data.train, data.reports["train"] = load_samples(splits.train, pair.encoder, template, **encoding)
+        data.train, data.reports["train"] = load_samples(
+            splits.train, pair.encoder, template, faults=refused["train"], **encoding
+        )
     if do_eval and settings.eval_with_do_generation:
-        data.prompts, data.reports["dev"] = load_prompts(splits.dev, pair.encoder, template, **common)
+        data.prompts, data.reports["dev"] = load_prompts(
+            splits.dev, pair.encoder, template, faults=refused["dev"], **common
+        )
     elif do_eval:
-        data.dev, data.reports["dev"] = load_samples(splits.dev, pair.encoder, template, **encoding)
-    for split, faults in splits.faults.items():
-        if split in data.reports:
-            data.reports[split].add_faults(faults)
+        data.dev, data.reports["dev"] = load_samples(
+            splits.dev, pair.encoder, template, faults=refused["dev"], **encoding
+        )
+    for split, report in data.reports.items():
+        for faults in filter(None, (splits.faults.get(split), refused[split])):
+            report.add_faults(faults)
     return data

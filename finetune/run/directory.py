@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import socket
 import time
@@ -22,8 +21,10 @@ from finetune.checkpoints.folder import (
     step_of,
 )
 from finetune.errors import UserError
+from finetune.run.disk_space import try_writing
 from finetune.settings.registry import known_settings
-from finetune.storage.files import read_json_or_empty, write_json
+from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
+from finetune.storage.lock import take_lock
 
 if TYPE_CHECKING:
     from finetune.processes.groups import ProcessGroups
@@ -35,6 +36,8 @@ ARGUMENTS_FILE = "arguments.json"
 FINISHED_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 OVERWRITING_FILE = ".overwriting.json"
+TRAINED_FILE = ".trained.json"
+"""Stands beside final weights as long as something of the run's end is missing: results, curve, texts, upload."""
 RESULTS_FILE = "all_results.json"
 _OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
             "adapter_facts.json", "generated_output.json")  # fmt: skip
@@ -48,6 +51,7 @@ class RunDirectory:
         path: The folder.
         resume: The checkpoint that training continues from, or None for a fresh start.
         finished: Whether this very run is done already; there is nothing to do then.
+        trained: Whether its final weights stand and only what follows the training is missing.
         replaces: Whether an earlier run in this folder is being replaced, on request.
         warnings: What the person should know before training starts.
     """
@@ -55,13 +59,21 @@ class RunDirectory:
     path: Path
     resume: Path | None = None
     finished: bool = False
+    trained: bool = False
     replaces: bool = False
     warnings: list[str] = field(default_factory=list)
     _lock: IO[str] | None = field(default=None, init=False)
 
     @property
     def resume_step(self) -> int | None:
-        """Optimizer steps done at the checkpoint to continue from, None for a fresh start."""
+        """Optimizer steps done where this process continues, None for a fresh start."""
+        if self.trained:
+            step = read_json_object(self.path / FINISHED_FILE, keys=("global_step",))["global_step"]
+            if type(step) is not int:
+                raise UserError(
+                    f"{self.path / FINISHED_FILE} cannot be used (global_step is no number): copy it again"
+                )
+            return step
         return None if self.resume is None else step_of(self.resume)
 
     def decisions(self) -> dict[str, Any]:
@@ -77,13 +89,7 @@ class RunDirectory:
 
     def take_lock(self) -> None:
         """Refuses a second run in the same folder while this one lives."""
-        self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115  (held as long as the run)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"output_dir {self.path} is in use by another running process: wait for it, or choose another folder."
-            ) from None
+        self._lock = take_lock(self.path / LOCK_FILE, f"output_dir {self.path}")
 
     def changes(self, arguments: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings that shape the curve and differ from those the run in this folder began with: (old, new)."""
@@ -100,7 +106,12 @@ class RunDirectory:
             return
         for path in [*self.path.glob(f"{REPLACED_PREFIX}*")]:
             shutil.rmtree(path, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Marks the run as finished, once its last file stands."""
+        self.settle()
         (self.path / OVERWRITING_FILE).unlink(missing_ok=True)
+        (self.path / TRAINED_FILE).unlink(missing_ok=True)
 
     def remove_old_outputs(self, *, keep: set[str]) -> None:
         """Removes weights and texts of a replaced run that the new one has no files for."""
@@ -147,9 +158,15 @@ def _claim(args: Arguments) -> RunDirectory:
         )
     _make_folder(path)
     run.take_lock()
-    if args.training.do_train and not run.finished:
+    if not run.finished:
+        try_writing(path)
+    if run.trained:
+        remove_leftovers(path)
+        run.replaces = (path / OVERWRITING_FILE).is_file()
+    elif args.training.do_train and not run.finished:
         _choose_start(run, args)
         (path / FINISHED_FILE).unlink(missing_ok=True)
+        (path / TRAINED_FILE).unlink(missing_ok=True)
         write_json(path / ARGUMENTS_FILE, args.to_json())
     return run
 
@@ -166,7 +183,11 @@ def _make_folder(path: Path) -> None:
 
 def _check_contents(run: RunDirectory, args: Arguments) -> None:
     """Refuses to write over what belongs to others, or over a finished run with other settings."""
-    if args.training.overwrite_output_dir or not run.path.is_dir():
+    if not run.path.is_dir():
+        return
+    lacks_end = (run.path / FINISHED_FILE).is_file() and (run.path / TRAINED_FILE).is_file()
+    if args.training.overwrite_output_dir:
+        run.trained = lacks_end and read_json_or_empty(run.path / OVERWRITING_FILE) == args.to_json()
         return
     ours = _is_own_run(run.path)
     if not ours and (foreign := list_foreign(run.path)):
@@ -182,19 +203,21 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     is_finished = (run.path / FINISHED_FILE).is_file() and "train_steps" in read_json_or_empty(
         run.path / RESULTS_FILE
     )
-    if is_finished and not args.training.resume_from_checkpoint:
-        _check_finished(run, run.changes(args.to_json()))
+    if (is_finished or lacks_end) and not args.training.resume_from_checkpoint:
+        read_json_if_present(run.path / ARGUMENTS_FILE)  # a damaged one does not tell whether it is this run
+        _check_finished(run, run.changes(args.to_json()), lacks_end=lacks_end)
 
 
 def _is_own_run(path: Path) -> bool:
     return (path / ARGUMENTS_FILE).is_file() or bool(list_checkpoints(path))
 
 
-def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]]) -> None:
+def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]], *, lacks_end: bool) -> None:
     others = [name for name in changes if not known_settings()[name].may_grow]
-    is_longer = not others and any(new > old for old, new in changes.values())
+    is_longer = not others and all(_are_numbers(*pair) for pair in changes.values())
+    is_longer = is_longer and any(new > old for old, new in changes.values())
     if not changes:
-        run.finished = True
+        run.finished, run.trained = not lacks_end, lacks_end
     elif not is_longer:
         raise UserError(
             f"output_dir {run.path} holds a finished run with other settings ({_describe(changes)}): choose another "
@@ -205,6 +228,10 @@ def _check_finished(run: RunDirectory, changes: dict[str, tuple[Any, Any]]) -> N
             f"output_dir {run.path} holds a finished run without checkpoints, so it cannot be trained further: "
             "choose another folder, or add --overwrite_output_dir true to replace it."
         )
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def _choose_start(run: RunDirectory, args: Arguments) -> None:
@@ -223,12 +250,16 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
         write_json(marker, arguments)
     else:
         run.resume = newest_valid_checkpoint(run.path, run.warnings.append)
-        if run.resume is None and list_checkpoints(run.path):
+        if run.resume is None and run.warnings:
             run.warnings.append("no valid checkpoint is left, training starts from the first step.")
     run.replaces = marker.is_file()
     if run.resume is not None:
         _check_precision(run.resume, args)
         set_aside(run.path, beyond=step_of(run.resume))
+        try:
+            read_json_if_present(run.path / ARGUMENTS_FILE)
+        except UserError as error:
+            run.warnings.append(f"whether this run continues with other settings is not known: {error}")
         if changes := run.changes(arguments):
             run.warnings.append(
                 "this run continues with other settings than it began with, so its curve will not be the "

@@ -1,8 +1,7 @@
-"""The model of a run, with its adapter."""
+"""The model of a run."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.run.tokenizer import plan_vocabulary
@@ -65,7 +64,7 @@ def load_base_model(
         resolved,
         dtype=parameter_dtype(args),
         config_overrides=overrides,
-        tokenizer=pair.tokenizer,
+        encoder=pair.encoder,
         growth=plan_vocabulary(args, resolved, pair),
         build=build_own_stage if groups.pipeline.size > 1 else None,
         quantisation=scheme_of(vars(args.model)),
@@ -79,20 +78,3 @@ def parameter_dtype(args: Arguments) -> str:
     if args.training.fp16_opt_level != "O2":
         return "float32"
     return "float16" if args.training.fp16 else "bfloat16" if args.training.bf16 else "float32"
-
-
-def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
-    """Puts the adapter that the run asks for on the model, or returns it as it is."""
-    from finetune.adapters.lora import add_lora, load_lora
-    from finetune.adapters.prefix import add_prefix, load_prefix
-
-    settings, dtype = args.model, parameter_dtype(args)
-    if settings.lora and settings.lora_path:
-        return load_lora(model, Path(settings.lora_path), modules_to_save=settings.modules_to_save)
-    if settings.prefix_tuning and settings.prefix_path:
-        return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
-    if settings.lora:
-        return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
-    if settings.prefix_tuning:
-        return add_prefix(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
-    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.machine.determinism import make_deterministic
@@ -45,7 +46,8 @@ def start_processes(args: Arguments, layout: Layout, phases: PhaseRecord) -> Ite
         return
     phases.enter("connecting")
     silence_libraries()
-    start_watch(phases, hang_seconds=args.model.hang_timeout)
+    shared_folder = Path(args.training.output_dir).expanduser()
+    start_watch(phases, hang_seconds=args.model.hang_timeout, shared_folder=shared_folder)
     prepare_device(args, layout.world)  # before groups are made, which belong to a card
     yield start_groups(layout, device=args.training.device)
 

@@ -70,6 +70,12 @@ class Report:
             "or --overwrite_output_dir true to train it anew."
         )
 
+    def only_end_is_missing(self) -> None:
+        """Says that nothing is left to train."""
+        self.show_message(
+            f"{self.run.path} holds the final weights of this run; what follows the training is completed"
+        )
+
     def model(self, parallel: ParallelModel) -> None:
         """Says how large the model is, how much of it is trained, and how it is laid out over the processes."""
         layout = parallel.groups.layout
@@ -107,6 +113,8 @@ class Report:
             )
         if self.args.model.save_to_aistudio and self.args.training.do_train:
             upload(self.run.path, self.args.model, self.show_message)
+        if self.args.training.do_train:
+            self.run.finish()
 
     def _training_files(self) -> dict[str, Path]:
         from finetune.reporting.plot import plot_losses

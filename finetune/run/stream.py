@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.data.reading.formats import ReadOptions
 from finetune.data.reading.mixing import DataSource
+from finetune.data.reading.splits import make_options
 from finetune.data.samples.bulk_encoding import BulkBuilder
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.piece_encoding import TextEncoder
@@ -43,7 +43,7 @@ class StreamReport(DataReport):
         return f"read while training, {num_bytes / 2**20:,.1f} MiB; its beginning: {super().describe()}"
 
 
-def check_sources(sources: Sequence[DataSource]) -> None:
+def check_sources(args: Arguments, sources: Sequence[DataSource]) -> None:
     """Refuses what cannot be streamed, before anything expensive starts.
 
     Raises:
@@ -53,7 +53,7 @@ def check_sources(sources: Sequence[DataSource]) -> None:
         raise UserError(
             "lazy reads files, but dataset_name_or_path is the name of a built-in data set: run with --lazy false"
         )
-    check_streamable(list(sources))
+    check_streamable(list(sources), make_options(args.data))
 
 
 def read_first(
@@ -77,12 +77,18 @@ def read_first(
 
 
 def make_builder(
-    tokenizer: str, family: str, chat_template: str | None, folder: Path, lengths: dict[str, Any]
+    tokenizer: str,
+    family: str,
+    chat_template: str | None,
+    folder: Path,
+    lengths: dict[str, Any],
+    *,
+    splits_special: bool = True,
 ) -> BulkBuilder:
     """Tokenizer and template of the process that reads; Paddle is loaded only where nothing else will do."""
     from finetune.families.family import get_family
 
-    encoder = _load_encoder(tokenizer, get_family(family))
+    encoder = _load_encoder(tokenizer, get_family(family), splits_special=splits_special)
     return BulkBuilder(encoder, load_template(chat_template, folder), **lengths)
 
 
@@ -124,6 +130,7 @@ def build_stream_source(
             args.data.chat_template,
             tokenizer_folder,
             _lengths(args),
+            splits_special=args.data.split_special_tokens,
         ),
         settings=_settings(args),
         global_batch_size=global_batch_size,
@@ -153,21 +160,22 @@ def make_row_builder(padding: dict[str, Any], mask: str | None) -> Any:
     return make_padded if mask is None else make_packed
 
 
-def _load_encoder(tokenizer: str, family: Family) -> TextEncoder:
+def _load_encoder(tokenizer: str, family: Family, *, splits_special: bool) -> TextEncoder:
     from finetune.tokenizers.fast_encoder import load_fast_encoder
 
-    encoder, _ = load_fast_encoder(tokenizer, family) if Path(tokenizer).is_dir() else (None, "")
-    if encoder is not None:
-        return encoder
+    if Path(tokenizer).is_dir():
+        encoder, _ = load_fast_encoder(tokenizer, family, splits_special=splits_special)
+        if encoder is not None:
+            return encoder
     from finetune.machine.quiet import silence_libraries
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import load_encoder
 
     silence_libraries()
-    return FamilyEncoder(load_tokenizer(tokenizer, family), family)
+    return load_encoder(tokenizer, family, splits_special=splits_special)
 
 
 def _lengths(args: Arguments) -> dict[str, Any]:
-    names = ("src_length", "max_length", "truncation", "train_on")
+    names = ("src_length", "max_length", "truncation", "train_on", "split_texts")
     return {name: getattr(args.data, name) for name in names}
 
 
@@ -181,5 +189,5 @@ def _settings(args: Arguments) -> StreamSettings:
         stop_at_too_long=data.truncation == "error",
         train_on=data.train_on,
         system=data.system,
-        options=ReadOptions(dataset_format=data.dataset_format, preference=data.preference),
+        options=make_options(data),
     )

@@ -38,17 +38,21 @@ def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPa
         UserError: It cannot be read, or the adapter to be loaded was trained with another one.
     """
     from finetune.adapters.files import check_tokenizer
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
-    from finetune.tokenizers.fast_encoder import load_fast_encoder
+    from finetune.tokenizers.encoder import load_encoder
 
     source = args.model.tokenizer_name_or_path or resolved.folder or resolved.name
-    tokenizer = load_tokenizer(source, resolved.family)
+    encoder = load_encoder(
+        source,
+        resolved.family,
+        models=[resolved.folder],
+        splits_special=args.data.split_special_tokens,
+    )
+    tokenizer = encoder.tokenizer
     if adapter := _adapter_folder(args):
         # Here rather than where the adapter is loaded: before any data is tokenized.
         check_tokenizer(adapter, len(tokenizer))
-    fast, reason = load_fast_encoder(tokenizer_folder(args), resolved.family)
-    encoder = FamilyEncoder(tokenizer, resolved.family, fast)
-    note = "" if encoder.fast else f"Tokenizing with PaddleNLP, text by text: {reason or 'the ids differ'}."
+    reason = encoder.slow_because
+    note = f"Tokenizing with PaddleNLP, text by text: {reason}." if reason else ""
     return TokenizerPair(tokenizer, encoder, note)
 
 
@@ -62,9 +66,14 @@ def _adapter_folder(args: Arguments) -> Path | None:
 def tokenizer_folder(args: Arguments) -> Path:
     """Where the tokenizer's files lie, or would lie: a name on the hub may be in the cache."""
     from finetune.models import hub
+    from finetune.models.hubs.repository import cached_model
 
     name = str(args.model.tokenizer_name_or_path or args.model.model_name_or_path)
-    return Path(name) if Path(name).is_dir() else hub.cached_folder(name) or Path(name)
+    return (
+        Path(name)
+        if Path(name).is_dir()
+        else hub.cached_folder(name) or cached_model(name, needs_weights=False) or Path(name)
+    )
 
 
 def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPair) -> VocabularyGrowth | None:
@@ -73,12 +82,17 @@ def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
     Raises:
         UserError: The model's own tokenizer has more tokens than the model has embeddings.
     """
+    from finetune.adapters.files import count_embeddings
     from finetune.models.vocabulary import find_growth, is_other_tokenizer
 
+    family, num_tokens = resolved.family, len(pair.tokenizer)
+    vocab_size = family.adapt_config(resolved.config).get("vocab_size")
+    if adapter := _adapter_folder(args):
+        num_tokens = count_embeddings(adapter, family, num_tokens=num_tokens, vocab_size=vocab_size)
     return find_growth(
-        resolved.family.adapt_config(resolved.config).get("vocab_size"),
-        len(pair.tokenizer),
-        family=resolved.family,
+        vocab_size,
+        num_tokens,
+        family=family,
         other_tokenizer=is_other_tokenizer(
             args.model.tokenizer_name_or_path, resolved.folder or resolved.name
         ),
@@ -88,7 +102,7 @@ def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
 def vocabulary_notes(
     args: Arguments, resolved: ResolvedModel, pair: TokenizerPair, layout: Layout
 ) -> list[str]:
-    """What the person should know of the tokenizer and of added embeddings; empty when that is nothing.
+    """What the person should know of the model's origin, the tokenizer and added embeddings; empty when that is nothing.
 
     Raises:
         UserError: See `plan_vocabulary`; or the larger vocabulary cannot be divided over the layout.
@@ -99,5 +113,6 @@ def vocabulary_notes(
     if growth:
         check_topology(layout, resolved, args, vocab_size=growth.new)
     untrained = model.prefix_tuning or (model.lora and not (model.modules_to_save or model.lora_path))
-    notes = [pair.note] if pair.note else []
+    notes = [f"Model: {resolved.remote}"] if resolved.remote else []
+    notes += [pair.note] if pair.note else []
     return notes + (describe(growth, untrained=untrained and args.training.do_train) if growth else [])

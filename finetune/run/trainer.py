@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.samples.sample_store import sample_lengths
 from finetune.data.samples.tokenize import Sample
+from finetune.data.templates.trained_template import drop_template, record_default
 from finetune.models.layers import find_layer
 from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
@@ -79,6 +80,7 @@ def build_trainer(
     )
     if groups.is_first:
         _add_records(args, run, trainer)
+        _record_template(args, run, data)
     return trainer
 
 
@@ -111,6 +113,7 @@ def _build_parts(
         replica_check_steps=args.model.replica_check_steps,
         master_gradients=bool(args.training.amp_master_grad),
         max_skipped_steps=args.model.max_skipped_steps,
+        continues_on_save_error=args.model.on_save_error == "continue",
     )
 
 
@@ -151,6 +154,14 @@ def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -
     trainer.training_log.progress = ProgressReporter(total_steps, bar=bar, start_step=run.resume_step or 0)
     if training:
         trainer.training_log.run_log = RunLog(run.path / "train_log.jsonl", run.resume_step)
+
+
+def _record_template(args: Arguments, run: RunDirectory, data: RunData) -> None:
+    """Notes the template of the training where the setting leaves it to the model; the settings hold any other."""
+    if args.training.do_train:
+        drop_template(run.path)
+        if args.data.chat_template is None:
+            record_default(run.path, uses_own=data.reports["train"].num_in_own_template > 0)
 
 
 def _build_batches(

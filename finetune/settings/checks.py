@@ -6,6 +6,7 @@ value could not be converted, since their default stands in for them: such fault
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from finetune.machine.device import find_device_fault
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
-from finetune.settings.paths import looks_like_path
+from finetune.settings.paths import describe_missing, find_obstacle, looks_like_path, shorten
 from finetune.settings.quantisation import check_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
@@ -97,23 +98,38 @@ def _check_paths(values: Values) -> Faults:
     looked = f"(looked in {Path.cwd()}): check the path"
     for name in ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path"):
         if values[name] and looks_like_path(values[name]) and not os.path.exists(values[name]):
-            yield (name,), f'{name} is "{values[name]}", which does not exist {looked}'
+            yield (name,), f'{name} is "{shorten(values[name])}", {describe_missing(values[name])}'
     for method, name in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         value = values[name]
         if value and values[method] and not looks_like_path(value) and not os.path.isdir(value):
-            yield (name, method), f'{name} is "{value}", which is no folder {looked}'
+            yield (name, method), f'{name} is "{shorten(value)}", which is no folder {looked}'
     template = values["chat_template"] or ""  # may also be the template's text, in which slashes mean nothing
     if template.startswith((".", "/")) and not os.path.exists(template):
-        yield ("chat_template",), f'chat_template is "{template}", which does not exist {looked}'
+        yield ("chat_template",), f'chat_template is "{shorten(template)}", {describe_missing(template)}'
     checkpoint = values["resume_from_checkpoint"]
     if checkpoint and not os.path.isdir(checkpoint):
         yield (
             ("resume_from_checkpoint",),
-            f'resume_from_checkpoint is "{checkpoint}", which is no folder {looked}, '
+            f'resume_from_checkpoint is "{shorten(checkpoint)}", which is no folder {looked}, '
             "or leave it out to continue from the newest checkpoint in output_dir",
         )
     if os.path.isfile(values["output_dir"] or ""):
         yield ("output_dir",), f'output_dir is "{values["output_dir"]}", which is a file: give a folder'
+    for name in ("output_dir", "logging_dir", "data_cache_dir"):  # may be made yet
+        if values[name] and (obstacle := find_obstacle(values[name])):
+            yield (name,), f'{name} is "{shorten(values[name])}", {obstacle}'
+
+
+def _check_patterns(values: Values) -> Faults:
+    for pattern in values["lora_target_modules"] or ():
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            yield (
+                ("lora_target_modules",),
+                f'lora_target_modules has "{shorten(pattern)}", which is no regular expression ({error}): correct it, or '
+                "give all, default, or the bare names of layers",
+            )
 
 
 def _check_best_model(values: Values) -> Faults:
@@ -163,6 +179,7 @@ _CHECKS = (
     check_data,
     _check_methods,
     check_quantisation,
+    _check_patterns,
     _check_steps,
     _check_paths,
     _check_best_model,

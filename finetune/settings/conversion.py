@@ -12,7 +12,12 @@ _TRUE_WORDS = frozenset({"true", "1", "yes", "on", "t", "y"})
 _FALSE_WORDS = frozenset({"false", "0", "no", "off", "f", "n"})
 _NULL_WORDS = frozenset({"null", "none"})
 _MAX_SHOWN_CHARS = 80
+# Of ours and of other tools: hub_token, wandb_api_key, ...
+_SECRET_NAME = re.compile(r"(token|key|secret|passw(or)?d|credentials?|proxy)$", re.IGNORECASE)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
+# Several paths are one text with commas between, or a list.
+_PATH_LISTS = ("dataset_name_or_path", "eval_dataset")
 _TYPE_PHRASES = {
     "bool": "true or false",
     "int": "a whole number",
@@ -22,6 +27,7 @@ _TYPE_PHRASES = {
     "list[int]": "a list of whole numbers",
     "list[list[int]]": "a list of lists of whole numbers",
     "list[dict]": "a list of objects, as JSON on the command line,",
+    "dict": "an object, as JSON on the command line,",
 }
 
 
@@ -33,10 +39,17 @@ def convert_json(setting: Setting, value: Any) -> Any:
     """
     if value is None:
         return None
+    check_text(value)
     if setting.group == "foreign":
         return _convert_foreign(value)
     if setting.is_pair_of_names and isinstance(value, list):
         return _join_names(value)
+    if (
+        setting.name in _PATH_LISTS
+        and isinstance(value, list)
+        and all(isinstance(each, str) for each in value)
+    ):
+        value = ",".join(value)
     converted = _convert(setting, setting.type, value)
     return [] if setting.name == "report_to" and converted == ["none"] else converted
 
@@ -56,24 +69,52 @@ def convert_words(setting: Setting, words: list[str]) -> Any:
     if not setting.type.startswith("list["):
         if setting.is_pair_of_names and len(words) == 2:
             return convert_json(setting, words)
-        if len(words) != 1:
+        if len(words) != 1 and setting.name not in _PATH_LISTS:
             raise ValueError(f"one value is needed, not {len(words)}; {_describe_allowed(setting)}")
-        return convert_json(setting, words[0])
+        return convert_json(setting, words[0] if len(words) == 1 else words)
     if len(words) != 1 or not words[0].startswith("["):
         return convert_json(setting, words)
     try:
-        return convert_json(setting, json.loads(words[0]))
-    except json.JSONDecodeError as error:
+        value = json.loads(words[0])
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{_TYPE_PHRASES[setting.type]} as JSON, or separate words, is needed") from error
+    return convert_json(setting, value)
 
 
-def show(raw: Any) -> str:
-    """The value as it was given, cut where it is long."""
+def check_text(value: Any) -> None:
+    """Refuses characters that no file name and no file of text may hold, wherever they stand in a value.
+
+    Raises:
+        ValueError: With the character.
+    """
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("it holds a null character (\\u0000): remove it")
+        if broken := _SURROGATE.search(value):
+            raise ValueError(
+                f"it holds half a character (\\u{ord(broken[0]):04x}), no text in UTF-8: correct it"
+            )
+    elif isinstance(value, (list, dict)):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            check_text(item)
+
+
+def show(key: str, raw: Any) -> str:
+    """The value as it was given, cut where it is long; nothing of what may be a password.
+
+    Args:
+        key: What it was given for.
+        raw: The value, or the words after a key of the command line.
+    """
+    if _SECRET_NAME.search(key):
+        return "(not shown)"
     if isinstance(raw, list) and len(raw) == 1 and isinstance(raw[0], str):
         raw = raw[0]
     elif raw == []:
         return "without a value"
-    text = json.dumps(raw, ensure_ascii=False, default=str)
+    text = _SURROGATE.sub(
+        lambda broken: f"\\u{ord(broken[0]):04x}", json.dumps(raw, ensure_ascii=False, default=str)
+    )
     return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
 
 
@@ -154,10 +195,19 @@ def _to_float(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _to_dict(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return dict(value) if isinstance(value, dict) else None
+
+
 _CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "bool": _to_bool,
     "int": _to_int,
     "float": _to_float,
     "str": lambda value: value if isinstance(value, str) else None,
-    "dict": lambda value: dict(value) if isinstance(value, dict) else None,
+    "dict": _to_dict,
 }

@@ -17,11 +17,19 @@ class DataArguments:
     """Where the samples come from and how they become rows of tokens."""
 
     dataset_name_or_path: str | None = setting(None,
-        "Folder with train.json and dev.json (or train/ and dev/), a file (.json, .jsonl, .csv), several of "
-        "these with commas between, or a built-in dataset name. Required unless dataset_mix is given.",
-        "含 train.json 和 dev.json（或 train/ 和 dev/）的目录、一个文件（.json、.jsonl、.csv）、"
-        "用逗号隔开的多个，或内置数据集的名称。未给 dataset_mix 时必填。", is_path=True,
-        aliases=("task_name_or_path",))
+        "Folder with train.json and dev.json (or any data files), a file (.json, .jsonl, .csv, .tsv, .txt, "
+        ".parquet, .arrow), a name of a dataset_info.json, several of these with commas between, or a built-in "
+        "dataset name. Required unless dataset_mix is given.",
+        "含 train.json 和 dev.json（或任意数据文件）的目录、一个文件（.json、.jsonl、.csv、.tsv、.txt、.parquet、"
+        ".arrow）、dataset_info.json 中的名称、用逗号隔开的多个，或内置数据集的名称。未给 dataset_mix 时必填。",
+        is_path=True, aliases=("task_name_or_path",))
+    eval_dataset: str | None = setting(None,
+        "File or folder to evaluate on, or several with commas between, beside any training data; null: the dev "
+        "split of the training data.",
+        "用于评估的文件或目录，可用逗号隔开多个，可与任何训练数据同用；null：训练数据的 dev 部分。", is_path=True)
+    dataset_dir: str | None = setting(None,
+        "Folder with LLaMA-Factory's dataset_info.json, whose names dataset_name_or_path may give.",
+        "含 LLaMA-Factory 的 dataset_info.json 的目录，其中的名称可用于 dataset_name_or_path。", is_path=True)
     task_name: str | None = setting(None, "Part of a built-in dataset to use.", "内置数据集中要用的部分。")
     dataset_format: str | None = setting(None, "Shape of the examples; null: recognised from the first ones.",
         "样本的格式；null：由前几条样本识别。", choices=DATASET_FORMATS)
@@ -29,6 +37,17 @@ class DataArguments:
         'Several training sets: a list of {"path": ..., "ratio": weight, "max_samples": n}; as JSON on the '
         "command line.",
         '多个训练集：由 {"path": ..., "ratio": 权重, "max_samples": n} 组成的列表；命令行上写成 JSON。')
+    columns: dict[str, Any] | None = setting(None,
+        'Names of the fields of the files: {"prompt": "question_text", "response": "reply"}; as JSON on the '
+        "command line.", '文件中各字段的名称：{"prompt": "问题", "response": "回答"}；命令行上写成 JSON。')
+    encoding: str = setting("utf-8", "Encoding of the data files, such as gbk or utf-16.",
+        "数据文件的编码，例如 gbk 或 utf-16。")
+    text_document: str = setting("line",
+        "What one document of a .txt file is: a line, a paragraph (up to a blank line), or the file.",
+        ".txt 文件中一篇文档是什么：一行、一段（到空行为止）或整个文件。", choices=("line", "paragraph", "file"))
+    split_texts: bool = setting(True,
+        "Running text longer than max_length becomes several samples, and nothing is lost; false: truncation "
+        "decides.", "超过 max_length 的纯文本分成多条样本，不丢内容；false：由 truncation 决定。")
     preference: str | None = setting(None,
         "What to learn from preference pairs; null: such files are refused.",
         "从偏好数据中学什么；null：拒绝这类文件。", choices=("chosen",))
@@ -88,10 +107,15 @@ class DataArguments:
         "Samples of a stream that the next one is drawn from; 1: the order of the files.",
         "从流中的多少条样本里抽取下一条；1：按文件顺序。", range=COUNT)
     chat_template: str | None = setting(None,
-        "Name of a conversation format (llama2, chatml, ...; see docs/data.md), a template file, or "
-        "tokenizer for the tokenizer's own; null: the texts as they are.",
-        "对话格式的名称（llama2、chatml 等，见 docs/data.md）、模板文件，或 tokenizer 表示用分词器自带的；"
-        "null：文本原样。", is_path=True)
+        "Name of a conversation format (llama2, chatml, ...; see docs/data.md), a template file or the folder "
+        "of one, tokenizer for the tokenizer's own, or none for the texts as they are; null: the tokenizer's own "
+        "for conversations, none for src and tgt.",
+        "对话格式的名称（llama2、chatml 等，见 docs/data.md）、模板文件或其所在目录，tokenizer 表示用分词器自带的，"
+        "none 表示文本原样；null：对话用分词器自带的，src 与 tgt 不用模板。", is_path=True)
+    split_special_tokens: bool = setting(True,
+        "Names of special tokens in the data (</s>, <|im_end|>) are plain text; false: they become these "
+        "tokens, as in PaddleNLP.",
+        "数据中出现的特殊词元名（</s>、<|im_end|>）按普通文本处理；false：与 PaddleNLP 一样变为这些词元。")
     system: str | None = setting(None,
         "System text of examples that have none; null: the template's, if any.",
         "没有系统文本的样本所用的系统文本；null：模板自带的（若有）。")

@@ -1,12 +1,15 @@
 """What makes the data settings of a run unusable; part of `finetune.settings.checks`."""
 
+import codecs
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from finetune.errors import UserError
+from finetune.settings.column_names import find_column_faults
+from finetune.settings.dataset_registry import find_entry
 from finetune.settings.mix_entries import find_mix_faults
-from finetune.settings.paths import looks_like_path, split_paths
+from finetune.settings.paths import describe_missing, looks_like_path, shorten, split_paths
 
 
 def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -18,11 +21,15 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
             f"src_length {src_length} leaves no room for the target in max_length {max_length}: "
             "lower src_length or raise max_length",
         )
-    paths = split_paths(values["dataset_name_or_path"] or "")
-    for path in paths:
-        if not os.path.exists(path) and (len(paths) > 1 or looks_like_path(path)):
-            yield ("dataset_name_or_path",), f'dataset_name_or_path is "{path}", {_missing_path()}'
-    for fault in find_mix_faults(values["dataset_mix"]):
+    yield from _check_paths(values)
+    for fault in find_column_faults(values["columns"]):
+        yield ("columns",), fault
+    if not _is_encoding(values["encoding"]):
+        yield (
+            ("encoding",),
+            f'encoding is "{values["encoding"]}", which is not known: utf-8, gbk, utf-16 and others of Python',
+        )
+    for fault in find_mix_faults(values["dataset_mix"], values["dataset_dir"]):
         yield ("dataset_mix",), fault
     split = values["validation_split"]
     if split is not None and split > 1 and split != int(split):
@@ -36,8 +43,31 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
             yield ("lazy", "do_train", name), fault
 
 
-def _missing_path(what: str = "does not exist") -> str:
-    return f"which {what} (looked in {Path.cwd()}): check the path"
+def _check_paths(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    paths = split_paths(values["dataset_name_or_path"] or "")
+    for path in paths:
+        try:
+            is_known = os.path.exists(path) or find_entry(path, values["dataset_dir"]) is not None
+        except UserError as error:
+            yield ("dataset_name_or_path", "dataset_dir"), error.faults[0]
+            continue
+        is_name = "://" in path
+        needs_path = looks_like_path(path) or ((len(paths) > 1 or values["dataset_dir"]) and not is_name)
+        if not is_known and needs_path:
+            yield (
+                ("dataset_name_or_path",),
+                f'dataset_name_or_path is "{shorten(path)}", {describe_missing(path)}',
+            )
+    for path in split_paths(values["eval_dataset"] or ""):
+        if not os.path.exists(path) and "://" not in path:
+            yield ("eval_dataset",), f'eval_dataset is "{shorten(path)}", {describe_missing(path)}'
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return bool(codecs.lookup(name)._is_text_encoding)
+    except (LookupError, ValueError):
+        return False
 
 
 def _check_self_cognition(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -49,7 +79,10 @@ def _check_self_cognition(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str
                 f"self_cognition_samples is {count}, but {name} is missing: give the name that the model shall know",
             )
     if file and not os.path.isfile(os.path.expanduser(file)):
-        yield ("self_cognition_file",), f'self_cognition_file is "{file}", {_missing_path("is no file")}'
+        yield (
+            ("self_cognition_file",),
+            f'self_cognition_file is "{shorten(file)}", {describe_missing(file, "is no file")}',
+        )
 
 
 def _find_stream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -67,7 +100,7 @@ def _find_stream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{name} is epoch, but with lazy true no step is the last of an epoch: set it to steps, with {steps}",
             )
     remedies = {
-        "validation_split": "give a folder with a dev file",
+        "validation_split": "give a folder with a dev file, or eval_dataset",
         "max_train_samples": "max_steps bounds the training; max_samples in dataset_mix takes the first of a data set",
         "self_cognition_samples": "write these examples to a file and name it in dataset_mix",
     }

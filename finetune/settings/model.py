@@ -21,15 +21,18 @@ class ModelArguments:
     """Which weights, which method, and the options PaddleNLP's model configuration takes."""
 
     model_name_or_path: str | None = setting(None,
-        "Folder with the weights, or a model name on the hub. Required.",
-        "权重所在目录，或模型库中的模型名。必填。", is_path=True)
+        "Folder with the weights, or a name: on PaddleNLP's hub, hf://org/name[@revision], modelscope://..., aistudio://.... "
+        "Required.",
+        "权重所在目录，或名称：PaddleNLP 模型库中的名称、hf://org/name[@版本]、modelscope://...、aistudio://...。必填。",
+        is_path=True)
     tokenizer_name_or_path: str | None = setting(None,
         "Folder or name of the tokenizer; null: the model's own.", "分词器的目录或名称；null：用模型自带的。",
         is_path=True)
     lora: bool = setting(False, "Train low-rank updates (LoRA) instead of all weights.",
         "训练低秩增量（LoRA），而不是全部权重。")
-    lora_path: str | None = setting(None, "Adapter folder that LoRA starts from.",
-        "LoRA 训练的起点：已有适配器的目录。", is_path=True)
+    lora_path: str | None = setting(None,
+        "Adapter folder that LoRA starts from, of this project, PaddleNLP or peft; it decides rank, alpha and layers.",
+        "LoRA 训练的起点：本项目、PaddleNLP 或 peft 的适配器目录；秩、alpha 和所作用的层由它决定。", is_path=True)
     lora_rank: int = setting(8, "Rank of the LoRA update.", "LoRA 增量的秩。", range=Range(1, 65_536))
     lora_alpha: float | None = setting(None,
         "The LoRA update is scaled by lora_alpha / lora_rank; null: 2 x lora_rank.",
@@ -37,8 +40,10 @@ class ModelArguments:
     lora_dropout: float = setting(0.0, "Dropout on the input of the LoRA update.",
         "LoRA 增量输入端的 dropout。", range=SHARE_BELOW_ONE)
     lora_target_modules: list[str] | None = setting(None,
-        "Patterns of the linear layers that LoRA adapts; null: what suits the model family.",
-        "LoRA 所作用线性层的名称模式；null：按模型系列选取。")
+        "Linear layers that LoRA adapts: all, default, ends of names as PaddleNLP or Hugging Face have them "
+        "(q_proj,v_proj), or regular expressions for whole names; null: what suits the model family.",
+        "LoRA 所作用的线性层：all、default、PaddleNLP 或 Hugging Face 名称的末段（q_proj,v_proj），"
+        "或匹配完整名称的正则表达式；null：按模型系列选取。")
     modules_to_save: list[str] | None = setting(None,
         "Modules that LoRA trains and saves whole, by the last part of their names: embed_tokens,lm_head "
         "for new tokens; null: none.",
@@ -121,6 +126,10 @@ class ModelArguments:
     max_skipped_steps: int = setting(20,
         "float16 steps skipped in a row, because gradients overflowed, after which the run stops.",
         "float16 训练因梯度溢出连续跳过多少步后停止运行。", may_change=True, range=Range(1, 10**9))
+    on_save_error: str = setting("stop",
+        "What to do when the disk takes no checkpoint: stop the run, or train on and say so.",
+        "磁盘无法写入检查点时：停止运行，或继续训练并给出提示。", choices=("stop", "continue"), common=False,
+        may_change=True)
     replica_check_steps: int = setting(0,
         "Compare weights that must agree across processes every n steps, beside start and saves; 0: only "
         "there.", "除开始和保存时外，每 n 步比较一次各进程应当一致的权重；0：只在开始和保存时。",
@@ -136,9 +145,9 @@ class ModelArguments:
         "Dropout of attention weights; null: as the model's configuration.",
         "注意力权重的 dropout；null：按模型配置。", readers=(MODEL_CONFIG,), common=False,
         range=SHARE_BELOW_ONE)
-    from_aistudio: bool = setting(False, "Look model names up on AI Studio.", "在 AI Studio 上查找模型名。",
-        working=(False,),
-        instead="download the repository with AI Studio's own client and give its folder as model_name_or_path")
+    from_aistudio: bool = setting(False,
+        "Look names of models and tokenizers up on AI Studio, as aistudio://user/name does.",
+        "在 AI Studio 上查找模型和分词器的名称，与写 aistudio://user/name 相同。")
     save_to_aistudio: bool = setting(False, "Upload the final weights to AI Studio.",
         "把最终权重上传到 AI Studio。")
     aistudio_repo_id: str | None = setting(None, "AI Studio repository to upload to.",

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.settings.conversion import convert_json, convert_words, show
 from finetune.settings.records import Setting
 from finetune.settings.registry import foreign_settings, known_aliases, known_settings
 from finetune.settings.synonyms import WINNING_NAMES, find_method_fault, known_synonyms, translate
+from finetune.storage.files import is_present, open_file
 
+_MAX_FILE_BYTES = 16 * 2**20
 _KEY_TOKEN = re.compile(r"--[A-Za-z_]")
 _LAUNCHER_OPTIONS = frozenset(
     ["gpus", "devices", "nnodes", "nproc_per_node", "master", "rank", "host", "log_dir", "job_id", "ips"]
@@ -79,17 +82,17 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
         return dict(pairs)
 
     try:
-        parsed = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=keep)
-    except FileNotFoundError:
-        fault = f"{file} does not exist (looked in {Path.cwd()}): check the path"
+        parsed = json.loads(_read_content(path), object_pairs_hook=keep)
+    except UserError as error:
+        fault = f"argument file {error}"
     except json.JSONDecodeError as error:
         place = f"{file}, line {error.lineno}, column {error.colno}"
         fault = f"{place}: not valid JSON ({error.msg}){_explain_json_fault(error)}"
     except UnicodeDecodeError as error:
         fault = f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-    except OSError as error:
-        fault = f"{file} cannot be read: {error.strerror}"
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        fault = f"{file} cannot be read as JSON: it is nested too deep, settings are plain values"
+    except ValueError as error:
         fault = f"{file} cannot be read as JSON: {error}"
     else:
         if isinstance(parsed, dict):
@@ -100,6 +103,18 @@ def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
         fault = f'{file} holds no JSON object: it must look like {{"key": value, ...}}'
     faults.append(fault)
     return None
+
+
+def _read_content(path: Path) -> str:
+    if not is_present(path):
+        raise UserError(f"{path} does not exist (looked in {Path.cwd()}): check the path")
+    with open_file(path) as file:
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise UserError(
+            f"{path} has more than {_MAX_FILE_BYTES:,} bytes: give the file of the settings alone"
+        )
+    return content.decode("utf-8-sig")
 
 
 def _explain_json_fault(error: json.JSONDecodeError) -> str:
@@ -125,13 +140,13 @@ def _take(
     source = _Source(given, origin, convert)
     for key, raw in entries.items():
         given.raw[key] = raw
-        if key in foreign_settings():
-            given.foreign[key] = convert(foreign_settings()[key], raw)
-            continue
         try:
+            if key in foreign_settings():
+                given.foreign[key] = convert(foreign_settings()[key], raw)
+                continue
             pairs = list(translate(key, raw))
         except ValueError as error:
-            given.faults.append(f"{key} is {show(raw)} {origin}: {error}")
+            given.faults.append(f"{key} is {show(key, raw)} {origin}: {error}")
             continue
         for name, value in pairs:
             source.take(key, known_aliases().get(name, name), value)
@@ -162,7 +177,7 @@ class _Source:
         try:
             value = (self.convert if raw is given.raw[key] else convert_json)(setting, raw)
         except ValueError as error:
-            given.faults.append(f"{key} is {show(raw)} {self.origin}: {error}")
+            given.faults.append(f"{key} is {show(key, raw)} {self.origin}: {error}")
             given.broken.add(name)
             return
         given.broken.discard(name)
@@ -173,11 +188,11 @@ class _Source:
             given.values[name] = value
             self.keys[name] = key
             if key in known_synonyms() and (key != name or raw is not given.raw[key]):
-                given.translated[key] = f"{key} as {name} {show(value)}"
+                given.translated[key] = f"{key} as {name} {show(name, value)}"
         elif self.keys[name] not in WINNING_NAMES:
             given.faults.append(
                 f"{self.keys[name]} and {key} are one setting, but {self.origin} they are "
-                f"{show(given.values[name])} and {show(value)}: keep one of them"
+                f"{show(name, given.values[name])} and {show(name, value)}: keep one of them"
             )
 
 

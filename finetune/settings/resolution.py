@@ -5,6 +5,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from finetune.machine.device import detect_device, device_kind
+from finetune.settings.paths import looks_like_path
 from finetune.settings.quantisation import resolve_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
 
@@ -26,6 +27,9 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
     for name, setting in known_settings().items():
         if setting.is_path and values[name]:
             values[name] = os.path.expanduser(values[name])
+    for name in ("model_name_or_path", "tokenizer_name_or_path") if values["from_aistudio"] else ():
+        if values[name] and "://" not in values[name] and not looks_like_path(values[name]):
+            values[name] = f"aistudio://{values[name]}"
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
     if values["modules_to_save"] is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.storage.files import NO_ROOM, fill_folder, read_json_or_empty, restore_replaced, write_json
+from finetune.storage.lock import hold_output
 
 RECORD_NAME = "merge.json"
 """What was merged; its presence marks a folder as the result of a merge."""
@@ -28,12 +29,20 @@ def check_output(
         option: Its name on the command line.
 
     Raises:
-        UserError: It is a source or lies inside it, is no folder, or holds something else already.
+        UserError: It is a source or lies inside it, is no folder, holds something else already, or is being
+            written.
     """
     if folder.resolve() in (places := [source.resolve() for source in sources]):
         what = "an input of this merge" if len(places) > 1 else "the checkpoint itself"
         raise UserError(f"{option} {folder} is {what}: give another folder")
-    restore_replaced(folder)
+    if folder.absolute().parent.is_dir():
+        try:
+            with hold_output(folder, f"{option} {folder}"):
+                restore_replaced(folder)
+        except OSError as error:
+            raise UserError(
+                f"{option} {folder} cannot be made ({error.strerror}): give another folder"
+            ) from error
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -63,7 +72,7 @@ def output_folder(folder: Path, record: dict[str, object], *, option: str = "--o
     """
     is_made = False
     try:
-        with fill_folder(folder) as hidden:
+        with hold_output(folder, f"{option} {folder}"), fill_folder(folder) as hidden:
             is_made = True
             yield hidden
             sizes = {path.name: path.stat().st_size for path in sorted(hidden.iterdir())}

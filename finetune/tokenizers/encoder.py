@@ -2,212 +2,194 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
-from finetune.families.family import Family, import_object
-from finetune.families.special_tokens import padding_token, token_id
-from finetune.machine.stand_ins import replaced
-from finetune.models import hub
-from finetune.storage.files import is_present, open_file, read_json_if_present, read_json_or_empty
+from finetune.families.family import Family
+from finetune.families.special_tokens import token_id
+from finetune.families.text_backends import TextBackend, UnsupportedTokenizerError
+from finetune.families.tokenizer_kinds import TokenizerKind, find_kind
+from finetune.storage.files import read_json_object
+from finetune.tokenizers.added_tokens import FolderTokens, read_folder_tokens
+from finetune.tokenizers.fast_encoder import load_fast_encoder, make_table
+from finetune.tokenizers.loading import SOURCE_FOLDER, has_token, load_tokenizer
+from finetune.tokenizers.token_encoder import Spelling, TokenEncoder, named_ids
 
 if TYPE_CHECKING:
     from finetune.families.text_backends import Ids
-    from finetune.tokenizers.fast_encoder import FastEncoder
-
-_TEMPLATE_FILE = "chat_template.json"
-_SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE_FILE)
-_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
-_PROBES = ("a b", " a", "上衣 12", "</s> <s>", "\n\n x\t", "e\u0301")
 
 
-def load_tokenizer(folder_or_name: str | Path, family: Family | None = None) -> Any:
-    """Loads a PaddleNLP tokenizer; sets the family's padding token when the tokenizer names none.
+def load_encoder(
+    folder_or_name: str | Path,
+    family: Family,
+    *,
+    models: Iterable[Path | None] = (),
+    splits_special: bool = True,
+) -> FamilyEncoder:
+    """Loads a tokenizer as training, evaluation, answering and export use it.
 
     Args:
-        folder_or_name: Folder with the tokenizer's files, or a name on the hub. A folder never touches
-            the network.
-        family: Record of the model; taken from the folder's config.json when not given.
+        folder_or_name: Folder with the tokenizer's files, or a name on the hub.
+        family: Record of the model.
+        models: Folders whose generation_config.json may name further ids at which answers end.
+        splits_special: Whether names of special tokens in data are plain text.
 
     Raises:
         UserError: The folder lacks vocabulary files, or the files cannot be read.
     """
-    name, path = str(folder_or_name), Path(folder_or_name)
-    folder = path if path.is_dir() else hub.cached_folder(name)
+    tokenizer = load_tokenizer(folder_or_name, family)
+    folder = getattr(tokenizer, SOURCE_FOLDER, None)
+    fast, reason = None, "its files are not known"
     if folder is not None:
-        family = family or _family_of(folder)
-        tokenizer = _load_from_folder(folder, family)
-    else:
-        hub.require_reachable(name)
-        tokenizer = _load_by_name(name)
-    # Asking for an unset `pad_token` would log an error.
-    if family is not None and "pad_token" not in tokenizer.special_tokens_map:
-        tokenizer.pad_token = token_text(tokenizer, family.tokenizer.pad_fallback)
-    return tokenizer
+        fast, reason = load_fast_encoder(folder, family, splits_special=splits_special)
+    encoder = FamilyEncoder(tokenizer, family, fast, splits_special=splits_special)
+    encoder.slow_because = "" if fast else reason
+    encoder.add_end_ids(end_ids(folder for folder in (folder, *models) if folder is not None))
+    return encoder
 
 
-def has_token(tokenizer: Any, text: str) -> bool:
-    """Whether the text is a token of its own; tokenizers give another token's id where it is not."""
-    found = tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids(text))
-    return text == (found.decode(errors="replace") if isinstance(found, bytes) else found)
+def end_ids(folders: Iterable[Path]) -> tuple[int, ...]:
+    """The ids that the files generation_config.json of some folders name as ends of answers.
 
-
-def token_text(tokenizer: Any, name: str) -> str:
-    """Text of a token given by role or by its text."""
-    return str(tokenizer.convert_ids_to_tokens(token_id(tokenizer, name)))
+    Raises:
+        UserError: `eos_token_id` there is neither a number nor a list of numbers.
+    """
+    found: dict[int, None] = {}
+    for path in (folder / "generation_config.json" for folder in folders):
+        value = read_json_object(path).get("eos_token_id") if path.is_file() else None
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(index, int) and not isinstance(index, bool) for index in listed):
+            raise UserError(f"{path}: eos_token_id must be a number or a list of numbers, not {value!r}")
+        found |= dict.fromkeys(listed)
+    return tuple(found)
 
 
 class FamilyEncoder:
     """What data preparation and generation need of a tokenizer.
 
-    Text is data: a sample that contains "</s>" gets the pieces of these four characters, never the id
-    that ends an answer, so that no sample can close its own answer or open a new turn. (PaddleNLP's
-    tokenizer turns such text into the special id, and drops the blanks around it.) Every other text
-    gives exactly PaddleNLP's ids with `add_special_tokens=False`. In a text that contains a special
-    token, added ordinary tokens (added_tokens.json) are split into pieces too.
-
     Args:
         tokenizer: PaddleNLP's.
         family: The model's.
-        fast: The fast tokenizer of the same folder; it serves where many texts are encoded together, once
-            it has given the same ids for a few probes.
+        fast: The tokenizer of the same folder without Paddle, which then gives all ids; without it PaddleNLP's
+            spells the text, one after the other, between the tokens that the folder's files name.
+        splits_special: Whether names of special tokens in data are plain text; without `fast`.
 
     Attributes:
-        fast: The fast tokenizer in use, or None.
+        fast: The tokenizer in use that is not PaddleNLP's, or None.
+        slow_because: Why there is none, where that was found out.
         eos_token_id: Id that ends an answer.
         pad_token_id: Id that fills rows.
         prefix_ids: Ids that open every sequence.
         chat_end_ids: Further ids at which generation stops.
     """
 
-    def __init__(self, tokenizer: Any, family: Family, fast: FastEncoder | None = None):
-        facts = family.tokenizer
-        self.tokenizer = tokenizer
-        self.eos_token_id: int = token_id(tokenizer, facts.end_of_answer)
-        self.pad_token_id: int = token_id(tokenizer, padding_token(tokenizer, facts))
-        self.prefix_ids: tuple[int, ...] = tuple(token_id(tokenizer, name) for name in facts.prefix)
-        self.chat_end_ids: tuple[int, ...] = tuple(
-            token_id(tokenizer, name) for name in facts.chat_ends if has_token(tokenizer, name)
-        )
-        special_ids = {int(index) for index in tokenizer.all_special_ids if index is not None}
-        framing = {self.eos_token_id, self.pad_token_id, *self.prefix_ids, *self.chat_end_ids}
-        self._skipped = special_ids | framing
-        special = sorted((str(token) for token in tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special_text = re.compile("|".join(map(re.escape, special))) if special else None
-        agrees = fast is not None and all(fast.encode(text) == self.encode(text) for text in _PROBES)
-        self.fast = fast if agrees else None
+    def __init__(
+        self,
+        tokenizer: Any,
+        family: Family,
+        fast: TokenEncoder | None = None,
+        *,
+        splits_special: bool = True,
+    ):
+        self.tokenizer, self.fast = tokenizer, fast
+        self.slow_because = ""
+        self._encoder = fast or _paddle_encoder(tokenizer, family, splits_special=splits_special)
+        named = self._encoder.named
+        self.eos_token_id, self.pad_token_id = named.eos, named.pad
+        self.prefix_ids, self.chat_end_ids = named.prefix, named.chat_ends
+        self.marks_inner_text = self._encoder.marks_inner_text
+        self.splits_special = self._encoder.splits_special
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, no special token added or recognised."""
-        if not text:
-            return []
-        literal = self._special_text is not None and self._special_text.search(text) is not None
-        # The second switch is that of the tiktoken kind; each kind ignores the other's.
-        tokens = self.tokenizer.tokenize(text, split_special_tokens=literal, allowed_special=set())
-        return list(self.tokenizer.convert_tokens_to_ids(tokens))
+    def add_end_ids(self, ids: Iterable[int]) -> None:
+        """Ids at which generation stops as well."""
+        own = (self.eos_token_id, *self.chat_end_ids)
+        self.chat_end_ids += tuple(index for index in dict.fromkeys(ids) if index not in own)
 
-    def encode_many(self, texts: Sequence[str]) -> Sequence[Ids]:
+    def encode(self, text: str, *, inner: bool = False) -> list[int]:
+        """Ids of a text that is data, see `TokenEncoder`."""
+        return self._encoder.encode(text, inner=inner)
+
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> Sequence[Ids]:
         """Ids of each text, the same as from `encode`; on several threads where there is a fast tokenizer."""
-        return self.fast.encode_many(texts) if self.fast else [self.encode(text) for text in texts]
+        return self._encoder.encode_many(texts, inner=inner)
 
-    def encode_special(self, text: str) -> list[int]:
+    def encode_special(self, text: str, *, inner: bool = False) -> list[int]:
         """Ids of a template's own text, in which the names of special tokens stand for them."""
-        return list(self.tokenizer.convert_tokens_to_ids(self.tokenizer.tokenize(text))) if text else []
+        return self._encoder.encode_special(text, inner=inner)
+
+    def names_special(self, text: str) -> bool:
+        """Whether a text spells the name of a special token."""
+        return self._encoder.names_special(text)
+
+    def blanks_beside(self, name: str) -> tuple[bool, bool]:
+        """Whether the blanks on the left and on the right of a token belong to it."""
+        return self._encoder.blanks_beside(name)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without the special tokens; blanks are left as the ids have them."""
-        kept = [int(index) for index in ids if int(index) not in self._skipped]
-        if not kept:
-            return ""
-        text: str = self.tokenizer.convert_tokens_to_string(self.tokenizer.convert_ids_to_tokens(kept))
-        return text
+        return self._encoder.decode(ids)
 
 
-def _family_of(folder: Path) -> Family | None:
-    from finetune.families.config_file import read_config
-    from finetune.families.family import find_family
+class _PaddleBackend:
+    """PaddleNLP's tokenizer as one that spells plain text."""
 
-    return find_family(read_config(folder)) if (folder / "config.json").is_file() else None
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self.num_pieces = int(tokenizer.vocab_size)
+
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[Ids]:
+        """The ids of each text."""
+        # Two switches for two kinds of tokenizers; each ignores the other's.
+        pieces = [
+            self._tokenizer.tokenize(text, split_special_tokens=True, allowed_special=set()) for text in texts
+        ]
+        return [list(self._tokenizer.convert_tokens_to_ids(found)) for found in pieces]
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a piece by its text."""
+        return int(token_id(self._tokenizer, token)) if has_token(self._tokenizer, token) else None
+
+    def decode(self, ids: Sequence[int], *, inner: bool = False) -> str:
+        """The text of ids."""
+        pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
+        return str(self._tokenizer.convert_tokens_to_string(pieces))
+
+    def piece(self, index: int) -> str:
+        """One token, for people to read."""
+        found = self._tokenizer.convert_ids_to_tokens(index)
+        return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
 
 
-def _load_from_folder(folder: Path, family: Family | None) -> Any:
-    if family is None:
-        return _load_by_name(str(folder))
-    overrides = _vocab_file(folder, family)
-    _check_files(folder)
-    if (folder / "tokenizer_config.json").is_file() and not family.tokenizer.own_class:
-        return _load_by_name(str(folder), **overrides)
-    return _load_by_name(str(folder), tokenizer_class=family.tokenizer.tokenizer_class, **overrides)
-
-
-def _load_by_name(
-    name: str, tokenizer_class: str = "paddlenlp.transformers.AutoTokenizer", **overrides: str
-) -> Any:
+def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> TokenEncoder:
+    """PaddleNLP's tokenizer with the tokens that the files of its folder name."""
+    facts, backend = family.tokenizer, _PaddleBackend(tokenizer)
+    kind = find_kind(tokenizer) or TokenizerKind(open=_not_opened)
+    special = {
+        str(name): index
+        for name in (*tokenizer.all_special_tokens, *kind.names)
+        if (index := backend.id_of(str(name))) is not None
+    }
+    folder = getattr(tokenizer, SOURCE_FOLDER, None)
+    roles = {f"{role}_token": value for role, value in _roles_of(tokenizer).items()}
+    if folder is not None:
+        found = read_folder_tokens(folder, kind.roles or roles, fixed_roles=kind.fixed_roles)
+    else:
+        found = FolderTokens(roles, {}, {}, {})
+    table = make_table(kind, found, special, backend)
     try:
-        with _templates_left_alone():
-            tokenizer = import_object(tokenizer_class).from_pretrained(name, **overrides)
-    except UserError:
-        raise
-    except Exception as error:  # PaddleNLP raises anything from AssertionError to TypeError here
-        raise UserError(
-            f"the tokenizer of {name} cannot be read ({type(error).__name__}: {error})"
-        ) from error
-    if not tokenizer:
-        raise UserError(f"the vocabulary file of {name} cannot be read: copy the tokenizer files again")
-    return tokenizer
+        named = named_ids(facts, found.roles, table.ids, backend.id_of)
+    except UnsupportedTokenizerError as error:
+        raise UserError(f"{error}: check tokenizer_config.json in its folder") from None
+    return TokenEncoder(backend, table, named, Spelling(splits_special=splits_special))
 
 
-@contextmanager
-def _templates_left_alone() -> Iterator[None]:
-    """Jinja text stays where it is, in the settings that are saved; a file of PaddleNLP's kind is kept to be saved."""
-    from paddlenlp.transformers.tokenizer_utils import ChatTemplateMixin
-
-    original = ChatTemplateMixin.init_chat_template
-
-    def keep_parts(tokenizer: Any, chat_template: Any) -> None:
-        is_file = isinstance(chat_template, str) and chat_template.endswith(_TEMPLATE_FILE)
-        if is_file and "conversation" in read_json_or_empty(chat_template):
-            original(tokenizer, chat_template)
-
-    with replaced(ChatTemplateMixin, "init_chat_template", keep_parts):
-        yield
+def _not_opened(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+    raise UnsupportedTokenizerError(f"{path} is not read here")
 
 
-def _check_files(folder: Path) -> None:
-    """What PaddleNLP would wait for, or fail over without a word on the file."""
-    for name in _SETTINGS_FILES:
-        read_json_if_present(folder / name)
-    for name in _VOCABULARY_FILES:
-        if is_present(folder / name):
-            open_file(folder / name).close()
-
-
-def _vocab_file(folder: Path, family: Family) -> dict[str, str]:
-    """Names the vocabulary where it lies under another name than the one PaddleNLP looks for."""
-    names = family.tokenizer.vocab_files
-    present = [name for name in names if (folder / name).is_file()]
-    if not present:
-        raise UserError(_missing_vocabulary(folder, family))
-    return {} if present[0] == names[0] else {"vocab_file": str(folder / present[0])}
-
-
-def _missing_vocabulary(folder: Path, family: Family) -> str:
-    """Which file to add; a tokenizer.json alone makes people believe that nothing is missing."""
-    names = family.tokenizer.vocab_files
-    if not (folder / "tokenizer.json").is_file():
-        return f"folder {folder} holds no tokenizer: put one of {', '.join(names)} there"
-    found = [path for name in names if (path := folder / "original" / name).is_file()]
-    place = f"copy {found[0]} there" if found else "published models keep it beside tokenizer.json"
-    if "tokenizer.model" in names:
-        # The one published layout that keeps the file elsewhere and names a class PaddleNLP does not have.
-        place += (
-            "" if found else " or, as Llama 3 does, in original/tokenizer.model"
-        ) + '; Llama 3 also needs "tokenizer_class": "Llama3Tokenizer" in tokenizer_config.json'
-    return (
-        f"folder {folder} holds tokenizer.json, but PaddleNLP does not read it for family {family.name}: "
-        f"put one of {', '.join(names)} there ({place})"
-    )
+def _roles_of(tokenizer: Any) -> dict[str, str]:
+    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    known = tokenizer.special_tokens_map
+    return {name: str(known[f"{name}_token"]) for name in names if known.get(f"{name}_token")}

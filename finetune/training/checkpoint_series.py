@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.checkpoints.folder import find_fault, rotate, step_of, write_checkpoint
+from finetune.checkpoints.failed_saves import find_joint_reason
+from finetune.checkpoints.folder import find_fault, list_checkpoints, rotate, step_of, write_checkpoint
+from finetune.errors import RunError, list_some
 from finetune.processes.joint_steps import fail_on_all_ranks, on_first
 
 if TYPE_CHECKING:
@@ -22,31 +24,75 @@ class CheckpointSeries:
         args: PaddleNLP's TrainingArguments: where checkpoints go, how many stay, which metric tells the best one.
         run_state: What a checkpoint holds.
         phases: What this process does.
+        continues_on_error: Whether training goes on when the disk takes no checkpoint.
+        failed: Steps whose checkpoints could not be saved, and why.
     """
 
     args: Any
     run_state: RunState
     phases: PhaseRecord
+    continues_on_error: bool = False
+    failed: dict[int, str] = field(default_factory=dict)
 
     @property
     def output_dir(self) -> Path:
         """The folder of the run."""
         return Path(self.args.output_dir)
 
-    def save(self, metrics: dict[str, float] | None) -> None:
+    def save(self, metrics: dict[str, float] | None, *, is_last: bool = False) -> None:
         """Writes a checkpoint of the step that is done, and deletes what is too old.
 
         Args:
             metrics: Of the evaluation of this step; None without one.
+            is_last: Whether the process ends after it, so that a failure is one of the run.
+
+        Raises:
+            RunError: The disk took no checkpoint, and training is not to go on without. Earlier checkpoints stay.
         """
         run_state = self.run_state
         groups, state = run_state.files.groups, run_state.events.state
+        best = state.best_metric, state.best_model_checkpoint
         self._note_best(metrics)
         self.phases.enter("saving", state.global_step)
-        newest = write_checkpoint(self.output_dir, state.global_step, run_state.write, groups)
+        try:
+            newest = write_checkpoint(self.output_dir, state.global_step, run_state.write, groups)
+        except Exception as error:
+            state.best_metric, state.best_model_checkpoint = best
+            self._go_on_without(error, is_last=is_last)
+            return
         with fail_on_all_ranks(groups):
             if groups.is_first:
                 rotate(self.output_dir, keep=self.args.save_total_limit, best=self._best(), newest=newest)
+
+    def remove_old(self) -> None:
+        """Deletes what is too old once more: a process that was ended between a save and this had no time to."""
+        groups = self.run_state.files.groups
+        with fail_on_all_ranks(groups):
+            if groups.is_first and (found := list_checkpoints(self.output_dir)):
+                rotate(self.output_dir, keep=self.args.save_total_limit, best=self._best(), newest=found[-1])
+
+    def _go_on_without(self, error: Exception, *, is_last: bool) -> None:
+        run_state = self.run_state
+        groups, step = run_state.files.groups, run_state.events.state.global_step
+        if (reason := find_joint_reason(error, groups)) is None:
+            raise error
+        last = on_first(groups, lambda: next(iter(list_checkpoints(self.output_dir)[-1:]), None))
+        good = f"{last.name} is the last good one" if last else "there is none yet"
+        text = f"the checkpoint of step {step} cannot be saved ({reason}); {good}"
+        if is_last or not self.continues_on_error:
+            raise RunError(
+                f"{text}. Start the same command again to continue from the last good one; with on_save_error "
+                "continue the training goes on without"
+            ) from error
+        self.failed[step] = reason
+        run_state.log.show_message(f"warning: {text}. Training goes on, as on_save_error says")
+
+    def describe_failures(self) -> str | None:
+        """What is to be said at the end of a run some of whose checkpoints are missing."""
+        if not self.failed:
+            return None
+        steps = list_some([str(step) for step in self.failed], 10, separator=", ")
+        return f"warning: no checkpoint of step {steps} was saved ({[*self.failed.values()][-1]})"
 
     def load_best(self) -> int | None:
         """Puts the best weights in place, or says why the last ones stay.

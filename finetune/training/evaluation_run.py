@@ -25,6 +25,9 @@ class EvaluationRun:
         log: Shows and writes.
         phases: What this process does.
         autocast: Gives the context of mixed precision.
+
+    Attributes:
+        loaded_step: The earlier step that the weights are of; None as long as they are the last ones.
     """
 
     def __init__(
@@ -39,17 +42,17 @@ class EvaluationRun:
     ):
         self._evaluation, self._parallel = evaluation, parallel
         self._events, self._log, self._phases, self._autocast = events, log, phases, autocast
-        self._loaded_step: int | None = None
+        self.loaded_step: int | None = None
         self._last: tuple[int, dict[str, float]] | None = None
 
     def note_loaded(self, step: int) -> None:
         """From now on the weights are those of an earlier step: the best checkpoint."""
-        self._loaded_step, self._last = step, None
+        self.loaded_step, self._last = step, None
 
     def run(self, prefix: str = "eval") -> dict[str, float]:
         """Metrics by name, each with the prefix and "_"; the same step is not evaluated twice."""
-        is_loaded = self._loaded_step is not None
-        step = self._events.state.global_step if self._loaded_step is None else self._loaded_step
+        is_loaded = self.loaded_step is not None
+        step = self._events.state.global_step if self.loaded_step is None else self.loaded_step
         if self._last and self._last[0] == step:
             return self._last[1]
         began = time.perf_counter()

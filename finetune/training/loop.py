@@ -80,7 +80,7 @@ class TrainingLoop:
             events.tell("on_epoch_end")
         self._log_step(result, batch.num_tokens)
         self._evaluate_and_save(stops=result.stops)
-        if result.stops and done < state.max_steps:
+        if result.stops:
             self.stop.end_run(done, state.max_steps)
 
     def _log_step(self, result: StepResult, num_tokens: int) -> None:
@@ -110,7 +110,7 @@ class TrainingLoop:
         saves = control.should_save or stops
         if saves:
             self._compare(when)
-            self.checkpoints.save(metrics)
+            self.checkpoints.save(metrics, is_last=stops)
             self.events.tell("on_save")
         if metrics is not None or saves:
             self.log.restart_clock()

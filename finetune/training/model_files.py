@@ -11,6 +11,7 @@ from finetune.adapters.files import load_adapter_weights, save_adapter
 from finetune.checkpoints.model_weights import save_model_weights
 from finetune.models.loading import load_weights
 from finetune.processes.joint_steps import fail_on_all_ranks
+from finetune.tokenizers.saving import save_tokenizer
 
 if TYPE_CHECKING:
     from finetune.checkpoints.writers import TensorSetWriter
@@ -43,7 +44,7 @@ class ModelFiles:
             save_model_weights(self.model, folder, writer, whole=whole)
         with fail_on_all_ranks(self.groups):
             if self.groups.is_first:
-                self.tokenizer.save_pretrained(str(folder))
+                save_tokenizer(self.tokenizer, folder)
 
     def load_weights(self, folder: Path) -> None:
         """Sets the weights, or those of the adapter, to what a folder holds."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import RunError
@@ -44,11 +45,13 @@ class OverflowGuard:
 
     Attributes:
         scale: What the loss of the next step is multiplied by; the scaler's, known without asking the device.
+        num_skipped: Steps skipped in the whole training.
     """
 
     def __init__(self, scaler: Any, max_skipped_steps: int):
         self.scaler, self._max_skipped_steps = scaler, max_skipped_steps
         self._skipped_in_a_row = 0
+        self.num_skipped = 0
         self.scale = 1.0
         self.read_scale()
 
@@ -72,6 +75,7 @@ class OverflowGuard:
             self._skipped_in_a_row = 0
             return facts
         self._skipped_in_a_row += 1
+        self.num_skipped += 1
         if self._skipped_in_a_row >= self._max_skipped_steps:
             what = "gradients overflowed" if math.isfinite(loss) else "loss was no finite number"
             raise RunError(
@@ -80,6 +84,26 @@ class OverflowGuard:
                 "where the card can, lower learning_rate, or raise max_skipped_steps"
             )
         return facts | {"skipped": True}
+
+    def counts(self) -> dict[str, int]:
+        """What a checkpoint keeps, so that a run that is started again and again cannot skip steps for ever."""
+        return {"in_a_row": self._skipped_in_a_row, "in_all": self.num_skipped}
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Continues from the counts of a checkpoint; earlier ones have none."""
+        self._skipped_in_a_row, self.num_skipped = counts.get("in_a_row", 0), counts.get("in_all", 0)
+        self.read_scale()
+
+    def describe_end(self, num_steps: int) -> str | None:
+        """What is to be said when a training has ended; None where no step was skipped."""
+        if not self.num_skipped:
+            return None
+        if self.num_skipped < num_steps:
+            return f"{self.num_skipped} of {num_steps} steps were skipped, because float16 overflowed"
+        return (
+            f"warning: nothing was learned: all {num_steps} steps were skipped, because float16 overflowed. Train in "
+            "bf16 where the card can, lower scale_loss or learning_rate, or train for more steps"
+        )
 
     def step(self, optimizer: Any, *, skips: bool) -> None:
         """Unscales the gradients and lets the optimizer step, unless this step is skipped; adapts the scale."""

@@ -33,6 +33,7 @@ class RunParts:
         replica_check_steps: Steps between comparisons of what ranks must agree on; 0: at start and saves only.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         max_skipped_steps: float16 steps skipped in a row after which training stops.
+        continues_on_save_error: Whether training goes on when the disk takes no checkpoint.
     """
 
     groups: ProcessGroups = field(default_factory=ProcessGroups)
@@ -46,6 +47,7 @@ class RunParts:
     replica_check_steps: int = 0
     master_gradients: bool = False
     max_skipped_steps: int = 20
+    continues_on_save_error: bool = False
 
     def build_parallel(self, model: Any) -> ParallelModel:
         """This rank's part of a model, to be trained."""

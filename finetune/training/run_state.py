@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +36,13 @@ def read_position(checkpoint: Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read or is another one.
     """
-    return read_json_object(checkpoint / POSITION_FILE, keys=("totals", "interval"))
+    path = checkpoint / POSITION_FILE
+    position = read_json_object(path, keys=("totals", "interval"))
+    for name in ("totals", "interval"):
+        sums = position[name]
+        if not isinstance(sums, dict) or not all(isinstance(value, int | float) for value in sums.values()):
+            raise UserError(f"{path} cannot be used ({name} holds no sums): copy it again")
+    return position
 
 
 def read_trainer_state(checkpoint: Path) -> TrainerState:
@@ -44,9 +54,43 @@ def read_trainer_state(checkpoint: Path) -> TrainerState:
     path = checkpoint / STATE_FILE
     fields = read_json_object(path)
     try:
-        return TrainerState(**fields)
+        state = TrainerState(**fields)
     except TypeError as error:
         raise UserError(f"{path} cannot be read ({error}): copy it again") from None
+    if fault := _find_wrong_field(state):
+        raise UserError(f"{path} cannot be used ({fault}): copy it again")
+    return state
+
+
+def _find_wrong_field(state: TrainerState) -> str | None:
+    """Which field holds another kind of value than it has in a new state; None when all are right."""
+    for name, default in vars(TrainerState()).items():
+        value = getattr(state, name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if name == "log_history":
+            is_right = isinstance(value, list) and all(isinstance(each, dict) for each in value)
+        elif name == "best_metric":
+            is_right = value is None or is_number
+        elif isinstance(default, int | float) and not isinstance(default, bool):
+            is_right = is_number and isinstance(value, type(default) | int)
+        else:
+            is_right = default is None or isinstance(value, type(default))
+        if not is_right:
+            return f"{name} is {json.dumps(value)[:60]}"
+    best = state.best_model_checkpoint
+    return None if best is None or isinstance(best, str) else "best_model_checkpoint is no text"
+
+
+@contextmanager
+def _values_of(checkpoint: Path) -> Iterator[None]:
+    """Has a value of a checkpoint's files that is of another kind than what was written end in a message."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(
+            f"{checkpoint} holds values that no run writes ({type(error).__name__}: {error}): copy the folder again, or "
+            "remove it to continue from the checkpoint before"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -89,7 +133,10 @@ class RunState:
     def _write_position(self, folder: Path) -> None:
         save_scheduler(folder, self.lr_scheduler, self._scaler)
         position = self.batches.save(folder, self.events.state.global_step)
-        write_json(folder / POSITION_FILE, position | self.log.counts())
+        counts: dict[str, Any] = dict(self.log.counts())
+        if self.overflow:
+            counts["skipped_steps"] = self.overflow.counts()
+        write_json(folder / POSITION_FILE, position | counts)
         self.events.state.save_to_json(str(folder / STATE_FILE))
 
     def restore(self, checkpoint: Path) -> None:
@@ -98,14 +145,16 @@ class RunState:
         files.load_weights(checkpoint)
         is_stage = files.groups.pipeline.size > 1
         load_optimizer(checkpoint, files.model, self.optimizer, replicas=files.replicas, is_stage=is_stage)
-        load_scheduler(checkpoint, self.lr_scheduler, self._scaler)
-        if self.overflow:
-            self.overflow.read_scale()
+        with _values_of(checkpoint):
+            load_scheduler(checkpoint, self.lr_scheduler, self._scaler)
         saved = read_trainer_state(checkpoint)
         saved.max_steps, saved.num_train_epochs = state.max_steps, state.num_train_epochs
         self.events.set_state(saved)
         position = read_position(checkpoint)
-        note = self.batches.restore(checkpoint, position)
-        self.log.restore(position)
+        with _values_of(checkpoint):
+            note = self.batches.restore(checkpoint, position)
+            self.log.restore(position)
+            if self.overflow:
+                self.overflow.restore(position.get("skipped_steps", {}))
         if note:
             self.log.show_message(note)

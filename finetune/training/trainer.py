@@ -27,7 +27,7 @@ from finetune.training.optimizer_step import OptimizerStep
 from finetune.training.overflow import OverflowGuard
 from finetune.training.parts import RunParts
 from finetune.training.prefetch import PrefetchedSource
-from finetune.training.run_state import RunState
+from finetune.training.run_state import RunState, read_trainer_state
 from finetune.training.step import ForwardParts
 from finetune.training.stop_signal import StopSignal
 from finetune.training.training_log import TrainingLog
@@ -140,10 +140,32 @@ class FinetuneTrainer(Trainer):
         self.is_in_train = True
         self._loop(batches, checkpoints).run()
         self.is_in_train = False
+        checkpoints.remove_old()
+        if note := checkpoints.describe_failures():
+            self.training_log.show_message(note)
+        if self.overflow and (note := self.overflow.describe_end(max_steps)):
+            self.training_log.show_message(note)
         self.events.tell("on_train_end")
         if self.args.load_best_model_at_end and (best := checkpoints.load_best()) is not None:
             self._evaluation_run.note_loaded(best)
         return self.training_log.metrics()
+
+    def take_up(self, folder: Path, *, best_step: int | None) -> None:
+        """Takes weights and state of a finished training, to evaluate them.
+
+        Args:
+            folder: Holds what `model_files` wrote, and PaddleNLP's trainer state.
+            best_step: The step of the weights, where they are not the last ones.
+        """
+        self.model_files.load_weights(folder)
+        self.events.set_state(read_trainer_state(folder))
+        if best_step is not None:
+            self._evaluation_run.note_loaded(best_step)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best weights, where they were put in place of the last ones."""
+        return self._evaluation_run.loaded_step
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -197,4 +219,5 @@ class FinetuneTrainer(Trainer):
             log=self.training_log,
             overflow=self.overflow,
         )
-        return CheckpointSeries(self.args, run_state, self.parts.phases)
+        continues = self.parts.continues_on_save_error
+        return CheckpointSeries(self.args, run_state, self.parts.phases, continues_on_error=continues)

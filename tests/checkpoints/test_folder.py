@@ -1,6 +1,8 @@
 """Checkpoints are whole or absent, and altered ones are noticed."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,38 @@ def test_a_damaged_manifest_never_stops_a_run(tmp_path, text):
     assert "its manifest.json cannot be read" in (find_fault(newer) or "")
     assert newest_valid_checkpoint(tmp_path, lambda _line: None) == older
     rotate(tmp_path, keep=1, best=None, newest=write(tmp_path, 11))
+    assert (newer / "model.safetensors").read_bytes() == b"weights", "it may be another program's"
+
+
+def test_links_to_checkpoints_are_removed_and_what_they_lead_to_stays(tmp_path):
+    kept = write(tmp_path / "other disk", 5)
+    out = tmp_path / "out"
+    newest = write(out, 10)
+    (out / "checkpoint-5").symlink_to(kept)
+    rotate(out, keep=1, best=None, newest=newest)
+    assert [path.name for path in out.iterdir()] == ["checkpoint-10"]
+    assert find_fault(kept) is None
+
+
+def test_a_checkpoint_that_may_not_be_deleted_does_not_stop_a_run(tmp_path, monkeypatch):
+    newest = {step: write(tmp_path, step) for step in (1, 2, 3)}[3]
+    rename = os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.name == "checkpoint-1":
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(module.os, "rename", refuse)
+    rotate(tmp_path, keep=1, best=None, newest=newest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_folders_called_like_temporary_files_are_no_leftovers(tmp_path):
+    (tmp_path / ".cache.tmp").mkdir()
+    (tmp_path / ".arguments.json.tmp").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".cache.tmp"]
 
 
 def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path):

@@ -49,8 +49,8 @@ def read_records(*files: Path) -> list[Record]:
 def build_sample(conversation: Conversation, encoder, template, **limits) -> Sample | None:
     """One conversation by itself: its texts go to the tokenizer one by one."""
     builder = SampleBuilder(encoder, template, **limits)
-    cut = builder.cut(conversation, builder.render(conversation))
-    return cut and SampleStore.from_cut([cut])[0]
+    samples = builder.cut(conversation, builder.render(conversation))
+    return SampleStore.from_cut(samples)[0] if samples else None
 
 
 @pytest.fixture(scope="session")

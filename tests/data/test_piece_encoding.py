@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from finetune.data.samples.piece_encoding import PieceEncoder
+from finetune.data.samples.piece_encoding import PieceEncoder, PlainText
 from finetune.data.templates.pieces import Piece
 
 MARKS = {"<|a|>": 1, "<|b|>": 2}
@@ -58,8 +58,9 @@ def test_a_mark_in_a_text_is_text(encoder, text):
 
 
 def test_many_texts_at_once_are_encoded_as_one_by_one(encoder):
-    together = encoder.encode_texts(TEXTS)
-    assert {text: "".join(map(chr, ids.tolist())) for text, ids in together.items()} == {t: t for t in TEXTS}
+    together = encoder.encode_texts(map(PlainText, TEXTS))
+    shown = {key.text: "".join(map(chr, ids.tolist())) for key, ids in together.items()}
+    assert shown == {text: text for text in TEXTS}
 
 
 def test_a_mark_of_the_template_is_one_token(encoder):

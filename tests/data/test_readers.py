@@ -43,7 +43,7 @@ def test_no_records(tmp_path, content):
         (b'[{"a": 1},\n{"a": nul}]', 2, "not JSON (Expecting value at character 7 of the line)"),
         (b'[{"a": 1},\n]', 2, None),
         (b'[{"a": 1},\n5]', 2, "not a JSON object but a number; a list must hold objects"),
-        (b'[{"a": 1},\n{"a": "\xff"}]', 2, "not UTF-8 (0xff; save the file as UTF-8)"),
+        (b'[{"a": 1},\n{"a": "\xff"}]', 2, "not UTF-8 (0xff at byte "),
         (b'[{"a": 1},\n{"a": "\\ud83d"}]', 2, "not text (a \\ud800-\\udfff escape without its other half)"),
         (b'[{"a": 1}]\n{"a": 2}', 2, "text behind the end of the JSON list"),
         (b"[" * 100_000, 1, "not "),
@@ -67,7 +67,7 @@ def test_faulty_array(tmp_path, content, line, reason):
         (b'a,b\n1,"2"x\n', 2, "not CSV ("),
         (b"a,a\n1,2\n", 1, "the column names of the first line must be different"),
         (b"a,\n1,2\n", 1, "the column names of the first line must be different"),
-        (b"a,b\n1,\xff\n", 2, "not UTF-8 (0xff; save the file as UTF-8)"),
+        (b"a,b\n1,\xff\n", 2, "not UTF-8 (0xff at byte "),
     ],
 )
 def test_faulty_csv(tmp_path, content, line, reason):
@@ -149,7 +149,12 @@ def check_file(file, **options):
     try:
         read = read_conversations([file], options)
     except UserError as error:
-        starts = (f"{file}:", "... and ")
+        starts = (
+            f"{file}:",
+            "... and ",
+            "1 example is marked",
+            f"{len(error.faults) - 1} examples are marked",
+        )
         assert error.faults and all(fault.startswith(starts) for fault in error.faults)
         assert all(
             fault[len(str(file)) + 1].isdigit() for fault in error.faults if fault.startswith(str(file))
@@ -159,7 +164,9 @@ def check_file(file, **options):
     try:
         skipped = read_conversations([file], options, faults)
     except UserError as error:
-        assert "preference pairs" in str(error) or "behind the end" in str(error)
+        assert any(
+            told in str(error) for told in ("preference pairs", "behind the end", "by its first bytes")
+        )
         return
     assert read is None or (read == skipped and not faults.num_faults)
     assert read is not None or faults.num_faults

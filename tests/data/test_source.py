@@ -23,7 +23,7 @@ def test_split_file_in_folder(tmp_path, name):
     assert find_split(tmp_path, "train") == [tmp_path / name]
 
 
-def test_split_folder_is_sorted_and_holds_json_only(tmp_path):
+def test_split_folder_is_sorted_and_its_notes_are_no_data(tmp_path):
     (tmp_path / "dev").mkdir()
     for name in ("b.json", "a.jsonl", "c.json", "notes.txt", "d.json.bak", ".hidden.json"):
         (tmp_path / "dev" / name).write_text("")
@@ -47,7 +47,7 @@ def test_single_file_is_training_data_only(tmp_path):
 
 
 def test_absent_split_says_what_was_looked_for_and_found(tmp_path):
-    (tmp_path / "training.json").write_text("")
+    (tmp_path / "testing.json").write_text("")
     (tmp_path / "sub").mkdir()
     assert find_split(tmp_path, "train", required=False) == []
     with pytest.raises(UserError) as caught:
@@ -55,9 +55,9 @@ def test_absent_split_says_what_was_looked_for_and_found(tmp_path):
     message = str(caught.value)
     assert str(tmp_path) in message
     assert (
-        "looked for train.json, train.jsonl, train.csv and train/*.json, found sub/, training.json."
-        in message
+        "looked for train.json, train.jsonl, train.csv and train/*.json, and for other data files" in message
     )
+    assert "found sub/, testing.json." in message
 
 
 def test_empty_folder(tmp_path):
@@ -81,7 +81,7 @@ def test_folder_named_like_the_file(tmp_path, required):
 @pytest.mark.parametrize("required", [True, False])
 def test_split_folder_without_files(tmp_path, required):
     (tmp_path / "dev").mkdir()
-    with pytest.raises(UserError, match=r"dev holds no \.json, \.jsonl or \.csv file"):
+    with pytest.raises(UserError, match=r"dev holds no \.json, .* or \.arrow file"):
         find_split(tmp_path, "dev", required=required)
 
 
@@ -156,14 +156,16 @@ def test_faulty_line(write_lines, line, reason):
 def test_line_that_is_no_utf8(write_lines):
     file = write_lines("西装".encode("gb18030"))
     (fault,) = faults_of(file)
-    assert fault.startswith(f"{file}:1: not UTF-8 (0xce at byte 1 of the line; save it as UTF-8): ")
+    assert fault.startswith(
+        f"{file}:1: not UTF-8 (0xce at byte 1 of the line; looks like GBK: set encoding to gbk, "
+    )
     assert "\\xce" in fault
 
 
 def test_utf16_file(tmp_path):
     file = tmp_path / "train.json"
     file.write_bytes('{"src": "a"}'.encode("utf-16"))
-    assert "not UTF-8 (0xff at byte 1" in faults_of(file)[0]
+    assert "not UTF-8 but, by its first bytes, UTF-16: set encoding to utf-16" in faults_of(file)[0]
 
 
 def test_lone_surrogate(write_lines):
@@ -209,7 +211,7 @@ def test_exactly_the_limit_needs_no_count(write_lines):
 
 def test_file_that_cannot_be_opened(tmp_path):
     assert faults_of(tmp_path / "gone.json") == (
-        f"{tmp_path / 'gone.json'}: cannot be read: No such file or directory",
+        f"{tmp_path / 'gone.json'} cannot be read (No such file or directory): copy it there",
     )
 
 

@@ -277,7 +277,7 @@ def test_a_faulty_line_stops_with_file_and_line(make_stream, write_lines):
 
 
 def test_skipped_lines_are_counted_and_leave_the_rest(make_stream, write_lines, encoder):
-    file = write_lines(example(0), b"{", example(1), {"src": 1, "tgt": "x"}, example(2))
+    file = write_lines(example(0), b"{", example(1), {"src": None, "tgt": "x"}, example(2))
     stream = make_stream(file, skip_bad_lines=True, shuffle_buffer_size=9)
     assert sorted(numbers_in(stream.next_units(3), encoder)) == [0, 1, 2]
     assert stream.report.num_faulty_lines == 2
@@ -332,7 +332,7 @@ def test_the_size_of_a_pass_is_known_when_its_last_example_is_read(lines):
     assert reader.estimate_size() is None
     estimates = []
     while reader.next() is not None:
-        reader.note_kept()
+        reader.note_kept(1)
         estimates.append(reader.estimate_size())
     assert reader.estimate_size() == len(estimates), "between the end of a pass and the beginning of the next"
     assert estimates[-1] == pytest.approx(len(estimates))

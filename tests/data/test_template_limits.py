@@ -238,3 +238,10 @@ def test_what_is_linear_gives_the_same_text_in_both_places(source):
 @pytest.mark.parametrize("source", NOT_LINEAR)
 def test_what_may_grow_is_not_linear(source):
     assert not is_linear(make_environment().parse(source))
+
+
+def test_the_folder_that_a_command_starts_in_does_not_matter(tmp_path, monkeypatch):
+    template_rendering._WORKER.forget()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert Renderer("{% for a in x %}{{ a }}{% endfor %}", "t", CHAT).render({"x": [1]}) == "1"

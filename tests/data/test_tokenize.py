@@ -221,6 +221,8 @@ def test_template_without_end_mark_gets_eos(render):
 
 def test_eos_that_the_template_wrote_is_not_doubled(render):
     class Closed(PlainTemplate):
+        mixes_text = True
+
         def render(self, conversation):
             return [Piece("q", learned=False), Piece("a</s>", learned=True, special=True)]
 

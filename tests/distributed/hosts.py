@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -103,7 +103,7 @@ class Hosts:
         """Plugs it in again."""
         _ip(*self._cable, "up")
 
-    def launch(self, script: Path, args: Sequence[str]) -> None:
+    def launch(self, script: Path, args: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         """Starts two processes on each host, by the command that a person would type there."""
         self._logs = []
         for rank, (name, address) in enumerate(zip(self.names, self.addresses, strict=True)):
@@ -114,7 +114,7 @@ class Hosts:
             command += ["--log_dir", str(logs), str(script), *args]
             with open(logs / "launcher.log", "w") as output:
                 self._launchers.append(
-                    subprocess.Popen(command, env=_environment(None), stdout=output, stderr=subprocess.STDOUT)
+                    subprocess.Popen(command, env=_environment(env), stdout=output, stderr=subprocess.STDOUT)
                 )
             self._logs.append(logs)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import glob
 import importlib
 import json
 import os
@@ -31,7 +32,13 @@ _PACKAGES = (
     "reporting", "tokenizers", "training",
 )  # fmt: skip
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 GRACE_SECONDS = 15.0
+ENDING_SECONDS = 40.0
+"""How long ranks may take to end after they were told to, or after one of them was killed."""
+LAUNCHER_SECONDS = 15.0
+"""After a kill; then what is left is told to end, which Paddle's launcher does when it sees a rank fail."""
+ORPHAN_SECONDS = 8.0
 STOPPED = -9
 ENTRY = "finetune_generation"
 
@@ -39,6 +46,8 @@ ENTRY = "finetune_generation"
 def serve() -> None:
     """Answers requests until stdin ends."""
     _end_with_parent()
+    # What a rank that was killed had started comes to this process, which can count and end it.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _import_all()
@@ -87,46 +96,88 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: `argv` of the script, `world`, `timeout` in seconds, `logs` (folder), `env`, `script` (the entry
-            script by default), `kill` (`path` whose appearance, and `seconds` after it, end all ranks; or
-            None), `counts_reads` (whether each rank notes what it reads from the device).
+            script by default), `kill` (`path`, a pattern of which a new name is waited for, or None for the
+            start; `seconds` after it; `signal`, SIGKILL by default; `rank`, all by default), `counts_reads` (whether
+            each rank notes what it reads from the device).
     """
     began = time.monotonic()
     places = _places(request["world"])
+    kill, killed, hung, told = request.get("kill"), False, False, 0.0
+    known = set(glob.glob(kill["path"])) if kill and kill.get("path") else set()
     children = {
         _fork(request, rank, place | request.get("env", {})): rank for rank, place in enumerate(places)
     }
     codes: dict[int, int] = {}
     deadline = began + request["timeout"]
-    kill, killed = request.get("kill"), False
     while len(codes) < len(children):
         for child in [child for child, rank in children.items() if rank not in codes]:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[children[child]] = os.waitstatus_to_exitcode(status)
-                if codes[children[child]]:  # the others wait for it; soon they may have said so themselves
+                if (
+                    codes[children[child]] and not killed
+                ):  # the others wait for it; soon they may have said so
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-        if kill and not codes and Path(kill["path"]).exists():
+        if kill and not killed and not codes and _has_come(kill, known):
             time.sleep(kill["seconds"])
-            killed, deadline = True, 0.0
+            killed, deadline = True, time.monotonic() + ENDING_SECONDS
+            told = time.monotonic() + LAUNCHER_SECONDS
+            _stop(
+                [child for child, rank in children.items() if kill.get("rank") in (None, rank)],
+                kill.get("signal", signal.SIGKILL),
+            )
+        if codes and any(codes.values()) and 0 < told < time.monotonic():
+            told = -1.0
+            _stop([child for child, rank in children.items() if rank not in codes], signal.SIGTERM)
         if time.monotonic() > deadline:
-            _stop([child for child, rank in children.items() if rank not in codes])
-            for child, rank in children.items():
-                if rank not in codes:
-                    os.waitpid(child, 0)
-                    codes[rank] = STOPPED
-        time.sleep(0.001 if kill else 0.01)
+            hung = True
+            rest = [child for child, rank in children.items() if rank not in codes]
+            _stop(rest, signal.SIGKILL)
+            for child in rest:
+                os.waitpid(child, 0)
+                codes[children[child]] = STOPPED
+        time.sleep(0.001 if kill and not killed else 0.01)
     return {
         "codes": [codes[rank] for rank in range(len(children))],
-        "timed_out": not killed and time.monotonic() - began > request["timeout"],
+        "timed_out": hung and not killed,
         "killed": killed,
+        "hung": hung,
+        "told": told < 0,
+        "orphans": _end_orphans(),
         "seconds": time.monotonic() - began,
     }
 
 
-def _stop(children: list[int]) -> None:
+def _has_come(kill: dict[str, Any], known: set[str]) -> bool:
+    """Whether the moment of a kill has come: a name that was not there before the run."""
+    return not kill.get("path") or not known.issuperset(glob.glob(kill["path"]))
+
+
+def _end_orphans() -> int:
+    """How many processes the ranks have left behind; they are ended."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        left = [
+            int(number)
+            for task in Path("/proc/self/task").iterdir()
+            for number in (task / "children").read_text().split()
+        ]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    _stop(left, signal.SIGKILL)
+    for child in left:
+        os.waitpid(child, 0)
+    return len(left)
+
+
+def _stop(children: list[int], number: int) -> None:
     for child in children:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, number)
 
 
 def _places(world: int) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,9 @@ class Run:
         seconds: Wall time.
         timed_out: Whether it was stopped.
         killed: Whether its ranks were killed on purpose.
+        hung: Whether some had to be ended by force, because they did not end in time.
+        told: Whether others had to be told to end after one of them was killed.
+        orphans: Processes that its ranks left behind.
         home: Where its logs are.
     """
 
@@ -41,6 +45,9 @@ class Run:
     seconds: float
     timed_out: bool = False
     killed: bool = False
+    hung: bool = False
+    told: bool = False
+    orphans: int = 0
     home: Path = Path()
 
     def reads(self, call: str) -> dict[int, list[list[str]]]:
@@ -94,15 +101,25 @@ _COMPARED = (
 
 @dataclass(frozen=True)
 class Kill:
-    """A moment at which all ranks of a run are killed (SIGKILL).
+    """A moment at which ranks of a run are sent a signal.
 
     Attributes:
-        path: Below the run's output folder; the moment is when it appears.
+        path: A pattern below the run's output folder, or beside it; the moment is when a new name appears. None for
+            the start.
         seconds: To wait after that.
+        number: The signal.
+        rank: Who gets it; None for all.
     """
 
-    path: str
+    path: str | None
     seconds: float = 0.0
+    number: int = signal.SIGKILL
+    rank: int | None = None
+
+    def request(self, output: Path) -> dict[str, Any]:
+        """What the server is told."""
+        path = None if self.path is None else os.path.normpath(output / self.path)
+        return {"path": path, "seconds": self.seconds, "signal": int(self.number), "rank": self.rank}
 
 
 class RankServer:
@@ -151,7 +168,7 @@ class RankServer:
         output = folder or home / "out"
         arguments = home / "arguments.json"
         arguments.write_text(json.dumps({**settings, "output_dir": str(output)}), encoding="utf-8")
-        moment = {"path": str(output / kill.path), "seconds": kill.seconds} if kill else None
+        moment = kill.request(output) if kill else None
         request = {"argv": [str(arguments)], "world": world, "timeout": timeout, "kill": moment}
         request["counts_reads"] = counts_reads
         return self._send(home, output, request)
@@ -162,19 +179,29 @@ class RankServer:
         """Runs the entry script with an argument file as it is and options behind it, among them `output_dir`."""
         output = Path(options["output_dir"])
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        moment = {"path": str(output / kill.path), "seconds": kill.seconds} if kill else None
+        moment = kill.request(output) if kill else None
         request = {"argv": [str(path), *words], "world": world, "timeout": 120, "kill": moment}
         return self._send(self._new_home(), output, request)
 
-    def run_script(self, script: str, argv: Sequence[object], output: Path) -> Run:
+    def run_script(
+        self, script: str, argv: Sequence[object], output: Path, *, kill: Kill | None = None
+    ) -> Run:
         """Runs another script of the project in one process.
 
         Args:
             script: Its name without ending.
             argv: Its command line.
             output: The folder that it writes.
+            kill: When to send it a signal.
         """
-        request = {"argv": [str(word) for word in argv], "world": 1, "timeout": 120, "script": script}
+        moment = kill.request(output) if kill else None
+        request = {
+            "argv": [str(word) for word in argv],
+            "world": 1,
+            "timeout": 120,
+            "script": script,
+            "kill": moment,
+        }
         return self._send(self._new_home(), output, request)
 
     def _new_home(self) -> Path:
@@ -204,6 +231,9 @@ class RankServer:
             answer["seconds"],
             timed_out=answer["timed_out"],
             killed=answer["killed"],
+            hung=answer["hung"],
+            told=answer["told"],
+            orphans=answer["orphans"],
             home=home,
         )
 

@@ -17,6 +17,7 @@ from tests.distributed.processes import ROOT, launch_script
 
 HEAD = """
 import json, sys
+from pathlib import Path
 import numpy as np
 import paddle
 from finetune.processes.groups import start_groups
@@ -68,6 +69,15 @@ out["all_gather"] = [part.tolist() for part in groups.pipeline.all_gather(paddle
 part = paddle.zeros([2]); groups.world.reduce_scatter(part, paddle.arange(8, dtype="float32"))
 out["reduce_scatter"] = part.tolist()
 out["objects"] = groups.world.gather_objects({"rank": groups.rank, "text": "x" * groups.rank})
+value = [(None, True, groups.rank), {1: 0.5, "a": float("inf")}, Path("x") / "\\udcff", "\u4e2d", []]
+out["types"] = groups.world.gather_objects(value) == [
+    [(None, True, rank), *value[1:]] for rank in range(4)
+]
+import paddle.distributed as dist
+try:
+    dist.all_gather_object([], 1)
+except RuntimeError as error:
+    out["pickle"] = str(error)
 out["numbers"] = groups.tensor.all_reduce_numbers([0.1, groups.rank], "sum")
 groups.world.barrier()
 """,
@@ -89,6 +99,7 @@ groups.world.barrier()
         assert out["broadcast"] == 2 and out["all_gather"] == [[tensor], [tensor + 2]]
         assert out["reduce_scatter"] == [8 * rank, 8 * rank + 4]
         assert out["objects"] == [{"rank": r, "text": "x" * r} for r in range(4)]
+        assert out["types"] and "is not unpickled" in out["pickle"]
         assert out["numbers"] == pytest.approx([0.2, 4 * pipeline + 1])
 
 
@@ -127,7 +138,13 @@ def test_a_lost_rank_ends_the_wait_of_the_others():
 import os
 if groups.rank == 1:
     os._exit(7)
-groups.tensor.all_reduce(paddle.ones([2]))
+for _ in range(2):  # what cleans up after the first failure may communicate, too
+    try:
+        groups.tensor.all_reduce(paddle.ones([2]))
+    except RuntimeError as error:
+        failure = error
+print("twice", flush=True)
+raise failure
 """,
         2,
         ['{"tensor": 2}'],
@@ -139,6 +156,7 @@ groups.tensor.all_reduce(paddle.ones([2]))
         assert (
             "rank 1 ended while rank 0 waited for it" in done.outputs[0] or "lost rank 1" in done.outputs[0]
         )
+        assert "twice" in done.outputs[0]
 
 
 @pytest.mark.distributed

@@ -11,6 +11,8 @@ from tests.distributed.hosts import two_hosts, why_not
 
 WORKER = Path(__file__).with_name("watch_worker.py")
 NUM_STEPS = 40
+# The worker has no output folder in common, by which the ranks of the real script come to a secret.
+SECRET = {"FINETUNE_JOB_SECRET": "the same on both hosts"}
 _OBSTACLE = why_not()
 pytestmark = [
     pytest.mark.skipif(bool(_OBSTACLE), reason=_OBSTACLE or "two hosts can be made"),
@@ -34,12 +36,12 @@ def check_that_both_sides_end(hosts) -> None:
 @pytest.mark.slow_distributed  # the training below is cut in the same way
 def test_a_cut_between_hosts_ends_both_and_the_same_command_works_again(tmp_path: Path):
     with two_hosts(tmp_path) as hosts:
-        hosts.launch(WORKER, ["run", "2", "2"])
+        hosts.launch(WORKER, ["run", "2", "2"], SECRET)
         hosts.wait_for("step 10\n", timeout=90)
         hosts.cut()
         check_that_both_sides_end(hosts)
         hosts.mend()
-        hosts.launch(WORKER, ["compare", "2", "2"])
+        hosts.launch(WORKER, ["compare", "2", "2"], SECRET)
         assert [one.exit_code for one in hosts.wait(timeout=90)] == [0, 0]
 
 

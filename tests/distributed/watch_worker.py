@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from tempfile import TemporaryFile
 
 from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.watch import close_watch, report_failure, start_watch
@@ -18,10 +20,14 @@ import paddle  # noqa: E402
 
 from finetune.parallel.replica_hashes import ReplicasDiverged, check_replicas  # noqa: E402
 from finetune.processes.groups import start_groups  # noqa: E402
+from finetune.processes.joint_steps import fail_on_all_ranks  # noqa: E402
 from finetune.processes.layout import Layout  # noqa: E402
 
 paddle.disable_signal_handler()
 phases.enter("connecting groups")
+if what == "connect" and rank == int(os.environ["PADDLE_TRAINERS_NUM"]) - 1:
+    print("connect", flush=True)
+    time.sleep(300)  # the others wait for it in Paddle's store
 groups = start_groups(Layout(data=data, tensor=tensor), device="cpu")
 stop_signal: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, _: stop_signal.append(number))
@@ -41,9 +47,22 @@ def add_up() -> None:
         if groups.world.all_reduce_numbers([float(bool(stop_signal))])[0]:
             print("stopped after step", step, flush=True)
             return
-        if what == "run":
+        if what in ("run", "reduce"):
             print("step", step, flush=True)
             time.sleep(0.2)
+
+
+def save() -> None:
+    """Endless saves: threads write what comes out of collectives, and all ranks agree on how it went."""
+    numbers = paddle.ones([100_000])
+    for step in range(1, 100_000):
+        phases.enter("save", step)
+        with fail_on_all_ranks(groups), ThreadPoolExecutor(2) as pool, TemporaryFile() as file:
+            for _ in range(20):
+                parts = groups.world.all_gather(numbers)
+                pool.map(lambda part: file.write(part.numpy().tobytes()), parts)
+        if step == 3:
+            print("save", flush=True)
 
 
 def compare() -> None:
@@ -61,7 +80,7 @@ def compare() -> None:
 
 
 try:
-    compare() if what == "compare" else add_up()
+    {"compare": compare, "save": save}.get(what, add_up)()
 except Exception as error:
     report_failure(f"{type(error).__name__}: {error}")
     raise

@@ -34,7 +34,7 @@ def test_commands_run(folder, small_data, tmp_path, monkeypatch):
     for command in commands(folder):
         if command[:3] == BUILD:
             model = command[4]
-            assert main(command[3:]) == 0
+            main(command[3:])
         elif command[:2] == TRAIN:
             arguments, *options = command[2:]
             if any(option.startswith("/path/to/") for option in options):

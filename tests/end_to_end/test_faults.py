@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from finetune.run.directory import LOCK_FILE
 from tests.conftest import FAST, ROOT, launch, losses, run_entry, write_arguments
 
 
@@ -184,14 +185,21 @@ def test_second_run_in_the_same_folder(arguments, tmp_path, capsys):
         fails(capsys, arguments(), "in use by another running process")
 
 
+def contents(folder):
+    """All files but the lock, which names the process that looked."""
+    return {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE
+    }
+
+
 def test_finished_run_started_again_says_so_and_touches_nothing(arguments, tmp_path, capsys):
     path = arguments(save_strategy="steps", save_steps=2)
     assert run_entry(path) == 0
-    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    before = contents(tmp_path / "out")
     capsys.readouterr()
     assert run_entry(path) == 0
     assert "holds this run, finished" in capsys.readouterr().err
-    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    assert contents(tmp_path / "out") == before
 
 
 def test_continuing_with_other_batches_is_refused(arguments, tmp_path, capsys):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from finetune.checkpoints.folder import find_fault, list_checkpoints
+from finetune.machine.stop_signals import STOP_SIGNALS
 from tests.conftest import launch, losses, read_log
 from tests.watched_runs import logged_steps, start, wait_until
 
@@ -81,15 +84,20 @@ def test_killed_run_continues_exactly(prepare, uninterrupted, method, moment):
         assert "Continuing from" in result.stderr
 
 
-def test_sigterm_saves_first(prepare, uninterrupted):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_saves_first(prepare, uninterrupted, number):
     arguments, out = prepare("sft", save_steps=1000)
     process = start(arguments)
     wait_until(lambda: logged_steps(out) >= 4, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)  # a launcher passes Ctrl-C of its terminal on in this way
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "interrupted: stopped by signal SIGTERM after step" in stderr
-    assert "start the same command again to continue" in stderr
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"interrupted: stopped by signal {number.name} after step")
+    assert "start the same command again to continue" in last
+    assert "stopping: this step is finished and saved first" in stderr and "Traceback" not in stderr
     (checkpoint,) = list_checkpoints(out)
     assert find_fault(checkpoint) is None
     assert launch("finetune_generation.py", arguments).returncode == 0
@@ -110,3 +118,17 @@ def test_altered_checkpoint_is_noticed_and_the_one_before_is_used(prepare, unint
     assert losses(out) == uninterrupted("sft")
     state = json.loads((list_checkpoints(out)[-1] / "trainer_state.json").read_text())
     assert state["global_step"] == 20
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_while_libraries_are_imported_ends_in_one_line(prepare, number):
+    arguments, out = prepare("sft")
+    process = start(arguments)
+    wait_until((out / ".lock").exists, process)  # Paddle is imported next
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    line = f"interrupted: stopped by signal {number.name}; start the same command again to continue"
+    assert stderr.splitlines()[-1] == line and "Traceback" not in stderr
+    assert list(out.glob("tmp-*")) == list_checkpoints(out) == []

@@ -8,7 +8,8 @@ from finetune.adapters.files import save_adapter
 from finetune.adapters.prefix import load_prefix
 from finetune.models.layers import find_layer
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.loading import load_tokenizer
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from finetune.training.loss import LabelPositions, logits_of, token_loss_sum
 from tests.families import decoding

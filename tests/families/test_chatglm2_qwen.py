@@ -20,7 +20,8 @@ from finetune.models.tensor_readers import plan_readers
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.models.tiny.tiktoken_training import count_ranks, train_ranks
 from finetune.storage.checkpoints import Checkpoint
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.loading import load_tokenizer
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from tests.families import decoding
 

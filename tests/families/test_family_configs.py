@@ -50,7 +50,6 @@ REFUSED = [
     ("opt", {"activation_function": "gelu"}, "activation_function 'gelu'; allowed for OPT: relu"),
     ("opt", {"enable_bias": False}, "enable_bias False"),
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm True"),
-    ("opt", {"tie_word_embeddings": False}, "tie_word_embeddings False, but OPT is run with True only"),
     ("bloom", {"tie_word_embeddings": False}, "tie_word_embeddings False, but BLOOM is run with True only"),
     ("bloom", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu', but PaddleNLP's Llama computes silu only"),

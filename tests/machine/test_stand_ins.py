@@ -48,6 +48,7 @@ for family in families().values():
 INSTALLS = {
     "families": FAMILIES,
     "backend": "from finetune.processes.cpu.backend import install\ninstall()",
+    "received objects": "from finetune.processes.groups import _refuse_pickles\n_refuse_pickles()",
     "half precision": "from finetune.machine.half_precision import install\ninstall()",
     "cpu layers": "from finetune.families.llama.cpu_layers import install_llama\ninstall_llama()",
 }

@@ -51,7 +51,7 @@ def test_names_and_transposes_are_those_of_paddlenlp(name, changes):
     compared = 0
     for theirs, mapping in table.items():
         ours = mapping.target_name
-        if ours == "lm_head.decoder_weight":
+        if ours == "lm_head.decoder_weight" and not family.hugging_face.own_head:
             assert tied and to_paddle(theirs, family) == "lm_head.weight"
             continue
         assert to_paddle(theirs, family) == ours
@@ -171,6 +171,21 @@ def test_exported_adapter_merges_alike(settings, hugging_face, tmp_path):
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], atol=2e-7, err_msg=name)
+
+
+def test_an_exported_adapter_has_its_tokenizer_under_transformers_names(tmp_path):
+    base = write_base(tmp_path / "base", "llama")
+    adapter, exported = tmp_path / "adapter", tmp_path / "exported"
+    write_adapter(adapter, base)
+    (adapter / "sentencepiece.bpe.model").write_bytes(b"vocabulary")
+    notes = {"tokenizer_class": "LlamaTokenizer", "from_slow": True}
+    (adapter / "tokenizer_config.json").write_text(json.dumps(notes))
+    export_peft(MergeOptions(None, (adapter,), exported))
+    assert (exported / "tokenizer.model").read_bytes() == b"vocabulary"
+    assert not (exported / "sentencepiece.bpe.model").exists()
+    assert json.loads((exported / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "LlamaTokenizer"
+    }
 
 
 def test_what_peft_has_no_place_for(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from finetune.errors import UserError
 from finetune.models import hub
 from finetune.models.resolve import resolve_model
-from finetune.tokenizers.encoder import load_tokenizer
+from finetune.tokenizers.loading import load_tokenizer
 
 NO_PROXY = {"no_proxy": "*", "NO_PROXY": "*"}
 
@@ -18,6 +18,8 @@ def hub_at(monkeypatch, tmp_path):
     for name, value in NO_PROXY.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
+    for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{_closed_port()}")
     return lambda port: monkeypatch.setenv("PPNLP_ENDPOINT", f"http://127.0.0.1:{port}/models")
 
 

@@ -14,7 +14,8 @@ from finetune.models.resolve import resolve_model
 from finetune.models.tensor_readers import plan_readers
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.storage.checkpoints import Checkpoint
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.loading import load_tokenizer
 from tests.storage.torch_writing import save_bin
 
 INPUT_IDS = np.array([[1, 5, 280, 17, 300, 9]])
@@ -52,8 +53,8 @@ def test_logits_equal_those_of_paddlenlps_own_loading(tiny_folder):
 
 def test_generation_stops_at_the_tokenizers_end_token(case, tiny_folder):
     tokenizer = load_tokenizer(tiny_folder)
-    model = load_model(resolve_model(tiny_folder), dtype="float32", tokenizer=tokenizer)
     encoder = FamilyEncoder(tokenizer, get_family(case.name))
+    model = load_model(resolve_model(tiny_folder), dtype="float32", encoder=encoder)
     assert model.generation_config.eos_token_id == encoder.eos_token_id
     assert model.generation_config.pad_token_id == encoder.pad_token_id
 

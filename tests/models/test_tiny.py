@@ -10,6 +10,7 @@ from finetune.errors import UserError
 from finetune.families.family import get_family
 from finetune.models.tiny.__main__ import main
 from finetune.models.tiny.checkpoint import build_tiny
+from finetune.processes.command import run_command
 from finetune.storage.checkpoints import Checkpoint
 
 
@@ -104,11 +105,11 @@ def test_a_folder_with_files_is_left_alone(corpus, tmp_path):
 def test_command_writes_or_exits_with_2(corpus, tmp_path, capsys):
     out_dir = str(tmp_path / "model")
     arguments = ["llama", out_dir, "--corpus", str(corpus), "--vocab_size", "300", "--num_layers", "1"]
-    assert main(arguments) == 0
+    assert run_command(lambda: main(arguments)) == 0
     assert "MB of random weights" in capsys.readouterr().out
-    assert main(arguments) == 2
+    assert run_command(lambda: main(arguments)) == 2
     assert "is not empty" in capsys.readouterr().err
-    assert main(["lama", out_dir]) == 2
+    assert run_command(lambda: main(["lama", out_dir])) == 2
     assert "covered families: " in capsys.readouterr().err
 
 

@@ -38,19 +38,25 @@ class Ranks:
     def __init__(self, folder: Path):
         self.folder = folder
         self.processes: dict[int, subprocess.Popen] = {}
+        self.ports: list[int] = []
 
-    def start(self, body: str, world: int = 3, *, missing: tuple[int, ...] = (), **env: str) -> None:
-        ports = _free_ports(world)
+    def choose_ports(self, world: int) -> None:
+        self.ports = self.ports or _free_ports(world)
+
+    def start(
+        self, body: str, world: int = 3, *, missing: tuple[int, ...] = (), before: str = "", **env: str
+    ) -> None:
+        self.choose_ports(world)
         for rank in set(range(world)) - set(missing):
             own = {
                 "PADDLE_TRAINER_ID": str(rank),
                 "PADDLE_TRAINERS_NUM": str(world),
-                "PADDLE_TRAINER_ENDPOINTS": ",".join(f"127.0.0.1:{port}" for port in ports),
+                "PADDLE_TRAINER_ENDPOINTS": ",".join(f"127.0.0.1:{port}" for port in self.ports),
                 "PYTHONPATH": str(ROOT),
             }
             with open(self.folder / f"workerlog.{rank}", "w") as log:
                 self.processes[rank] = subprocess.Popen(
-                    [sys.executable, "-u", "-c", BEGIN + body],
+                    [sys.executable, "-u", "-c", before + BEGIN + body],
                     env={**os.environ, **own, **env},
                     stdout=log,
                     stderr=log,
@@ -187,6 +193,7 @@ def test_a_missing_rank_0_is_named(ranks: Ranks):
     ranks.start(LOOP, missing=(0,), CONNECT="2")
     assert ranks.codes(1, 2) == [1, 1]
     assert "rank 0 on host 127.0.0.1 cannot be reached from rank 1 on" in ranks.log(1)
+    assert "It has left no secret at" in ranks.log(1) and "FINETUNE_JOB_SECRET" in ranks.log(1)
 
 
 def test_rank_0_is_met_where_nothing_else_listens():

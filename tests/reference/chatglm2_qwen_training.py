@@ -70,7 +70,8 @@ def read_samples(folder: Path, family: str) -> list:
     from finetune.data.samples.dataset import load_samples
     from finetune.data.templates.template import load_template
     from finetune.families.family import get_family
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import FamilyEncoder
+    from finetune.tokenizers.loading import load_tokenizer
 
     record = get_family(family)
     encoder = FamilyEncoder(load_tokenizer(folder, record), record)

@@ -59,7 +59,8 @@ def test_logits_equal_the_reference(folders, family, form):
 
 
 def test_a_published_folder_is_tokenized_like_ours(folders):
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import FamilyEncoder
+    from finetune.tokenizers.loading import load_tokenizer
 
     for family, forms in folders.items():
         encoders = []

@@ -3,9 +3,7 @@ texts as this project does, peft loads exported adapters, and peft's own merges 
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 
@@ -19,11 +17,17 @@ from finetune.models.tiny.checkpoint import build_tiny
 from tests.families.cases import FACTS, TIED
 from tests.merge.lora_writing import folder_logits, write_adapter, write_base
 from tests.merge.rank_writing import read_whole
+from tests.reference.exchange import (
+    HAS_PEFT,
+    REQUIRED,
+    check_close,
+    load_theirs,
+    their_logits,
+    train_peft,
+    write_their_config,
+)
 
 FAMILIES = ("llama", "qwen2", "bloom", "opt", "mistral", "gemma")
-HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
-REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
-TOLERANCE = 1e-5
 NUM_TOKENS = 20
 LARGER = 20
 PROMPTS = ("今天天气很好，我们去公园。", "问题：水在什么时候结冰？ 答案：", "The answer is")
@@ -36,31 +40,14 @@ pytestmark = [
 ]
 
 
-def load_theirs(folder: Path):
-    import torch
-    import transformers
-
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
-
-
-def their_logits(model) -> np.ndarray:
-    import torch
-
-    with torch.no_grad():
-        return model(input_ids=torch.arange(3, 15).reshape(1, 12)).logits.numpy()
-
-
-def check_close(found: np.ndarray, expected: np.ndarray) -> None:
-    assert np.abs(found - expected).max() < TOLERANCE * max(1.0, float(expected.std()))
-
-
 def our_texts(folder: Path) -> list[tuple[list[int], str]]:
     """Greedy continuations by this project's model and tokenizer: the likeliest token, again and again."""
     import paddle
 
     from finetune.models.loading import load_model
     from finetune.models.resolve import resolve_model
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import FamilyEncoder
+    from finetune.tokenizers.loading import load_tokenizer
     from finetune.training.loss import logits_of
 
     resolved = resolve_model(folder)
@@ -111,7 +98,7 @@ def enlarge(folder: Path) -> None:
 def test_transformers_loads_the_exported_folder_and_writes_the_same_text(name, tmp_path):
     import transformers
 
-    from finetune.tokenizers.encoder import load_tokenizer
+    from finetune.tokenizers.loading import load_tokenizer
 
     base = build_tiny(name, tmp_path / "base", hidden_size=32, num_layers=2, num_heads=4, vocab_size=600)
     enlarge(base)
@@ -182,30 +169,6 @@ SETTINGS = {
 }
 
 
-def train_peft(base: Path, folder: Path, **settings):
-    """Two steps of peft's on a base in Hugging Face's form; gives the adapted model."""
-    import peft
-    import torch
-
-    torch.manual_seed(0)
-    given = {
-        "r": 4,
-        "lora_alpha": 6,
-        "target_modules": ["q_proj", "up_proj", "down_proj"],
-        "task_type": "CAUSAL_LM",
-    }
-    model = peft.get_peft_model(load_theirs(base), peft.LoraConfig(**given | settings))
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
-    for _ in range(2):
-        ids = torch.randint(3, 90, (2, 12))
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-    model.save_pretrained(folder)
-    return model
-
-
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_merge_of_a_peft_adapter_is_pefts_own(settings, tmp_path):
     base = write_base(tmp_path / "base", "llama", hugging_face=True)
@@ -233,13 +196,6 @@ def test_peft_adapter_on_a_base_in_paddlenlps_form(name, tmp_path):
     check_close(folder_logits(tmp_path / "merged"), their_logits(model))
 
 
-def write_their_config(folder: Path, name: str, config: dict) -> None:
-    from finetune.merge.hf_out import hugging_face_config
-
-    content = hugging_face_config(config, get_family(name), dtype="float32")
-    (folder / "config.json").write_text(json.dumps(content))
-
-
 def test_pickled_weights_of_peft(tmp_path):
     base = write_base(tmp_path / "base", "llama", hugging_face=True)
     model = train_peft(base, tmp_path / "adapter")
@@ -251,7 +207,7 @@ def test_pickled_weights_of_peft(tmp_path):
 
 
 REFUSED = {
-    "dora": ({"use_dora": True}, "use_dora true: DoRA is not merged"),
+    "dora": ({"use_dora": True}, "use_dora true: DoRA .*merge_and_unload"),
     "pissa": ({"init_lora_weights": "pissa"}, "its base was changed before training"),
 }
 
@@ -275,7 +231,7 @@ def test_prefix_of_peft_is_refused(tmp_path):
     base = write_base(tmp_path / "base", "llama", hugging_face=True)
     settings = peft.PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
     peft.get_peft_model(load_theirs(base), settings).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"holds no LoRA but a prefix.*--prefix_path"):
+    with pytest.raises(UserError, match=r"has peft_type 'PREFIX_TUNING': it is a prefix of peft"):
         merge(MergeOptions(base, (tmp_path / "adapter",), tmp_path / "merged"))
 
 

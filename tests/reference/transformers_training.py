@@ -222,7 +222,8 @@ def read_samples(model_folder: Path, family: str = "llama") -> list:
     from finetune.data.samples.dataset import load_samples
     from finetune.data.templates.template import load_template
     from finetune.families.family import get_family
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import FamilyEncoder
+    from finetune.tokenizers.loading import load_tokenizer
 
     encoder = FamilyEncoder(load_tokenizer(model_folder), get_family(family))
     lengths = {name: COMMON[name] for name in ("src_length", "max_length")}

@@ -117,7 +117,7 @@ def test_another_unreadable_line_is_left_out_with_a_warning(tmp_path, bad, caplo
     path.write_bytes(bad + b"\n" + path.read_bytes())
     with caplog.at_level(logging.WARNING):
         assert steps(path) == [("train", 1)]
-    assert f"{path}:1 is no JSON object" in caplog.text
+    assert f"{path}:1 is no record" in caplog.text
 
 
 def test_a_missing_log_reads_as_empty(tmp_path):

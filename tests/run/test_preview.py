@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from finetune.run.preview.tables import count_prompts, count_samples, print_figu
 from finetune.run.preview.tokens import MAX_ROWS, Example, TokenReader, print_example
 from finetune.settings.arguments import parse_arguments
 from finetune.tokenizers import fast_encoder
-from tests.conftest import FAST, ROOT, launch, run_entry, write_arguments
+from tests.conftest import ROOT, launch, write_arguments
 
 NO_PADDLE = """
 import sys
@@ -31,30 +30,6 @@ code = run_command(finetune_generation.main)
 print("loaded:", *sorted({"paddle", "paddlenlp"} & sys.modules.keys()))
 sys.exit(code)
 """
-
-
-@pytest.fixture(scope="module")
-def weightless(tiny_llama, tmp_path_factory):
-    """A model folder with configuration and tokenizer alone."""
-    folder = tmp_path_factory.mktemp("weightless") / "llama"
-    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.pdparams"))
-    return folder
-
-
-@pytest.fixture
-def preview(weightless, small_data, tmp_path, capsys):
-    def start(number=2, **settings):
-        base = FAST | {
-            "model_name_or_path": str(weightless),
-            "dataset_name_or_path": str(small_data),
-            "output_dir": str(tmp_path / "out"),
-        }
-        path = write_arguments(tmp_path / "arguments.json", **(base | settings))
-        code = run_entry(path, "--preview", number)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return start
 
 
 def make_sample(ids, num_source, **cut) -> Sample:
@@ -186,7 +161,7 @@ def test_faulty_data_end_as_in_a_run(preview, tmp_path):
 def test_paddlenlp_reads_a_tokenizer_that_is_not_known_to_agree(preview, monkeypatch):
     code, expected, err = preview(2)
     assert (code, err) == (0, "")
-    monkeypatch.setattr(fast_encoder, "load_fast_encoder", lambda *_: (None, "it has a pepper"))
+    monkeypatch.setattr(fast_encoder, "load_fast_encoder", lambda *_, **__: (None, "it has a pepper"))
     code, out, err = preview(2)
     assert code == 0
     assert err == "Reading the tokenizer with PaddleNLP: it has a pepper.\n"

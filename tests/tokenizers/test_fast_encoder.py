@@ -7,12 +7,14 @@ import json
 import re
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
 from finetune.families.family import get_family
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
 from finetune.tokenizers.fast_encoder import load_fast_encoder
+from finetune.tokenizers.loading import load_tokenizer
 from tests.conftest import ROOT
 from tests.texts import NASTY, draw_passages, draw_texts
 
@@ -96,7 +98,11 @@ def test_llama_3(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\n".join(ranks))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Llama3Tokenizer"}')
     fast, slow = both(tmp_path)
-    for text in [*NASTY, "a <|eot_id|> b<|start_header_id|>user<|end_header_id|>\n\n"]:
+    texts = [*NASTY, "a <|eot_id|> b<|start_header_id|>user<|end_header_id|>\n\n"]
+    for text in texts:  # PaddleNLP composes accents, which the published tokenizer does not
+        if unicodedata.normalize("NFC", text) != text:
+            assert fast.encode(text) == list(text.encode())
+            continue
         assert fast.encode(text) == slow.encode(text), text
         assert fast.encode_special(text) == slow.encode_special(text), text
     for name in ("eos_token_id", "pad_token_id", "prefix_ids", "chat_end_ids"):
@@ -106,19 +112,8 @@ def test_llama_3(tmp_path):
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
-        (
-            "tokenizer_config.json",
-            {"tokenizer_class": "LlamaTokenizerFast"},
-            "tokenizer class LlamaTokenizerFast",
-        ),
         ("tokenizer_config.json", {"sp_model_kwargs": {"enable_sampling": True}}, "sets sp_model_kwargs"),
-        ("tokenizer_config.json", {"split_special_tokens": True}, "sets split_special_tokens"),
-        ("added_tokens.json", {"[PAD]": 330}, r"added_tokens.json adds \[PAD\]"),
-        (
-            "special_tokens_map.json",
-            {"pad_token": "[PAD]"},
-            r"special token \[PAD\] is not in the vocabulary",
-        ),
+        ("tokenizer_config.json", {"do_lower_case": True}, "sets do_lower_case"),
     ],
 )
 def test_what_is_not_covered_gets_a_reason(llama_folder, name, fields, reason):
@@ -126,6 +121,16 @@ def test_what_is_not_covered_gets_a_reason(llama_folder, name, fields, reason):
     fast, said = load_fast_encoder(llama_folder, get_family("llama"))
     assert fast is None
     assert re.search(reason, said), said
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaTokenizerFast", "LLaMATokenizer", "PreTrainedTokenizerFast", "Unheard"]
+)
+def test_other_names_of_classes_mean_the_familys_own(llama_folder, name):
+    expected = both(llama_folder)[0].encode("上衣 red")
+    edit(llama_folder / "tokenizer_config.json", tokenizer_class=name)
+    fast, slow = both(llama_folder)
+    assert fast.encode("上衣 red") == slow.encode("上衣 red") == expected
 
 
 def test_damaged_vocabulary_gets_a_reason(llama_folder):
@@ -174,15 +179,6 @@ def test_the_fast_tokenizer_serves_many_texts(llama_folder):
     assert encoder.fast is fast
     expected = [FamilyEncoder(tokenizer, family).encode(text) for text in NASTY]
     assert [list(ids) for ids in encoder.encode_many(NASTY)] == expected
-
-
-def test_a_fast_tokenizer_that_differs_is_left_alone(llama_folder, monkeypatch):
-    family = get_family("llama")
-    fast, _ = load_fast_encoder(llama_folder, family)
-    monkeypatch.setattr(fast, "encode", lambda text: [1, 2, 3])
-    encoder = FamilyEncoder(load_tokenizer(llama_folder, family), family, fast)
-    assert encoder.fast is None
-    assert [list(ids) for ids in encoder.encode_many(["a b", ""])] == [encoder.encode("a b"), []]
 
 
 @pytest.mark.parametrize(

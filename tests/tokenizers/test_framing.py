@@ -19,7 +19,8 @@ from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.parallel.parallel_model import ParallelModel
 from finetune.processes.groups import ProcessGroups
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.loading import load_tokenizer
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from tests.families.cases import CASES
 
@@ -95,7 +96,7 @@ def test_generation_starts_from_the_prompt_that_was_trained(data, encoder, frami
 def test_generation_stops_at_the_end_that_was_learned(data, folder, encoder, framing, family):
     assert tuple(shown(encoder, index) for index in encoder.chat_end_ids) == framing.chat_ends
     prompts, _ = load_prompts([data, data], encoder, load_template(None), src_length=32)
-    model = load_model(resolve_model(folder), dtype="float32", tokenizer=encoder.tokenizer)
+    model = load_model(resolve_model(folder), dtype="float32", encoder=encoder)
     answer = [index for index, _ in framing.target]
     for end in (encoder.eos_token_id, *encoder.chat_end_ids):
         said, num_passes = generate(model, prompts, encoder, family, script=[*answer, end, *answer])

@@ -124,3 +124,26 @@ def test_paddles_lines_about_the_scale_stay_off_the_screen(capfd):
     weight.grad = paddle.to_tensor([math.inf])
     guard.step(optimizer, skips=True)
     assert "Found inf" not in capfd.readouterr().out
+
+
+def test_skipped_steps_are_counted_on_where_a_run_continues():
+    guard = OverflowGuard(make_scaler(), max_skipped_steps=3)
+    for step in range(2):
+        assert guard.check(1.0, math.inf, step)["skipped"]
+    again = OverflowGuard(make_scaler(), max_skipped_steps=3)
+    again.restore(guard.counts())
+    with pytest.raises(RunError, match="3 float16 steps in a row were skipped, the last one step 3:"):
+        again.check(1.0, math.inf, 2)
+    older = OverflowGuard(make_scaler(), max_skipped_steps=3)
+    older.restore({})  # checkpoints written before these counts
+    assert older.check(1.0, math.inf, 2)["skipped"] and older.num_skipped == 1
+
+
+def test_a_training_that_learned_nothing_says_so():
+    guard = OverflowGuard(make_scaler(), max_skipped_steps=9)
+    assert guard.describe_end(4) is None
+    for step in range(3):
+        guard.check(1.0, math.inf, step)
+    assert guard.describe_end(3).startswith("warning: nothing was learned: all 3 steps were skipped")
+    guard.check(1.0, 1.0, 3)
+    assert guard.describe_end(4) == "3 of 4 steps were skipped, because float16 overflowed"

@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import convert
 from finetune.data.reading.records import FaultCollector, Record
-from finetune.errors import UserError
+from finetune.errors import Interrupted, UserError
 
 
 def load_builtin(name: str, task_name: str | None, split: str) -> list[Conversation]:
@@ -36,7 +36,7 @@ def load_builtin(name: str, task_name: str | None, split: str) -> list[Conversat
             load_dataset(name, task_name, splits=[split]) if task_name else load_dataset(name, splits=[split])
         )
     except BaseException as error:  # PaddleNLP raises anything here, SystemExit among it
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, (KeyboardInterrupt, Interrupted)):
             raise
         raise UserError(
             f"dataset_name_or_path {name!r} is no folder, and PaddleNLP has no dataset of that name that can be "

@@ -19,10 +19,19 @@ _TOOL_NOTE = (
 
 
 class Message(NamedTuple):
-    """One message: its role (one of the names above) and its text."""
+    """One message.
+
+    Attributes:
+        role: One of the names above.
+        content: Its text.
+        learned: Of an answer, whether it carries labels; the others never do.
+        reasoning: Of an answer, the thoughts that led to it, for templates that have a place for them.
+    """
 
     role: str
     content: str
+    learned: bool = True
+    reasoning: str = ""
 
 
 class Turn(NamedTuple):
@@ -37,7 +46,7 @@ class Conversation:
     """One example.
 
     The messages alternate: USER or TOOL, then ASSISTANT or TOOL_CALL, the last one an answer. Running
-    text is a single message of the role TEXT. Answers and running text are learned.
+    text is a single message of the role TEXT. Answers that are not marked otherwise and running text are learned.
 
     Attributes:
         messages: At least one.
@@ -45,6 +54,8 @@ class Conversation:
         tools: Functions that may be called, as JSON text.
         file: Where the example was read, for messages; not compared.
         line_number: Its first line, counted from 1; not compared.
+        is_pair: Whether the data gave a bare prompt and its answer (``src`` and ``tgt``), which a model's own
+            template is not meant for unless someone asks for it; not compared.
     """
 
     messages: tuple[Message, ...]
@@ -52,6 +63,7 @@ class Conversation:
     file: Path = field(default=Path(), compare=False)
     line_number: int = field(default=0, compare=False)
     tools: str | None = None
+    is_pair: bool = field(default=False, compare=False)
 
     @property
     def is_text(self) -> bool:
@@ -65,6 +77,11 @@ class Conversation:
             return (Turn("", self.messages[0].content),)
         contents = [message.content for message in self.messages]
         return tuple(map(Turn, contents[0::2], contents[1::2]))
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        """The answers, or the running text."""
+        return self.messages if self.is_text else self.messages[1::2]
 
     @property
     def place(self) -> str:

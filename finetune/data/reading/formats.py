@@ -2,42 +2,44 @@
 
 The shapes are listed in `FORMATS`; docs/data.md shows an example of each. The shape of a file is that of
 its first records unless it is named, and a record of another shape is a fault: a file is of one shape.
-Fields that a shape does not know are left alone.
+Fields that a shape does not use are counted and told.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.data.reading.conversation import ASSISTANT, TEXT, USER, Conversation, Message, make_conversation
-from finetune.data.reading.message_lists import read_message, read_message_list, read_tools
+from finetune.data.reading.columns import rename_fields, rename_parts
+from finetune.data.reading.conversation import ASSISTANT, TEXT, USER, Conversation, Message
+from finetune.data.reading.marks import MARKS, REJECTED_FIELDS, describe_bad_answers, is_left_out
+from finetune.data.reading.message_lists import mark_empty_answers, order_messages, read_messages, read_tools
+from finetune.data.reading.notes import ReadingNotes
+from finetune.data.reading.pairs import (
+    SYSTEM_FIELDS,
+    describe_missing,
+    has_pair,
+    make_messages,
+    note_unused,
+    read_pair,
+    read_system,
+)
+from finetune.data.reading.preferences import is_preference, read_preference, refuse_preference
+from finetune.data.reading.read_options import DEFAULT_OPTIONS, ReadOptions
 from finetune.data.reading.readers import read_file
 from finetune.data.reading.records import FaultCollector, Record, RecordError, describe_type
-from finetune.errors import UserError
+from finetune.data.reading.text_files import is_text_file
+from finetune.data.reading.values import is_null, read_text
 
 NUM_RECORDS_LOOKED_AT = 8
-_PROMPT_NAMES = ("src", "instruction", "query", "messages", "conversations", "prompt")
-_TEXT_NAMES = ("text", "tgt", "response")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadOptions:
-    """How files are read.
-
-    Attributes:
-        dataset_format: A key of `FORMATS`; None recognises it.
-        preference: "chosen" reads the chosen answer of preference pairs; None refuses such files.
-    """
-
-    dataset_format: str | None = None
-    preference: str | None = None
-
-
-DEFAULT_OPTIONS = ReadOptions()
+_PROMPT_NAMES = ("src", "instruction", "query", "messages", "conversations", "conversation", "prompt")
+_PROMPTS = frozenset(_PROMPT_NAMES)
+_MARKED = MARKS | REJECTED_FIELDS
+_TEXT_NAMES = ("text", "tgt", "response", "content")
+_LIST_NAMES = ("conversations", "conversation")
 
 
 def read_conversations(
@@ -57,7 +59,7 @@ def read_conversations(
     conversations = [
         conversation
         for path in paths
-        for conversation in convert(read_file(Path(path), faults), faults, options)
+        for conversation in convert(read_file(Path(path), faults, options=options), faults, options)
     ]
     faults.raise_if_any()
     return conversations
@@ -75,145 +77,180 @@ def convert(
     name = options.dataset_format
     while name is None and (first := next(stream, None)) is not None:
         looked_at = [first]
-        name = recognise([first.fields])
+        name = recognise(looked_at, options)
         if name in (None, "text"):  # a later record may show that the first merely lacks its prompt
             looked_at += islice(stream, NUM_RECORDS_LOOKED_AT - 1)
-            name = recognise([record.fields for record in looked_at])
+            name = recognise(looked_at, options)
         yield from _convert_all(looked_at, name, faults, options)
     yield from _convert_all(stream, name, faults, options)
 
 
-def recognise(rows: list[dict[str, Any]]) -> str | None:
+def recognise(records: Iterable[Record], options: ReadOptions = DEFAULT_OPTIONS) -> str | None:
     """The format of some records by the names of their fields; None when it is none of ours."""
-    names = {name for row in rows for name in row}
-    for format_name, needed in _SIGNS:
-        if needed <= names:
+    own_names = {column: name for name, column in options.columns.items()}
+    names, filled = set(), set()
+    for record in records:
+        for field, value in record.fields.items():
+            name = own_names.get(field, "" if field in options.columns else field)
+            names.add(name)
+            if not is_null(value):
+                filled.add(name)
+    if is_preference(filled):
+        return "preference"
+    for format_name, sign in _SIGNS:
+        if sign in (filled if format_name in ("messages", "sharegpt") else names):
             return format_name
+    if has_pair(names):
+        return "query_response"
     return "text" if names & set(_TEXT_NAMES) else None
 
 
-def to_conversation(record: Record, format_name: str | None = "src_tgt") -> Conversation:
+def to_conversation(
+    record: Record, format_name: str | None = "src_tgt", notes: ReadingNotes | None = None
+) -> Conversation:
     """Reads one record.
 
     Raises:
         RecordError: A field is missing or of the wrong type, or the messages are in no usable order.
     """
     if format_name is None:
+        present = ", ".join(map(repr, record.fields)) or "none"
         raise RecordError(
             record,
-            f"no known format (fields present: {_present(record)}; the formats need {_describe_formats()}; "
-            "see docs/data.md)",
+            f"no known format (fields present: {present}; the formats need {_DESCRIPTION}; "
+            'name the fields with columns, such as {"prompt": "...", "response": "..."}, and see docs/data.md)',
         )
-    return FORMATS[format_name](record)
+    return FORMATS[format_name](record, ReadingNotes() if notes is None else notes)
 
 
 def _convert_all(
     records: Iterable[Record], name: str | None, faults: FaultCollector, options: ReadOptions
 ) -> Iterator[Conversation]:
     for record in records:
-        if name == "preference" and options.preference != "chosen":
-            raise UserError(
-                f"{record.file}:{record.line_number}: these are preference pairs (chosen and rejected): "
-                "set preference to chosen to train on the chosen answers"
-            )
         try:
-            yield to_conversation(record, name)
+            conversation = _convert(record, name, faults.notes, options)
         except RecordError as error:
             faults.add(error.faults[0])
+            if summary := describe_bad_answers(faults.notes):
+                faults.summaries["bad answers"] = summary
+            continue
+        if conversation is not None:
+            yield conversation
+
+
+def _convert(
+    record: Record, name: str | None, notes: ReadingNotes, options: ReadOptions
+) -> Conversation | None:
+    """One record by all that the options say; None where its marks leave it out."""
+    if options.columns or options.dataset_format:
+        if is_text_file(record.file) and record.fields.keys() == {"text"}:
+            return _read_text(record, notes)
+        record = rename_fields(record, options.columns)
+    if name == "preference" or not _MARKED.isdisjoint(record.fields):
+        if name == "preference" or _has_rejected(record):
+            if options.preference != "chosen":
+                refuse_preference(record)
+            name = "preference"
+        if is_left_out(record, options.preference, notes):
+            return None
+    if options.tags:
+        record = _rename_messages(record, options)
+    return to_conversation(record, name, notes)
+
+
+def _has_rejected(record: Record) -> bool:
+    return any(not is_null(record.fields[name]) for name in record.fields.keys() & REJECTED_FIELDS)
+
+
+def _rename_messages(record: Record, options: ReadOptions) -> Record:
+    renamed = {
+        name: rename_parts(record.fields[name], options.tags)
+        for name in ("messages", *_LIST_NAMES, "chosen")
+        if isinstance(record.fields.get(name), list)
+    }
+    return record.with_fields({**record.fields, **renamed})
 
 
 # --- the formats ---
 
 
-def _read_src_tgt(record: Record) -> Conversation:
+def _read_src_tgt(record: Record, notes: ReadingNotes) -> Conversation:
     """``src``/``tgt``, both strings or both lists of strings; ``system`` at the top or in ``context``."""
-    prompts, responses = _read_texts(record, "src"), _read_texts(record, "tgt")
+    fields = record.fields
+    if len(fields) == 2 and type(fields.get("src")) is type(fields.get("tgt")) is str:  # nearly all are so
+        messages = Message(USER, fields["src"]), Message(ASSISTANT, fields["tgt"])
+        return Conversation(messages, None, record.file, record.line_number, is_pair=True)
+    prompts, responses = (_read_texts(record, name, notes) for name in ("src", "tgt"))
     if len(prompts) != len(responses):
         raise RecordError(
             record,
             f"src has {len(prompts)} entries and tgt has {len(responses)}; each round needs one of both",
         )
-    context = record.fields.get("context")
-    nested = context.get("system") if isinstance(context, dict) else None
-    system = _optional(record, "system") if "system" in record.fields else nested
-    if system is not None and not isinstance(system, str):
-        raise RecordError(record, f"system is {describe_type(system)}, expected a string")
-    return _of_turns(record, zip(prompts, responses, strict=True), system)
+    context = fields.get("context")
+    nested = context if isinstance(context, dict) else {}
+    system = fields["system"] if "system" in fields else nested.get("system")
+    if not is_null(system) and not isinstance(system, str):
+        system = read_text(record, system, "system", notes)
+    if len(fields) > 2:
+        note_unused(record, _SRC_TGT_USED | ({"context"} if nested else set()), notes)
+        notes.unused_fields.update(f"context.{name}" for name in nested if name != "system")
+    rounds = make_messages(list(zip(prompts, responses, strict=True)))
+    return Conversation(
+        mark_empty_answers(rounds, notes),
+        system,
+        record.file,
+        record.line_number,
+        read_tools(record),
+        is_pair=not isinstance(fields["src"], list),
+    )
 
 
-def _read_alpaca(record: Record) -> Conversation:
-    needed = "instruction, output"
-    prompt = _alpaca_prompt(record, needed)
-    answer = _string(record, "output", needed)
-    return _of_turns(record, [*_history(record), (prompt, answer)], _optional(record, "system"))
+def _read_alpaca(record: Record, notes: ReadingNotes) -> Conversation:
+    return read_pair(record, notes, ("instruction", "output"))
 
 
-def _alpaca_prompt(record: Record, needed: str) -> str:
-    instruction, context = _string(record, "instruction", needed), _optional(record, "input")
-    return f"{instruction}\n{context}" if instruction and context else instruction or context or ""
+def _read_query_response(record: Record, notes: ReadingNotes) -> Conversation:
+    return read_pair(record, notes, ("query", "response"))
 
 
-def _read_query_response(record: Record) -> Conversation:
-    needed = "query, response"
-    turn = (_string(record, "query", needed), _string(record, "response", needed))
-    return _of_turns(record, [*_history(record), turn], _optional(record, "system"))
+def _read_messages(record: Record, notes: ReadingNotes) -> Conversation:
+    return _of_list(record, "messages", notes)
 
 
-def _read_messages(record: Record) -> Conversation:
-    return _of_messages(record, "messages")
+def _read_sharegpt(record: Record, notes: ReadingNotes) -> Conversation:
+    name = next((name for name in _LIST_NAMES if not is_null(record.fields.get(name))), _LIST_NAMES[0])
+    return _of_list(record, name, notes)
 
 
-def _read_sharegpt(record: Record) -> Conversation:
-    return _of_messages(record, "conversations")
-
-
-def _read_text(record: Record) -> Conversation:
-    prompt = next((name for name in _PROMPT_NAMES if record.fields.get(name)), None)
+def _read_text(record: Record, notes: ReadingNotes) -> Conversation:
+    prompt = None
+    if not _PROMPTS.isdisjoint(record.fields):
+        prompt = next((name for name in _PROMPT_NAMES if record.fields.get(name)), None)
     if prompt is not None:
         raise RecordError(
             record,
             f"field {prompt!r} is a prompt, but the first lines of the file have none and were read as text; "
             "set dataset_format, or put the two kinds in different files",
         )
-    present = [name for name in _TEXT_NAMES if name in record.fields]
-    text = _string(record, present[0] if present else "text", " or ".join(_TEXT_NAMES))
+    name = next((name for name in _TEXT_NAMES if name in record.fields), None)
+    if name is None:
+        raise RecordError(record, describe_missing(record, "text", (" or ".join(_TEXT_NAMES),)))
+    if len(record.fields) > 1:
+        note_unused(record, MARKS | {name}, notes)
+    text = read_text(record, record.fields[name], name, notes)
     return Conversation((Message(TEXT, text),), None, record.file, record.line_number)
 
 
-def _read_preference(record: Record) -> Conversation:
-    """The chosen answer behind whatever prompt the record has, in any of the other shapes."""
-    fields = record.fields
-    chosen = _field(record, "chosen", "chosen, rejected")
-    if isinstance(chosen, list):
-        answers = [read_message(record, item, f"chosen[{i}]") for i, item in enumerate(chosen)]
-    elif isinstance(chosen, dict):
-        answers = [read_message(record, chosen, "chosen")]
-    else:
-        answers = [Message(ASSISTANT, _string(record, "chosen", "chosen, rejected"))]
-    for name in ("conversations", "messages"):
-        if name in fields:
-            return _of_messages(record, name, answers)
-    if isinstance(chosen, list) and answers and answers[0].role != ASSISTANT:
-        return _of_messages(replace_fields(record, messages=[]), "messages", answers)
-    if "instruction" in fields:
-        prompt = _alpaca_prompt(record, "instruction")
-    else:
-        name = next((name for name in ("prompt", "query", "src") if name in fields), "prompt")
-        prompt = _string(record, name, "prompt, chosen, rejected")
-    history = [
-        Message(role, text)
-        for turn in _history(record)
-        for role, text in zip((USER, ASSISTANT), turn, strict=True)
-    ]
-    system = _optional(record, "system")
-    return _of_messages(
-        replace_fields(record, messages=[], system=system),
-        "messages",
-        [*history, Message(USER, prompt), *answers],
-    )
+def _read_preference(record: Record, notes: ReadingNotes) -> Conversation:
+    return read_preference(record, notes, _read_other)
 
 
-FORMATS: dict[str, Callable[[Record], Conversation]] = {
+def _read_other(record: Record, notes: ReadingNotes) -> Conversation:
+    name = recognise([record])
+    return to_conversation(record, None if name == "preference" else name, notes)
+
+
+FORMATS: dict[str, Callable[[Record, ReadingNotes], Conversation]] = {
     "src_tgt": _read_src_tgt,
     "alpaca": _read_alpaca,
     "query_response": _read_query_response,
@@ -223,91 +260,60 @@ FORMATS: dict[str, Callable[[Record], Conversation]] = {
     "preference": _read_preference,
 }
 # Fields that show a format, the first match counts; text is what has no prompt at all.
-_SIGNS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("preference", frozenset({"chosen", "rejected"})),
-    ("messages", frozenset({"messages"})),
-    ("sharegpt", frozenset({"conversations"})),
-    ("src_tgt", frozenset({"src"})),
-    ("alpaca", frozenset({"instruction"})),
-    ("query_response", frozenset({"query"})),
+_SIGNS: tuple[tuple[str, str], ...] = (
+    ("messages", "messages"),
+    ("sharegpt", "conversations"),
+    ("sharegpt", "conversation"),
+    ("src_tgt", "src"),
+    ("alpaca", "instruction"),
+    ("query_response", "query"),
 )
-
-
-def _describe_formats() -> str:
-    return "src+tgt, instruction+output, query+response, messages, conversations, text, or chosen+rejected"
+_DESCRIPTION = (
+    "src+tgt, instruction+output, query+response, messages, conversations, text, or chosen+rejected"
+)
+_SRC_TGT_USED = frozenset({"src", "tgt", "system", "tools"}) | MARKS
+_LIST_USED = frozenset({"messages", *_LIST_NAMES, "tools", *SYSTEM_FIELDS}) | MARKS
 
 
 # --- parts of records ---
 
 
-def _of_turns(record: Record, turns: Iterable[tuple[str, str]], system: str | None) -> Conversation:
-    return make_conversation(turns, system, record.file, record.line_number)
-
-
-def _of_messages(record: Record, name: str, answers: Iterable[Message] = ()) -> Conversation:
-    messages = _field(record, name, name)
+def _of_list(record: Record, name: str, notes: ReadingNotes) -> Conversation:
+    if name not in record.fields:
+        raise RecordError(record, describe_missing(record, name, (name,)))
+    messages = record.fields[name]
+    if isinstance(messages, str) and messages.lstrip().startswith("["):  # a cell of a table
+        messages = _parse_list(record, messages, name)
     if not isinstance(messages, list):
         raise RecordError(record, f"{name} is {describe_type(messages)}, expected a list of messages")
-    read = [read_message(record, item, f"{name}[{i}]") for i, item in enumerate(messages)]
-    system, ordered = read_message_list(record, [*read, *answers], name)
+    if len(record.fields) > 1:
+        note_unused(record, _LIST_USED, notes)
+    system, ordered = order_messages(record, read_messages(record, messages, name, notes), name, notes)
     if system is None:
-        system = _optional(record, "system")
+        system = read_system(record, notes)
     return Conversation(ordered, system, record.file, record.line_number, read_tools(record))
 
 
-def replace_fields(record: Record, **fields: Any) -> Record:
-    """The record with some fields set anew."""
-    return replace(record, fields={**record.fields, **fields})
-
-
-def _present(record: Record) -> str:
-    return ", ".join(map(repr, record.fields)) or "none"
-
-
-def _field(record: Record, name: str, needed: str) -> Any:
-    if name not in record.fields:
+def _parse_list(record: Record, text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         raise RecordError(
-            record, f"field {name!r} is missing (fields present: {_present(record)}; needed: {needed})"
-        )
-    return record.fields[name]
+            record, f"{name} is text that is no JSON: write a list of messages as JSON"
+        ) from None
 
 
-def _string(record: Record, name: str, needed: str) -> str:
-    value = _field(record, name, needed)
-    if not isinstance(value, str):
-        raise RecordError(record, f"{name} is {describe_type(value)}, expected a string")
-    return value
-
-
-def _optional(record: Record, name: str) -> str | None:
-    value = record.fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise RecordError(record, f"{name} is {describe_type(value)}, expected a string")
-    return value
-
-
-def _read_texts(record: Record, name: str) -> list[str]:
-    value = _field(record, name, "src, tgt")
+def _read_texts(record: Record, name: str, notes: ReadingNotes) -> list[str]:
+    if name not in record.fields:
+        raise RecordError(record, describe_missing(record, name, ("src", "tgt")))
+    value = record.fields[name]
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list):
-        raise RecordError(record, f"{name} is {describe_type(value)}, expected a string or a list of strings")
+        if is_null(value) or isinstance(value, dict):
+            what = "null" if is_null(value) else describe_type(value)
+            raise RecordError(record, f"{name} is {what}, expected a string or a list of strings")
+        return [read_text(record, value, name, notes)]
     if not value:
         raise RecordError(record, f"{name} is an empty list, expected at least one round")
-    for position, item in enumerate(value):
-        if not isinstance(item, str):
-            raise RecordError(record, f"{name}[{position}] is {describe_type(item)}, expected a string")
-    return value
-
-
-def _history(record: Record) -> list[tuple[str, str]]:
-    """Earlier rounds as pairs of strings; null and "" (an empty CSV field) mean none."""
-    history = record.fields.get("history") or []
-    if not isinstance(history, list):
-        raise RecordError(
-            record, f"history is {describe_type(history)}, expected a list of pairs (CSV cannot hold one)"
-        )
-    for position, pair in enumerate(history):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise RecordError(record, f"history[{position}] is no pair of strings (a prompt and its answer)")
-    return [(prompt, answer) for prompt, answer in history]
+    return [read_text(record, item, f"{name}[{position}]", notes) for position, item in enumerate(value)]

@@ -1,14 +1,26 @@
-"""Lists of messages, in the spelling of ChatML and OpenAI (role, content) or of ShareGPT (from, value)."""
+"""Lists of messages, in the spelling of ChatML and OpenAI (role, content) or of ShareGPT (from, value).
+
+What stands out of order is put in order by rules that docs/data.md states, and counted:
+
+- several prompts or several answers in a row are one, with a line break between;
+- a system message further on goes in front of the next prompt, those at the beginning are one;
+- answers before the first prompt and prompts behind the last answer are left out;
+- an empty answer among others stays, and is not learned.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from finetune.data.reading import notes as rules
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Message
+from finetune.data.reading.marks import LEARNED_MARKS, read_learned
+from finetune.data.reading.notes import ReadingNotes
 from finetune.data.reading.records import Record, RecordError, describe_type
+from finetune.data.reading.values import find_halves, is_null, read_text
 
 _SYSTEM = "system"
 _ROLES = {
@@ -19,15 +31,58 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), _SYSTEM),
 }
 _PROMPTS, _ANSWERS = (USER, TOOL), (ASSISTANT, TOOL_CALL)
+_JOINED = frozenset(
+    {(USER, USER), (TOOL, TOOL), (ASSISTANT, ASSISTANT), (ASSISTANT, TOOL_CALL), (TOOL_CALL, TOOL_CALL)}
+)
+_COUNTED = {(USER, USER): rules.PROMPTS_JOINED, (ASSISTANT, ASSISTANT): rules.ANSWERS_JOINED}
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_KNOWN = frozenset(
+    {"role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "id"}
+    | LEARNED_MARKS
+    | set(_REASONING)
+)
 
 
-def read_message(record: Record, value: Any, name: str) -> Message:
+def read_messages(record: Record, values: Sequence[Any], name: str, notes: ReadingNotes) -> list[Message]:
+    """Reads the items of a list; one that is a whole round (such as human and assistant) gives two messages.
+
+    Raises:
+        RecordError: An item is no message.
+    """
+    messages: list[Message] = []
+    for position, value in enumerate(values):
+        if (plain := _read_plain(value)) is not None:
+            messages.append(plain)
+            continue
+        if isinstance(value, dict) and "role" not in value and "from" not in value:
+            prompt, answer = find_halves(value)
+            if prompt and answer:
+                messages += _read_round(record, value, f"{name}[{position}]", notes)
+                continue
+        messages.append(read_message(record, value, f"{name}[{position}]", notes))
+    return messages
+
+
+def _read_plain(value: Any) -> Message | None:
+    """The fast way for a role and a text in the usual spelling; None for all else."""
+    if type(value) is not dict or len(value) != 2:
+        return None
+    role, content = value.get("role"), value.get("content")
+    if role is None:
+        role, content = value.get("from"), value.get("value")
+    if type(content) is not str or type(role) is not str or (known := _ROLES.get(role)) is None:
+        return None
+    return Message(known, content)
+
+
+def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> Message:
     """Reads one message.
 
     Args:
         record: Where it stands, for messages.
         value: The object.
         name: What to call it, such as "messages[3]".
+        notes: What is read by a rule is counted here.
 
     Raises:
         RecordError: It is no object, lacks a field, or holds what cannot be read as text.
@@ -36,22 +91,25 @@ def read_message(record: Record, value: Any, name: str) -> Message:
         raise RecordError(record, f"{name} is {describe_type(value)}, expected an object")
     role_name = "role" if "role" in value else "from"
     content_name = "value" if "value" in value or role_name == "from" else "content"
-    role = value.get(role_name)
-    if not isinstance(role, str) or role.lower() not in _ROLES:
-        shown = json.dumps(role, ensure_ascii=False)[:40] if role_name in value else "missing"
+    written = value.get(role_name)
+    role = _ROLES.get(written.lower()) if isinstance(written, str) else None
+    if role is None:
+        shown = json.dumps(written, ensure_ascii=False)[:40] if role_name in value else "missing"
         raise RecordError(record, f"{name}: the role is {shown}, expected one of {', '.join(_ROLES)}")
-    content = _read_content(record, value.get(content_name), f"{name}.{content_name}", value)
+    content = _read_content(record, value, content_name, f"{name}.{content_name}", notes)
     calls = value.get("tool_calls") or value.get("function_call")
-    if calls and _ROLES[role.lower()] == ASSISTANT:
-        written = _write_calls(calls)
-        return Message(TOOL_CALL, f"{content}\n{written}" if content else written)
-    return Message(_ROLES[role.lower()], content)
+    if calls and role == ASSISTANT:
+        text = _write_calls(calls)
+        role, content = TOOL_CALL, f"{content}\n{text}" if content else text
+    if value.keys() <= _PLAIN:
+        return Message(role, content)
+    return _with_extras(record, Message(role, content), value, name, notes)
 
 
-def read_message_list(
-    record: Record, messages: Sequence[Message], name: str
+def order_messages(
+    record: Record, messages: Sequence[Message], name: str, notes: ReadingNotes
 ) -> tuple[str | None, tuple[Message, ...]]:
-    """Checks the order of messages, and parts the system text from them.
+    """Puts messages in order by the rules of this module, and parts the system text from them.
 
     Results of several tools that follow one another become one message, and so do an answer and the
     tool call behind it.
@@ -60,61 +118,184 @@ def read_message_list(
         The system text, if there is one, and messages as `Conversation` wants them.
 
     Raises:
-        RecordError: They do not alternate between prompts and answers, or do not end with an answer.
+        RecordError: They are in no order that a rule covers, or there is no answer.
     """
-    system = None
-    rest = list(enumerate(messages))
-    if messages and messages[0].role == _SYSTEM:
-        system, rest = messages[0].content, rest[1:]
+    first = 1 if messages and messages[0].role == _SYSTEM else 0
+    roles = [message.role for message in messages]
+    num_rounds = (len(roles) - first) // 2
+    if num_rounds and roles[first:] == [USER, ASSISTANT] * num_rounds:  # nearly all are so
+        return messages[0].content if first else None, mark_empty_answers(messages[first:], notes)
+    system, rest = _take_system(messages, notes)
     ordered: list[Message] = []
     for position, message in rest:
-        before = ordered[-1].role if ordered else None
-        if (before, message.role) in ((TOOL, TOOL), (ASSISTANT, TOOL_CALL), (TOOL_CALL, TOOL_CALL)):
-            ordered[-1] = Message(message.role, f"{ordered[-1].content}\n{message.content}")
-            continue
-        allowed = (USER,) if before is None else _ANSWERS if before in _PROMPTS else _PROMPTS
-        if message.role not in allowed:
-            raise RecordError(
-                record,
-                f"{name}[{position}] is from {message.role}, expected {' or '.join(allowed)} "
-                + (f"behind {before}" if before else "as the first"),
-            )
-        ordered.append(message)
-    if not ordered or ordered[-1].role in _PROMPTS:
+        if not ordered and message.role in _ANSWERS:
+            notes.add(rules.ANSWER_FIRST)
+        elif ordered and (ordered[-1].role, message.role) in _JOINED:
+            ordered[-1] = _join(record, ordered[-1], message, f"{name}[{position}]", notes)
+        else:
+            _check_order(record, ordered, message, f"{name}[{position}]")
+            ordered.append(message)
+    if not any(message.role in _ANSWERS for message in ordered):
         what = f"ends with a message from {ordered[-1].role}" if ordered else "holds no message"
         raise RecordError(record, f"{name} {what}, expected an answer to learn at the end")
-    return system, tuple(ordered)
+    while ordered[-1].role in _PROMPTS:
+        ordered.pop()
+        notes.add(rules.PROMPT_LAST)
+    return system, mark_empty_answers(ordered, notes)
+
+
+def mark_empty_answers(messages: Sequence[Message], notes: ReadingNotes) -> tuple[Message, ...]:
+    """Messages that alternate, with empty answers not learned where there are others: they teach silence."""
+    blank = [place for place in range(1, len(messages), 2) if not messages[place].content.strip()]
+    if not blank or 2 * len(blank) == len(messages):  # all are: nothing is left to learn, which is told
+        return tuple(messages)
+    notes.add(rules.EMPTY_ANSWER, len(blank))
+    ordered = list(messages)
+    for place in blank:
+        ordered[place] = ordered[place]._replace(learned=False)
+    return tuple(ordered)
 
 
 def read_tools(record: Record) -> str | None:
     """The functions a record offers, as JSON text; None when there are none.
 
     Raises:
-        RecordError: They are neither text nor a list.
+        RecordError: They are neither a list or object nor text that is one as JSON.
     """
     tools = record.fields.get("tools")
+    if is_null(tools) or (isinstance(tools, str) and not tools.strip()):
+        return None
     if isinstance(tools, str):
-        return tools if tools.strip() not in ("", "[]") else None
-    if tools is not None and not isinstance(tools, list):
-        raise RecordError(record, f"tools is {describe_type(tools)}, expected a list or JSON text")
-    return json.dumps(tools, ensure_ascii=False) if tools else None
+        try:
+            parsed = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise RecordError(
+                record, f"tools is text that is no JSON ({reason}): write a list of functions as JSON"
+            ) from None
+        text = tools
+    else:
+        parsed, text = tools, ""
+    if not isinstance(parsed, list | dict):
+        raise RecordError(record, f"tools is {describe_type(parsed)}, expected a list or JSON text")
+    return (text or json.dumps(parsed, ensure_ascii=False)) if parsed else None
 
 
-def _read_content(record: Record, content: Any, name: str, message: dict[str, Any]) -> str:
-    """Text as it is, the text parts of OpenAI's list form joined, and null beside a tool call as ""."""
+_PLAIN = frozenset({"role", "from", "content", "value", "tool_calls", "function_call"})
+
+
+def _read_round(
+    record: Record, value: Mapping[str, Any], name: str, notes: ReadingNotes
+) -> Iterator[Message]:
+    """The messages of an object with a prompt and an answer, and perhaps a system text."""
+    prompt, answer = find_halves(value)
+    system = value.get("system")
+    if not is_null(system) and system != "":
+        yield Message(_SYSTEM, read_text(record, system, f"{name}.system", notes))
+    for role, key in ((USER, prompt), (ASSISTANT, answer)):
+        if not is_null(value[str(key)]):
+            yield Message(role, read_text(record, value[str(key)], f"{name}.{key}", notes))
+    for key in value.keys() - {prompt, answer, "system"}:
+        notes.unused_fields[f"{name.partition('[')[0]}[].{key}"] += 1
+
+
+def _with_extras(
+    record: Record, message: Message, value: Mapping[str, Any], name: str, notes: ReadingNotes
+) -> Message:
+    """The message with its mark and its reasoning; what else it has is noted as not used."""
+    learned = read_learned(record, value, f"{name}.")
+    reasoning = next((value[key] for key in _REASONING if not is_null(value.get(key))), "")
+    if message.role not in _ANSWERS:
+        if learned and not value.get("weight"):
+            notes.add(rules.PROMPT_MARKED)
+    else:
+        if learned is False:
+            notes.add(rules.ANSWER_UNLEARNED)
+        if isinstance(reasoning, str) and reasoning:
+            notes.add(rules.REASONING)
+            message = message._replace(reasoning=reasoning)
+        message = message._replace(learned=learned is not False)
+    for key in value.keys() - _KNOWN:
+        if not is_null(value[key]):
+            notes.unused_fields[f"{name.partition('[')[0]}[].{key}"] += 1
+    return message
+
+
+def _take_system(
+    messages: Iterable[Message], notes: ReadingNotes
+) -> tuple[str | None, list[tuple[int, Message]]]:
+    """The system text at the beginning, and the others with their positions.
+
+    A system message further on is put in front of the next user's message.
+    """
+    system: str | None = None
+    inside: list[str] = []
+    rest: list[tuple[int, Message]] = []
+    for position, message in enumerate(messages):
+        if message.role != _SYSTEM:
+            if inside and message.role == USER:
+                message = message._replace(content="\n".join([*inside, message.content]))
+                inside = []
+            rest.append((position, message))
+        elif rest:
+            inside.append(message.content)
+            notes.add(rules.SYSTEM_INSIDE)
+        else:
+            notes.rules.update({rules.SYSTEMS_JOINED: 1} if system else {})
+            system = f"{system}\n{message.content}" if system else message.content
+    if inside:
+        notes.add(rules.SYSTEM_LAST, len(inside))
+        notes.rules.subtract({rules.SYSTEM_INSIDE: len(inside)})
+        notes.rules += type(notes.rules)()  # without counts of 0
+    return system, rest
+
+
+def _join(record: Record, first: Message, second: Message, name: str, notes: ReadingNotes) -> Message:
+    if first.learned != second.learned:
+        raise RecordError(
+            record, f"{name} follows another answer with another mark: mark both alike, or make them one"
+        )
+    if rule := _COUNTED.get((first.role, second.role)):
+        notes.add(rule)
+    reasoning = "\n".join(filter(None, (first.reasoning, second.reasoning)))
+    return Message(second.role, f"{first.content}\n{second.content}", first.learned, reasoning)
+
+
+def _check_order(record: Record, ordered: Sequence[Message], message: Message, name: str) -> None:
+    before = ordered[-1].role if ordered else None
+    allowed = (USER,) if before is None else _ANSWERS if before in _PROMPTS else _PROMPTS
+    if message.role not in allowed:
+        raise RecordError(
+            record,
+            f"{name} is from {message.role}, expected {' or '.join(allowed)} "
+            + (f"behind {before}" if before else "as the first"),
+        )
+
+
+def _read_content(
+    record: Record, message: Mapping[str, Any], key: str, name: str, notes: ReadingNotes
+) -> str:
+    """Text as it is, the text parts of OpenAI's list form joined, and null of an answer or a tool as ""."""
+    content = message.get(key)
     if isinstance(content, str):
         return content
-    if content is None and (message.get("tool_calls") or message.get("function_call")):
-        return ""
     if isinstance(content, list):
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         if all(isinstance(text, str) for text in texts):
             return "".join(map(str, texts))
         raise RecordError(record, f"{name} has parts that are no text; only text can be trained on")
-    missing = content is None and not any(key in message for key in ("content", "value"))
-    raise RecordError(
-        record, f"{name} is {'missing' if missing else describe_type(content)}, expected a string"
-    )
+    if is_null(content):
+        if message.get("tool_calls") or message.get("function_call"):
+            return ""
+        if key not in message:
+            raise RecordError(record, f"{name} is missing, expected a string")
+        role = message.get("role", message.get("from"))
+        if _ROLES.get(str(role).lower()) in (TOOL, ASSISTANT):
+            notes.add(rules.NULL_CONTENT)
+            return ""
+    if isinstance(content, dict) and _ROLES.get(str(message.get("role")).lower()) in (TOOL, TOOL_CALL):
+        return json.dumps(content, ensure_ascii=False)
+    return read_text(record, content, name, notes)
 
 
 def _write_calls(calls: Any) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.reading.formats import ReadOptions, convert
+from finetune.data.reading.formats import convert
+from finetune.data.reading.read_options import ReadOptions
 from finetune.data.reading.readers import read_file
 from finetune.data.reading.records import FaultCollector
 from finetune.errors import UserError
@@ -30,12 +31,14 @@ class DataSource:
         files: Its files.
         ratio: Its weight in the mix; None uses each of its examples once.
         max_samples: Most examples of it that are drawn; None: all.
+        options: How its files are read, where that is not as the others of a run.
     """
 
     name: str
     files: tuple[Path, ...]
     ratio: float | None = None
     max_samples: int | None = None
+    options: ReadOptions | None = None
 
 
 def read_sources(
@@ -60,10 +63,11 @@ def read_sources(
 
 
 def _read_source(source: DataSource, options: ReadOptions, faults: FaultCollector) -> list[Conversation]:
+    options = source.options or options
     return [
         conversation
         for file in source.files
-        for conversation in convert(read_file(file, faults), faults, options)
+        for conversation in convert(read_file(file, faults, options=options), faults, options)
     ]
 
 

@@ -1,78 +1,155 @@
-"""From files to records: JSON lines, a JSON array, or CSV become objects with file and line number.
+"""From files to records: JSON lines, a JSON array, tables and texts become objects with file and line number.
 
-Memory: JSON lines and CSV hold one record at a time (none over `MAX_RECORD_BYTES`), a JSON array is held
-as a whole.
+Memory: JSON lines, CSV and texts hold one record at a time (none over `MAX_RECORD_BYTES`), Parquet and Arrow
+some hundred; a JSON array is held as a whole, and so is a file in UTF-16 or UTF-32.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from finetune.data.reading import columnar_files, delimited_files
+from finetune.data.reading.columnar_files import read_columnar
+from finetune.data.reading.delimited_files import read_delimited
+from finetune.data.reading.encodings import (
+    UTF8_BOM,
+    EncodingError,
+    describe_broken,
+    describe_wide,
+    find_wide_encoding,
+    is_wide,
+    normalise_encoding,
+    open_lines,
+)
+from finetune.data.reading.read_options import DEFAULT_OPTIONS, ReadOptions
 from finetune.data.reading.records import (
+    MAX_RECORD_BYTES,
     START,
     FaultCollector,
     Position,
     Record,
+    describe_length,
     describe_type,
     excerpt_of,
     format_fault,
 )
+from finetune.data.reading.text_files import holds_json, is_text_file, read_text_file
+from finetune.errors import UserError
+from finetune.storage.files import open_file
 
-MAX_RECORD_BYTES = 16 * 2**20
+__all__ = ["MAX_RECORD_BYTES", "SUFFIXES", "counts_bytes", "holds_text", "is_list", "read_file"]
 
-_UTF8_BOM = b"\xef\xbb\xbf"
+SUFFIXES = (".json", ".jsonl", *delimited_files.SUFFIXES, ".txt", *columnar_files.SUFFIXES)
+"""The files of a folder that are read, by the ends of their names."""
+
 _LINE_HINT = "; each line must be one whole JSON object"
 
 
-def read_file(file: Path, faults: FaultCollector, start: Position = START) -> Iterator[Record]:
-    """Reads one file (UTF-8; a byte-order mark, CRLF and blank lines are tolerated).
+def read_file(
+    file: Path, faults: FaultCollector, start: Position = START, options: ReadOptions = DEFAULT_OPTIONS
+) -> Iterator[Record]:
+    """Reads one file (a byte-order mark, CRLF and blank lines are tolerated).
 
-    A name that ends in .csv means CSV with a line of column names; otherwise a file whose first
-    character is ``[`` is one JSON array, and any other one holds a JSON object on each line.
+    The end of its name says what a file is: CSV, TSV, Parquet, Arrow, or text (unless that begins with a
+    JSON object). Any other file is one JSON array where its first character is ``[``, and holds a JSON
+    object on each line where it is not.
+
+    Args:
+        file: The file.
+        faults: Where faults go.
+        start: Where reading goes on.
+        options: Its encoding, and what a document of a text is.
     """
     try:
-        if file.suffix.lower() == ".csv":
-            records = _read_csv(file, faults)
-        elif _begins_with_bracket(file):
-            records = _ArrayReader(file, faults).read()
-        else:
-            yield from _read_lines(file, faults, start)
-            return
-        yield from (record for record in records if record.end.offset > start.offset)
+        yield from _choose_reader(file, faults, start, options)
+    except UserError as error:
+        faults.add_file(error.faults[0])
     except OSError as error:
         faults.add_file(f"{file}: cannot be read: {error.strerror or error}")
+    except EncodingError as error:
+        faults.add_file(f"{file}:1: {error}")
 
 
-def _begins_with_bracket(file: Path) -> bool:
-    with file.open("rb") as stream:
-        head = stream.read(4096).removeprefix(_UTF8_BOM).lstrip()
+def holds_text(file: Path) -> bool:
+    """Whether a file holds documents of text, and no JSON."""
+    return is_text_file(file) and not holds_json(_read_head(file))
+
+
+def is_list(file: Path) -> bool:
+    """Whether a file is one JSON list, which can only be read as a whole."""
+    if file.suffix.lower() in (*delimited_files.SUFFIXES, *columnar_files.SUFFIXES) or holds_text(file):
+        return False
+    return _read_head(file).startswith(b"[")
+
+
+def counts_bytes(file: Path) -> bool:
+    """Whether the position in a file is one of its bytes; elsewhere it is a number of records."""
+    is_table = file.suffix.lower() in (*delimited_files.SUFFIXES, *columnar_files.SUFFIXES)
+    return not (is_table or is_list(file))
+
+
+def _choose_reader(
+    file: Path, faults: FaultCollector, start: Position, options: ReadOptions
+) -> Iterator[Record]:
+    suffix = file.suffix.lower()
+    if suffix in columnar_files.SUFFIXES:
+        yield from read_columnar(file, faults, start)
+        return
+    encoding = normalise_encoding(options.encoding)
+    if encoding == "utf-8" and (wide := find_wide_encoding(file)):
+        raise EncodingError(describe_wide(wide))
+    if suffix in delimited_files.SUFFIXES:
+        records = read_delimited(file, faults, encoding)
+    elif holds_text(file):
+        yield from read_text_file(file, faults, start, replace(options, encoding=encoding))
+        return
+    elif _begins_with_bracket(file, encoding):
+        records = _ArrayReader(file, faults, encoding).read()
+    else:
+        yield from _read_lines(file, faults, start, encoding)
+        return
+    yield from (record for record in records if record.end.offset > start.offset)
+
+
+def _read_head(file: Path) -> bytes:
+    """The first bytes of a file behind blanks and a byte-order mark."""
+    with open_file(file) as stream:
+        head = stream.read(4096).removeprefix(UTF8_BOM).lstrip()
         while not head and (chunk := stream.read(4096)):
             head = chunk.lstrip()
-    return head.startswith(b"[")
+    return head
+
+
+def _begins_with_bracket(file: Path, encoding: str) -> bool:
+    if not is_wide(encoding):
+        return _read_head(file).startswith(b"[")
+    stream, _ = open_lines(file, encoding)
+    return stream.read(4096).lstrip().startswith(b"[")
 
 
 # --- JSON lines ---
 
 
-def _read_lines(file: Path, faults: FaultCollector, start: Position) -> Iterator[Record]:
+def _read_lines(file: Path, faults: FaultCollector, start: Position, encoding: str) -> Iterator[Record]:
     offset, line_number = start
-    with file.open("rb") as stream:
+    stream, encoding = open_lines(file, encoding)
+    with stream:
         stream.seek(offset)
         while line := stream.readline(MAX_RECORD_BYTES):
             line_number += 1
             num_bytes = len(line)
             if num_bytes == MAX_RECORD_BYTES:
                 num_bytes += _skip_line(stream, line)
-            text = line.strip() if offset else line.removeprefix(_UTF8_BOM).strip()
+            text = line.strip() if offset else line.removeprefix(UTF8_BOM).strip()
             offset += num_bytes
             if not text:
                 continue
             try:
-                fields = _parse_line(text, num_bytes)
+                fields = _parse_line(text, num_bytes, encoding)
             except ValueError as error:
                 faults.add(format_fault(file, line_number, str(error), excerpt_of(text)))
             else:
@@ -87,17 +164,14 @@ def _skip_line(stream: BinaryIO, line: bytes) -> int:
     return num_bytes
 
 
-def _parse_line(line: bytes, num_bytes: int) -> dict[str, Any]:
+def _parse_line(line: bytes, num_bytes: int, encoding: str) -> dict[str, Any]:
     """Parses one line; ValueError carries the reason alone."""
     if num_bytes > MAX_RECORD_BYTES:
-        raise ValueError(_describe_too_long(num_bytes, "bytes"))
+        raise ValueError(describe_length(num_bytes, "bytes"))
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        message = (
-            f"not UTF-8 (0x{line[error.start]:02x} at byte {error.start + 1} of the line; save it as UTF-8)"
-        )
-        raise ValueError(message) from None
+        text = line.decode(encoding)
+    except UnicodeDecodeError:
+        raise ValueError(describe_broken(line, encoding)) from None
     try:
         fields = json.loads(text)
     except json.JSONDecodeError as error:
@@ -112,18 +186,11 @@ def _parse_line(line: bytes, num_bytes: int) -> dict[str, Any]:
     return fields
 
 
-def _describe_too_long(length: int, unit: str) -> str:
-    return f"the example has {length:,} {unit}, at most {MAX_RECORD_BYTES:,} are read: split it into shorter ones"
-
-
 def _reject_lone_surrogates(fields: dict[str, Any]) -> None:
     """Half of a surrogate pair passes the JSON parser, and would only fail later, inside a tokenizer."""
     try:
         json.dumps(fields, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(error.object[error.start])
-        if 0xDC80 <= code <= 0xDCFF:  # from "surrogateescape"
-            raise ValueError(f"not UTF-8 (0x{code - 0xDC00:02x}; save the file as UTF-8)") from None
+    except UnicodeEncodeError:
         raise ValueError("not text (a \\ud800-\\udfff escape without its other half)") from None
     except RecursionError as error:
         raise ValueError(f"not usable JSON ({error})") from None
@@ -135,11 +202,14 @@ def _reject_lone_surrogates(fields: dict[str, Any]) -> None:
 class _ArrayReader:
     """Reads ``[{...}, {...}]``; behind text that is no JSON nothing can be made out, so reading ends there."""
 
-    def __init__(self, file: Path, faults: FaultCollector):
+    def __init__(self, file: Path, faults: FaultCollector, encoding: str):
         self._file, self._faults = file, faults
-        # Bytes that are no UTF-8 become lone surrogates, which spoil only the record they are in.
-        self._text = file.read_bytes().removeprefix(_UTF8_BOM).decode("utf-8", "surrogateescape")
-        self._is_broken_utf8 = _has_surrogates(self._text)
+        stream, self._encoding = open_lines(file, encoding)
+        with stream:
+            content = stream.read().removeprefix(UTF8_BOM)
+        # Bytes that are no text become lone surrogates, which spoil only the record they are in.
+        self._text = content.decode(self._encoding, "surrogateescape")
+        self._is_broken = _has_surrogates(self._text)
         self._counted_to, self._line_number = 0, 1
 
     def read(self) -> Iterator[Record]:
@@ -174,10 +244,12 @@ class _ArrayReader:
 
     def _check(self, value: Any, place: int, end: int) -> None:
         if end - place > MAX_RECORD_BYTES:
-            raise ValueError(_describe_too_long(end - place, "characters"))
+            raise ValueError(describe_length(end - place, "characters"))
         if not isinstance(value, dict):
             raise ValueError(f"not a JSON object but {describe_type(value)}; a list must hold objects")
-        if self._is_broken_utf8 or self._text.find("\\u", place, end) >= 0:
+        if self._is_broken and _has_surrogates(text := self._text[place:end]):
+            raise ValueError(describe_broken(text.encode(self._encoding, "surrogateescape"), self._encoding))
+        if self._text.find("\\u", place, end) >= 0:
             _reject_lone_surrogates(value)
 
     def _check_end(self, place: int) -> None:
@@ -215,61 +287,3 @@ def _has_surrogates(text: str) -> bool:
     except UnicodeEncodeError:
         return True
     return False
-
-
-# --- CSV ---
-
-
-def _read_csv(file: Path, faults: FaultCollector) -> Iterator[Record]:
-    """Rows below a row of column names; commas between fields, quotes around those that hold a comma."""
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    with file.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = csv.reader(stream, strict=True)
-        names: list[str] | None = None
-        last_line, num_records = 0, 0
-        while True:
-            line_number = last_line + 1
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                faults.add(format_fault(file, line_number, f"not CSV ({error})", ""))
-                last_line = rows.line_num
-                if names is None:
-                    return
-                continue
-            last_line = rows.line_num
-            if not any(map(str.strip, row)):
-                continue
-            excerpt = ",".join(row)[:80]
-            try:
-                if names is None:
-                    names = _check_names(row)
-                    continue
-                fields = _name_fields(names, row)
-            except ValueError as error:
-                faults.add(format_fault(file, line_number, str(error), excerpt_of(excerpt)))
-                if names is None:
-                    return
-                continue
-            num_records += 1
-            yield Record(file, line_number, fields, excerpt, Position(num_records, last_line))
-
-
-def _check_names(row: list[str]) -> list[str]:
-    names = [name.strip() for name in row]
-    if len(set(names)) < len(names) or "" in names:
-        raise ValueError("the column names of the first line must be different from one another, none empty")
-    return names
-
-
-def _name_fields(names: list[str], row: list[str]) -> dict[str, Any]:
-    if len(row) != len(names):
-        raise ValueError(
-            f"{len(row)} fields, but the first line names {len(names)}; put quotes around texts with commas"
-        )
-    fields = dict(zip(names, row, strict=True))
-    if any(map(_has_surrogates, row)):
-        _reject_lone_surrogates(fields)
-    return fields

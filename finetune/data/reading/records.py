@@ -6,13 +6,15 @@ file in one go, or they are skipped and counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from finetune.data.reading.notes import ReadingNotes
 from finetune.errors import UserError
 
 MAX_FAULTS = 20
+MAX_RECORD_BYTES = 16 * 2**20
 EXCERPT_CHARACTERS = 80
 
 
@@ -54,6 +56,10 @@ class Record:
         """The first `EXCERPT_CHARACTERS` characters, printable."""
         return excerpt_of(self.raw)
 
+    def with_fields(self, fields: dict[str, Any]) -> Record:
+        """The record with other fields."""
+        return replace(self, fields=fields)
+
 
 class RecordError(UserError):
     """One record that cannot be used; the message carries file, line, reason and excerpt."""
@@ -70,11 +76,15 @@ class FaultCollector:
         skip: Faulty records are left out and counted. What concerns a whole file is raised all the same.
         messages: The first `MAX_FAULTS` faults.
         num_faults: All faults, those not kept included.
+        summaries: Lines that go in front of the faults, which count those of one kind.
+        notes: What was read by a rule, and what was not used.
     """
 
     skip: bool = False
     messages: list[str] = field(default_factory=list)
     num_faults: int = 0
+    summaries: dict[str, str] = field(default_factory=dict)
+    notes: ReadingNotes = field(default_factory=ReadingNotes)
     _of_files: list[str] = field(default_factory=list)
 
     def add(self, message: str) -> None:
@@ -98,8 +108,8 @@ class FaultCollector:
             raise UserError(self._of_files)
         if self.skip or not self.num_faults:
             return
-        faults = list(self.messages)
-        num_others = self.num_faults - len(faults)
+        faults = [*self.summaries.values(), *self.messages]
+        num_others = self.num_faults - len(self.messages)
         if num_others:
             faults.append(f"... and {num_others} more faulty line{'s' if num_others > 1 else ''}.")
         raise UserError(faults)
@@ -109,6 +119,11 @@ def format_fault(file: Path, line_number: int, reason: str, excerpt: str) -> str
     """The one shape of a fault in a data file: ``FILE:LINE: reason: first characters``."""
     fault = f"{file}:{line_number}: {reason}"
     return f"{fault}: {excerpt}" if excerpt else fault
+
+
+def describe_length(length: int, unit: str) -> str:
+    """Why an example that is too long is not read."""
+    return f"the example has {length:,} {unit}, at most {MAX_RECORD_BYTES:,} are read: split it into shorter ones"
 
 
 def make_excerpt(text: str) -> str:
@@ -129,4 +144,4 @@ def excerpt_of(raw: bytes | str) -> str:
 def describe_type(value: object) -> str:
     """The JSON name of a value's type, with its article, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    return "bytes" if isinstance(value, bytes) else names.get(type(value), "a number")

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.data.reading.conversation import Conversation, Message
+from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.mixing import draw
 from finetune.errors import UserError
@@ -67,6 +67,6 @@ def _fill(conversation: Conversation, forms: dict[str, tuple[str, str]]) -> Conv
     def fill(text: str) -> str:
         return _PLACEHOLDERS.sub(lambda found: forms[found.group(1).lower()][language], text)
 
-    messages = tuple(Message(role, fill(content)) for role, content in conversation.messages)
+    messages = tuple(message._replace(content=fill(message.content)) for message in conversation.messages)
     system = fill(conversation.system) if conversation.system else conversation.system
     return replace(conversation, messages=messages, system=system)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.reading.formats import ReadOptions
 from finetune.data.reading.mixing import DataSource, draw, hold_out, mix, read_sources
+from finetune.data.reading.read_options import ReadOptions
 from finetune.data.reading.records import FaultCollector
+from finetune.data.reading.registered import make_source
 from finetune.data.reading.self_cognition import make_self_cognition
-from finetune.data.reading.source import find_split, find_splits
+from finetune.data.reading.source import find_evaluation_files, find_split, find_splits
+from finetune.errors import UserError
+from finetune.models.hubs.repository import candidates
+from finetune.settings.dataset_registry import REGISTRY_FILE, find_entry
 from finetune.settings.paths import split_paths
 
 if TYPE_CHECKING:
@@ -45,21 +50,36 @@ def find_sources(data: DataArguments, *, training: bool, evaluating: bool) -> di
         UserError: A split that the run needs is missing, or a path is unusable.
     """
     paths = split_paths(data.dataset_name_or_path) if data.dataset_name_or_path else []
-    if not data.dataset_mix and len(paths) == 1 and not Path(paths[0]).exists():
-        return {}
+    if _is_builtin(data, paths):
+        return _find_evaluation(data) if evaluating and data.eval_dataset else {}
     sources: dict[str, list[DataSource]] = {}
-    if evaluating:
-        needed = not data.validation_split
-        if data.dataset_mix and not paths:
-            mixed = [str(Path(entry["path"]).expanduser()) for entry in data.dataset_mix]
-            files = find_splits(mixed, "dev", required=needed)
-        else:
-            files = find_splits(paths, "dev", required=needed)
+    if evaluating and data.eval_dataset:
+        sources = _find_evaluation(data)
+    elif evaluating:
+        mixed = [os.path.expanduser(entry["path"]) for entry in data.dataset_mix or () if not paths]
+        known = [path for path in paths or mixed if find_entry(path, data.dataset_dir) is None]
+        files = find_splits(known, "dev", required=bool(known) and not data.validation_split)
         if files:
             sources["dev"] = [DataSource(name="dev", files=tuple(files))]
+        elif not data.validation_split:
+            raise UserError(
+                f"{', '.join(paths)}: a data set of {REGISTRY_FILE} has no dev split. Set validation_split to hold "
+                "back a part of it, or eval_dataset to a file or folder."
+            )
     if training or (evaluating and "dev" not in sources):
         sources["train"] = _find_train(data, paths)
     return sources
+
+
+def make_options(data: DataArguments) -> ReadOptions:
+    """How the files of a run are read."""
+    return ReadOptions(
+        dataset_format=data.dataset_format,
+        preference=data.preference,
+        columns=data.columns or {},
+        encoding=data.encoding,
+        text_document=data.text_document,
+    )
 
 
 def read_splits(
@@ -101,32 +121,44 @@ def read_splits(
     return splits
 
 
+def _is_builtin(data: DataArguments, paths: Sequence[str]) -> bool:
+    """Whether the one name that is given is neither a path nor in a registry."""
+    if data.dataset_mix or len(paths) != 1 or Path(paths[0]).exists() or candidates(paths[0]):
+        return False
+    return find_entry(paths[0], data.dataset_dir) is None
+
+
+def _find_evaluation(data: DataArguments) -> dict[str, list[DataSource]]:
+    files = [file for path in split_paths(data.eval_dataset or "") for file in find_evaluation_files(path)]
+    return {"dev": [DataSource(name="eval_dataset", files=tuple(files))]}
+
+
 def _find_train(data: DataArguments, paths: Sequence[str]) -> list[DataSource]:
-    if not data.dataset_mix:
-        return [DataSource(name=path, files=tuple(find_split(path, "train"))) for path in paths]
-    return [_find_entry(entry) for entry in data.dataset_mix]
+    entries = data.dataset_mix or [{"path": path} for path in paths]
+    return [_find_entry(data, entry) for entry in entries]
 
 
-def _find_entry(entry: dict[str, Any]) -> DataSource:
-    files = find_split(Path(entry["path"]).expanduser(), "train")
-    return DataSource(
-        name=entry["path"],
-        files=tuple(files),
-        ratio=entry.get("ratio"),
-        max_samples=entry.get("max_samples"),
+def _find_entry(data: DataArguments, entry: dict[str, Any]) -> DataSource:
+    path = os.path.expanduser(entry["path"])
+    registered = find_entry(path, data.dataset_dir)
+    if registered is None:
+        source = DataSource(name=entry["path"], files=tuple(find_split(path, "train")))
+    else:
+        source = make_source(registered, make_options(data))
+    return replace(
+        source, ratio=entry.get("ratio"), max_samples=entry.get("max_samples") or source.max_samples
     )
 
 
 def _read(
     data: DataArguments, sources: dict[str, list[DataSource]], split: str, splits: Splits
 ) -> list[list[Conversation]]:
-    if not sources:
+    if split not in sources:
         from finetune.data.reading.builtin import load_builtin
 
         return [load_builtin(str(data.dataset_name_or_path), data.task_name, split)]
     faults = splits.faults[split] = FaultCollector(skip=data.on_bad_line == "skip")
-    options = ReadOptions(dataset_format=data.dataset_format, preference=data.preference)
-    return read_sources(sources[split], options, faults)
+    return read_sources(sources[split], make_options(data), faults)
 
 
 def _limit(conversations: list[Conversation], most: int | None, seed: str) -> list[Conversation]:

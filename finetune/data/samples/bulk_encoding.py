@@ -19,10 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.samples.piece_encoding import KnownIds
+from finetune.data.samples.cutting import CutSample
+from finetune.data.samples.piece_encoding import KnownIds, PlainText
 from finetune.data.samples.sample_store import SampleStore
-from finetune.data.samples.tokenize import CutSample, SampleBuilder, TooLongError
-from finetune.data.templates.pieces import Piece
+from finetune.data.samples.tokenize import SampleBuilder, TooLongError
+from finetune.data.templates.pieces import Piece, RefusedConversationError
 
 CHUNK_CHARACTERS = 500_000
 """Text that goes to the tokenizer together: enough to keep its threads busy."""
@@ -30,22 +31,33 @@ CHUNK_CHARACTERS = 500_000
 NUM_CHUNKS_AHEAD = 3
 """Chunks rendered before their ids are needed, so that the tokenizer never waits."""
 
-_OnDropped = Callable[[Conversation, TooLongError | None], None]
+DropCause = TooLongError | RefusedConversationError | None
+"""Why a conversation gives no sample; None: nothing of it is left to learn."""
+
+_OnDropped = Callable[[Conversation, DropCause], None]
+_OnMade = Callable[[Conversation, int], None]
 
 
 class BulkBuilder(SampleBuilder):
     """A `SampleBuilder` for many conversations."""
 
-    def build(self, conversations: Iterable[Conversation], on_dropped: _OnDropped) -> SampleStore:
+    def build(
+        self,
+        conversations: Iterable[Conversation],
+        on_dropped: _OnDropped,
+        on_made: _OnMade = lambda conversation, count: None,
+    ) -> SampleStore:
         """Encodes conversations.
 
         Args:
             conversations: In the order of the samples.
-            on_dropped: Told of each that gives no sample, and the error of those that are too long.
+            on_dropped: Told of each that gives no sample, and why.
+            on_made: Told of each that gives samples, and how many.
         """
         chunks = self._encode(self._chunks(iter(conversations)))
         return SampleStore.join(
-            SampleStore.from_cut(list(self._cut_chunk(chunk, known, on_dropped))) for chunk, known in chunks
+            SampleStore.from_cut(list(self._cut_chunk(chunk, known, on_dropped, on_made)))
+            for chunk, known in chunks
         )
 
     def _chunks(self, conversations: Iterator[Conversation]) -> Iterator[_Chunk]:
@@ -53,13 +65,17 @@ class BulkBuilder(SampleBuilder):
         chunk = _Chunk()
         while batch := list(islice(conversations, 16)):
             for conversation in batch:
-                pieces = self.render(conversation)
+                try:
+                    pieces = self.render(conversation)
+                except RefusedConversationError as error:
+                    chunk.rendered.append((conversation, error))
+                    continue
                 chunk.rendered.append((conversation, pieces))
                 for piece in pieces:
                     if not piece.special:
                         text = self._pieces.plain_text(piece)
                         chunk.texts[text] = None
-                        chunk.num_characters += len(text)
+                        chunk.num_characters += len(text.text)
             if chunk.num_characters >= CHUNK_CHARACTERS:
                 yield chunk
                 chunk = _Chunk()
@@ -78,23 +94,30 @@ class BulkBuilder(SampleBuilder):
             for done, future in waiting:
                 yield done, future.result()
 
-    def _cut_chunk(self, chunk: _Chunk, known: KnownIds, on_dropped: _OnDropped) -> Iterator[CutSample]:
+    def _cut_chunk(
+        self, chunk: _Chunk, known: KnownIds, on_dropped: _OnDropped, on_made: _OnMade
+    ) -> Iterator[CutSample]:
         for conversation, pieces in chunk.rendered:
-            try:
-                sample = self.cut(conversation, pieces, known)
-            except TooLongError as error:
-                on_dropped(conversation, error)
-                continue
-            if sample is None:
-                on_dropped(conversation, None)
+            cause: DropCause = None
+            samples: list[CutSample] = []
+            if isinstance(pieces, RefusedConversationError):
+                cause = pieces
             else:
-                yield sample
+                try:
+                    samples = self.cut(conversation, pieces, known)
+                except (TooLongError, RefusedConversationError) as error:
+                    cause = error
+            if samples:
+                on_made(conversation, len(samples))
+                yield from samples
+            else:
+                on_dropped(conversation, cause)
 
 
 class _Chunk:
     """Conversations that go to the tokenizer together, rendered, and their texts without doubles."""
 
     def __init__(self) -> None:
-        self.rendered: list[tuple[Conversation, list[Piece]]] = []
-        self.texts: dict[str, None] = {}
+        self.rendered: list[tuple[Conversation, list[Piece] | RefusedConversationError]] = []
+        self.texts: dict[PlainText, None] = {}
         self.num_characters = 0

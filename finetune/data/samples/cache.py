@@ -27,13 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.reading.notes import ReadingNotes
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Prompt
 from finetune.errors import UserError
-from finetune.storage.files import read_json_object, write_json
+from finetune.storage.files import open_file, read_json_object, write_json
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """To be raised when the same files and settings give other samples."""
 
 KEEP_DAYS = 30
@@ -82,10 +83,10 @@ def hash_file(path: Path) -> str:
     """Hash of a file's content; "" when there is none."""
     digest = hashlib.blake2b(digest_size=20)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
-    except OSError:
+    except (OSError, UserError):
         return ""
     return digest.hexdigest()
 
@@ -202,13 +203,18 @@ def _restore(header: Mapping[str, Any], path: Path) -> EncodedData:
 
 
 def _report_fields(report: DataReport) -> dict[str, Any]:
-    return {**vars(report), "num_dropped": dict(report.num_dropped)}  # asdict() spoils a Counter
+    counts = {name: dict(counter) for name, counter in vars(report.notes).items()}
+    return {
+        **vars(report),
+        "num_dropped": dict(report.num_dropped),
+        "notes": counts,
+    }  # asdict() spoils a Counter
 
 
 def _restore_report(fields: dict[str, Any]) -> DataReport:
-    return DataReport(
-        **{**fields, "files": tuple(fields["files"]), "num_dropped": Counter(fields["num_dropped"])}
-    )
+    kept = {"files": tuple(fields["files"]), "num_dropped": Counter(fields["num_dropped"])}
+    notes = ReadingNotes(**{name: Counter(counts) for name, counts in fields["notes"].items()})
+    return DataReport(**{**fields, **kept, "notes": notes})
 
 
 def _prompt_fields(prompt: Prompt) -> dict[str, Any]:

@@ -6,23 +6,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
+from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
 from finetune.data.reading.records import FaultCollector
-from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
 from finetune.data.samples.tokenize import Prompt, SampleBuilder, TooLongError, has_response
-from finetune.data.templates.pieces import Template
+from finetune.data.templates.pieces import RefusedConversationError, Template
 from finetune.errors import UserError
 
 EMPTY_RESPONSE = "empty response"
 NO_ROOM = "no label token left within the length"
 EMPTY_PROMPT = "empty prompt"
 TOO_LONG = "too long"
+NOT_LEARNED = "all answers marked as not to be learned"
 
 
 @dataclass
@@ -41,6 +44,9 @@ class DataReport:
         num_dropped: Examples dropped, by reason.
         num_faulty_lines: Lines that could not be read and were skipped, as `on_bad_line` says.
         first_fault: The first of these, with its file and line.
+        notes: What was read by a rule, and which fields were not used.
+        num_in_own_template: Examples that the model's own template writes because no other was named.
+        num_naming_special: Examples whose texts spell names of special tokens.
     """
 
     files: tuple[str, ...] = ()
@@ -54,18 +60,50 @@ class DataReport:
     num_dropped: Counter[str] = field(default_factory=Counter)
     num_faulty_lines: int = 0
     first_fault: str = ""
+    notes: ReadingNotes = field(default_factory=ReadingNotes)
+    num_in_own_template: int = 0
+    num_naming_special: int = 0
 
     def add_faults(self, faults: FaultCollector) -> None:
-        """Notes what was skipped in reading."""
+        """Notes what was skipped in reading, and what was read by a rule."""
         self.num_faulty_lines += faults.num_faults
         self.first_fault = self.first_fault or (faults.messages or [""])[0]
+        self.notes.rules.update(faults.notes.rules)
+        self.notes.unused_fields.update(faults.notes.unused_fields)
 
-    def add_dropped(
-        self, conversation: Conversation, error: TooLongError | None, *, only_last: bool = False
-    ) -> None:
+    def add_texts(self, conversation: Conversation, encoder: TextEncoder, template: Template) -> None:
+        """Notes what template and tokenizer make of texts that nobody may expect."""
+        uses_own = getattr(template, "uses_own", None)
+        names_special = getattr(encoder, "names_special", None)
+        self.num_in_own_template += bool(uses_own and uses_own(conversation))
+        self.num_naming_special += bool(
+            names_special and any(names_special(message.content) for message in conversation.messages)
+        )
+
+    def add_dropped(self, conversation: Conversation, error: DropCause, *, only_last: bool = False) -> None:
         """Notes an example that gave no sample: it is too long, or nothing is left to learn."""
-        is_blank = not has_response(conversation, only_last=only_last)
-        self.num_dropped[TOO_LONG if error else EMPTY_RESPONSE if is_blank else NO_ROOM] += 1
+        answers = conversation.answers[-1:] if only_last else conversation.answers
+        if error:
+            reason = TOO_LONG
+        elif has_response(conversation, only_last=only_last):
+            reason = NO_ROOM
+        else:
+            reason = NOT_LEARNED if any(each.content.strip() for each in answers) else EMPTY_RESPONSE
+        self.num_dropped[reason] += 1
+
+    def add_made(self, conversation: Conversation, num_samples: int) -> None:
+        """Notes how many samples a conversation gave: several where it is a text that was divided."""
+        if num_samples > 1:
+            self.notes.add(TEXT_DIVIDED)
+
+    def count_samples(self, samples: SampleStore) -> None:
+        """Notes what was kept, and what of it was cut."""
+        self.num_samples = len(samples)
+        self.num_tokens = int(samples.lengths.sum())
+        self.num_label_tokens = samples.num_label_tokens
+        self.num_truncated_source = int(np.count_nonzero(samples.cuts & CUT_SOURCE))
+        self.num_truncated_target = int(np.count_nonzero(samples.cuts & CUT_TARGET))
+        self.num_dropped_rounds = int(samples.dropped_rounds.sum())
 
     def describe(self) -> str:
         """One line for the log."""
@@ -78,12 +116,26 @@ class DataReport:
         parts.append(tokens)
         if cut := self._describe_cuts():
             parts.append(cut)
+        parts += self._describe_texts()
         if self.num_dropped:
             parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
         if self.num_faulty_lines:
             lines = _plural(self.num_faulty_lines, "faulty line")
             parts.append(f"skipped: {lines}, the first: {self.first_fault}")
+        parts += self.notes.describe()
         return "; ".join(parts) + "."
+
+    def _describe_texts(self) -> list[str]:
+        parts = []
+        if self.num_in_own_template:
+            count = _plural(self.num_in_own_template, "example")
+            parts.append(
+                f"written by the model's own chat template (chat_template none for plain text): {count}"
+            )
+        if self.num_naming_special:
+            count = _plural(self.num_naming_special, "example")
+            parts.append(f"names of special tokens in the texts (see split_special_tokens): {count}")
+        return parts
 
     def _describe_cuts(self) -> str:
         counts = {
@@ -106,7 +158,9 @@ def load_samples(
     max_length: int,
     truncation: str = "left",
     train_on: str = "all",
+    split_texts: bool = False,
     system: str | None = None,
+    faults: FaultCollector | None = None,
 ) -> tuple[SampleStore, DataReport]:
     """Reads and encodes examples for training, or for evaluation by loss.
 
@@ -118,7 +172,9 @@ def load_samples(
         max_length: Most tokens of a sample.
         truncation: What happens to longer ones, see `finetune.data.samples.tokenize`.
         train_on: "all" or "last" of the responses.
+        split_texts: Whether running text that is too long becomes several samples.
         system: The system text of conversations that have none; None leaves that to the template.
+        faults: Where those go that the template cannot write; one that skips counts them.
 
     Returns:
         The samples in file order, and the report.
@@ -127,32 +183,28 @@ def load_samples(
         UserError: Faulty lines (all of them), or no sample is left.
     """
     conversations, report = _read_source(source, system)
-    builder = BulkBuilder(
-        encoder,
-        template,
-        src_length=src_length,
-        max_length=max_length,
-        truncation=truncation,
-        train_on=train_on,
-    )
+    for conversation in conversations:
+        report.add_texts(conversation, encoder, template)
+    lengths: dict[str, Any] = {"src_length": src_length, "max_length": max_length, "truncation": truncation}
+    builder = BulkBuilder(encoder, template, train_on=train_on, split_texts=split_texts, **lengths)
     too_long = FaultCollector()
+    refused = FaultCollector() if faults is None else faults
 
-    def count_dropped(conversation: Conversation, error: TooLongError | None) -> None:
-        report.add_dropped(conversation, error, only_last=train_on == "last")
-        if error is not None:
-            too_long.add(f"{conversation.place}: {error}")
+    def count_dropped(conversation: Conversation, cause: DropCause) -> None:
+        if isinstance(cause, RefusedConversationError):
+            refused.add(cause.describe(conversation.place))
+            return
+        report.add_dropped(conversation, cause, only_last=train_on == "last")
+        if cause is not None:
+            too_long.add(f"{conversation.place}: {cause}")
 
-    samples = builder.build(conversations, count_dropped)
+    samples = builder.build(conversations, count_dropped, report.add_made)
+    refused.raise_if_any()
     if truncation == "error":
         too_long.raise_if_any()
     if not len(samples):
         raise UserError(_describe_nothing(report, f"src_length {src_length}, max_length {max_length}"))
-    report.num_samples = len(samples)
-    report.num_tokens = int(samples.lengths.sum())
-    report.num_label_tokens = samples.num_label_tokens
-    report.num_truncated_source = int(np.count_nonzero(samples.cuts & CUT_SOURCE))
-    report.num_truncated_target = int(np.count_nonzero(samples.cuts & CUT_TARGET))
-    report.num_dropped_rounds = int(samples.dropped_rounds.sum())
+    report.count_samples(samples)
     return samples, report
 
 
@@ -164,6 +216,7 @@ def load_prompts(
     src_length: int,
     truncation: str = "left",
     system: str | None = None,
+    faults: FaultCollector | None = None,
 ) -> tuple[list[Prompt], DataReport]:
     """Reads and encodes examples for evaluation by generation.
 
@@ -173,9 +226,12 @@ def load_prompts(
         UserError: Faulty lines (all of them), or no prompt is left.
     """
     conversations, report = _read_source(source, system)
+    for conversation in conversations:
+        report.add_texts(conversation, encoder, template)
     builder = SampleBuilder(encoder, template, src_length=src_length, truncation=truncation)
     prompts = []
     too_long = FaultCollector()
+    refused = FaultCollector() if faults is None else faults
     for conversation in conversations:
         try:
             prompt = builder.prompt(conversation)
@@ -183,10 +239,16 @@ def load_prompts(
             report.add_dropped(conversation, error)
             too_long.add(f"{conversation.place}: {error}")
             continue
-        if prompt is None or not prompt.target.strip():
-            report.num_dropped[EMPTY_PROMPT if prompt is None else EMPTY_RESPONSE] += 1
+        except RefusedConversationError as error:
+            refused.add(error.describe(conversation.place))
             continue
-        prompts.append(prompt)
+        if prompt is None:
+            report.num_dropped[EMPTY_PROMPT] += 1
+        elif not has_response(conversation, only_last=True):
+            report.add_dropped(conversation, None, only_last=True)
+        else:
+            prompts.append(prompt)
+    refused.raise_if_any()
     if truncation == "error":
         too_long.raise_if_any()
     if not prompts:

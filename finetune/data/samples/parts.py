@@ -8,13 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.errors import UserError
+
 Part = tuple[NDArray[Any], bool]
 """Ids, int32 [N] with N > 0, and whether they are learned."""
 
 
 def as_ids(ids: Sequence[int] | NDArray[Any]) -> NDArray[Any]:
     """int32 [N]."""
-    return np.asarray(ids, dtype=np.int32)
+    try:
+        return np.asarray(ids, dtype=np.int32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(
+            f"the tokenizer gives ids that are no numbers ({error}): copy its files again"
+        ) from None
 
 
 def count_tokens(parts: Iterable[Part]) -> int:

@@ -13,8 +13,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.samples.cutting import CutSample
 from finetune.data.samples.parts import join_ids
-from finetune.data.samples.tokenize import IGNORE_INDEX, CutSample, Sample
+from finetune.data.samples.tokenize import IGNORE_INDEX, Sample
 
 CUT_SOURCE, CUT_TARGET = 1, 2
 

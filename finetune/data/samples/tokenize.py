@@ -21,7 +21,13 @@ Rules for one round:
 5. The target and its EOS are learned, nothing else is. Text after the last learned token is left out,
    because no label depends on it.
 
-Running text is a target without a source: all of it is learned, and loses its last tokens.
+Running text is a target without a source: all of it is learned. Where texts are split, one that is too long
+becomes several samples, and each token but the first of all is learned exactly once: a sample begins with the
+token that the one before it ends with, and prefix and EOS stand at the two ends of the text only::
+
+    | prefix t0 t1 t2 | t2 t3 t4 t5 | t5 t6 EOS |        max_length 4
+
+Where they are not split, it loses its last tokens.
 
 Rules for several rounds: each response is followed by EOS and learned. A conversation that fits in
 max_length stays whole (src_length does not apply to it). Otherwise the oldest rounds are dropped, whole,
@@ -34,9 +40,10 @@ These are the rules of the truncation "left", the default. The others change the
 - "drop", "error": nothing is cut and no round is dropped; a sample over max_length raises `TooLongError`,
   for the caller to count or to tell.
 
-With train_on "last" only the last response (or tool call) of what is kept is learned.
+With train_on "last" only the last response (or tool call) of what is kept is learned. A response that is marked
+as not to be learned stays in its place and carries no labels.
 
-A sample without any learned token of a response is no sample: `SampleBuilder.cut` returns None. That happens when
+A sample without any learned token of a response is no sample: `SampleBuilder.cut` returns none. That happens when
 all responses are blank (EOS alone teaches silence) or when prefix and source leave no room.
 """
 
@@ -44,12 +51,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from numpy.typing import NDArray
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.samples.parts import Part, as_ids, count_tokens, drop_first, join_ids, take_first
+from finetune.data.samples.cutting import CutSample, cut_parts, split_parts, trains_on_text
+from finetune.data.samples.parts import Part, as_ids, count_tokens, join_ids
 from finetune.data.samples.piece_encoding import KnownIds, PieceEncoder, TextEncoder
 from finetune.data.templates.pieces import Piece, Template
 
@@ -113,22 +121,6 @@ class Prompt:
     num_dropped_rounds: int = 0
 
 
-class CutSample(NamedTuple):
-    """The tokens of a sample before the shift, in parts.
-
-    Attributes:
-        parts: The prefix, the source, the target and its EOS, as far as they stay.
-        truncated_source: Whether the source lost tokens.
-        truncated_target: Whether the target lost tokens, or its EOS.
-        num_dropped_rounds: How many of the oldest rounds were dropped.
-    """
-
-    parts: list[Part]
-    truncated_source: bool
-    truncated_target: bool
-    num_dropped_rounds: int
-
-
 class SampleBuilder:
     """Encodes conversations by the rules in the module's docstring.
 
@@ -139,6 +131,11 @@ class SampleBuilder:
         max_length: Most tokens of a whole sample, before the shift; prompts do not need it.
         truncation: One of `TRUNCATIONS`.
         train_on: One of `TRAIN_ON`.
+        split_texts: Whether running text that is too long becomes several samples.
+
+    Attributes:
+        encoder: The tokenizer.
+        template: The template.
 
     Raises:
         UserError: The tokenizer lacks special tokens of the template.
@@ -153,26 +150,28 @@ class SampleBuilder:
         max_length: int = 0,
         truncation: str = "left",
         train_on: str = "all",
+        split_texts: bool = False,
     ):
         if truncation not in TRUNCATIONS or train_on not in TRAIN_ON:
             raise ValueError(f"truncation {truncation!r} or train_on {train_on!r} is unknown")
-        self._encoder, self._template = encoder, template
+        self.encoder, self.template = encoder, template
         self._pieces = PieceEncoder(encoder, template)
         self._frame: list[Part] = [(as_ids(encoder.prefix_ids), False)] if encoder.prefix_ids else []
         self._src_length, self._max_length = src_length, max_length
         self._cuts = truncation in ("left", "right")
         self._cuts_source = truncation == "left"
         self._only_last = train_on == "last"
+        self._splits_texts = split_texts
 
     def render(self, conversation: Conversation) -> list[Piece]:
         """The pieces of a conversation, for `cut`."""
         if conversation.is_text:  # no template has a place for it
             return [Piece(conversation.messages[0].content, learned=True)]
-        return self._template.render(conversation)
+        return self._settle(conversation, self.template.render(conversation))
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
-    ) -> CutSample | None:
+    ) -> list[CutSample]:
         """Encodes a conversation for training and cuts it to length.
 
         Args:
@@ -181,34 +180,51 @@ class SampleBuilder:
             known: Ids of texts that are encoded already.
 
         Returns:
-            What stays of it, or None when no token of a response is left to learn.
+            What stays of it: one sample, or several of running text that is split; none when no token of a
+            response is left to learn.
 
         Raises:
             TooLongError: It does not fit, and truncation is "drop" or "error".
+            RefusedConversationError: The template cannot write it.
         """
         known = {} if known is None else known
 
         def encode(kept: Conversation) -> list[Part]:
-            rendered = pieces if kept is conversation else self.render(kept)
-            appends_eos = kept.is_text or self._template.appends_eos
-            parts = self._pieces.encode(rendered, known, appends_eos=appends_eos, only_last=self._only_last)
-            while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
-                parts.pop()
-            return parts
+            return self._encode_conversation(
+                kept, pieces if kept is conversation else self.render(kept), known
+            )
 
         if not has_response(conversation, only_last=self._only_last):
-            return None
+            return []
+        if conversation.is_text and self._splits_texts:
+            return split_parts([*self._frame, *encode(conversation)], self._max_length)
         kept, parts = self._shorten(conversation, encode, self._max_length)
         num_dropped_rounds = 0
         if kept is not conversation:
             num_dropped_rounds = conversation.num_rounds - kept.num_rounds
             if not has_response(kept, only_last=self._only_last):
-                return None
+                return []
         source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
         cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
-        if not _trains_on_text(cut[0], self._encoder.eos_token_id):
-            return None
-        return CutSample(*cut, num_dropped_rounds)
+        if not trains_on_text(cut[0], self.encoder.eos_token_id):
+            return []
+        return [CutSample(*cut, num_dropped_rounds)]
+
+    def _encode_conversation(
+        self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds
+    ) -> list[Part]:
+        """The ids of a conversation up to the last one that is learned, without the prefix."""
+        answers = conversation.answers
+        parts = self._pieces.encode(
+            pieces,
+            known,
+            appends_eos=conversation.is_text or self._template_of(conversation).appends_eos,
+            only_last=self._only_last,
+            answers=() if all(message.learned for message in answers) else answers,
+        )
+        while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
+            parts.pop()
+        return parts
 
     def prompt(self, conversation: Conversation) -> Prompt | None:
         """Encodes what stands before the last response.
@@ -226,7 +242,7 @@ class SampleBuilder:
 
         def encode(kept: Conversation) -> list[Part]:
             pieces = self._render_prompt(kept)
-            parts = self._pieces.encode(pieces, known, appends_eos=self._template.appends_eos)
+            parts = self._pieces.encode(pieces, known, appends_eos=self._template_of(kept).appends_eos)
             return [(ids, False) for ids, _ in parts]  # earlier answers are source as well
 
         length = self._src_length
@@ -256,48 +272,24 @@ class SampleBuilder:
         return kept, parts
 
     def _render_prompt(self, conversation: Conversation) -> list[Piece]:
-        return [] if conversation.is_text else self._template.render_prompt(conversation)
+        if conversation.is_text:
+            return []
+        return self._settle(conversation, self.template.render_prompt(conversation))
 
+    def _settle(self, conversation: Conversation, pieces: list[Piece]) -> list[Piece]:
+        is_mixed = getattr(self._template_of(conversation), "mixes_text", False)
+        return self._pieces.settle(pieces, is_mixed=is_mixed)
 
-def cut_parts(
-    frame: Sequence[Part], parts: Sequence[Part], *, source_length: int | None, max_length: int
-) -> tuple[list[Part], bool, bool]:
-    """Decides which tokens of a sample stay.
-
-    Args:
-        frame: The prefix.
-        parts: The rest, up to the last learned token.
-        source_length: Most tokens of prefix and source; None where the source is not cut.
-        max_length: Most tokens of all.
-
-    Returns:
-        What stays, and whether the source and the target lost tokens.
-    """
-    num_source_parts = next((place for place, (_, learned) in enumerate(parts) if learned), len(parts))
-    source, target = parts[:num_source_parts], parts[num_source_parts:]
-    num_frame, num_source, num_target = count_tokens(frame), count_tokens(source), count_tokens(target)
-    num_lost = 0
-    if source_length is not None and num_frame + num_source > source_length:
-        num_lost = min(num_frame + num_source - source_length, num_source)
-        source = drop_first(source, num_lost)
-    room = max(max_length - num_frame - num_source + num_lost, 0)
-    if num_target > room:
-        target = take_first(target, room)
-    return [*frame, *source, *target], num_lost > 0, num_target > room
-
-
-def _trains_on_text(parts: Sequence[Part], eos: int) -> bool:
-    """Whether a token is learned that is no EOS; the first of all follows no other, and is not learned."""
-    for place, (ids, learned) in enumerate(parts):
-        if learned:
-            ids = ids if place else ids[1:]
-            # The last one decides nearly always.
-            if len(ids) and (ids[-1] != eos or any(index != eos for index in ids)):
-                return True
-    return False
+    def _template_of(self, conversation: Conversation) -> Template:
+        """The template itself, or the one that it chooses."""
+        choose = getattr(self.template, "choose", None)
+        chosen: Template = choose(conversation) if choose else self.template
+        return chosen
 
 
 def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:
     """Whether any response that is learned is not blank."""
-    responses = conversation.messages if conversation.is_text else conversation.messages[1::2]
-    return any(message.content.strip() for message in (responses[-1:] if only_last else responses))
+    answers = conversation.answers
+    return any(
+        message.learned and message.content.strip() for message in (answers[-1:] if only_last else answers)
+    )

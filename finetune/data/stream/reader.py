@@ -8,6 +8,7 @@ a whole, and is therefore refused above `MAX_LIST_BYTES`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from finetune.data.reading.conversation import Conversation
-from finetune.data.reading.formats import NUM_RECORDS_LOOKED_AT, ReadOptions, convert, recognise
+from finetune.data.reading.encodings import is_wide, normalise_encoding
+from finetune.data.reading.formats import NUM_RECORDS_LOOKED_AT, convert, recognise
 from finetune.data.reading.mixing import DataSource
-from finetune.data.reading.readers import read_file
+from finetune.data.reading.read_options import DEFAULT_OPTIONS, ReadOptions
+from finetune.data.reading.readers import counts_bytes, is_list, read_file
 from finetune.data.reading.records import START, FaultCollector, Position, Record
 from finetune.errors import UserError
 
@@ -25,29 +28,31 @@ MAX_LIST_BYTES = 64 * 2**20
 _STREAM = 0x66696C65  # keeps these random numbers apart from others that are drawn with the same seed
 
 
-def check_streamable(sources: list[DataSource]) -> None:
+def check_streamable(sources: list[DataSource], options: ReadOptions = DEFAULT_OPTIONS) -> None:
     """Refuses files that cannot be read in parts.
 
     Raises:
-        UserError: JSON lists above `MAX_LIST_BYTES`, all of them.
+        UserError: JSON lists, and files in UTF-16 or UTF-32, above `MAX_LIST_BYTES`, all of them.
     """
-    files = [file for source in sources for file in source.files]
-    faults = [
-        f"{file} is a JSON list of {file.stat().st_size / 2**20:,.0f} MiB, which can only be read as a whole "
-        f"(lazy takes lists of up to {MAX_LIST_BYTES / 2**20:.0f} MiB): write one object on each line instead, "
-        f"for example with `jq -c '.[]' {file.name} > {file.stem}.jsonl`"
-        for file in files
-        if file.stat().st_size > MAX_LIST_BYTES and is_list(file)
-    ]
+    wide = is_wide(normalise_encoding(options.encoding))
+    faults = []
+    for file in (file for source in sources for file in source.files):
+        size = file.stat().st_size
+        if size <= MAX_LIST_BYTES or not (wide or is_list(file)):
+            continue
+        what, remedy = f"in {options.encoding}", "convert it to UTF-8, for example with `iconv`"
+        if not wide:
+            what = "a JSON list"
+            remedy = (
+                "write one object on each line instead, "
+                f"for example with `jq -c '.[]' {file.name} > {file.stem}.jsonl`"
+            )
+        faults.append(
+            f"{file} is {what} of {size / 2**20:,.0f} MiB, which can only be read as a whole "
+            f"(lazy takes {'such files' if wide else 'lists'} of up to {MAX_LIST_BYTES / 2**20:.0f} MiB): {remedy}"
+        )
     if faults:
         raise UserError(faults)
-
-
-def is_list(file: Path) -> bool:
-    """Whether a file is one JSON list."""
-    with file.open("rb") as stream:
-        head = stream.read(4096)
-    return file.suffix.lower() != ".csv" and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 class SourceReader:
@@ -65,14 +70,15 @@ class SourceReader:
     """
 
     def __init__(self, source: DataSource, options: ReadOptions, faults: FaultCollector, *, seed: int):
-        self.source, self._options, self._faults, self._seed = source, options, faults, seed
+        self.source, self._faults, self._seed = source, faults, seed
+        self._options = source.options or options
         self.num_bytes = [max(file.stat().st_size, 1) for file in source.files]
-        self._counts_bytes = [file.suffix.lower() != ".csv" and not is_list(file) for file in source.files]
+        self._counts_bytes = [counts_bytes(file) for file in source.files]
         self.size: int | None = None
         self._place: int
         self._num_examples: int
         self._records: Iterator[Record] | None = None
-        self._file_options = options
+        self._file_options = self._options
         self._begin(0)
 
     def next(self) -> Conversation | None:
@@ -114,9 +120,9 @@ class SourceReader:
         self.size = self._num_kept
         self._begin(self.epoch + 1)
 
-    def note_kept(self) -> None:
-        """Counts an example that gave a sample."""
-        self._num_kept += 1
+    def note_kept(self, num_samples: int) -> None:
+        """Counts the samples that an example gave."""
+        self._num_kept += num_samples
 
     def estimate_size(self) -> float | None:
         """Samples of a whole pass, by the share of the bytes that is read so far; None when there is none."""
@@ -170,19 +176,18 @@ class SourceReader:
 
     def _open(self, file: Path) -> None:
         options = self._options
-        name = options.dataset_format or _recognise(file)
-        self._file_options = ReadOptions(dataset_format=name, preference=options.preference)
-        self._records = read_file(file, self._faults, self._at)
+        name = options.dataset_format or _recognise(file, options)
+        self._file_options = replace(options, dataset_format=name)
+        self._records = read_file(file, self._faults, self._at, options)
 
 
-def _recognise(file: Path) -> str | None:
+def _recognise(file: Path, options: ReadOptions) -> str | None:
     """The format of a file as `formats.convert` finds it, whatever place reading goes on from."""
-    records = read_file(file, FaultCollector(skip=True))
+    records = read_file(file, FaultCollector(skip=True), options=options)
     while (first := next(records, None)) is not None:
-        name = recognise([first.fields])
+        name = recognise([first], options)
         if name in (None, "text"):
-            others = islice(records, NUM_RECORDS_LOOKED_AT - 1)
-            name = recognise([first.fields, *(record.fields for record in others)])
+            name = recognise([first, *islice(records, NUM_RECORDS_LOOKED_AT - 1)], options)
         if name is not None:
             return name
     return None

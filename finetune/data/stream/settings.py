@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune.data.reading.formats import ReadOptions
+from finetune.data.reading.read_options import DEFAULT_OPTIONS, ReadOptions
 
 DEFAULT_BUFFER_SIZE = 10_000
 
@@ -31,4 +31,4 @@ class StreamSettings:
     stop_at_too_long: bool = False
     train_on: str = "all"
     system: str | None = None
-    options: ReadOptions = ReadOptions()  # noqa: RUF009  (frozen)
+    options: ReadOptions = DEFAULT_OPTIONS

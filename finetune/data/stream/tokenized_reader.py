@@ -9,19 +9,22 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.mixing import DataSource
+from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
 from finetune.data.reading.records import FaultCollector
-from finetune.data.samples.bulk_encoding import BulkBuilder
+from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.tokenize import Sample, TooLongError
 from finetune.data.stream.reader import SourceReader
 from finetune.data.stream.settings import StreamSettings
+from finetune.data.templates.pieces import RefusedConversationError
 from finetune.errors import UserError
 
 NUM_AT_ONCE = 256
@@ -65,6 +68,7 @@ class TokenizedReader:
         """Counts of the lines so far: read, kept, left out."""
         self._report.num_faulty_lines = self._faults.num_faults
         self._report.first_fault = (self._faults.messages or [""])[0]
+        self._report.notes = self._faults.notes
         return self._report
 
     @property
@@ -92,7 +96,7 @@ class TokenizedReader:
             "is_done": list(self._is_done),
             "pass_is_read": self._pass_is_read,
             "num_drawn": self._num_drawn,
-            "report": asdict(self.report) | {"files": []},
+            "report": _counts(self.report) | {"files": []},
         }
 
     def restore(self, position: Mapping[str, Any], ahead: Iterable[Sample]) -> None:
@@ -103,8 +107,10 @@ class TokenizedReader:
         self._pass_is_read, self._num_drawn = position["pass_is_read"], position["num_drawn"]
         self.ahead = deque(ahead)
         counts = position["report"]
-        kept = {"files": self._report.files, "num_dropped": Counter(counts["num_dropped"])}
+        notes = ReadingNotes(*(Counter(counts["notes"][name]) for name in ("rules", "unused_fields")))
+        kept = {"files": self._report.files, "num_dropped": Counter(counts["num_dropped"]), "notes": notes}
         self._report = DataReport(**counts | kept)
+        self._faults.notes = notes
         self._faults.num_faults = self._report.num_faulty_lines
         self._faults.messages = [self._report.first_fault] if self._report.first_fault else []
 
@@ -159,26 +165,36 @@ class TokenizedReader:
 
     def _build(self, examples: Sequence[tuple[SourceReader, Conversation]]) -> None:
         """Tokenises examples, and counts what comes of them."""
-        dropped: dict[int, TooLongError | None] = {}
+        dropped: dict[int, DropCause] = {}
+        num_made: dict[int, int] = {}
         store = self._builder.build(
             [conversation for _, conversation in examples],
-            lambda conversation, error: dropped.update({id(conversation): error}),
+            lambda conversation, cause: dropped.update({id(conversation): cause}),
+            lambda conversation, count: num_made.update({id(conversation): count}),
         )
         made = iter(store)
         for reader, conversation in examples:
+            self._report.add_texts(conversation, self._builder.encoder, self._builder.template)
             if id(conversation) in dropped:
                 self._count_dropped(conversation, dropped[id(conversation)])
                 continue
-            sample = next(made)
-            reader.note_kept()
-            self._count(sample)
-            self.ahead.append(sample)
+            samples = list(islice(made, num_made[id(conversation)]))
+            reader.note_kept(len(samples))
+            if len(samples) > 1:
+                self._faults.notes.add(TEXT_DIVIDED)
+            for sample in samples:
+                self._count(sample)
+            self.ahead += samples
         self._report.num_lines += len(examples)
 
-    def _count_dropped(self, conversation: Conversation, error: TooLongError | None) -> None:
-        if error and self._settings.stop_at_too_long:
-            raise UserError(f"{conversation.place}: {error}")
-        self._report.add_dropped(conversation, error, only_last=self._settings.train_on == "last")
+    def _count_dropped(self, conversation: Conversation, cause: DropCause) -> None:
+        if isinstance(cause, TooLongError) and self._settings.stop_at_too_long:
+            raise UserError(f"{conversation.place}: {cause}")
+        if isinstance(cause, RefusedConversationError):
+            self._faults.add(cause.describe(conversation.place))
+            self._faults.raise_if_any()
+            return
+        self._report.add_dropped(conversation, cause, only_last=self._settings.train_on == "last")
 
     def _count(self, sample: Sample) -> None:
         report = self._report
@@ -188,6 +204,12 @@ class TokenizedReader:
         report.num_truncated_source += sample.truncated_source
         report.num_truncated_target += sample.truncated_target
         report.num_dropped_rounds += sample.num_dropped_rounds
+
+
+def _counts(report: DataReport) -> dict[str, Any]:
+    """The counts as JSON."""
+    notes = {"rules": dict(report.notes.rules), "unused_fields": dict(report.notes.unused_fields)}
+    return {**vars(report), "num_dropped": dict(report.num_dropped), "notes": notes}
 
 
 def random_bits(*key: int | str) -> int:

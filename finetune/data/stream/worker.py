@@ -39,6 +39,7 @@ from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.state import StreamState
 from finetune.data.stream.stream import SampleStream
 from finetune.errors import UserError
+from finetune.machine.stop_signals import STOP_SIGNALS
 
 NUM_AHEAD = 4
 """Global batches that wait for the training."""
@@ -127,6 +128,7 @@ class StreamProcess:
                 str(os.getpid()),
             ],
             pass_fds=[other.fileno()],
+            start_new_session=True,  # Ctrl-C of the terminal is for the parent
             stdin=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": path},
         )
@@ -252,7 +254,7 @@ def main() -> None:
     pipe, parent = Connection(int(sys.argv[1])), int(sys.argv[2])
     _end_with(parent)
     sys.stdout = sys.stderr
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone or done
         _serve(pipe)

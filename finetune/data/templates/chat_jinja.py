@@ -48,6 +48,23 @@ def write_jinja(chat: ChatFormat, tokenizer: TokenizerFacts) -> str:
     ))  # fmt: skip
 
 
+def with_system(source: str, system: str | None) -> str:
+    """A jinja template that takes a system text for conversations that have none.
+
+    Args:
+        source: The template.
+        system: The text; None leaves the template as it is.
+    """
+    if not system:
+        return source
+    message = f"[{{'role': 'system', 'content': {json.dumps(system)}}}]"
+    return (
+        "{% if messages and messages[0]['role'] != 'system' %}"
+        f"{{% set messages = {message} + messages %}}"
+        "{% endif %}" + source
+    )
+
+
 def _written(pattern: str, *, content: str = _VALUES["content"], system: str = "") -> str:
     """A pattern of `ChatFormat` as jinja."""
     parts = []

@@ -7,6 +7,7 @@ where the system text stands inside the first user's message, ``{system}``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.data.reading.conversation import TOOL, USER, Conversation
@@ -120,9 +121,12 @@ class NamedTemplate:
 
     Args:
         name: Its key.
+        tokens: Names of the tokenizer's special tokens; where the format writes one as text, such as ``[INST]``,
+            it is that token.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, tokens: Sequence[str] = ()):
+        self._tokens = tuple(tokens)
         chat = CHAT_FORMATS[name]
         self.name = name
         self.special_tokens = chat.special_tokens
@@ -147,7 +151,8 @@ class NamedTemplate:
         return self._write(conversation, len(conversation.messages) - 1).finish()
 
     def _parse(self, pattern: str) -> tuple[Slot, ...]:
-        return parse_pattern(pattern, ("content", "round", "system"), self.special_tokens)
+        names = tuple(dict.fromkeys((*self.special_tokens, *self._tokens)))
+        return parse_pattern(pattern, ("content", "round", "system"), names)
 
     def _write(self, conversation: Conversation, num_messages: int) -> PieceWriter:
         writer = PieceWriter()
@@ -156,14 +161,14 @@ class NamedTemplate:
         if system and not self._system_in_user:
             self._fill(writer, self._system, {"content": system})
         round_number = 0
-        for role, content in conversation.messages[:num_messages]:
-            if role in (USER, TOOL):
-                round_number += role == USER
-                values = {"content": content, "round": str(round_number), "system": system}
-                self._fill(writer, self._user if role == USER else self._tool, values)
+        for message in conversation.messages[:num_messages]:
+            if message.role in (USER, TOOL):
+                round_number += message.role == USER
+                values = {"content": message.content, "round": str(round_number), "system": system}
+                self._fill(writer, self._user if message.role == USER else self._tool, values)
                 system = ""
             else:
-                self._fill(writer, self._answer, {"content": content}, learned=True)
+                self._fill(writer, self._answer, {"content": message.content}, learned=True)
                 self._fill(writer, self._after, {})
         return writer
 

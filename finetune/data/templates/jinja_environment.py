@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CHAT = "chat"
 """A template of a whole list of messages, as transformers renders it."""
 PART = "part"
 """A part of PaddleNLP's ``chat_template.json``."""
+
+GENERATION_START, GENERATION_END = "\ue0f6", "\ue0f7"
+"""Around what a template marks as learned; private characters, which no template has by chance."""
 
 # What a template that is valid but does not fit the data may raise while it is rendered.
 RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -27,7 +34,7 @@ def make_environment(kind: str = CHAT) -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=kind == PART,
-        extensions=["jinja2.ext.loopcontrols"] if kind == CHAT else (),
+        extensions=["jinja2.ext.loopcontrols", GenerationMarks] if kind == CHAT else (),
     )
 
     def raise_exception(message: str) -> None:
@@ -36,12 +43,40 @@ def make_environment(kind: str = CHAT) -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = raise_exception
     if kind == CHAT:
         environment.filters["tojson"] = _to_json
+        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     return environment
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """Chinese as it is, and no marks of HTML escaped, unlike jinja's own."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+class GenerationMarks(Extension):
+    """``{% generation %} ... {% endgeneration %}`` around what a model is to learn, as transformers has it.
+
+    What stands between is written between `GENERATION_START` and `GENERATION_END`.
+    """
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The block's content with a mark on either side."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        start, end = (
+            nodes.Output([nodes.TemplateData(mark)], lineno=line)
+            for mark in (GENERATION_START, GENERATION_END)
+        )
+        return nodes.Scope([start, *body, end], lineno=line)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Chinese as it is, and no marks of HTML escaped, unlike jinja's own; arguments as in transformers."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def describe(error: Exception) -> str:

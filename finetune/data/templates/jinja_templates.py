@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation
-from finetune.data.templates.jinja_environment import CHAT
-from finetune.data.templates.pieces import Piece, PieceWriter, Slot, parse_pattern
+from finetune.data.templates.jinja_environment import CHAT, GENERATION_END, GENERATION_START
+from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError, Slot, parse_pattern
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.data.templates.template_worker import Variant
 from finetune.errors import UserError
@@ -32,6 +32,8 @@ _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:start|end)_of_turn>|<[be]os
 # The role that a template is told. A tool's call is an answer whose text is the call.
 _ROLE_NAMES = {USER: "user", TOOL: "tool", ASSISTANT: "assistant", TOOL_CALL: "assistant"}
 _SYSTEM = "system"
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARKS = re.compile(f"[{GENERATION_START}{GENERATION_END}]")
 _TRIAL = "\t\ue0f3\t"
 
 
@@ -58,9 +60,12 @@ class JinjaTemplate:
         found = {*_TOKEN_LIKE.findall(source), *self._tokens.values(), *special_tokens} - {""}
         self._specials = tuple(sorted(found))
         self._takes_tools = "tools" in source
+        self._marks_learned = _GENERATION.search(source) is not None
         self.special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
+        self._closing = ""
         self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
         self._trimmed = self._find_trimmed()
+        self._takes_empty_system = self._find_default_system()
         self.appends_eos = not self._has_end_mark()
 
     def render(self, conversation: Conversation) -> list[Piece]:
@@ -76,15 +81,17 @@ class JinjaTemplate:
         roles = tuple(message.role for message in conversation.messages)
         tools = conversation.tools if self._takes_tools else None
         system = conversation.system if tools else conversation.system_text()
-        if system:
-            contents, roles = [system, *contents], (_SYSTEM, *roles)
+        if system or (conversation.system == "" and self._takes_empty_system):
+            contents, roles = [system or "", *contents], (_SYSTEM, *roles)
         try:
             self._refuse_token_names(tools)
             slots = self._remembered(roles, tools, for_training)
         except RenderError as error:
-            raise UserError(f"{self._name}: fails on {conversation.place}: {error}.") from None
+            raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
         except _InconsistentError as error:
-            raise UserError(f"{self._name}: cannot be used for {conversation.place}: {error}") from None
+            raise RefusedConversationError(
+                f"{self._name}: cannot be used for {conversation.place}: {error}"
+            ) from None
         writer = PieceWriter()
         for slot, learned in slots:
             if slot.kind != "data":
@@ -111,6 +118,8 @@ class JinjaTemplate:
         """
         contents = [_PLACEHOLDER.format(index) for index in range(len(roles))]
         num_messages = len(roles) - 1
+        if self._marks_learned and for_training:
+            return self._find_marked_slots(roles, contents, tools)
         answers = [index for index, role in enumerate(roles) if role in (ASSISTANT, TOOL_CALL)]
         parts = [(count, asks) for index in answers for count, asks in ((index, True), (index + 1, False))]
         whole = (len(roles), False)
@@ -126,12 +135,34 @@ class JinjaTemplate:
                 raise _InconsistentError
             slots += self._parse_added(written, text, learned=not asks)
             written = text
-        seen = {int(slot.value) for slot, _ in slots if slot.kind == "data"}
-        needed = set(range(len(roles) if for_training else num_messages))
-        if not needed <= seen:
-            lost = roles[min(needed - seen)]
-            raise RenderError(f"it leaves out or alters the text of a message from {lost}")
+        _check_seen(slots, roles[: None if for_training else num_messages])
+        return tuple(self._close(slots, learns_last=for_training))
+
+    def _find_marked_slots(
+        self, roles: tuple[str, ...], contents: Sequence[str], tools: str | None
+    ) -> tuple[tuple[Slot, bool], ...]:
+        """The same for a template that says itself what is learned."""
+        text = next(self._render(roles, contents, tools, [(len(roles), False)], keeps_marks=True))
+        slots: list[tuple[Slot, bool]] = []
+        for position, part in enumerate(_MARKS.split(text)):
+            slots += [(slot, position % 2 == 1) for slot in self._parse(part)]
+        _check_seen(slots, roles)
+        if not any(learned for _, learned in slots):
+            raise RenderError("its generation marks stand around no answer")
         return tuple(slots)
+
+    def _close(self, slots: list[tuple[Slot, bool]], *, learns_last: bool) -> list[tuple[Slot, bool]]:
+        """Slots in which the mark that closes an answer is learned, and closes the last one too.
+
+        Some templates close an answer only when another message follows it.
+        """
+        if not self._closing or not learns_last:
+            return slots
+        closed: list[tuple[Slot, bool]] = []
+        for number, (slot, learned) in enumerate(slots):
+            follows_answer = number > 0 and slots[number - 1][1] and slot == Slot("special", self._closing)
+            closed.append((slot, learned or follows_answer))
+        return [*closed, (Slot("special", self._closing), True)]
 
     def _parse_added(self, shorter: str, longer: str, *, learned: bool) -> list[tuple[Slot, bool]]:
         if not longer.startswith(shorter):
@@ -155,6 +186,8 @@ class JinjaTemplate:
         contents: Sequence[str],
         tools: str | None,
         parts: Sequence[tuple[int, bool]],
+        *,
+        keeps_marks: bool = False,
     ) -> Iterator[str]:
         """The text of so many messages of the front, each time with or without what asks for an answer."""
         messages = [
@@ -162,9 +195,21 @@ class JinjaTemplate:
             for role, content in zip(roles, contents, strict=True)
         ]
         values = {**self._tokens, "tools": _parse_tools(tools) if tools else None, "messages": messages}
-        return self._renderer.render_all(
+        texts = self._renderer.render_all(
             values, [Variant({"add_generation_prompt": asks}, count) for count, asks in parts]
         )
+        return iter(texts) if keeps_marks else (_MARKS.sub("", text) for text in texts)
+
+    def _find_default_system(self) -> bool:
+        """Whether an empty system text keeps the template from writing one of its own."""
+        texts = []
+        for roles in ((USER, ASSISTANT), (_SYSTEM, USER, ASSISTANT)):
+            contents = ["" if role == _SYSTEM else "x" for role in roles]
+            try:
+                texts.append(next(self._render(roles, contents, None, [(len(roles), False)])))
+            except RenderError:
+                return False
+        return len(texts[1]) < len(texts[0])
 
     def _find_trimmed(self) -> frozenset[str]:
         """The roles whose texts the template trims, found with a text that has blanks around it."""
@@ -191,7 +236,25 @@ class JinjaTemplate:
         except _InconsistentError as error:
             raise UserError(f"{self._name}: cannot be used for training: {error}") from None
         learned = [slot for slot, is_learned in slots if is_learned]
-        return learned[-1].kind == "special"
+        if learned[-1].kind != "special" and not self._marks_learned:
+            self._closing = _find_closing(slots)
+            self._remembered.cache_clear()
+        return learned[-1].kind == "special" or bool(self._closing)
+
+
+def _find_closing(slots: Sequence[tuple[Slot, bool]]) -> str:
+    """The special token that follows each answer but the last; "" where there is none."""
+    places = [place for place, (_, learned) in enumerate(slots) if learned]
+    behind = [slots[place + 1][0] for place in places[:-1] if not slots[place + 1][1]]
+    is_last = bool(places) and places[-1] + 1 == len(slots)
+    return behind[0].value if is_last and behind and behind[0].kind == "special" else ""
+
+
+def _check_seen(slots: Sequence[tuple[Slot, bool]], roles: Sequence[str]) -> None:
+    seen = {int(slot.value) for slot, _ in slots if slot.kind == "data"}
+    lost = [role for index, role in enumerate(roles) if index not in seen]
+    if lost:
+        raise RenderError(f"it leaves out or alters the text of a message from {lost[0]}")
 
 
 class _InconsistentError(Exception):

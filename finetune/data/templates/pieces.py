@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from finetune.data.reading.conversation import Conversation
+from finetune.errors import UserError
 
 
 class Piece(NamedTuple):
@@ -21,6 +22,8 @@ class Piece(NamedTuple):
             that no example can end its own response or open another round.
         joined: Whether the blank that the text begins with is the one between two words, which the
             tokenizers that put a blank before every text write by themselves.
+        after: The name of the special token that stands before the piece; "" for other text.
+        before: The same behind it.
     """
 
     text: str
@@ -28,6 +31,17 @@ class Piece(NamedTuple):
     special: bool = False
     data: str = ""
     joined: bool = False
+    after: str = ""
+    before: str = ""
+
+
+class RefusedConversationError(UserError):
+    """A template cannot write one conversation: the fault is that of the example, and others go on."""
+
+    def describe(self, place: str) -> str:
+        """The fault with the place of the example."""
+        fault = self.faults[0]
+        return fault if place in fault else f"{place}: {fault}"
 
 
 class Template(Protocol):
@@ -43,7 +57,11 @@ class Template(Protocol):
     special_tokens: tuple[str, ...]
 
     def render(self, conversation: Conversation) -> list[Piece]:
-        """All pieces of a conversation, in order, for training."""
+        """All pieces of a conversation, in order, for training.
+
+        Raises:
+            RefusedConversationError: The template cannot write this conversation.
+        """
         ...
 
     def render_prompt(self, conversation: Conversation) -> list[Piece]:
@@ -75,18 +93,20 @@ class PieceWriter:
         self._texts: list[str] = []
         self._learned = False
         self._joined = False
+        self._after = ""
 
     def write(self, kind: str, text: str, *, learned: bool) -> None:
         """Adds text of one of the kinds of `Slot`."""
         if kind == "special":
-            self._flush()
+            self._flush(before=text)
             self._pieces.append(Piece(text, learned, True))
+            self._after = text
             return
         if learned != self._learned:
             self._flush()
             self._learned = learned
         if not self._texts:  # a blank that an example's own text begins with is data, and stays
-            self._joined = kind == "text" and text[:1] == " "
+            self._joined = kind == "text" and text[:1] == " " and not self._after
         self._texts.append(text)
 
     def finish(self) -> list[Piece]:
@@ -94,11 +114,14 @@ class PieceWriter:
         self._flush()
         return self._pieces
 
-    def _flush(self) -> None:
+    def _flush(self, *, before: str = "") -> None:
         text = "".join(self._texts)
         self._texts.clear()
         if text:
-            self._pieces.append(Piece(text, self._learned, joined=self._joined))
+            self._pieces.append(
+                Piece(text, self._learned, joined=self._joined, after=self._after, before=before)
+            )
+            self._after = ""
 
 
 def parse_pattern(pattern: str, names: Iterable[str], special_tokens: Sequence[str]) -> tuple[Slot, ...]:

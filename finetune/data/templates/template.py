@@ -14,12 +14,14 @@ from typing import Any
 
 from finetune.data.reading.conversation import Conversation, make_conversation
 from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
+from finetune.data.templates.default_template import DefaultTemplate
 from finetune.data.templates.jinja_environment import PART
 from finetune.data.templates.jinja_templates import JinjaTemplate
-from finetune.data.templates.pieces import Piece, Template
+from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.errors import UserError
-from finetune.storage.files import is_present, read_json_object, read_text
+from finetune.storage.files import is_present, read_json_object, read_json_or_empty, read_text
+from finetune.tokenizers.added_tokens import read_folder_tokens
 
 __all__ = ["JsonTemplate", "Piece", "PlainTemplate", "Template", "load_template"]
 
@@ -71,6 +73,7 @@ class JsonTemplate:
     """
 
     special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
+    mixes_text = True  # special pieces hold names and text
 
     def __init__(self, parts: Mapping[str, Any], name: str):
         self._name = name
@@ -129,7 +132,9 @@ class JsonTemplate:
             return self._parts[part].render(values)
         except RenderError as error:
             where = conversation.place if conversation.line_number else "a trial round"
-            raise UserError(f"{self._name}: the {part} part fails on {where}: {error}.") from error
+            raise RefusedConversationError(
+                f"{self._name}: the {part} part fails on {where}: {error}."
+            ) from error
 
     def _ends_with_response(self) -> bool:
         """Whether the learned half of a round puts no end mark behind the response."""
@@ -142,9 +147,11 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     """The template that the setting ``chat_template`` asks for.
 
     Args:
-        name_or_path: None, "none" or "plain" for no template at all; a key of `CHAT_FORMATS`; "tokenizer"
-            for the one in the tokenizer's folder; otherwise the path of a file: JSON of the shape of
-            `JsonTemplate`, or with a key ``chat_template`` that holds jinja text, or jinja by its name.
+        name_or_path: None for the default: the template in the tokenizer's folder for conversations, if there is
+            one, see `DefaultTemplate`; "none" or "plain" for no template at all; a key of `CHAT_FORMATS`;
+            "tokenizer" for the one in the tokenizer's folder; otherwise the path of a file (JSON of the shape of
+            `JsonTemplate`, or with a key ``chat_template`` that holds jinja text, or jinja by its name), or of a
+            folder that holds one of these as a tokenizer's folder does.
         tokenizer_folder: Where "tokenizer" and relative paths are looked for, and the names of special
             tokens.
 
@@ -153,13 +160,17 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     """
     name = None if name_or_path is None else str(name_or_path)
     folder = Path(tokenizer_folder) if tokenizer_folder is not None else None
-    if name is None or name in PLAIN_NAMES:
+    if name is None:
+        return _load_default(folder)
+    if name in PLAIN_NAMES:
         return PlainTemplate()
     if name in CHAT_FORMATS:
-        return NamedTemplate(name)
+        return NamedTemplate(name, _read_special_tokens(folder)[1] if folder else ())
     if name == OWN_NAME:
         return _load_own(folder)
     for path in (Path(name), *([folder / name] if folder else [])):
+        if path.is_dir():
+            return _load_own(path, f"chat_template is the folder {path}, which")
         if path.is_file() or (path.suffix in (".json", *_JINJA_SUFFIXES) and is_present(path)):
             template = _load_file(path, folder)
             if template is None:
@@ -168,18 +179,40 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     nearest = get_close_matches(name.lower(), [*CHAT_FORMATS, OWN_NAME], n=1)
     raise UserError(
         f"chat_template: {name!r} is not known{f' (did you mean {nearest[0]!r}?)' if nearest else ''}. "
-        f"Accepted: null, {', '.join(map(repr, PLAIN_NAMES))} (no template), {', '.join(CHAT_FORMATS)}, "
+        f"Accepted: null (the model's own for conversations), {', '.join(map(repr, PLAIN_NAMES))} (no template), "
+        f"{', '.join(CHAT_FORMATS)}, "
         f"{OWN_NAME!r} (the tokenizer's own), or the path of a jinja file or of a JSON file such as "
         '{"system": "...", "conversation": ["{{user}} ...", "{{bot}} ..."], "query": "{{query}} ..."}.'
     )
 
 
-def _load_own(folder: Path | None) -> Template:
+def has_own_template(folder: Path) -> bool:
+    """Whether a tokenizer's folder has a template, be it a good one or not."""
+    if any(is_present(folder / name) for name in _OWN_FILES[:-1]):
+        return True
+    return bool(read_json_or_empty(folder / _OWN_FILES[-1]).get("chat_template"))
+
+
+def _load_default(folder: Path | None) -> Template:
+    if folder is None or not has_own_template(folder):
+        return PlainTemplate()
+
+    def load() -> Template:
+        try:
+            return _load_own(folder)
+        except UserError as error:
+            hint = "this is the model's own template, the default for conversations: set chat_template to none for "
+            raise UserError([*error.faults, f"{hint}plain text, or to another name or file"]) from None
+
+    return DefaultTemplate(load, PlainTemplate(), takes_pairs=is_present(folder / _OWN_FILES[0]))
+
+
+def _load_own(folder: Path | None, what: str = "") -> Template:
     for path in [folder / name for name in _OWN_FILES] if folder else []:
         if path.is_file() and (template := _load_file(path, folder)):
             return template
     raise UserError(
-        f"chat_template is tokenizer, but {folder} has none (looked for {', '.join(_OWN_FILES)}): "
+        f"{what or f'chat_template is tokenizer, but {folder}'} has none (looked for {', '.join(_OWN_FILES)}): "
         f"choose one of {', '.join(CHAT_FORMATS)}, or give a file."
     )
 
@@ -204,21 +237,10 @@ def _load_file(path: Path, folder: Path | None) -> Template | None:
 
 
 def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Special tokens by role, and all others, out of the files that stand beside a tokenizer."""
-    by_role: dict[str, str] = {"bos_token": "", "eos_token": ""}
-    others: list[str] = []
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        content = read_json_object(folder / name) if (folder / name).is_file() else {}
-        for key, value in content.items():
-            text = value.get("content") if isinstance(value, dict) else value
-            if key.endswith("_token") and isinstance(text, str):
-                by_role[key] = text
-            elif key == "additional_special_tokens" and isinstance(value, list):
-                others += [item.get("content", "") if isinstance(item, dict) else str(item) for item in value]
-            elif key == "added_tokens_decoder" and isinstance(value, dict):
-                tokens = [token for token in value.values() if isinstance(token, dict)]
-                others += [str(token.get("content", "")) for token in tokens if token.get("special")]
-    return by_role, others
+    """Special tokens by role, and all added tokens, out of the files that stand beside a tokenizer."""
+    found = read_folder_tokens(folder)
+    by_role = {"bos_token": "", "eos_token": ""} | dict(found.roles)
+    return by_role, [name for name in found.tokens if name.strip()]
 
 
 def _check_parts(parts: Mapping[str, Any], name: str) -> None:

@@ -171,7 +171,7 @@ class _Worker:
         return found
 
     def _start(self) -> subprocess.Popen[bytes]:
-        package_root = str(Path(__file__).resolve().parents[2])
+        package_root = str(Path(__file__).resolve().parents[__name__.count(".")])
         path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
         try:
             self._process = subprocess.Popen(
@@ -181,6 +181,7 @@ class _Worker:
                 stderr=subprocess.DEVNULL,
                 bufsize=0,  # a forked child closes its copies, and must not write what this process has not yet
                 env=os.environ | {"PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C of the terminal is for the parent
             )
         except OSError as error:
             raise RunError(

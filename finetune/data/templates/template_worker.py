@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from finetune.data.templates.jinja_environment import describe, make_environment
+from finetune.machine.stop_signals import STOP_SIGNALS
 
 MAX_MEMORY_BYTES = 2**30
 """Of addresses, so that a process without limit on memory is not asked for it."""
@@ -72,7 +73,8 @@ class _Templates:
 
 def main() -> None:
     """Answers until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process with the pipe
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent ends this process with the pipe
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     least = MAX_MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, most)
     resource.setrlimit(resource.RLIMIT_AS, (least, most))

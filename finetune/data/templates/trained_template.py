@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.storage.files import read_json_object, read_json_or_empty, read_text, write_json
 
@@ -24,6 +25,7 @@ PATTERN = "trained_template*"
 RUN_FILE = "arguments.json"
 _COPY_STEM = "trained_template_source"
 _KEY = "chat_template"
+_SYSTEM = "system"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
@@ -35,14 +37,42 @@ def trained_template(folder: Path) -> str | None:
     Returns:
         A name or the path of a file, as `load_template` takes it; None where nothing is known.
     """
-    notes = [folder / RUN_FILE, folder / RECORD_FILE]
+    note = _find_note(folder)
+    if _KEY not in note:
+        return None
+    return _located(note[_KEY], [folder, Path(str(note.get("model_name_or_path") or folder))])
+
+
+def trained_system(folder: Path) -> str | None:
+    """The system text that examples without one of their own were trained with; None where there was none."""
+    system = _find_note(folder).get(_SYSTEM)
+    return system if isinstance(system, str) else None
+
+
+def record_default(folder: Path, *, uses_own: bool) -> None:
+    """Notes in a run's folder which template was trained where the setting leaves it to the model.
+
+    Args:
+        folder: The run's.
+        uses_own: Whether any example was written by the model's own template.
+    """
+    from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES
+
+    write_json(folder / RECORD_FILE, {_KEY: OWN_NAME if uses_own else PLAIN_NAMES[0]})
+
+
+def _find_note(folder: Path) -> dict[str, Any]:
+    """What is noted in a folder; a run's settings, with the template that was taken where they name none."""
+    places = [folder]
     if _CHECKPOINT.fullmatch(folder.absolute().name):
-        notes.append(folder.absolute().parent / RUN_FILE)
-    for path in notes:
-        note = read_json_or_empty(path)
-        if isinstance(note, dict) and _KEY in note:
-            return _located(note[_KEY], [folder, Path(str(note.get("model_name_or_path") or folder))])
-    return None
+        places.append(folder.absolute().parent)
+    for place in places:
+        run, record = (read_json_or_empty(place / name) for name in (RUN_FILE, RECORD_FILE))
+        if _KEY in run:
+            return run if run[_KEY] is not None else {**run, **record}
+        if _KEY in record:
+            return record
+    return {}
 
 
 def carry_template(sources: Sequence[Path], target: Path) -> str | None:
@@ -68,7 +98,8 @@ def carry_template(sources: Sequence[Path], target: Path) -> str | None:
             print(
                 f"note: the template file {name} of the training is not there: give it with --chat_template later"
             )
-    write_json(target / RECORD_FILE, {_KEY: recorded})
+    system = trained_system(next(source for source in sources if trained_template(source) is not None))
+    write_json(target / RECORD_FILE, {_KEY: recorded} | ({} if system is None else {_SYSTEM: system}))
     return name
 
 
@@ -88,18 +119,34 @@ def template_source(folder: Path, tokenizer: TokenizerFacts) -> str | None:
     Returns:
         The text; None where there is none or jinja of one piece cannot express it.
     """
-    from finetune.data.templates.chat_jinja import write_jinja
+    from finetune.data.templates.chat_jinja import with_system, write_jinja
     from finetune.data.templates.chat_templates import CHAT_FORMATS
+    from finetune.data.templates.template import OWN_NAME
 
-    name = trained_template(folder)
+    name, system = trained_template(folder), trained_system(folder)
+    if name == OWN_NAME and system:  # without a system text the folder's own template is left as it is
+        own = _own_source(folder)
+        return with_system(own, system) if own is not None else None
     if name is None or _is_name(name):
-        return write_jinja(CHAT_FORMATS[name], tokenizer) if name in CHAT_FORMATS else None
+        if name not in CHAT_FORMATS:
+            return None
+        chat = CHAT_FORMATS[name]
+        return write_jinja(chat if system is None else replace(chat, default_system=system), tokenizer)
     path = Path(name)
     if not path.is_file():
         return None
-    if path.suffix != ".json":
-        return read_text(path)
-    source = read_json_object(path).get(_KEY)
+    source = read_json_object(path).get(_KEY) if path.suffix == ".json" else read_text(path)
+    return with_system(source, system) if isinstance(source, str) else None
+
+
+def _own_source(folder: Path) -> str | None:
+    """The jinja text of a tokenizer's folder; None where it has none."""
+    if (folder / "chat_template.jinja").is_file():
+        return read_text(folder / "chat_template.jinja")
+    source = read_json_or_empty(folder / "tokenizer_config.json").get(_KEY)
+    if isinstance(source, list):
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
     return source if isinstance(source, str) else None
 
 

@@ -9,15 +9,18 @@ from numpy.typing import NDArray
 
 from finetune.families.decoder_description import DecoderDescription, array
 from finetune.families.gated_decoder_description import describe_gated_decoder
+from finetune.families.gated_layers import distance_slopes
 
 
 def describe(model: Any) -> DecoderDescription:
-    """The description of a PaddleNLP Llama."""
+    """The description of a PaddleNLP Llama, with rotary positions or with distances (`alibi`)."""
+    config, attention = model.config, model.llama.layers[0].self_attn
     return describe_gated_decoder(
         model,
         model.llama,
-        rotary_frequencies=_frequencies(model.llama.layers[0].self_attn.rotary_emb),
-        tied=bool(model.config.tie_word_embeddings),
+        rotary_frequencies=None if config.alibi else _frequencies(attention.rotary_emb),
+        tied=bool(config.tie_word_embeddings),
+        distance_slopes=array(distance_slopes(config.num_attention_heads)) if config.alibi else None,
     )
 
 

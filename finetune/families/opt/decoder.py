@@ -49,7 +49,7 @@ def describe(model: Any) -> DecoderDescription:
         embedding=array(embeddings.word_embeddings.weight),
         layer=layer,
         final_norm=None if decoder.final_layer_norm is None else layer_norm(decoder.final_layer_norm),
-        head=None,
+        head=None if config.tie_word_embeddings else array(model.lm_head.decoder_weight).T,
         positions=array(embeddings.position_embeddings.weight)[POSITION_OFFSET:],
         project_in=None if embeddings.project_in is None else linear(embeddings.project_in),
         project_out=None if decoder.project_out is None else linear(decoder.project_out),

@@ -3,7 +3,7 @@
 What PaddleNLP's `OPTForCausalLM` does otherwise, and what is right here:
 
 - its output layer is a matrix of its own, which no Hugging Face checkpoint holds, so it stays random
-  (logits off by their own size); here it is the input embedding;
+  (logits off by their own size); here it is the input embedding, unless the files hold another;
 - weights of the two projections around narrow embeddings (opt-350m) have no entry in its name table;
 - it takes no `position_ids`, and a 4-D mask fails; packed rows need both;
 - a prefix of trained keys and values fails, and recomputation is ignored silently;
@@ -192,13 +192,18 @@ class OPTModel(modeling.OPTModel):
         return hidden, new_cache
 
 
-class TiedHead(nn.Layer):
-    """Projects onto the vocabulary with the input embedding [vocabulary, embedding]."""
+class OutputLayer(nn.Layer):
+    """Projects onto the vocabulary with a matrix [vocabulary, embedding]: the input embedding, or one of its shape."""
 
     def __init__(self, config: Any, embedding_weight: paddle.Tensor):
         super().__init__()
         self.config = config
         self.decoder_weight = embedding_weight
+        if not config.tie_word_embeddings:
+            self.decoder_weight = self.create_parameter(embedding_weight.shape, dtype=embedding_weight.dtype)
+            self.decoder_weight.is_distributed = embedding_weight.is_distributed
+            if embedding_weight.is_distributed:
+                self.decoder_weight.split_axis = 0
 
     def forward(self, hidden: Any) -> paddle.Tensor:
         """[..., embedding] -> [..., vocabulary]."""
@@ -211,7 +216,7 @@ class TiedHead(nn.Layer):
 
 
 class OPTForCausalLM(modeling.OPTForCausalLM):
-    """OPT with the output layer tied to its embedding, as every published checkpoint has it."""
+    """OPT with the output layer tied to its embedding, as published, or untied with `tie_word_embeddings` false."""
 
     _tied_weights_keys = ["lm_head.decoder_weight"]
     _keys_to_ignore_on_load_missing = [r"lm_head\.decoder_weight"]
@@ -219,7 +224,10 @@ class OPTForCausalLM(modeling.OPTForCausalLM):
     def __init__(self, config: Any):
         super(modeling.OPTForCausalLM, self).__init__(config)
         self.opt = OPTModel(config)
-        self.lm_head = TiedHead(config, self.opt.embeddings.word_embeddings.weight)
+        self.lm_head = OutputLayer(config, self.opt.embeddings.word_embeddings.weight)
+        if not config.tie_word_embeddings:
+            self._tied_weights_keys = []
+            self._keys_to_ignore_on_load_missing = []
 
     def __getattr__(self, name: str) -> Any:
         """As for any layer: PaddleNLP's answers None to names that neither model nor config has."""

@@ -1,4 +1,4 @@
-"""OPT: learned positions, tied embeddings, ReLU."""
+"""OPT: learned positions, ReLU; an output layer that is the embedding, or in PaddleNLP's files may be another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ _FIXED = {
     "enable_bias": True,
     "layer_norm_elementwise_affine": True,
     "_remove_final_layer_norm": False,
-    "tie_word_embeddings": True,
 }
 
 
@@ -49,6 +48,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
                 f"{', '.join(_ACTIVATIONS)}. Use other weights"
             )
         adapted["hidden_act"] = _ACTIVATIONS[activation]
+    if adapted.get("tie_word_embeddings", True) is None:
+        del adapted["tie_word_embeddings"]
     if adapted.get("word_embed_proj_dim") is None and "hidden_size" in adapted:
         adapted["word_embed_proj_dim"] = adapted["hidden_size"]
     return adapted
@@ -155,6 +156,7 @@ OPT = register(
             pairs=_NAMES,
             tables=("embeddings.word_embeddings", "embeddings.position_embeddings"),
             always_tied=True,
+            own_head="lm_head.decoder_weight",
             config=_hugging_face_config,
         ),
         tiny=TinyRecipe(
@@ -170,7 +172,7 @@ OPT = register(
         adapt_config=_adapt_config,
         tensor_splits={
             "word_embeddings": "vocabulary",
-            "lm_head": "vocabulary",  # the embedding once more
+            "lm_head": "vocabulary",  # the embedding once more, or of its shape
             "project_(in|out)": "columns",
             "[qkv]_proj": "columns",
             # Query, key and value of one head after the other.

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.errors import EXIT_USER_ERROR, UserError
 from finetune.families.family import families
 from finetune.models.tiny.checkpoint import TinyOptions, build_tiny
+from finetune.processes.command import run_command
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,19 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command.
+
+    Raises:
+        UserError: A size, the family, or a file cannot be used.
+    """
     arguments = vars(_parser().parse_args(argv))
     family, out_dir = arguments.pop("family"), arguments.pop("out_dir")
-    try:
-        folder = build_tiny(family, out_dir, **arguments)
-    except UserError as error:
-        print("\n".join(error.faults), file=sys.stderr)
-        return EXIT_USER_ERROR
+    folder = build_tiny(family, out_dir, **arguments)
     num_bytes = (folder / "model.safetensors").stat().st_size
     print(f"{folder}: tiny {family}, {num_bytes / 1e6:.1f} MB of random weights")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

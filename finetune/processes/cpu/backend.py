@@ -41,8 +41,29 @@ def install(*, timeout_seconds: float = 120) -> None:
     # For `paddle.distributed.ParallelEnv().device_id`, which Paddle sets only where it was compiled for an
     # accelerator, and which init_parallel_env reads on any device.
     replace(ParallelEnv, "_device_id", 0)
+    _replace_store(timeout_seconds)
     _replace_process_groups(timeout_seconds)
     _replace_tensor_parallel_operators()
+
+
+def _replace_store(timeout_seconds: float) -> None:
+    """Stands for `paddle.base.core.create_or_get_global_tcp_store`, which waits for all ranks with the interpreter held.
+
+    No other thread runs meanwhile, so that the watch could not tell that one of them has died. The same store, made by
+    its class, waits without.
+    """
+    from paddle.base import core
+
+    def make_store() -> Any:
+        if not stores:
+            endpoint = os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+            host, _, port = endpoint.rpartition(":")
+            rank, world = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINERS_NUM"])
+            stores.append(core.TCPStore(host, int(port), rank == 0, world, int(timeout_seconds)))
+        return stores[0]
+
+    stores: list[Any] = []
+    replace(core, "create_or_get_global_tcp_store", make_store)
 
 
 def _replace_process_groups(timeout_seconds: float) -> None:
@@ -91,8 +112,7 @@ def _connect(store: Any, timeout_seconds: float) -> Any:
         environment = ParallelEnv()
         _links = Links(
             environment.rank,
-            environment.world_size,
-            environment.current_endpoint.rsplit(":", 1)[0],
+            environment.trainer_endpoints,
             store,
             timeout_seconds=environment.pg_timeout / 1000,
             connect_seconds=timeout_seconds,

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import selectors
+import socket
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from finetune.processes.watch.link import Link, Message, listen
-from finetune.processes.watch.member import token_of
+from finetune.processes.deadline import end_at_latest
+from finetune.processes.network.listener import MAX_UNPROVEN, Listener, allow_open_files, listen
+from finetune.processes.watch.link import PURPOSE, Link, Message
 from finetune.processes.watch.report import Place, RankState, phase_table, show_message, tail_of
 from finetune.processes.watch.thread import BEAT_SECONDS, PeersUnreachable, WatchThread
 
+_END_SECONDS = 30.0
+_OTHER_FILES = 256
+_LOSSES = {
+    "gone": "is gone (killed or crashed",
+    "unreachable": "cannot be reached any more (no answer",
+    "garbled": "sent something else than messages of this program (are the versions the same on all hosts?",
+}
 _GRACE_SECONDS = {1: 1.0, 2: 10.0}
 """How long other ranks may still tell their own troubles, by the exit code of the first one's."""
 
@@ -26,6 +36,7 @@ class Peer:
         phase: What it said last that it does.
         phase_since: Since when, in seconds of this process's monotonic clock.
         heard: When its last message came.
+        is_here: It has said where it runs.
         is_done: It said goodbye.
         has_failed: It said that it ends with an error, or it died.
     """
@@ -35,6 +46,7 @@ class Peer:
     phase: str = "not connected"
     phase_since: float = 0.0
     heard: float = 0.0
+    is_here: bool = False
     is_done: bool = False
     has_failed: bool = False
 
@@ -49,8 +61,7 @@ class Hub(WatchThread):
             for rank, endpoint in enumerate(endpoints)
             if rank
         }
-        self._strangers: list[Link] = []
-        self._server: Any = None
+        self._listener: Listener | None = None
         self._deaths: list[str] = []
         self._failures: list[str] = []
         self._own_failure: str | None = None
@@ -62,7 +73,11 @@ class Hub(WatchThread):
 
     def connect(self, deadline: float) -> None:
         """Waits for the others."""
-        self._server = listen(self.points)
+        key = self.secret.issue()
+        allow_open_files(len(self.endpoints) + MAX_UNPROVEN + _OTHER_FILES)
+        spans_hosts = len({one.rpartition(":")[0] for one in self.endpoints}) > 1
+        server = listen(self.points, spans_hosts=spans_hosts)
+        self._listener = Listener(server, key, PURPOSE, selector=self.selector, admit=self._admit)
         self.start()
         if self.all_here.wait(max(deadline - time.monotonic(), 0)):
             return
@@ -73,22 +88,30 @@ class Hub(WatchThread):
         raise PeersUnreachable(text)
 
     def _missing(self) -> str:
-        missing = [peer for peer in self.peers.values() if peer.link is None]
+        missing = [peer for peer in self.peers.values() if not peer.is_here]
         machines: dict[str, list[int]] = {}
         for peer in missing:
             machines.setdefault(peer.place.machine, []).append(peer.place.rank)
         named = "; ".join(
             f"{machine}: rank {', '.join(map(str, ranks))}" for machine, ranks in machines.items()
         )
+        refused = self._listener.num_refused if self._listener else 0
+        doubt = (
+            f" {refused} connections were refused because they came with another secret: {self.secret.where()} must be "
+            "the same for all ranks."
+            if refused
+            else ""
+        )
         return (
             f"{len(missing)} of {len(self.endpoints)} ranks did not connect to rank 0 at "
             f"{self.points[0][0]} ({named}): check that they started (see the launcher's log there), that those "
             "hosts can reach this address (--host sets it), and that no firewall is between them."
-        )
+        ) + doubt
 
-    def goodbye(self) -> None:
+    def goodbye(self, lines: Sequence[str] = ()) -> None:
         """Lets the other ranks finish unwatched."""
-        self._tell({"bye": True})
+        self._tell({"bye": True, "lines": [*lines]})
+        self._close_entrance()
         for one in self.sockets():
             one.close()
 
@@ -100,47 +123,53 @@ class Hub(WatchThread):
     # ---------------------------------------------------------------- the thread
 
     def sockets(self) -> list[Any]:
-        """All links and the listening socket."""
+        """All links, the listening socket and who has come to it."""
         links = [peer.link for peer in self.peers.values() if peer.link]
-        return [*([self._server] if self._server else []), *links, *self._strangers]
+        return [*links, *(self._listener.sockets() if self._listener else [])]
 
-    def read(self, ready: Any) -> None:
-        """Takes a new connection, or messages."""
-        if ready is self._server:
-            with suppress(OSError):
-                self._strangers.append(Link(self._server.accept()[0]))
+    def _admit(self, rank: int, connection: socket.socket) -> bool:
+        """Connects a rank that has proved to belong to the run."""
+        peer = self.peers.get(rank)
+        if peer is None or peer.link is not None:
+            return False
+        peer.link = Link(connection)
+        self.selector.register(connection, selectors.EVENT_READ, lambda: self._read(peer))
+        return True
+
+    def _read(self, peer: Peer) -> None:
+        """Takes messages of a rank, or its end."""
+        link = peer.link
+        if link is None:
             return
-        messages = ready.receive()
-        if ready in self._strangers:
-            self._strangers.remove(ready)
-            if not self._welcome(ready, messages or []):
-                ready.close()
-            return
-        peer = next(peer for peer in self.peers.values() if peer.link is ready)
+        messages = link.receive()
         for message in messages or []:
             self._take(peer, message)
         if messages is None:
-            self._lose(peer, ready)
+            self._lose(peer, link)
 
-    def _welcome(self, link: Link, messages: list[Message]) -> bool:
-        if not messages or messages[0].get("token") != token_of(self.endpoints):
-            return False
-        place = Place(**messages[0]["hello"])
-        peer = self.peers.get(place.rank)
-        if peer is None or peer.link is not None:
-            return False
-        peer.place, peer.link, peer.phase = place, link, "start"
-        peer.heard = peer.phase_since = time.monotonic()
-        link.send({"hello": asdict(self.place), "token": token_of(self.endpoints)})
-        if all(other.link for other in self.peers.values()):
+    def _welcome(self, peer: Peer, place: Place) -> None:
+        peer.place, peer.is_here, peer.phase = replace(place, rank=peer.place.rank), True, "start"
+        peer.phase_since = time.monotonic()
+        if peer.link:
+            peer.link.send({"hello": asdict(self.place)})
+        if all(other.is_here for other in self.peers.values()):
+            self._close_entrance()
             self._tell({"all_here": True})
             self._hang_told = time.monotonic()
             self.all_here.set()
-        return True
+
+    def _close_entrance(self) -> None:
+        """Nobody is expected any more, so nobody can connect any more."""
+        if self._listener:
+            self._listener.close()
+        self._listener = None
+        self.secret.withdraw()
 
     def _take(self, peer: Peer, message: Message) -> None:
         peer.heard = time.monotonic()
-        if "phase" in message:
+        if "hello" in message:
+            self._welcome(peer, Place(**message["hello"]))
+        elif "phase" in message:
             peer.phase, peer.phase_since = message["phase"], peer.heard - message["seconds"]
         elif "bye" in message:
             peer.is_done, peer.phase = True, "finished"
@@ -150,26 +179,29 @@ class Hub(WatchThread):
             self._expect_end(message["code"])
 
     def _lose(self, peer: Peer, link: Link) -> None:
+        self.selector.unregister(link.socket)
         link.close()
         peer.link = None
-        if peer.is_done or peer.has_failed:
+        if peer.is_done or peer.has_failed or not peer.is_here:
             return
         peer.has_failed = True
-        how = (
-            "is gone (killed or crashed" if link.fault == "gone" else "cannot be reached any more (no answer"
-        )
+        how = _LOSSES[link.fault]
         line = f"error: {peer.place} {how}; last phase: {peer.phase}); all processes of the run end"
         show_message([line])
         self._deaths.append(line)
         self._expect_end(1)
 
     def _expect_end(self, code: int) -> None:
+        if not self._codes:
+            end_at_latest(_END_SECONDS)
         self._codes.append(code)
         end_at = time.monotonic() + _GRACE_SECONDS[min(max(code, 1), 2)]
         self._end_at = end_at if self._end_at is None else min(self._end_at, end_at)
 
     def look(self) -> None:
         """Ends the run when it is time, or says that it hangs."""
+        if self._listener:
+            self._listener.expire()
         if self._end_at is not None:
             everyone = all(peer.has_failed or peer.is_done for peer in self.peers.values())
             if time.monotonic() >= self._end_at or (everyone and self.failing):
@@ -234,10 +266,10 @@ class Hub(WatchThread):
         """Tells the others what rank 0 does; not those that are stopped, so that nothing piles up for them."""
         now = time.monotonic()
         for peer in self.peers.values():
-            if peer.link and now - peer.heard < 5 * BEAT_SECONDS:
+            if peer.link and peer.is_here and now - peer.heard < 5 * BEAT_SECONDS:
                 peer.link.send(message)
 
     def _tell(self, message: Message) -> None:
         for peer in self.peers.values():
-            if peer.link:
+            if peer.link and peer.is_here:
                 peer.link.send(message)

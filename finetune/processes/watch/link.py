@@ -4,6 +4,9 @@ Whether a peer lives is asked of the kernels, not of the processes: the kernel o
 connection at once, the kernel of a busy or stopped process goes on answering keepalive probes, and an end that no
 longer answers at all (power, cable, firewall) gives an error within `UNREACHABLE_SECONDS`. So nothing that a process
 does, however long it computes, can look like its death.
+
+A `Link` is made of a connection whose other end has proved that it belongs to the run; what comes in is limited in
+length and depth all the same.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+PURPOSE = "watch"
 UNREACHABLE_SECONDS = 20
 SEND_SECONDS = 5
+MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_DEPTH = 6
 _PROBE_SECONDS = 5
-_LARGEST_MESSAGE = 1 << 20
 
 Message = dict[str, Any]
 
@@ -28,14 +33,14 @@ class Link:
 
     Attributes:
         fault: Why the connection ended, once `receive` has said that it did: "gone" when the other process ended,
-            "unreachable" when its machine no longer answers.
+            "unreachable" when its machine no longer answers, "garbled" when it sent something else than messages.
     """
 
     def __init__(self, connected: socket.socket):
         self.socket = connected
         self.fault = ""
         self._rest = b""
-        connected.settimeout(SEND_SECONDS)  # for sending; reading waits in select
+        connected.settimeout(SEND_SECONDS)  # for sending; what is read is there already
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # Not every system has all of these; the rest then notices a cut later.
@@ -48,10 +53,6 @@ class Link:
             if hasattr(socket, name):
                 connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def fileno(self) -> int:
-        """For select."""
-        return self.socket.fileno()
-
     def send(self, message: Message) -> None:
         """Sends a message; a dead connection shows up in `receive`, not here."""
         with suppress(OSError):
@@ -60,30 +61,57 @@ class Link:
     def receive(self) -> list[Message] | None:
         """The messages that have come in; None, with `fault` set, when the connection has ended.
 
-        Call it when select says that there is something to read.
+        Call it when there is something to read.
         """
         try:
             data = self.socket.recv(1 << 16)
-        except (ConnectionError, TimeoutError, OSError) as error:
+        except OSError as error:
             self.fault = "gone" if isinstance(error, ConnectionError) else "unreachable"
             return None
-        if not data or len(self._rest) > _LARGEST_MESSAGE:
+        if not data:
             self.fault = "gone"
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
         try:
-            messages = [json.loads(line) for line in lines]
-        except ValueError:  # something else than our program has called
-            messages = [None]
-        if not all(isinstance(message, dict) for message in messages):
-            self.fault = "gone"
+            if max(map(len, [*lines, self._rest])) > MAX_MESSAGE_BYTES:
+                raise ValueError("too long")
+            return [parse_message(line) for line in lines]
+        except ValueError:
+            self.fault = "garbled"
             return None
-        return messages
 
     def close(self) -> None:
         """Ends the connection after what was sent."""
         with suppress(OSError):
             self.socket.close()
+
+
+def parse_message(line: bytes) -> Message:
+    """A message of its line.
+
+    Raises:
+        ValueError: It is no JSON object, or nested deeper than `MAX_MESSAGE_DEPTH`.
+    """
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(message, dict) or _depth_of(message) > MAX_MESSAGE_DEPTH:
+        raise ValueError("no message of the watch")
+    return message
+
+
+def _depth_of(value: Any) -> int:
+    """How deep lists and objects are nested; looks no deeper than needed to say too deep."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_MESSAGE_DEPTH:
+        parts = [
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        ]
+        depth, level = depth + bool(parts), [item for part in parts for item in part]
+    return depth
 
 
 def meeting_points(environment: Mapping[str, str] = os.environ) -> list[tuple[str, int]]:
@@ -100,27 +128,3 @@ def meeting_points(environment: Mapping[str, str] = os.environ) -> list[tuple[st
     return [(address, int(one.rpartition(":")[2])) for one in own] or [
         (address, int(endpoints[0].rpartition(":")[2]) + 1)
     ]
-
-
-def listen(points: list[tuple[str, int]]) -> socket.socket:
-    """Listens at the first address that is free.
-
-    Raises:
-        OSError: None is.
-    """
-    error: OSError | None = None
-    # An address that only others know this machine by (a container's host) cannot be listened at: all of ours then.
-    for address, port in [*points, *(("", port) for _, port in points)]:
-        try:
-            return socket.create_server((address, port), backlog=1024)
-        except OSError as fault:
-            error = fault
-    raise OSError(f"rank 0 cannot listen at any of {points}: {error}")
-
-
-def connect(point: tuple[str, int], timeout: float) -> Link | None:
-    """A connection to rank 0, or None where it is not listening (yet)."""
-    try:
-        return Link(socket.create_connection(point, timeout=timeout))
-    except OSError:
-        return None

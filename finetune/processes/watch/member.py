@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import selectors
+import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from finetune.processes.watch.link import SEND_SECONDS, UNREACHABLE_SECONDS, Link, Message, connect
+from finetune.processes.deadline import end_at_latest
+from finetune.processes.network.handshake import HANDSHAKE_SECONDS, introduce
+from finetune.processes.network.listener import context_at
+from finetune.processes.network.secret import VARIABLE
+from finetune.processes.watch.link import PURPOSE, SEND_SECONDS, UNREACHABLE_SECONDS, Link, Message
 from finetune.processes.watch.report import Place, show_message, tail_of
 from finetune.processes.watch.thread import PeersUnreachable, WatchThread
 
-_INTRODUCTION_SECONDS = 30
-
-
-def token_of(endpoints: list[str]) -> str:
-    """What the processes of one launch know in common, so that two runs never mix."""
-    return hashlib.sha256(",".join(endpoints).encode()).hexdigest()[:16]
+_CONNECT_SECONDS = 3
+_END_SECONDS = 15.0
 
 
 class Member(WatchThread):
@@ -25,56 +27,84 @@ class Member(WatchThread):
     link: Any = None
     hub: Place
     hub_phase = "start"
+    _has_secret = True
+    _found_other: tuple[str, int] | None = None
 
     def connect(self, deadline: float) -> None:
         """Finds rank 0 and waits until it has found all others."""
         seconds = deadline - time.monotonic()
-        hub = self._find_hub(deadline)
-        if hub is None:
-            address = self.points[0][0]
-            raise PeersUnreachable(
-                f"rank 0 on host {address} cannot be reached from {self.place} (tried {self._ports()}): check that "
-                f"its process started (see the launcher's log there), that {address} is an address of it that this "
-                "host can reach (--host sets it), and that no firewall is between them."
-            )
+        if not self._find_hub(deadline):
+            raise PeersUnreachable(self._why_alone())
         self.start()
         # Rank 0 names who is missing, when its own deadline passes.
         if not self.all_here.wait(seconds + UNREACHABLE_SECONDS):
             raise PeersUnreachable(f"{self.hub} did not say whether all ranks are there")
 
-    def _find_hub(self, deadline: float) -> Place | None:
+    def _find_hub(self, deadline: float) -> bool:
         while time.monotonic() < deadline:
+            key = self.secret.look_up()
+            self._has_secret = key is not None
             for point in self.points:
-                link = connect(point, timeout=3)
-                if link and self._introduce(link):
-                    return self.hub
+                if key is not None and self._introduce(point, key):
+                    self.secret.remember(key)
+                    if not self.closed:  # rank 0 may have come and gone by now
+                        self.selector.register(self.link.socket, selectors.EVENT_READ, self._read)
+                    return True
             time.sleep(0.2)
-        return None
+        return False
 
-    def _introduce(self, link: Link) -> bool:
-        """Tells rank 0 who we are; whether it is the rank 0 of our launch that answered."""
-        link.send({"hello": asdict(self.place), "token": token_of(self.endpoints)})
-        link.socket.settimeout(_INTRODUCTION_SECONDS)
-        answer = link.receive()
+    def _introduce(self, point: tuple[str, int], key: bytes) -> bool:
+        """Whether rank 0 of our launch is there, and knows us now."""
+        try:
+            connection = socket.create_connection(point, timeout=_CONNECT_SECONDS)
+        except OSError:
+            return False
+        if not introduce(connection, key, context_at(PURPOSE, point[1]), self.place.rank):
+            self._found_other = point
+            connection.close()
+            return False
+        link = Link(connection)
+        link.send({"hello": asdict(self.place)})
+        link.socket.settimeout(HANDSHAKE_SECONDS)
+        while (answer := link.receive()) == []:
+            pass
         link.socket.settimeout(SEND_SECONDS)
-        if not answer or answer[0].get("token") != token_of(self.endpoints):
+        hello = next((message for message in answer or [] if "hello" in message), None)
+        if hello is None:
             link.close()
             return False
-        self.link, self.hub = link, Place(**answer[0]["hello"])
-        for message in answer[1:]:
-            self._take(message)
+        self.link, self.hub = link, Place(**hello["hello"])
+        for message in answer or []:
+            self._take(message)  # of the hello nothing more
         return True
 
-    def _ports(self) -> str:
-        return "port " + " and ".join(str(port) for _, port in self.points)
+    def _why_alone(self) -> str:
+        address = self.points[0][0]
+        ports = "port " + " and ".join(str(port) for _, port in self.points)
+        text = (
+            f"rank 0 on host {address} cannot be reached from {self.place} (tried {ports}): check that "
+            f"its process started (see the launcher's log there), that {address} is an address of it that this "
+            "host can reach (--host sets it), and that no firewall is between them."
+        )
+        if not self._has_secret:
+            text += (
+                f" It has left no secret at {self.secret.where()}: where it runs, that folder must be the same there and "
+                f"here, or {VARIABLE} be set to the same text for all."
+            )
+        elif self._found_other:
+            text += (
+                f" Something that does not know this run's secret listens at port {self._found_other[1]}: where that "
+                f"is rank 0, {self.secret.where()} is not the same there and here."
+            )
+        return text
 
     def sockets(self) -> list[Any]:
         """The link to rank 0."""
         return [self.link] if self.link else []
 
-    def read(self, ready: Link) -> None:
+    def _read(self) -> None:
         """Takes rank 0's messages, or its end."""
-        messages = ready.receive()
+        messages = self.link.receive()
         if messages is None:
             self._lose_hub()
         for message in messages or []:
@@ -88,16 +118,19 @@ class Member(WatchThread):
         elif "hang" in message:
             self.show_stacks()
         elif "bye" in message:  # rank 0 is done; what is left to do here is left to the launcher to watch
+            show_message(message.get("lines", []))
             self.closed = True
             self.ended.set()
             self.link.close()
         elif "end" in message:
+            end_at_latest(_END_SECONDS)
             show_message(message["lines"])
             for place in message["tails"].get(str(self.place.rank), []):
                 show_message(tail_of(Place(**place)))
             self.end(message["end"])
 
     def _lose_hub(self) -> None:
+        end_at_latest(_END_SECONDS)
         how = "is gone" if self.link.fault == "gone" else "cannot be reached any more"
         show_message([f"error: {self.hub} {how} (last phase: {self.hub_phase}); this process ends too"])
         if self.hub.machine == self.place.machine and self._is_second_of_machine():
@@ -116,7 +149,7 @@ class Member(WatchThread):
         """Tells rank 0 what this process does."""
         self.link.send(message)
 
-    def goodbye(self) -> None:
+    def goodbye(self, lines: Sequence[str] = ()) -> None:
         """Tells rank 0 that this rank is done."""
         self.link.send({"bye": True})
         self.link.close()

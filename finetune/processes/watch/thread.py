@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import faulthandler
-import select
+import selectors
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from finetune.errors import RunError
+from finetune.processes.deadline import end_at_latest
+from finetune.processes.network.secret import JobSecret
 from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.link import Message
 from finetune.processes.watch.report import Place, end_process, show_message
@@ -18,9 +22,10 @@ from finetune.processes.watch.report import Place, end_process, show_message
 BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 _LAST_CALL_SECONDS = 20.0
+_LEAVE_SECONDS = 5.0
 
 
-class PeersUnreachable(RuntimeError):
+class PeersUnreachable(RunError):
     """Some processes of the launch cannot be reached; the message names their hosts."""
 
 
@@ -31,6 +36,7 @@ class WatchThread(ABC):
         place: Where this process runs.
         endpoints: "address:port" of all ranks, as the launcher gave them.
         points: Addresses where rank 0 may listen.
+        secret: How this process comes to the key of the run.
         phases: What this process does.
         hang_seconds: How long a rank may stay in one phase before it is reported; 0 means for ever.
     """
@@ -41,13 +47,16 @@ class WatchThread(ABC):
         endpoints: list[str],
         points: list[tuple[str, int]],
         *,
+        secret: JobSecret,
         phases: PhaseRecord,
         hang_seconds: float,
     ):
         self.place = place
         self.endpoints = endpoints
         self.points = points
+        self.secret = secret
         self.hang_seconds = hang_seconds
+        self.selector = selectors.DefaultSelector()
         self.lock = threading.RLock()
         self.all_here = threading.Event()
         self.failing = False
@@ -64,8 +73,8 @@ class WatchThread(ABC):
         """Returns when every rank is connected; raises PeersUnreachable at the deadline (monotonic seconds)."""
 
     @abstractmethod
-    def goodbye(self) -> None:
-        """Tells the other ranks that this one is done, and closes every connection."""
+    def goodbye(self, lines: Sequence[str] = ()) -> None:
+        """Tells the other ranks that this one is done (rank 0: with lines to show), and closes every connection."""
 
     @abstractmethod
     def note_failure(self, text: str, code: int) -> None:
@@ -88,6 +97,7 @@ class WatchThread(ABC):
             if self.closed or not self._thread.is_alive():
                 return
             self.failing = True
+            end_at_latest(_LAST_CALL_SECONDS + _LEAVE_SECONDS)
             self.note_failure(text, code)
         self.ended.wait(_LAST_CALL_SECONDS)
 
@@ -96,17 +106,14 @@ class WatchThread(ABC):
         self.closed = True
         for one in self.sockets():
             with suppress(OSError):
-                (one if hasattr(one, "close") else one.socket).close()
+                one.close()
+        self.selector.close()  # only this copy: the parent's goes on selecting
 
     # ---------------------------------------------------------------- the thread
 
     @abstractmethod
     def sockets(self) -> list[Any]:
-        """What to read from: links and a listening socket."""
-
-    @abstractmethod
-    def read(self, ready: Any) -> None:
-        """Takes what has come in on one of `sockets()`."""
+        """What is open: links and listening sockets."""
 
     @abstractmethod
     def beat(self, message: Message) -> None:
@@ -117,23 +124,37 @@ class WatchThread(ABC):
         """Does what time demands; called at least every half second."""
 
     def _run(self) -> None:
-        while not self.closed:
-            try:
-                ready = select.select(self.sockets(), [], [], _LOOK_SECONDS)[0]
-            except (OSError, ValueError):  # closed by the main thread meanwhile
-                continue
-            with self.lock:
-                for one in ready:
+        try:
+            while not self.closed:
+                ready = self.selector.select(_LOOK_SECONDS)
+                with self.lock:
+                    for key, _ in ready:
+                        if not self.closed:
+                            key.data()
                     if not self.closed:
-                        self.read(one)
-                if not self.closed:
-                    self._beat_when_due()
-                    self.look()
+                        self._beat_when_due()
+                        self.look()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """After a fault in the watch itself: says so and lets the run go on without it."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            why = f"has ended by a fault of its own ({type(error).__name__}: {error})"
+            rest = "the run goes on, but processes that wait for one that dies may now wait for long"
+            show_message([f"warning: the watch of {self.place} {why}; {rest}"])
+            with suppress(Exception):
+                self.goodbye([f"warning: {self.place} watches no more, as its watch {why}; {rest}"])
+        self.all_here.set()
+        self.ended.set()
 
     def _beat_when_due(self) -> None:
         now, phase = time.monotonic(), self.phases.current
         changed = phase[:2] != self._last_phase[:2]
-        if changed or now - self._last_beat >= BEAT_SECONDS:
+        if now - self._last_beat >= (_LOOK_SECONDS if changed else BEAT_SECONDS):
             self._last_beat, self._last_phase = now, phase
             self.beat({"phase": str(phase), "seconds": now - phase.since})
 
@@ -148,5 +169,5 @@ class WatchThread(ABC):
         self.closed = True
         self.ended.set()
         if self.failing:
-            time.sleep(5)  # leaving may hang in what other ranks left unfinished
+            time.sleep(_LEAVE_SECONDS)  # leaving may hang in what other ranks left unfinished
         end_process(code)

@@ -10,6 +10,9 @@ A thread in every process keeps one connection to rank 0. What travels on it is 
 - Nothing moves: after `hang_seconds` without a new phase on some rank, rank 0 prints what every rank does and all
   ranks write their Python stacks into their logs. Nothing is ended then, as slow work looks the same from here.
 
+The connections are made among processes that know the run's secret (`finetune/processes/network/`); when all have
+come, nobody else can connect any more. Should the watch itself fail, it says so and the run goes on without it.
+
 The watch starts before Paddle's process groups and needs nothing of Paddle, so it also names the machines that
 cannot be reached at all.
 """
@@ -19,7 +22,10 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 
+from finetune.processes.deadline import end_at_latest
+from finetune.processes.network.secret import JobSecret
 from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.hub import Hub
 from finetune.processes.watch.link import meeting_points
@@ -30,12 +36,17 @@ from finetune.processes.watch.thread import PeersUnreachable, WatchThread
 __all__ = ["PeersUnreachable", "close_watch", "report_failure", "start_watch"]
 
 CONNECT_SECONDS = 120
+_LEAVE_SECONDS = 120.0
 
 _watch: WatchThread | None = None
 
 
 def start_watch(
-    phases: PhaseRecord, *, hang_seconds: float = 600, connect_seconds: float = CONNECT_SECONDS
+    phases: PhaseRecord,
+    *,
+    hang_seconds: float = 600,
+    connect_seconds: float = CONNECT_SECONDS,
+    shared_folder: Path | None = None,
 ) -> None:
     """Connects this process to the others of its launch, and returns when all are there.
 
@@ -45,9 +56,11 @@ def start_watch(
         phases: What this process does.
         hang_seconds: How long a rank may stay in one phase before all phases are printed; 0 means for ever.
         connect_seconds: How long to wait for ranks that have not come up.
+        shared_folder: A folder that all hosts see, for the run's secret where the environment has none.
 
     Raises:
         PeersUnreachable: Some ranks did not come, or rank 0 cannot be reached from here; the message names the hosts.
+        UserError: The processes have no secret in common.
     """
     global _watch
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) == 1 or _watch is not None:
@@ -56,7 +69,8 @@ def start_watch(
     endpoints = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")
     place = own_place(rank, endpoints[rank])
     kind = Hub if rank == 0 else Member
-    thread = kind(place, endpoints, meeting_points(), phases=phases, hang_seconds=hang_seconds)
+    secret = JobSecret(endpoints, shared_folder)
+    thread = kind(place, endpoints, meeting_points(), secret=secret, phases=phases, hang_seconds=hang_seconds)
     _watch = thread
     # A forked data worker would keep the connection open after its parent's death, and so hide it.
     os.register_at_fork(after_in_child=thread.forget)
@@ -64,9 +78,10 @@ def start_watch(
 
 
 def close_watch() -> None:
-    """Says goodbye: from now on this process may end without the others taking it for dead."""
+    """Says goodbye: from now on this process may end without the others taking it for dead, and must do so soon."""
     if _watch is not None:
         _watch.close()
+        end_at_latest(_LEAVE_SECONDS)
 
 
 def report_failure(text: str, code: int = 1) -> None:

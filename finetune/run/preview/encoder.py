@@ -53,6 +53,8 @@ def _load_fast(args: Arguments, resolved: ResolvedModel) -> tuple[Any, str]:
     source = args.model.tokenizer_name_or_path or resolved.folder
     if source is None or not Path(source).is_dir():
         return None, f"{source or resolved.name} is no folder"
+    from finetune.storage.lfs_pointers import refuse_pointers
     from finetune.tokenizers.fast_encoder import load_fast_encoder
 
-    return load_fast_encoder(Path(source), resolved.family)
+    refuse_pointers(Path(source))
+    return load_fast_encoder(Path(source), resolved.family, splits_special=args.data.split_special_tokens)

@@ -114,10 +114,22 @@ def _table_rows(report: DataReport, figures: Figures) -> list[tuple[str, str, st
         ("truncated targets", f"{report.num_truncated_target:,}", ""),
         ("old rounds left out", f"{report.num_dropped_rounds:,}", ""),
     ]
+    if report.num_in_own_template:
+        note = "written by the model's own template; chat_template none: plain text"
+        rows.append(("in its chat template", f"{report.num_in_own_template:,}", note))
+    if report.num_naming_special:
+        note = "spell names of special tokens, see split_special_tokens"
+        rows.append(("special names", f"{report.num_naming_special:,}", note))
     reasons = sorted(report.num_dropped.items()) or [("", 0)]
     rows += [("dropped" if place == 0 else "", f"{n:,}", reason) for place, (reason, n) in enumerate(reasons)]
     if report.num_faulty_lines:
         rows.append(("skipped lines", f"{report.num_faulty_lines:,}", f"the first: {report.first_fault}"))
+    for label, counts in (
+        ("read by rule", report.notes.rules),
+        ("fields not used", report.notes.unused_fields),
+    ):
+        told = sorted(counts.items())
+        rows += [(label if place == 0 else "", f"{n:,}", what) for place, (what, n) in enumerate(told)]
     rows.append(("duplicates", f"{figures.num_duplicates:,}", "the same tokens as an earlier sample"))
     if figures.packing is not None:
         packing = figures.packing

@@ -1,7 +1,7 @@
 """The chat page: one model, or two side by side that answer the same messages.
 
 The page loads nothing from elsewhere: system fonts, no analytics, and a content security policy that makes
-the browser refuse whatever a library might still ask for.
+the browser refuse whatever a library might still ask for. Who may ask it for what is `finetune.serving.chat.guard`'s.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 from finetune.errors import UserError
+from finetune.serving.chat.guard import Access, Guard
 from finetune.serving.chat.texts import LANGUAGES, TEXTS, other_language, preferred_language
 from finetune.serving.decoding.settings import DecodingSettings
 from finetune.serving.predict.answer_stream import AnswerThread
 from finetune.serving.predict.responder import Responder
 
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'"
-)
+MAX_MESSAGE_CHARACTERS = 40_000
+MAX_SYSTEM_CHARACTERS = 20_000
+MAX_TURNS = 200
+_MAX_WAITING = 32
+_STATE_SECONDS = 86_400
 _FONTS = (
     "system-ui",
     "-apple-system",
@@ -91,7 +92,13 @@ class ChatPage:
         self.blocks = self._build()
 
     def send(
-        self, message: str, turns: Turns, system: str | None, *values: Any, session: str = ""
+        self,
+        message: str,
+        turns: Turns,
+        system: str | None,
+        *values: Any,
+        session: str = "",
+        language: str = "en",
     ) -> Iterator[tuple[Turns, list[list[dict[str, str]]]]]:
         """Answers a message by every model in turn.
 
@@ -101,14 +108,17 @@ class ChatPage:
             system: System text; empty leaves it to the template.
             *values: Of the controls.
             session: Names the browser tab, for `stop`.
+            language: Of what is said about the message.
 
         Yields:
             Turns and messages to show, again at every new stretch of text.
 
         Raises:
-            UserError: There is no room for such an answer.
+            UserError: There is no room for such an answer, or a text or value is out of its range.
         """
-        settings = self._settings(values)
+        words = TEXTS[language]
+        check_lengths(message, system or "", max(map(len, turns), default=0), words)
+        settings = self._settings(values, words)
         stop = self._stops[session] = threading.Event()
         past = [list(each) for each in turns]
         now = [[*each, (message, "")] for each in past]
@@ -136,11 +146,14 @@ class ChatPage:
         if event := self._stops.get(session):
             event.set()
 
-    def _settings(self, values: Sequence[Any]) -> DecodingSettings:
+    def _settings(self, values: Sequence[Any], words: dict[str, str]) -> DecodingSettings:
         chosen: dict[str, Any] = dict(zip(_CONTROLS, values, strict=True))
         for name, value in chosen.items():
             whole = name in ("top_k", "max_new_tokens", "seed")
-            chosen[name] = int(value or 0) if whole else float(value or 0)
+            try:
+                chosen[name] = int(value or 0) if whole else float(value or 0)
+            except (TypeError, ValueError, OverflowError):
+                raise UserError(words["no_number"].format(name=words[name], value=repr(value)[:40])) from None
         least = min(self._defaults.min_new_tokens, chosen["max_new_tokens"])
         return replace(self._defaults, min_new_tokens=least, **chosen)
 
@@ -151,7 +164,7 @@ class ChatPage:
                 switch = gr.Button(size="sm", elem_id="language")
             language = gr.State(self._language)
             self._labelled.append((switch, lambda code: gr.update(value=LANGUAGES[other_language(code)])))
-            turns = gr.State([[] for _ in self._sides])
+            turns = gr.State([[] for _ in self._sides], time_to_live=_STATE_SECONDS)
             with gr.Row():
                 bots = [self._chatbot(number, side) for number, side in enumerate(self._sides)]
             if not all(side.responder.keeps_history for side in self._sides):
@@ -162,14 +175,23 @@ class ChatPage:
                 stop = self._words(gr.Button, "stop", field="value", variant="stop", elem_id="stop")
                 clear = self._words(gr.Button, "clear", field="value", elem_id="clear")
             with self._words(gr.Accordion, "settings", open=False, elem_id="settings"):
-                system = self._words(gr.Textbox, "system", info=True, lines=2, elem_id="system")
+                system = self._words(
+                    gr.Textbox,
+                    "system",
+                    info=True,
+                    lines=2,
+                    elem_id="system",
+                    max_length=MAX_SYSTEM_CHARACTERS,
+                )
                 controls = self._controls()
                 markdown = self._words(gr.Checkbox, "markdown", info=True, value=False, elem_id="markdown")
             markdown.change(
                 lambda on: [gr.update(render_markdown=on)] * len(bots) if len(bots) > 1 else gr.update(render_markdown=on),
                 markdown, bots, queue=False, show_progress="hidden", api_visibility="private",
             )  # fmt: skip
-            self._connect([message, turns, system, *controls], bots, sends=send, stops=stop, clears=clear)
+            self._connect(
+                [message, turns, language, system, *controls], bots, sends=send, stops=stop, clears=clear
+            )
             targets = [component for component, _ in self._labelled]
             quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
             switch.click(self._switch, language, [language, *targets], **quiet)
@@ -180,14 +202,14 @@ class ChatPage:
         message, turns = inputs[:2]
 
         def on_send(
-            request: gr.Request, text: str, past: Turns, system: str | None, *values: Any
+            request: gr.Request, text: str, past: Turns, language: str, system: str | None, *values: Any
         ) -> Iterator[Any]:
             if not text.strip():
                 yield [gr.skip() for _ in range(2 + len(bots))]
                 return
             session = request.session_hash or ""
             try:
-                for now, shown in self.send(text, past, system, *values, session=session):
+                for now, shown in self.send(text, past, system, *values, session=session, language=language):
                     yield ["", now, *shown]
             except UserError as error:
                 yield [text, past, *_messages(past)]
@@ -225,7 +247,7 @@ class ChatPage:
         words = TEXTS[self._language]
         box = gr.Textbox(
             label=words["message"], placeholder=words["placeholder"], lines=1, max_lines=8,
-            elem_id="message", autofocus=True,
+            elem_id="message", autofocus=True, max_length=MAX_MESSAGE_CHARACTERS,
         )  # fmt: skip
         self._labelled.append((
             box,
@@ -279,23 +301,38 @@ class ChatPage:
         return [language, *(update(language) for _, update in self._labelled)]
 
 
-def build_app(page: ChatPage) -> FastAPI:
-    """The page as a web application."""
+def build_app(page: ChatPage, access: Access | None = None) -> FastAPI:
+    """The page as a web application.
+
+    Args:
+        page: What it shows.
+        access: Who may use it; by default who calls it by an address or as localhost.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.middleware("http")
-    async def add_policy(request: Request, call_next: Any) -> Response:
-        response: Response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
+    app.add_middleware(Guard, access=access or Access())
     theme = gr.themes.Soft(font=_FONTS, font_mono=("ui-monospace", "Consolas", "monospace"))
-    page.blocks.queue(api_open=False)
+    page.blocks.queue(api_open=False, max_size=_MAX_WAITING)
     served: FastAPI = gr.mount_gradio_app(
         app, page.blocks, path="/", footer_links=[], ssr_mode=False, theme=theme, css=_CSS, pwa=False
     )
     return served
+
+
+def check_lengths(message: str, system: str, num_turns: int, words: dict[str, str]) -> None:
+    """Refuses what a browser would not have let through, and a conversation without end.
+
+    Raises:
+        UserError: A text is too long, or there are too many turns; in the words of a language.
+    """
+    for text, name, limit in (
+        (message, "message", MAX_MESSAGE_CHARACTERS),
+        (system, "system", MAX_SYSTEM_CHARACTERS),
+    ):
+        if len(text) > limit:
+            raise UserError(words["too_long"].format(name=words[name], num=len(text), limit=limit))
+    if num_turns >= MAX_TURNS:
+        raise UserError(words["too_many_turns"].format(limit=MAX_TURNS))
 
 
 def _messages(turns: Turns) -> list[list[dict[str, str]]]:

@@ -12,7 +12,8 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from finetune.machine.environment import check_environment
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
+from finetune.processes.network.listener import allow_open_files
+from finetune.serving.chat.guard import Access, own_names
 from finetune.serving.decoding.options import (
     ModelOptions,
     add_decoding_options,
@@ -33,6 +36,11 @@ from finetune.serving.decoding.settings import DecodingSettings
 
 if TYPE_CHECKING:
     from finetune.serving.chat.page import Side
+
+PASSWORD_VARIABLE = "FINETUNE_CHAT_PASSWORD"
+MIN_PASSWORD_LENGTH = 8
+_MAX_PASSWORD_LENGTH = 1024
+_MAX_OPEN_FILES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,8 @@ class ChatOptions:
         compare: Whether an adapter is shown beside its base.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
+        password: What the browser must give; needed where `host` is not this machine alone.
+        allowed_hosts: More names by which the page may be called, such as a proxy's.
     """
 
     model: ModelOptions
@@ -54,6 +64,8 @@ class ChatOptions:
     compare: bool = True
     host: str = "127.0.0.1"
     port: int = 7860
+    password: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] = ()
 
     @property
     def second(self) -> ModelOptions | None:
@@ -68,7 +80,8 @@ class ChatOptions:
         """Says what is wrong before anything is loaded.
 
         Raises:
-            UserError: A second model beside an adapter, a wrong port, or Gradio is not installed.
+            UserError: A second model beside an adapter, a wrong port, other machines let in without a password, or
+                Gradio is not installed.
         """
         faults = []
         if self.second_model and self.model.adapter:
@@ -78,10 +91,60 @@ class ChatOptions:
             )
         if not 0 <= self.port <= 65535:
             faults.append(f"port is {self.port} but must be 0 to 65535: change --port")
+        with suppress(ValueError):  # a name, which `access` looks at when it is resolved
+            faults += find_password_faults(ipaddress.ip_address(self.host).is_loopback, self.password)
         if importlib.util.find_spec("gradio") is None:
             faults.append("the chat page needs Gradio, which is not installed: pip install '.[chat]'")
         if faults:
             raise UserError(faults)
+
+    def access(self, listener: socket.socket) -> Access:
+        """Who may use the page.
+
+        Raises:
+            UserError: The address is not this machine's alone, and there is no password.
+        """
+        is_alone = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+        if faults := find_password_faults(is_alone, self.password):
+            raise UserError(faults)
+        return Access(
+            own_names(self.host, self.allowed_hosts), self.password, is_behind_proxy=bool(self.allowed_hosts)
+        )
+
+
+def find_password_faults(is_alone: bool, password: str | None) -> list[str]:
+    """What is wrong with a password for a page that this machine alone can reach, or others, too."""
+    how = f"write one into a file and give --password_file, or put it into the environment variable {PASSWORD_VARIABLE}"
+    if password is None:
+        fault = f"no password is given, so the page would be open to everyone who reaches its address: {how}, or leave out --host"
+        return [] if is_alone else [fault]
+    if len(password) < MIN_PASSWORD_LENGTH:
+        return [
+            f"the password has {len(password)} characters but must have at least {MIN_PASSWORD_LENGTH}: {how}"
+        ]
+    return []
+
+
+def _read_password(path: str | None) -> str | None:
+    """The password of the file, or of the environment; None where neither is given."""
+    if path is None:
+        return os.environ.get(PASSWORD_VARIABLE) or None
+    try:
+        if not Path(path).is_file():
+            raise UserError(f"password_file {path} is not a file: give one that holds the password")
+        data = Path(path).read_bytes()
+        password = data.decode("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise UserError(
+            f"password_file {path} cannot be read ({error.strerror}): give one that can"
+        ) from None
+    except ValueError:
+        raise UserError(f"password_file {path!r} is no text file: give one that holds the password") from None
+    if not password or len(password) > _MAX_PASSWORD_LENGTH or "\n" in password:
+        raise UserError(
+            f"password_file {path} must hold one line of 1 to {_MAX_PASSWORD_LENGTH} characters, the password"
+        )
+    return password
 
 
 def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
@@ -97,7 +160,20 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
         "--no_compare", action="store_true", help="show a model with its adapter alone, not beside its base"
     )
     group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in (127.0.0.1)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets other machines in and needs a password (127.0.0.1)",
+    )
+    group.add_argument(
+        "--password_file",
+        help=f"file with the password that the browser asks for (or {PASSWORD_VARIABLE} in the environment)",
+    )
+    group.add_argument(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="more names by which browsers may call the page, such as a proxy's",
     )
     group.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for a free one (7860)")
     group.add_argument(
@@ -117,6 +193,8 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
         compare=not values["no_compare"],
         host=values["host"],
         port=values["port"],
+        password=_read_password(values["password_file"]),
+        allowed_hosts=tuple(values["allowed_hosts"]),
     )
 
 
@@ -130,8 +208,9 @@ def main() -> None:
     # Read when Gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with listen(options.host, options.port) as listener:
+        access = options.access(listener)
         sides = load_sides(options)
-        serve(sides, options.settings, listener)
+        serve(sides, options.settings, listener, access)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -175,17 +254,34 @@ def load_sides(options: ChatOptions) -> list[Side]:
     ]
 
 
-def serve(sides: Sequence[Side], settings: DecodingSettings, listener: socket.socket) -> None:
+def serve(
+    sides: Sequence[Side], settings: DecodingSettings, listener: socket.socket, access: Access | None = None
+) -> None:
     """Serves the page on an open port until the process is stopped."""
     import uvicorn
 
+    from finetune.serving.chat.connections import ImpatientProtocol
     from finetune.serving.chat.page import ChatPage, build_app
 
     host, port = listener.getsockname()[:2]
-    app = build_app(ChatPage(sides, settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+    access = access or Access()
+    app = build_app(ChatPage(sides, settings), access)
+    allow_open_files(_MAX_OPEN_FILES)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        http=ImpatientProtocol,
+        proxy_headers=access.is_behind_proxy,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
     if not ipaddress.ip_address(host).is_loopback:
-        print(f"Everyone who reaches port {port} of this machine can use the model.", file=sys.stderr)
+        print(
+            f"Everyone who reaches port {port} of this machine and knows the password can use the model. Nothing is "
+            "encrypted: put a proxy with TLS in front, or use an SSH tunnel, on a network that others can read.",
+            file=sys.stderr,
+        )
     shown = "127.0.0.1" if ipaddress.ip_address(host).is_unspecified else host
     print(f"Open http://{f'[{shown}]' if ':' in shown else shown}:{port} (Ctrl-C ends it)", flush=True)
     try:

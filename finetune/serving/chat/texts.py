@@ -33,6 +33,9 @@ TEXTS: dict[str, dict[str, str]] = {
         "after": "After",
         "model": "Model",
         "no_history": "This model has no chat template: every message stands alone.",
+        "too_long": "{name}: {num} characters, but at most {limit} are taken. Shorten it",
+        "too_many_turns": "The conversation has {limit} turns, which is the most. Begin a new one",
+        "no_number": "{name}: {value} is no number that can be used here",
     },
     "zh": {
         "title": "对话",
@@ -62,6 +65,9 @@ TEXTS: dict[str, dict[str, str]] = {
         "after": "微调后",
         "model": "模型",
         "no_history": "此模型没有对话模板：每条消息单独回答。",
+        "too_long": "{name}：共 {num} 个字符，最多 {limit} 个。请缩短",
+        "too_many_turns": "对话已有 {limit} 轮，达到上限。请开始新对话",
+        "no_number": "{name}：{value} 不是这里可用的数字",
     },
 }
 

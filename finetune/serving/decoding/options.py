@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.adapters.adapter_folder import CONFIG_FILES, find_adapter_as_model, find_adapter_faults
 from finetune.errors import UserError
 from finetune.machine.device import detect_device, device_kind, find_device_fault
 from finetune.serving.decoding.exported import is_exported, read_facts
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("dynamic", "static")
 BASES = ("trained", "original")
-ADAPTER_FILES = {"lora_path": "lora_config.json", "prefix_path": "prefix_config.json"}
-_PEFT_FILE = "adapter_config.json"
-_RUN_REMEDY = "give the output folder of a fine-tuning run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +77,10 @@ class ModelOptions:
             found.append(
                 "lora_path and prefix_path are both given, but a run trains one of them: leave one out"
             )
-        for name, config in ADAPTER_FILES.items():
-            folder = getattr(self, name)
-            if folder and not (folder / config).is_file():
-                found.append(
-                    find_peft_fault(name, folder) or f"{name} {folder} holds no {config}: {_RUN_REMEDY}"
-                )
-        if fault := _adapter_as_model(Path(self.model_name_or_path)):
+        for name in CONFIG_FILES:
+            if folder := getattr(self, name):
+                found += find_adapter_faults(name, folder)
+        if fault := find_adapter_as_model(Path(self.model_name_or_path)):
             found.append(fault)
         if fault := find_device_fault(self.device):
             found.append(fault)
@@ -101,7 +96,7 @@ class ModelOptions:
         found = [
             f"{name} is given, but a static model holds its adapter already: give it to export_model.py, or use "
             "--mode dynamic with the model that was exported"
-            for name in ADAPTER_FILES
+            for name in CONFIG_FILES
             if getattr(self, name)
         ]
         if self.dtype:
@@ -120,6 +115,15 @@ class ModelOptions:
             "or give the folder that was exported"
         ]
 
+    def system_text(self) -> str | None:
+        """The system text of conversations that have none: the one given, else that of the training."""
+        from finetune.data.templates.trained_template import trained_system
+
+        if self.system is not None:
+            return self.system
+        folders = filter(None, (self.adapter, Path(self.model_name_or_path)))
+        return next((text for folder in folders if (text := trained_system(folder)) is not None), None)
+
     def template_name(self, tokenizer_folder: Path) -> str:
         """The chat template: the one given, else that of the training, else the tokenizer's own, else none."""
         from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES, load_template
@@ -135,31 +139,6 @@ class ModelOptions:
         except UserError:
             return PLAIN_NAMES[0]
         return OWN_NAME
-
-
-def find_peft_fault(name: str, folder: Path) -> str | None:
-    """What to do with an adapter of peft that an option names; None where the folder is no such adapter."""
-    if not (folder / _PEFT_FILE).is_file() or any((folder / own).is_file() for own in ADAPTER_FILES.values()):
-        return None
-    return (
-        f"{name} {folder} holds an adapter of peft ({_PEFT_FILE}), which runs only when merged: merge it with "
-        f"merge_lora_params.py --lora_path {folder} first, and give the result as --model_name_or_path"
-    )
-
-
-def _adapter_as_model(folder: Path) -> str | None:
-    """What to do where the folder of an adapter is given as the model."""
-    if (folder / "config.json").is_file():
-        return None
-    for name, config in {**ADAPTER_FILES, "peft": _PEFT_FILE}.items():
-        if (folder / config).is_file():
-            if name == "peft":
-                return find_peft_fault("model_name_or_path", folder)
-            return (
-                f"model_name_or_path {folder} holds an adapter alone ({config}): give the base as "
-                f"--model_name_or_path, and this folder as --{name}"
-            )
-    return None
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -116,6 +116,7 @@ class _Loop:
 
     def __init__(self, graph: GenerationGraph, choice: Choice, padding: Any, *, end: Any, history_end: Any):
         self.decoder, self.window = graph.decoder, graph.shape.window
+        self.num_kv_heads = graph.shape.num_kv_heads
         self.choice, self.end, self.history_end = choice, end, history_end
         self.num_steps = _size(choice.draws, 1)
         self.first = padding + choice.num_prefix
@@ -124,14 +125,16 @@ class _Loop:
         self.keys = self._key_mask(padding)
 
     def _key_mask(self, padding: Any) -> Any:
-        """What every key adds to the scores whoever asks, float32: [B, 1, T], or [1, K, B, 1, T]."""
+        """What every key adds to the scores whoever asks, float32: [B, 1, T], or [G, K, B, 1, T]."""
         in_prefix = self.columns < self.choice.num_prefix
         padding = padding.unsqueeze(1)
         real = in_prefix | (self.columns >= self.first.unsqueeze(1))  # [B, T]
         if self.decoder.slopes is None:
             return paddle.where(real, paddle.zeros([]), self.never).unsqueeze(1)
         places = paddle.where(in_prefix, self.columns, self.columns - padding).astype("float32")
-        added = self.decoder.slopes.reshape([1, -1, 1, 1, 1]) * places.unsqueeze(1)
+        # Query head i belongs to group i % G of key and value head i // G.
+        slopes = self.decoder.slopes.reshape([self.num_kv_heads, -1]).transpose([1, 0])  # [G, K]
+        added = slopes.reshape([0, 0, 1, 1, 1]) * places.unsqueeze(1)
         return paddle.where(real.unsqueeze(1), added, self.never)
 
     def _mask(self, queries: Any, columns: Any, keys: Any) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.adapters.adapter_folder import find_adapter_faults
 from finetune.errors import UserError
 from finetune.machine.device import detect_device, device_kind, find_device_fault
-from finetune.serving.decoding.options import find_peft_fault
+from finetune.storage.lock import remove_dead_lock
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -46,11 +47,8 @@ class ExportOptions:
                 "lora_path and prefix_path are both given, but a run trains one of them: leave one out"
             )
         for name in ("lora_path", "prefix_path"):
-            folder = getattr(self, name)
-            if folder and not folder.is_dir():
-                faults.append(f"{name} {folder} is no folder: give the output folder of a fine-tuning run")
-            elif folder and (fault := find_peft_fault(name, folder)):
-                faults.append(fault)
+            if folder := getattr(self, name):
+                faults += find_adapter_faults(name, folder)
         if fault := find_device_fault(self.device):
             faults.append(fault)
         if device_kind(self.device) == "cpu" and self.dtype != "float32":
@@ -85,6 +83,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ExportOptions:
 
 
 def _output_fault(folder: Path) -> str | None:
+    remove_dead_lock(folder)
     if folder.exists() and not folder.is_dir():
         return f"output_path {folder} is a file: give a folder that does not exist yet"
     if folder.is_dir() and any(folder.iterdir()):

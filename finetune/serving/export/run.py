@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import warnings
 from pathlib import Path
@@ -12,16 +13,19 @@ from numpy.typing import NDArray
 
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
-from finetune.models.resolve import ResolvedModel
+from finetune.models.resolve import ResolvedModel, with_weights
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
 from finetune.serving.export.options import ExportOptions
 from finetune.storage.files import fill_folder
+from finetune.storage.lock import hold_output
 
 if TYPE_CHECKING:
     from finetune.families.decoder_description import DecoderDescription
     from finetune.tokenizers.encoder import FamilyEncoder
 
-_ADAPTER_FILES = ("lora_config.json", "prefix_config.json", "adapter_facts.json", "pre_caches.npy")
+_ADAPTER_FILES = (
+    "lora_config.json", "prefix_config.json", "adapter_facts.json", "adapter_config.json", "pre_caches.npy",
+)  # fmt: skip
 """Files beside an adapter that say nothing of the exported model, which holds the adapter already."""
 
 
@@ -38,16 +42,27 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     Raises:
         UserError: Weights, tokenizer or adapter cannot be used, or the disk is full.
     """
+    output = options.output_path
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_output(output, f"output_path {output}"))
+        except OSError as error:
+            raise _unwritable(output, error) from error
+        return _export(options, resolved)
+
+
+def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     import paddle
 
     from finetune.families.decoder_description import describe
-    from finetune.models import hub
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import load_encoder
 
     paddle.set_device(options.device)
-    folder = resolved.folder or hub.download(resolved.name)
+    resolved = with_weights(resolved)
+    folder = resolved.folder
+    assert folder is not None
     tokenizer_folder = _tokenizer_folder(options, folder, resolved)
-    encoder = FamilyEncoder(load_tokenizer(tokenizer_folder, resolved.family), resolved.family)
+    encoder = load_encoder(tokenizer_folder, resolved.family, models=[folder])
     model, prefix = _load(options, resolved, encoder)
     description = describe(model, resolved.family)
     if prefix is not None:
@@ -63,11 +78,14 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
             facts.save(hidden)
             _save_graph(description, hidden, dtype=options.dtype)
     except OSError as error:
-        raise UserError(
-            f"output_path {options.output_path} cannot be written ({error.strerror or error}): free some space or "
-            "give another folder"
-        ) from error
+        raise _unwritable(options.output_path, error) from error
     return facts
+
+
+def _unwritable(output: Path, error: OSError) -> UserError:
+    return UserError(
+        f"output_path {output} cannot be written ({error.strerror or error}): free some space or give another folder"
+    )
 
 
 def _load(

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from finetune.adapters.adapter_folder import CONFIG_FILES
 from finetune.checkpoints.companions import is_companion
 from finetune.data.samples.tokenize import Prompt
 from finetune.errors import UserError, list_some
 from finetune.models.resolve import ResolvedModel
 from finetune.serving.decoding.exported import FACTS_FILE
-from finetune.serving.decoding.options import ADAPTER_FILES
 from finetune.serving.decoding.settings import DecodingSettings
 from finetune.serving.predict.journal import Journal
 from finetune.serving.predict.loading import PlannedModel
@@ -38,7 +38,7 @@ def describe_run(plan: PlannedModel, settings: DecodingSettings, data_file: Path
         "mode": "static" if options.is_static else "dynamic",
         "dtype": options.dtype,
         "chat_template": plan.template_name,
-        "system": options.system,
+        "system": options.system_text(),
         "src_length": options.src_length,
         **asdict(settings),
         "content of data_file": _digest([data_file]),
@@ -122,7 +122,7 @@ def _companions(folder: Path | None) -> str | None:
     """Of everything but the weights that decides about prompts and answers."""
     if folder is None:
         return None
-    names = (*ADAPTER_FILES.values(), FACTS_FILE)
+    names = (*(each for files in CONFIG_FILES.values() for each in files), FACTS_FILE)
     return _digest([
         path for path in sorted(folder.iterdir())
         if path.is_file() and path.suffix not in _WEIGHTS and (path.name in names or is_companion(path.name))

@@ -7,7 +7,7 @@ order of the input and takes its name at once.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.storage.files import sync_folder, write_atomically
+from finetune.storage.lock import hold_output, remove_dead_lock
 
 
 class Journal:
@@ -39,20 +40,17 @@ class Journal:
         self.answers: dict[int, str] = {}
         self._settings = json.loads(json.dumps(settings, ensure_ascii=False))
         check_output(output)
+        self._held = contextlib.ExitStack()
         try:
-            self._file = open(self.path, "a+b")  # noqa: SIM115
+            self._held.enter_context(hold_output(output, f"output_file {output}"))
+            self._file = self._held.enter_context(open(self.path, "a+b"))  # noqa: SIM115
         except OSError as error:
+            self._held.close()
             raise _unwritable(output, error) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
-        except BlockingIOError:
-            self._file.close()
-            raise UserError(
-                f"output_file {output} is being written by another process: wait for it, or give another name"
-            ) from None
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> Journal:
@@ -61,7 +59,11 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process go on with the output."""
+        self._held.close()
 
     def add(self, texts: Mapping[int, str]) -> None:
         """Keeps the answers of a batch, on the disk when this returns.
@@ -139,6 +141,7 @@ def check_output(output: Path) -> None:
     Raises:
         UserError: It is a folder, lies in none, or is finished already.
     """
+    remove_dead_lock(output)
     if output.is_dir():
         raise UserError(f"output_file {output} is a folder: give the name of a file")
     if not output.absolute().parent.is_dir():

@@ -49,7 +49,7 @@ class PlannedModel:
         adapter = f" with {self.options.adapter}" if self.options.adapter else ""
         kind = "static graph" if self.options.is_static else "dynamic"
         return (
-            f"{self.options.model_name_or_path}{adapter}: {self.resolved.family.name}, {kind}, "
+            f"{self.resolved.remote or self.options.model_name_or_path}{adapter}: {self.resolved.family.name}, {kind}, "
             f"chat template {self.template_name}"
         )
 
@@ -80,10 +80,10 @@ def load_responder(plan: PlannedModel) -> Responder:
     Raises:
         UserError: Weights, tokenizer or adapter cannot be used, or do not belong together.
     """
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import load_encoder
 
     options, family = plan.options, plan.resolved.family
-    encoder = FamilyEncoder(load_tokenizer(plan.tokenizer, family), family)
+    encoder = load_encoder(plan.tokenizer, family, models=[plan.resolved.folder])
     decoder: Any
     if options.is_static:
         from finetune.serving.decoding.decoder import StaticDecoder
@@ -97,7 +97,7 @@ def load_responder(plan: PlannedModel) -> Responder:
         decoder,
         options.src_length,
         position_limit=plan.position_limit,
-        system=options.system,
+        system=options.system_text(),
     )
 
 
@@ -113,7 +113,7 @@ def load_pair(plan: PlannedModel) -> tuple[Responder, Responder]:
 def _load_dynamic(plan: PlannedModel, encoder: Any) -> Any:
     import paddle
 
-    from finetune.adapters.files import check_tokenizer
+    from finetune.adapters.files import check_tokenizer, count_embeddings
     from finetune.families.family import import_object
     from finetune.models.loading import load_model
     from finetune.models.vocabulary import find_growth, is_other_tokenizer
@@ -121,14 +121,17 @@ def _load_dynamic(plan: PlannedModel, encoder: Any) -> Any:
 
     options, resolved = plan.options, plan.resolved
     family, dtype = resolved.family, _dtype(plan)
+    vocab_size = family.adapt_config(resolved.config).get("vocab_size")
+    num_tokens = len(encoder.tokenizer)
     if options.adapter:
-        check_tokenizer(options.adapter, len(encoder.tokenizer))
+        check_tokenizer(options.adapter, num_tokens)
+        num_tokens = count_embeddings(options.adapter, family, num_tokens=num_tokens, vocab_size=vocab_size)
     paddle.set_device(options.device)
     if device_kind(options.device) == "cpu" and family.cpu_layers:
         import_object(family.cpu_layers)()
     growth = find_growth(
-        family.adapt_config(resolved.config).get("vocab_size"),
-        len(encoder.tokenizer),
+        vocab_size,
+        num_tokens,
         family=family,
         other_tokenizer=is_other_tokenizer(plan.tokenizer, resolved.folder or resolved.name),
     )

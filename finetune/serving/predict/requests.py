@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.reading.conversation import TOOL, USER, Conversation
-from finetune.data.reading.formats import NUM_RECORDS_LOOKED_AT, recognise, replace_fields, to_conversation
+from finetune.data.reading.formats import NUM_RECORDS_LOOKED_AT, recognise, to_conversation
 from finetune.data.reading.message_lists import read_message
+from finetune.data.reading.notes import ReadingNotes
+from finetune.data.reading.pairs import ANSWER_FIELDS, PROMPT_FIELDS
 from finetune.data.reading.readers import read_file
 from finetune.data.reading.records import FaultCollector, Record, RecordError
 from finetune.errors import UserError
@@ -51,9 +53,7 @@ def read_requests(path: Path) -> list[Request]:
         raise UserError(f"data_file {path} is no file: give one with a JSON object on each line (or a .csv)")
     faults = FaultCollector()
     records = list(read_file(path, faults))
-    name = recognise([record.fields for record in records[:1]])
-    if name in (None, "text"):
-        name = recognise([record.fields for record in records[:NUM_RECORDS_LOOKED_AT]])
+    name = _recognise(records[:1]) or _recognise(records[:NUM_RECORDS_LOOKED_AT])
     requests = []
     for record in records:
         try:
@@ -66,6 +66,14 @@ def read_requests(path: Path) -> list[Request]:
     return requests
 
 
+def _recognise(records: list[Record]) -> str | None:
+    """The format of records whose answers may be missing."""
+    name = recognise(records)
+    if name is None and any(not record.fields.keys().isdisjoint(PROMPT_FIELDS) for record in records):
+        return "query_response"
+    return name
+
+
 def _prompt_of(record: Record, name: str | None) -> Conversation:
     if name == "text":
         raise RecordError(record, "running text has no prompt: name the field src to have it continued")
@@ -74,7 +82,10 @@ def _prompt_of(record: Record, name: str | None) -> Conversation:
             record, "both output and reference are there, but output is kept as reference: rename one"
         )
     filled = _FILLS[name](record) if name in _FILLS else record
-    return to_conversation(filled, name)
+    conversation = to_conversation(filled, name)
+    if conversation.is_text:
+        raise RecordError(record, "the prompt is empty: there is nothing to answer")
+    return conversation
 
 
 def _fill_target(record: Record) -> Record:
@@ -82,18 +93,19 @@ def _fill_target(record: Record) -> Record:
         return record  # refused next, by the fields that the file has
     sources, targets = record.fields["src"], record.fields.get("tgt")
     if not isinstance(sources, list):
-        return record if targets is not None else replace_fields(record, tgt="")
+        return record if targets is not None else _with(record, "tgt", "")
     answered = targets or []
     if isinstance(answered, list) and len(sources) == len(answered) + 1:
-        return replace_fields(record, tgt=[*answered, ""])
+        return _with(record, "tgt", [*answered, ""])
     return record
 
 
-def _fill(field: str, prompt: str) -> Callable[[Record], Record]:
+def _fill(field: str) -> Callable[[Record], Record]:
     def fill(record: Record) -> Record:
-        if prompt not in record.fields:
+        has_answer = any(record.fields.get(name) is not None for name in ANSWER_FIELDS)
+        if has_answer or record.fields.keys().isdisjoint(PROMPT_FIELDS):
             return record
-        return record if record.fields.get(field) is not None else replace_fields(record, **{field: ""})
+        return _with(record, field, "")
 
     return fill
 
@@ -103,17 +115,24 @@ def _fill_messages(field: str) -> Callable[[Record], Record]:
         messages = record.fields.get(field)
         if not isinstance(messages, list) or not messages:
             return record
-        if read_message(record, messages[-1], f"{field}[{len(messages) - 1}]").role not in (USER, TOOL):
+        if isinstance(messages[-1], dict) and not messages[-1].keys() & {"role", "from"}:
             return record
-        return replace_fields(record, **{field: [*messages, {"role": "assistant", "content": ""}]})
+        last = read_message(record, messages[-1], f"{field}[{len(messages) - 1}]", ReadingNotes())
+        if last.role not in (USER, TOOL):
+            return record
+        return _with(record, field, [*messages, {"role": "assistant", "content": ""}])
 
     return fill
 
 
+def _with(record: Record, name: str, value: Any) -> Record:
+    return record.with_fields({**record.fields, name: value})
+
+
 _FILLS: dict[str | None, Callable[[Record], Record]] = {
     "src_tgt": _fill_target,
-    "alpaca": _fill("output", "instruction"),
-    "query_response": _fill("response", "query"),
+    "alpaca": _fill("output"),
+    "query_response": _fill("response"),
     "messages": _fill_messages("messages"),
     "sharegpt": _fill_messages("conversations"),
 }

@@ -61,3 +61,44 @@ def test_both_languages_have_all_words():
     assert preferred_language("zh-CN,zh;q=0.9,en;q=0.8") == "zh"
     assert preferred_language("de,en;q=0.9,zh;q=0.1") == "en" and preferred_language(None) == "en"
     assert other_language("en") == "zh" and other_language("zh") == "en"
+
+
+def test_other_machines_need_a_password(monkeypatch, tmp_path):
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv(run.PASSWORD_VARIABLE, raising=False)
+    with pytest.raises(UserError, match=r"open to everyone .* --password_file"):
+        parse("--host", "0.0.0.0").check()
+    parse().check()
+    monkeypatch.setenv(run.PASSWORD_VARIABLE, "1234567")
+    with pytest.raises(UserError, match="has 7 characters but must have at least 8"):
+        parse("--host", "::").check()
+    path = tmp_path / "password"
+    path.write_text("long enough\n")
+    options = parse("--host", "0.0.0.0", "--password_file", str(path))
+    options.check()
+    assert options.password == "long enough" and "long enough" not in repr(options)
+
+
+def test_a_name_is_judged_by_the_address_that_it_means(monkeypatch):
+    monkeypatch.delenv(run.PASSWORD_VARIABLE, raising=False)
+    with socket.create_server(("0.0.0.0", 0)) as listener, pytest.raises(UserError, match="open to everyone"):
+        parse("--host", "some-name").access(listener)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert not parse("--host", "localhost").access(listener).is_behind_proxy
+        access = parse("--host", "localhost", "--allowed_hosts", "a", "B").access(listener)
+    assert access.names == {"localhost", "a", "b"} and access.password is None and access.is_behind_proxy
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "must hold one line"), (b"two\nlines", "must hold one line"), (b"\xff\xfe", "is no text file"), (b"x" * 2000, "1 to 1024")],
+)  # fmt: skip
+def test_a_password_file_that_holds_none(tmp_path, content, words):
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        parse("--password_file", str(path))
+    with pytest.raises(UserError, match="is not a file"):
+        parse("--password_file", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="is not a file"):
+        parse("--password_file", str(tmp_path))

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from urllib.request import urlopen
 
 import pytest
 
+from finetune.errors import UserError
 from tests.conftest import ROOT
 from tests.serving.export.builders import build_sharp
 from tests.serving.predict.builders import save_lora
 
 pytest.importorskip("gradio", reason="the chat page is an extra")
 pytestmark = pytest.mark.slow
+_OPEN: list[socket.socket] = []
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -48,7 +56,8 @@ def page_url(tmp_path_factory) -> Iterator[str]:
             process.terminate()
             assert process.wait(30) == 0
             errors.seek(0)
-            assert "Traceback" not in errors.read()
+            told = errors.read()
+            assert "Traceback" not in told and "ERROR" not in told, told
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +180,118 @@ def test_the_page_forbids_anything_from_elsewhere(page_url):
         policy, text = response.headers["Content-Security-Policy"], response.read().decode()
     assert "default-src 'self'" in policy and "http" not in policy
     assert not re.search(r"<(?:script|link)[^>]+https?://(?!127\.0\.0\.1)", text)
+
+
+def ask(page_url, method, path, body=None, **headers):
+    """Status and text of an answer."""
+    connection = http.client.HTTPConnection(page_url.removeprefix("http://"), timeout=20)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, body, {"Content-Type": "application/json"} | names)
+    answer = connection.getresponse()
+    try:
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def send_message(page_url, message: str) -> str:
+    """The events of a message that is sent past the page's own limits."""
+    config = json.loads(ask(page_url, "GET", "/config")[1])
+    function = next(each for each in config["dependencies"] if each["api_name"] == "on_send")
+    session = uuid.uuid4().hex
+    data = [message, None, None, "", 0.9, 1, 0, 1, 3, 0]
+    body = {"data": data, "fn_index": function["id"], "session_hash": session, "trigger_id": None}
+    status, text = ask(page_url, "POST", "/gradio_api/queue/join", json.dumps(body))
+    assert status == 200, text
+    with urlopen(f"{page_url}/gradio_api/queue/data?session_hash={session}", timeout=60) as events:
+        return events.read().decode()
+
+
+def test_nothing_can_be_uploaded_and_no_other_address_be_asked(page_url):
+    form = "--x\r\nContent-Disposition: form-data; name=files; filename=a\r\n\r\nhi\r\n--x--\r\n"
+    kind = {"Content_Type": "multipart/form-data; boundary=x"}
+    assert ask(page_url, "POST", "/gradio_api/upload", form, **kind)[0] == 404
+    assert ask(page_url, "GET", "/gradio_api/file=/etc/passwd")[0] == 404
+    assert ask(page_url, "GET", "/gradio_api/proxy=http://127.0.0.1")[0] == 404
+
+
+def test_another_name_and_another_page_are_refused(page_url):
+    assert ask(page_url, "GET", "/", Host="evil.example")[0] == 403
+    assert ask(page_url, "POST", "/gradio_api/queue/join", "{}", Origin="http://evil.example")[0] == 403
+    assert ask(page_url, "GET", "/", Host="localhost:1")[0] == 200
+
+
+def test_requests_have_a_largest_size(page_url):
+    assert ask(page_url, "POST", "/gradio_api/queue/join", "x" * 300_000)[0] == 413
+
+
+def test_texts_and_numbers_past_the_limits_are_told(page_url):
+    assert '"success":true' in send_message(page_url, "hello")
+    too_long = send_message(page_url, "x" * 40_001)
+    assert "Message: 40001 characters, but at most 40000 are taken" in too_long
+
+
+def test_values_that_are_no_numbers_are_told_in_the_language_of_the_page():
+    from finetune.serving.chat.page import ChatPage
+    from finetune.serving.decoding.settings import DecodingSettings
+
+    page = ChatPage([], DecodingSettings())
+    for value in ("many", float("inf"), float("nan"), [1]):
+        with pytest.raises(UserError, match=r"Seed: .* is no number"):
+            next(page.send("x", [], None, 0.9, 1, 0, 1, 3, value))
+    with pytest.raises(UserError, match="消息：共 40001 个字符"):
+        next(page.send("x" * 40_001, [], None, 0.9, 1, 0, 1, 3, 0, language="zh"))
+    with pytest.raises(UserError, match="200 turns"):
+        next(page.send("x", [[("a", "b")] * 200], None, 0.9, 1, 0, 1, 3, 0))
+
+
+@pytest.fixture
+def locked_url() -> Iterator[str]:
+    """A page without models, behind a password."""
+    import uvicorn
+
+    from finetune.serving.chat.guard import Access
+    from finetune.serving.chat.page import ChatPage, build_app
+    from finetune.serving.decoding.settings import DecodingSettings
+
+    app = build_app(ChatPage([], DecodingSettings()), Access(password="a good password"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def test_nothing_of_the_page_is_seen_without_the_password(locked_url):
+    given = {"Authorization": "Basic " + base64.b64encode(b"anyone:a good password").decode()}
+    status, text = ask(locked_url, "GET", "/", **given)
+    files = [path.lstrip(".") for path in re.findall(r'(?:src|href)="(\.?/[^"]+)"', text)]
+    assert status == 200 and len(files) >= 2
+    for path in ["/", "/config", "/gradio_api/info", *files]:
+        assert ask(locked_url, "GET", path, **given)[0] == 200, path
+        assert ask(locked_url, "GET", path)[0] == 401, path
+    assert ask(locked_url, "POST", "/gradio_api/queue/join", "{}")[0] == 401
+
+
+def test_connections_that_say_nothing_do_not_keep_others_out(page_url):
+    host, port = page_url.removeprefix("http://").split(":")
+    silent = [socket.create_connection((host, int(port)), timeout=5) for _ in range(200)]
+    try:
+        assert ask(page_url, "GET", "/config")[0] == 200
+        silent[0].settimeout(30)
+        assert silent[0].recv(1) == b"", "closed after some seconds"
+    finally:
+        for one in silent:
+            one.close()
+
+
+def test_the_page_ends_in_silence_while_browsers_are_connected(page_url):
+    """The end itself is looked at where `page_url` ends the process."""
+    host, port = page_url.removeprefix("http://").split(":")
+    for path in ("heartbeat/abc", "queue/data?session_hash=abc"):
+        connection = socket.create_connection((host, int(port)), timeout=5)
+        connection.sendall(f"GET /gradio_api/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert connection.recv(20).startswith(b"HTTP/1.1 200")
+        _OPEN.append(connection)

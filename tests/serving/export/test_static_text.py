@@ -67,14 +67,15 @@ def test_a_sliding_window_and_scaled_positions(tmp_path):
     for name, changes in (
         ("mistral", {"sliding_window": 4}),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}}),
+        ("llama", {"alibi": True}),  # with two query heads for each key head
     ):
-        folder = build_sharp(name, tmp_path / name)
+        folder = build_sharp(name, tmp_path / next(iter(changes)))
         plain = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | changes))
         expected = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
         assert expected != plain
-        decoder = StaticDecoder(export_folder(folder, tmp_path / f"exported_{name}"))
+        decoder = StaticDecoder(export_folder(folder, tmp_path / f"exported_{folder.name}"))
         assert decoder.generate(prompts(), GREEDY) == expected
 
 

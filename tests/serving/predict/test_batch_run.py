@@ -86,7 +86,7 @@ def test_other_settings_do_not_go_on(data_file, tmp_path):
         pass
     with Journal(output, {"seed": 2, "top_k": 1}) as journal:  # nothing was finished: begin anew
         journal.add({0: "x"})
-        with pytest.raises(UserError, match="being written by another process"):
+        with pytest.raises(UserError, match=r"in use by another running process \(process \d+ on"):
             Journal(output, {"seed": 2, "top_k": 1})
     with pytest.raises(UserError, match=r"1 answers of a run with other settings: seed was 2, is 3\. Give"):
         Journal(output, {"seed": 3, "top_k": 1})

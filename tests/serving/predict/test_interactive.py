@@ -97,7 +97,8 @@ def _without_prefix(encoder):
 def test_the_end_of_the_template_stops_too(tmp_path):
     from finetune.families.family import get_family
     from finetune.models.tiny.checkpoint import build_tiny
-    from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+    from finetune.tokenizers.encoder import FamilyEncoder
+    from finetune.tokenizers.loading import load_tokenizer
 
     family = get_family("qwen2")
     encoder = FamilyEncoder(load_tokenizer(build_tiny("qwen2", tmp_path / "qwen2"), family), family)

@@ -50,7 +50,7 @@ def test_an_output_of_the_source_becomes_the_reference(tmp_path):
 
 def test_faults_are_told_together(tmp_path):
     with pytest.raises(UserError) as error:
-        read(tmp_path, {"src": "a"}, {"src": 1}, {"src": ["a", "b"]})
+        read(tmp_path, {"src": "a"}, {"src": None}, {"src": ["a", "b"]})
     assert [fault.split(": ")[0][-1] for fault in error.value.faults] == ["2", "3"]
     assert "field 'tgt' is missing" in str(error.value)
     with pytest.raises(UserError, match="src has 3 entries and tgt has 1"):

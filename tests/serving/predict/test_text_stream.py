@@ -9,7 +9,8 @@ import pytest
 from finetune.families.family import families
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.serving.predict.text_stream import TextStream
-from finetune.tokenizers.encoder import FamilyEncoder, load_tokenizer
+from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.loading import load_tokenizer
 
 TEXTS = ("上衣 12 🙂🏽 naïve 龘𠮷", "  two  blanks\n\nand lines \t", "日本語とEnglishを混ぜる", "🙂")
 

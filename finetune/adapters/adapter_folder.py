@@ -1,0 +1,129 @@
+"""What the folder of an adapter holds, told by its configuration file, before Paddle is imported.
+
+lora_config.json      LoRA of this project or of PaddleNLP
+prefix_config.json    a prefix of either
+adapter_config.json   an adapter of peft
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
+from finetune.errors import UserError
+from finetune.storage.files import read_json_if_present
+from finetune.storage.quantisation.record import FACTS_FILE
+
+LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
+CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
+"""Setting that names an adapter -> configuration files that such a folder may have."""
+_OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
+
+
+def find_adapter_faults(setting: str, folder: Path) -> list[str]:
+    """Why a folder cannot be the adapter that a setting names; empty when it can.
+
+    Args:
+        setting: "lora_path" or "prefix_path".
+        folder: Its value.
+    """
+    if not folder.is_dir():
+        return [f"{setting} {folder} is no folder: give the output folder of a fine-tuning run"]
+    expected = CONFIG_FILES[setting]
+    name = next((each for each in expected if (folder / each).is_file()), None)
+    try:
+        if name is not None:
+            _check_content(folder, name)
+            return []
+        if (folder / PEFT_CONFIG).is_file():  # given as a prefix
+            check_peft_type(folder, read_json_if_present(folder / PEFT_CONFIG))
+    except UserError as error:
+        return list(error.faults)
+    if other := next((each for each in _OPTION_OF if (folder / each).is_file()), None):
+        return [f"{setting} {folder} holds {other}: give it as {_OPTION_OF[other]}"]
+    what = " but a whole model" if (folder / "config.json").is_file() else ""
+    return [
+        f"{setting} {folder} holds no {' or '.join(expected)}{what}: give the output folder of a fine-tuning run"
+    ]
+
+
+def _check_content(folder: Path, name: str) -> None:
+    config = read_json_if_present(folder / name)
+    if name == PEFT_CONFIG:
+        read_peft_rule(folder, config)
+    elif name == LORA_CONFIG:
+        check_paddle_lora(folder, config)
+
+
+def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses what `lora_config.json` may ask for and nobody here computes.
+
+    Raises:
+        UserError: The adapter belongs to a changed base or covers parts of layers; rank or alpha are no numbers.
+    """
+    path = folder / LORA_CONFIG
+    if config.get("enable_lora_list"):
+        raise UserError(
+            f"{path} has enable_lora_list, whose updates cover parts of a layer and are not read here. Merge it with "
+            "the PaddleNLP release that trained it"
+        )
+    if config.get("loraga"):
+        raise UserError(
+            f"{path} has loraga true: such an adapter belongs to a base that its training changed and that is not "
+            "on record here. Merge it with PaddleNLP, or train without loraga"
+        )
+    for name in ("r", "lora_alpha"):
+        value = config.get(name)
+        if not _is_number(value) or (name == "r" and value < 1):
+            raise UserError(f"{path} has {name} {value!r}, but a number above 0 is needed: copy it again")
+    for name in ("target_modules", "trainable_modules"):
+        value = config.get(name)
+        if value is not None and not _are_patterns([value] if isinstance(value, str) else value):
+            raise UserError(f"{path} has {name} {value!r}, but regular expressions are needed: copy it again")
+    for name in ("lora_dropout", "lora_plus_scale"):
+        if config.get(name) is not None and not _is_number(config[name]):
+            raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _are_patterns(values: object) -> bool:
+    try:
+        return isinstance(values, list) and all(isinstance(each, str) and re.compile(each) for each in values)
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
+def read_num_tokens(folder: Path) -> int | None:
+    """Tokens of the tokenizer that an adapter was trained with; None when that is not on record.
+
+    Raises:
+        UserError: The record cannot be read, or is no number of tokens.
+    """
+    path = folder / FACTS_FILE
+    recorded = read_json_if_present(path).get("num_tokens")
+    if recorded is None:
+        return None
+    if isinstance(recorded, bool) or not isinstance(recorded, int) or not 0 < recorded < 2**31:
+        raise UserError(
+            f"{path} has num_tokens {recorded!r}, but a number of tokens is needed: copy it again"
+        )
+    return recorded
+
+
+def find_adapter_as_model(folder: Path) -> str | None:
+    """What to do where the folder of an adapter is given as the model; None where it is none."""
+    if (folder / "config.json").is_file():
+        return None
+    name = next((each for each in _OPTION_OF if (folder / each).is_file()), None)
+    if name is None:
+        return None
+    return (
+        f"model_name_or_path {folder} holds an adapter alone ({name}): give the base as "
+        f"--model_name_or_path, and this folder as --{_OPTION_OF[name]}"
+    )

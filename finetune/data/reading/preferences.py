@@ -1,0 +1,132 @@
+"""Data of preference methods: what is refused, and what is read where the chosen answers are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from finetune.data.reading.conversation import ASSISTANT, USER, Conversation, Message
+from finetune.data.reading.marks import MARKS, REJECTED_FIELDS
+from finetune.data.reading.message_lists import order_messages, read_message, read_messages, read_tools
+from finetune.data.reading.notes import ReadingNotes
+from finetune.data.reading.pairs import (
+    PROMPT_FIELDS,
+    describe_missing,
+    find_prompt_names,
+    join_prompt,
+    make_messages,
+    note_unused,
+    read_system,
+)
+from finetune.data.reading.records import Record, RecordError, describe_type
+from finetune.data.reading.values import is_null, read_history, read_text
+from finetune.errors import UserError
+
+_LISTS = ("conversations", "messages")
+_USED = (
+    frozenset({*PROMPT_FIELDS, *_LISTS, "chosen", "history", "system", "tools", "src"})
+    | REJECTED_FIELDS
+    | MARKS
+)
+
+
+def is_preference(names: set[str]) -> bool:
+    """Whether fields of these names show a preference: pairs, or answers with their order (PaddleNLP)."""
+    return not names.isdisjoint(REJECTED_FIELDS) or {"response", "sort"} <= names
+
+
+def refuse_preference(record: Record) -> None:
+    """Raises for a record that holds a preference.
+
+    Raises:
+        UserError: Always, with what to do.
+    """
+    shown = "chosen and rejected" if "chosen" in record.fields else ""
+    shown = shown or ", ".join(sorted(record.fields.keys() & (REJECTED_FIELDS | {"response", "sort"})))
+    raise UserError(
+        f"{record.file}:{record.line_number}: these are preference pairs ({shown}), the data of a preference method "
+        "such as DPO: set preference to chosen to train on the chosen answers alone"
+    )
+
+
+def read_preference(
+    record: Record, notes: ReadingNotes, read_other: Callable[[Record, ReadingNotes], Conversation]
+) -> Conversation:
+    """The chosen answer behind whatever prompt the record has, in any of the other shapes.
+
+    Args:
+        record: The record.
+        notes: What is read by a rule is counted here.
+        read_other: Reads a record that holds its chosen answer as records of other formats do.
+
+    Raises:
+        RecordError: There is no prompt or no chosen answer, or one that is no text.
+    """
+    fields = record.fields
+    if "sort" in fields and "response" in fields:
+        return read_other(_choose_by_order(record), notes)
+    if "chosen" not in fields and not fields.keys().isdisjoint(REJECTED_FIELDS):
+        kept = {name: value for name, value in fields.items() if name not in REJECTED_FIELDS}
+        return read_other(record.with_fields(kept), notes)
+    note_unused(record, _USED, notes)
+    answers = _read_chosen(record, notes)
+    system = read_system(record, notes)
+    name = next((name for name in _LISTS if name in fields), None)
+    if name is None and isinstance(fields["chosen"], list) and answers and answers[0].role != ASSISTANT:
+        before: list[Message] = []
+    elif name is not None:
+        before = read_messages(record, _as_list(record, name), name, notes)
+    else:
+        before = _read_prompt(record, notes)
+    own, ordered = order_messages(record, [*before, *answers], name or "messages", notes)
+    return Conversation(
+        ordered, own if own is not None else system, record.file, record.line_number, read_tools(record)
+    )
+
+
+def _read_chosen(record: Record, notes: ReadingNotes) -> list[Message]:
+    if "chosen" not in record.fields:
+        raise RecordError(record, describe_missing(record, "chosen", ("chosen", "rejected")))
+    chosen = record.fields["chosen"]
+    if isinstance(chosen, list):
+        return read_messages(record, chosen, "chosen", notes)
+    if isinstance(chosen, dict):
+        return [read_message(record, chosen, "chosen", notes)]
+    return [Message(ASSISTANT, read_text(record, chosen, "chosen", notes))]
+
+
+def _read_prompt(record: Record, notes: ReadingNotes) -> list[Message]:
+    names = find_prompt_names(record) or [name for name in ("src",) if name in record.fields]
+    if not names:
+        raise RecordError(record, describe_missing(record, "prompt", ("prompt", "chosen", "rejected")))
+    history = make_messages(read_history(record, notes))
+    if isinstance(record.fields[names[0]], list):
+        return [*history, *read_messages(record, record.fields[names[0]], names[0], notes)]
+    return [*history, Message(USER, join_prompt(record, names, notes))]
+
+
+def _as_list(record: Record, name: str) -> list[Any]:
+    value = record.fields[name]
+    if not isinstance(value, list):
+        raise RecordError(record, f"{name} is {describe_type(value)}, expected a list of messages")
+    return value
+
+
+def _choose_by_order(record: Record) -> Record:
+    """PaddleNLP's shape: ``response`` has several answers to the last of ``src``, ``sort`` their ranks."""
+    fields = dict(record.fields)
+    answers, ranks = fields.pop("response"), fields.pop("sort")
+    are_lists = isinstance(answers, list) and isinstance(ranks, list)
+    if not (are_lists and answers and len(answers) == len(ranks) and all(map(_is_number, ranks))):
+        raise RecordError(
+            record, "response and sort must be lists of answers and of their ranks, of one length"
+        )
+    best = answers[ranks.index(max(ranks))]
+    src, tgt = (fields.get(name) for name in ("src", "tgt"))
+    prompts = src if isinstance(src, list) else [src]
+    earlier = tgt if isinstance(tgt, list) else [] if is_null(tgt) or tgt == "" else [tgt]
+    return record.with_fields({**fields, "src": prompts, "tgt": [*earlier, best]})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not is_null(value)

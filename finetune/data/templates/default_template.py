@@ -1,0 +1,44 @@
+"""The template of a model where nobody named one: its own for conversations, none for bare pairs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from finetune.data.reading.conversation import Conversation
+from finetune.data.templates.pieces import Piece, Template
+
+
+class DefaultTemplate:
+    """Writes conversations as the model's own template does, and pairs of ``src`` and ``tgt`` as plain text.
+
+    PaddleNLP trains pairs without a template, except where its own file `chat_template.json` stands in the folder.
+    The template is loaded when the first conversation asks for it, so that a faulty one hinders nobody else.
+
+    Args:
+        load: Loads the model's own template.
+        plain: Writes texts as they are.
+        takes_pairs: Whether pairs are written by the model's own template too.
+    """
+
+    appends_eos = True
+    special_tokens: tuple[str, ...] = ()
+
+    def __init__(self, load: Callable[[], Template], plain: Template, *, takes_pairs: bool):
+        self._load, self._plain, self._takes_pairs = functools.cache(load), plain, takes_pairs
+
+    def uses_own(self, conversation: Conversation) -> bool:
+        """Whether the model's own template writes a conversation."""
+        return not conversation.is_text and (self._takes_pairs or not conversation.is_pair)
+
+    def choose(self, conversation: Conversation) -> Template:
+        """The template that writes a conversation."""
+        return self._load() if self.uses_own(conversation) else self._plain
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """All pieces of a conversation, for training."""
+        return self.choose(conversation).render(conversation)
+
+    def render_prompt(self, conversation: Conversation) -> list[Piece]:
+        """What stands before the last answer."""
+        return self.choose(conversation).render_prompt(conversation)

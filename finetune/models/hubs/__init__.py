@@ -1,0 +1,1 @@
+"""Models and data sets of public hubs, by name."""

@@ -1,0 +1,1 @@
+"""Connections that only processes of the same run can make."""

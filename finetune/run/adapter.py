@@ -1,0 +1,107 @@
+"""The adapter of a run: what can be said before data are read, and how it comes onto the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
+from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
+from finetune.adapters.targets import expected_layers, resolve_targets
+from finetune.errors import UserError
+from finetune.run.model import parameter_dtype
+from finetune.storage.files import read_json_if_present
+
+if TYPE_CHECKING:
+    from finetune.models.resolve import ResolvedModel
+    from finetune.settings.arguments import Arguments
+
+
+# Of a saved adapter's settings these do not change what it computes.
+_TRAINING_ONLY = ("lora_dropout", "lora_plus_scale")
+
+
+def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
+    """Compares the adapter that a run starts from, or the layers that it is to adapt, with its settings.
+
+    Returns:
+        Lines for the person: given settings that the adapter decides.
+
+    Raises:
+        UserError: The folder is no adapter that can be trained here, or a pattern is faulty or fits no layer.
+    """
+    model = args.model
+    if model.lora and model.lora_path:
+        if faults := find_adapter_faults("lora_path", Path(model.lora_path)):
+            raise UserError(faults)
+        return _differences(args, Path(model.lora_path))
+    if model.prefix_tuning and model.prefix_path:
+        if faults := find_adapter_faults("prefix_path", Path(model.prefix_path)):
+            raise UserError(faults)
+    elif model.lora and model.lora_target_modules:
+        layers = expected_layers(resolved.family, resolved.family.adapt_config(resolved.config))
+        resolve_targets(model.lora_target_modules, resolved.family, layers, layers)
+    return []
+
+
+def _differences(args: Arguments, folder: Path) -> list[str]:
+    """One line for each given setting that the adapter has otherwise; its own counts."""
+    lines = []
+    for name, theirs in _settings_of(folder).items():
+        ours = getattr(args.model, name)
+        if name in args.given and ours != theirs:
+            lines.append(
+                f"warning: {name} is {_shown(ours)}, but the adapter in {folder} was trained with {_shown(theirs)}, "
+                "which is what counts; for another one start without lora_path, on the model that "
+                "merge_lora_params.py makes of it"
+            )
+    if "lora_target_modules" in args.given and args.model.lora_target_modules:
+        lines.append(f"lora_target_modules is not used: the adapter in {folder} says which layers it updates")
+    return lines
+
+
+def _settings_of(folder: Path) -> dict[str, object]:
+    """Values of the settings that the adapter's own configuration decides."""
+    if (folder / LORA_CONFIG).is_file():
+        config = read_json_if_present(folder / LORA_CONFIG)
+        return {
+            "lora_rank": config["r"],
+            "lora_alpha": config["lora_alpha"],
+            "rslora": bool(config.get("rslora")),
+            "pissa": bool(config.get("pissa")),
+        }
+    rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
+    return {"lora_rank": rule.rank, "lora_alpha": rule.alpha, "rslora": rule.rslora, "pissa": False}
+
+
+def _shown(value: object) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
+    """Puts the adapter that the run asks for on the model, or returns it as it is."""
+    from finetune.adapters.lora import add_lora, load_lora
+    from finetune.adapters.prefix import add_prefix, load_prefix
+
+    settings, dtype = args.model, parameter_dtype(args)
+    if settings.lora and settings.lora_path:
+        return load_lora(
+            model,
+            Path(settings.lora_path),
+            modules_to_save=settings.modules_to_save,
+            overrides={"base_model_name_or_path": str(settings.model_name_or_path)}
+            | {name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
+        )
+    if settings.prefix_tuning and settings.prefix_path:
+        return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
+    if settings.lora:
+        return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
+    if settings.prefix_tuning:
+        return add_prefix(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
+    return model

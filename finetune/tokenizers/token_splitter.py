@@ -1,0 +1,160 @@
+"""Text cut at the names of tokens: what is one id, and what the vocabulary has to spell.
+
+The rules are those of `AddedVocabulary` in Hugging Face's `tokenizers`: names that are looked for as they stand
+come first, then the rest is normalised and the others are looked for. Of several names that begin at one place
+the longest counts.
+
+Where texts are normalised by a blank in front (SentencePiece's "legacy" form), that happens to every stretch
+between names of the first kind, and to the names of the second kind as well: these are then met only behind a
+blank, be it the one in front.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from finetune.tokenizers.added_tokens import AddedToken
+
+# Unicode's White_Space; Python's own \s has four control characters more.
+_BLANKS = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
+_BLANKS_BEFORE, _BLANKS_BEHIND = re.compile(_BLANKS + r"\Z"), re.compile(_BLANKS)
+_WORD = re.compile(r"\w")
+_MAX_FIRST_CHARACTERS = 4
+
+PREFIXES = (" ", "\u2581")
+"""A first stretch that begins so, with a blank or with SentencePiece's sign for it, gets no blank in front."""
+
+
+class Stretch(NamedTuple):
+    """A part of a text.
+
+    Attributes:
+        text: What has to be spelled; "" for a token.
+        token: Its id; -1 for text.
+        inner: Whether the vocabulary must not put a blank in front.
+    """
+
+    text: str
+    token: int = -1
+    inner: bool = False
+
+
+class TokenSplitter:
+    """Finds tokens in texts.
+
+    Args:
+        tokens: What is looked for.
+        ids: Their ids by name.
+        normalize: What happens to text before it is spelled.
+        prefixed: Whether that includes a blank in front of every stretch.
+        first_only: Whether the vocabulary puts a blank in front of the first stretch only.
+    """
+
+    def __init__(
+        self,
+        tokens: Iterable[AddedToken],
+        ids: Mapping[str, int],
+        *,
+        normalize: Callable[[str], str] | None = None,
+        prefixed: bool = False,
+        first_only: bool = False,
+    ):
+        listed = [token for token in tokens if token.content and token.behind is not None]
+        self._ids, self._normalize = ids, normalize
+        self._prefixed, self._first_only = prefixed, first_only
+        self._plain = _Finder([token for token in listed if not token.normalized])
+        self._normalized = _Finder(
+            [token for token in listed if token.normalized], normalize=normalize, prefixed=prefixed
+        )
+        self._starts = {token.content[0] for token in listed}
+        self._any = re.compile(_alternation({token.content: token for token in listed}))
+
+    def may_split(self, text: str) -> bool:
+        """Whether the text names a token at all; False for nearly all texts, and fast."""
+        starts = self._starts
+        if len(starts) <= _MAX_FIRST_CHARACTERS:
+            for start in starts:
+                if start in text:
+                    break
+            else:
+                return False
+        return self._any.search(text) is not None
+
+    def split(self, text: str, *, inner: bool = False) -> Iterator[Stretch]:
+        """The parts of a text, none of them empty; text is normalised.
+
+        Args:
+            text: Any text.
+            inner: Whether it follows a token.
+        """
+        is_first = not inner
+        for part, token in self._plain.cut(text):
+            if token is not None:
+                yield Stretch("", self._ids[token.content])
+            else:
+                is_inner = self._first_only and (not is_first or part.startswith(PREFIXES))
+                yield from self._split_normalized(part, inner=is_inner)
+            is_first = False
+
+    def _split_normalized(self, text: str, *, inner: bool) -> Iterator[Stretch]:
+        if self._normalize is not None:
+            text = self._normalize(text)
+        parts = list(self._normalized.cut(f" {text}" if self._prefixed else text))
+        if len(parts) == 1 and parts[0][1] is None:
+            yield Stretch(text, inner=inner)
+            return
+        for part, token in parts:
+            if token is not None:
+                yield Stretch("", self._ids[token.content])
+            else:
+                yield Stretch(part, inner=inner or self._prefixed)
+            inner = inner or self._first_only
+
+
+class _Finder:
+    """Cuts text at some names."""
+
+    def __init__(
+        self,
+        tokens: list[AddedToken],
+        *,
+        normalize: Callable[[str], str] | None = None,
+        prefixed: bool = False,
+    ):
+        self._tokens = {(normalize(token.content) if normalize else token.content): token for token in tokens}
+        pattern = _alternation(self._tokens)
+        self._pattern = re.compile(rf" ({pattern})" if prefixed else f"({pattern})")
+
+    def cut(self, text: str) -> Iterator[tuple[str, AddedToken | None]]:
+        start = 0
+        if self._tokens:
+            for match in self._pattern.finditer(text):
+                token = self._tokens[match.group(1)]
+                left, right = match.span()
+                if left < start or (token.single_word and _touches_word(text, left, right)):
+                    continue
+                if token.lstrip and (blanks := _BLANKS_BEFORE.search(text, start, left)):
+                    left = blanks.start()
+                if token.rstrip and (blanks := _BLANKS_BEHIND.match(text, right)):
+                    right = blanks.end()
+                if left > start:
+                    yield text[start:left], None
+                yield "", token
+                start = right
+        if start < len(text):
+            yield text[start:], None
+
+
+def _touches_word(text: str, left: int, right: int) -> bool:
+    return bool((left and _WORD.match(text[left - 1])) or _WORD.match(text, right))
+
+
+def _alternation(tokens: Mapping[str, AddedToken]) -> str:
+    """A regular expression for names, the longest first."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return "|".join(
+        (f"(?<={re.escape(behind)})" if (behind := tokens[name].behind) else "") + re.escape(name)
+        for name in longest_first
+    ) or "(?!)"  # fmt: skip

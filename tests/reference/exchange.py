@@ -1,0 +1,65 @@
+"""Models and adapters in the hands of transformers and peft: loaded, trained a little, asked for logits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from finetune.families.family import get_family
+
+HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
+REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
+TOLERANCE = 1e-5
+
+
+def load_theirs(folder: Path):
+    import torch
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+def their_logits(model) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.arange(3, 15).reshape(1, 12)).logits.numpy()
+
+
+def check_close(found: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(found - expected).max() < TOLERANCE * max(1.0, float(expected.std()))
+
+
+def train_peft(base: Path, folder: Path, **settings):
+    """Two steps of peft's on a base in Hugging Face's form; gives the adapted model."""
+    import peft
+    import torch
+
+    torch.manual_seed(0)
+    given = {
+        "r": 4,
+        "lora_alpha": 6,
+        "target_modules": ["q_proj", "up_proj", "down_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    model = peft.get_peft_model(load_theirs(base), peft.LoraConfig(**given | settings))
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    for _ in range(2):
+        ids = torch.randint(3, 90, (2, 12))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def write_their_config(folder: Path, name: str, config: dict) -> None:
+    from finetune.merge.hf_out import hugging_face_config
+
+    content = hugging_face_config(config, get_family(name), dtype="float32")
+    (folder / "config.json").write_text(json.dumps(content))

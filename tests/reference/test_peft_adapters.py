@@ -1,0 +1,128 @@
+"""Adapters that peft trained and saved, used here without a merge: the same logits, and trained further."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.merge.lora_writing import folder_logits, logits, write_base
+from tests.reference.exchange import (
+    HAS_PEFT,
+    REQUIRED,
+    check_close,
+    their_logits,
+    train_peft,
+    write_their_config,
+)
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(
+        not HAS_PEFT and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
+    ),
+]
+
+FAMILIES = ("llama", "qwen2", "bloom", "opt", "mistral", "gemma")
+SETTINGS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 2, r"layers\.0\.mlp\.down_proj": 7},
+        "alpha_pattern": {r"layers\.1\.mlp\.up_proj": 3},
+    },
+    "whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "norms": {"modules_to_save": ["input_layernorm"]},
+    "one layer": {"layers_to_transform": [1]},
+}
+
+
+def load_here(base, adapter):
+    from finetune.adapters.lora import load_lora
+    from finetune.models.loading import load_model
+    from finetune.models.resolve import resolve_model
+
+    return load_lora(load_model(resolve_model(base), dtype="float32"), adapter)
+
+
+def check_both_ways(base, adapter, expected, tmp_path):
+    """The loaded adapter's logits are peft's; so are they when it has been saved and loaded again."""
+    from finetune.adapters.files import save_adapter
+
+    adapted = load_here(base, adapter)
+    check_close(logits(adapted), expected)
+    assert np.abs(folder_logits(base) - expected).max() > 0.01, "worth comparing"
+    (tmp_path / "again").mkdir()
+    save_adapter(adapted, tmp_path / "again")
+    check_close(logits(load_here(base, tmp_path / "again")), expected)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_logits_are_those_of_peft(settings, tmp_path):
+    base = write_base(tmp_path / "base", "llama", hugging_face=True)
+    expected = their_logits(train_peft(base, tmp_path / "adapter", **SETTINGS[settings]))
+    check_both_ways(base, tmp_path / "adapter", expected, tmp_path)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_on_a_base_in_paddlenlps_form(name, tmp_path):
+    base = write_base(tmp_path / "base", name)
+    theirs = write_base(tmp_path / "theirs", name, hugging_face=True)
+    write_their_config(theirs, name, json.loads((theirs / "config.json").read_text()))
+    expected = their_logits(train_peft(theirs, tmp_path / "adapter", target_modules="all-linear"))
+    check_both_ways(base, tmp_path / "adapter", expected, tmp_path)
+
+
+def test_pickled_weights(tmp_path):
+    base = write_base(tmp_path / "base", "llama", hugging_face=True)
+    model = train_peft(base, tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert (tmp_path / "pickled" / "adapter_model.bin").is_file()
+    check_close(logits(load_here(base, tmp_path / "pickled")), their_logits(model))
+
+
+def test_a_step_of_training_is_that_of_peft(tmp_path):
+    """Gradients of A and B are peft's, also where a smaller rank is filled up, and so is a step of SGD."""
+    import paddle
+    import torch
+
+    settings = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}, "modules_to_save": ["lm_head"]}
+    base = write_base(tmp_path / "base", "llama", hugging_face=True)
+    theirs = train_peft(base, tmp_path / "adapter", **settings)
+    ours = load_here(base, tmp_path / "adapter")
+    ids = np.arange(3, 27).reshape(2, 12)
+    optimizer = torch.optim.SGD([each for each in theirs.parameters() if each.requires_grad], lr=0.1)
+    theirs(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.backward()
+    optimizer.step()
+    step = paddle.optimizer.SGD(
+        0.1, parameters=[each for each in ours.parameters() if not each.stop_gradient]
+    )
+    scores = ours(input_ids=paddle.to_tensor(ids))
+    scores = scores[0] if isinstance(scores, tuple) else scores
+    loss = paddle.nn.functional.cross_entropy(
+        scores[:, :-1].reshape([-1, scores.shape[-1]]), paddle.to_tensor(ids[:, 1:].reshape(-1))
+    )
+    loss.backward()
+    step.step()
+    check_close(logits(ours), their_logits(theirs))
+    assert np.abs(logits(ours) - logits(load_here(base, tmp_path / "adapter"))).max() > 1e-3
+
+
+def test_parted_tied_layers_are_refused(tmp_path):
+    from finetune.errors import UserError
+
+    base = write_base(tmp_path / "base", "qwen2", hugging_face=True, tie_word_embeddings=True)
+    train_peft(base, tmp_path / "adapter", modules_to_save=["embed_tokens"])
+    with pytest.raises(UserError, match="embedding and output layer of this base are one tensor"):
+        load_here(base, tmp_path / "adapter")
+
+
+def test_an_embedding_takes_an_update_up_only_when_merged(tmp_path):
+    from finetune.errors import UserError
+
+    base = write_base(tmp_path / "base", "llama", hugging_face=True)
+    train_peft(base, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(UserError, match=r"updates llama\.embed_tokens.*merge_lora_params\.py"):
+        load_here(base, tmp_path / "adapter")

@@ -1,0 +1,82 @@
+"""What is said of a run's adapter before data are read: other settings than its own, faulty patterns."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.families.family import get_family
+from finetune.run.adapter import check_adapter
+
+RESOLVED = SimpleNamespace(family=get_family("llama"), config={"model_type": "llama", "num_hidden_layers": 2})
+MODEL = {
+    "lora": True, "lora_path": None, "lora_rank": 8, "lora_alpha": 16.0, "rslora": False, "pissa": False,
+    "lora_target_modules": None, "prefix_tuning": False, "prefix_path": None,
+}  # fmt: skip
+
+
+def check(*given: str, **model):
+    return check_adapter(
+        SimpleNamespace(model=SimpleNamespace(**MODEL | model), given=frozenset(given)), RESOLVED
+    )
+
+
+def write(folder, name, **content):
+    folder.mkdir()
+    (folder / name).write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("lora_config.json", {"r": 4, "lora_alpha": 16, "rslora": True}),
+        ("adapter_config.json", {"r": 4, "lora_alpha": 16.0, "use_rslora": True}),
+    ],
+)
+def test_given_settings_that_the_adapter_has_otherwise(name, theirs, tmp_path):
+    path = write(tmp_path / "a", name, **theirs)
+    lines = check(
+        "lora_rank",
+        "lora_alpha",
+        "rslora",
+        "lora_target_modules",
+        lora_path=path,
+        lora_target_modules=["all"],
+    )
+    assert len(lines) == 3
+    assert "lora_rank is 8, but the adapter" in lines[0] and "was trained with 4" in lines[0]
+    assert "rslora is false" in lines[1] and "true" in lines[1]
+    assert "lora_target_modules is not used" in lines[2]
+    assert check("learning_rate", lora_path=path) == [], "nothing was asked for"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"lora_target_modules": ["q_porj"]}, "no module matches 'q_porj'"),
+        ({"lora_target_modules": ["(q_proj"]}, "is no regular expression"),
+        ({"lora_path": "nowhere"}, "lora_path nowhere is no folder"),
+        (
+            {"lora": False, "prefix_tuning": True, "prefix_path": "nowhere"},
+            "prefix_path nowhere is no folder",
+        ),
+    ],
+)
+def test_faults(model, message):
+    with pytest.raises(UserError, match=message):
+        check(**model)
+
+
+def test_patterns_of_any_layout_pass():
+    assert check(lora_target_modules=["q_proj,k_proj,v_proj", ".*qkv_proj.*", "all", "default"]) == []
+
+
+def test_an_adapter_that_is_more_than_lora(tmp_path):
+    path = write(tmp_path / "a", "adapter_config.json", r=4, lora_alpha=16, alora_invocation_tokens=[5, 6])
+    with pytest.raises(
+        UserError, match=r"has alora_invocation_tokens \[5, 6\]: it works from the invocation tokens"
+    ):
+        check(lora_path=path)
+    assert check(lora_path=path, lora=False) == []

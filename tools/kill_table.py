@@ -1,0 +1,96 @@
+"""Writes the tables in docs/kill_tests.md and docs/kill_tests_zh.md from the results of the kill tests.
+
+FINETUNE_KILL_RESULTS=results.jsonl python -m pytest -m kill tests/kills
+python tools/kill_table.py results.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+_SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
+_WORDS = {
+    "kill_tests.md": (
+        "{kills} kills in {chains} chains, made with {versions} on CPU processes.",
+        "| subject | kills | " + " | ".join(_SIGNALS) + " | one rank | at a named moment | digits different | "
+        "steps lost | left behind | did not end | traceback |",
+    ),
+    "kill_tests_zh.md": (
+        "共 {chains} 条链、{kills} 次终止，使用 {versions}，在 CPU 进程上进行。",
+        "| 对象 | 终止次数 | " + " | ".join(_SIGNALS) + " | 仅一个 rank | 在指定时刻 | 数字不同 | 丢失的步 | 残留 | 未结束 | traceback |",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Puts the table between the marks of both pages."""
+    parser = argparse.ArgumentParser(description="Write the table of kills into docs/kill_tests.md and _zh.")
+    parser.add_argument("results", type=Path, nargs="+", help="files written by tests/kills")
+    arguments = parser.parse_args()
+    lines = [line for path in arguments.results for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in lines]
+    for name, words in _WORDS.items():
+        before, _, rest = (DOCS / name).read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        table = render(records, *words)
+        (DOCS / name).write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
+def render(records: Iterable[Mapping[str, Any]], sentence: str, head: str) -> str:
+    """The table in Markdown under a sentence on its size; of several runs of a chain the last one counts.
+
+    Args:
+        records: Of kills and of ends, in the order of their making.
+        sentence: With places for `kills`, `chains` and `versions`.
+        head: The first line of the table.
+    """
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    chains = _last_chains(records)
+    for (subject, _), chain in chains.items():
+        for record in chain:
+            rows[subject].update(_count(record))
+    versions = f"paddlepaddle {version('paddlepaddle')}, paddlenlp {version('paddlenlp')}"
+    num_kills = sum(row["kills"] for row in rows.values())
+    lines = [sentence.format(kills=num_kills, chains=len(chains), versions=versions), "", head]
+    lines.append("|---" * (head.count("|") - 1) + "|")
+    columns = ("kills", *_SIGNALS, "one", "named", "different", "lost", "orphans", "hung", "traceback")
+    lines += [
+        "| " + " | ".join([subject, *(str(row[column]) for column in columns)]) + " |"
+        for subject, row in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def _last_chains(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
+    chains: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for record in records:
+        key = record["subject"], record["seed"]
+        if key not in chains or record.get("kill") == 1 or chains[key][-1].get("end"):
+            chains[key] = []
+        chains[key].append(record)
+    return chains
+
+
+def _count(record: Mapping[str, Any]) -> dict[str, int]:
+    faults = {name: int(record.get(name, 0)) for name in ("orphans", "hung", "traceback")}
+    if record.get("end"):
+        return faults | {"different": len(record["different"])}
+    return faults | {
+        "kills": 1,
+        record["signal"]: 1,
+        "one": int(record["rank"] != "all"),
+        "named": int(record["moment"] != "at random"),
+        "lost": record["lost_steps"],
+    }
+
+
+if __name__ == "__main__":
+    main()
