@@ -15,12 +15,11 @@ from typing import Any, TypeGuard
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
 from finetune.errors import UserError
 from finetune.storage.files import read_json_if_present
+from finetune.storage.quantisation.record import FACTS_FILE
 
 LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
 """Setting that names an adapter -> configuration files that such a folder may have."""
-FACTS_FILE = "adapter_facts.json"
-"""What PaddleNLP's own configuration files have no place for."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
 
 

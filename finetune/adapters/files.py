@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.adapters.adapter_folder import FACTS_FILE, read_num_tokens
+from finetune.adapters.adapter_folder import read_num_tokens
 from finetune.adapters.base import base_model
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
@@ -28,6 +28,7 @@ from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
 from finetune.storage.dtypes import Array
 from finetune.storage.files import write_json
+from finetune.storage.quantisation.record import FACTS_FILE, QUANTISATION
 from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM
 
 WEIGHTS_STEM = "peft_model"
@@ -97,8 +98,11 @@ def save_adapter(
         if writer.writes_whole and config.tensor_parallel_degree > 1:
             config.tensor_parallel_degree = -1
         config.save_pretrained(str(folder))
-        if num_tokens is not None:
-            write_json(folder / FACTS_FILE, {"num_tokens": num_tokens})
+        facts: dict[str, Any] = {} if num_tokens is None else {"num_tokens": num_tokens}
+        if scheme := getattr(base_model(model), "base_quantisation", None):
+            facts[QUANTISATION] = scheme.to_json()
+        if facts:
+            write_json(folder / FACTS_FILE, facts)
 
 
 def check_tokenizer(folder: Path, num_tokens: int) -> None:

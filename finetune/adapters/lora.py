@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from numpy.typing import NDArray
 from paddlenlp import peft
 from paddlenlp.peft import LoRAConfig
@@ -36,6 +37,7 @@ from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.hf_names import is_tied
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
 from finetune.storage.files import is_present, read_json_object
 
 
@@ -67,12 +69,25 @@ class LoRAModel(peft.LoRAModel):
         if getattr(layer, "is_placeholder", False):
             return
         try:
-            super()._find_and_replace_module(model, module_name, *settings)
+            if is_packed(layer):
+                self._replace_packed(model, module_name, *settings)
+            else:
+                super()._find_and_replace_module(model, module_name, *settings)
         except ValueError as error:
             raise UserError(
                 f"lora_target_modules: {module_name} is a {type(layer).__name__}, but only linear layers can get "
                 "a low-rank update: name it in modules_to_save to train it whole, or narrow the pattern."
             ) from error
+
+    def _replace_packed(self, model: Any, module_name: str, *settings: Any) -> None:
+        """Puts the update over a layer with a packed weight; PaddleNLP's layer is made without memory for one."""
+        packed = release_packed(model.get_sublayer(module_name))
+        with paddle.LazyGuard():
+            super()._find_and_replace_module(model, module_name, *settings)
+        adapted = model.get_sublayer(module_name)
+        adapted.lora_A.initialize()
+        adapted.lora_B.initialize()
+        hold_packed(adapted, packed)
 
 
 def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
@@ -91,8 +106,6 @@ def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
 
 
 def _as_tensor(array: NDArray[Any], dtype: Any) -> Any:
-    import paddle
-
     return paddle.to_tensor(array.astype(np.float32)).astype(dtype)
 
 
@@ -120,6 +133,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     saved = resolve_saved(settings.modules_to_save, family, modules) if settings.modules_to_save else None
     if saved:
         check_saved_modules(modules, saved, targets=targets)
+        _check_not_packed(modules, saved)
     config = LoRAConfig(
         target_modules=targets,
         trainable_modules=[saved_pattern(name) for name in saved] if saved else None,
@@ -253,6 +267,15 @@ def saved_pattern(name: str) -> str:
     return rf"(.*\.)?{re.escape(name)}\.[^.]+"
 
 
+def _check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:
+    packed = {name.rpartition(".")[2] for name, layer in modules.items() if is_packed(layer)}
+    if frozen := [name for name in names if name in packed]:
+        raise UserError(
+            f"modules_to_save: {', '.join(frozen)} is held in packed weights (weight_quantize_algo), which cannot be "
+            "trained whole: adapt it with lora_target_modules, or train without weight_quantize_algo."
+        )
+
+
 def check_saved_modules(modules: Collection[str], names: list[str], *, targets: list[str]) -> None:
     """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
 
@@ -282,7 +305,8 @@ def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
     """
     first = layer_numbers(layer_list(model))[0] if is_stage(model) else None
     for name, layer in model.named_sublayers():
-        if not getattr(layer, "is_placeholder", False) and not layer.parameters(include_sublayers=False):
+        has_weights = is_packed(layer) or layer.parameters(include_sublayers=False)
+        if not getattr(layer, "is_placeholder", False) and not has_weights:
             continue
         parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
         if first is None or parts is None:

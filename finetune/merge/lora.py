@@ -25,7 +25,7 @@ from finetune.adapters.peft_folder import WEIGHTS_STEM
 from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
-from finetune.merge import hf_out
+from finetune.merge import hf_out, quantised_base
 from finetune.merge.lora_adapters import (
     Adapter,
     check_adapter_folder,
@@ -37,6 +37,7 @@ from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_bar import show_progress
+from finetune.merge.quantised_base import DEQUANTISED, ORIGINAL
 from finetune.merge.source import locate_base
 from finetune.models.hf_names import is_tied, paddle_config
 from finetune.storage.files import read_json_if_present
@@ -66,6 +67,7 @@ class MergeOptions:
         unmerge: Whether to take the adapters out of a merged model.
         overwrite: Whether the result of an earlier merge is replaced.
         verify: Whether to run base and adapter beside the merged model, and fail where they differ.
+        into: ORIGINAL weights, or the DEQUANTISED ones that were trained over.
     """
 
     base: Path | None
@@ -76,6 +78,7 @@ class MergeOptions:
     unmerge: bool = False
     overwrite: bool = False
     verify: bool = False
+    into: str = ORIGINAL
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -102,12 +105,16 @@ def merge(options: MergeOptions) -> None:
     hugging_face = (
         base.is_hugging_face if options.save_format is None else options.save_format == HUGGING_FACE
     )
-    tensors, num_tokens = plan(base, adapters, unmerge=options.unmerge, hugging_face=hugging_face)
+    scheme = quantised_base.scheme_to_apply(options.adapters, options.into, unmerge=options.unmerge)
+    tensors, num_tokens = plan(
+        base, adapters, unmerge=options.unmerge, hugging_face=hugging_face, scheme=scheme
+    )
     record: dict[str, object] = {
         "source": str(base.folder),
         "kind": "model",
         "adapters": [str(adapter.folder) for adapter in adapters],
         "unmerged": options.unmerge,
+        "into": options.into,
     }
     with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         _write_companions(
@@ -123,13 +130,18 @@ def merge(options: MergeOptions) -> None:
         with show_progress(sum(map(count_bytes, tensors))) as advance:
             files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
+    if line := quantised_base.describe_choice(options.adapters, scheme):
+        print(line)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files
         print(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
     if options.verify:
         from finetune.merge.lora_verify import verify
 
-        comparison = verify(base, adapters, options.output, unmerge=options.unmerge)
+        trained = quantised_base.trained_scheme(options.adapters)
+        comparison = verify(
+            base, adapters, options.output, unmerge=options.unmerge, scheme=scheme, trained=trained
+        )
         if not comparison.is_close:
             print(f"error: {comparison.fault(options.output)}", file=sys.stderr)
             raise SystemExit(EXIT_FAILED)
@@ -284,7 +296,7 @@ def _report(
     num_files: int,
     seconds: float,
 ) -> None:
-    names = ", ".join(str(adapter.folder) for adapter in adapters)
+    names = ", ".join(str(each.folder) for each in adapters)
     changed = sum(len(adapter.updates) for adapter in adapters)
     replaced = sum(len(adapter.whole) for adapter in adapters)
     what = f"took {names} out of {base.folder}" if options.unmerge else f"merged {names} into {base.folder}"
@@ -314,6 +326,9 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     parser.add_argument("--save_format", choices=(PADDLE, HUGGING_FACE, PEFT),
                         help="names and shapes of the result (default: the base's); peft writes the adapter alone in "
                              "peft's form, unmerged")  # fmt: skip
+    parser.add_argument("--into", choices=(ORIGINAL, DEQUANTISED), default=ORIGINAL,
+                        help="of an adapter that was trained over a quantised base: merge it into the original weights, "
+                             "or into what it was trained over (default: original)")  # fmt: skip
     add_switch(parser, "--unmerge", "take the adapter out of a model it was merged into")
     add_switch(
         parser,
@@ -331,4 +346,5 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
         unmerge=args.unmerge,
         overwrite=args.overwrite,
         verify=args.verify,
+        into=args.into,
     )

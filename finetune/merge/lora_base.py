@@ -24,6 +24,7 @@ from finetune.models.hf_names import (
 from finetune.models.own_head import with_own_head
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.quantisation.scheme import QuantisationScheme
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Entry:
         dtype: Element type in the result.
         updates: What is added, in PaddleNLP's form.
         size: Rows (or columns, for an output layer) it grows to; None when it does not.
+        scheme: How its values are quantised, and dequantised again, before updates; None: they are not.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Entry:
     dtype: np.dtype[Any]
     updates: list[Update] = field(default_factory=list)
     size: int | None = None
+    scheme: QuantisationScheme | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,6 +114,12 @@ def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Se
     if tied:
         _drop_copies(entries, family)
     return Base(folder, config, family, entries, is_theirs, tied)
+
+
+def is_linear(entry: Entry, base: Base) -> bool:
+    """Whether a tensor is the weight of a linear layer other than the output layer."""
+    turns = is_turned(entry.name, entry.shape, base.family, tied=base.is_tied)
+    return turns and not is_output(entry.name)
 
 
 def is_table(name: str, family: Family) -> bool:

@@ -13,7 +13,7 @@ from finetune.errors import UserError, list_some
 from finetune.families.family import Family
 from finetune.merge import row_blocks
 from finetune.merge.lora_adapters import Adapter, pissa_update
-from finetune.merge.lora_base import Base, Entry, is_table, vocabulary_axis
+from finetune.merge.lora_base import Base, Entry, is_linear, is_table, vocabulary_axis
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import (
     embedding_name,
@@ -24,13 +24,19 @@ from finetune.models.hf_names import (
     to_hugging_face,
 )
 from finetune.storage import dtypes
+from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.storage.writer import ComputedTensor, Tensor, count_bytes
 
 _MAX_LISTED = 6
 
 
 def plan(
-    base: Base, adapters: Sequence[Adapter], *, unmerge: bool = False, hugging_face: bool
+    base: Base,
+    adapters: Sequence[Adapter],
+    *,
+    unmerge: bool = False,
+    hugging_face: bool,
+    scheme: QuantisationScheme | None = None,
 ) -> tuple[list[Tensor], int | None]:
     """The tensors to write, and the vocabulary's new size when it grows.
 
@@ -39,6 +45,7 @@ def plan(
         adapters: Applied in this order.
         unmerge: Whether to take the adapter out instead.
         hugging_face: Whether the result bears Hugging Face's names.
+        scheme: How linear layers are quantised, and dequantised again, before anything is added; None: not at all.
 
     Raises:
         UserError: An adapter belongs to another base; what does not fit is listed.
@@ -50,6 +57,8 @@ def plan(
         _check_faults(adapter, base, _apply(adapter, base, entries, growth=growth))
     if growth:
         _grow(base, adapters, entries, growth)
+    if scheme:
+        _quantise(base, adapters, entries, scheme)
     tensors: list[Tensor] = []
     for entry in entries.values():
         written = _written(entry, base, hugging_face=hugging_face, sign=-1.0 if unmerge else 1.0)
@@ -58,6 +67,20 @@ def plan(
         if copied and (head := base.family.hugging_face.own_head):
             tensors.append(replace(written[0], name=head))  # PaddleNLP would start the layer at random
     return tensors, growth
+
+
+def _quantise(
+    base: Base, adapters: Sequence[Adapter], entries: dict[str, Entry], scheme: QuantisationScheme
+) -> None:
+    for adapter in adapters:
+        if joined := next((each for each in adapter.updates if f"{each}.weight" not in entries), None):
+            raise UserError(
+                f"{adapter.folder} was trained over {joined} quantised as one matrix, which the base has in parts: "
+                "merge it into the original weights, without --into dequantised"
+            )
+    for entry in entries.values():
+        if is_linear(entry, base):
+            entry.scheme = scheme
 
 
 def _check_order(adapter: Adapter, position: int, *, unmerge: bool) -> None:
@@ -191,7 +214,13 @@ def _written(entry: Entry, base: Base, *, hugging_face: bool, sign: float) -> li
             f"{entry.tensor.parts[0].path}: {entry.name} has element type {entry.dtype}: a quantised base cannot take "
             "an adapter up. Give the model it was quantised from"
         )
-    is_changed = entry.updates or entry.size or turned != entry.is_turned or entry.tensor.dtype != entry.dtype
+    is_changed = (
+        entry.updates
+        or entry.scheme
+        or entry.size
+        or turned != entry.is_turned
+        or entry.tensor.dtype != entry.dtype
+    )
     if not parts and not is_changed:
         return [replace(entry.tensor, name=_out_name(entry.name, base, hugging_face))]
     rows = row_blocks.stored_rows(entry.tensor)
@@ -211,7 +240,9 @@ def _written(entry: Entry, base: Base, *, hugging_face: bool, sign: float) -> li
 def _changed(
     entry: Entry, rows: ComputedTensor, *, turned: bool, sign: float, family: Family
 ) -> ComputedTensor:
-    """The rows in the form of the result, grown and updated."""
+    """The rows in the form of the result, quantised and back, grown and updated."""
+    if entry.scheme:
+        rows = row_blocks.quantised_rows(rows, entry.scheme, is_turned=entry.is_turned)
     if turned != entry.is_turned:
         rows = row_blocks.turned_rows(rows)
     rows = row_blocks.converted_rows(rows, entry.dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from finetune.merge.lora_plan import dtype_name
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import embedding_name, is_output, is_turned, joined_parts
 from finetune.storage.dtypes import as_float32
+
+if TYPE_CHECKING:
+    from finetune.storage.quantisation.scheme import QuantisationScheme
 
 _NUM_PROMPTS, _LENGTH = 4, 16
 # Largest difference of a logit, in units of their spread. Sums in another order leave some 1e-6 in float32. A type of
@@ -71,6 +74,8 @@ def verify(
     show_message: Callable[[str], None] = print,
     *,
     unmerge: bool = False,
+    scheme: QuantisationScheme | None = None,
+    trained: QuantisationScheme | None = None,
 ) -> Comparison:
     """Compares logits, prints the largest difference and how much each kind of weight has changed.
 
@@ -80,6 +85,8 @@ def verify(
         result: Folder of the result.
         show_message: Takes the lines.
         unmerge: Whether the adapters were taken out: then it is the result that they are put on.
+        scheme: How the base was quantised, and dequantised again, before the merge; None: it was not.
+        trained: How it was quantised when the adapters were trained; the other of both is measured, too.
     """
     from finetune.machine.quiet import silence_libraries
 
@@ -87,11 +94,10 @@ def verify(
     prompts = _prompts(base)
     written = open_base(result)
     # One model at a time is in memory.
-    expected = _logits(_load(base.folder) if unmerge else _adapted_model(base, adapters), prompts)
+    expected = _logits(_load(base.folder) if unmerge else _adapted_model(base, adapters, scheme), prompts)
     found = _logits(_adapted_model(written, adapters) if unmerge else _load(result), prompts)
-    width = min(expected.shape[-1], found.shape[-1])
     comparison = Comparison(
-        float(np.abs(found[..., :width] - expected[..., :width]).max()),
+        _largest_difference(found, expected),
         float(expected.std()),
         dtype_name([entry.tensor for entry in written.entries.values()]),
     )
@@ -100,9 +106,19 @@ def verify(
         f"{comparison.difference:.2e}, allowed for {comparison.dtype} weights {comparison.bound:.2e}, logits have a "
         f"spread of {comparison.spread:.2f}"
     )
+    if trained and not unmerge:
+        other = _logits(_adapted_model(base, adapters, None if scheme else trained), prompts)
+        what = "original base" if scheme else f"base in {trained.label}"
+        show_message(f"  against the {what} with the adapter: {_largest_difference(found, other):.2e}")
     for kind, change in sorted(_changes(base, written).items()):
         show_message(f"  {kind}: changed by {100 * change:.3g} % of its size")
     return comparison
+
+
+def _largest_difference(some: NDArray[Any], others: NDArray[Any]) -> float:
+    """Of logits [..., vocabulary], over the tokens that both have."""
+    width = min(some.shape[-1], others.shape[-1])
+    return float(np.abs(some[..., :width] - others[..., :width]).max())
 
 
 def _prompts(base: Base) -> NDArray[Any]:
@@ -111,7 +127,7 @@ def _prompts(base: Base) -> NDArray[Any]:
     return np.random.default_rng(0).integers(0, vocabulary, (_NUM_PROMPTS, _LENGTH))
 
 
-def _load(folder: Path, num_tokens: int | None = None) -> Any:
+def _load(folder: Path, num_tokens: int | None = None, scheme: QuantisationScheme | None = None) -> Any:
     from finetune.models.loading import load_model
     from finetune.models.resolve import resolve_model
     from finetune.models.vocabulary import find_growth
@@ -119,7 +135,7 @@ def _load(folder: Path, num_tokens: int | None = None) -> Any:
     resolved = resolve_model(folder)
     vocabulary = resolved.family.adapt_config(resolved.config).get("vocab_size")
     growth = find_growth(vocabulary, num_tokens or 0, family=resolved.family, other_tokenizer=True)
-    return load_model(resolved, dtype="float32", growth=growth)
+    return load_model(resolved, dtype="float32", growth=growth, quantisation=scheme, keep_packed=False)
 
 
 def _logits(model: Any, prompts: NDArray[Any]) -> NDArray[Any]:
@@ -133,8 +149,9 @@ def _logits(model: Any, prompts: NDArray[Any]) -> NDArray[Any]:
     return logits
 
 
-def _adapted_model(base: Base, adapters: Sequence[Adapter]) -> Any:
-    model = _load(base.folder, max((_num_tokens(adapter, base) for adapter in adapters), default=0))
+def _adapted_model(base: Base, adapters: Sequence[Adapter], scheme: QuantisationScheme | None = None) -> Any:
+    num_tokens = max((_num_tokens(adapter, base) for adapter in adapters), default=0)
+    model = _load(base.folder, num_tokens, scheme)
     if len(adapters) == 1 and not adapters[0].is_peft and not _joined_layers_in_parts(base, adapters[0]):
         from finetune.adapters.lora import load_lora
 

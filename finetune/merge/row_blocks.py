@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from finetune.errors import UserError
 from finetune.storage.dtypes import BFLOAT16, add_bfloat16, as_float32, num_bytes, rounded
 from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.quantisation.packed_weights import pack_matrix
+from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.storage.writer import ComputedTensor
 
 _BLOCK_ITEMS = 2**18
@@ -129,6 +131,23 @@ def converted_rows(rows: ComputedTensor, dtype: np.dtype[Any]) -> ComputedTensor
     return replace(
         rows, dtype=dtype, blocks=lambda: (rounded(as_float32(block), dtype) for block in rows.blocks())
     )
+
+
+def quantised_rows(rows: ComputedTensor, scheme: QuantisationScheme, *, is_turned: bool) -> ComputedTensor:
+    """What a matrix stands for once it was quantised; the matrix is held in memory meanwhile.
+
+    Args:
+        rows: The matrix.
+        scheme: How it was quantised.
+        is_turned: Whether it is stored as [out, in].
+    """
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        matrix = whole(rows)
+        values = pack_matrix(matrix if is_turned else matrix.T, scheme, name=rows.name).values()
+        yield from _cut(values if is_turned else values.T)
+
+    return replace(rows, dtype=np.dtype(np.float32), blocks=blocks)
 
 
 def updated_rows(rows: ComputedTensor, updates: Sequence[Update], *, sign: float = 1.0) -> ComputedTensor:

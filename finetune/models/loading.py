@@ -13,27 +13,26 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError, list_some
 from finetune.families.config_file import read_config
-from finetune.families.family import Family, find_family, import_object
-from finetune.families.tensor_splits import find_split
+from finetune.families.family import find_family, import_object
 from finetune.models.layers import decoder_layers
-from finetune.models.parameters import assign, join_blocks
+from finetune.models.parameters import assign
 from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel, with_weights
 from finetune.models.shard_files import open_checkpoint
-from finetune.models.vocabulary import VocabularyGrowth, assign_grown, grown_part_reader
+from finetune.models.tensor_readers import plan_readers
+from finetune.models.vocabulary import VocabularyGrowth, assign_grown
 from finetune.storage.checkpoints import TensorFiles
 from finetune.storage.files import read_json_if_present
-from finetune.storage.splits import Split
 
-Reader = Callable[[], NDArray[Any]]
+if TYPE_CHECKING:
+    from finetune.models.quantised.loading import LinearLayerQuantiser
+    from finetune.storage.quantisation.scheme import QuantisationScheme
+
 _MAX_LISTED = 20
 # Fields of a model's configuration that say how it was trained, not what it is.
 _LAYOUT_FIELDS = {
@@ -59,6 +58,8 @@ def load_model(
     encoder: Any = None,
     growth: VocabularyGrowth | None = None,
     build: Callable[[Any, Any], Any] | None = None,
+    quantisation: QuantisationScheme | None = None,
+    keep_packed: bool = True,
 ) -> Any:
     """Builds the model and sets all its weights.
 
@@ -71,6 +72,8 @@ def load_model(
         growth: More embeddings than the files hold, for a tokenizer with more tokens.
         build: Class and config -> model; for a model that holds a part of the weights, such as a stage of a
             pipeline. None: `model_class(config)`.
+        quantisation: Quantises the linear layers, each as it is read; None leaves them as they are.
+        keep_packed: Whether they hold the packed weights, which cannot be trained; else what those stand for.
 
     Returns:
         A PaddleNLP causal language model.
@@ -78,6 +81,7 @@ def load_model(
     Raises:
         UserError: Weights missing, unknown or of another shape, all in one message.
     """
+    import paddle
     from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
 
     resolved = with_weights(resolved)
@@ -87,19 +91,30 @@ def load_model(
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
     model_class = import_object(resolved.family.model_class)
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
-    with dtype_guard(dtype), no_init_weights():
-        try:
-            model = build(model_class, config) if build else model_class(config)
-        except (AssertionError, ValueError, ZeroDivisionError, OverflowError) as error:
-            reason = str(error).strip().splitlines()[-1:] or ["no reason is told"]
-            raise UserError(
-                f"model {resolved.name}: no model can be built from its config.json "
-                f"({type(error).__name__}: {reason[0][:200]}): copy it again"
-            ) from error
-    _fill_parameters(model, checkpoint, resolved, growth=growth)
+    is_packed = quantisation is not None and keep_packed
+    with dtype_guard(dtype), no_init_weights(), paddle.LazyGuard() if is_packed else nullcontext():
+        model = _build_model(build or (lambda cls, facts: cls(facts)), model_class, config, resolved.name)
+    quantiser = None
+    if quantisation is not None:
+        from finetune.models.quantised.loading import LinearLayerQuantiser
+
+        quantiser = LinearLayerQuantiser(model, quantisation, resolved.family, keep_packed=keep_packed)
+        model.base_quantisation = quantisation  # adapters on it put this on record
+    _fill_parameters(model, checkpoint, resolved, growth=growth, quantiser=quantiser)
     _set_generation_config(model, folder, encoder)
     model.eval()
     return model
+
+
+def _build_model(build: Callable[[Any, Any], Any], model_class: Any, config: Any, name: str) -> Any:
+    try:
+        return build(model_class, config)
+    except (AssertionError, ValueError, ZeroDivisionError, OverflowError) as error:
+        reason = str(error).strip().splitlines()[-1:] or ["no reason is told"]
+        raise UserError(
+            f"model {name}: no model can be built from its config.json "
+            f"({type(error).__name__}: {reason[0][:200]}): copy it again"
+        ) from error
 
 
 def load_weights(model: Any, folder: Path) -> None:
@@ -167,11 +182,19 @@ def _fill_parameters(
     resolved: ResolvedModel,
     *,
     growth: VocabularyGrowth | None = None,
+    quantiser: LinearLayerQuantiser | None = None,
 ) -> None:
     """Sets every parameter, or raises one UserError that lists all that does not fit."""
     model_class, config = type(model), model.config
     computed = list(resolved.family.computed_weights)
-    planned = plan_readers(model_class, config, checkpoint, family=resolved.family, growth=growth)
+    planned = plan_readers(
+        model_class,
+        config,
+        checkpoint,
+        family=resolved.family,
+        growth=growth,
+        needs_whole=quantiser.needs_whole if quantiser else None,
+    )
     readers = {name: planned[name] for name in _without(list(planned), computed)}
     shapes, done = [], set()
     parameters = model.state_dict()
@@ -180,7 +203,9 @@ def _fill_parameters(
             continue
         array = readers[name]()
         done.add(id(parameter))
-        if tuple(array.shape) == tuple(parameter.shape):
+        if quantiser and quantiser.takes(name, array):
+            quantiser.set_weight(name, array)
+        elif tuple(array.shape) == tuple(parameter.shape):
             assign(parameter, array)
         elif growth and growth.covers(name) and growth.fits(array, tuple(parameter.shape)):
             assign_grown(parameter, array)
@@ -200,127 +225,6 @@ def _fill_parameters(
 
 def _without(names: list[str], patterns: list[str]) -> list[str]:
     return [name for name in names if not any(re.search(pattern, name) for pattern in patterns)]
-
-
-def plan_readers(
-    model_class: Any,
-    config: Any,
-    checkpoint: TensorFiles,
-    *,
-    family: Family,
-    growth: VocabularyGrowth | None = None,
-) -> dict[str, Reader]:
-    """Parameter name -> function that reads what this rank's parameter must hold.
-
-    Nothing is read yet. Weights that the model does not know keep their names, to be reported. A growing
-    vocabulary matters here only for tensors that are split over cards; others grow as they are assigned.
-
-    Tensors are taken apart, then divided over the ranks, then joined, so that a layer that is fused in the model
-    but not in the files is joined from this rank's parts.
-    """
-    readers = _paddle_readers(checkpoint, _name_table(model_class, config, family))
-    readers = _with_unfused(model_class, config, readers)
-    degree, rank = config.tensor_parallel_degree, config.tensor_parallel_rank
-    if degree <= 1:
-        return _with_fused(model_class, config, readers)
-    for name, read in readers.items():
-        split = find_split(family, name, config, degree=degree)
-        if split and growth and growth.covers(name):
-            readers[name] = grown_part_reader(read, growth, split, degree=degree, rank=rank)
-        elif split:
-            readers[name] = _split_reader(read, split, degree=degree, rank=rank)
-    local = copy.copy(config)
-    for field in (family.fields.num_heads, family.fields.num_kv_heads):
-        if field:
-            setattr(local, field, getattr(config, field) // degree)
-    return _with_fused(model_class, local, readers)
-
-
-def _name_table(model_class: Any, config: Any, family: Family) -> dict[str, Any]:
-    """PaddleNLP's mappings by Hugging Face's names, with the first parts that it may lack."""
-    mappings = model_class._get_name_mappings(config)
-    if not family.source_prefix:
-        return {mapping.source_name: mapping for mapping in mappings}
-    return {
-        f"{family.source_prefix}.{mapping.source_name}": replace(
-            mapping, target_name=f"{family.base_prefix}.{mapping.target_name}"
-        )
-        for mapping in mappings
-    }
-
-
-def _paddle_readers(checkpoint: TensorFiles, mappings: Mapping[str, Any]) -> dict[str, Reader]:
-    """Tensors under PaddleNLP's names and in its layout, read when called.
-
-    Hugging Face's linear layers are stored as [out, in], PaddleNLP's as [in, out]. Names that the table
-    does not know keep their own, to be reported.
-    """
-    names = checkpoint.names
-    if not _is_torch_layout(checkpoint, mappings):
-        return {name: _reader(checkpoint, name) for name in names}
-    readers = {}
-    for name in names:
-        mapping = mappings.get(name)
-        if mapping is None:
-            readers[name] = _reader(checkpoint, name)
-        else:
-            readers[mapping.target_name] = _mapped_reader(checkpoint, name, mapping)
-    return readers
-
-
-def _is_torch_layout(checkpoint: TensorFiles, mappings: Mapping[str, Any]) -> bool:
-    if checkpoint.format is not None:
-        return checkpoint.format == "pt"
-    # Files without the mark: told by a name that only Hugging Face uses.
-    targets = {mapping.target_name for mapping in mappings.values()}
-    return any(name in mappings and name not in targets for name in checkpoint.names)
-
-
-def _reader(checkpoint: TensorFiles, name: str) -> Reader:
-    return lambda: checkpoint.read(name)
-
-
-def _mapped_reader(checkpoint: TensorFiles, name: str, mapping: Any) -> Reader:
-    return lambda: mapping.run({name: checkpoint.read(name)}, name)
-
-
-def _with_fused(model_class: Any, config: Any, sources: dict[str, Reader]) -> dict[str, Reader]:
-    """Joins query/key/value and gate/up weights where the config's fuse flags ask for it.
-
-    PaddleNLP gives the work as (parts..., whole) -> function.
-    """
-    readers = dict(sources)
-    actions, _ = model_class.get_fuse_or_split_param_convert_actions(config, list(sources), is_fuse=True)
-    for (*parts, whole), action in actions.items():
-        readers[whole] = _fused_reader([readers.pop(part) for part in parts], action)
-    return readers
-
-
-def _with_unfused(model_class: Any, config: Any, sources: dict[str, Reader]) -> dict[str, Reader]:
-    """Takes apart query/key/value and gate/up weights that the files join and the config does not."""
-    readers = dict(sources)
-    actions, _ = model_class.get_fuse_or_split_param_convert_actions(config, list(sources), is_fuse=False)
-    for (*parts, whole), action in actions.items():
-        source = readers.pop(whole)
-        readers |= {part: _part_reader(source, action, index) for index, part in enumerate(parts)}
-    return readers
-
-
-def _split_reader(whole: Reader, split: Split, *, degree: int, rank: int) -> Reader:
-    def read() -> NDArray[Any]:
-        array = whole()
-        places = split.places(array.shape, degree, rank)
-        return array[places[0]] if len(places) == 1 else join_blocks(array, places, split.axis)
-
-    return read
-
-
-def _fused_reader(parts: list[Reader], action: Callable[[list[NDArray[Any]]], NDArray[Any]]) -> Reader:
-    return lambda: action([np.asarray(part()) for part in parts])
-
-
-def _part_reader(whole: Reader, action: Callable[[NDArray[Any]], Any], index: int) -> Reader:
-    return lambda: action(np.asarray(whole()))[index]
 
 
 def _raise_for(resolved: ResolvedModel, *, missing: list[str], extra: list[str], shapes: list[str]) -> None:

@@ -29,6 +29,8 @@ def assign(parameter: Any, array: NDArray[Any]) -> None:
     """
     import paddle
 
+    if not parameter._is_initialized():  # made without memory, as those of a model that is quantised
+        parameter.initialize()
     if tuple(array.shape) == tuple(parameter.shape) and max(array.size * 4, _span(array)) <= SLICE_BYTES:
         parameter.set_value(_converted(array, parameter.dtype))
         release_pages(array)

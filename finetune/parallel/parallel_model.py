@@ -23,6 +23,7 @@ import paddle
 from finetune.adapters.base import base_model
 from finetune.adapters.prefix import partial_gradients
 from finetune.models.layers import named_weights
+from finetune.models.quantised.layers import packed_layers
 from finetune.models.sequence_parallel import set_row_length
 from finetune.parallel.pipe.engine import MicroBatchComputation, Pipeline
 from finetune.parallel.pipe.loss_sum import LossSum
@@ -82,7 +83,10 @@ class ParallelModel:
 
     def count_parameters(self) -> tuple[int, int, list[int]]:
         """Parameters of the whole model, those of them that are trained, and how many each rank holds."""
-        own = total = trained = 0
+        packed = [layer.packed for layer in packed_layers(self.model).values()]
+        own = sum(each.size for each in packed)
+        total = sum(each.size for each in packed if each.is_distributed or self.groups.tensor.is_first)
+        trained = 0
         for name, parameter in named_weights(self.model).items():
             size = self._sizes[name]
             own += size

@@ -40,6 +40,7 @@ def load_base_model(
     from finetune.machine.randomness.seeding import seed_everything
     from finetune.models.loading import load_model
     from finetune.run.processes import prepare_device
+    from finetune.settings.quantisation import scheme_of
 
     prepare_device(args, groups.layout.world)
     if args.training.device == "cpu":
@@ -66,6 +67,7 @@ def load_base_model(
         encoder=pair.encoder,
         growth=plan_vocabulary(args, resolved, pair),
         build=build_own_stage if groups.pipeline.size > 1 else None,
+        quantisation=scheme_of(vars(args.model)),
     )
     model.generation_config.use_cache = True
     return BaseModel(model, stage)

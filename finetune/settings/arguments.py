@@ -42,7 +42,7 @@ class Arguments:
         model: Weights, method (LoRA, prefix tuning) and model options.
         data: Data and row lengths.
         generation: How text is generated.
-        quant: Quantisation switches; all off in this version.
+        quant: Switches of quantisation after training; all off in this version.
         training: PaddleNLP's TrainingArguments.
         given: Names that the file or the command line set (null does not count).
         warnings: Lines to show before the run starts.

@@ -16,6 +16,7 @@ from finetune.machine.device import find_device_fault
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
 from finetune.settings.paths import describe_missing, find_obstacle, looks_like_path, shorten
+from finetune.settings.quantisation import check_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 
@@ -189,6 +190,7 @@ _CHECKS = (
     _check_each,
     check_data,
     _check_methods,
+    check_quantisation,
     _check_patterns,
     _check_steps,
     _check_credentials,

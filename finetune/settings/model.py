@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.settings.records import LAYOUT, MODEL_CONFIG, POSITIVE, SHARE_BELOW_ONE, Range, setting
+from finetune.storage.quantisation.scheme import ALGORITHMS, BLOCK_SIZES
 
+UNQUANTISED = "off"
+"""Value of weight_quantize_algo that leaves the base as it is, whatever an adapter was trained on."""
 QUANTISE_LATER = (
     "fine-tune in bf16 or fp16 here and quantise the merged model with PaddleNLP's llm/run_quantization.py"
 )
@@ -51,6 +54,19 @@ class ModelArguments:
         "LoRA 的 B 矩阵学习率的倍数（LoRA+）。", range=POSITIVE)
     pissa: bool = setting(False, "Start LoRA from the weight's leading singular vectors (PiSSA).",
         "以权重的主奇异向量初始化 LoRA（PiSSA）。")
+    weight_quantize_algo: str | None = setting(None,
+        "Hold the base of LoRA in 4 or 8 bits; off: as it is. null: as lora_path was trained, else as it is.",
+        "以 4 位或 8 位保存 LoRA 的基座；off：保持原样。null：与 lora_path 训练时相同，否则保持原样。",
+        choices=(*ALGORITHMS, UNQUANTISED))
+    weight_blocksize: int = setting(64, "Weights that share a scale in nf4 and fp4: a power of two.",
+        "nf4 和 fp4 中共用一个缩放系数的权重个数：2 的幂。",
+        range=Range(BLOCK_SIZES[0], BLOCK_SIZES[-1], is_interval=True))
+    weight_double_quant: bool = setting(False, "Hold the scales of nf4 and fp4 in 8 bits, too.",
+        "nf4 和 fp4 的缩放系数也用 8 位保存。")
+    weight_double_quant_block_size: int = setting(256,
+        "Scales that share a scale of their own under weight_double_quant: a power of two.",
+        "weight_double_quant 时共用一个二级系数的缩放系数个数：2 的幂。", common=False,
+        range=Range(BLOCK_SIZES[0], BLOCK_SIZES[-1], is_interval=True))
     prefix_tuning: bool = setting(False, "Train key and value prefixes instead of weights.",
         "训练 key 和 value 的前缀，而不是权重。")
     prefix_path: str | None = setting(None, "Prefix folder that prefix tuning starts from.",
@@ -155,8 +171,6 @@ def _refused(default: Any, help_text: str, help_zh: str, /, instead: str = QUANT
 class QuantArguments:
     """Quantisation switches of PaddleNLP's later scripts: known, but only their off values are accepted so far."""
 
-    weight_quantize_algo: str | None = _refused(None, "Train adapters over quantised weights",
-        "在量化权重上训练适配器", instead="use lora over bf16 or fp16 weights, with recompute to save memory")
     do_ptq: bool = _refused(False, "Quantise after training", "训练后量化")
     do_qat: bool = _refused(False, "Train with quantisation in the loop", "量化感知训练")
     do_gptq: bool = _refused(False, "Quantise with GPTQ", "用 GPTQ 量化")

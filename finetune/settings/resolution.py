@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.machine.device import detect_device, device_kind
 from finetune.settings.paths import looks_like_path
+from finetune.settings.quantisation import resolve_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
 
 _LOSS_METRICS = ("loss", "perplexity", "accuracy")
@@ -39,6 +40,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
     if "src_length" not in given and values["src_length"] >= values["max_length"] > 1:
         values["src_length"] = values["max_length"] // 2
     warnings = _resolve_evaluation(values, given)
+    warnings += resolve_quantisation(values)
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         if values[path] and not values[method]:
             warnings.append(f"{path} is not read, because {method} is false")

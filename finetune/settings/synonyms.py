@@ -13,8 +13,10 @@ from typing import Any
 
 from finetune.settings.registry import read_rows
 
-# Earlier names that win over the later one, as in PaddleNLP, whose files of December 2023 set both.
-WINNING_NAMES = frozenset({"intokens"})
+# Names that win over another for the same setting: an earlier one of PaddleNLP, whose files of December 2023 set
+# both, and those that say in detail what a number of bits says by default.
+WINNING_NAMES = frozenset({"intokens", "double_quantization", "quantization_type", "bnb_4bit_quant_type",
+                           "bnb_4bit_use_double_quant"})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

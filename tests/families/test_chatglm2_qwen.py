@@ -14,8 +14,9 @@ from finetune.errors import UserError
 from finetune.families.chatglm2.record import CHATGLM2
 from finetune.families.family import find_family, import_object
 from finetune.families.qwen.record import QWEN
-from finetune.models.loading import build_config, load_model, plan_readers
+from finetune.models.loading import build_config, load_model
 from finetune.models.resolve import resolve_model
+from finetune.models.tensor_readers import plan_readers
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.models.tiny.tiktoken_training import count_ranks, train_ranks
 from finetune.storage.checkpoints import Checkpoint

@@ -36,7 +36,7 @@ VARIANTS = [(name, {}) for name in FAMILIES] + [
 @pytest.mark.parametrize(("name", "changes"), VARIANTS, ids=str)
 def test_names_and_transposes_are_those_of_paddlenlp(name, changes):
     """Every name in PaddleNLP's table that weights have, in both directions."""
-    from finetune.models.loading import _name_table
+    from finetune.models.tensor_readers import _name_table
 
     family = get_family(name)
     config, weights = tiny_model(name)

@@ -9,8 +9,9 @@ from safetensors.numpy import load_file, save_file
 
 from finetune.errors import UserError
 from finetune.families.family import get_family, import_object
-from finetune.models.loading import build_config, load_model, plan_readers
+from finetune.models.loading import build_config, load_model
 from finetune.models.resolve import resolve_model
+from finetune.models.tensor_readers import plan_readers
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.storage.checkpoints import Checkpoint
 from finetune.tokenizers.encoder import FamilyEncoder

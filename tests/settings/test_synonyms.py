@@ -103,8 +103,8 @@ def test_null_counts_as_not_given(key):
 INSTEAD = {
     "deepspeed": ("ds_z2.json", "--sharding stage2"),
     "fsdp": ("full_shard", "sharding stage3"),
-    "quantization_bit": (4, "bf16 or fp16"),
-    "load_in_4bit": (True, "bf16 or fp16"),
+    "quantization_bit": (3, "llm.int8"),
+    "load_in_4bit": (True, "weight_double_quant"),
     "tgt_length": (512, "remove it, and set max_length"),
     "num_beams": (4, "top_k"),
     "packing": (True, "zero_padding"),

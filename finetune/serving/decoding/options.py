@@ -6,16 +6,21 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_folder import CONFIG_FILES, find_adapter_as_model, find_adapter_faults
 from finetune.errors import UserError
 from finetune.machine.device import detect_device, device_kind, find_device_fault
 from finetune.serving.decoding.exported import is_exported, read_facts
 from finetune.serving.decoding.settings import DecodingSettings
+from finetune.storage.quantisation.record import read_scheme
+
+if TYPE_CHECKING:
+    from finetune.storage.quantisation.scheme import QuantisationScheme
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODES = ("dynamic", "static")
+BASES = ("trained", "original")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class ModelOptions:
         chat_template: As in training; None asks the folder of the adapter or the model.
         system: System text of conversations that have none.
         src_length: Most tokens of a prompt; what is older is cut.
+        base: "trained": the base of a LoRA run is quantised as it was in training; "original": it is not.
     """
 
     model_name_or_path: str
@@ -43,6 +49,16 @@ class ModelOptions:
     chat_template: str | None = None
     system: str | None = None
     src_length: int = 1024
+    base: str = BASES[0]
+
+    @property
+    def base_quantisation(self) -> QuantisationScheme | None:
+        """How the weights under the adapter are quantised.
+
+        Raises:
+            UserError: The adapter's record of it cannot be read.
+        """
+        return read_scheme(self.lora_path) if self.lora_path and self.base == BASES[0] else None
 
     @property
     def is_static(self) -> bool:
@@ -133,6 +149,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--lora_path", type=Path, help="output folder of a LoRA run, used without merging")
     group.add_argument("--prefix_path", type=Path, help="output folder of a prefix-tuning run")
+    group.add_argument(
+        "--base",
+        choices=BASES,
+        default=BASES[0],
+        help="under an adapter that was trained over a quantised base: that base, or the original weights (trained)",
+    )
     group.add_argument(
         "--mode", choices=MODES, help="static runs an exported folder (default: what the folder is)"
     )

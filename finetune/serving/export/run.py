@@ -93,10 +93,15 @@ def _load(
 ) -> tuple[Any, NDArray[Any] | None]:
     """The model with its LoRA merged, and the prefix [prefix, 2 x layers, kv heads, head dim]."""
     from finetune.models.loading import load_model
+    from finetune.storage.quantisation.record import read_scheme
 
     # Merging multiplies, which CPU does in float32 only.
     dtype = "float32" if options.lora_path else options.dtype
-    model = load_model(resolved, dtype=dtype, config_overrides={"use_cache": True})
+    # What an adapter was trained over, as ordinary weights, so that the graph answers as the adapter does.
+    scheme = read_scheme(options.lora_path) if options.lora_path else None
+    model = load_model(
+        resolved, dtype=dtype, config_overrides={"use_cache": True}, quantisation=scheme, keep_packed=False
+    )
     if options.lora_path:
         from finetune.adapters.lora import load_lora
 

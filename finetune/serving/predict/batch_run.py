@@ -34,6 +34,7 @@ def describe_run(plan: PlannedModel, settings: DecodingSettings, data_file: Path
         "model_name_or_path": options.model_name_or_path,
         "lora_path": options.lora_path and str(options.lora_path),
         "prefix_path": options.prefix_path and str(options.prefix_path),
+        **({"base": scheme.to_json()} if (scheme := options.base_quantisation) else {}),
         "mode": "static" if options.is_static else "dynamic",
         "dtype": options.dtype,
         "chat_template": plan.template_name,

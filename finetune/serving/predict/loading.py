@@ -136,7 +136,13 @@ def _load_dynamic(plan: PlannedModel, encoder: Any) -> Any:
         other_tokenizer=is_other_tokenizer(plan.tokenizer, resolved.folder or resolved.name),
     )
     overrides = {"use_cache": True}
-    model = load_model(resolved, dtype=dtype, config_overrides=overrides, growth=growth)
+    model = load_model(
+        resolved,
+        dtype=dtype,
+        config_overrides=overrides,
+        growth=growth,
+        quantisation=options.base_quantisation,
+    )
     return DynamicDecoder(
         _adapt(model, options, family, dtype),
         family,

@@ -1,0 +1,1 @@
+"""Linear layers whose weights are held in 4 or 8 bits."""

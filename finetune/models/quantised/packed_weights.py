@@ -1,0 +1,211 @@
+"""Packed weights on the device, and the product with one.
+
+    y = x @ W^T,    W [out, in] = table[codes] * scales,    dx = dy @ W
+
+W is computed from its codes in the forward pass and again in the backward pass, in plain Paddle operations on any
+device; no copy is kept between. While it is in use a matrix of n elements takes 4n bytes and a few MB, and half as
+much again where it is rounded to half precision.
+
+`saved_tensors_hooks` would do the same with less code, but Paddle has one pair of hooks at a time: recompute sets its
+own, and leaving ours would unset those.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle.autograd import PyLayer
+
+from finetune.storage.quantisation.code_tables import dynamic_values, four_bit_values
+from finetune.storage.quantisation.packed_weights import (
+    FourBitMatrix,
+    Int8Matrix,
+    NestedScales,
+    PackedMatrix,
+    step_sizes,
+)
+
+_STRETCH_BYTES = 2**20
+
+
+class PackedWeight:
+    """The frozen weight of a linear layer.
+
+    Attributes:
+        matrix_shape: [out, in] of what is held.
+        dtype: Paddle's type that the layer computes in.
+        stop_gradient: True: it is never trained.
+        is_distributed: Whether it is this tensor rank's part of a larger one.
+    """
+
+    stop_gradient = True
+    is_distributed = False
+
+    def __init__(self, shape: tuple[int, int], dtype: Any):
+        self.matrix_shape = shape
+        self.dtype = dtype
+
+    @property
+    def shape(self) -> list[int]:
+        """[in, out], as Paddle's linear layers have their weights."""
+        num_rows, num_columns = self.matrix_shape
+        return [num_columns, num_rows]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.matrix_shape[0] * self.matrix_shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of everything that is held."""
+        return sum(each.size * each.element_size() for each in self._tensors())
+
+    def values(self) -> Any:
+        """The matrix [out, in] in `dtype`, rounded once from float32."""
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+            return _converted(self._float32_values(), self.dtype)
+
+    def _tensors(self) -> list[Any]:
+        raise NotImplementedError
+
+    def _float32_values(self) -> Any:
+        raise NotImplementedError
+
+
+class PackedFourBit(PackedWeight):
+    """A weight in 4-bit blocks; a short last block is filled up.
+
+    Args:
+        matrix: What `pack_matrix` made.
+        dtype: Paddle's type that the layer computes in.
+    """
+
+    def __init__(self, matrix: FourBitMatrix, dtype: Any):
+        super().__init__(matrix.shape, dtype)
+        self._kind, self._block_size = matrix.kind, matrix.block_size
+        num_blocks = -(-matrix.shape[0] * matrix.shape[1] // matrix.block_size)
+        codes = matrix.codes
+        if codes.size * 2 < num_blocks * matrix.block_size:
+            codes = np.pad(codes, (0, num_blocks * matrix.block_size // 2 - codes.size))
+        self._codes = paddle.to_tensor(codes)  # uint8 [blocks * block_size / 2]
+        self._scales = _DeviceScales(matrix.scales)
+
+    def _tensors(self) -> list[Any]:
+        return [self._codes, *self._scales.tensors()]
+
+    def _float32_values(self) -> Any:
+        values = paddle.empty([self._codes.size, 2], "float32")  # [bytes, 2]
+        table = _pair_table(self._kind)
+        for begin in range(
+            0, self._codes.size, _STRETCH_BYTES
+        ):  # places take four bytes for each of the codes
+            places = self._codes[begin : begin + _STRETCH_BYTES].astype("int32")
+            values[begin : begin + _STRETCH_BYTES] = paddle.gather(table, places)
+        values = values.reshape([-1, self._block_size])  # [blocks, block_size]
+        values.multiply_(self._scales.values().unsqueeze(1))
+        num_rows, num_columns = self.matrix_shape
+        flat = values.reshape([-1])
+        if flat.size > num_rows * num_columns:
+            flat = flat[: num_rows * num_columns]
+        return flat.reshape([num_rows, num_columns])
+
+
+class _DeviceScales:
+    """Scales of 4-bit blocks, as float32 or in 8 bits."""
+
+    def __init__(self, scales: Any):
+        self._is_nested = isinstance(scales, NestedScales)
+        if not self._is_nested:
+            self._plain = paddle.to_tensor(scales)  # float32 [blocks]
+            return
+        self._num_blocks, self._offset = scales.codes.size, float(scales.offset)
+        self._block_size = scales.block_size
+        missing = -scales.codes.size % scales.block_size
+        self._codes = paddle.to_tensor(np.pad(scales.codes, (0, missing)))  # uint8, whole stretches
+        self._outer = paddle.to_tensor(scales.scales)  # float32 [stretches]
+
+    def tensors(self) -> list[Any]:
+        return [self._codes, self._outer] if self._is_nested else [self._plain]
+
+    def values(self) -> Any:
+        """float32 [blocks]."""
+        if not self._is_nested:
+            return self._plain
+        inner = paddle.gather(_dynamic_table(), self._codes.astype("int32"))
+        inner = inner.reshape([-1, self._block_size]) * self._outer.unsqueeze(1)
+        return inner.reshape([-1])[: self._num_blocks] + self._offset
+
+
+class PackedInt8(PackedWeight):
+    """A weight in 8 bits with a scale for each row.
+
+    Args:
+        matrix: What `pack_matrix` made.
+        dtype: Paddle's type that the layer computes in.
+    """
+
+    def __init__(self, matrix: Int8Matrix, dtype: Any):
+        super().__init__(matrix.shape, dtype)
+        self._codes = paddle.to_tensor(matrix.codes)  # int8 [out, in]
+        self._steps = paddle.to_tensor(step_sizes(matrix.scales)).unsqueeze(1)  # float32 [out, 1]
+
+    def _tensors(self) -> list[Any]:
+        return [self._codes, self._steps]
+
+    def _float32_values(self) -> Any:
+        return self._codes.astype("float32").multiply_(self._steps)
+
+
+def to_device(matrix: PackedMatrix, dtype: Any) -> PackedWeight:
+    """A packed matrix as a layer's weight."""
+    if isinstance(matrix, FourBitMatrix):
+        return PackedFourBit(matrix, dtype)
+    return PackedInt8(matrix, dtype)
+
+
+@functools.cache
+def _pair_table(kind: str) -> Any:
+    """The two values of every byte, float32 [256, 2]."""
+    values, bytes_ = four_bit_values(kind), np.arange(256)
+    return paddle.to_tensor(np.stack([values[bytes_ >> 4], values[bytes_ & 15]], axis=-1))
+
+
+@functools.cache
+def _dynamic_table() -> Any:
+    return paddle.to_tensor(dynamic_values())
+
+
+class _PackedProduct(PyLayer):  # type: ignore[misc]
+    """x @ W^T with W computed where it is used."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: PackedWeight) -> Any:
+        ctx.weight, ctx.dtype = weight, x.dtype
+        return paddle.matmul(x, weight.values(), transpose_y=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        product = paddle.matmul(gradient, _converted(ctx.weight.values(), gradient.dtype))
+        return _converted(product, ctx.dtype)
+
+
+def _converted(tensor: Any, dtype: Any) -> Any:
+    """The tensor in a type; Paddle copies one that has it already."""
+    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
+
+
+def packed_linear(x: Any, weight: PackedWeight, bias: Any = None, name: Any = None) -> Any:
+    """What `paddle.nn.functional.linear` computes, with a packed weight.
+
+    Args:
+        x: [..., in].
+        weight: The packed weight.
+        bias: [out], or None.
+        name: Not used; Paddle's layers give it.
+    """
+    product = _PackedProduct.apply(x, weight)
+    return product if bias is None else product + bias.astype(product.dtype)

@@ -1,0 +1,66 @@
+"""The settings of a quantised base: what they say together, and what an adapter says about its own."""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.settings.model import UNQUANTISED
+from finetune.storage.quantisation.record import read_scheme
+from finetune.storage.quantisation.scheme import BLOCK_SIZES, QuantisationScheme
+
+_BLOCK_SIZES = {
+    "weight_blocksize": "block_size",
+    "weight_double_quant_block_size": "double_quant_block_size",
+}
+
+
+def scheme_of(values: Mapping[str, Any]) -> QuantisationScheme | None:
+    """How the base is quantised by resolved settings; None: it is not."""
+    algorithm = values["weight_quantize_algo"]
+    if algorithm in (None, UNQUANTISED):
+        return None
+    return QuantisationScheme(
+        algorithm=algorithm,
+        block_size=values["weight_blocksize"],
+        double_quant=values["weight_double_quant"],
+        double_quant_block_size=values["weight_double_quant_block_size"],
+    )
+
+
+def resolve_quantisation(values: MutableMapping[str, Any]) -> list[str]:
+    """Takes over how the base of the adapter in lora_path was quantised, where nothing else is said."""
+    if not (values["lora"] and values["lora_path"]):
+        return []
+    try:
+        trained = read_scheme(Path(values["lora_path"]))
+    except UserError:  # told when the adapter is read
+        return []
+    asked = values["weight_quantize_algo"]
+    if asked is None and trained is not None:
+        values["weight_quantize_algo"] = trained.algorithm
+        values["weight_double_quant"] = trained.double_quant
+        values.update({name: getattr(trained, field) for name, field in _BLOCK_SIZES.items()})
+        return []
+    if asked is None or trained == scheme_of(values):
+        return []
+    was = f"over a base in {trained.label}" if trained else "over a base that was not quantised"
+    return [f"the adapter in lora_path was trained {was}, and this run has weight_quantize_algo {asked}"]
+
+
+def check_quantisation(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What the settings of a quantised base cannot be together with, as (names, fault)."""
+    for name in _BLOCK_SIZES:
+        size = values[name]
+        if size not in BLOCK_SIZES and BLOCK_SIZES[0] < size < BLOCK_SIZES[-1]:
+            yield (name,), f"{name} is {size}: choose one of {', '.join(map(str, BLOCK_SIZES))}"
+    scheme = scheme_of(values)
+    if scheme is None:
+        return
+    shown = f"weight_quantize_algo is {scheme.algorithm}"
+    if not values["lora"]:
+        remedy = "add --lora true, or remove weight_quantize_algo"
+        yield ("weight_quantize_algo", "lora"), f"{shown}, but packed weights cannot be trained: {remedy}"
+    if values["pissa"]:
+        fault = f"{shown} and pissa is true, which would change the packed weights that it starts from: choose one"
+        yield ("weight_quantize_algo", "pissa"), fault
