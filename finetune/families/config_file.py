@@ -63,6 +63,10 @@ def _is_id(value: Any) -> bool:
     return all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in values)
 
 
+def _counts_layers(value: Any) -> bool:
+    return all(map(_is_size, value)) if isinstance(value, list) else _is_size(value)
+
+
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
@@ -73,13 +77,15 @@ _KINDS: dict[str, tuple[_Check, str]] = {
         lambda value: isinstance(value, str),
         "a text",
     ),
+    r"_layers$": (_counts_layers, "a number of layers or their numbers"),
     r"^(tie_|use_|add_|apply_|no_)|^multi_query_attention$": (
-        lambda value: isinstance(value, bool | int),
-        "true or false",
+        # Qwen's files leave their kernels to the program.
+        lambda value: isinstance(value, bool | int) or value == "auto",
+        'true, false or "auto"',
     ),
     r"^(rope_scaling|quantization_config)$": (lambda value: isinstance(value, dict), "an object"),
     r"_token_ids?$": (_is_id, "the number of a token"),
-    r"(_size|_dim|_layers|_heads|_length|_channels|_num|_embeddings|_positions)$|^n_": (
+    r"(_size|_dim|_heads|_length|_channels|_num|_embeddings|_positions)$|^n_": (
         _is_size,
         "a whole number of 0 or more",
     ),

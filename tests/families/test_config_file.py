@@ -1,0 +1,48 @@
+"""What config.json may hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.families.config_file import find_wrong_fields
+
+# As published models have them.
+RIGHT = {
+    "Qwen leaves its kernels to the program": {
+        "use_flash_attn": "auto",
+        "use_dynamic_ntk": True,
+        "no_bias": True,
+    },
+    "PaddleNLP keeps the layers that are not recomputed": {"no_recompute_layers": [0, 1]},
+    "several end tokens": {"eos_token_id": [151645, 151643], "pad_token_id": -1},
+    "numbers for flags": {"use_cache": 1, "sequence_parallel": 0},
+    "nothing said": {
+        "quantization_config": None,
+        "rope_scaling": None,
+        "n_inner": None,
+        "sliding_window": None,
+    },
+    "whole numbers for others": {"rope_theta": 10000, "rms_norm_eps": 1e-6, "attention_dropout": 0},
+}
+WRONG = [
+    ({"hidden_size": "16"}, 'hidden_size is "16", but must be a whole number of 0 or more'),
+    ({"num_hidden_layers": True}, "num_hidden_layers is true"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+    ({"no_recompute_layers": ["x"]}, "a number of layers or their numbers"),
+    ({"use_cache": "yes"}, 'must be true, false or "auto"'),
+    ({"rope_theta": [1]}, "rope_theta is [1], but must be a number"),
+    ({"rms_norm_eps": 1e400}, "rms_norm_eps is Infinity"),
+    ({"architectures": "LlamaForCausalLM"}, "a list of names"),
+    ({"eos_token_id": "2"}, "the number of a token"),
+]
+
+
+@pytest.mark.parametrize("config", RIGHT.values(), ids=RIGHT)
+def test_what_published_models_hold_is_right(config):
+    assert list(find_wrong_fields(config)) == []
+
+
+@pytest.mark.parametrize(("config", "fault"), WRONG)
+def test_what_no_model_can_have_is_named(config, fault):
+    (found,) = find_wrong_fields(config)
+    assert fault in found
