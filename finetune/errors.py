@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import struct
 from collections.abc import Sequence
 
@@ -28,8 +29,23 @@ class UserError(Exception):
     """
 
     def __init__(self, faults: str | Sequence[str]):
-        self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
+        given = (faults,) if isinstance(faults, str) else faults
+        self.faults: tuple[str, ...] = tuple(map(hide_credentials, given))
         super().__init__("\n".join(self.faults))
+
+
+def hide_credentials(text: str) -> str:
+    """A text without the passwords and tokens of the addresses in it."""
+    return _IN_QUERY.sub(r"\1***", _BEFORE_HOST.sub("://***@", text))
+
+
+def holds_credentials(address: str) -> bool:
+    """Whether an address names a password or a token."""
+    return hide_credentials(address) != address
+
+
+_BEFORE_HOST = re.compile(r"://[^/@\s]+@")
+_IN_QUERY = re.compile(r"([?&][^=&\s]*(?:token|key|secret|password|passwd)=)[^&\s\"']+", re.IGNORECASE)
 
 
 class RunError(Exception):

@@ -93,7 +93,7 @@ def load_model(
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
     is_packed = quantisation is not None and keep_packed
     with dtype_guard(dtype), no_init_weights(), paddle.LazyGuard() if is_packed else nullcontext():
-        model = build(model_class, config) if build else model_class(config)
+        model = _build_model(build or (lambda cls, facts: cls(facts)), model_class, config, resolved.name)
     quantiser = None
     if quantisation is not None:
         from finetune.models.quantised.loading import LinearLayerQuantiser
@@ -104,6 +104,17 @@ def load_model(
     _set_generation_config(model, folder, encoder)
     model.eval()
     return model
+
+
+def _build_model(build: Callable[[Any, Any], Any], model_class: Any, config: Any, name: str) -> Any:
+    try:
+        return build(model_class, config)
+    except (AssertionError, ValueError, ZeroDivisionError, OverflowError) as error:
+        reason = str(error).strip().splitlines()[-1:] or ["no reason is told"]
+        raise UserError(
+            f"model {name}: no model can be built from its config.json "
+            f"({type(error).__name__}: {reason[0][:200]}): copy it again"
+        ) from error
 
 
 def load_weights(model: Any, folder: Path) -> None:

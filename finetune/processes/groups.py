@@ -8,16 +8,20 @@ lacks are made here, on all ranks in the same order.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.errors import RunError
 from finetune.machine.stand_ins import replace
 from finetune.processes.layout import Coordinates, Layout
 from finetune.processes.network.plain_values import decode_value, encode_value
 from finetune.processes.time_limit import time_limit
 
 _CONNECT_SECONDS = 120.0
+_IS_OF_NETWORK = re.compile(r"TCP|[Ss]ocket|[Cc]onnection")
+"""How Paddle's store and NCCL say that somebody is gone; they raise ValueError and RuntimeError."""
 
 # Paddle's TP layers are filled with the model's own weights afterwards, so any seed will do; left alone, Fleet would
 # draw one from NumPy's global state and seed Paddle's with it.
@@ -188,7 +192,16 @@ def start_groups(layout: Layout, *, device: str, timeout_seconds: float = _CONNE
 
         install(timeout_seconds=timeout_seconds)
     with time_limit(timeout_seconds, "connecting the processes and making their groups"):
-        return _make_groups(layout)
+        try:
+            return _make_groups(layout)
+        except (ValueError, RuntimeError) as error:
+            if not _IS_OF_NETWORK.search(str(error)):
+                raise
+            reason = str(error).strip().splitlines()[-1]
+            raise RunError(
+                f"the processes of the run could not be connected ({reason}): another one ended or cannot be reached, "
+                "its own log says why"
+            ) from error
 
 
 def _refuse_pickles() -> None:

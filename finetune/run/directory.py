@@ -21,7 +21,8 @@ from finetune.checkpoints.folder import (
     step_of,
 )
 from finetune.errors import UserError
-from finetune.run.disk_space import try_writing
+from finetune.processes.network.secret import SECRET_PREFIX
+from finetune.run.disk_space import TRIAL_FILE, try_writing
 from finetune.settings.registry import known_settings
 from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
 from finetune.storage.lock import take_lock
@@ -186,16 +187,17 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     if not run.path.is_dir():
         return
     lacks_end = (run.path / FINISHED_FILE).is_file() and (run.path / TRAINED_FILE).is_file()
-    if args.training.overwrite_output_dir:
-        run.trained = lacks_end and read_json_or_empty(run.path / OVERWRITING_FILE) == args.to_json()
-        return
     ours = _is_own_run(run.path)
+    # Not even where overwriting is asked for: it may be the only copy.
     if not ours and (foreign := list_foreign(run.path)):
         raise UserError(
             f"output_dir {run.path} holds {foreign[-1].name}, which another program wrote: choose another output_dir. "
             f"To start from its weights, set model_name_or_path (or lora_path, prefix_path) to {foreign[-1]}."
         )
-    if not ours and any(path.name != LOCK_FILE for path in run.path.iterdir()):
+    if args.training.overwrite_output_dir:
+        run.trained = lacks_end and read_json_or_empty(run.path / OVERWRITING_FILE) == args.to_json()
+        return
+    if not ours and not all(_is_beginning(path.name) for path in run.path.iterdir()):
         raise UserError(
             f"output_dir {run.path} is not empty and holds no run of this program: choose another folder, "
             "or add --overwrite_output_dir true to write into it."
@@ -206,6 +208,11 @@ def _check_contents(run: RunDirectory, args: Arguments) -> None:
     if (is_finished or lacks_end) and not args.training.resume_from_checkpoint:
         read_json_if_present(run.path / ARGUMENTS_FILE)  # a damaged one does not tell whether it is this run
         _check_finished(run, run.changes(args.to_json()), lacks_end=lacks_end)
+
+
+def _is_beginning(name: str) -> bool:
+    """Whether a run that was killed at its very start may have left a file of that name."""
+    return name in (LOCK_FILE, TRIAL_FILE, f".{ARGUMENTS_FILE}.tmp") or name.startswith(SECRET_PREFIX)
 
 
 def _is_own_run(path: Path) -> bool:

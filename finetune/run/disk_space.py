@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
     from finetune.training.trainer import FinetuneTrainer
 
-_TRIAL_FILE = ".trial.tmp"
+TRIAL_FILE = ".trial.tmp"
 _TRIAL_BYTES = 1 << 16
 _COMFORT = 1.5
 """Times what is needed: other programs write, too."""
@@ -35,7 +35,7 @@ def try_writing(folder: Path) -> None:
     Raises:
         UserError: The disk is full or cannot be written, or nobody allowed it.
     """
-    trial = folder / _TRIAL_FILE
+    trial = folder / TRIAL_FILE
     try:
         with open(trial, "wb") as file:
             file.write(bytes(_TRIAL_BYTES))

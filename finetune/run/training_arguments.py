@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from finetune.errors import UserError
+
 if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
 
@@ -58,4 +60,11 @@ def build_training_arguments(args: Arguments) -> Any:
     kwargs = args.training_kwargs() | {"amp_master_grad": False}
     # PaddleNLP knows no SwanLab: its package brings a callback, which `finetune.run.trainer` adds.
     kwargs["report_to"] = [name for name in args.training.report_to if name != "swanlab"]
-    return FinetuneTrainingArguments(**kwargs)
+    try:
+        return FinetuneTrainingArguments(**kwargs)
+    except (ValueError, TypeError, AssertionError) as error:
+        given = ", ".join(sorted(name for name in args.given if name in kwargs))
+        raise UserError(
+            f"PaddleNLP refuses these training settings ({type(error).__name__}: {error}): correct or remove the one that "
+            f"it names among {given}"
+        ) from error

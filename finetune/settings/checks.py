@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from finetune.errors import holds_credentials
 from finetune.machine.device import find_device_fault
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
@@ -92,6 +93,17 @@ def _check_steps(values: Values) -> Faults:
             "max_steps is 0: give the number of optimizer steps, -1 to train num_train_epochs, or do_train false "
             "to evaluate only",
         )
+
+
+def _check_credentials(values: Values) -> Faults:
+    """Addresses are written to arguments.json and into logs."""
+    for name, setting in known_settings().items():
+        if setting.is_path and isinstance(values[name], str) and holds_credentials(values[name]):
+            yield (
+                (name,),
+                f"{name} holds a password or a token, which would be written to arguments.json and the logs: give the "
+                "name alone, and the token in the environment, such as HF_TOKEN",
+            )
 
 
 def _check_paths(values: Values) -> Faults:
@@ -181,6 +193,7 @@ _CHECKS = (
     check_quantisation,
     _check_patterns,
     _check_steps,
+    _check_credentials,
     _check_paths,
     _check_best_model,
     check_degrees,

@@ -57,7 +57,7 @@ def test_all_argument_faults_at_once_without_importing_paddle(tmp_path):
     [
         (b'{"src": "a", "tgt": ', "train.json:2:"),
         (b'{"src": "a"}', "tgt"),
-        (b'{"src": 5, "tgt": "b"}', "src"),
+        (b'{"src": {"a": 5}, "tgt": "b"}', "src"),
         (b"\xff\xfe broken", "UTF-8"),
         (b"[1, 2]", "object"),
     ],
@@ -107,11 +107,13 @@ def test_checkpoints_of_another_program_are_left_alone(arguments, tmp_path, caps
     (theirs / "model_state.pdparams").write_bytes(b"days of work")
     (theirs / "trainer_state.json").write_text("{}")
     settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
-    fails(
-        capsys, arguments(**settings), "holds checkpoint-100, which another program wrote",
-        "choose another output_dir", f"model_name_or_path (or lora_path, prefix_path) to {theirs}",
-    )  # fmt: skip
-    assert run_entry(arguments(**settings, overwrite_output_dir=True)) == 0
+    (tmp_path / "out" / "trainer_state.json").write_text("{}")
+    for more in ({}, {"overwrite_output_dir": True}):
+        fails(
+            capsys, arguments(**settings, **more), "holds checkpoint-100, which another program wrote",
+            "choose another output_dir", f"model_name_or_path (or lora_path, prefix_path) to {theirs}",
+        )  # fmt: skip
+    assert (tmp_path / "out" / "trainer_state.json").read_text() == "{}"
     assert (theirs / "model_state.pdparams").read_bytes() == b"days of work"
 
 

@@ -268,3 +268,9 @@ def test_resolving_imports_no_paddle(llama_folder):
         [sys.executable, "-c", code, str(llama_folder)], capture_output=True, text=True, timeout=60
     )
     assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_config_that_no_model_can_be_built_from_ends_in_a_message(llama_folder):
+    _edit_config(llama_folder, num_key_value_heads=8)
+    with pytest.raises(UserError, match=r"no model can be built from its config.json|shape"):
+        load_model(resolve_model(llama_folder), dtype="float32")

@@ -76,3 +76,31 @@ def test_a_lock_that_is_a_pipe_does_not_keep_waiting(args, finished):
     os.mkfifo(finished / ".lock")
     with pytest.raises(UserError, match="is a pipe or a device"):
         open_again(args)
+
+
+@pytest.mark.parametrize("name", [".lock", ".trial.tmp", ".arguments.json.tmp", ".job-secret-1"])
+def test_what_a_run_killed_at_its_start_leaves_keeps_nobody_out(args, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("")
+    assert open_again(args).resume is None
+
+
+def test_other_hidden_files_do(args, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".notes").write_text("")
+    with pytest.raises(UserError, match="is not empty and holds no run of this program"):
+        open_again(args)
+
+
+def test_training_settings_that_paddlenlp_refuses_end_in_a_message(args):
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from finetune.run.training_arguments import build_training_arguments
+
+    training = SimpleNamespace(**vars(args.training) | {"refined_recompute": "x:y:z"})
+    with pytest.raises(
+        UserError, match=r"PaddleNLP refuses these training settings .*among .*refined_recompute"
+    ):
+        build_training_arguments(replace(args, training=training, given=args.given | {"refined_recompute"}))

@@ -73,7 +73,9 @@ def test_room_is_compared(tmp_path):
 def test_checkpoints_that_stand_need_no_more_room(tmp_path):
     for step in (1, 2, 3):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / MANIFEST_NAME).touch()
+        files = {"model.safetensors": {"size": 1, "sha256": "0" * 64}}
+        manifest = json.dumps({"step": step, "files": files})
+        (tmp_path / f"checkpoint-{step}" / MANIFEST_NAME).write_text(manifest)
     need = DiskNeed(4 * MILLION, 12 * MILLION, 3)
     assert check_disk(RunDirectory(tmp_path), need, free_bytes=6 * MILLION) is None
     with pytest.raises(UserError, match="the result of this run takes 4 MB"):

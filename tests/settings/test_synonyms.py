@@ -55,6 +55,7 @@ SAME = [
     ("model_name", ["小桨", "Paddy Wheel"], "model_name", "小桨 Paddy Wheel"),
     ("model_author", ["某人"], "model_author", "某人"),
     ("lr", 0.01, "learning_rate", 0.01),
+    ("val_dataset", "data", "eval_dataset", "data"),
     ("use_cpu", True, "device", "cpu"),
 ]
 
@@ -108,7 +109,6 @@ INSTEAD = {
     "num_beams": (4, "top_k"),
     "packing": (True, "zero_padding"),
     "template": ("qwen", "chat_template"),
-    "dataset": ("alpaca_zh", "dataset_name_or_path"),
     "per_device_batch": (4, "per_device_train_batch_size"),
     "batch_size": (4, "per_device_train_batch_size"),
     "max_samples": (100, "max_train_samples"),

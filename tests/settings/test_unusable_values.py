@@ -144,3 +144,19 @@ def test_an_argument_file_without_end(tmp_path):
         UserError, match=r"has more than 16,777,216 bytes: give the file of the settings alone"
     ):
         parse_arguments([str(path)])
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user:hidden@host/model",
+        "hf://owner/name?token=hidden",
+        "hf://owner/name@main?a=b&api_key=hidden",
+    ],
+)
+@pytest.mark.parametrize("name", ["model_name_or_path", "dataset_name_or_path", "lora_path"])
+def test_passwords_in_addresses_are_refused_and_never_shown(name, address):
+    with pytest.raises(UserError) as caught:
+        parse_arguments(["--output_dir", "out", "--do_train", f"--{name}", address])
+    assert f"{name} holds a password or a token" in str(caught.value)
+    assert "hidden" not in str(caught.value)

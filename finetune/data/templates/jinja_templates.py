@@ -7,6 +7,7 @@ longer part repeats the shorter one, so a template that writes earlier rounds an
 The messages' texts are not rendered: placeholders are, and the text around them shows what is the
 template's own. So no text of an example can become a special token, and the result depends on the roles
 alone and is remembered. A template that trims texts is noticed, and the texts are trimmed here.
+Only what a template writes from an object, the functions on offer and the calls of them, is rendered as it is.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation
+from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation, Message
 from finetune.data.templates.jinja_environment import CHAT, GENERATION_END, GENERATION_START
 from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError, Slot, parse_pattern
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.data.templates.template_worker import Variant
+from finetune.data.templates.tool_calls import split_calls
 from finetune.errors import UserError
 
 _MAX_REMEMBERED = 4096
@@ -35,6 +37,36 @@ _SYSTEM = "system"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKS = re.compile(f"[{GENERATION_START}{GENERATION_END}]")
 _TRIAL = "\t\ue0f3\t"
+
+
+class _Outline(NamedTuple):
+    """All of a message that its rendered form depends on.
+
+    Attributes:
+        role: As in `Message`.
+        calls: The functions that it calls, as a JSON list; "" for none.
+        has_text: Whether it holds text besides.
+        has_reasoning: Whether it holds thoughts.
+    """
+
+    role: str
+    calls: str = ""
+    has_text: bool = True
+    has_reasoning: bool = False
+
+    def write(self, index: int, num_messages: int) -> dict[str, Any]:
+        """The message as templates know it, with placeholders for its texts."""
+        message = _write_message(self.role, _PLACEHOLDER.format(index) if self.has_text else "")
+        if self.has_reasoning:
+            message["reasoning_content"] = _PLACEHOLDER.format(num_messages + index)
+        if self.calls:
+            calls = json.loads(self.calls)
+            message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        return message
+
+
+def _write_message(role: str, content: str) -> dict[str, Any]:
+    return {"role": _ROLE_NAMES.get(role, role), "content": content}
 
 
 class JinjaTemplate:
@@ -60,12 +92,14 @@ class JinjaTemplate:
         found = {*_TOKEN_LIKE.findall(source), *self._tokens.values(), *special_tokens} - {""}
         self._specials = tuple(sorted(found))
         self._takes_tools = "tools" in source
+        self._takes_reasoning = "reasoning_content" in source
         self._marks_learned = _GENERATION.search(source) is not None
         self.special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
         self._closing = ""
         self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
         self._trimmed = self._find_trimmed()
         self._takes_empty_system = self._find_default_system()
+        self._takes_calls = "tool_calls" in source and self._writes_calls()
         self.appends_eos = not self._has_end_mark()
 
     def render(self, conversation: Conversation) -> list[Piece]:
@@ -77,15 +111,18 @@ class JinjaTemplate:
         return self._write(conversation, for_training=False)
 
     def _write(self, conversation: Conversation, *, for_training: bool) -> list[Piece]:
-        contents = [message.content for message in conversation.messages]
-        roles = tuple(message.role for message in conversation.messages)
+        messages = [self._describe(message) for message in conversation.messages]
         tools = conversation.tools if self._takes_tools else None
         system = conversation.system if tools else conversation.system_text()
         if system or (conversation.system == "" and self._takes_empty_system):
-            contents, roles = [system or "", *contents], (_SYSTEM, *roles)
+            messages.insert(0, (_Outline(_SYSTEM), system or "", ""))
+        outlines = tuple(outline for outline, _, _ in messages)
+        texts = [text for _, text, _ in messages] + [reasoning for _, _, reasoning in messages]
         try:
-            self._refuse_token_names(tools)
-            slots = self._remembered(roles, tools, for_training)
+            self._refuse_token_names("tools", tools)
+            for outline in outlines:
+                self._refuse_token_names("calls of functions", outline.calls)
+            slots = self._remembered(outlines, tools, for_training)
         except RenderError as error:
             raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
         except _InconsistentError as error:
@@ -98,28 +135,52 @@ class JinjaTemplate:
                 writer.write(slot.kind, slot.value, learned=learned)
                 continue
             index = int(slot.value)
-            text = contents[index]
-            writer.write("data", text.strip() if roles[index] in self._trimmed else text, learned=learned)
+            is_trimmed = index < len(outlines) and outlines[index].role in self._trimmed
+            writer.write("data", texts[index].strip() if is_trimmed else texts[index], learned=learned)
         return writer.finish()
 
-    def _refuse_token_names(self, tools: str | None) -> None:
-        """Tools are the one part of an example that the template renders itself."""
-        named = [token for token in self._specials if token in (tools or "")]
+    def _describe(self, message: Message) -> tuple[_Outline, str, str]:
+        """A message's outline, its text, and its thoughts."""
+        text, calls = message.content, ""
+        if self._takes_calls and message.role == TOOL_CALL:
+            text, calls = split_calls(text)
+        reasoning = message.reasoning.strip("\n") if self._takes_reasoning else ""
+        return _Outline(message.role, calls, bool(text) or not calls, bool(reasoning)), text, reasoning
+
+    def _refuse_token_names(self, what: str, text: str | None) -> None:
+        """What the template renders itself of an example must not name special tokens."""
+        named = [token for token in self._specials if token in (text or "")]
         if named:
-            raise RenderError(f"its tools contain {named[0]!r}, which is a special token")
+            raise RenderError(f"its {what} contain {named[0]!r}, which is a special token")
+
+    def _writes_calls(self) -> bool:
+        """Whether the template writes calls of functions from objects; some ask for more than data have."""
+        call = json.dumps([{"name": "x", "arguments": {"y": 1}}])
+        roles = (USER, TOOL_CALL, TOOL, ASSISTANT)
+        outlines = tuple(
+            _Outline(role, call, False) if role == TOOL_CALL else _Outline(role) for role in roles
+        )
+        try:
+            self._find_slots(outlines, None, True)
+        except (RenderError, _InconsistentError):
+            return False
+        return True
 
     def _find_slots(
-        self, roles: tuple[str, ...], tools: str | None, for_training: bool
+        self, outlines: tuple[_Outline, ...], tools: str | None, for_training: bool
     ) -> tuple[tuple[Slot, bool], ...]:
-        """The text of messages with these roles in slots, each with its flag.
+        """The text of messages of these outlines in slots, each with its flag.
+
+        The thoughts of message `i` of `n` have the number `n + i`.
 
         Raises:
             _InconsistentError: What comes later changes what was written for earlier messages.
         """
-        contents = [_PLACEHOLDER.format(index) for index in range(len(roles))]
+        roles = [outline.role for outline in outlines]
+        messages = [outline.write(index, len(outlines)) for index, outline in enumerate(outlines)]
         num_messages = len(roles) - 1
         if self._marks_learned and for_training:
-            return self._find_marked_slots(roles, contents, tools)
+            return self._find_marked_slots(outlines, messages, tools)
         answers = [index for index, role in enumerate(roles) if role in (ASSISTANT, TOOL_CALL)]
         parts = [(count, asks) for index in answers for count, asks in ((index, True), (index + 1, False))]
         whole = (len(roles), False)
@@ -129,24 +190,24 @@ class JinjaTemplate:
             parts.append(whole)
         slots: list[tuple[Slot, bool]] = []
         written = ""
-        texts = self._render(roles, contents, tools, parts)
+        texts = self._render(messages, tools, parts)
         for (count, asks), text in zip(parts, texts, strict=True):
             if (count, asks) == whole and num_messages not in answers and text != written:
                 raise _InconsistentError
             slots += self._parse_added(written, text, learned=not asks)
             written = text
-        _check_seen(slots, roles[: None if for_training else num_messages])
+        _check_seen(slots, outlines[: None if for_training else num_messages])
         return tuple(self._close(slots, learns_last=for_training))
 
     def _find_marked_slots(
-        self, roles: tuple[str, ...], contents: Sequence[str], tools: str | None
+        self, outlines: Sequence[_Outline], messages: Sequence[Mapping[str, Any]], tools: str | None
     ) -> tuple[tuple[Slot, bool], ...]:
         """The same for a template that says itself what is learned."""
-        text = next(self._render(roles, contents, tools, [(len(roles), False)], keeps_marks=True))
+        text = next(self._render(messages, tools, [(len(messages), False)], keeps_marks=True))
         slots: list[tuple[Slot, bool]] = []
         for position, part in enumerate(_MARKS.split(text)):
             slots += [(slot, position % 2 == 1) for slot in self._parse(part)]
-        _check_seen(slots, roles)
+        _check_seen(slots, outlines)
         if not any(learned for _, learned in slots):
             raise RenderError("its generation marks stand around no answer")
         return tuple(slots)
@@ -182,19 +243,14 @@ class JinjaTemplate:
 
     def _render(
         self,
-        roles: Sequence[str],
-        contents: Sequence[str],
+        messages: Sequence[Mapping[str, Any]],
         tools: str | None,
         parts: Sequence[tuple[int, bool]],
         *,
         keeps_marks: bool = False,
     ) -> Iterator[str]:
         """The text of so many messages of the front, each time with or without what asks for an answer."""
-        messages = [
-            {"role": _ROLE_NAMES.get(role, role), "content": content}
-            for role, content in zip(roles, contents, strict=True)
-        ]
-        values = {**self._tokens, "tools": _parse_tools(tools) if tools else None, "messages": messages}
+        values = {**self._tokens, "tools": _parse_tools(tools) if tools else None, "messages": list(messages)}
         texts = self._renderer.render_all(
             values, [Variant({"add_generation_prompt": asks}, count) for count, asks in parts]
         )
@@ -204,9 +260,9 @@ class JinjaTemplate:
         """Whether an empty system text keeps the template from writing one of its own."""
         texts = []
         for roles in ((USER, ASSISTANT), (_SYSTEM, USER, ASSISTANT)):
-            contents = ["" if role == _SYSTEM else "x" for role in roles]
+            messages = [_write_message(role, "" if role == _SYSTEM else "x") for role in roles]
             try:
-                texts.append(next(self._render(roles, contents, None, [(len(roles), False)])))
+                texts.append(next(self._render(messages, None, [(len(roles), False)])))
             except RenderError:
                 return False
         return len(texts[1]) < len(texts[0])
@@ -216,9 +272,9 @@ class JinjaTemplate:
         trimmed: set[str] = set()
         roles = (_SYSTEM, USER, ASSISTANT, USER, ASSISTANT)
         for role, tried in ((_SYSTEM, roles), (USER, roles[1:]), (ASSISTANT, roles[1:])):
-            contents = [_TRIAL if tried_role == role else "x" for tried_role in tried]
+            messages = [_write_message(name, _TRIAL if name == role else "x") for name in tried]
             try:
-                text = next(self._render(tried, contents, None, [(len(tried), False)]))
+                text = next(self._render(messages, None, [(len(tried), False)]))
             except RenderError as error:
                 if role == _SYSTEM:  # some templates take no system text; it is told where data has one
                     continue
@@ -230,7 +286,7 @@ class JinjaTemplate:
     def _has_end_mark(self) -> bool:
         """Whether answers end with a special token; also refuses what cannot be learned from."""
         try:
-            slots = self._find_slots((USER, ASSISTANT, USER, ASSISTANT), None, True)
+            slots = self._find_slots(tuple(map(_Outline, (USER, ASSISTANT, USER, ASSISTANT))), None, True)
         except RenderError as error:
             raise UserError(f"{self._name}: fails on a trial conversation: {error}.") from None
         except _InconsistentError as error:
@@ -250,9 +306,9 @@ def _find_closing(slots: Sequence[tuple[Slot, bool]]) -> str:
     return behind[0].value if is_last and behind and behind[0].kind == "special" else ""
 
 
-def _check_seen(slots: Sequence[tuple[Slot, bool]], roles: Sequence[str]) -> None:
+def _check_seen(slots: Sequence[tuple[Slot, bool]], outlines: Sequence[_Outline]) -> None:
     seen = {int(slot.value) for slot, _ in slots if slot.kind == "data"}
-    lost = [role for index, role in enumerate(roles) if index not in seen]
+    lost = [each.role for index, each in enumerate(outlines) if each.has_text and index not in seen]
     if lost:
         raise RenderError(f"it leaves out or alters the text of a message from {lost[0]}")
 

@@ -31,7 +31,7 @@ VARIABLE = "FINETUNE_JOB_SECRET"
 MIN_LENGTH = 16
 _SECRET_BYTES = 32
 _FILE_BYTES = 2 * _SECRET_BYTES  # in hexadecimal
-_PREFIX = ".job-secret-"
+SECRET_PREFIX = ".job-secret-"
 _STALE_SECONDS = 3600
 _LOOK_AGAIN_SECONDS = 0.1
 
@@ -69,7 +69,7 @@ class JobSecret:
                 f"the processes run on {len(machines)} hosts and {VARIABLE} is not set: set it to the same long random "
                 "text on every host, such as the output of `openssl rand -hex 32`"
             )
-        name = _PREFIX + hashlib.sha256(self._job.encode()).hexdigest()[:16]
+        name = SECRET_PREFIX + hashlib.sha256(self._job.encode()).hexdigest()[:16]
         self._path = (folder if folder is not None and len(machines) > 1 else _private_folder()) / name
 
     def issue(self) -> bytes:
@@ -84,7 +84,7 @@ class JobSecret:
         try:
             self._make_folder(self._path.parent)
             _remove_stale(self._path.parent)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=_PREFIX)  # mode 600
+            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=SECRET_PREFIX)  # mode 600
             with os.fdopen(handle, "w") as file:
                 file.write(secret)
             os.replace(name, self._path)
@@ -214,7 +214,7 @@ def _refusal(path: Path, reason: str) -> UserError:
 
 def _remove_stale(folder: Path) -> None:
     """Removes what runs left that were killed while they connected."""
-    for path in folder.glob(f"{_PREFIX}*"):
+    for path in folder.glob(f"{SECRET_PREFIX}*"):
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
                 path.unlink()
