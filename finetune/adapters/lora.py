@@ -58,6 +58,7 @@ class LoRAModel(peft.LoRAModel):
             if getattr(layer, "lora_A", None) is None:
                 continue
             if getattr(layer, "pissa", False):
+                _check_pissa_rank(name, layer)
                 # At once, not in the first forward pass: that would undo what is loaded until then.
                 layer.pissa_init(layer.r)
                 layer.apply_pissa = True
@@ -88,6 +89,16 @@ class LoRAModel(peft.LoRAModel):
         adapted.lora_A.initialize()
         adapted.lora_B.initialize()
         hold_packed(adapted, packed)
+
+
+def _check_pissa_rank(name: str, layer: Any) -> None:
+    """A matrix has no more singular vectors than its smaller side is long."""
+    most = min(layer.weight.shape)
+    if layer.r > most:
+        raise UserError(
+            f"lora_rank is {layer.r}, but pissa needs at most {most} for {name}, a matrix of {list(layer.weight.shape)}: "
+            "lower lora_rank, or set pissa false"
+        )
 
 
 def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:

@@ -96,6 +96,15 @@ def test_a_stage_still_finds_typing_errors(load, settings, family):
         add_lora(stage, settings, family=record, dtype="float32")
 
 
+def test_pissa_has_no_more_vectors_than_a_matrix_has(load, settings):
+    settings.pissa, settings.lora_rank = True, 4096
+    model, family = load()
+    with pytest.raises(
+        UserError, match=r"lora_rank is 4096, but pissa needs at most \d+ for .*: lower lora_rank"
+    ):
+        add_lora(model, settings, family=family, dtype="float32")
+
+
 def test_pissa_starts_where_the_model_is_and_goes_on_where_it_was_saved(load, settings, tmp_path):
     settings.pissa = True
     model, family = load()
