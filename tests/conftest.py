@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,10 @@ from finetune.machine.processor import configure_processor  # noqa: E402
 from tests.texts import write_data_sets  # noqa: E402
 
 configure_processor()  # before any test imports Paddle
+# Under nohup, or in the background of a shell, signals are ignored, which processes that tests start would inherit.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 pytest_plugins = ["tests.tiny_models"]
 # No test writes into the home folder.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="finetune-tests-")
