@@ -12,6 +12,7 @@ blank, be it the one in front.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -20,7 +21,10 @@ from finetune.tokenizers.added_tokens import AddedToken
 # Unicode's White_Space; Python's own \s has four control characters more.
 _BLANKS = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
 _BLANKS_BEFORE, _BLANKS_BEHIND = re.compile(_BLANKS + r"\Z"), re.compile(_BLANKS)
-_WORD = re.compile(r"\w")
+_JOINERS, _CIRCLED = (
+    "\u200c\u200d",
+    re.compile("[\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]"),
+)
 _MAX_FIRST_CHARACTERS = 4
 
 PREFIXES = (" ", "\u2581")
@@ -133,7 +137,8 @@ class _Finder:
             for match in self._pattern.finditer(text):
                 token = self._tokens[match.group(1)]
                 left, right = match.span()
-                if left < start or (token.single_word and _touches_word(text, left, right)):
+                # A name may lie in the blanks that belong to the token before it: both count, as in the library.
+                if token.single_word and _touches_word(text, left, right):
                     continue
                 if token.lstrip and (blanks := _BLANKS_BEFORE.search(text, start, left)):
                     left = blanks.start()
@@ -148,7 +153,14 @@ class _Finder:
 
 
 def _touches_word(text: str, left: int, right: int) -> bool:
-    return bool((left and _WORD.match(text[left - 1])) or _WORD.match(text, right))
+    return (left > 0 and _is_of_word(text[left - 1])) or (right < len(text) and _is_of_word(text[right]))
+
+
+def _is_of_word(character: str) -> bool:
+    """A word character of Unicode, which has marks and joiners, and no numbers but digits and letters; Python's ``w`` class differs."""
+    category = unicodedata.category(character)
+    is_usual = category[0] in "LM" or category in ("Nd", "Nl", "Pc")
+    return is_usual or character in _JOINERS or _CIRCLED.match(character) is not None
 
 
 def _alternation(tokens: Mapping[str, AddedToken]) -> str:

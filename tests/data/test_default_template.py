@@ -77,6 +77,21 @@ def test_pairs_stay_plain_unless_the_folder_is_paddlenlps(llama_folder, tmp_path
     assert text_of(load_template(None, llama_folder), pair) == "QqAa"
 
 
+def test_functions_on_offer_choose_the_template_for_them(llama_folder, tmp_path):
+    path = llama_folder / "tokenizer_config.json"
+    named = [
+        {"name": "default", "template": JINJA},
+        {"name": "tool_use", "template": "{{ tools | length }}" + JINJA},
+    ]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    (plain,) = read(tmp_path, SHAPES["messages"])
+    (offering,) = read(tmp_path, {**SHAPES["messages"], "tools": [{"name": "f"}]})
+    for name in (None, "tokenizer"):
+        template = load_template(name, llama_folder)
+        assert text_of(template, plain) == "[user] q</s>[assistant] a</s>"
+        assert text_of(template, offering) == "1[user] q</s>[assistant] a</s>"
+
+
 def test_without_a_template_everything_is_plain(llama_folder):
     assert isinstance(load_template(None, llama_folder), PlainTemplate)
     assert isinstance(load_template(None), PlainTemplate)

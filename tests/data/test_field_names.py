@@ -10,6 +10,7 @@ from finetune.data.reading.read_options import ReadOptions
 from finetune.data.reading.records import FaultCollector
 from finetune.errors import UserError
 
+ROUND = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 ONE_ROUND = [make_conversation([("问", "答")])]
 
 
@@ -204,6 +205,37 @@ def test_parts_of_messages_and_of_the_context_are_named_too(write_lines):
     }
     file = write_lines({"src": "q", "tgt": "a", "context": {"system": "s", "bot": "Paddy"}})
     assert read(file)[1].unused_fields == {"context.bot": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "system", "lost"),
+    [
+        ({"query": "q", "response": "a", "system": "s", "system_prompt": "t"}, "s", "system_prompt"),
+        ({"query": "q", "response": "a", "system": None, "system_prompt": "t"}, "t", None),
+        ({"messages": [{"role": "system", "content": "s"}, *ROUND], "system": "t"}, "s", "system"),
+        ({"messages": [{"role": "system", "content": "s"}, *ROUND], "system": "s"}, "s", None),
+        ({"src": "q", "tgt": "a", "system": "s", "context": {"system": "t"}}, "s", "context.system"),
+        ({"src": "q", "tgt": "a", "system": None, "context": {"system": "t"}}, "t", None),
+    ],
+)
+def test_of_two_system_texts_the_one_that_is_lost_is_named(write_lines, fields, system, lost):
+    (conversation,), notes = read(write_lines(fields))
+    assert conversation.system == system and notes.unused_fields == ({lost: 1} if lost else {})
+
+
+@pytest.mark.parametrize(
+    ("extra", "lost"),
+    [
+        ({"value": "x"}, "value"),
+        ({"from": "web"}, "from"),
+        ({"thinking": ["x"]}, "thinking"),
+        ({"value": None}, None),
+    ],
+)
+def test_a_second_text_of_a_message_is_named(write_lines, extra, lost):
+    (conversation,), notes = read(write_lines({"messages": [ROUND[0], {**ROUND[1], **extra}]}))
+    assert conversation.messages[1] == Message("assistant", "a")
+    assert notes.unused_fields == ({f"messages[].{lost}": 1} if lost else {})
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])

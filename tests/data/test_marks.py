@@ -97,6 +97,14 @@ def test_bad_answers_are_refused_with_their_count(write_lines, key, value):
     assert faults[1].startswith(f"{file}:4: {key} is false") and faults[-1] == "... and 10 more faulty lines."
 
 
+@pytest.mark.parametrize("value", ["sports", 2, ["a"]])
+def test_a_label_that_is_no_mark_is_named_as_a_field_that_is_not_used(write_lines, value):
+    faults = FaultCollector()
+    file = write_lines({**PAIR, "label": value}, {**PAIR, "label": None})
+    assert len(read_conversations([file], faults=faults)) == 2
+    assert faults.notes.unused_fields == {"label": 1} and not faults.notes.rules
+
+
 def test_bad_answers_are_left_out_where_the_good_ones_are_asked_for(write_lines):
     file = write_lines({**PAIR, "label": True}, {**PAIR, "label": False}, PAIR)
     faults = FaultCollector()

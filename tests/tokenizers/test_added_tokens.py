@@ -39,12 +39,19 @@ def split(splitter, text):
         ({"rstrip": True}, "a <t> \n<t> b", ["a ", 7, 7, "b"]),
         ({"lstrip": True, "rstrip": True}, " <t>\x1c ", [7, "\x1c "]),
         ({"single_word": True}, "a<t> <t>_ <t>, <t>b", ["a<t> <t>_ ", 7, ", <t>b"]),
+        ({"single_word": True}, "<t>\u0301 <t>\u200d <t>\u24b6", ["<t>\u0301 <t>\u200d <t>\u24b6"]),
+        ({"single_word": True}, "\u2460<t>\u00b2", ["\u2460", 7, "\u00b2"]),
         ({"behind": "]"}, "<t>]<t>", ["<t>]", 7]),
         ({"behind": None}, "<t>", ["<t>"]),
     ],
 )
 def test_where_a_name_is_met(flags, text, expected):
     assert split(TokenSplitter([AddedToken("<t>", **flags)], {"<t>": 7}), text) == expected
+
+
+def test_a_name_in_the_blanks_of_the_token_before_it_counts_too():
+    tokens = [AddedToken("<t>", rstrip=True), AddedToken("\n")]
+    assert split(TokenSplitter(tokens, {"<t>": 7, "\n": 8}), "<t> \nx") == [7, 8, "x"]
 
 
 def test_the_longest_name_counts():

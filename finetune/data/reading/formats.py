@@ -188,12 +188,14 @@ def _read_src_tgt(record: Record, notes: ReadingNotes) -> Conversation:
         )
     context = fields.get("context")
     nested = context if isinstance(context, dict) else {}
-    system = fields["system"] if "system" in fields else nested.get("system")
+    given, inside = fields.get("system"), nested.get("system")
+    system = inside if is_null(given) else given
     if not is_null(system) and not isinstance(system, str):
         system = read_text(record, system, "system", notes)
     if len(fields) > 2:
         note_unused(record, _SRC_TGT_USED | ({"context"} if nested else set()), notes)
-        notes.unused_fields.update(f"context.{name}" for name in nested if name != "system")
+        is_other = not is_null(given) and inside not in (None, "", given)
+        notes.unused_fields.update(f"context.{name}" for name in nested if name != "system" or is_other)
     rounds = make_messages(list(zip(prompts, responses, strict=True)))
     return Conversation(
         mark_empty_answers(rounds, notes),
@@ -289,8 +291,7 @@ def _of_list(record: Record, name: str, notes: ReadingNotes) -> Conversation:
     if len(record.fields) > 1:
         note_unused(record, _LIST_USED, notes)
     system, ordered = order_messages(record, read_messages(record, messages, name, notes), name, notes)
-    if system is None:
-        system = read_system(record, notes)
+    system = read_system(record, notes, system)
     return Conversation(ordered, system, record.file, record.line_number, read_tools(record))
 
 

@@ -74,7 +74,10 @@ def is_left_out(record: Record, preference: str | None, notes: ReadingNotes) -> 
         notes.add(EXAMPLE_UNLEARNED)
         return True
     for mark in fields.keys() & QUALITY_MARKS:
-        if _decide(fields[mark]) is False:
+        decided = _decide(fields[mark])
+        if decided is None and not is_null(fields[mark]) and fields[mark] != "":
+            notes.unused_fields[mark] += 1  # a class, for example: of another meaning than a mark
+        if decided is False:
             notes.add(BAD_ANSWER)
             if preference == "chosen":
                 return True

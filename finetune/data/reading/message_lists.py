@@ -35,6 +35,7 @@ _JOINED = frozenset(
     {(USER, USER), (TOOL, TOOL), (ASSISTANT, ASSISTANT), (ASSISTANT, TOOL_CALL), (TOOL_CALL, TOOL_CALL)}
 )
 _COUNTED = {(USER, USER): rules.PROMPTS_JOINED, (ASSISTANT, ASSISTANT): rules.ANSWERS_JOINED}
+_SPELLINGS = frozenset({"role", "from", "content", "value"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN = frozenset(
     {"role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "id"}
@@ -90,7 +91,9 @@ def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> 
     if not isinstance(value, dict):
         raise RecordError(record, f"{name} is {describe_type(value)}, expected an object")
     role_name = "role" if "role" in value else "from"
-    content_name = "value" if "value" in value or role_name == "from" else "content"
+    is_value = role_name == "from" or ("value" in value and is_null(value.get("content")))
+    content_name = "value" if is_value else "content"
+    aside = _SPELLINGS & value.keys() - {role_name, content_name}
     written = value.get(role_name)
     role = _ROLES.get(written.lower()) if isinstance(written, str) else None
     if role is None:
@@ -101,9 +104,9 @@ def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> 
     if calls and role == ASSISTANT:
         text = _write_calls(calls)
         role, content = TOOL_CALL, f"{content}\n{text}" if content else text
-    if value.keys() <= _PLAIN:
+    if value.keys() <= _PLAIN and not aside:
         return Message(role, content)
-    return _with_extras(record, Message(role, content), value, name, notes)
+    return _with_extras(record, Message(role, content), value, name, notes, aside)
 
 
 def order_messages(
@@ -200,9 +203,14 @@ def _read_round(
 
 
 def _with_extras(
-    record: Record, message: Message, value: Mapping[str, Any], name: str, notes: ReadingNotes
+    record: Record,
+    message: Message,
+    value: Mapping[str, Any],
+    name: str,
+    notes: ReadingNotes,
+    aside: frozenset[str],
 ) -> Message:
-    """The message with its mark and its reasoning; what else it has is noted as not used."""
+    """The message with its mark and its reasoning; what else it has is noted as not used, and so is `aside`."""
     learned = read_learned(record, value, f"{name}.")
     reasoning = next((value[key] for key in _REASONING if not is_null(value.get(key))), "")
     if message.role not in _ANSWERS:
@@ -215,7 +223,9 @@ def _with_extras(
             notes.add(rules.REASONING)
             message = message._replace(reasoning=reasoning)
         message = message._replace(learned=learned is not False)
-    for key in value.keys() - _KNOWN:
+    if reasoning and not (message.role in _ANSWERS and isinstance(reasoning, str)):
+        aside = aside | {next(key for key in _REASONING if not is_null(value.get(key)))}
+    for key in (value.keys() - _KNOWN) | aside:
         if not is_null(value[key]):
             notes.unused_fields[f"{name.partition('[')[0]}[].{key}"] += 1
     return message

@@ -124,12 +124,22 @@ def join_prompt(record: Record, names: list[str], notes: ReadingNotes) -> str:
     return "\n".join(filter(None, parts))
 
 
-def read_system(record: Record, notes: ReadingNotes) -> str | None:
-    """The system text of a record; None when it has none."""
+def read_system(record: Record, notes: ReadingNotes, among_messages: str | None = None) -> str | None:
+    """The system text of a record; None when it has none.
+
+    Args:
+        record: The record.
+        notes: A field that has another text than the one that counts is noted here as not used.
+        among_messages: The one that stands among its messages, which counts before any field.
+    """
+    found = among_messages
     for name in SYSTEM_FIELDS:
-        if (system := read_optional(record, name, notes)) is not None:
-            return system
-    return None
+        system = read_optional(record, name, notes)
+        if found is None:
+            found = system
+        elif system and system != found:
+            notes.unused_fields[name] += 1
+    return found
 
 
 def note_unused(record: Record, used: frozenset[str] | set[str], notes: ReadingNotes) -> None:
@@ -168,6 +178,5 @@ def _read_message_pair(
     answers = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
     messages = [*read_messages(record, prompt, name, notes), *read_messages(record, answers, "answer", notes)]
     system, ordered = order_messages(record, messages, name, notes)
-    if system is None:
-        system = read_system(record, notes)
+    system = read_system(record, notes, system)
     return Conversation(ordered, system, record.file, record.line_number, read_tools(record))

@@ -281,9 +281,10 @@ class SampleBuilder:
         return self._pieces.settle(pieces, is_mixed=is_mixed)
 
     def _template_of(self, conversation: Conversation) -> Template:
-        """The template itself, or the one that it chooses."""
-        choose = getattr(self.template, "choose", None)
-        chosen: Template = choose(conversation) if choose else self.template
+        """The template itself, or the one that it chooses, and that one in turn."""
+        chosen = self.template
+        while choose := getattr(chosen, "choose", None):
+            chosen = choose(conversation)
         return chosen
 
 

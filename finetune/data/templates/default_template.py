@@ -1,4 +1,4 @@
-"""The template of a model where nobody named one: its own for conversations, none for bare pairs."""
+"""Templates that choose among others: what a model has for each kind of conversation."""
 
 from __future__ import annotations
 
@@ -34,6 +34,33 @@ class DefaultTemplate:
     def choose(self, conversation: Conversation) -> Template:
         """The template that writes a conversation."""
         return self._load() if self.uses_own(conversation) else self._plain
+
+    def render(self, conversation: Conversation) -> list[Piece]:
+        """All pieces of a conversation, for training."""
+        return self.choose(conversation).render(conversation)
+
+    def render_prompt(self, conversation: Conversation) -> list[Piece]:
+        """What stands before the last answer."""
+        return self.choose(conversation).render_prompt(conversation)
+
+
+class TemplateByTools:
+    """Writes conversations that offer functions by another template than the rest, as transformers does.
+
+    Args:
+        load_tool_use: Loads the model's template "tool_use", when the first conversation asks for it.
+        default: Writes the others.
+    """
+
+    special_tokens: tuple[str, ...] = ()
+
+    def __init__(self, load_tool_use: Callable[[], Template], default: Template):
+        self._load, self._default = functools.cache(load_tool_use), default
+        self.appends_eos = default.appends_eos
+
+    def choose(self, conversation: Conversation) -> Template:
+        """The template that writes a conversation."""
+        return self._load() if conversation.tools else self._default
 
     def render(self, conversation: Conversation) -> list[Piece]:
         """All pieces of a conversation, for training."""

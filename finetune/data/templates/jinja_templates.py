@@ -37,6 +37,18 @@ _SYSTEM = "system"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKS = re.compile(f"[{GENERATION_START}{GENERATION_END}]")
 _TRIAL = "\t\ue0f3\t"
+_TRIED_TOOLS = json.dumps([{
+    "type": "function",
+    "function": {
+        "name": "x",
+        "description": "x",
+        "parameters": {
+            "type": "object",
+            "properties": {"y": {"type": "string", "description": "y"}},
+            "required": ["y"],
+        },
+    },
+}])  # fmt: skip
 
 
 class _Outline(NamedTuple):
@@ -77,13 +89,23 @@ class JinjaTemplate:
         name: What to call it in messages, usually the path.
         tokens: Special tokens by role: "bos_token", "eos_token" and others that the tokenizer names.
         special_tokens: Texts of more special tokens.
+        needs_tools: Whether it is meant for conversations that offer functions, and may fail without any.
 
     Raises:
         UserError: No valid jinja, or it does not write conversations in a way that can be learned from.
     """
 
-    def __init__(self, source: str, name: str, tokens: Mapping[str, str], special_tokens: Sequence[str] = ()):
+    def __init__(
+        self,
+        source: str,
+        name: str,
+        tokens: Mapping[str, str],
+        special_tokens: Sequence[str] = (),
+        *,
+        needs_tools: bool = False,
+    ):
         self._name = name
+        self._tried_tools = _TRIED_TOOLS if needs_tools else None
         self._tokens = dict(tokens)
         try:
             self._renderer = Renderer(source, name, CHAT)
@@ -161,7 +183,7 @@ class JinjaTemplate:
             _Outline(role, call, False) if role == TOOL_CALL else _Outline(role) for role in roles
         )
         try:
-            self._find_slots(outlines, None, True)
+            self._find_slots(outlines, self._tried_tools, True)
         except (RenderError, _InconsistentError):
             return False
         return True
@@ -262,7 +284,7 @@ class JinjaTemplate:
         for roles in ((USER, ASSISTANT), (_SYSTEM, USER, ASSISTANT)):
             messages = [_write_message(role, "" if role == _SYSTEM else "x") for role in roles]
             try:
-                texts.append(next(self._render(messages, None, [(len(roles), False)])))
+                texts.append(next(self._render(messages, self._tried_tools, [(len(roles), False)])))
             except RenderError:
                 return False
         return len(texts[1]) < len(texts[0])
@@ -274,7 +296,7 @@ class JinjaTemplate:
         for role, tried in ((_SYSTEM, roles), (USER, roles[1:]), (ASSISTANT, roles[1:])):
             messages = [_write_message(name, _TRIAL if name == role else "x") for name in tried]
             try:
-                text = next(self._render(messages, None, [(len(tried), False)]))
+                text = next(self._render(messages, self._tried_tools, [(len(tried), False)]))
             except RenderError as error:
                 if role == _SYSTEM:  # some templates take no system text; it is told where data has one
                     continue
@@ -286,7 +308,8 @@ class JinjaTemplate:
     def _has_end_mark(self) -> bool:
         """Whether answers end with a special token; also refuses what cannot be learned from."""
         try:
-            slots = self._find_slots(tuple(map(_Outline, (USER, ASSISTANT, USER, ASSISTANT))), None, True)
+            outlines = tuple(map(_Outline, (USER, ASSISTANT, USER, ASSISTANT)))
+            slots = self._find_slots(outlines, self._tried_tools, True)
         except RenderError as error:
             raise UserError(f"{self._name}: fails on a trial conversation: {error}.") from None
         except _InconsistentError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.data.reading.conversation import Conversation, make_conversation
 from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
-from finetune.data.templates.default_template import DefaultTemplate
+from finetune.data.templates.default_template import DefaultTemplate, TemplateByTools
 from finetune.data.templates.jinja_environment import PART
 from finetune.data.templates.jinja_templates import JinjaTemplate
 from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
@@ -225,15 +225,23 @@ def _load_file(path: Path, folder: Path | None) -> Template | None:
     parts = read_json_object(path, remedy=_JSON_REMEDY)
     if "chat_template" not in parts:
         return None if path.name == "tokenizer_config.json" else JsonTemplate(parts, str(path))
-    source = parts["chat_template"]
+    source, of_tools = parts["chat_template"], None
     if isinstance(source, list):  # several by name
         named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
-        source = named.get("default")
+        source, of_tools = named.get("default"), named.get("tool_use")
     if source is None:
         return None
     if not isinstance(source, str):
         raise UserError(f"chat_template: the key chat_template of {path} holds no text and no default one.")
-    return JinjaTemplate(source, str(path), *_read_special_tokens(folder or path.parent))
+    tokens = _read_special_tokens(folder or path.parent)
+    default = JinjaTemplate(source, str(path), *tokens)
+    if not isinstance(of_tools, str):
+        return default
+
+    def load_tool_use() -> Template:
+        return JinjaTemplate(of_tools, f"{path}: tool_use", *tokens, needs_tools=True)
+
+    return TemplateByTools(load_tool_use, default)
 
 
 def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
