@@ -11,6 +11,7 @@ from finetune.data.templates.jinja_environment import CHAT, make_environment
 from finetune.data.templates.jinja_templates import JinjaTemplate
 from finetune.data.templates.pieces import RefusedConversationError
 from finetune.data.templates.tool_calls import split_calls
+from finetune.errors import UserError
 
 CALLS = """{% for m in messages %}<s>{{ m.role }}
 {% if m.tool_calls %}{{ m.content }}{% for c in m.tool_calls %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>{% endfor %}
@@ -121,3 +122,24 @@ def test_thoughts_of_one_answer_are_not_those_of_another():
         text_of(template(THOUGHTS).render(two), learned=True)
         == "<think>t1</think>a1</s><think>t2</think>a2</s>"
     )
+
+
+SPLIT = """{% for m in messages %}<s>{{ m.role }}
+{% set said = m.content %}{% if m.role == 'assistant' and '</think>' in said %}{% set said = said.split('</think>')[-1] %}{% endif %}{{ said }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant
+{% endif %}"""
+
+
+def test_thoughts_that_the_template_leaves_out_are_not_learned():
+    plain = Conversation((Message(USER, "q"), Message(ASSISTANT, "a")))
+    assert text_of(template(SPLIT).render(plain), learned=True) == "a</s>"
+    thoughtful = Conversation((Message(USER, "q"), Message(ASSISTANT, "<think>t</think>a")))
+    with pytest.raises(
+        RefusedConversationError, match="it leaves the thoughts before </think> out of answers"
+    ):
+        template(SPLIT).render(thoughtful)
+
+
+@pytest.mark.parametrize("change", ["upper", "replace('a', 'b')", "title"])
+def test_a_template_that_changes_answers_is_refused(change):
+    with pytest.raises(UserError, match="changes the text of answers"):
+        template(CALLS.replace("{% else %}{{ m.content }}", f"{{% else %}}{{{{ m.content | {change} }}}}"))

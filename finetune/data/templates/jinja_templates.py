@@ -16,10 +16,11 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation, Message
 from finetune.data.templates.jinja_environment import CHAT, GENERATION_END, GENERATION_START
+from finetune.data.templates.message_outlines import Outline, write_message
 from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError, Slot, parse_pattern
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.data.templates.template_worker import Variant
@@ -27,16 +28,14 @@ from finetune.data.templates.tool_calls import split_calls
 from finetune.errors import UserError
 
 _MAX_REMEMBERED = 4096
-# The private-use characters cannot stand in a template by chance.
-_PLACEHOLDER = "\ue0f0{}\ue0f1"
 _PLACEHOLDERS = re.compile("\ue0f0([0-9]+)\ue0f1")
 _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:start|end)_of_turn>|<[be]os>")
-# The role that a template is told. A tool's call is an answer whose text is the call.
-_ROLE_NAMES = {USER: "user", TOOL: "tool", ASSISTANT: "assistant", TOOL_CALL: "assistant"}
 _SYSTEM = "system"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKS = re.compile(f"[{GENERATION_START}{GENERATION_END}]")
 _TRIAL = "\t\ue0f3\t"
+_TRIAL_LETTERS, _TRIAL_THOUGHTS = "aBc D\u00e9 1", "aB<think>c</think>d E"
+_END_OF_THOUGHTS = "</think>"
 _TRIED_TOOLS = json.dumps([{
     "type": "function",
     "function": {
@@ -49,36 +48,6 @@ _TRIED_TOOLS = json.dumps([{
         },
     },
 }])  # fmt: skip
-
-
-class _Outline(NamedTuple):
-    """All of a message that its rendered form depends on.
-
-    Attributes:
-        role: As in `Message`.
-        calls: The functions that it calls, as a JSON list; "" for none.
-        has_text: Whether it holds text besides.
-        has_reasoning: Whether it holds thoughts.
-    """
-
-    role: str
-    calls: str = ""
-    has_text: bool = True
-    has_reasoning: bool = False
-
-    def write(self, index: int, num_messages: int) -> dict[str, Any]:
-        """The message as templates know it, with placeholders for its texts."""
-        message = _write_message(self.role, _PLACEHOLDER.format(index) if self.has_text else "")
-        if self.has_reasoning:
-            message["reasoning_content"] = _PLACEHOLDER.format(num_messages + index)
-        if self.calls:
-            calls = json.loads(self.calls)
-            message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
-        return message
-
-
-def _write_message(role: str, content: str) -> dict[str, Any]:
-    return {"role": _ROLE_NAMES.get(role, role), "content": content}
 
 
 class JinjaTemplate:
@@ -120,6 +89,12 @@ class JinjaTemplate:
         self._closing = ""
         self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
         self._trimmed = self._find_trimmed()
+        self._alters_thoughts = self._alters(_TRIAL_THOUGHTS)
+        if self._alters(_TRIAL_LETTERS):
+            raise UserError(
+                f"{self._name}: changes the text of answers, so that a model would learn another one. Give chat_template "
+                "another name or file."
+            )
         self._takes_empty_system = self._find_default_system()
         self._takes_calls = "tool_calls" in source and self._writes_calls()
         self.appends_eos = not self._has_end_mark()
@@ -137,7 +112,14 @@ class JinjaTemplate:
         tools = conversation.tools if self._takes_tools else None
         system = conversation.system if tools else conversation.system_text()
         if system or (conversation.system == "" and self._takes_empty_system):
-            messages.insert(0, (_Outline(_SYSTEM), system or "", ""))
+            messages.insert(0, (Outline(_SYSTEM), system or "", ""))
+        if self._alters_thoughts and any(
+            _END_OF_THOUGHTS in answer.content for answer in conversation.answers
+        ):
+            raise RefusedConversationError(
+                f"{self._name}: cannot be used for {conversation.place}: it leaves the thoughts before {_END_OF_THOUGHTS} "
+                "out of answers. Take them out of the data, or give chat_template another name or file."
+            )
         outlines = tuple(outline for outline, _, _ in messages)
         texts = [text for _, text, _ in messages] + [reasoning for _, _, reasoning in messages]
         try:
@@ -161,13 +143,13 @@ class JinjaTemplate:
             writer.write("data", texts[index].strip() if is_trimmed else texts[index], learned=learned)
         return writer.finish()
 
-    def _describe(self, message: Message) -> tuple[_Outline, str, str]:
+    def _describe(self, message: Message) -> tuple[Outline, str, str]:
         """A message's outline, its text, and its thoughts."""
         text, calls = message.content, ""
         if self._takes_calls and message.role == TOOL_CALL:
             text, calls = split_calls(text)
         reasoning = message.reasoning.strip("\n") if self._takes_reasoning else ""
-        return _Outline(message.role, calls, bool(text) or not calls, bool(reasoning)), text, reasoning
+        return Outline(message.role, calls, bool(text) or not calls, bool(reasoning)), text, reasoning
 
     def _refuse_token_names(self, what: str, text: str | None) -> None:
         """What the template renders itself of an example must not name special tokens."""
@@ -179,9 +161,7 @@ class JinjaTemplate:
         """Whether the template writes calls of functions from objects; some ask for more than data have."""
         call = json.dumps([{"name": "x", "arguments": {"y": 1}}])
         roles = (USER, TOOL_CALL, TOOL, ASSISTANT)
-        outlines = tuple(
-            _Outline(role, call, False) if role == TOOL_CALL else _Outline(role) for role in roles
-        )
+        outlines = tuple(Outline(role, call, False) if role == TOOL_CALL else Outline(role) for role in roles)
         try:
             self._find_slots(outlines, self._tried_tools, True)
         except (RenderError, _InconsistentError):
@@ -189,7 +169,7 @@ class JinjaTemplate:
         return True
 
     def _find_slots(
-        self, outlines: tuple[_Outline, ...], tools: str | None, for_training: bool
+        self, outlines: tuple[Outline, ...], tools: str | None, for_training: bool
     ) -> tuple[tuple[Slot, bool], ...]:
         """The text of messages of these outlines in slots, each with its flag.
 
@@ -222,7 +202,7 @@ class JinjaTemplate:
         return tuple(self._close(slots, learns_last=for_training))
 
     def _find_marked_slots(
-        self, outlines: Sequence[_Outline], messages: Sequence[Mapping[str, Any]], tools: str | None
+        self, outlines: Sequence[Outline], messages: Sequence[Mapping[str, Any]], tools: str | None
     ) -> tuple[tuple[Slot, bool], ...]:
         """The same for a template that says itself what is learned."""
         text = next(self._render(messages, tools, [(len(messages), False)], keeps_marks=True))
@@ -282,19 +262,30 @@ class JinjaTemplate:
         """Whether an empty system text keeps the template from writing one of its own."""
         texts = []
         for roles in ((USER, ASSISTANT), (_SYSTEM, USER, ASSISTANT)):
-            messages = [_write_message(role, "" if role == _SYSTEM else "x") for role in roles]
+            messages = [write_message(role, "" if role == _SYSTEM else "x") for role in roles]
             try:
                 texts.append(next(self._render(messages, self._tried_tools, [(len(roles), False)])))
             except RenderError:
                 return False
         return len(texts[1]) < len(texts[0])
 
+    def _alters(self, answer: str) -> bool:
+        """Whether the template writes another text than this for an answer, be it the last one or not."""
+        messages = [
+            write_message(role, answer if role == ASSISTANT else "x") for role in (USER, ASSISTANT) * 2
+        ]
+        try:
+            text = next(self._render(messages, self._tried_tools, [(len(messages), False)]))
+        except RenderError:
+            return False  # it is told where it is of consequence
+        return text.count(answer) != 2
+
     def _find_trimmed(self) -> frozenset[str]:
         """The roles whose texts the template trims, found with a text that has blanks around it."""
         trimmed: set[str] = set()
         roles = (_SYSTEM, USER, ASSISTANT, USER, ASSISTANT)
         for role, tried in ((_SYSTEM, roles), (USER, roles[1:]), (ASSISTANT, roles[1:])):
-            messages = [_write_message(name, _TRIAL if name == role else "x") for name in tried]
+            messages = [write_message(name, _TRIAL if name == role else "x") for name in tried]
             try:
                 text = next(self._render(messages, self._tried_tools, [(len(tried), False)]))
             except RenderError as error:
@@ -308,7 +299,7 @@ class JinjaTemplate:
     def _has_end_mark(self) -> bool:
         """Whether answers end with a special token; also refuses what cannot be learned from."""
         try:
-            outlines = tuple(map(_Outline, (USER, ASSISTANT, USER, ASSISTANT)))
+            outlines = tuple(map(Outline, (USER, ASSISTANT, USER, ASSISTANT)))
             slots = self._find_slots(outlines, self._tried_tools, True)
         except RenderError as error:
             raise UserError(f"{self._name}: fails on a trial conversation: {error}.") from None
@@ -329,7 +320,7 @@ def _find_closing(slots: Sequence[tuple[Slot, bool]]) -> str:
     return behind[0].value if is_last and behind and behind[0].kind == "special" else ""
 
 
-def _check_seen(slots: Sequence[tuple[Slot, bool]], outlines: Sequence[_Outline]) -> None:
+def _check_seen(slots: Sequence[tuple[Slot, bool]], outlines: Sequence[Outline]) -> None:
     seen = {int(slot.value) for slot, _ in slots if slot.kind == "data"}
     lost = [each.role for index, each in enumerate(outlines) if each.has_text and index not in seen]
     if lost:

@@ -1,0 +1,44 @@
+"""A message as far as its rendered form depends on it, and the object that a template is given for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER
+
+# The role that a template is told. A tool's call is an answer whose text is the call.
+_ROLE_NAMES = {USER: "user", TOOL: "tool", ASSISTANT: "assistant", TOOL_CALL: "assistant"}
+# The private-use characters cannot stand in a template by chance.
+PLACEHOLDER = "\ue0f0{}\ue0f1"
+
+
+class Outline(NamedTuple):
+    """All of a message that its rendered form depends on.
+
+    Attributes:
+        role: As in `Message`.
+        calls: The functions that it calls, as a JSON list; "" for none.
+        has_text: Whether it holds text besides.
+        has_reasoning: Whether it holds thoughts.
+    """
+
+    role: str
+    calls: str = ""
+    has_text: bool = True
+    has_reasoning: bool = False
+
+    def write(self, index: int, num_messages: int) -> dict[str, Any]:
+        """The message as templates know it, with placeholders for its texts."""
+        message = write_message(self.role, PLACEHOLDER.format(index) if self.has_text else "")
+        if self.has_reasoning:
+            message["reasoning_content"] = PLACEHOLDER.format(num_messages + index)
+        if self.calls:
+            calls = json.loads(self.calls)
+            message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        return message
+
+
+def write_message(role: str, content: str) -> dict[str, Any]:
+    """A message of a role and a text alone."""
+    return {"role": _ROLE_NAMES.get(role, role), "content": content}
