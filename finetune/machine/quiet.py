@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 
-from finetune.machine.stop_signals import delayed
+from finetune.machine.stop_signals import delayed, renew_handlers
 
 
 def silence_libraries() -> None:
@@ -24,13 +24,15 @@ def silence_libraries() -> None:
         import paddle
 
         paddle.disable_signal_handler()
-    if is_verbose:
-        return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        if not is_verbose:
+            warnings.simplefilter("ignore")
         from paddle.distributed.fleet.utils import log_util as fleet_log
         from paddlenlp.utils.log import logger
 
+    renew_handlers()  # PaddleNLP, too, has Paddle give up its handlers, and takes ours away with them
+    if is_verbose:
+        return
     logger.set_level("ERROR")
     fleet_log.set_log_level("ERROR")
     # Paddle's deprecation decorator re-enables its warnings; the filter must come after the import.

@@ -79,7 +79,12 @@ def delayed() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in STOP_SIGNALS:
-            if (handler := signal.getsignal(number)) is not None:  # None: set by code that is not Python
-                signal.signal(number, handler)
+        renew_handlers()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def renew_handlers() -> None:
+    """Sets what Python knows to be set; libraries in C++ may have set something else, or nothing, behind its back."""
+    for number in STOP_SIGNALS:
+        if (handler := signal.getsignal(number)) is not None:  # None: set by code that is not Python
+            signal.signal(number, handler)

@@ -145,3 +145,18 @@ def test_training_ends_at_once_at_a_second_ctrl_c():
         "interrupted: stopped at once by a second SIGINT; the steps since the last save are lost"
         in done.stderr
     )
+
+
+@ALL
+def test_they_are_heard_after_the_libraries_are_loaded(number):
+    done = run(f"""
+        import os
+        from finetune.machine.quiet import silence_libraries
+        def main():
+            silence_libraries()
+            os.kill(os.getpid(), {int(number)})  # to the process: what C++ has set decides, too
+            time.sleep(5)
+        sys.exit(run_command(main))
+    """)
+    line = f"interrupted: stopped by signal {number.name}; start the same command again to continue"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == line
