@@ -90,14 +90,14 @@ class JinjaTemplate:
         self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
         self._trimmed = self._find_trimmed()
         self._alters_thoughts = self._alters(_TRIAL_THOUGHTS)
+        self._takes_empty_system = self._find_default_system()
+        self._takes_calls = "tool_calls" in source and self._writes_calls()
+        self.appends_eos = not self._has_end_mark()
         if self._alters(_TRIAL_LETTERS):
             raise UserError(
                 f"{self._name}: changes the text of answers, so that a model would learn another one. Give chat_template "
                 "another name or file."
             )
-        self._takes_empty_system = self._find_default_system()
-        self._takes_calls = "tool_calls" in source and self._writes_calls()
-        self.appends_eos = not self._has_end_mark()
 
     def render(self, conversation: Conversation) -> list[Piece]:
         """Every message, the answers learned."""
