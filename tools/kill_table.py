@@ -7,15 +7,18 @@ python tools/kill_table.py results.jsonl
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.marked_tables import read_json_lines, replace_table
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 _SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT")
 _WORDS = {
     "kill_tests.md": (
@@ -35,13 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the table of kills into docs/kill_tests.md and _zh.")
     parser.add_argument("results", type=Path, nargs="+", help="files written by tests/kills")
     arguments = parser.parse_args()
-    lines = [line for path in arguments.results for line in path.read_text(encoding="utf-8").splitlines()]
-    records = [json.loads(line) for line in lines]
+    records = list(read_json_lines(arguments.results))
     for name, words in _WORDS.items():
-        before, _, rest = (DOCS / name).read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        table = render(records, *words)
-        (DOCS / name).write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+        replace_table(DOCS / name, render(records, *words))
 
 
 def render(records: Iterable[Mapping[str, Any]], sentence: str, head: str) -> str:

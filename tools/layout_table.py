@@ -7,14 +7,17 @@ python tools/layout_table.py results.jsonl
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.marked_tables import read_json_lines, replace_table
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "layouts.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 _METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
 
 
@@ -24,12 +27,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/layouts.md)")
     arguments = parser.parse_args()
-    lines = [line for path in arguments.results for line in path.read_text(encoding="utf-8").splitlines()]
-    page = arguments.page.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    table = render(map(json.loads, lines))
-    arguments.page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    replace_table(arguments.page, render(read_json_lines(arguments.results)))
 
 
 def render(records: Iterable[Mapping[str, Any]]) -> str:

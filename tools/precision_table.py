@@ -7,14 +7,17 @@ python tools/precision_table.py results.jsonl
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.marked_tables import read_json_lines, replace_table
+
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "half_precision_matrix.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 FINAL = "final folder"
 _LAYOUTS = (
     "one", "dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2", "sharding2 stage3", "tp2 x pp2",
@@ -30,12 +33,7 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/half_precision_matrix.md)")
     arguments = parser.parse_args()
-    lines = [line for path in arguments.results for line in path.read_text(encoding="utf-8").splitlines()]
-    page = arguments.page.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = render(map(json.loads, lines))
-    arguments.page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+    replace_table(arguments.page, render(read_json_lines(arguments.results)))
 
 
 def render(records: Iterable[Record]) -> str:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.marked_tables import replace_table
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 _ENDS = ("0", "2", "1")
 _HEADS = {
     "robustness.md": ("kind", "cases", "0: accepted", "2: refused", "1: failed", "faults", "slowest, s"),
@@ -43,10 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     records = [each for path in arguments.results for each in json.loads(path.read_text(encoding="utf-8"))]
     for name in _HEADS:
-        page = arguments.folder / name
-        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n{render(records, name)}\n{END}{after}", encoding="utf-8")
+        replace_table(arguments.folder / name, render(records, name))
 
 
 def render(records: Iterable[Record], page: str) -> str:

@@ -51,16 +51,18 @@ def end_at_once(number: int, _frame: FrameType | None) -> None:
 
 def hear_repeats() -> None:
     """From now on, while the command cleans up, only Ctrl-C is heard, and ends at once."""
-    for number in set_handlers(_pass_over):
-        if number == signal.SIGINT:
-            signal.signal(number, end_at_once)
+    _hear_only_ctrl_c(_pass_over)
 
 
 def ignore_repeats() -> None:
     """The same for the end of the process, in which Python gives handlers of its own up."""
+    _hear_only_ctrl_c(signal.SIG_IGN)
+
+
+def _hear_only_ctrl_c(others: Handler | signal.Handlers) -> None:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, end_at_once if number == signal.SIGINT else signal.SIG_IGN)
+            signal.signal(number, end_at_once if number == signal.SIGINT else others)
 
 
 def _pass_over(_number: int, _frame: FrameType | None) -> None:

@@ -15,7 +15,7 @@ _MAX_SHOWN_CHARS = 80
 # Of ours and of other tools: hub_token, wandb_api_key, ...
 _SECRET_NAME = re.compile(r"(token|key|secret|passw(or)?d|credentials?|proxy)$", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
+CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 # Several paths are one text with commas between, or a list.
 _PATH_LISTS = ("dataset_name_or_path", "eval_dataset")
 _TYPE_PHRASES = {
@@ -142,7 +142,7 @@ def _join_names(names: list[Any]) -> str:
         chinese, english = (name.strip() for name in names)
         if chinese == english:
             return str(chinese)
-        if _CHINESE.search(chinese) and " " not in chinese and not _CHINESE.search(english):
+        if CHINESE.search(chinese) and " " not in chinese and not CHINESE.search(english):
             return f"{chinese} {english}"
     raise ValueError(
         'one name, or a Chinese one without blanks and an English one are needed: ["小桨", "Paddy"]'
@@ -151,11 +151,17 @@ def _join_names(names: list[Any]) -> str:
 
 def _convert_foreign(raw: Any) -> Any:
     """Brings a value to the form that the records of foreign settings use."""
-    if isinstance(raw, list) and len(raw) <= 1 and all(isinstance(word, str) for word in raw):
-        raw = raw[0] if raw else True
+    raw = take_word(raw)
     if not isinstance(raw, str) or (number := _to_float(raw)) is not None:
         return number if isinstance(raw, str) else raw
     return None if raw.lower() in _NULL_WORDS else raw if (flag := _to_bool(raw)) is None else flag
+
+
+def take_word(raw: Any) -> Any:
+    """The one word behind a key of the command line, true behind a key without any; other values as they are."""
+    if isinstance(raw, list) and len(raw) <= 1 and all(isinstance(word, str) for word in raw):
+        return raw[0] if raw else True
+    return raw
 
 
 def _describe_allowed(setting: Setting) -> str:

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from finetune.settings.conversion import take_word
 from finetune.settings.registry import read_rows
 
 # Names that win over another for the same setting: an earlier one of PaddleNLP, whose files of December 2023 set
@@ -105,6 +106,4 @@ def translate(key: str, raw: Any) -> Iterator[tuple[str, Any]]:
 
 def spell(raw: Any) -> str:
     """A value as `Synonym.values` spells it: lower case, one word of the command line without its list."""
-    if isinstance(raw, list) and len(raw) <= 1:
-        raw = raw[0] if raw else True
-    return str(raw).lower()
+    return str(take_word(raw)).lower()

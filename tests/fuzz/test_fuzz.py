@@ -18,7 +18,7 @@ from tests.conftest import launch
 from tests.fuzz import runner
 from tests.fuzz.runner import Target, run_target
 from tests.fuzz.targets import TARGETS
-from tools import robustness_table
+from tools import marked_tables, robustness_table
 
 NAMES = [target.name for target in TARGETS]
 SAMPLE = 12
@@ -122,7 +122,7 @@ def test_the_table_adds_up_the_runs_of_a_kind(tmp_path, monkeypatch):
     ]
     (tmp_path / "results.json").write_text(json.dumps(records))
     for page in ("robustness.md", "robustness_zh.md"):
-        (tmp_path / page).write_text(f"above\n{robustness_table.BEGIN}\nold\n{robustness_table.END}\nbelow\n")
+        (tmp_path / page).write_text(f"above\n{marked_tables.BEGIN}\nold\n{marked_tables.END}\nbelow\n")
     monkeypatch.setattr(
         sys, "argv", ["robustness_table.py", str(tmp_path / "results.json"), "--folder", str(tmp_path)]
     )

@@ -10,11 +10,11 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.mixing import draw
 from finetune.errors import UserError
+from finetune.settings.conversion import CHINESE
 
 OWN_FILE = Path(__file__).with_name("self_cognition.json")
 
 _PLACEHOLDERS = re.compile(r"\{\{\s*(name|author)\s*\}\}", re.IGNORECASE)
-_CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 
 
 def split_names(value: str) -> tuple[str, str]:
@@ -24,7 +24,7 @@ def split_names(value: str) -> tuple[str, str]:
     form each; any other value serves for both.
     """
     first, _, rest = value.strip().partition(" ")
-    if rest and _CHINESE.search(first) and not _CHINESE.search(rest):
+    if rest and CHINESE.search(first) and not CHINESE.search(rest):
         return first, rest.strip()
     return value.strip(), value.strip()
 
@@ -62,7 +62,7 @@ def make_self_cognition(
 
 def _fill(conversation: Conversation, forms: dict[str, tuple[str, str]]) -> Conversation:
     texts = "".join(message.content for message in conversation.messages)
-    language = 0 if _CHINESE.search(texts) else 1
+    language = 0 if CHINESE.search(texts) else 1
 
     def fill(text: str) -> str:
         return _PLACEHOLDERS.sub(lambda found: forms[found.group(1).lower()][language], text)
