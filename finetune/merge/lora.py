@@ -42,6 +42,7 @@ from finetune.merge.source import locate_base
 from finetune.models.hf_names import is_tied, paddle_config
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
+from finetune.storage.quantisation.stored_format import without_format
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
 _TOKENIZER_FILES = (
@@ -105,7 +106,9 @@ def merge(options: MergeOptions) -> None:
     hugging_face = (
         base.is_hugging_face if options.save_format is None else options.save_format == HUGGING_FACE
     )
-    scheme = quantised_base.scheme_to_apply(options.adapters, options.into, unmerge=options.unmerge)
+    scheme = quantised_base.scheme_to_apply(
+        options.adapters, options.into, unmerge=options.unmerge, stored=base.stored_format
+    )
     tensors, num_tokens = plan(
         base, adapters, unmerge=options.unmerge, hugging_face=hugging_face, scheme=scheme
     )
@@ -130,7 +133,7 @@ def merge(options: MergeOptions) -> None:
         with show_progress(sum(map(count_bytes, tensors))) as advance:
             files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
-    if line := quantised_base.describe_choice(options.adapters, scheme):
+    if line := quantised_base.describe_choice(options.adapters, scheme, base.stored_format):
         print(line)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files
@@ -244,7 +247,7 @@ def _write_companions(
         _copy_tokenizer(adapter.folder, folder)
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
-    config = read_json_if_present(path)
+    config = without_format(read_json_if_present(path)) if base.stored_format else read_json_if_present(path)
     if base.is_tied != is_tied(config, base.family):  # the files say otherwise
         config["tie_word_embeddings"] = base.is_tied
     if num_tokens:
