@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,17 +137,30 @@ def paddlenlp_layer(weight: NDArray[Any]) -> tuple[dict[str, NDArray[Any]], NDAr
 
 
 def bitsandbytes_layer(
-    weight: NDArray[Any], kind: str, *, double: bool = False, dtype: str = "float16"
+    weight: NDArray[Any],
+    kind: str,
+    *,
+    double: bool = False,
+    dtype: str = "float16",
+    offset: float | None = None,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
     """Four bits by this project's packing, whose bytes tests/reference compares with bitsandbytes'."""
     from finetune.storage.quantisation.code_tables import dynamic_values, four_bit_values
-    from finetune.storage.quantisation.packed_weights import pack_matrix
+    from finetune.storage.quantisation.packed_weights import nest_scales, pack_matrix
     from finetune.storage.quantisation.scheme import QuantisationScheme
 
     packed = pack_matrix(weight.T, QuantisationScheme(algorithm=kind, double_quant=double), name="layer")
+    if offset is not None:
+        plain = pack_matrix(weight.T, QuantisationScheme(algorithm=kind), name="layer")
+        packed = replace(packed, scales=nest_scales(plain.scales, 256, offset=np.float32(offset)))
     if kind == "llm.int8":
         return {"weight": packed.codes, "SCB": packed.scales}, packed.values().T
-    state: dict[str, Any] = {"quant_type": kind, "blocksize": 64, "dtype": dtype, "shape": list(packed.shape)}
+    state: dict[str, Any] = {
+        "quant_type": kind,
+        "blocksize": 64,
+        "dtype": dtype,
+        "shape": list(packed.shape),
+    }
     parts = {"weight": packed.codes[:, None], "weight.quant_map": four_bit_values(kind)}
     if double:
         nested = packed.scales
