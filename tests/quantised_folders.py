@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from finetune.families.family import find_family
+from finetune.models.hf_names import is_tied, is_turned, to_hugging_face
+
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Column of a word's eight, from the lowest four bits up."""
 _LINEAR = re.compile(r"(proj|fc[12]|dense\w*|query_key_value|c_attn|w[12])\.weight$")
@@ -221,6 +224,22 @@ KINDS: dict[str, tuple[dict[str, Any], Any]] = {
     ),
 }
 """Name -> quantization_config, and what makes the tensors of a weight [in, out] and their values."""
+
+
+def write_hugging_face(base: Path, folder: Path, dtype: str = "float32") -> Path:
+    """A model of PaddleNLP's form in Hugging Face's, with everything else that the folder holds."""
+    config = json.loads((base / "config.json").read_text())
+    family = find_family(config)
+    tied = is_tied(config, family)
+    tensors = {}
+    for name, array in load_file(base / "model.safetensors").items():
+        turned = is_turned(name, array.shape, family, tied=tied)
+        value = np.ascontiguousarray(array.T if turned else array).astype(dtype)
+        tensors[to_hugging_face(name, family)] = value
+    shutil.copytree(base, folder)
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": dtype}))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def write_quantised(base: Path, folder: Path, kind: str) -> Path:

@@ -6,17 +6,13 @@ The first need bitsandbytes; the second stand for them where it is not installed
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from finetune.families.family import get_family
-from finetune.models.hf_names import is_turned, to_hugging_face
-from tests.quantised_folders import bitsandbytes_layer
+from tests.quantised_folders import bitsandbytes_layer, write_hugging_face
 from tests.reference.curves import HERE
 from tests.reference.quantised_cases import digest
 
@@ -39,26 +35,13 @@ def facts_of(name: str) -> dict[str, Any]:
             "bnb_4bit_compute_dtype": "float32"}  # fmt: skip
 
 
-def hugging_face_tensors(base: Path, dtype: str) -> dict[str, NDArray[Any]]:
-    """The tiny Llama's tensors as transformers has them."""
-    family = get_family("llama")
-    found = {}
-    for name, array in load_file(base / "model.safetensors").items():
-        turned = is_turned(name, array.shape, family, tied=False)
-        found[to_hugging_face(name, family)] = np.ascontiguousarray(array.T if turned else array).astype(
-            dtype
-        )
-    return found
-
-
 def write_plain(base: Path, folder: Path, dtype: str) -> Path:
     """The tiny Llama in transformers' form."""
-    shutil.copytree(base, folder)
-    config = json.loads((base / "config.json").read_text())
-    config |= {"architectures": ["LlamaForCausalLM"], "torch_dtype": dtype, "hidden_act": "silu"}
+    write_hugging_face(base, folder, dtype)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
     config.pop("dtype")
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(hugging_face_tensors(base, dtype), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -77,7 +60,7 @@ def write_stored(base: Path, folder: Path, name: str, offsets: dict[str, float])
     config["quantization_config"] = facts_of(name) | {"quant_method": "bitsandbytes"}
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {}
-    for key, array in hugging_face_tensors(base, dtype).items():
+    for key, array in load_file(folder / "model.safetensors").items():
         layer, _, _ = key.rpartition(".")
         if not layer.endswith("proj"):
             tensors[key] = array

@@ -16,8 +16,9 @@ from finetune.errors import UserError
 from finetune.models.resolve import ResolvedModel, with_weights
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
 from finetune.serving.export.options import ExportOptions
-from finetune.storage.files import fill_folder
+from finetune.storage.files import fill_folder, read_json_if_present, write_json
 from finetune.storage.lock import hold_output
+from finetune.storage.quantisation.stored_format import without_format
 
 if TYPE_CHECKING:
     from finetune.families.decoder_description import DecoderDescription
@@ -198,7 +199,7 @@ def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedMo
 
 
 def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
-    """Configuration, generation settings, tokenizer and chat template, byte for byte."""
+    """Configuration, generation settings, tokenizer and chat template, byte for byte but for how weights are packed."""
     from finetune.checkpoints.companions import copy_companions
 
     copy_companions(tokenizer_folder, target)
@@ -206,5 +207,8 @@ def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
         for name in ("config.json", "generation_config.json"):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
+    config = read_json_if_present(target / "config.json")
+    if config != (ordinary := without_format(config)):  # the graph holds ordinary weights
+        write_json(target / "config.json", ordinary)
     for name in _ADAPTER_FILES:
         (target / name).unlink(missing_ok=True)
