@@ -42,7 +42,6 @@ from finetune.merge.source import locate_base
 from finetune.models.hf_names import is_tied, paddle_config
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
-from finetune.storage.quantisation.stored_format import without_format
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
 _TOKENIZER_FILES = (
@@ -103,12 +102,9 @@ def merge(options: MergeOptions) -> None:
         _check_paddle()
     base = open_base(_find_base(options))
     adapters = _open_adapters(options, base)
-    hugging_face = (
-        base.is_hugging_face if options.save_format is None else options.save_format == HUGGING_FACE
-    )
-    scheme = quantised_base.scheme_to_apply(
-        options.adapters, options.into, unmerge=options.unmerge, stored=base.stored_format
-    )
+    hugging_face = options.save_format == HUGGING_FACE if options.save_format else base.is_hugging_face
+    form = base.stored_format
+    scheme = quantised_base.scheme_to_apply(options.adapters, options.into, form, unmerge=options.unmerge)
     tensors, num_tokens = plan(
         base, adapters, unmerge=options.unmerge, hugging_face=hugging_face, scheme=scheme
     )
@@ -133,7 +129,7 @@ def merge(options: MergeOptions) -> None:
         with show_progress(sum(map(count_bytes, tensors))) as advance:
             files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
-    if line := quantised_base.describe_choice(options.adapters, scheme, base.stored_format):
+    if line := quantised_base.describe_choice(options.adapters, scheme, form):
         print(line)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files
@@ -247,7 +243,7 @@ def _write_companions(
         _copy_tokenizer(adapter.folder, folder)
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
-    config = without_format(read_json_if_present(path)) if base.stored_format else read_json_if_present(path)
+    config = read_json_if_present(path)
     if base.is_tied != is_tied(config, base.family):  # the files say otherwise
         config["tie_word_embeddings"] = base.is_tied
     if num_tokens:

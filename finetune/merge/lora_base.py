@@ -129,8 +129,9 @@ def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Se
 
 def _result_dtype(tensor: JoinedTensor) -> np.dtype[Any]:
     """A packed weight without an element type of its own gets that of the model's other weights."""
-    is_packed = isinstance(tensor, PackedTensor)
-    return array_dtype(tensor.form.dtype) if is_packed and tensor.dtype == np.float32 else tensor.dtype
+    if isinstance(tensor, PackedTensor) and tensor.dtype == np.float32:
+        return array_dtype(tensor.form.dtype)
+    return tensor.dtype
 
 
 def is_linear(entry: Entry, base: Base) -> bool:

@@ -28,15 +28,15 @@ def trained_scheme(folders: Sequence[Path]) -> QuantisationScheme | None:
 
 
 def scheme_to_apply(
-    folders: Sequence[Path], into: str, *, unmerge: bool, stored: StoredFormat | None = None
+    folders: Sequence[Path], into: str, stored: StoredFormat | None = None, *, unmerge: bool
 ) -> QuantisationScheme | None:
     """How the base is quantised, and dequantised again, before adapters are added; None: not at all.
 
     Args:
         folders: Of the adapters.
         into: ORIGINAL or DEQUANTISED.
-        unmerge: Whether the adapters are taken out instead.
         stored: How the files of the base are quantised; None where they are not.
+        unmerge: Whether the adapters are taken out instead.
 
     Raises:
         UserError: The base cannot be dequantised, because it was not quantised, or not alike; or it has no original

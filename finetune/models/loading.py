@@ -98,21 +98,33 @@ def load_model(
     is_packed = (quantisation is not None or is_stored_packed) and keep_packed
     with dtype_guard(dtype), no_init_weights(), paddle.LazyGuard() if is_packed else nullcontext():
         model = _build_model(build or (lambda cls, facts: cls(facts)), model_class, config, resolved.name)
-    filler: PackedLayerFiller | None = None
-    if quantisation is not None:
-        from finetune.models.quantised.loading import LinearLayerQuantiser
-
-        filler = LinearLayerQuantiser(model, quantisation, resolved.family, keep_packed=keep_packed)
-        model.base_quantisation = quantisation  # adapters on it put this on record
-    elif is_packed:
-        from finetune.models.quantised.loading import StoredLayerLoader
-
-        tensors = plan_packed(model_class, model.config, checkpoint, family=resolved.family)
-        filler = StoredLayerLoader(model, tensors, resolved.family)
+    filler = _find_filler(model, checkpoint, resolved, quantisation, keep_packed=keep_packed)
     _fill_parameters(model, checkpoint, resolved, growth=growth, filler=filler)
     _set_generation_config(model, folder, encoder)
     model.eval()
     return model
+
+
+def _find_filler(
+    model: Any,
+    checkpoint: TensorFiles,
+    resolved: ResolvedModel,
+    quantisation: QuantisationScheme | None,
+    *,
+    keep_packed: bool,
+) -> PackedLayerFiller | None:
+    """What fills layers with packed weights; None where all weights are ordinary ones."""
+    if quantisation is not None:
+        from finetune.models.quantised.loading import LinearLayerQuantiser
+
+        model.base_quantisation = quantisation  # adapters on it put this on record
+        return LinearLayerQuantiser(model, quantisation, resolved.family, keep_packed=keep_packed)
+    if resolved.stored_format and keep_packed:
+        from finetune.models.quantised.loading import StoredLayerLoader
+
+        tensors = plan_packed(type(model), model.config, checkpoint, family=resolved.family)
+        return StoredLayerLoader(model, tensors, resolved.family)
+    return None
 
 
 def _build_model(build: Callable[[Any, Any], Any], model_class: Any, config: Any, name: str) -> Any:
