@@ -212,7 +212,7 @@ FACTS = {
         splits_rows=True,
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
-        curve_learning_rate=1e-3,
+        curve_learning_rate=2e-3,
     ),
     "bloom": FamilyFacts(
         _FUSED,
