@@ -114,7 +114,9 @@ def read_words(name: str, parts: Parts, form: StoredFormat) -> GroupedMatrix:
     num_rows, num_columns = (int(size) for size in parts["weight_shape"].reshape(-1)[:2])
     _check_shapes(name, {"weight_packed": (words, (num_rows, -(-num_columns * bits // _WORD)))})
     codes = _bytes_of(words)[:, : -(-num_columns * bits // 8)]
-    if zeros is not None:
+    if zeros is not None and zeros.dtype == np.int8:  # one for all rows is not packed
+        zeros = _shifted(name, zeros, bits)
+    elif zeros is not None:
         zeros = unpack_codes(_bytes_of(np.ascontiguousarray(zeros.T)), bits, num_rows).T
     return _scaled(name, codes, zeros, parts, form, (num_rows, num_columns))
 

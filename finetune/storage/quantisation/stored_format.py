@@ -164,6 +164,7 @@ def _compressed(facts: Mapping[str, Any], folder: object, dtype: str) -> StoredF
     if not known or len(known) != len(weights) or len({each.get("num_bits") for each in known}) > 1:
         raise _refused(folder, COMPRESSED, "layers in several forms, or in none")
     form = facts.get("format") or schemes[0].get("format")
+    form = INTEGER_FORM if form == "naive-quantized" else form  # the same for whole integers
     if form not in (PACKED_FORM, INTEGER_FORM):
         raise _refused(folder, f"compressed-tensors, format {form}", f"the form {form!r}")
     sparsity = facts.get("sparsity_config") or {}

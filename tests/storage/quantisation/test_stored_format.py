@@ -21,6 +21,7 @@ from tests.storage.quantisation.formats import AWQ, BNB4, GPTQ, PADDLE, compress
         ({"load_in_8bit": True, "llm_int8_skip_modules": ["lm_head"]}, "bitsandbytes' 8 bits"),
         (compressed(4), "compressed-tensors, 4 bits, groups of 128"),
         (compressed(8, -1, "int-quantized"), "compressed-tensors, 8 bits, whole rows"),
+        (compressed(8, -1, "naive-quantized"), "compressed-tensors, 8 bits, whole rows"),
         (PADDLE, "PaddleNLP's llm.int8"),
     ],
 )
