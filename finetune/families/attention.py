@@ -88,6 +88,42 @@ def causal_mask(attention_mask: Any, shape: tuple[int, int], past_length: int = 
     return visible
 
 
+def visible_in_window(
+    given: Any, shape: tuple[int, int], past_length: int = 0, *, window: int | None, fused: bool
+) -> Any:
+    """What the layers of a model with a sliding window are given.
+
+    Args:
+        given: See `visible_keys`.
+        shape: Batch size and number of queries.
+        past_length: Keys in front of the queries' own.
+        window: A token sees this many tokens, itself included; None: all before it.
+        fused: Whether attention runs on a fused kernel.
+
+    Returns:
+        As `visible_keys`; without the kernel a mask to add to float32 scores, one for all layers.
+    """
+    num_keys = past_length + shape[1]
+    window = window or num_keys
+    is_narrow = window < num_keys
+    if not fused:
+        refuse_packed_rows(given)
+    if are_packed_rows(given):
+        rows = visible_keys(given, shape, past_length)
+        return (
+            paddle.minimum(rows, paddle.arange(window, window + num_keys, dtype="int32"))
+            if is_narrow
+            else rows
+        )
+    if fused and not is_narrow:
+        return visible_keys(given, shape, past_length)
+    visible = causal_mask(given, shape, past_length)
+    if is_narrow:
+        places = paddle.arange(past_length, num_keys).unsqueeze(1)  # [queries, 1]
+        visible = visible & (paddle.arange(num_keys) > places - window)
+    return visible if fused else additive(visible, paddle.float32)
+
+
 def refuse_packed_rows(attention_mask: Any) -> None:
     """Raises ValueError for end rows, which layers without the fused kernel do not read."""
     if are_packed_rows(attention_mask):

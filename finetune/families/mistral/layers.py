@@ -14,13 +14,9 @@ from paddle.distributed.fleet.utils import recompute
 from paddlenlp.transformers.mistral import modeling
 
 from finetune.families.attention import (
-    additive,
-    are_packed_rows,
-    causal_mask,
     fused_attention,
     plain_attention,
-    refuse_packed_rows,
-    visible_keys,
+    visible_in_window,
 )
 from finetune.families.rotary import keep_tables, turn_in_float32
 
@@ -129,27 +125,8 @@ class MistralModel(modeling.MistralModel):
 
     def _visible(self, given: Any, shape: tuple[int, int], past_length: int) -> Any:
         """What the layers get as their mask, the window in it."""
-        num_keys, window, fused = (
-            past_length + shape[1],
-            self.config.sliding_window,
-            self.config.use_flash_attention,
-        )
-        is_narrow = bool(window) and window < num_keys
-        if not fused:
-            refuse_packed_rows(given)
-        if are_packed_rows(given):
-            rows = visible_keys(given, shape, past_length)
-            if not is_narrow:
-                return rows
-            return paddle.minimum(rows, paddle.arange(window, window + num_keys, dtype="int32"))
-        if fused and not is_narrow:
-            return visible_keys(given, shape, past_length)
-        visible = causal_mask(given, shape, past_length)
-        if is_narrow:
-            places = paddle.arange(past_length, num_keys).unsqueeze(1)  # [queries, 1]
-            visible = visible & (paddle.arange(num_keys) > places - window)
-        # One conversion for all layers where they add it to float32 scores.
-        return visible if fused else additive(visible, paddle.float32)
+        window, fused = self.config.sliding_window, self.config.use_flash_attention
+        return visible_in_window(given, shape, past_length, window=window, fused=fused)
 
 
 class MistralForCausalLM(modeling.MistralForCausalLM):
