@@ -131,6 +131,23 @@ def layer_patterns(chosen: Collection[str], known: Sequence[str]) -> list[str]:
     return patterns
 
 
+def value_patterns(values: Mapping[str, float], known: Sequence[str], *, common: float) -> dict[str, float]:
+    """Patterns for layers whose value is not the common one -> that value.
+
+    Args:
+        values: By the layer's name, out of `known`.
+        known: Names of all layers.
+        common: What needs no pattern.
+    """
+    layers_of: dict[float, list[str]] = {}
+    for layer, value in values.items():
+        if value != common:
+            layers_of.setdefault(value, []).append(layer)
+    return {
+        pattern: value for value, layers in layers_of.items() for pattern in layer_patterns(layers, known)
+    }
+
+
 def expected_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
     """Names of a family's layers with a weight, before a model is built; joined layers beside their parts.
 

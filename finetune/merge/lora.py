@@ -182,7 +182,7 @@ def export_peft(options: MergeOptions) -> None:
         carry_template([adapter.folder], folder)
         if (folder / "tokenizer_config.json").is_file():
             hf_out.write_tokenizer_files(folder, base.family)
-        write_peft_config(adapter, tensors, folder, base=str(base_folder))
+        write_peft_config(adapter, tensors, folder, family=base.family, base=str(base_folder))
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
     print(
