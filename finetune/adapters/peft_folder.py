@@ -104,6 +104,8 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
         else:
             ours = to_paddle(_WRAPPERS.sub("", name), family)
             whole[ours] = WholeTensor(tensor, is_turned(ours, tensor.shape, family, tied=tied))
+    if not matrices and not whole:
+        raise UserError(f"{path} holds no tensors, so it changes nothing: copy the adapter again")
     check_patterns(folder / PEFT_CONFIG, rule, list(matrices))
     for layer, found in matrices.items():
         check_matrices(layer, found, rule.rank_of(layer), turned=True)
