@@ -19,13 +19,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import paddle
+from paddle.distributed import ParallelEnv
+from paddle.distributed.fleet.utils import log_util
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from finetune.parallel.pipe.schedule import schedule
+from finetune.machine.stand_ins import replace
+from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
+from finetune.parallel.pipe.hidden_states import HiddenStates
+from finetune.parallel.pipe.interleaved import InterleavedPipeline
+from finetune.parallel.pipe.stage import StagePlan
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,11 @@ class Program:
         """Waits for the end of a transfer."""
         self.operations.append(Operation("wait", transfer.peer, transfer.number))
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.operations.clear()
+        self._num_transfers.clear()
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -79,6 +95,136 @@ class Costs:
     forward: float
     backward: float
     transfer: float
+
+
+class RecordedStage:
+    """In the place of a stage and of the trainer's computation: a number that is handed on from part to part."""
+
+    def __init__(self, plan: StagePlan, program: Program):
+        self.plan, self.program = plan, program
+        self.model = SimpleNamespace(config=SimpleNamespace())
+        self._weight = paddle.ones([1])
+        self._weight.stop_gradient = False
+        self._input: Any = None
+
+    @contextmanager
+    def computing(self, part: int, received: Any) -> Iterator[None]:
+        self._input = self._weight if received is None else received * self._weight
+        yield
+
+    @contextmanager
+    def context(self, number: int) -> Iterator[None]:
+        yield
+
+    def hidden_shape(self, batch_shape: tuple[int, ...]) -> list[int]:
+        return [1]
+
+    def shape(self, number: int) -> tuple[int, int]:
+        return (1, 1)
+
+    def forward(self, number: int) -> Any:
+        self.program.compute("forward")
+        return self._input
+
+    def take_output(self) -> Any:
+        return self._input * 1.0
+
+    def loss(self, number: int, outputs: Any) -> Any:
+        return outputs.sum()
+
+    def finished(self, number: int) -> None:
+        self.program.compute("backward")
+
+
+class RecordedGroup:
+    """In the place of a group's calls, ours and Paddle's: begins and waits are written down, nothing is sent."""
+
+    def __init__(self, plan: StagePlan, program: Program):
+        self.size, self.rank, self.program = plan.num_ranks, plan.rank, program
+        self.process_group, self.backend = self, "recorded"
+        self._batch: list[Operation] = []
+
+    def begin_send(self, tensor: Any, to: int) -> RecordedTransfer:
+        return RecordedTransfer(self.program, self.program.begin("send", to))
+
+    def begin_receive(self, tensor: Any, source: int) -> RecordedTransfer:
+        return RecordedTransfer(self.program, self.program.begin("receive", source))
+
+    def send(self, tensor: Any, to: int) -> None:
+        self.begin_send(tensor, to).wait()
+
+    def receive(self, tensor: Any, source: int) -> None:
+        self.begin_receive(tensor, source).wait()
+
+    # What follows is called by Fleet.
+
+    def is_member(self) -> bool:
+        return True
+
+    def get_group_rank(self, rank: int) -> int:
+        return rank
+
+    def send_on_calc_stream(self, tensor: Any, to: int) -> None:
+        self._batch.append(self.program.begin("send", to))
+
+    def recv_on_calc_stream(self, tensor: Any, source: int) -> None:
+        self._batch.append(self.program.begin("receive", source))
+
+    def _start_coalescing(self) -> None:
+        self._batch = []
+
+    def _end_coalescing(self) -> None:
+        """Calls on the stream that computes: what is computed next waits for them."""
+        for transfer in self._batch:
+            self.program.wait(transfer)
+
+
+@dataclass(frozen=True)
+class RecordedTransfer:
+    """The task of a transfer that has begun."""
+
+    program: Program
+    transfer: Operation
+
+    def wait(self) -> None:
+        self.program.wait(self.transfer)
+
+
+class RecordedTopology:
+    """In the place of Fleet's topology and groups: a pipeline, and one rank on every other axis."""
+
+    def __init__(self, plan: StagePlan, group: RecordedGroup):
+        self.stage_id, self._pp_degree, self._group = plan.rank, plan.num_ranks, group
+        self._parent_hcg = self
+
+    def topology(self) -> RecordedTopology:
+        return self
+
+    def get_dim(self, axis: str) -> int:
+        return 1
+
+    def get_stage_id(self) -> int:
+        return self.stage_id
+
+    get_global_rank = get_stage_id
+
+    def get_pipe_parallel_world_size(self) -> int:
+        return self._pp_degree
+
+    def get_pipe_parallel_group(self) -> RecordedGroup:
+        return self._group
+
+    def _get_p2p_next_rank(self) -> int:
+        return (self.stage_id + 1) % self._pp_degree
+
+    def _get_p2p_prev_rank(self) -> int:
+        return (self.stage_id - 1) % self._pp_degree
+
+    def __getattr__(self, name: str) -> Any:
+        """Sizes, places and groups of all other axes."""
+        if not name.startswith("get_"):
+            raise AttributeError(name)
+        return lambda: 1 if name.endswith("_world_size") else 0 if name.endswith("_rank") else None
 
 
 class DeadlockError(Exception):
@@ -129,17 +275,27 @@ def play(programs: Sequence[Program], costs: Costs) -> float:
 
 
 def record(num_ranks: int, num_chunks: int, num_micro_batches: int) -> list[Program]:
-    """What the engine does on every rank in a training step."""
+    """What the engine does on every rank in a training step, but for the first one, in which dtypes are told."""
     programs = []
     for rank in range(num_ranks):
-        program = Program()
-        for event in schedule(num_ranks, num_chunks, num_micro_batches, rank):
-            if event.kind in ("forward", "backward"):
-                program.compute(event.kind)
-            else:
-                program.wait(program.begin(event.kind, event.peer))
-        programs.append(program)
+        stage = RecordedStage(StagePlan(rank, num_ranks, num_chunks), Program())
+        engine = start_engine(stage, RecordedGroup(stage.plan, stage.program))
+        engine.train(stage, num_micro_batches)
+        stage.program.clear()
+        engine.train(stage, num_micro_batches)
+        programs.append(stage.program)
     return programs
+
+
+def start_engine(stage: RecordedStage, group: RecordedGroup) -> Any:
+    """The engine that a run would take."""
+    hidden = HiddenStates(stage, group)
+    if stage.plan.num_chunks > 1:
+        return InterleavedPipeline(stage, hidden, group)
+    log_util.set_log_level("ERROR")
+    if not hasattr(ParallelEnv, "_device_id"):  # Fleet reads it on any device
+        replace(ParallelEnv, "_device_id", 0)
+    return FleetPipeline(stage, hidden, RecordedTopology(stage.plan, group))
 
 
 def time_over_ideal(num_ranks: int, num_chunks: int, num_micro_batches: int, costs: Costs) -> float:
