@@ -18,6 +18,7 @@ from finetune.errors import (
     UserError,
     describe_outside_error,
 )
+from finetune.machine.memory_limit import describe_memory_failure
 from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
 from finetune.processes.launch import is_first_of_machine, is_first_process
 from finetune.processes.watch.watch import close_watch, report_failure
@@ -76,7 +77,9 @@ def _run(main: Callable[[], int | None]) -> int:
 def _fail_outside(error: Exception) -> int:
     """Says what the operating system, the memory or a parser said; all else is a fault of the program."""
     described = describe_outside_error(error)
-    if described is None and (of_library := describe_disk_failure(error)):
+    if of_memory := describe_memory_failure(error):
+        described = of_memory, EXIT_FAILED
+    elif described is None and (of_library := describe_disk_failure(error)):
         described = of_library, EXIT_FAILED
     if described is None or os.environ.get("FINETUNE_VERBOSE") == "1":
         traceback.print_exc()
