@@ -20,7 +20,7 @@ from finetune.errors import (
 )
 from finetune.machine.memory_limit import describe_memory_failure
 from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
-from finetune.processes.launch import is_first_of_machine, is_first_process
+from finetune.processes.launch import is_first_of_machine, is_first_process, is_only_process
 from finetune.processes.watch.watch import close_watch, report_failure
 from finetune.storage.disk_failures import describe_disk_failure
 
@@ -39,11 +39,15 @@ def run_command(main: Callable[[], int | None]) -> int:
         first process of each machine; 1 the run failed.
     """
     previous = set_handlers(end_command)
+    code = EXIT_FAILED
     try:
-        return _run(main)
+        code = _run(main)
+        return code
     finally:
-        if any(signal.getsignal(number) is not end_command for number in previous):
-            ignore_repeats()  # it was stopped
+        was_stopped = any(signal.getsignal(number) is not end_command for number in previous)
+        # A launcher that sees another rank fail first sends SIGTERM, which would replace this one's exit code.
+        if was_stopped or (code and not is_only_process()):
+            ignore_repeats()
         else:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -76,6 +80,8 @@ def _run(main: Callable[[], int | None]) -> int:
 
 def _fail_outside(error: Exception) -> int:
     """Says what the operating system, the memory or a parser said; all else is a fault of the program."""
+    if isinstance(error, OSError) and error.filename is None and not _takes_output():
+        error.filename = "the output of this command"
     described = describe_outside_error(error)
     if of_memory := describe_memory_failure(error):
         described = of_memory, EXIT_FAILED
@@ -88,6 +94,19 @@ def _fail_outside(error: Exception) -> int:
     text, code = described
     print(f"error: {text}", file=sys.stderr)
     return _fail(text, code)
+
+
+def _takes_output() -> bool:
+    """Whether what is printed still finds a place; what does not is given up, so that the end is not disturbed."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return False
+    except ValueError:  # it is closed
+        return True
+    return True
 
 
 def _fail(text: str, code: int = EXIT_FAILED) -> int:
