@@ -97,9 +97,13 @@ def _fail_outside(error: Exception) -> int:
 
 
 def _takes_output() -> bool:
-    """Whether what is printed still finds a place; what does not is given up, so that the end is not disturbed."""
+    """Whether what is printed still finds a place; what does not is given up, so that the end is not disturbed.
+
+    A line end shows it: what could not be written may have left Python's buffer all the same.
+    """
     try:
         sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
     except OSError:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())

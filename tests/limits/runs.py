@@ -38,11 +38,11 @@ class End:
     text: str
     seconds: float
 
-    @property
-    def line(self) -> str:
-        """The first error, or else the first warning; "" without either."""
+    def find_line(self, pattern: str) -> str:
+        """The first error or warning with the pattern in it; without one, the first error at all, or ""."""
         lines = [line for line in self.text.splitlines() if line.startswith(("error: ", "warning: "))]
-        return next((line for line in lines if line.startswith("error: ")), lines[0] if lines else "")
+        errors = [line for line in lines if line.startswith("error: ")]
+        return next(iter([line for line in lines if re.search(pattern, line)] + errors), "")
 
     @property
     def has_traceback(self) -> bool:
@@ -86,7 +86,7 @@ def _prepare(path: Path, command: list[str]) -> None:
             elif other.is_file() and other != path:
                 other.unlink()
     elif path.name == "out":
-        path.mkdir()
+        path.mkdir(exist_ok=True)
     elif not path.exists():
         path.parent.mkdir(exist_ok=True)
         path.touch()

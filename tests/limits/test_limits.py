@@ -38,7 +38,7 @@ def test_it_ends_in_a_message(case, materials, tmp_path):
     end = run_case(case, materials, tmp_path)
     if end.is_impossible:
         pytest.skip(f"such surroundings cannot be made here: {end.text.strip()}")
-    line = shorten(end.line, materials, tmp_path)
+    line = shorten(end.find_line(case.says), materials, tmp_path)
     if RESULTS:
         with Path(RESULTS).open("a", encoding="utf-8") as stream:
             record = {"group": case.group, "name": case.name, "name_zh": case.name_zh, "line": line}
