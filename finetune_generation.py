@@ -10,12 +10,14 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from finetune.machine.memory_limit import require_address_space
 from finetune.machine.stop_signals import end_at_once, set_handlers
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     set_handlers(end_at_once)
+    require_address_space()
 
-from finetune.machine.environment import check_environment
+from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parses, loads, adapts, trains, evaluates and saves."""
     args = parse_arguments()
-    check_environment()
+    check_machine()
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
     from finetune.machine.half_precision import half_precision_on_cpu
