@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,12 @@ _USED = (
 )
 
 
+_PAIRS_OF_NAMES = (("chosen_response", "rejected_response"), ("preferred_output", "non_preferred_output"))
+_HH_START = re.compile(r"\s*Human:")
+_HH_END = re.compile(r"\n\nAssistant:\s*$")
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
 def is_preference(names: set[str]) -> bool:
     """Whether fields of these names show a preference: pairs, or answers with their order (PaddleNLP)."""
     return not names.isdisjoint(REJECTED_FIELDS) or {"response", "sort"} <= names
@@ -45,7 +52,8 @@ def refuse_preference(record: Record) -> None:
     shown = shown or ", ".join(sorted(record.fields.keys() & (REJECTED_FIELDS | {"response", "sort"})))
     raise UserError(
         f"{record.file}:{record.line_number}: these are preference pairs ({shown}), the data of a preference method "
-        "such as DPO: set preference to chosen to train on the chosen answers alone"
+        "such as DPO: set loss_type to train on them (finetune_generation.py llama/dpo_argument.json), or preference "
+        "to chosen to train on the chosen answers alone"
     )
 
 
@@ -62,9 +70,10 @@ def read_preference(
     Raises:
         RecordError: There is no prompt or no chosen answer, or one that is no text.
     """
+    record = use_usual_names(record)
     fields = record.fields
     if "sort" in fields and "response" in fields:
-        return read_other(_choose_by_order(record), notes)
+        return read_other(max(read_ranked(record), key=lambda answer: answer[0])[1], notes)
     if "chosen" not in fields and not fields.keys().isdisjoint(REJECTED_FIELDS):
         kept = {name: value for name, value in fields.items() if name not in REJECTED_FIELDS}
         return read_other(record.with_fields(kept), notes)
@@ -112,20 +121,63 @@ def _as_list(record: Record, name: str) -> list[Any]:
     return value
 
 
-def _choose_by_order(record: Record) -> Record:
-    """PaddleNLP's shape: ``response`` has several answers to the last of ``src``, ``sort`` their ranks."""
+def read_ranked(record: Record) -> list[tuple[float, Record]]:
+    """PaddleNLP's shape: ``response`` has the answers to the last of ``src``, ``sort`` their ranks, the best highest.
+
+    Returns:
+        For each answer its rank and a record with it alone, of the shape ``src``, ``tgt``.
+
+    Raises:
+        RecordError: Answers and ranks do not fit together.
+    """
     fields = dict(record.fields)
     answers, ranks = fields.pop("response"), fields.pop("sort")
+    if isinstance(answers, str) and not isinstance(ranks, list):
+        answers, ranks = [answers], [ranks]
     are_lists = isinstance(answers, list) and isinstance(ranks, list)
     if not (are_lists and answers and len(answers) == len(ranks) and all(map(_is_number, ranks))):
         raise RecordError(
             record, "response and sort must be lists of answers and of their ranks, of one length"
         )
-    best = answers[ranks.index(max(ranks))]
     src, tgt = (fields.get(name) for name in ("src", "tgt"))
     prompts = src if isinstance(src, list) else [src]
     earlier = tgt if isinstance(tgt, list) else [] if is_null(tgt) or tgt == "" else [tgt]
-    return record.with_fields({**fields, "src": prompts, "tgt": [*earlier, best]})
+    return [
+        (rank, record.with_fields({**fields, "src": prompts, "tgt": [*earlier, answer]}))
+        for rank, answer in zip(ranks, answers, strict=True)
+    ]
+
+
+def use_usual_names(record: Record) -> Record:
+    """The record with ``chosen`` and ``rejected`` where it has other names for them, and with messages for HH's texts.
+
+    OpenAI writes ``preferred_output`` and ``non_preferred_output`` behind ``input``, an object with messages; others
+    write ``chosen_response`` and ``rejected_response``. Anthropic's HH has conversations as text.
+    """
+    fields = dict(record.fields)
+    for chosen, rejected in _PAIRS_OF_NAMES:
+        if chosen in fields and rejected in fields and "chosen" not in fields:
+            fields["chosen"], fields["rejected"] = fields.pop(chosen), fields.pop(rejected)
+            given = fields.get("input")
+            if isinstance(given, dict) and isinstance(given.get("messages"), list):
+                del fields["input"]
+                fields = {**{key: value for key, value in given.items() if value}, **fields}
+    written = [fields.get(name) for name in ("chosen", "rejected")]
+    if all(isinstance(text, str) and _HH_START.match(text) for text in written):
+        fields |= {name: _parse_dialogue(fields[name]) for name in ("chosen", "rejected")}
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str) and _HH_START.match(prompt) and _HH_END.search(prompt):
+        fields["prompt"] = _parse_dialogue(_HH_END.sub("", prompt))
+    return record if fields == record.fields else record.with_fields(fields)
+
+
+def _parse_dialogue(text: str) -> list[dict[str, str]]:
+    """The messages of a text in which Human and Assistant take turns."""
+    parts = _HH_TURN.split("\n\n" + text.strip())[1:]
+    return [
+        {"role": "user" if speaker == "Human" else "assistant", "content": content.strip()}
+        for speaker, content in zip(parts[0::2], parts[1::2], strict=True)
+    ]
 
 
 def _is_number(value: Any) -> bool:
