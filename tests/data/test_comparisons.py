@@ -211,6 +211,7 @@ def test_pairs_without_a_preference_are_left_out_and_counted(write_lines):
         ({"chosen": [Q, A], "rejected": [Q, B, *EARLIER]}, "of 2 and 4 messages the first 1 are equal"),
         ({"chosen": [Q, A], "rejected": [{"role": "system", "content": "s"}, Q, B]}, "another system text"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "large"}, "margin is a string, expected a number"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e300}, "margin is 1e.300, expected a number of"),
         ({"src": ["q"], "tgt": [], "response": ["a", "b"], "sort": [1]}, "response and sort must be lists"),
         ({"text": "t", "rejected": "b"}, "no prompt"),
     ],
