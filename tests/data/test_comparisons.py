@@ -127,6 +127,15 @@ def test_a_rejected_tool_call(write_lines):
     ]
 
 
+def test_messages_whose_content_is_called_text(write_lines):
+    talk, good, bad = (
+        {"role": role, "text": text} for role, text in (("human", "q"), ("assistant", "a"), ("bot", "b"))
+    )
+    file = write_lines({"context": [talk], "chosen": good, "rejected": bad})
+    options = ReadOptions(comparison="pairs", columns={"messages": "context"})
+    assert [shown(each) for each in read_conversations([file], options)] == [(["q"], "a", "b")]
+
+
 def test_ranked_lists_pair_the_best_with_each_below(write_lines):
     faults = FaultCollector()
     fields = {"src": ["q"], "tgt": [], "response": ["c", "a", "b", "d"], "sort": [2, 4, 4, 1]}
