@@ -89,7 +89,13 @@ def causal_mask(attention_mask: Any, shape: tuple[int, int], past_length: int = 
 
 
 def visible_in_window(
-    given: Any, shape: tuple[int, int], past_length: int = 0, *, window: int | None, fused: bool
+    given: Any,
+    shape: tuple[int, int],
+    past_length: int = 0,
+    *,
+    places: Any,
+    window: int | None,
+    fused: bool,
 ) -> Any:
     """What the layers of a model with a sliding window are given.
 
@@ -97,6 +103,7 @@ def visible_in_window(
         given: See `visible_keys`.
         shape: Batch size and number of queries.
         past_length: Keys in front of the queries' own.
+        places: int [batch, queries], each query's place in its own text, behind what is past.
         window: A token sees this many tokens, itself included; None: all before it.
         fused: Whether attention runs on a fused kernel.
 
@@ -119,9 +126,24 @@ def visible_in_window(
         return visible_keys(given, shape, past_length)
     visible = causal_mask(given, shape, past_length)
     if is_narrow:
-        places = paddle.arange(past_length, num_keys).unsqueeze(1)  # [queries, 1]
-        visible = visible & (paddle.arange(num_keys) > places - window)
+        visible = visible & _is_near(given, places, past_length, window)
     return visible if fused else additive(visible, paddle.float32)
+
+
+def _is_near(given: Any, places: Any, past_length: int, window: int) -> Any:
+    """Which keys lie in the window of each query, bool [batch or 1, 1, queries, keys].
+
+    In a row of several texts distances are those within a text: two answers that share a prompt both follow it at
+    once, and each text of a packed row stands as near to a prefix as it would alone.
+    """
+    if given is None or given.ndim == 2 or are_packed_rows(given):
+        keys = paddle.arange(past_length + places.shape[1]).unsqueeze(0)  # [1, keys]
+        queries = keys[:, past_length:]
+    else:
+        queries = places.astype("int64")
+        past = paddle.arange(past_length).expand([places.shape[0], past_length])  # [batch, past]
+        keys = paddle.concat([past, queries], axis=1)  # [batch, keys]
+    return (keys.unsqueeze(1) > queries.unsqueeze(2) - window).unsqueeze(1)
 
 
 def refuse_packed_rows(attention_mask: Any) -> None:

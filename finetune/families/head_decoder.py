@@ -78,10 +78,14 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
         )
         self.norm = modeling.Qwen2RMSNorm(config)
 
-    def _visible(self, given: Any, shape: tuple[int, int], past_length: int, dtype: Any) -> Any:
+    def _visible(
+        self, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, position_ids: Any
+    ) -> Any:
+        # Masks of several texts in a row are met in training only, where nothing but a prefix is past.
+        places = position_ids + past_length
         window = self.config.sliding_window if self.facts.windowed else None
         fused = self.config.use_flash_attention
-        return visible_in_window(given, shape, past_length, window=window, fused=fused)
+        return visible_in_window(given, shape, past_length, places=places, window=window, fused=fused)
 
 
 class HeadForCausalLM(modeling.Qwen2ForCausalLM):

@@ -104,12 +104,14 @@ class MistralModel(modeling.MistralModel):
         )  # [batch, length, hidden]
         batch_size, length = hidden.shape[:2]
         past_length = past_key_values[0][0].shape[2] if past_key_values is not None else 0
+        first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
         if position_ids is None:
-            first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
             position_ids = paddle.arange(first, first + length).expand(
                 [batch_size, length]
             )  # [batch, length]
-        mask = self._visible(attention_mask, (batch_size, length), past_length)
+        mask = self._visible(
+            attention_mask, position_ids + (past_length - first), (batch_size, length), past_length
+        )
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
@@ -123,10 +125,10 @@ class MistralModel(modeling.MistralModel):
         hidden = self.norm(hidden)
         return (hidden, cache) if cache else (hidden,)
 
-    def _visible(self, given: Any, shape: tuple[int, int], past_length: int) -> Any:
-        """What the layers get as their mask, the window in it."""
+    def _visible(self, given: Any, places: Any, shape: tuple[int, int], past_length: int) -> Any:
+        """What the layers get as their mask, the window in it; see `visible_in_window`."""
         window, fused = self.config.sliding_window, self.config.use_flash_attention
-        return visible_in_window(given, shape, past_length, window=window, fused=fused)
+        return visible_in_window(given, shape, past_length, places=places, window=window, fused=fused)
 
 
 class MistralForCausalLM(modeling.MistralForCausalLM):

@@ -54,6 +54,7 @@ PHI3 = register(
         lora_target_modules=(".*query_key_value_proj.*", ".*o_proj.*", ".*gate_up_proj.*", ".*down_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
+        window_option="sliding_window",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
         tokenizer=TokenizerFacts(
