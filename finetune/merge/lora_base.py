@@ -140,6 +140,11 @@ def is_linear(entry: Entry, base: Base) -> bool:
     return turns and not is_output(entry.name)
 
 
+def linear_layers(base: Base) -> list[str]:
+    """Names of the layers whose weights `is_linear` names."""
+    return [name.removesuffix(".weight") for name, entry in base.entries.items() if is_linear(entry, base)]
+
+
 def is_table(name: str, family: Family) -> bool:
     """Whether a tensor is the embedding of the tokens."""
     return name == embedding_name(family)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from finetune.adapters.adapter_folder import find_adapter_faults
 from finetune.errors import UserError
 from finetune.machine.device import detect_device, device_kind, find_device_fault
+from finetune.models.hubs.adapters import is_hub_name, local_adapter
 from finetune.storage.lock import remove_dead_lock
 
 QUANTISED = ("int8", "int4", "nf4")
@@ -70,7 +72,7 @@ class ExportOptions:
                 "lora_path and prefix_path are both given, but a run trains one of them: leave one out"
             )
         for name in ("lora_path", "prefix_path"):
-            if folder := getattr(self, name):
+            if (folder := getattr(self, name)) and not is_hub_name(folder):
                 faults += find_adapter_faults(name, folder)
         if fault := find_device_fault(self.device):
             faults.append(fault)
@@ -83,6 +85,20 @@ class ExportOptions:
             faults.append(fault)
         if faults:
             raise UserError(faults)
+
+    def with_local_adapter(self) -> ExportOptions:
+        """The same with the folder of an adapter that was given by its name on a hub.
+
+        Raises:
+            UserError: No hub has it, or it is no adapter.
+        """
+        local: dict[str, Any] = {}
+        for name in ("lora_path", "prefix_path"):
+            if (path := getattr(self, name)) and is_hub_name(path):
+                local[name] = folder = local_adapter(path, name)
+                if faults := find_adapter_faults(name, folder):
+                    raise UserError(faults)
+        return replace(self, **local)
 
     def _quantize_faults(self) -> Iterator[str]:
         names = ("quantize_group_size", "calibration_data", "perplexity_data")
@@ -129,7 +145,9 @@ def parse_options(argv: Sequence[str] | None = None) -> ExportOptions:
         help="type of the weights; CPU runs float32 only (float32)",
     )
     parser.add_argument("--device", help="cpu or gpu, where the graph is built (gpu where Paddle sees one)")
-    parser.add_argument("--lora_path", type=Path, help="LoRA adapter to merge into the weights")
+    parser.add_argument(
+        "--lora_path", type=Path, help="LoRA adapter to merge into the weights: folder, or name on a hub"
+    )
     parser.add_argument("--prefix_path", type=Path, help="trained prefix, exported as the start of the cache")
     _add_quantize_options(parser)
     values = vars(parser.parse_args(argv))

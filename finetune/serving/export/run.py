@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.templates.trained_template import carry_template
-from finetune.errors import UserError
+from finetune.errors import UserError, find_remedy
 from finetune.models.resolve import ResolvedModel, with_weights
-from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
+from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, ExportedFacts
+from finetune.serving.decoding.exported_weights import check_exported_weights
 from finetune.serving.export.options import ExportOptions
 from finetune.storage.files import fill_folder, read_json_if_present, write_json
 from finetune.storage.lock import hold_output
@@ -136,7 +137,7 @@ def _write_quantised(
 
 def _unwritable(output: Path, error: OSError) -> UserError:
     return UserError(
-        f"output_path {output} cannot be written ({error.strerror or error}): free some space or give another folder"
+        f"output_path {output} cannot be written ({error.strerror or error}): {find_remedy(error.errno)}"
     )
 
 
@@ -246,9 +247,13 @@ def _save_graph(
         warnings.simplefilter("ignore")
         traced = paddle.jit.to_static(graph, input_spec=graph.input_spec(), full_graph=True)
         paddle.jit.save(traced, str(folder / PROGRAM_FILE.removesuffix(".json")))
-    for name in (PROGRAM_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file() or not (folder / name).stat().st_size:
-            raise UserError(f"Paddle wrote no {name}: is the disk of {folder.parent} full?")
+    try:
+        check_exported_weights(folder)
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"Paddle has not written the whole model into {folder.parent} ({error}): make room on that disk, raise the "
+            "limit of file sizes (ulimit -f), or choose another disk"
+        ) from None
 
 
 def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedModel) -> Path:
