@@ -32,7 +32,7 @@ from finetune.storage.quantisation.packed_weights import (
     step_sizes,
 )
 
-_STRETCH_BYTES = 2**20
+_STRETCH_BYTES = 2**18
 
 
 _Empty = Callable[[list[int]], Any]
@@ -133,15 +133,14 @@ class PackedFourBit(PackedWeight):
         return [self._codes, *self._scales.tensors()]
 
     def _float32_values(self, empty: _Empty) -> Any:
-        values = empty([self._codes.size, 2])  # [bytes, 2]
-        table = _pair_table(self._kind)
-        for begin in range(
-            0, self._codes.size, _STRETCH_BYTES
-        ):  # places take four bytes for each of the codes
-            places = self._codes[begin : begin + _STRETCH_BYTES].astype("int32")
-            values[begin : begin + _STRETCH_BYTES] = paddle.gather(table, places)
-        values = values.reshape([-1, self._block_size])  # [blocks, block_size]
-        values.multiply_(self._scales.values().unsqueeze(1))
+        per_block = self._block_size // 2  # bytes
+        num_blocks = self._codes.size // per_block
+        values, scales = empty([num_blocks, self._block_size]), self._scales.values().unsqueeze(1)
+        table, step = _pair_table(self._kind), max(1, _STRETCH_BYTES // per_block)
+        for block in range(0, num_blocks, step):  # places take four bytes for each of the codes
+            places = self._codes[block * per_block : (block + step) * per_block].astype("int32")
+            part = paddle.gather(table, places).reshape([-1, self._block_size])
+            values[block : block + step] = part.multiply_(scales[block : block + step])
         num_rows, num_columns = self.matrix_shape
         flat = values.reshape([-1])
         if flat.size > num_rows * num_columns:
@@ -196,8 +195,9 @@ class PackedInt8(PackedWeight):
         values = empty(list(self.matrix_shape))
         step = max(1, _STRETCH_BYTES // max(self.matrix_shape[1], 1))
         for row in range(0, self.matrix_shape[0], step):
-            values[row : row + step] = self._codes[row : row + step].astype("float32")
-        return values.multiply_(self._steps)
+            part = self._codes[row : row + step].astype("float32")
+            values[row : row + step] = part.multiply_(self._steps[row : row + step])
+        return values
 
 
 class PackedGroups(PackedWeight):
