@@ -184,7 +184,9 @@ def test_no_values_are_kept_between_forward_and_backward(monkeypatch):
 def test_weights_that_are_in_use_one_after_the_other_share_memory(kind):
     random = np.random.default_rng(5)
     matrices = [random.standard_normal(shape).astype(np.float32) for shape in ((64, 64), (32, 64))]
-    large, small = (to_device(pack_matrix(each, SCHEMES[kind], name="w"), paddle.float32) for each in matrices)
+    large, small = (
+        to_device(pack_matrix(each, SCHEMES[kind], name="w"), paddle.float32) for each in matrices
+    )
     first = large.borrowed_values()
     expected = large.values().numpy()
     np.testing.assert_array_equal(first.numpy(), expected)
