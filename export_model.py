@@ -27,9 +27,14 @@ def main() -> None:
     if options.device == "cpu":
         configure_processor()
 
+    from finetune.adapters.missing_updates import describe_missing
     from finetune.models.resolve import resolve_model
 
+    options = options.with_local_adapter()
     resolved = resolve_model(options.model_name_or_path)
+    if options.lora_path:
+        for line in describe_missing(options.lora_path, resolved.family, resolved.config):
+            print(line)
     silence_libraries()
     from finetune.serving.export.run import export
 

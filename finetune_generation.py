@@ -42,6 +42,7 @@ def main() -> None:
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
     from finetune.run.adapter import adapt, check_adapter
+    from finetune.run.adapter_source import fetch_adapter
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
@@ -52,7 +53,8 @@ def main() -> None:
     from finetune.run.trainer import build_trainer
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
-    layout, adapter_notes = plan_layout(args, resolved), check_adapter(args, resolved)
+    adapter_notes = [*fetch_adapter(args), *check_adapter(args, resolved)]
+    layout = plan_layout(args, resolved)
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)

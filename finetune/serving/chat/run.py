@@ -239,7 +239,7 @@ def load_sides(options: ChatOptions) -> list[Side]:
     plans = [plan_model(each) for each in (options.model, options.second) if each]
     silence_libraries()
     for plan in plans:
-        print(plan.note, file=sys.stderr)
+        print(*plan.notes, sep="\n", file=sys.stderr)
     from finetune.serving.chat.page import Side
 
     name, adapter = options.model.model_name_or_path, options.model.adapter
