@@ -171,15 +171,15 @@ class PreferenceSource(MapSource):
 
     def __init__(self, rows: PreferenceRows, order: GlobalOrder, **layout: int):
         super().__init__(rows, order, micro_batch_size=layout.pop("micro_batch_size"), **layout)
-        self._groups = rows
+        self.groups = rows
 
     def batch(self, step: int) -> StepBatch:
         """This rank's part of the global batch of a step."""
         _, indices = self.order.batch(step)
         return replace(
             super().batch(step),
-            num_groups=self._groups.count_groups(indices),
-            num_learned_tokens=self._groups.count_learned_tokens(indices),
+            num_groups=self.groups.count_groups(indices),
+            num_learned_tokens=self.groups.count_learned_tokens(indices),
         )
 
 

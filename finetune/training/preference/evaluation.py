@@ -26,7 +26,7 @@ class PreferenceEvaluation:
     label = "Evaluating"
 
     def __init__(self, passes: PreferencePasses, objective: PreferenceObjective):
-        self._passes, self._objective = passes, objective
+        self.passes, self.objective = passes, objective
         num_rounds = 2 if objective.settings.estimates_divergence else 1
         self.num_batches = passes.num_batches * num_rounds
 
@@ -34,14 +34,14 @@ class PreferenceEvaluation:
         """Returns `loss` and what `PreferenceObjective.metrics` names."""
         import paddle
 
-        objective, rows = self._objective, self._passes.rows
+        objective, rows = self.objective, self.passes.rows
         units = np.arange(len(rows))
         divisors = Divisors(rows.count_groups(units), rows.count_learned_tokens(units))
         divergences: Any = None
         if objective.settings.estimates_divergence:
             divergences = self._estimate(parallel, advance, divisors.num_groups)
         sums = paddle.zeros([1 + len(SUMS)], dtype="float64")  # read once, at the end
-        for batch, logits, label_ids in self._passes.run(parallel):
+        for batch, logits, label_ids in self.passes.run(parallel):
             if logits is not None and batch.weight:
                 with no_grad_no_autocast():
                     share, figures = objective.share(
@@ -61,8 +61,8 @@ class PreferenceEvaluation:
         import paddle
 
         sums = paddle.zeros([2], dtype="float64")
-        for batch, logits, label_ids in self._passes.run(parallel):
+        for batch, logits, label_ids in self.passes.run(parallel):
             if logits is not None and batch.weight:
-                sums = sums + self._objective.estimate(batch, logits, label_ids, parallel.logits_group)
+                sums = sums + self.objective.estimate(batch, logits, label_ids, parallel.logits_group)
             advance()
-        return self._objective.divergences(parallel.sum_samples(sums), num_groups)
+        return self.objective.divergences(parallel.sum_samples(sums), num_groups)

@@ -58,10 +58,13 @@ class PreferenceObjective:
         settings: Which loss.
         reference: float32 [samples, answers of a group], log-probabilities of the answers under the reference model,
             summed; None where there is no reference.
+
+    Attributes:
+        reference: The same; may be given after the model was built.
     """
 
     def __init__(self, settings: LossSettings, reference: NDArray[Any] | None = None):
-        self.settings, self._reference = settings, reference
+        self.settings, self.reference = settings, reference
 
     def estimate(
         self, batch: PreferenceBatch, logits: Any, label_ids: Any, tensor_group: Group | None
@@ -142,9 +145,9 @@ class PreferenceObjective:
         )
         # Answers are numbered in the order of their groups.
         policy = of_answers.reshape([len(batch.groups), -1])
-        if self._reference is None:
+        if self.reference is None:
             return policy, policy, losses
-        reference = self._reference[batch.sample_indices]
+        reference = self.reference[batch.sample_indices]
         if averages:
             reference = reference / batch.answer_lengths.reshape(reference.shape)
         return policy - paddle.to_tensor(reference.astype(np.float32)), policy, losses
