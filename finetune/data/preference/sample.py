@@ -23,6 +23,7 @@ class PreferenceSample:
         margin: By how much the chosen answer is better, for losses that ask; 0.0 where the data do not say.
         num_cut_prompt: Tokens that the prompt lost on its left.
         num_cut_answer: Tokens that all answers together lost at their ends.
+        num_dropped_rounds: How many of the oldest rounds of the prompt were dropped.
     """
 
     prompt_ids: NDArray[Any]
@@ -31,6 +32,7 @@ class PreferenceSample:
     margin: float = 0.0
     num_cut_prompt: int = 0
     num_cut_answer: int = 0
+    num_dropped_rounds: int = 0
 
     @property
     def num_tokens(self) -> int:
