@@ -40,6 +40,7 @@ def main() -> None:
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
     from finetune.run.adapter import adapt, check_adapter
+    from finetune.run.alignment import add_reference, comparison_of
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
@@ -68,9 +69,10 @@ def main() -> None:
         pair = load_tokenizer_pair(args, resolved)
         report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
-        data = read_data(args, files, pair)
+        comparison = comparison_of(args)
+        data = read_data(args, files, pair, comparison)
         report.data(data)
-        check_positions(data, args.data, resolved)
+        check_positions(data, args.data, resolved, comparison)
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
         model = adapt(base, args, resolved)
@@ -78,6 +80,7 @@ def main() -> None:
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
         report.model(trainer.parallel)
+        report.notes(add_reference(args, run, trainer))
         metrics: dict[str, float] = {}
         if args.training.do_train:
             metrics |= train(args, run, trainer, report, base_folder=resolved.folder)

@@ -65,7 +65,8 @@ class StepComputation:
     """
 
     def __init__(self, parts: ForwardParts, step: int, batch: StepBatch):
-        self.parts, self.step, self.batches = parts, step, batch.micro_batches
+        self.parts, self.step = parts, step
+        self.batches: list[Any] = batch.micro_batches  # of preference groups where there is an objective
         self.num_label_tokens = batch.num_label_tokens
         self._label_ids: Any = None
         self._divisors = Divisors(batch.num_groups, batch.num_learned_tokens)
@@ -90,7 +91,8 @@ class StepComputation:
 
     def shape(self, number: int) -> tuple[int, int]:
         """Rows and tokens of each, of a micro-batch."""
-        return self.batches[number].shape
+        num_rows, length = self.batches[number].shape
+        return num_rows, length
 
     @contextmanager
     def context(self, number: int) -> Iterator[None]:

@@ -80,4 +80,5 @@ def reference_log_probabilities(
             table[batch.sample_indices] = sums.numpy().reshape([len(batch.groups), -1])
         advance()
     assert table is not None, "a data set has samples"
-    return parallel.sum_samples(paddle.to_tensor(table)).numpy().astype(np.float32)
+    whole: NDArray[Any] = parallel.sum_samples(paddle.to_tensor(table)).numpy().astype(np.float32)
+    return whole
