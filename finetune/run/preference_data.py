@@ -53,11 +53,10 @@ def read_preference_samples(
         comparison: "pairs", or "marked" for KTO.
 
     Raises:
-        UserError: Settings that such data cannot have, faulty lines, all of them, or a split without a usable sample.
+        UserError: Faulty lines, all of them, or a split without a usable sample.
     """
     from finetune.run.data_cache import read_cached
 
-    check_settings(args.data)
     folder = tokenizer_folder(args)
     if not args.data.data_cache or not files or not folder.is_dir():
         return _encode(args, files, pair, comparison)
@@ -70,28 +69,6 @@ def read_preference_samples(
         comparison=comparison,
     )
     return PreferenceData(**{name: found[name] for name in ("train", "dev", "reports")})
-
-
-def check_settings(settings: DataArguments) -> None:
-    """Refuses settings that preference data cannot have; no file is read for it.
-
-    Raises:
-        UserError: All of them at once.
-    """
-    refused = {
-        "lazy": settings.lazy
-        and "true: pairs are loaded before training, since the reference model is asked "
-        "about all of them once; set it to false",
-        "eval_with_do_generation": settings.eval_with_do_generation
-        and "true: pairs are evaluated by the log-probabilities of both answers; set it to false",
-        "self_cognition_samples": settings.self_cognition_samples
-        and f"{settings.self_cognition_samples}: these examples have no second answer to compare; set it to 0",
-        "preference": settings.preference
-        and f"{settings.preference}: this setting is for supervised training on the chosen answers; leave it out",
-    }
-    faults = [f"{name} is {fault}" for name, fault in refused.items() if fault]
-    if faults:
-        raise UserError(faults)
 
 
 def check_positions(data: PreferenceData, settings: DataArguments, resolved: ResolvedModel) -> None:

@@ -121,6 +121,7 @@ def _build_parts(
         max_skipped_steps=args.model.max_skipped_steps,
         continues_on_save_error=args.model.on_save_error == "continue",
         objective=build_objective(args),
+        pipeline_words=(args.training.pipeline_parallel_config or "").replace(",", " ").split(),
     )
 
 

@@ -36,6 +36,7 @@ class RunParts:
         max_skipped_steps: float16 steps skipped in a row after which training stops.
         continues_on_save_error: Whether training goes on when the disk takes no checkpoint.
         objective: The loss of preference data; None: of label tokens.
+        pipeline_words: Of the setting `pipeline_parallel_config`.
     """
 
     groups: ProcessGroups = field(default_factory=ProcessGroups)
@@ -51,6 +52,7 @@ class RunParts:
     max_skipped_steps: int = 20
     continues_on_save_error: bool = False
     objective: PreferenceObjective | None = None
+    pipeline_words: Sequence[str] = ()
 
     def build_parallel(self, model: Any) -> ParallelModel:
         """This rank's part of a model, to be trained."""
@@ -61,4 +63,5 @@ class RunParts:
             sharding_stage=self.sharding_stage,
             layers=self.layers,
             master_gradients=self.master_gradients,
+            pipeline_words=self.pipeline_words,
         )

@@ -253,15 +253,3 @@ def test_preference_data_are_kept_and_keyed_by_what_is_compared(arguments, tmp_p
     resolved.config["max_position_embeddings"] = 4
     with pytest.raises(UserError, match="prompts with an answer have up to"):
         check_positions(marked, args.data, resolved)
-
-
-def test_settings_that_preference_data_cannot_have(arguments):
-    from finetune.run.preference_data import check_settings
-
-    settings = arguments(eval_with_do_generation=True, do_eval=True, preference="chosen").data
-    with pytest.raises(UserError) as caught:
-        check_settings(settings)
-    assert [fault.split(" is ")[0] for fault in caught.value.faults] == [
-        "eval_with_do_generation",
-        "preference",
-    ]

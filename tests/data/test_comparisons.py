@@ -1,12 +1,16 @@
 """Data of preference methods: every shape becomes a prompt with two answers, or with one that is marked."""
 
+import json
+
 import pytest
 
 from finetune.data.reading.conversation import ASSISTANT, USER, Message
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.read_options import ReadOptions
 from finetune.data.reading.records import FaultCollector
+from finetune.data.reading.splits import find_sources, read_splits
 from finetune.errors import UserError
+from finetune.settings.data import DataArguments
 
 PAIRS, MARKED = (ReadOptions(comparison=kind) for kind in ("pairs", "marked"))
 Q, A, B = (
@@ -36,7 +40,8 @@ def shown(conversation):
         {"prompt": [Q], "chosen": [A], "rejected": [B]},
         {"messages": [Q], "chosen": A, "rejected": B},
         {"chosen": [Q, A], "rejected": [Q, B]},
-        {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B], "score_chosen": 9.0},
+        {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B], "messages": [Q, A], "score_chosen": 9.0},
+        {"prompt": "q", "chosen": ["a"], "rejected": ["b"]},
         {"conversations": SHAREGPT, "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
         {"query": "q", "response": "a", "rejected_response": "b"},
         {"messages": [Q, A], "rejected_response": "b"},
@@ -122,6 +127,15 @@ def test_a_rejected_tool_call(write_lines):
     ]
 
 
+def test_messages_whose_content_is_called_text(write_lines):
+    talk, good, bad = (
+        {"role": role, "text": text} for role, text in (("human", "q"), ("assistant", "a"), ("bot", "b"))
+    )
+    file = write_lines({"context": [talk], "chosen": good, "rejected": bad})
+    options = ReadOptions(comparison="pairs", columns={"messages": "context"})
+    assert [shown(each) for each in read_conversations([file], options)] == [(["q"], "a", "b")]
+
+
 def test_ranked_lists_pair_the_best_with_each_below(write_lines):
     faults = FaultCollector()
     fields = {"src": ["q"], "tgt": [], "response": ["c", "a", "b", "d"], "sort": [2, 4, 4, 1]}
@@ -131,6 +145,53 @@ def test_ranked_lists_pair_the_best_with_each_below(write_lines):
         faults.notes.rules["ranked lists read as pairs of the best answer and each that is ranked below it"]
         == 2
     )
+
+
+def test_each_of_several_rejected_answers_makes_a_pair(write_lines):
+    pairs = read(write_lines, {"prompt": "q", "chosen": "a", "rejected": ["b", "c"]})
+    assert [shown(pair) for pair in pairs] == [(["q"], "a", "b"), (["q"], "a", "c")]
+
+
+def test_whole_conversations_stand_for_themselves(write_lines):
+    fields = {"messages": [Q, A], "prompt": "q", "chosen": [Q, A], "rejected": [Q, B]}
+    faults = FaultCollector()
+    (conversation,) = read(write_lines, fields, options=ReadOptions(preference="chosen"), faults=faults)
+    assert [message.content for message in conversation.messages] == ["q", "a"]
+    assert faults.notes.unused_fields == {"messages": 1}
+
+
+def test_a_registry_of_llama_factory(tmp_path):
+    folder = tmp_path / "sets"
+    folder.mkdir()
+    pair = {"talk": SHAREGPT, "good": {"from": "gpt", "value": "a"}, "bad": {"from": "gpt", "value": "b"}}
+    marked = {"messages": [{"who": "u", "text": "q"}, {"who": "a", "text": "a"}], "mark": False}
+    ranked = {"instruction": "q", "output": ["a", "b"]}
+    for name, fields in (("pair", pair), ("marked", marked), ("ranked", ranked)):
+        (folder / f"{name}.json").write_text(json.dumps([fields]), encoding="utf-8")
+    registry = {
+        "pairs": {
+            "file_name": "pair.json", "formatting": "sharegpt", "ranking": True,
+            "columns": {"messages": "talk", "chosen": "good", "rejected": "bad"},
+        },
+        "marks": {
+            "file_name": "marked.json", "formatting": "sharegpt",
+            "columns": {"messages": "messages", "kto_tag": "mark"},
+            "tags": {"role_tag": "who", "content_tag": "text", "user_tag": "u", "assistant_tag": "a"},
+        },
+        "lists": {"file_name": "ranked.json", "ranking": True},
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(registry), encoding="utf-8")
+
+    def load(name, comparison):
+        data = DataArguments(dataset_name_or_path=name, dataset_dir=str(folder))
+        sources = find_sources(data, training=True, evaluating=False)
+        return read_splits(
+            data, sources, seed=0, training=True, evaluating=False, comparison=comparison
+        ).train
+
+    assert shown(*load("pairs", "pairs")) == shown(*load("lists", "pairs")) == (["q"], "a", "b")
+    (bad,) = load("marks", "marked")
+    assert shown(bad) == (["q"], "a", None) and bad.comparison.desirable is False
 
 
 def test_pairs_without_a_preference_are_left_out_and_counted(write_lines):
@@ -153,12 +214,13 @@ def test_pairs_without_a_preference_are_left_out_and_counted(write_lines):
         ({"prompt": "q", "response": "a"}, "nothing to compare an answer with .*needed: chosen and rejected"),
         ({"chosen": "a", "rejected": "b"}, "field 'prompt' is missing"),
         ({"prompt": "q", "chosen": "a", "rejected": []}, "rejected is an empty list"),
-        ({"prompt": "q", "chosen": "a", "rejected": ["b"]}, r"rejected\[0\] is a string, expected an object"),
+        ({"prompt": "q", "chosen": "a", "rejected": ["b", {}]}, r"rejected\[0\] is a string, expected an object"),
         ({"prompt": "q", "rejected": "b"}, "field 'response' is missing|no known format"),
         ({"chosen": [Q, A], "rejected": [EARLIER[0], B]}, "of 2 and 2 messages the first 0 are equal"),
         ({"chosen": [Q, A], "rejected": [Q, B, *EARLIER]}, "of 2 and 4 messages the first 1 are equal"),
         ({"chosen": [Q, A], "rejected": [{"role": "system", "content": "s"}, Q, B]}, "another system text"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "large"}, "margin is a string, expected a number"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e300}, "margin is 1e.300, expected a number of"),
         ({"src": ["q"], "tgt": [], "response": ["a", "b"], "sort": [1]}, "response and sort must be lists"),
         ({"text": "t", "rejected": "b"}, "no prompt"),
     ],

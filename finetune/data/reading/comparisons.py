@@ -8,7 +8,8 @@ Every shape that supervised training reads is read here with its second answer o
 - ``response`` and ``sort``, several answers with their ranks (PaddleNLP); a list of answers, the best first;
 - ``label`` or ``kto_tag`` beside one answer, and one response with one sort.
 
-Of a list of ranked answers the best makes a pair with each that is ranked below it. Pairs without a preference (equal
+Of a list of ranked answers the best makes a pair with each that is ranked below it, and of several rejected answers each
+makes one. Pairs without a preference (equal
 answers, or equal ranks) are left out and counted.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from finetune.data.reading.conversation import Comparison, Conversation, Message
+from finetune.data.reading.conversation import ASSISTANT, TOOL_CALL, Comparison, Conversation, Message
 from finetune.data.reading.marks import QUALITY_MARKS, REJECTED_FIELDS, decide_mark
 from finetune.data.reading.message_lists import order_messages, read_message, read_messages
 from finetune.data.reading.notes import EQUAL_ANSWERS, EQUAL_RANKS, PAIR_DIVIDED, RANKED_LIST, ReadingNotes
@@ -29,6 +30,8 @@ from finetune.data.reading.values import is_null, read_text
 
 PAIRS, MARKED = "pairs", "marked"
 """What a method compares: two answers, or one with its mark."""
+
+_MAX_MARGIN = 1e6
 
 _ReadOne = Callable[[Record, ReadingNotes], Conversation]
 _REJECTED_NAMES = ("rejected", *sorted(REJECTED_FIELDS - {"rejected"}))
@@ -85,22 +88,34 @@ def _read_pair(
             notes.unused_fields[other] += 1
     chosen = _require_prompt(record, read_one(record, notes))
     value = record.fields[name]
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        if len(value) > 1:
+            notes.add(RANKED_LIST)
+        for item in value:
+            yield chosen, Message(ASSISTANT, item)
+        return
+    yield chosen, _read_rejected(record, name, chosen, notes)
+
+
+def _read_rejected(record: Record, name: str, chosen: Conversation, notes: ReadingNotes) -> Message:
+    """The rejected answer: a text, a message, a list of messages, or a whole conversation."""
+    value = record.fields[name]
     if isinstance(value, list):
         messages = read_messages(record, value, name, notes)
     elif isinstance(value, dict):
         messages = [read_message(record, value, name, notes)]
     else:
-        messages = [Message("assistant", read_text(record, value, name, notes))]
+        messages = [Message(ASSISTANT, read_text(record, value, name, notes))]
     if not messages:
         raise RecordError(record, f"{name} is an empty list, expected an answer")
-    if messages[0].role in ("assistant", "tool_call"):
+    if messages[0].role in (ASSISTANT, TOOL_CALL):
         system, ordered = order_messages(record, [*chosen.messages[:-1], *messages], name, notes)
     else:
         system, ordered = order_messages(record, messages, name, notes)
         if system is not None and system != chosen.system:
             raise RecordError(record, f"{name} has another system text than the chosen answer")
     _check_prompt(record, name, chosen, ordered)
-    yield chosen, ordered[-1]
+    return ordered[-1]
 
 
 def _check_prompt(record: Record, name: str, chosen: Conversation, ordered: tuple[Message, ...]) -> None:
@@ -218,4 +233,6 @@ def _read_margin(record: Record) -> float:
         return 0.0
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         raise RecordError(record, f"margin is {describe_type(margin)}, expected a number")
+    if abs(margin) > _MAX_MARGIN:
+        raise RecordError(record, f"margin is {margin:g}, expected a number of at most {_MAX_MARGIN:g}")
     return float(margin)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from finetune.data.reading.conversation import ASSISTANT, USER, Conversation, Message
+from finetune.data.reading.conversation import ASSISTANT, TOOL_CALL, USER, Conversation, Message
 from finetune.data.reading.marks import MARKS, REJECTED_FIELDS
 from finetune.data.reading.message_lists import order_messages, read_message, read_messages, read_tools
 from finetune.data.reading.notes import ReadingNotes
@@ -24,6 +24,7 @@ from finetune.data.reading.values import is_null, read_history, read_text
 from finetune.errors import UserError
 
 _LISTS = ("conversations", "messages")
+_ANSWERS = (ASSISTANT, TOOL_CALL)
 _USED = (
     frozenset({*PROMPT_FIELDS, *_LISTS, "chosen", "history", "system", "tools", "src"})
     | REJECTED_FIELDS
@@ -77,11 +78,13 @@ def read_preference(
     if "chosen" not in fields and not fields.keys().isdisjoint(REJECTED_FIELDS):
         kept = {name: value for name, value in fields.items() if name not in REJECTED_FIELDS}
         return read_other(record.with_fields(kept), notes)
-    note_unused(record, _USED, notes)
     answers = _read_chosen(record, notes)
+    is_whole = isinstance(fields["chosen"], list) and bool(answers) and answers[0].role not in _ANSWERS
+    # Whole conversations stand for themselves, whatever is beside them.
+    name = None if is_whole else next((name for name in _LISTS if name in fields), None)
+    note_unused(record, _USED.difference(_LISTS) if is_whole else _USED, notes)
     system = read_system(record, notes)
-    name = next((name for name in _LISTS if name in fields), None)
-    if name is None and isinstance(fields["chosen"], list) and answers and answers[0].role != ASSISTANT:
+    if is_whole:
         before: list[Message] = []
     elif name is not None:
         before = read_messages(record, _as_list(record, name), name, notes)
@@ -152,7 +155,8 @@ def use_usual_names(record: Record) -> Record:
     """The record with ``chosen`` and ``rejected`` where it has other names for them, and with messages for HH's texts.
 
     OpenAI writes ``preferred_output`` and ``non_preferred_output`` behind ``input``, an object with messages; others
-    write ``chosen_response`` and ``rejected_response``. Anthropic's HH has conversations as text.
+    write ``chosen_response`` and ``rejected_response``, or put an answer into a list by itself. Anthropic's HH has
+    conversations as text.
     """
     fields = dict(record.fields)
     for chosen, rejected in _PAIRS_OF_NAMES:
@@ -162,6 +166,9 @@ def use_usual_names(record: Record) -> Record:
             if isinstance(given, dict) and isinstance(given.get("messages"), list):
                 del fields["input"]
                 fields = {**{key: value for key, value in given.items() if value}, **fields}
+    only = fields.get("chosen")
+    if isinstance(only, list) and len(only) == 1 and isinstance(only[0], str):
+        fields["chosen"] = only[0]
     written = [fields.get(name) for name in ("chosen", "rejected")]
     if all(isinstance(text, str) and _HH_START.match(text) for text in written):
         fields |= {name: _parse_dialogue(fields[name]) for name in ("chosen", "rejected")}
