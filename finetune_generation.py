@@ -42,8 +42,8 @@ def main() -> None:
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
     from finetune.run.adapter import adapt, check_adapter
-    from finetune.run.alignment import add_reference, comparison_of
     from finetune.run.adapter_source import fetch_adapter
+    from finetune.run.alignment import add_reference, comparison_of
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
@@ -73,10 +73,9 @@ def main() -> None:
         pair = load_tokenizer_pair(args, resolved)
         report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
-        comparison = comparison_of(args)
-        data = read_data(args, files, pair, comparison)
+        data = read_data(args, files, pair)
         report.data(data)
-        check_positions(data, args.data, resolved, comparison)
+        check_positions(data, args.data, resolved, comparison_of(args))
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
         model = adapt(base, args, resolved)

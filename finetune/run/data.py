@@ -14,6 +14,7 @@ from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 from finetune.run.preference_data import PreferenceData, read_preference_samples
+from finetune.run.alignment import comparison_of
 from finetune.run.preference_data import check_positions as check_preference_positions
 from finetune.run.stream import check_sources, read_first
 from finetune.run.tokenizer import tokenizer_folder
@@ -90,23 +91,15 @@ def check_positions(
         )
 
 
-def read_data(
-    args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair, comparison: str | None = None
-) -> RunData:
+def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
     """Reads, renders and tokenizes the splits a run needs, or takes them from the cache.
-
-    Args:
-        args: The settings.
-        files: Of the splits.
-        pair: The tokenizer.
-        comparison: What a preference method compares, "pairs" or "marked"; None: supervised fine-tuning.
 
     Raises:
         UserError: Faulty lines, all of them, or a split without a usable sample.
     """
     from finetune.run.data_cache import read_cached
 
-    if comparison is not None:
+    if (comparison := comparison_of(args)) is not None:
         found = read_preference_samples(args, files, pair, comparison=comparison)
         return RunData(train=found.train, dev=found.dev, prompts=[], reports=found.reports)
     folder = tokenizer_folder(args)

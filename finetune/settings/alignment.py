@@ -115,7 +115,6 @@ _CONFLICTS = {
     "lazy": "preference data are held in memory, remove lazy",
     "eval_with_do_generation": "pairs are evaluated by their rewards; generate from the result with "
     "predict_generation.py",
-    "dataset_mix": "give the files with commas between as dataset_name_or_path",
     "preference": "preference is for supervised fine-tuning on the chosen answers, remove one of them",
     "self_cognition_samples": "these have no rejected answers, set it to 0",
 }

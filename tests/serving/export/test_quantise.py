@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
-import numpy as np
-import paddle
 import pytest
 
-from finetune.errors import UserError
 from finetune.models.loading import load_model
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.resolve import resolve_model
 from finetune.serving.decoding.decoder import StaticDecoder
 from finetune.serving.decoding.settings import DecodingSettings
-from finetune.serving.export.options import ExportOptions
 from tests.serving.export.builders import build_sharp, dynamic_model, dynamic_text, export_folder, prompts
 
 SETTINGS = DecodingSettings(max_new_tokens=30, stop_ids=())
