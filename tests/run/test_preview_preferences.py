@@ -72,6 +72,7 @@ def test_marked_answers_say_which_they_are(weightless):
             console, "Training data", report, count_preferences(samples, pack_to=200, seed=1)
         )
     )
+    assert re.search(r"samples +160 +from 80 examples of 1 file", table)
     assert re.search(r"good answers +80 ", table) and re.search(r"bad answers +80 ", table)
 
 
