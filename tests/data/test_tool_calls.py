@@ -98,8 +98,8 @@ def test_calls_cannot_bring_special_tokens_in():
 def test_thoughts_stand_where_the_template_has_a_place():
     thoughtful = Conversation((Message(USER, "q"), Message(ASSISTANT, "a", reasoning="\nbecause <s>\n")))
     pieces = template(THOUGHTS).render(thoughtful)
-    assert text_of(pieces, learned=True) == "<think>because <s></think>a</s>"
-    assert not any(piece.special for piece in pieces if piece.text == "because <s>")
+    assert text_of(pieces, learned=True) == "<think>\nbecause <s>\n</think>a</s>"
+    assert not any(piece.special for piece in pieces if "because <s>" in piece.text)
     assert text_of(template(CALLS).render(thoughtful), learned=True) == "a</s>"
     assert text_of(
         template(THOUGHTS).render(Conversation((Message(USER, "q"), Message(ASSISTANT, "a"))))

@@ -167,7 +167,9 @@ class SampleBuilder:
         """The pieces of a conversation, for `cut`."""
         if conversation.is_text:  # no template has a place for it
             return [Piece(conversation.messages[0].content, learned=True)]
-        return self._settle(conversation, self.template.render(conversation))
+        render_last = getattr(self._template_of(conversation), "render_last", None)
+        render = render_last if self._only_last and render_last else self.template.render
+        return self._settle(conversation, render(conversation))
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None

@@ -28,11 +28,16 @@ class Outline(NamedTuple):
     has_text: bool = True
     has_reasoning: bool = False
 
-    def write(self, index: int, num_messages: int) -> dict[str, Any]:
-        """The message as templates know it, with placeholders for its texts."""
-        message = write_message(self.role, PLACEHOLDER.format(index) if self.has_text else "")
+    def write(self, index: int, num_messages: int, *, num_copies: int = 1) -> dict[str, Any]:
+        """The message as templates know it, with placeholders for its texts, each so often in a row."""
+        content, reasoning = (PLACEHOLDER.format(number) for number in (index, num_messages + index))
+        return self.write_texts(content * num_copies, reasoning * num_copies)
+
+    def write_texts(self, content: str, reasoning: str) -> dict[str, Any]:
+        """The message as templates know it, with these texts as far as it has any."""
+        message = write_message(self.role, content if self.has_text else "")
         if self.has_reasoning:
-            message["reasoning_content"] = PLACEHOLDER.format(num_messages + index)
+            message["reasoning_content"] = reasoning
         if self.calls:
             calls = json.loads(self.calls)
             message["tool_calls"] = [{"type": "function", "function": call} for call in calls]

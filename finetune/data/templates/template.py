@@ -165,7 +165,10 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     if name in PLAIN_NAMES:
         return PlainTemplate()
     if name in CHAT_FORMATS:
-        return NamedTemplate(name, _read_special_tokens(folder)[1] if folder else ())
+        if folder is None:
+            return NamedTemplate(name)
+        _, special, other = _read_special_tokens(folder)
+        return NamedTemplate(name, (*special, *other))
     if name == OWN_NAME:
         return _load_own(folder)
     for path in (Path(name), *([folder / name] if folder else [])):
@@ -244,11 +247,13 @@ def _load_file(path: Path, folder: Path | None) -> Template | None:
     return TemplateByTools(load_tool_use, default)
 
 
-def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Special tokens by role, and all added tokens, out of the files that stand beside a tokenizer."""
+def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str], list[str]]:
+    """Special tokens by role, all of them, and other added tokens, out of the files that stand beside a tokenizer."""
     found = read_folder_tokens(folder)
     by_role = {"bos_token": "", "eos_token": ""} | dict(found.roles)
-    return by_role, [name for name in found.tokens if name.strip()]
+    special = [name for name, token in found.tokens.items() if name.strip() and token.special]
+    other = [name for name, token in found.tokens.items() if name.strip() and not token.special]
+    return by_role, special, other
 
 
 def _check_parts(parts: Mapping[str, Any], name: str) -> None:

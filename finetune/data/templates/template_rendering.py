@@ -60,6 +60,9 @@ class Renderer:
     Raises:
         SourceError: It is no valid jinja, or nested too deep.
         UserError: To read it exceeds the limits.
+
+    Attributes:
+        tree: The parsed text.
     """
 
     def __init__(self, source: str, name: str, kind: str):
@@ -69,8 +72,8 @@ class Renderer:
         environment = make_environment(kind)
         self._template: jinja2.Template | None = None
         try:
-            tree = environment.parse(source)
-            if is_linear(tree):
+            self.tree = environment.parse(source)
+            if is_linear(self.tree):
                 self._template = environment.from_string(source)
         except RecursionError:
             raise SourceError("it is nested too deep") from None
