@@ -26,12 +26,7 @@ from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.merge import hf_out, quantised_base
-from finetune.merge.lora_adapters import (
-    Adapter,
-    check_adapter_folder,
-    named_base,
-    read_paddle_adapter,
-)
+from finetune.merge.lora_adapters import Adapter, check_adapter_folder, named_base, read_paddle_adapter
 from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
@@ -42,6 +37,7 @@ from finetune.merge.source import locate_base
 from finetune.models.hf_names import is_tied, paddle_config
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
+from finetune.storage.template_files import copy_named
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
 _TOKENIZER_FILES = (
@@ -274,7 +270,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     files = [path for path in sorted(source.iterdir()) if path.is_file()]
     if not any(_fits(path.name, _VOCABULARIES) for path in files):
         return
-    has_template = any(_fits(path.name, _TEMPLATES) for path in files)
+    has_template = copy_named(source, folder) or any(_fits(path.name, _TEMPLATES) for path in files)
     for path in list(folder.iterdir()):
         if _fits(path.name, _TOKENIZER_FILES) or (has_template and _fits(path.name, _TEMPLATES)):
             path.unlink()

@@ -183,5 +183,5 @@ def test_tokenizer_without_a_template(tmp_path, config):
 
 def test_list_of_templates_without_a_default(tmp_path):
     write(tmp_path, "tokenizer_config.json", {"chat_template": 5})
-    with pytest.raises(UserError, match="holds no text and no default one"):
+    with pytest.raises(UserError, match="holds no text and no templates by name"):
         load_template("tokenizer", tmp_path)
