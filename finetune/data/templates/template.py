@@ -46,10 +46,17 @@ _JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
 class PlainTemplate:
-    """Prompt and response as they are, round after round, with nothing in between."""
+    """Prompt and response as they are, round after round, with nothing in between.
+
+    Args:
+        is_for_want_of_another: Whether nobody asked for it: none is set, and the model has none.
+    """
 
     appends_eos = True
     special_tokens: tuple[str, ...] = ()
+
+    def __init__(self, *, is_for_want_of_another: bool = False):
+        self.is_for_want_of_another = is_for_want_of_another
 
     def render(self, conversation: Conversation) -> list[Piece]:
         """Every response is learned, nothing else is."""
@@ -211,7 +218,7 @@ def has_own_template(folder: Path) -> bool:
 
 def _load_default(folder: Path | None) -> Template:
     if folder is None or not has_own_template(folder):
-        return PlainTemplate()
+        return PlainTemplate(is_for_want_of_another=True)
 
     def load() -> Template:
         try:
