@@ -36,6 +36,7 @@ def main() -> None:
     check_environment()
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
+    from finetune.data.templates.template_clock import set_day
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
@@ -68,6 +69,11 @@ def main() -> None:
         pair = load_tokenizer_pair(args, resolved)
         report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
+        if run.template_day:
+            set_day(run.template_day)
+            report.notes(
+                [f"The chat template writes the date: {run.template_day}, the day on which this run began"]
+            )
         data = read_data(args, files, pair)
         report.data(data)
         check_positions(data, args.data, resolved)

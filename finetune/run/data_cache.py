@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.samples.cache import EncodedData, default_folder, load_or_build, make_key
 from finetune.data.samples.sample_store import SampleStore
+from finetune.data.templates.template import asks_for_time
+from finetune.data.templates.template_clock import template_time
 from finetune.storage.template_files import named_files
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ def find_key(args: Arguments, sources: dict[str, list[DataSource]], tokenizer_fo
         "sources": [[split, str(source)] for split, found in sources.items() for source in found],
         "tokenizer": str(tokenizer_folder),
     }
+    if asks_for_time(data["chat_template"], tokenizer_folder):
+        settings["day"] = template_time().date().isoformat()
     files: Sequence[Path] = [file for found in sources.values() for source in found for file in source.files]
     named = [data["chat_template"], data["self_cognition_file"]]
     own = [path for name in named if name for path in (tokenizer_folder / name, Path(name))]

@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ LOCK_FILE = ".lock"
 OVERWRITING_FILE = ".overwriting.json"
 TRAINED_FILE = ".trained.json"
 """Stands beside final weights as long as something of the run's end is missing: results, curve, texts, upload."""
+DAY_FILE = "template_day.json"
 RESULTS_FILE = "all_results.json"
 _OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
             "adapter_facts.json", "generated_output.json")  # fmt: skip
@@ -55,6 +57,7 @@ class RunDirectory:
         trained: Whether its final weights stand and only what follows the training is missing.
         replaces: Whether an earlier run in this folder is being replaced, on request.
         warnings: What the person should know before training starts.
+        template_day: The day that the chat template is told, where it asks for the date: that on which the run began.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class RunDirectory:
     trained: bool = False
     replaces: bool = False
     warnings: list[str] = field(default_factory=list)
+    template_day: str | None = None
     _lock: IO[str] | None = field(default=None, init=False)
 
     @property
@@ -169,7 +173,23 @@ def _claim(args: Arguments) -> RunDirectory:
         (path / FINISHED_FILE).unlink(missing_ok=True)
         (path / TRAINED_FILE).unlink(missing_ok=True)
         write_json(path / ARGUMENTS_FILE, args.to_json())
+    _choose_day(run, args)
     return run
+
+
+def _choose_day(run: RunDirectory, args: Arguments) -> None:
+    """A run that continues, or is evaluated, keeps the date that its data were written with."""
+    from finetune.data.templates.template import asks_for_time
+    from finetune.run.tokenizer import tokenizer_folder
+
+    if not asks_for_time(args.data.chat_template, tokenizer_folder(args)):
+        return
+    is_new = args.training.do_train and run.resume is None and not (run.trained or run.finished)
+    place = run.resume.parent if run.resume else run.path
+    noted = {} if is_new else read_json_or_empty(place / DAY_FILE)
+    run.template_day = noted.get("day") or date.today().isoformat()
+    if args.training.do_train and not run.finished:
+        write_json(run.path / DAY_FILE, {"day": run.template_day})
 
 
 def _make_folder(path: Path) -> None:

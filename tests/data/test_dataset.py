@@ -78,7 +78,9 @@ def test_conversations_instead_of_files(write_lines, encoder):
 
 def test_empty_file(write_lines, encoder):
     file = write_lines(b"", b"  ")
-    with pytest.raises(UserError, match=r"train\.json: no example found, the files are empty. Expected lines such as"):
+    with pytest.raises(
+        UserError, match=r"train\.json: no example found, the files are empty. Expected lines such as"
+    ):
         load_samples([file], encoder, PLAIN, src_length=5, max_length=10)
     with pytest.raises(UserError, match="no example found, the files are empty"):
         load_prompts([file], encoder, PLAIN, src_length=5)

@@ -220,7 +220,6 @@ def _with_extras(
         if learned is False:
             notes.add(rules.ANSWER_UNLEARNED)
         if isinstance(reasoning, str) and reasoning:
-            notes.add(rules.REASONING)
             message = message._replace(reasoning=reasoning)
         message = message._replace(learned=learned is not False)
     if reasoning and not (message.role in _ANSWERS and isinstance(reasoning, str)):

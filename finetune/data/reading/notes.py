@@ -26,7 +26,8 @@ ANSWER_UNLEARNED = "answers marked as not to be learned"
 EXAMPLE_UNLEARNED = "examples marked as not to be learned left out"
 BAD_ANSWER = "examples marked as bad answers"
 PROMPT_MARKED = "prompts marked to be learned, which are not"
-REASONING = "reasoning kept for templates that have a place for it"
+REASONING_WRITTEN = "answers whose reasoning the chat template writes, so that it is learned"
+REASONING_LEFT_OUT = "answers whose reasoning is left out, for which the chat template has no place"
 TEXT_DIVIDED = "texts longer than max_length divided into several samples"
 
 _MAX_NAMES = 12

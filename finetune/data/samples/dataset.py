@@ -13,7 +13,7 @@ import numpy as np
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.no_examples import describe_no_example
-from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
+from finetune.data.reading.notes import REASONING_LEFT_OUT, REASONING_WRITTEN, TEXT_DIVIDED, ReadingNotes
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
 from finetune.data.samples.drop_reasons import (
@@ -30,7 +30,7 @@ from finetune.data.samples.drop_reasons import (
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
 from finetune.data.samples.tokenize import Prompt, SampleBuilder, TooLongError, has_response
-from finetune.data.templates.pieces import RefusedConversationError, Template
+from finetune.data.templates.pieces import RefusedConversationError, Template, chosen_template
 from finetune.errors import UserError
 
 
@@ -86,6 +86,9 @@ class DataReport:
         self.num_in_own_template += bool(uses_own and uses_own(conversation))
         is_bare = conversation.is_text or conversation.is_pair
         self.num_without_template += getattr(template, "is_for_want_of_another", False) and not is_bare
+        if thoughts := sum(bool(message.reasoning) for message in conversation.messages):
+            takes = getattr(chosen_template(template, conversation), "takes_reasoning", False)
+            self.notes.add(REASONING_WRITTEN if takes else REASONING_LEFT_OUT, thoughts)
         self.num_naming_special += bool(
             names_special and any(names_special(message.content) for message in conversation.messages)
         )

@@ -62,7 +62,8 @@ class TokenizedReader:
         self._error: UserError | None = None
         self._pass_is_read = False
         self._num_drawn = 0
-        self._report = DataReport(files=tuple(str(file) for source in sources for file in source.files))
+        files = tuple(str(file) for source in sources for file in source.files)
+        self._report = DataReport(files=files, notes=self._faults.notes)
 
     @property
     def report(self) -> DataReport:

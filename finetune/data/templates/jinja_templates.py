@@ -57,6 +57,9 @@ class JinjaTemplate:
         other_tokens: Texts of tokens that are no special ones, and are met in data as well.
         needs_tools: Whether it is meant for conversations that offer functions, and may fail without any.
 
+    Attributes:
+        takes_reasoning: Whether it has a place for the thoughts of answers.
+
     Raises:
         UserError: No valid jinja, or it does not write conversations in a way that can be learned from.
     """
@@ -90,7 +93,7 @@ class JinjaTemplate:
             places_texts=not self._conditions.is_opaque,
         )
         self._takes_tools = "tools" in source
-        self._takes_reasoning = "reasoning_content" in source
+        self.takes_reasoning = "reasoning_content" in source
         self.special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
         self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
         self._takes_empty_system = self._find_default_system()
@@ -152,7 +155,7 @@ class JinjaTemplate:
         text, calls = message.content, ""
         if self._takes_calls and message.role == TOOL_CALL:
             text, calls = split_calls(text)
-        reasoning = message.reasoning if self._takes_reasoning else ""
+        reasoning = message.reasoning if self.takes_reasoning else ""
         return Outline(message.role, calls, bool(text) or not calls, bool(reasoning)), text, reasoning
 
     def _refuse_token_names(self, what: str, text: str | None) -> None:

@@ -216,6 +216,21 @@ def has_own_template(folder: Path) -> bool:
     return bool(read_json_or_empty(folder / _OWN_FILES[-1]).get("chat_template"))
 
 
+def asks_for_time(name_or_path: str | None, folder: Path) -> bool:
+    """Whether a template that `load_template` would give may write the date."""
+    name = OWN_NAME if name_or_path is None else name_or_path
+    if name in PLAIN_NAMES or name in CHAT_FORMATS:
+        return False
+    places = [Path(name), folder / name] if name != OWN_NAME else []
+    try:
+        texts = [read_text(path) for path in places if path.is_file()]
+        for place in [folder, *(path for path in places if path.is_dir())]:
+            texts += read_own_templates(place).by_name.values()
+    except UserError:  # told where a conversation asks for the template
+        return False
+    return any("strftime_now" in text for text in texts)
+
+
 def _load_default(folder: Path | None) -> Template:
     if folder is None or not has_own_template(folder):
         return PlainTemplate(is_for_want_of_another=True)
