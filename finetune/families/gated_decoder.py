@@ -59,7 +59,14 @@ def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
 
 
 def gated_decoder_weights(
-    shape: TinyShape, prefix: str, *, norm_fill: str = "ones", qkv_bias: bool = False, tied: bool = False
+    shape: TinyShape,
+    prefix: str,
+    *,
+    norm_fill: str = "ones",
+    qkv_bias: bool = False,
+    tied: bool = False,
+    head_dim: int | None = None,
+    head_norms: bool = False,
 ) -> dict[str, TensorSpec]:
     """PaddleNLP's parameters of a tiny decoder, in the order in which they are drawn.
 
@@ -69,18 +76,23 @@ def gated_decoder_weights(
         norm_fill: What norms start with: "ones", or "zeros" where the layer adds one.
         qkv_bias: Whether query, key and value projections have a bias.
         tied: Whether the embedding is the output projection, too.
+        head_dim: Size of a head; None: hidden size / heads.
+        head_norms: Whether queries and keys are normed, head by head.
     """
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    kv_size = hidden // shape.num_heads * shape.num_kv_heads
+    head_dim = head_dim or hidden // shape.num_heads
+    query_size, kv_size = head_dim * shape.num_heads, head_dim * shape.num_kv_heads
     weights = {f"{prefix}.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
     for number in range(shape.num_layers):
         layer = f"{prefix}.layers.{number}."
-        for name, size in (("q", hidden), ("k", kv_size), ("v", kv_size)):
+        for name, size in (("q", query_size), ("k", kv_size), ("v", kv_size)):
             weights[f"{layer}self_attn.{name}_proj.weight"] = TensorSpec((hidden, size))
             if qkv_bias:
                 weights[f"{layer}self_attn.{name}_proj.bias"] = TensorSpec((size,), "zeros")
+        for name in ("q_norm", "k_norm") if head_norms else ():
+            weights[f"{layer}self_attn.{name}.weight"] = TensorSpec((head_dim,), norm_fill)
         weights |= {
-            layer + "self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
+            layer + "self_attn.o_proj.weight": TensorSpec((query_size, hidden)),
             layer + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.down_proj.weight": TensorSpec((inner, hidden)),

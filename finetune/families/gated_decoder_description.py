@@ -77,7 +77,10 @@ def describe_gated_decoder(
 
 
 def _layer_weights(block: Any, norm: Callable[[Any], Norm]) -> LayerWeights:
+    normed = hasattr(block.self_attn, "q_norm")
     return LayerWeights(
+        query_norm=norm(block.self_attn.q_norm) if normed else None,
+        key_norm=norm(block.self_attn.k_norm) if normed else None,
         attention_norm=norm(block.input_layernorm),
         query=linear(block.self_attn.q_proj),
         key=linear(block.self_attn.k_proj),

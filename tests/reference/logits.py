@@ -65,6 +65,8 @@ CASES = {
         LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
+        LogitCase("qwen3", "Qwen3", _ROTARY | {"head_dim": 16}),
+        LogitCase("qwen3_tied", "Qwen3", _ROTARY | {"head_dim": 16, "tie_word_embeddings": True}),
         LogitCase("bloom", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
         LogitCase("bloom_6_heads", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "n_layer": 2, "n_head": 6}),
         LogitCase("opt", "OPT", _OPT),

@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-FAMILIES = ("llama", "qwen2", "bloom", "opt", "mistral", "gemma")
+FAMILIES = ("llama", "qwen2", "qwen3", "bloom", "opt", "mistral", "gemma")
 SETTINGS = {
     "plain": {},
     "rslora": {"use_rslora": True},

@@ -78,6 +78,7 @@ def _rotary(name: str, *extra: str) -> Reference:
 REFERENCES = {
     "llama": _rotary("Llama"),
     "qwen2": _rotary("Qwen2"),
+    "qwen3": _rotary("Qwen3", "head_dim"),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
     "bloom": Reference(

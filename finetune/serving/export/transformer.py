@@ -58,6 +58,15 @@ class LinearLayer(nn.Layer):
         return product if self.bias is None else product + self.bias
 
 
+def unit_rms(x: Any, size: int, epsilon: float) -> Any:
+    """Float32 x / sqrt(sum(x^2) + size * epsilon) of x [..., size]."""
+    if x.dtype == paddle.float32:
+        return _C_ops.norm(x, x.ndim - 1, size * epsilon, True)[0]
+    wide = x.astype("float32")
+    squares = wide.square().sum(-1, keepdim=True)
+    return wide * paddle.rsqrt(squares + size * epsilon)
+
+
 class NormLayer(nn.Layer):
     """Layer norm, or an RMS norm whose weight stands in the matrix behind it (`layout.fold_norm`).
 
@@ -81,16 +90,8 @@ class NormLayer(nn.Layer):
         """[B, S, hidden] -> the same shape."""
         if not self.is_rms:
             return F.layer_norm(x, [self.size], self.weight, self.bias, self.epsilon)
-        normed = self._unit(x)
+        normed = unit_rms(x, self.size, self.epsilon)
         return _rounded(normed if self.weight is None else normed * self.weight, x.dtype)
-
-    def _unit(self, x: Any) -> Any:
-        """X / sqrt(sum(x^2) + n * epsilon), float32."""
-        if x.dtype == paddle.float32:
-            return _C_ops.norm(x, 2, self.size * self.epsilon, True)[0]
-        wide = x.astype("float32")
-        squares = wide.square().sum(-1, keepdim=True)
-        return wide * paddle.rsqrt(squares + self.size * self.epsilon)
 
 
 class DecoderLayer(nn.Layer):
@@ -108,6 +109,8 @@ class DecoderLayer(nn.Layer):
         self.inner_norm = NormLayer(packed.inner_norm, dtype)
         self.inner = LinearLayer(packed.inner, dtype)
         self.outer = LinearLayer(packed.outer, dtype)
+        self.heads_gain = None if packed.heads_norm is None else parameter(packed.heads_norm, "float32")
+        self.heads_epsilon = packed.heads_epsilon
 
     def forward(self, x: Any, turn: Any, mask: Any, past: KeyValue, store: Store) -> tuple[Any, KeyValue]:
         """Hidden states [B, S, hidden] and the cache with the new tokens.
@@ -133,6 +136,9 @@ class DecoderLayer(nn.Layer):
         heads = self.qkv(x).reshape([0, 0, groups + 2, shape.num_kv_heads, shape.head_dim])
         heads = heads.transpose([2, 3, 0, 1, 4])  # [G + 2, K, B, S, D]
         query_key, value = paddle.split(heads, [groups + 1, 1], axis=0)
+        if self.heads_gain is not None:
+            unit = unit_rms(query_key, shape.head_dim, self.heads_epsilon)
+            query_key = _rounded(unit * self.heads_gain, query_key.dtype)
         if turn is not None:
             query_key = _turned(query_key, *turn)
         query, key = paddle.split(query_key, [groups, 1], axis=0)
