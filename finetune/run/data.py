@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.splits import find_sources, read_splits
 from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
-from finetune.data.samples.tokenize import Prompt, Sample
+from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 from finetune.run.stream import check_sources, read_first
@@ -29,15 +29,15 @@ class RunData:
     """What is trained and evaluated; a part that the run does not need is empty.
 
     Attributes:
-        train: To train on; of a stream, the first ones.
-        dev: To evaluate on by loss.
+        train: To train on: `Sample`, or `PreferenceSample` where answers are compared; of a stream, the first ones.
+        dev: To evaluate on by loss, of the same kind.
         prompts: To evaluate on by generation.
         reports: Counts of the lines read, kept and left out, by split.
         stream: What to train on where it is read as a stream.
     """
 
-    train: Sequence[Sample]
-    dev: Sequence[Sample]
+    train: Sequence[Any]
+    dev: Sequence[Any]
     prompts: list[Prompt]
     reports: dict[str, DataReport]
     stream: tuple[DataSource, ...] = ()

@@ -294,12 +294,17 @@ def _read_source(
     else:
         files = tuple(dict.fromkeys(str(conversation.file) for conversation in conversations))
     report = DataReport(files=files, num_lines=len(conversations))
-    if system is not None:
-        conversations = [
-            replace(each, system=system) if each.system is None and not each.is_text else each
-            for each in conversations
-        ]
-    return conversations, report
+    return with_system(conversations, system), report
+
+
+def with_system(conversations: Sequence[Conversation], system: str | None) -> Sequence[Conversation]:
+    """The conversations, those without a system text with this one; None changes nothing."""
+    if system is None:
+        return conversations
+    return [
+        replace(each, system=system) if each.system is None and not each.is_text else each
+        for each in conversations
+    ]
 
 
 def _describe_nothing(report: DataReport, refused: FaultCollector, lengths: str) -> str:

@@ -108,12 +108,14 @@ class MistralModel(modeling.MistralModel):
         )  # [batch, length, hidden]
         batch_size, length = hidden.shape[:2]
         past_length = past_key_values[0][0].shape[2] if past_key_values is not None else 0
+        first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
         if position_ids is None:
-            first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
             position_ids = paddle.arange(first, first + length).expand(
                 [batch_size, length]
             )  # [batch, length]
-        mask = self._visible(attention_mask, (batch_size, length), past_length)
+        mask = self._visible(
+            attention_mask, position_ids + (past_length - first), (batch_size, length), past_length
+        )
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
@@ -127,8 +129,15 @@ class MistralModel(modeling.MistralModel):
         hidden = self.norm(hidden)
         return (hidden, cache) if cache else (hidden,)
 
-    def _visible(self, given: Any, shape: tuple[int, int], past_length: int) -> Any:
-        """What the layers get as their mask, the window in it."""
+    def _visible(self, given: Any, places: Any, shape: tuple[int, int], past_length: int) -> Any:
+        """What the layers get as their mask, the window in it.
+
+        Args:
+            given: What the model got.
+            places: [batch, queries], each query's place in its own text, behind what is past.
+            shape: Batch size and number of queries.
+            past_length: Keys in front of the queries' own.
+        """
         num_keys, window, fused = (
             past_length + shape[1],
             self.config.sliding_window,
@@ -146,10 +155,25 @@ class MistralModel(modeling.MistralModel):
             return visible_keys(given, shape, past_length)
         visible = causal_mask(given, shape, past_length)
         if is_narrow:
-            places = paddle.arange(past_length, num_keys).unsqueeze(1)  # [queries, 1]
-            visible = visible & (paddle.arange(num_keys) > places - window)
+            visible = visible & _is_near(given, places, past_length, window)
         # One conversion for all layers where they add it to float32 scores.
         return visible if fused else additive(visible, paddle.float32)
+
+
+def _is_near(given: Any, places: Any, past_length: int, window: int) -> paddle.Tensor:
+    """Which keys lie in the window of each query, bool [batch or 1, 1, queries, keys].
+
+    In a row of several texts distances are those within a text: two answers that share a prompt both follow it at
+    once, and each text of a packed row stands as near to a prefix as it would alone.
+    """
+    if given is None or given.ndim == 2 or are_packed_rows(given):
+        keys = paddle.arange(past_length + places.shape[1]).unsqueeze(0)  # [1, keys]
+        queries = keys[:, past_length:]
+    else:
+        queries = places.astype("int64")
+        past = paddle.arange(past_length).expand([places.shape[0], past_length])  # [batch, past]
+        keys = paddle.concat([past, queries], axis=1)  # [batch, keys]
+    return (keys.unsqueeze(1) > queries.unsqueeze(2) - window).unsqueeze(1)
 
 
 class MistralForCausalLM(modeling.MistralForCausalLM):
