@@ -13,7 +13,13 @@ import numpy as np
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.no_examples import describe_no_example
-from finetune.data.reading.notes import REASONING_LEFT_OUT, REASONING_WRITTEN, TEXT_DIVIDED, ReadingNotes
+from finetune.data.reading.notes import (
+    REASONING_LEFT_OUT,
+    REASONING_WRITTEN,
+    TEXT_DIVIDED,
+    TOOL_NAMES_LEFT_OUT,
+    ReadingNotes,
+)
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
 from finetune.data.samples.drop_reasons import (
@@ -89,6 +95,9 @@ class DataReport:
         if thoughts := sum(bool(message.reasoning) for message in conversation.messages):
             takes = getattr(chosen_template(template, conversation), "takes_reasoning", False)
             self.notes.add(REASONING_WRITTEN if takes else REASONING_LEFT_OUT, thoughts)
+        named = sum(bool(message.tool or message.call_id) for message in conversation.messages)
+        if named and not getattr(chosen_template(template, conversation), "takes_tool_names", False):
+            self.notes.add(TOOL_NAMES_LEFT_OUT, named)
         self.num_naming_special += bool(
             names_special and any(names_special(message.content) for message in conversation.messages)
         )

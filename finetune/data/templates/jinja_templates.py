@@ -28,6 +28,7 @@ from finetune.errors import UserError
 
 _MAX_REMEMBERED = 4096
 _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:start|end)_of_turn>|<[be]os>")
+_TOOL_NAMES = re.compile(r"tool_call_id|\bm(?:e?ss?a?ge?)?(?:\.name\b|\[['\"]name['\"]\])")
 _SYSTEM = "system"
 _TRIAL_LETTERS = "aB c D\u00e9 1"
 _END_OF_THOUGHTS = "</think>"
@@ -59,6 +60,7 @@ class JinjaTemplate:
 
     Attributes:
         takes_reasoning: Whether it has a place for the thoughts of answers.
+        takes_tool_names: Whether it has one for the names of tools, or the ids of their calls, beside results.
 
     Raises:
         UserError: No valid jinja, or it does not write conversations in a way that can be learned from.
@@ -94,6 +96,7 @@ class JinjaTemplate:
         )
         self._takes_tools = "tools" in source
         self.takes_reasoning = "reasoning_content" in source
+        self.takes_tool_names = _TOOL_NAMES.search(source) is not None
         self.special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
         self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
         self._takes_empty_system = self._find_default_system()
@@ -131,6 +134,7 @@ class JinjaTemplate:
             self._refuse_token_names("tools", tools)
             for outline in outlines:
                 self._refuse_token_names("calls of functions", outline.calls)
+                self._refuse_token_names("names of tools", f"{outline.tool} {outline.call_id}")
             seen = outlines[: None if for_training else -1]
             if all(map(self._conditions.hold, _written_texts(seen, texts, len(outlines)))):
                 slots = self._remembered(outlines, tools, for_training, only_last)
@@ -156,7 +160,9 @@ class JinjaTemplate:
         if self._takes_calls and message.role == TOOL_CALL:
             text, calls = split_calls(text)
         reasoning = message.reasoning if self.takes_reasoning else ""
-        return Outline(message.role, calls, bool(text) or not calls, bool(reasoning)), text, reasoning
+        tool, call_id = (message.tool, message.call_id) if self.takes_tool_names else ("", "")
+        outline = Outline(message.role, calls, bool(text) or not calls, bool(reasoning), tool, call_id)
+        return outline, text, reasoning
 
     def _refuse_token_names(self, what: str, text: str | None) -> None:
         """What the template renders itself of an example must not name special tokens."""

@@ -21,12 +21,16 @@ class Outline(NamedTuple):
         calls: The functions that it calls, as a JSON list; "" for none.
         has_text: Whether it holds text besides.
         has_reasoning: Whether it holds thoughts.
+        tool: Of a tool's result, the name of the tool.
+        call_id: Of a tool's result, the id of the call.
     """
 
     role: str
     calls: str = ""
     has_text: bool = True
     has_reasoning: bool = False
+    tool: str = ""
+    call_id: str = ""
 
     def write(self, index: int, num_messages: int, *, num_copies: int = 1) -> dict[str, Any]:
         """The message as templates know it, with placeholders for its texts, each so often in a row."""
@@ -38,6 +42,9 @@ class Outline(NamedTuple):
         message = write_message(self.role, content if self.has_text else "")
         if self.has_reasoning:
             message["reasoning_content"] = reasoning
+        for key, value in (("name", self.tool), ("tool_call_id", self.call_id)):
+            if value:
+                message[key] = value
         if self.calls:
             calls = json.loads(self.calls)
             message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
