@@ -83,7 +83,7 @@ def convert(
         UserError: The file holds preference pairs and options do not say what to do with them.
     """
     stream = iter(records)
-    name = options.dataset_format
+    name = options.dataset_format or options.recognised_format
     while name is None and (first := next(stream, None)) is not None:
         looked_at = [first]
         name = recognise(looked_at, options)

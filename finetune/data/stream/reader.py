@@ -186,8 +186,8 @@ class SourceReader:
 
     def _open(self, file: Path) -> None:
         options = self._options
-        name = options.dataset_format or _recognise(file, options)
-        self._file_options = replace(options, dataset_format=name)
+        if options.dataset_format is None:
+            self._file_options = replace(options, recognised_format=_recognise(file, options))
         self._records = read_file(file, self._faults, self._at, options)
 
 
