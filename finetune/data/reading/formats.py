@@ -25,7 +25,7 @@ from finetune.data.reading.marks import (
     read_learned,
 )
 from finetune.data.reading.message_lists import order_messages, read_messages, read_tools
-from finetune.data.reading.notes import EXAMPLE_UNLEARNED, OTHER_FORMAT, ReadingNotes
+from finetune.data.reading.notes import EMPTY_PROMPT, EXAMPLE_UNLEARNED, OTHER_FORMAT, ReadingNotes
 from finetune.data.reading.pairs import (
     SYSTEM_FIELDS,
     describe_missing,
@@ -247,6 +247,8 @@ def _read_text(record: Record, notes: ReadingNotes) -> Conversation:
     if len(record.fields) > 1:
         note_unused(record, MARKS | {name}, notes)
     text = read_text(record, record.fields[name], name, notes)
+    if name in ("tgt", "response"):
+        notes.add(EMPTY_PROMPT)
     return Conversation((Message(TEXT, text),), None, record.file, record.line_number)
 
 
