@@ -10,12 +10,14 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from finetune.machine.memory_limit import require_address_space
 from finetune.machine.stop_signals import end_at_once, set_handlers
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     set_handlers(end_at_once)
+    require_address_space()
 
-from finetune.machine.environment import check_environment
+from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
@@ -33,25 +35,27 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parses, loads, adapts, trains, evaluates and saves."""
     args = parse_arguments()
-    check_environment()
+    check_machine()
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
-    from finetune.data.templates.template_clock import set_day
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
     from finetune.run.adapter import adapt, check_adapter
+    from finetune.run.adapter_source import fetch_adapter
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
     from finetune.run.preview.preview import show
     from finetune.run.processes import plan_layout, start_processes
     from finetune.run.report import Report
+    from finetune.run.template_day import use_day
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
-    layout, adapter_notes = plan_layout(args, resolved), check_adapter(args, resolved)
+    adapter_notes = [*fetch_adapter(args), *check_adapter(args, resolved)]
+    layout = plan_layout(args, resolved)
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)
@@ -67,13 +71,8 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
-        report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
+        report.notes([*adapter_notes, *use_day(run), *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
-        if run.template_day:
-            set_day(run.template_day)
-            report.notes(
-                [f"The chat template writes the date: {run.template_day}, the day on which this run began"]
-            )
         data = read_data(args, files, pair)
         report.data(data)
         check_positions(data, args.data, resolved)

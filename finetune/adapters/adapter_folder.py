@@ -7,12 +7,14 @@ adapter_config.json   an adapter of peft
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
+from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.storage.files import read_json_if_present
 from finetune.storage.quantisation.record import FACTS_FILE
@@ -20,6 +22,8 @@ from finetune.storage.quantisation.record import FACTS_FILE
 LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
 """Setting that names an adapter -> configuration files that such a folder may have."""
+_PATTERNS = {"rank_pattern": (1, "ranks above 0"), "alpha_pattern": (-math.inf, "numbers")}
+"""Fields with values of single layers: the least value, and what they are."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
 
 
@@ -86,6 +90,33 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
     for name in ("lora_dropout", "lora_plus_scale"):
         if config.get(name) is not None and not _is_number(config[name]):
             raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
+
+    for name, (least, what) in _PATTERNS.items():
+        values = config.get(name) or {}
+        if not isinstance(values, dict) or not all(
+            _is_number(value) and value >= least for value in values.values()
+        ):
+            raise UserError(f"{path} has {name} {values!r}, but names with {what} are needed: copy it again")
+        if not _are_patterns(list(values)):
+            raise UserError(
+                f"{path} has {name} {values!r}, but regular expressions are needed: copy it again"
+            )
+
+
+def paddle_rule(config: Mapping[str, Any]) -> ScalingRule:
+    """Rank and factor of the layers of an adapter, by PaddleNLP's names.
+
+    Args:
+        config: Content of lora_config.json, see `check_paddle_lora`.
+    """
+    return ScalingRule(
+        int(config["r"]),
+        float(config["lora_alpha"]),
+        bool(config.get("rslora")),
+        bool(config.get("pissa")),
+        rank_pattern={name: int(value) for name, value in (config.get("rank_pattern") or {}).items()},
+        alpha_pattern=config.get("alpha_pattern") or {},
+    )
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ import numpy as np
 import paddle
 from numpy.typing import NDArray
 from paddlenlp import peft
-from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
 from finetune.adapters.files import AdapterWeights, load_adapter_weights
+from finetune.adapters.lora_config import LayeredLoRAConfig
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights, check_layers
-from finetune.adapters.targets import layer_patterns, resolve_saved, resolve_targets
+from finetune.adapters.scaling import end_patterns
+from finetune.adapters.targets import layer_patterns, resolve_saved, resolve_targets, value_patterns
 from finetune.checkpoints.tensors_of_ranks import family_of
 from finetune.errors import UserError
 from finetune.families.family import Family
@@ -39,6 +41,8 @@ from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
 from finetune.storage.files import is_present, read_json_object
+
+_FIELDS = frozenset(each.name for each in fields_of(LayeredLoRAConfig))
 
 
 class LoRAModel(peft.LoRAModel):
@@ -51,7 +55,7 @@ class LoRAModel(peft.LoRAModel):
             not depend on how the model is divided.
     """
 
-    def __init__(self, model: Any, config: LoRAConfig, *, seed: int = 0):
+    def __init__(self, model: Any, config: LayeredLoRAConfig, *, seed: int = 0):
         config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
         super().__init__(model, config)
         for name, layer in model.named_sublayers():
@@ -65,15 +69,18 @@ class LoRAModel(peft.LoRAModel):
             else:
                 _draw_input_matrix(layer.lora_A, model.config, seed=derive_seed(seed, "lora", name))
 
-    def _find_and_replace_module(self, model: Any, module_name: str, *settings: Any) -> None:
+    def _find_and_replace_module(
+        self, model: Any, module_name: str, lora_config: LayeredLoRAConfig, enable_lora: Any
+    ) -> None:
         layer = model.get_sublayer(module_name)
         if getattr(layer, "is_placeholder", False):
             return
+        own = lora_config.of_layer(module_name)
         try:
             if is_packed(layer):
-                self._replace_packed(model, module_name, *settings)
+                self._replace_packed(model, module_name, own, enable_lora)
             else:
-                super()._find_and_replace_module(model, module_name, *settings)
+                super()._find_and_replace_module(model, module_name, own, enable_lora)
         except ValueError as error:
             raise UserError(
                 f"lora_target_modules: {module_name} is a {type(layer).__name__}, but only linear layers can get "
@@ -145,7 +152,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     if saved:
         check_saved_modules(modules, saved, targets=targets)
         _check_not_packed(modules, saved)
-    config = LoRAConfig(
+    config = LayeredLoRAConfig(
         target_modules=targets,
         trainable_modules=[saved_pattern(name) for name in saved] if saved else None,
         r=settings.lora_rank,
@@ -205,17 +212,19 @@ def load_lora(
         )
     # Whatever it was trained in: layers cannot multiply tensors of two types.
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
-    config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
+    config = LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields})
     _check_time(model, config)
     adapted = LoRAModel(model, config)
     load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
 
 
-def _check_time(model: Any, config: LoRAConfig) -> None:
+def _check_time(model: Any, config: LayeredLoRAConfig) -> None:
     """Matches an adapter's patterns once in bounded time, as PaddleNLP will match them without a bound."""
+    layers = [name for name, _ in model.named_sublayers()]
     for patterns, names in (
-        (config.target_modules, [name for name, _ in model.named_sublayers()]),
+        (config.target_modules, layers),
+        (end_patterns([*config.rank_pattern, *config.alpha_pattern]), layers),
         (config.trainable_modules, list(model.state_dict())),
     ):
         match_names([patterns] if isinstance(patterns, str) else patterns or [], names)
@@ -230,11 +239,13 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     linear = _adaptable(modules, family)[1]
     check_layers(folder, weights, linear)
     fields = {
-        "target_modules": layer_patterns(weights.layers, linear),
+        "target_modules": layer_patterns(weights.ranks, linear),
         "trainable_modules": _whole_patterns(weights.whole, modules) or None,
-        "r": weights.rule.rank,
-        "lora_alpha": weights.rule.alpha,
-        "rslora": weights.rule.rslora,
+        "r": source.rule.rank,
+        "lora_alpha": source.rule.alpha,
+        "rslora": source.rule.rslora,
+        "rank_pattern": value_patterns(weights.ranks, linear, common=source.rule.rank),
+        "alpha_pattern": value_patterns(weights.alphas, linear, common=source.rule.alpha),
         "lora_dropout": float(source.config.get("lora_dropout") or 0.0),
         "base_model_name_or_path": source.config.get("base_model_name_or_path"),
     }

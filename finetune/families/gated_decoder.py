@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.families.tiny_recipe import TensorSpec, TinyShape
 
 LINEAR_LAYERS = (
@@ -30,6 +31,31 @@ TENSOR_SPLITS = {
     "down_proj": "rows",
 }
 """How tensor parallelism divides the layers of such a decoder."""
+
+JOINED_SPLITS = {
+    "embed_tokens": "vocabulary",
+    "lm_head": "head",
+    "query_key_value_proj": "query_key_value",
+    "o_proj": "rows",
+    "gate_up_proj": "halves",
+    "down_proj": "rows",
+}
+"""The same where one layer gives queries, then keys, then values, and one the gate and what it multiplies."""
+
+
+def require_values(config: dict[str, Any], name: str, **allowed: Any) -> None:
+    """Raises UserError where config.json asks for what the layers do not compute.
+
+    Args:
+        config: As found.
+        name: Of the family, as users know it.
+        **allowed: The one value of each field; a field that is missing has it.
+    """
+    for field, value in allowed.items():
+        if config.get(field) not in (None, value):
+            raise UserError(
+                f"config.json has {field} {config[field]!r}, but {name} is run with {value!r} only. Use other weights"
+            )
 
 
 def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
@@ -103,3 +129,18 @@ def gated_decoder_weights(
     if not tied:
         weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
     return weights
+
+
+def joined_decoder_weights(shape: TinyShape, prefix: str) -> dict[str, TensorSpec]:
+    """The same where one layer gives queries, keys and values, and one both halves of the feed-forward layer."""
+    weights, joined = gated_decoder_weights(shape, prefix), {}
+    for name, spec in weights.items():
+        layer, _, part = name.rpartition(".")[0].rpartition(".")
+        if part == "q_proj":
+            sizes = [weights[f"{layer}.{each}_proj.weight"].shape[1] for each in "qkv"]
+            joined[f"{layer}.query_key_value_proj.weight"] = TensorSpec((spec.shape[0], sum(sizes)))
+        elif part == "gate_proj":
+            joined[f"{layer}.gate_up_proj.weight"] = TensorSpec((spec.shape[0], 2 * spec.shape[1]))
+        elif part not in ("k_proj", "v_proj", "up_proj"):
+            joined[name] = spec
+    return joined

@@ -31,6 +31,9 @@ class HeadFacts:
         output_bias: Whether the projection back has one.
         halves: Whether rotary positions pair place i with place i + turned / 2; else with its neighbour.
         turned_share: Part of a head that is turned, its first places.
+        windowed: Whether config.json's `sliding_window` holds.
+        joined_input: Whether one layer gives queries, keys and values, one behind the other.
+        joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
     """
 
     normed: bool = False
@@ -38,6 +41,9 @@ class HeadFacts:
     output_bias: bool = False
     halves: bool = True
     turned_share: float = 1.0
+    windowed: bool = False
+    joined_input: bool = False
+    joined_inner: bool = False
 
     def turned_places(self, head_dim: int) -> int:
         """Places of a head that rotary positions turn."""
@@ -68,7 +74,7 @@ class HeadNorm(nn.Layer):
 
 
 class RotaryTables:
-    """Cosine and sine of every position, float32, made when first asked for and longer when needed.
+    """Cosine and sine at the positions of a batch, float32, worked out once for all layers of a model.
 
     Args:
         base: Of the angles, base^(-2i / turned), Su et al., "RoFormer" (2021).
@@ -78,25 +84,40 @@ class RotaryTables:
 
     def __init__(self, base: float, num_turned: int, *, halves: bool):
         self.base, self.num_turned, self.halves = base, num_turned, halves
-        self._tables: tuple[Any, Any] | None = None
+        self._last: tuple[Any, Any, Any] | None = None
 
-    def at(self, position_ids: Any, num_positions: int) -> tuple[Any, Any]:
-        """Tables [batch, length, 1, turned] at positions [batch, length], all below `num_positions`."""
-        if self._tables is None or self._tables[0].shape[0] < num_positions:
-            self._tables = self._make(num_positions)
-        cos, sin = (table[position_ids].unsqueeze(2) for table in self._tables)
-        return cos, sin
+    def at(self, position_ids: Any) -> tuple[Any, Any]:
+        """Cosine and sine [batch, length, 1, turned] at positions [batch, length]."""
+        # Every layer is called with the same tensor.
+        if self._last is None or self._last[0] is not position_ids:
+            self._last = (position_ids, *self._work_out(position_ids))
+        return self._last[1:]
 
-    def _make(self, num_positions: int) -> tuple[Any, Any]:
+    def _work_out(self, position_ids: Any) -> tuple[Any, Any]:
         with paddle.amp.auto_cast(enable=False), paddle.no_grad():
             places = paddle.arange(0, self.num_turned, 2, dtype="float32") / self.num_turned
             frequencies = 1.0 / self.base**places  # [turned / 2]
-            angles = paddle.arange(num_positions, dtype="float32").unsqueeze(1) * frequencies
+            angles = position_ids.astype("float32").unsqueeze(-1) * frequencies  # [batch, length, turned / 2]
             if self.halves:
-                angles = paddle.concat([angles, angles], axis=-1)  # [positions, turned]
+                angles = paddle.concat([angles, angles], axis=-1)  # [batch, length, turned]
             else:
-                angles = paddle.stack([angles, angles], axis=-1).flatten(1)
+                angles = paddle.stack([angles, angles], axis=-1).flatten(2)
+            angles = angles.unsqueeze(2)
             return angles.cos(), angles.sin()
+
+
+class JoinedFeedForward(nn.Layer):
+    """silu(gate) * up, Shazeer 2020, where one layer gives the gate and, behind it, what it multiplies."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = column_layer(config, hidden, 2 * inner, False)
+        self.down_proj = row_layer(config, inner, hidden, False)
+
+    def forward(self, x: Any) -> Any:
+        """[..., hidden] -> the same shape."""
+        return self.down_proj(F.swiglu(self.gate_up_proj(x)))
 
 
 class HeadAttention(nn.Layer):
@@ -121,14 +142,16 @@ class HeadAttention(nn.Layer):
         self.seq_length = config.seq_length
         hidden, queries = config.hidden_size, config.num_attention_heads * self.head_dim
         keys = config.num_key_value_heads * self.head_dim
-        if config.fuse_attention_qkv:
+        if facts.joined_input:
+            self.query_key_value_proj = column_layer(config, hidden, queries + 2 * keys, facts.input_bias)
+        elif config.fuse_attention_qkv:
             # The queries of a key head, its key, its value; then the next key head's.
-            self.qkv_proj = _column_layer(config, hidden, queries + 2 * keys, facts.input_bias)
+            self.qkv_proj = column_layer(config, hidden, queries + 2 * keys, facts.input_bias)
         else:
-            self.q_proj = _column_layer(config, hidden, queries, facts.input_bias)
-            self.k_proj = _column_layer(config, hidden, keys, facts.input_bias)
-            self.v_proj = _column_layer(config, hidden, keys, facts.input_bias)
-        self.o_proj = _row_layer(config, queries, hidden, facts.output_bias)
+            self.q_proj = column_layer(config, hidden, queries, facts.input_bias)
+            self.k_proj = column_layer(config, hidden, keys, facts.input_bias)
+            self.v_proj = column_layer(config, hidden, keys, facts.input_bias)
+        self.o_proj = row_layer(config, queries, hidden, facts.output_bias)
         if facts.normed:
             self.q_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
@@ -172,11 +195,13 @@ class HeadAttention(nn.Layer):
         query, key, value = self._projections(hidden)
         if self.facts.normed:
             query, key = self.q_norm(query), self.k_norm(key)
-        cos, sin = self.tables.at(position_ids, self.config.max_position_embeddings)
+        cos, sin = self.tables.at(position_ids)
         return self._turned(query, cos, sin), self._turned(key, cos, sin), value
 
     def _projections(self, hidden: Any) -> tuple[Any, Any, Any]:
         rows = [-1, self.seq_length] if self.config.sequence_parallel else [0, 0]
+        if self.facts.joined_input:
+            return self._parts(self.query_key_value_proj(hidden), rows)
         if not self.config.fuse_attention_qkv:
             query = self.q_proj(hidden).reshape([*rows, self.num_heads, self.head_dim])
             key = self.k_proj(hidden).reshape([*rows, self.num_kv_heads, self.head_dim])
@@ -185,6 +210,13 @@ class HeadAttention(nn.Layer):
         joined = self.qkv_proj(hidden).reshape([*rows, self.num_kv_heads, num_groups + 2, self.head_dim])
         query, key, value = paddle.split(joined, [num_groups, 1, 1], axis=3)
         return query.flatten(2, 3), key.squeeze(3), value.squeeze(3)
+
+    def _parts(self, joined: Any, rows: list[int]) -> tuple[Any, Any, Any]:
+        heads = joined.reshape([*rows, self.num_heads + 2 * self.num_kv_heads, self.head_dim])
+        query, key, value = paddle.split(
+            heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], axis=2
+        )
+        return query, key, value
 
     def _turned(self, heads: Any, cos: Any, sin: Any) -> Any:
         turned, halves = cos.shape[-1], self.facts.halves
@@ -202,7 +234,7 @@ class HeadAttention(nn.Layer):
         return plain_attention(query, key, value, visible, drop=drop)
 
 
-def _column_layer(config: Any, num_in: int, num_out: int, has_bias: bool) -> Any:
+def column_layer(config: Any, num_in: int, num_out: int, has_bias: bool) -> Any:
     """A linear layer whose outputs tensor parallelism divides."""
     if config.tensor_parallel_degree <= 1:
         return nn.Linear(num_in, num_out, bias_attr=None if has_bias else False)
@@ -214,7 +246,7 @@ def _column_layer(config: Any, num_in: int, num_out: int, has_bias: bool) -> Any
     return kind(num_in, num_out, has_bias=has_bias, gather_output=False)
 
 
-def _row_layer(config: Any, num_in: int, num_out: int, has_bias: bool) -> Any:
+def row_layer(config: Any, num_in: int, num_out: int, has_bias: bool) -> Any:
     """A linear layer whose inputs tensor parallelism divides."""
     if config.tensor_parallel_degree <= 1:
         return nn.Linear(num_in, num_out, bias_attr=None if has_bias else False)

@@ -14,14 +14,9 @@ from paddlenlp.transformers import Qwen2Config
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.qwen2 import modeling
 
+from finetune.families.attention import visible_in_window
 from finetune.families.gated_layers import GatedDecoder
-from finetune.families.head_attention import HeadAttention, HeadFacts, RotaryTables
-
-_LAYER_MATRICES = (
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
-_LAYER_NORMS = ("input_layernorm", "post_attention_layernorm")
+from finetune.families.head_attention import HeadAttention, HeadFacts, JoinedFeedForward, RotaryTables
 
 
 class HeadConfig(Qwen2Config):
@@ -45,7 +40,7 @@ class HeadDecoderLayer(modeling.Qwen2DecoderLayer):
         self.config, self.hidden_size = config, config.hidden_size
         self.skip_recompute_ops: dict[str, bool] = {}
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
-        self.mlp = modeling.Qwen2MLP(config)
+        self.mlp = JoinedFeedForward(config) if facts.joined_inner else modeling.Qwen2MLP(config)
         self.input_layernorm = modeling.Qwen2RMSNorm(config)
         self.post_attention_layernorm = modeling.Qwen2RMSNorm(config)
         # Set from outside where recomputation is wanted.
@@ -63,6 +58,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
 
     def __init__(self, config: Any, facts: HeadFacts):
         super(modeling.Qwen2Model, self).__init__(config)
+        self.facts = facts
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self.hidden_size, self.sequence_parallel = config.hidden_size, config.sequence_parallel
         self.recompute_granularity = config.recompute_granularity
@@ -81,6 +77,15 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
             for number in range(config.num_hidden_layers)
         )
         self.norm = modeling.Qwen2RMSNorm(config)
+
+    def _visible(
+        self, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, position_ids: Any
+    ) -> Any:
+        # Masks of several texts in a row are met in training only, where nothing but a prefix is past.
+        places = position_ids + past_length
+        window = self.config.sliding_window if self.facts.windowed else None
+        fused = self.config.use_flash_attention
+        return visible_in_window(given, shape, past_length, places=places, window=window, fused=fused)
 
 
 class HeadForCausalLM(modeling.Qwen2ForCausalLM):
@@ -112,19 +117,30 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
     @classmethod
     def _get_name_mappings(cls, config: Any) -> list[Any]:
         """Hugging Face's names of all tensors, and PaddleNLP's."""
-        facts = cls.facts
-        biased = [f"self_attn.{name}_proj.bias" for name in "qkv"] if facts.input_bias else []
-        biased += ["self_attn.o_proj.bias"] if facts.output_bias else []
-        norms = [*_LAYER_NORMS, *(["self_attn.q_norm", "self_attn.k_norm"] if facts.normed else [])]
-        plain = ["embed_tokens.weight", "norm.weight"]
-        matrices = []
+        names = ["embed_tokens.weight", "norm.weight"]
         for number in range(config.num_hidden_layers):
-            plain += [f"layers.{number}.{name}" for name in biased]
-            plain += [f"layers.{number}.{name}.weight" for name in norms]
-            matrices += [f"layers.{number}.{name}.weight" for name in _LAYER_MATRICES]
-        prefix = cls.base_model_prefix
-        table = [StateDictNameMapping(f"model.{name}", f"{prefix}.{name}") for name in plain]
-        table += [StateDictNameMapping(f"model.{name}", f"{prefix}.{name}", "transpose") for name in matrices]
-        if not config.tie_word_embeddings:
-            table.append(StateDictNameMapping("lm_head.weight", "lm_head.weight", "transpose"))
-        return table
+            names += [f"layers.{number}.{name}" for name in _layer_tensors(cls.facts)]
+        table = [_mapping(f"model.{_published(name)}", f"{cls.base_model_prefix}.{name}") for name in names]
+        return table if config.tie_word_embeddings else [*table, _mapping("lm_head.weight", "lm_head.weight")]
+
+
+def _layer_tensors(facts: HeadFacts) -> list[str]:
+    """Tensors of a layer as the files have them, by PaddleNLP's names."""
+    inputs = ["query_key_value_proj"] if facts.joined_input else ["q_proj", "k_proj", "v_proj"]
+    inner = ["gate_up_proj"] if facts.joined_inner else ["gate_proj", "up_proj"]
+    layers = [f"self_attn.{name}" for name in (*inputs, "o_proj")]
+    layers += [f"self_attn.{name}" for name in ("q_norm", "k_norm") if facts.normed]
+    layers += [f"mlp.{name}" for name in (*inner, "down_proj")]
+    biased = [f"self_attn.{name}.bias" for name in inputs if facts.input_bias]
+    biased += ["self_attn.o_proj.bias"] if facts.output_bias else []
+    return [f"{name}.weight" for name in (*layers, "input_layernorm", "post_attention_layernorm")] + biased
+
+
+def _published(name: str) -> str:
+    return name.replace("query_key_value_proj", "qkv_proj")
+
+
+def _mapping(theirs: str, ours: str) -> Any:
+    """Matrices of linear layers are stored as [out, in] there."""
+    is_matrix = theirs.endswith(("_proj.weight", "lm_head.weight"))
+    return StateDictNameMapping(theirs, ours, "transpose" if is_matrix else None)

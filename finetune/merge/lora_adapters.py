@@ -15,9 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, check_paddle_lora, read_num_tokens
+from finetune.adapters.adapter_folder import (
+    LORA_CONFIG,
+    PREFIX_CONFIG,
+    check_paddle_lora,
+    paddle_rule,
+    read_num_tokens,
+)
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
-from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices
+from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices, check_patterns
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.merge.row_blocks import Update
@@ -111,9 +117,8 @@ def read_paddle_adapter(folder: Path) -> Adapter:
             found.tensors[match["matrix"]] = tensor
         else:
             whole[tensor.name] = WholeTensor(tensor)
-    rule = ScalingRule(
-        int(config["r"]), float(config["lora_alpha"]), bool(config.get("rslora")), bool(config.get("pissa"))
-    )
+    rule = paddle_rule(config)
+    check_patterns(folder / LORA_CONFIG, rule, list(matrices))
     updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
     num_tokens = read_num_tokens(folder)
     return Adapter(folder, path, config, rule, updates, whole, num_tokens)

@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.adapters.peft_config import PEFT_CONFIG
-from finetune.adapters.peft_folder import FIRST_PART, WholeTensor, open_peft_folder
+from finetune.adapters.peft_folder import FIRST_PART, PeftFolder, WholeTensor, open_peft_folder
+from finetune.adapters.peft_weights import PeftWeights
+from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.targets import value_patterns
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.merge.lora_adapters import Adapter, make_update
@@ -47,7 +50,15 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
         to_paddle(layer, family): make_update(layer, found, read.rule, turned=True)
         for layer, found in read.matrices.items()
     }
-    return Adapter(folder, read.path, read.config, read.rule, updates, read.whole, is_peft=True)
+    return Adapter(folder, read.path, read.config, _own_rule(read, family), updates, read.whole, is_peft=True)
+
+
+def _own_rule(read: PeftFolder, family: Family) -> ScalingRule:
+    """The rule of an adapter by PaddleNLP's names."""
+    weights, rule = PeftWeights(read, family, tied=False), read.rule
+    ranks = value_patterns(weights.ranks, list(weights.ranks), common=rule.rank)
+    alphas = value_patterns(weights.alphas, list(weights.alphas), common=rule.alpha)
+    return replace(rule, rank_pattern={name: int(rank) for name, rank in ranks.items()}, alpha_pattern=alphas)
 
 
 def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[NDArray[Any]]]:
@@ -123,7 +134,9 @@ def split_joined(
     return [(part, update.columns(chosen)) for part, chosen in zip(parts, columns, strict=True)]
 
 
-def write_peft_config(adapter: Adapter, tensors: Sequence[Tensor], folder: Path, *, base: str | None) -> None:
+def write_peft_config(
+    adapter: Adapter, tensors: Sequence[Tensor], folder: Path, *, family: Family, base: str | None
+) -> None:
     """Writes `adapter_config.json` for the tensors of `peft_tensors`."""
     layers = [
         tensor.name.removesuffix(".lora_A.weight")
@@ -138,6 +151,11 @@ def write_peft_config(adapter: Adapter, tensors: Sequence[Tensor], folder: Path,
             "adapter instead"
         )
     rule = adapter.rule
+    sources = {
+        to_hugging_face(part, family): layer
+        for layer in adapter.updates
+        for part in joined_parts(layer) or (layer,)
+    }
     content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -146,8 +164,12 @@ def write_peft_config(adapter: Adapter, tensors: Sequence[Tensor], folder: Path,
         "lora_alpha": rule.alpha,
         "lora_dropout": float(adapter.config.get("lora_dropout") or 0.0),
         "use_rslora": rule.rslora,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": {
+            name: rank for name, layer in sources.items() if (rank := rule.rank_of(layer)) != rule.rank
+        },
+        "alpha_pattern": {
+            name: alpha for name, layer in sources.items() if (alpha := rule.alpha_of(layer)) != rule.alpha
+        },
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

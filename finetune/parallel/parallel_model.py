@@ -15,7 +15,7 @@ The global norm counts slices of split weights once each, everything else once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import paddle
@@ -25,8 +25,9 @@ from finetune.adapters.prefix import partial_gradients
 from finetune.models.layers import named_weights
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.sequence_parallel import set_row_length
-from finetune.parallel.pipe.engine import MicroBatchComputation, Pipeline
+from finetune.parallel.pipe.engine import Pipeline
 from finetune.parallel.pipe.loss_sum import LossSum
+from finetune.parallel.pipe.micro_batches import MicroBatchComputation
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.replica_hashes import check_replicas
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
@@ -44,6 +45,7 @@ class ParallelModel:
         sharding_stage: 0 to 3.
         layers: Decoder layers of this rank, for sharding stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        pipeline_words: Of the setting `pipeline_parallel_config`.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class ParallelModel:
         sharding_stage: int = 0,
         layers: Sequence[Any] = (),
         master_gradients: bool = False,
+        pipeline_words: Collection[str] = (),
     ):
         self.model, self.groups = model, groups
-        self.pipeline = Pipeline(stage, groups.pipeline) if stage else None
+        self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
         weights = named_weights(model)
         self._sizes = {name: int(parameter.size) for name, parameter in weights.items()}
         self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
@@ -80,6 +83,19 @@ class ParallelModel:
     def reports_sample_sums(self) -> bool:
         """Whether this rank's sums over its samples count: one rank for each share of the data."""
         return self.computes_loss and self.groups.tensor.is_first
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """What drives each axis that is longer than 1, as "package class"."""
+        layout, engines = self.groups.layout, {}
+        if layout.tensor > 1:
+            engines["tensor"] = "paddlenlp layers over fleet.meta_parallel"
+        if self.pipeline:
+            engines["pipeline"] = self.pipeline.engine
+        for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
+            if degree > 1:
+                engines[axis] = f"finetune {type(self.replicas).__name__}"
+        return engines
 
     def count_parameters(self) -> tuple[int, int, list[int]]:
         """Parameters of the whole model, those of them that are trained, and how many each rank holds."""

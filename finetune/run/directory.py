@@ -7,7 +7,6 @@ import socket
 import time
 import uuid
 from dataclasses import dataclass, field, fields
-from datetime import date
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from finetune.checkpoints.folder import (
 from finetune.errors import UserError
 from finetune.processes.network.secret import SECRET_PREFIX
 from finetune.run.disk_space import TRIAL_FILE, try_writing
+from finetune.run.template_day import choose_day
 from finetune.settings.registry import known_settings
 from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
 from finetune.storage.lock import take_lock
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 _SHARED_FOLDER_SECONDS = 10.0
 
 ARGUMENTS_FILE = "arguments.json"
+ENGINES_KEY = "layout_engines"
 FINISHED_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 OVERWRITING_FILE = ".overwriting.json"
 TRAINED_FILE = ".trained.json"
 """Stands beside final weights as long as something of the run's end is missing: results, curve, texts, upload."""
-DAY_FILE = "template_day.json"
 RESULTS_FILE = "all_results.json"
 _OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
             "adapter_facts.json", "generated_output.json")  # fmt: skip
@@ -104,6 +104,12 @@ class RunDirectory:
             for key, value in arguments.items()
             if key in before and before[key] != value and not known_settings()[key].may_change
         }
+
+    def note_engines(self, engines: dict[str, str]) -> None:
+        """Adds to the run's settings, where these were written, what drives each axis of its layout."""
+        path = self.path / ARGUMENTS_FILE
+        if settings := read_json_or_empty(path):
+            write_json(path, settings | {ENGINES_KEY: engines})
 
     def settle(self) -> None:
         """Removes what a replaced run left, once the new run's final files stand."""
@@ -173,23 +179,8 @@ def _claim(args: Arguments) -> RunDirectory:
         (path / FINISHED_FILE).unlink(missing_ok=True)
         (path / TRAINED_FILE).unlink(missing_ok=True)
         write_json(path / ARGUMENTS_FILE, args.to_json())
-    _choose_day(run, args)
+    choose_day(run, args)
     return run
-
-
-def _choose_day(run: RunDirectory, args: Arguments) -> None:
-    """A run that continues, or is evaluated, keeps the date that its data were written with."""
-    from finetune.data.templates.template import asks_for_time
-    from finetune.run.tokenizer import tokenizer_folder
-
-    if not asks_for_time(args.data.chat_template, tokenizer_folder(args)):
-        return
-    is_new = args.training.do_train and run.resume is None and not (run.trained or run.finished)
-    place = run.resume.parent if run.resume else run.path
-    noted = {} if is_new else read_json_or_empty(place / DAY_FILE)
-    run.template_day = noted.get("day") or date.today().isoformat()
-    if args.training.do_train and not run.finished:
-        write_json(run.path / DAY_FILE, {"day": run.template_day})
 
 
 def _make_folder(path: Path) -> None:

@@ -86,6 +86,10 @@ class Report:
             )
         if layout.world > 1:
             self.show_message(describe_layout(layout, held))
+            engines = parallel.engines
+            self.show_message("\n".join(f"  {axis}: {engine}" for axis, engine in engines.items()))
+            if parallel.groups.is_first and self.args.training.do_train and not self.run.trained:
+                self.run.note_engines(engines)
 
     def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
         """Writes results, generated texts and the curve, and prints the last lines."""

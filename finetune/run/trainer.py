@@ -114,6 +114,7 @@ def _build_parts(
         master_gradients=bool(args.training.amp_master_grad),
         max_skipped_steps=args.model.max_skipped_steps,
         continues_on_save_error=args.model.on_save_error == "continue",
+        pipeline_words=(args.training.pipeline_parallel_config or "").replace(",", " ").split(),
     )
 
 

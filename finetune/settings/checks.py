@@ -15,7 +15,13 @@ from finetune.errors import holds_credentials
 from finetune.machine.device import find_device_fault
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
-from finetune.settings.paths import describe_missing, find_obstacle, looks_like_path, shorten
+from finetune.settings.paths import (
+    describe_missing,
+    find_obstacle,
+    looks_like_hub_name,
+    looks_like_path,
+    shorten,
+)
 from finetune.settings.quantisation import check_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
@@ -113,7 +119,8 @@ def _check_paths(values: Values) -> Faults:
             yield (name,), f'{name} is "{shorten(values[name])}", {describe_missing(values[name])}'
     for method, name in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         value = values[name]
-        if value and values[method] and not looks_like_path(value) and not os.path.isdir(value):
+        is_name = looks_like_hub_name(value or "")  # whether a hub has it is asked when it is needed
+        if value and values[method] and not (looks_like_path(value) or is_name or os.path.isdir(value)):
             yield (name, method), f'{name} is "{shorten(value)}", which is no folder {looked}'
     template = values["chat_template"] or ""  # may also be the template's text, in which slashes mean nothing
     if template.startswith((".", "/")) and not os.path.exists(template):

@@ -31,8 +31,10 @@ class ModelArguments:
     lora: bool = setting(False, "Train low-rank updates (LoRA) instead of all weights.",
         "训练低秩增量（LoRA），而不是全部权重。")
     lora_path: str | None = setting(None,
-        "Adapter folder that LoRA starts from, of this project, PaddleNLP or peft; it decides rank, alpha and layers.",
-        "LoRA 训练的起点：本项目、PaddleNLP 或 peft 的适配器目录；秩、alpha 和所作用的层由它决定。", is_path=True)
+        "Adapter that LoRA starts from, of this project, PaddleNLP or peft: its folder, or a name such as "
+        "hf://org/name[@revision]; it decides rank, alpha and layers.",
+        "LoRA 训练的起点：本项目、PaddleNLP 或 peft 的适配器，写目录或名称（如 hf://org/name[@版本]）；"
+        "秩、alpha 和所作用的层由它决定。", is_path=True)
     lora_rank: int = setting(8, "Rank of the LoRA update.", "LoRA 增量的秩。", range=Range(1, 65_536))
     lora_alpha: float | None = setting(None,
         "The LoRA update is scaled by lora_alpha / lora_rank; null: 2 x lora_rank.",
@@ -146,8 +148,8 @@ class ModelArguments:
         "注意力权重的 dropout；null：按模型配置。", readers=(MODEL_CONFIG,), common=False,
         range=SHARE_BELOW_ONE)
     from_aistudio: bool = setting(False,
-        "Look names of models and tokenizers up on AI Studio, as aistudio://user/name does.",
-        "在 AI Studio 上查找模型和分词器的名称，与写 aistudio://user/name 相同。")
+        "Look names of models, tokenizers and adapters up on AI Studio, as aistudio://user/name does.",
+        "在 AI Studio 上查找模型、分词器和适配器的名称，与写 aistudio://user/name 相同。")
     save_to_aistudio: bool = setting(False, "Upload the final weights to AI Studio.",
         "把最终权重上传到 AI Studio。")
     aistudio_repo_id: str | None = setting(None, "AI Studio repository to upload to.",

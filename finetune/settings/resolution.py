@@ -13,6 +13,7 @@ _LOSS_METRICS = ("loss", "perplexity", "accuracy")
 _GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
 _METRIC_ALIASES = {"ppl": "perplexity"}
 _HALF_PRECISION = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
+_HUB_NAMES = ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path")
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
@@ -27,7 +28,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
     for name, setting in known_settings().items():
         if setting.is_path and values[name]:
             values[name] = os.path.expanduser(values[name])
-    for name in ("model_name_or_path", "tokenizer_name_or_path") if values["from_aistudio"] else ():
+    for name in _HUB_NAMES if values["from_aistudio"] else ():
         if values[name] and "://" not in values[name] and not looks_like_path(values[name]):
             values[name] = f"aistudio://{values[name]}"
     if values["lora_alpha"] is None and values["lora_rank"] > 0:

@@ -127,6 +127,15 @@ def test_a_rejected_tool_call(write_lines):
     ]
 
 
+def test_messages_whose_content_is_called_text(write_lines):
+    talk, good, bad = (
+        {"role": role, "text": text} for role, text in (("human", "q"), ("assistant", "a"), ("bot", "b"))
+    )
+    file = write_lines({"context": [talk], "chosen": good, "rejected": bad})
+    options = ReadOptions(comparison="pairs", columns={"messages": "context"})
+    assert [shown(each) for each in read_conversations([file], options)] == [(["q"], "a", "b")]
+
+
 def test_ranked_lists_pair_the_best_with_each_below(write_lines):
     faults = FaultCollector()
     fields = {"src": ["q"], "tgt": [], "response": ["c", "a", "b", "d"], "sort": [2, 4, 4, 1]}
@@ -211,6 +220,7 @@ def test_pairs_without_a_preference_are_left_out_and_counted(write_lines):
         ({"chosen": [Q, A], "rejected": [Q, B, *EARLIER]}, "of 2 and 4 messages the first 1 are equal"),
         ({"chosen": [Q, A], "rejected": [{"role": "system", "content": "s"}, Q, B]}, "another system text"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "large"}, "margin is a string, expected a number"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e300}, "margin is 1e.300, expected a number of"),
         ({"src": ["q"], "tgt": [], "response": ["a", "b"], "sort": [1]}, "response and sort must be lists"),
         ({"text": "t", "rejected": "b"}, "no prompt"),
     ],

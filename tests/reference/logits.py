@@ -65,6 +65,8 @@ CASES = {
         LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
+        LogitCase("ernie4_5", "Ernie4_5", _ROTARY | {"head_dim": 16}),
+        LogitCase("phi3", "Phi3", _ROTARY | {"pad_token_id": 0, "sliding_window": 4}),
         LogitCase("qwen3", "Qwen3", _ROTARY | {"head_dim": 16}),
         LogitCase("qwen3_tied", "Qwen3", _ROTARY | {"head_dim": 16, "tie_word_embeddings": True}),
         LogitCase("bloom", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 3, "n_head": 4}),

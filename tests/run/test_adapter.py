@@ -3,7 +3,9 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune.errors import UserError
 from finetune.families.family import get_family
@@ -37,6 +39,11 @@ def write(folder, name, **content):
 )
 def test_given_settings_that_the_adapter_has_otherwise(name, theirs, tmp_path):
     path = write(tmp_path / "a", name, **theirs)
+    layers = [f"base_model.model.model.layers.{number}.self_attn.q_proj" for number in (0, 1)]
+    matrices = {
+        f"{layer}.lora_{name}.weight": np.zeros((4, 4), np.float32) for layer in layers for name in "AB"
+    }
+    save_file(matrices, tmp_path / "a" / "adapter_model.safetensors")
     lines = check(
         "lora_rank",
         "lora_alpha",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from finetune.data.preference.encoding import Dropped, PreferenceBuilder
+from finetune.data.preference.encoding import Dropped, PreferenceBuilder, answers_of
 from finetune.data.preference.sample import PreferenceSample
 from finetune.data.preference.store import PreferenceStore
 from finetune.data.reading.conversation import Conversation
@@ -57,7 +58,8 @@ def load_preferences(
     refused = FaultCollector() if faults is None else faults
     samples: list[PreferenceSample] = []
     for conversation, made in zip(conversations, builder.build(conversations), strict=True):
-        report.add_texts(conversation, encoder, template)
+        everything = (*conversation.messages[:-1], *answers_of(conversation))
+        report.add_texts(replace(conversation, messages=everything), encoder, template)
         if isinstance(made, PreferenceSample):
             samples.append(made)
         else:

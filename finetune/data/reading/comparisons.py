@@ -31,6 +31,8 @@ from finetune.data.reading.values import is_null, read_text
 PAIRS, MARKED = "pairs", "marked"
 """What a method compares: two answers, or one with its mark."""
 
+_MAX_MARGIN = 1e6
+
 _ReadOne = Callable[[Record, ReadingNotes], Conversation]
 _REJECTED_NAMES = ("rejected", *sorted(REJECTED_FIELDS - {"rejected"}))
 
@@ -231,4 +233,6 @@ def _read_margin(record: Record) -> float:
         return 0.0
     if isinstance(margin, bool) or not isinstance(margin, int | float):
         raise RecordError(record, f"margin is {describe_type(margin)}, expected a number")
+    if abs(margin) > _MAX_MARGIN:
+        raise RecordError(record, f"margin is {margin:g}, expected a number of at most {_MAX_MARGIN:g}")
     return float(margin)

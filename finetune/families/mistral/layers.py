@@ -14,13 +14,9 @@ from paddle.distributed.fleet.utils import recompute
 from paddlenlp.transformers.mistral import modeling
 
 from finetune.families.attention import (
-    additive,
-    are_packed_rows,
-    causal_mask,
     fused_attention,
     plain_attention,
-    refuse_packed_rows,
-    visible_keys,
+    visible_in_window,
 )
 from finetune.families.rotary import keep_tables, turn_in_float32
 
@@ -130,50 +126,9 @@ class MistralModel(modeling.MistralModel):
         return (hidden, cache) if cache else (hidden,)
 
     def _visible(self, given: Any, places: Any, shape: tuple[int, int], past_length: int) -> Any:
-        """What the layers get as their mask, the window in it.
-
-        Args:
-            given: What the model got.
-            places: [batch, queries], each query's place in its own text, behind what is past.
-            shape: Batch size and number of queries.
-            past_length: Keys in front of the queries' own.
-        """
-        num_keys, window, fused = (
-            past_length + shape[1],
-            self.config.sliding_window,
-            self.config.use_flash_attention,
-        )
-        is_narrow = bool(window) and window < num_keys
-        if not fused:
-            refuse_packed_rows(given)
-        if are_packed_rows(given):
-            rows = visible_keys(given, shape, past_length)
-            if not is_narrow:
-                return rows
-            return paddle.minimum(rows, paddle.arange(window, window + num_keys, dtype="int32"))
-        if fused and not is_narrow:
-            return visible_keys(given, shape, past_length)
-        visible = causal_mask(given, shape, past_length)
-        if is_narrow:
-            visible = visible & _is_near(given, places, past_length, window)
-        # One conversion for all layers where they add it to float32 scores.
-        return visible if fused else additive(visible, paddle.float32)
-
-
-def _is_near(given: Any, places: Any, past_length: int, window: int) -> paddle.Tensor:
-    """Which keys lie in the window of each query, bool [batch or 1, 1, queries, keys].
-
-    In a row of several texts distances are those within a text: two answers that share a prompt both follow it at
-    once, and each text of a packed row stands as near to a prefix as it would alone.
-    """
-    if given is None or given.ndim == 2 or are_packed_rows(given):
-        keys = paddle.arange(past_length + places.shape[1]).unsqueeze(0)  # [1, keys]
-        queries = keys[:, past_length:]
-    else:
-        queries = places.astype("int64")
-        past = paddle.arange(past_length).expand([places.shape[0], past_length])  # [batch, past]
-        keys = paddle.concat([past, queries], axis=1)  # [batch, keys]
-    return (keys.unsqueeze(1) > queries.unsqueeze(2) - window).unsqueeze(1)
+        """What the layers get as their mask, the window in it; see `visible_in_window`."""
+        window, fused = self.config.sliding_window, self.config.use_flash_attention
+        return visible_in_window(given, shape, past_length, places=places, window=window, fused=fused)
 
 
 class MistralForCausalLM(modeling.MistralForCausalLM):

@@ -11,6 +11,7 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
@@ -27,11 +28,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             "use_sliding_window to false if your texts are shorter than sliding_window "
             f"({config.get('sliding_window')}), or use other weights"
         )
-    for name, allowed in (("attention_bias", False), ("hidden_act", "silu")):
-        if (value := config.get(name, allowed)) != allowed:
-            raise UserError(
-                f"config.json has {name} {value!r}, but Qwen3 is run with {allowed!r} only. Use other weights"
-            )
+    require_values(config, "Qwen3", attention_bias=False, hidden_act="silu")
     return adapted
 
 

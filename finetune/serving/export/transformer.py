@@ -12,7 +12,7 @@ rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from paddle import _C_ops, nn
 
 from finetune.families.decoder_description import DecoderDescription, Linear, Norm
 from finetune.serving.export.layout import fold_norm, pack_layer, rms_gain
+from finetune.serving.export.packed_layers import GraphMatrix, PackedLinearLayer
 
 KeyValue = tuple[paddle.Tensor, paddle.Tensor]
 Store = Callable[[KeyValue, KeyValue], KeyValue]
@@ -97,18 +98,28 @@ class NormLayer(nn.Layer):
 class DecoderLayer(nn.Layer):
     """Attention and feed-forward layers of one depth."""
 
-    def __init__(self, description: DecoderDescription, number: int, dtype: str):
+    def __init__(
+        self,
+        description: DecoderDescription,
+        number: int,
+        dtype: str,
+        matrices: Mapping[str, GraphMatrix] | None = None,
+    ):
         super().__init__()
         self.shape = description.shape
-        self.is_half = dtype != "float32"
-        packed = pack_layer(description.layer(number), self.shape, fold=not self.is_half)
+        # Factors are not taken into matrices that are rounded, or packed.
+        self.is_unfolded = dtype != "float32" or matrices is not None
+        packed = pack_layer(description.layer(number), self.shape, fold=not self.is_unfolded)
         self.groups = self.shape.num_heads // self.shape.num_kv_heads
-        self.attention_norm = NormLayer(packed.attention_norm, dtype)
-        self.qkv = LinearLayer(packed.qkv, dtype)
-        self.output = LinearLayer(packed.output, dtype)
-        self.inner_norm = NormLayer(packed.inner_norm, dtype)
-        self.inner = LinearLayer(packed.inner, dtype)
-        self.outer = LinearLayer(packed.outer, dtype)
+
+        def linear(role: str) -> nn.Layer:
+            whole: Linear = getattr(packed, role)
+            return PackedLinearLayer(matrices[role], whole.bias) if matrices else LinearLayer(whole, dtype)
+
+        self.attention_norm = NormLayer(packed.attention_norm, dtype, keep_gain=self.is_unfolded)
+        self.qkv, self.output = linear("qkv"), linear("output")
+        self.inner_norm = NormLayer(packed.inner_norm, dtype, keep_gain=self.is_unfolded)
+        self.inner, self.outer = linear("inner"), linear("outer")
         self.heads_gain = None if packed.heads_norm is None else parameter(packed.heads_norm, "float32")
         self.heads_epsilon = packed.heads_epsilon
 
@@ -144,7 +155,7 @@ class DecoderLayer(nn.Layer):
         query, key = paddle.split(query_key, [groups, 1], axis=0)
         keys, values = store(past, (key, value))
         scores = paddle.matmul(query, keys, transpose_y=True)
-        if self.is_half:
+        if self.is_unfolded:
             weights = F.softmax(scores.astype("float32") * shape.head_dim**-0.5 + mask, axis=-1)
             weights = weights.astype(values.dtype)
         else:
@@ -168,9 +179,15 @@ class Decoder(nn.Layer):
     Args:
         description: What to compute.
         dtype: Of weights and cache.
+        matrices: Role -> packed matrix of every layer; None: as described.
     """
 
-    def __init__(self, description: DecoderDescription, dtype: str):
+    def __init__(
+        self,
+        description: DecoderDescription,
+        dtype: str,
+        matrices: Sequence[Mapping[str, GraphMatrix]] | None = None,
+    ):
         super().__init__()
         self.shape, self.dtype = description.shape, dtype
         norm = description.final_norm
@@ -180,7 +197,10 @@ class Decoder(nn.Layer):
         self.positions = _optional(description.positions, dtype)
         self.project_in = _optional(description.project_in, dtype)
         self.layers = nn.LayerList(
-            [DecoderLayer(description, number, dtype) for number in range(self.shape.num_layers)]
+            [
+                DecoderLayer(description, number, dtype, matrices[number] if matrices else None)
+                for number in range(self.shape.num_layers)
+            ]
         )
         self.final_norm = None if norm is None else NormLayer(norm, dtype, keep_gain=keep_gain)
         self.project_out = _optional(description.project_out, dtype)
