@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from jinja2 import nodes
 
 _TRIMMING = frozenset({"strip", "lstrip", "rstrip"})
+_PARTING = frozenset({"split", "rsplit", "partition", "rpartition"})
 _SEARCHING = frozenset(
-    {"split", "rsplit", "partition", "rpartition", "replace", "removeprefix", "removesuffix"}
+    _PARTING
+    | {"replace", "removeprefix", "removesuffix"}
     | {"startswith", "endswith", "count", "find", "rfind", "index", "rindex"}
 )
 _OF_OBJECTS = frozenset(
@@ -195,7 +197,10 @@ class _Reader:
 
     def _read_item(self, node: nodes.Getitem) -> None:
         names_key = isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)
-        if not names_key:
+        called = node.node.node if isinstance(node.node, nodes.Call) else None
+        # Of a text that is not parted there is one part, and a placeholder has the same.
+        is_part = isinstance(called, nodes.Getattr) and called.attr in _PARTING
+        if not (names_key or is_part):
             self.found.is_opaque |= self._is_text(node.node)
 
     def _read_loop(self, node: nodes.For) -> None:
