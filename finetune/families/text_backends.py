@@ -14,7 +14,7 @@ import base64
 import functools
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,31 +140,48 @@ class SentencePieceBackend:
         return str(self.processor.id_to_piece(index))
 
 
-class TiktokenBackend:
-    """A rank file of tiktoken's.
-
-    Args:
-        path: The file.
-        pattern: What cuts text before merging.
-        special_tokens: Names of the tokens that follow the ranks, in order.
-        num_threads: Threads that texts are spread over.
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """The ranks of a file of tiktoken's: lines of a token in base64 and a number.
 
     Raises:
         UnsupportedTokenizerError: The file is no rank file.
     """
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        return {base64.b64decode(token): int(rank) for token, rank in lines}
+    except (ValueError, OSError):
+        raise UnsupportedTokenizerError(f"{path.name} is no tiktoken rank file") from None
 
-    def __init__(self, path: Path, *, pattern: str, special_tokens: Sequence[str], num_threads: int):
+
+class TiktokenBackend:
+    """Byte-level merging by rank, by tiktoken's library.
+
+    Args:
+        name: For messages of the library.
+        ids: Ids of the pieces, which are their ranks or follow the same order.
+        pattern: What cuts text before merging.
+        special_ids: Ids of the special tokens by name.
+        num_threads: Threads that texts are spread over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Mapping[bytes, int],
+        *,
+        pattern: str,
+        special_ids: Mapping[str, int],
+        num_threads: int,
+    ):
         import tiktoken
 
+        self.special_ids = dict(special_ids)
         try:
-            lines = [line.split() for line in path.read_bytes().splitlines() if line]
-            ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        except (ValueError, OSError):
-            raise UnsupportedTokenizerError(f"{path.name} is no tiktoken rank file") from None
-        self.special_ids = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
-        self._encoding = tiktoken.Encoding(
-            path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
-        )
+            self._encoding = tiktoken.Encoding(
+                name, pat_str=pattern, mergeable_ranks=dict(ids), special_tokens=self.special_ids
+            )
+        except (ValueError, KeyError) as error:  # an expression that is none
+            raise UnsupportedTokenizerError(f"{name} cannot be used: {error}") from None
         self._num_threads = num_threads
         self.num_pieces = self._encoding.n_vocab
 
