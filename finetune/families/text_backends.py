@@ -15,9 +15,12 @@ import functools
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from finetune.storage.files import read_json_object
@@ -27,6 +30,7 @@ class UnsupportedTokenizerError(Exception):
     """These files may give other ids here than in PaddleNLP; the message says why."""
 
 
+_TEXTS_AT_A_TIME = 16
 Ids = list[int] | NDArray[Any]
 """The ids of one text, int32 where it is an array."""
 
@@ -185,9 +189,27 @@ class TiktokenBackend:
         self._num_threads = num_threads
         self.num_pieces = self._encoding.n_vocab
 
-    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[list[int]]:
-        """The ids of each text."""
-        return list(self._encoding.encode_ordinary_batch(list(texts), num_threads=self._num_threads))
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[Ids]:
+        """The ids of each text as arrays.
+
+        Threads get several texts at a time: to hand each over by itself costs a third of what its ids do.
+        """
+        if len(texts) <= _TEXTS_AT_A_TIME:
+            return self._encode(texts)
+        starts = range(0, len(texts), _TEXTS_AT_A_TIME)
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            parts = pool.map(self._encode, [texts[start : start + _TEXTS_AT_A_TIME] for start in starts])
+            return list(chain.from_iterable(parts))
+
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        return [self._encode_one(text) for text in texts]
+
+    def _encode_one(self, text: str) -> Ids:
+        try:
+            found: NDArray[Any] = self._encoding.encode_to_numpy(text, disallowed_special=())
+            return found.view(np.int32)
+        except UnicodeEncodeError:  # half of a pair of surrogates
+            return list(self._encoding.encode_ordinary(text))
 
     def id_of(self, token: str) -> int | None:
         """The id of a control token."""
