@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune.errors import holds_credentials
 from finetune.machine.device import find_device_fault
+from finetune.settings.alignment import check_alignment
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
 from finetune.settings.paths import (
@@ -201,6 +202,7 @@ _CHECKS = (
     check_data,
     _check_methods,
     check_quantisation,
+    check_alignment,
     _check_patterns,
     _check_steps,
     _check_credentials,
