@@ -125,6 +125,14 @@ class Conversation:
             if self.messages[start].role == USER:
                 yield replace(self, messages=self.messages[start:])
 
+    def up_to_each_answer(self) -> list[Conversation]:
+        """The conversation up to each answer that is learned and not blank; none for running text."""
+        return [
+            replace(self, messages=self.messages[: place + 1])
+            for place in range(1, len(self.messages), 2)
+            if self.messages[place].learned and self.messages[place].content.strip()
+        ]
+
     @property
     def num_rounds(self) -> int:
         """Number of user's messages; 1 for running text."""

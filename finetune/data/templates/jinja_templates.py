@@ -145,6 +145,10 @@ class JinjaTemplate:
         except RenderError as error:
             raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
         except (InconsistentError, _AlteredError) as error:
+            if (
+                not for_training and not only_last
+            ):  # a model is asked with earlier answers as they are written now
+                return self._write(conversation, for_training=False, only_last=True)
             raise RefusedConversationError(
                 f"{self._name}: cannot be used for {conversation.place}: {error}"
             ) from None

@@ -37,8 +37,8 @@ class InconsistentError(Exception):
     def __str__(self) -> str:
         return (
             "it writes earlier messages differently once later ones follow, so what a model is asked to "
-            "continue would not be what it was trained on. Set train_on to last to learn the last answers alone, or "
-            "give chat_template another name or file."
+            "continue would not be what it was trained on. Set train_on to each (every answer becomes a sample of "
+            "its own) or to last (the last answers alone are learned), or give chat_template another name or file."
         )
 
 
