@@ -78,6 +78,7 @@ EMPTY = [
     {"src": "", "tgt": "a"},
     {"src": None, "tgt": "a"},
     {"src": [""], "tgt": ["a"]},
+    {"src": [None], "tgt": ["a"]},
     {"query": None, "response": "a"},
     {"query": "", "response": "a", "history": []},
     {"instruction": "", "input": "", "output": "a", "system": ""},
@@ -87,6 +88,17 @@ EMPTY = [
     {"messages": [{"role": "assistant", "content": "a"}]},
     {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "a"}]},
 ]
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_message_with_null_is_an_empty_one(write_lines, value):
+    records = [
+        {"messages": [{"role": "user", "content": value}, ROUND[1]]},
+        {"conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "a"}]},
+    ]
+    found, rules = read(write_lines(*records))
+    assert [each.messages for each in found] == [(Message(TEXT, "a"),)] * 2
+    assert rules.get("messages with null read as empty", 0) == (2 if value is None else 0)
 
 
 @pytest.mark.parametrize("record", EMPTY)
@@ -143,6 +155,12 @@ def test_calls_without_arguments_have_an_empty_object(write_lines, arguments):
     assert json.loads(conversation.messages[1].content) == {"name": "f", "arguments": {}}
     counted = {"calls of functions without arguments given an empty object": 1}
     assert rules == ({} if arguments in ({}, "{}") else counted)
+
+
+def test_a_call_that_is_an_object_is_checked_as_well(write_lines):
+    call = {"role": "tool_call", "content": {"name": "f", "arguments": "x"}}
+    with pytest.raises(UserError, match=r"messages\[1\]\.content\.arguments is text that is no JSON"):
+        read(write_lines({"messages": [ROUND[0], call, {"role": "tool", "content": "r"}, ROUND[1]]}))
 
 
 def test_a_function_call_is_checked_as_well(write_lines):

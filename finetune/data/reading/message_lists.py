@@ -183,6 +183,8 @@ def read_tools(record: Record) -> str | None:
         text = tools
     else:
         parsed, text = tools, ""
+    if parsed is None:
+        return None
     if not isinstance(parsed, list | dict):
         raise RecordError(record, f"tools is {describe_type(parsed)}, expected a list or JSON text")
     return (text or json.dumps(parsed, ensure_ascii=False)) if parsed else None
@@ -312,9 +314,11 @@ def _read_content(
         if key not in message:
             raise RecordError(record, f"{name} is missing, expected a string")
         role = message.get("role", message.get("from"))
-        if _ROLES.get(str(role).lower()) in (TOOL, ASSISTANT):
+        if _ROLES.get(str(role).lower()) in (TOOL, ASSISTANT, USER):
             notes.add(rules.NULL_CONTENT)
             return ""
     if isinstance(content, dict) and _ROLES.get(str(message.get("role")).lower()) in (TOOL, TOOL_CALL):
+        if "arguments" in content and _ROLES[str(message.get("role")).lower()] == TOOL_CALL:
+            return write_calls(record, content, name, notes)
         return json.dumps(content, ensure_ascii=False)
     return read_text(record, content, name, notes)
