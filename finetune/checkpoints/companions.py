@@ -19,8 +19,8 @@ from finetune.storage.template_files import copy_named
 _PATTERNS = (
     "config.json", "generation_config.json", "lora_config.json", "prefix_config.json", "adapter_facts.json",
     "pre_caches.npy", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
-    "merges.txt", "*.model", "*.tiktoken", "*.jinja", "configuration_*.py", "modeling_*.py", "tokenization_*.py",
-    trained_template.PATTERN,
+    "merges.txt", "*.model", "*.tiktoken", "tekken.json", "*.jinja", "configuration_*.py", "modeling_*.py",
+    "tokenization_*.py", trained_template.PATTERN,
 )  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from finetune.storage.template_files import copy_named
 
 _TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
     "tokenization_*.py",
 )  # fmt: skip
 _TEMPLATES = ("chat_template*", "*.jinja")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,7 +49,9 @@ def load_preferences(
         UserError: Examples that cannot be written or are too long, all of them, or no sample is left.
     """
     report = DataReport(
-        files=tuple(dict.fromkeys(str(each.file) for each in conversations)), num_lines=len(conversations)
+        files=tuple(dict.fromkeys(str(each.file) for each in conversations)),
+        # A line gives several examples in a row: a pair its two marked answers, a ranked list its pairs.
+        num_lines=sum(1 for _ in itertools.groupby(conversations, lambda each: each.place)),
     )
     conversations = with_system(conversations, system)
     builder = PreferenceBuilder(
