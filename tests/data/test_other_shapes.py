@@ -196,6 +196,27 @@ def test_names_of_tools_go_where_a_template_has_a_place(write_lines, encoder):
     assert said in load_samples([conversation], encoder, load_template("alpaca"), **limits)[1].describe()
 
 
+WITH_IDS = (
+    "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    "{% if not c.id or c.id | length != 9 %}{{ raise_exception('no id of 9 letters') }}{% endif %}"
+    "<call {{ c.id }}>{{ c.function.name }}{% endfor %}{% elif m.role == 'tool' %}<result {{ m.tool_call_id }}>{{ m.content }}"
+    "{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_ids_of_calls_reach_templates_that_ask_for_them(write_lines):
+    call = {"id": "abcdef001", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "content": "r", "tool_call_id": "abcdef001"}
+    records = [{"messages": [ROUND[0], {"role": "assistant", "content": "", "tool_calls": calls}, result, ROUND[1]]}
+               for calls in ([call], [call, call | {"id": "abcdef002"}], [{"function": call["function"]}])]  # fmt: skip
+    found, _ = read(write_lines(*records))
+    template = JinjaTemplate(WITH_IDS, "t", {})
+    texts = ["".join(piece.text for piece in template.render(each)) for each in found]
+    assert texts[0] == "<user>q<call abcdef001>f<result abcdef001>r<assistant>a"
+    assert "<call abcdef001>f<call abcdef002>f<result" in texts[1]
+    assert '<assistant>{"name": "f", "arguments": {}}<result' in texts[2]  # without ids the text of the call
+
+
 def test_names_cannot_bring_special_tokens_in():
     conversation = Conversation(
         (
@@ -214,5 +235,5 @@ def test_names_that_are_not_used_are_told(write_lines):
     messages = [RESULTS[0] | {"name": "u"}, RESULTS[1], RESULTS[2], RESULTS[2] | {"name": "g"}, RESULTS[3]]
     (conversation,) = read_conversations([write_lines({"messages": messages})], ReadOptions(), faults)
     assert conversation.messages[2] == Message(TOOL, "r\nr")
-    assert faults.notes.unused_fields == {"messages[].name": 1, "tool_calls[].id": 1}
+    assert faults.notes.unused_fields == {"messages[].name": 1}
     assert faults.notes.rules == {"names or ids of joined tool results left out": 1}
