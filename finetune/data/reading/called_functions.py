@@ -40,12 +40,9 @@ def write_calls(record: Record, calls: Any, name: str, notes: ReadingNotes) -> s
 
 def read_call_ids(calls: Any) -> str:
     """The ids of calls, one a line; "" unless all have one."""
-    ids = (
-        [call.get("id") if isinstance(call, dict) else None for call in calls]
-        if isinstance(calls, list)
-        else []
-    )
-    return "\n".join(ids) if all(isinstance(each, str) and each and "\n" not in each for each in ids) else ""
+    given = [call.get("id") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    ids = [each for each in given if isinstance(each, str) and each and "\n" not in each]
+    return "\n".join(ids) if len(ids) == len(given) else ""
 
 
 def _read_arguments(record: Record, value: Any, name: str, notes: ReadingNotes) -> dict[str, Any]:
