@@ -73,6 +73,7 @@ def test_conversations_whose_earlier_rounds_are_changed_are_refused():
     )
     last = "system:sys\nuser:q1\nassistant:a1\nuser:q2\nassistant:{<think>a2\n}"
     assert show(template.render_last(TWO_ROUNDS)) == last
+    assert show(template.render_prompt(TWO_ROUNDS)) == last.partition("{")[0]
 
 
 def test_the_end_of_all_messages_is_no_change_of_earlier_ones():

@@ -27,7 +27,7 @@ class Message(NamedTuple):
         learned: Of an answer, whether it carries labels; the others never do.
         reasoning: Of an answer, the thoughts that led to it, for templates that have a place for them.
         tool: Of a tool's result, the name of the tool, for templates that have a place for it.
-        call_id: Of a tool's result, the id of the call that it answers, likewise.
+        call_id: Of a tool's result, the id of the call that it answers, likewise; of calls their ids, one a line.
     """
 
     role: str

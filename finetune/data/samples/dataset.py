@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.reading.conversation import Conversation
+from finetune.data.reading.conversation import TOOL, Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.no_examples import describe_no_example
 from finetune.data.reading.notes import (
@@ -97,7 +97,10 @@ class DataReport:
         if thoughts := sum(bool(message.reasoning) for message in conversation.messages):
             takes = getattr(chosen_template(template, conversation), "takes_reasoning", False)
             self.notes.add(REASONING_WRITTEN if takes else REASONING_LEFT_OUT, thoughts)
-        named = sum(bool(message.tool or message.call_id) for message in conversation.messages)
+        named = sum(
+            message.role == TOOL and bool(message.tool or message.call_id)
+            for message in conversation.messages
+        )
         if named and not getattr(chosen_template(template, conversation), "takes_tool_names", False):
             self.notes.add(TOOL_NAMES_LEFT_OUT, named)
         self.num_naming_special += bool(
