@@ -13,8 +13,8 @@ from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
 from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
-from finetune.run.preference_data import PreferenceData, read_preference_samples
 from finetune.run.alignment import comparison_of
+from finetune.run.preference_data import PreferenceData, read_preference_samples
 from finetune.run.preference_data import check_positions as check_preference_positions
 from finetune.run.stream import check_sources, read_first
 from finetune.run.tokenizer import tokenizer_folder

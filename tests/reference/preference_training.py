@@ -197,7 +197,6 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
         adapter = build_adapter(Path(name) / "adapter", folder)
         for case in CASES.values():
             curves[case.name] = train_case(case, folder, None)
-            print(case.name, curves[case.name][0], curves[case.name][-1])
             curves[f"{case.name}_lora"] = train_case(case, folder, adapter)
     return curves
 
