@@ -43,6 +43,9 @@ def run_command(main: Callable[[], int | None]) -> int:
     try:
         code = _run(main)
         return code
+    except Interrupted as error:  # while a failure was being told
+        print(f"interrupted: {error}", file=sys.stderr)
+        return code
     finally:
         was_stopped = any(signal.getsignal(number) is not end_command for number in previous)
         # A launcher that sees another rank fail first sends SIGTERM, which would replace this one's exit code.

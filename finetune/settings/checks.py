@@ -23,7 +23,7 @@ from finetune.settings.paths import (
     looks_like_path,
     shorten,
 )
-from finetune.settings.quantisation import check_quantisation
+from finetune.settings.quantisation import check_quantisation, find_export_command
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 
@@ -70,7 +70,10 @@ def _check_required(values: Values) -> Faults:
 
 def _check_each(values: Values) -> Faults:
     """What the record of a setting says about its value alone."""
+    is_answered = find_export_command(values) is not None  # told with the command that does it
     for name, setting in known_settings().items():
+        if is_answered and setting.group == "quant":
+            continue
         yield from (((name,), fault) for fault in setting.find_faults(values[name]))
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from finetune.errors import RunError
+from finetune.machine.stop_signals import kept_from_threads
 from finetune.processes.deadline import end_at_latest
 from finetune.processes.network.secret import JobSecret
 from finetune.processes.phases import PhaseRecord
@@ -84,7 +85,8 @@ class WatchThread(ABC):
 
     def start(self) -> None:
         """Starts watching."""
-        self._thread.start()
+        with kept_from_threads():
+            self._thread.start()
 
     def wait_for_all(self, deadline: float) -> bool:
         """Whether all ranks have connected before the deadline (monotonic seconds).
