@@ -43,12 +43,14 @@ def main() -> None:
     from finetune.processes.phases import PhaseRecord
     from finetune.run.adapter import adapt, check_adapter
     from finetune.run.adapter_source import fetch_adapter
+    from finetune.run.alignment import add_reference, comparison_of
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
     from finetune.run.preview.preview import show
     from finetune.run.processes import plan_layout, start_processes
     from finetune.run.report import Report
+    from finetune.run.template_day import use_day
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
 
@@ -70,11 +72,11 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
-        report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
+        report.notes([*adapter_notes, *use_day(run), *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)
-        check_positions(data, args.data, resolved)
+        check_positions(data, args.data, resolved, comparison_of(args))
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
         model = adapt(base, args, resolved)
@@ -82,6 +84,7 @@ def main() -> None:
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
         report.model(trainer.parallel)
+        report.notes(add_reference(args, run, trainer))
         metrics: dict[str, float] = {}
         if args.training.do_train:
             metrics |= train(args, run, trainer, report, base_folder=resolved.folder)

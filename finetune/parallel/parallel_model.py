@@ -170,13 +170,19 @@ class ParallelModel:
         Args:
             values: float64 [n], on the device; changed.
         """
+        return [float(value) for value in self.sum_samples(values).tolist()]
+
+    def sum_samples(self, values: Any) -> Any:
+        """The same sums as they are on the device: nothing waits for them."""
         with no_grad_no_autocast():
             if not self.reports_sample_sums:
                 values = paddle.zeros_like(values)
             self.groups.world.all_reduce(values)
-        return [float(value) for value in values.tolist()]
+        return values
 
-    def sum_gradients(self, loss: Any, counts: Sequence[float] = ()) -> tuple[float, float, list[float]]:
+    def sum_gradients(
+        self, loss: Any, counts: Sequence[float] = (), figures: Any = None
+    ) -> tuple[float, float, list[float]]:
         """Makes the gradients those of the whole global batch.
 
         Everything that the host has to know of a step is read from the device here, in one piece.
@@ -184,22 +190,27 @@ class ParallelModel:
         Args:
             loss: This rank's share of the step's loss, float64 [1].
             counts: Numbers of this rank to be summed over all ranks on the way.
+            figures: float64 [n] on the device, sums over this rank's samples; None for none.
 
         Returns:
-            The step's loss, the L2 norm of all gradients and the sums of `counts`, the same on every rank.
+            The step's loss, the L2 norm of all gradients and the sums of `counts` and then of `figures`, the same on
+            every rank.
         """
         self.replicas.sum_gradients()
         self._sum_partial()
         with no_grad_no_autocast():
-            share = loss if self.reports_sample_sums else paddle.zeros_like(loss)
+            of_samples = loss if figures is None else paddle.concat([loss, figures])
+            if not self.reports_sample_sums:
+                of_samples = paddle.zeros_like(of_samples)
             square = self.replicas.squared_norm(self._counts)
-            totals = paddle.concat([share, square, paddle.to_tensor([*counts], dtype="float64")])
+            sums = [of_samples[:1], square, paddle.to_tensor([*counts], dtype="float64"), of_samples[1:]]
+            totals = paddle.concat(sums if figures is not None else sums[:-1])
             self.groups.world.all_reduce(totals)
             num_totals = totals.shape[0]
             numbers = paddle.concat([totals, self.replicas.presence()]).numpy()
         self.replicas.drop_absent(numbers[num_totals:])
-        total_loss, total_square, *sums = numbers[:num_totals].tolist()
-        return total_loss, math.sqrt(total_square), sums
+        total_loss, total_square, *others = numbers[:num_totals].tolist()
+        return total_loss, math.sqrt(total_square), others
 
     def _counts(self, name: str) -> bool:
         is_split = getattr(self.replicas.trained[name], "is_distributed", False)

@@ -33,6 +33,8 @@ METRIC_FORMATS = {
     "rouge1": ("ROUGE-1", ".4f"),
     "rouge2": ("ROUGE-2", ".4f"),
     "rougel": ("ROUGE-L", ".4f"),
+    "rewards_accuracy": ("rewards accuracy", ".4f"),
+    "rewards_margin": ("rewards margin", ".4f"),
 }
 """Metrics worth a place on the screen: label and number format."""
 
@@ -157,17 +159,14 @@ class ProgressReporter:
         atexit.unregister(self.close)
 
     def _keep(self, record: Mapping[str, Any]) -> None:
-        for name in ("loss", "learning_rate", "tokens_per_second"):
+        for name in ("loss", "rewards_accuracy", "learning_rate", "tokens_per_second"):
             if record.get(name) is not None:
                 self._shown[name] = float(record[name])
 
     def _figures(self, *, aligned: bool = False) -> list[str]:
         """Loss, learning rate, speed and time left, each left out while unknown."""
-        texts = []
-        if "loss" in self._shown:
-            texts.append(f"loss {self._shown['loss']:.4f}")
-        if "learning_rate" in self._shown:
-            texts.append(f"lr {self._shown['learning_rate']:.1e}")
+        forms = {"loss": "loss {:.4f}", "rewards_accuracy": "accuracy {:.2f}", "learning_rate": "lr {:.1e}"}
+        texts = [form.format(self._shown[name]) for name, form in forms.items() if name in self._shown]
         seconds = sum(duration for duration, _ in self._window)
         tokens = sum(count for _, count in self._window)
         speed = self._shown.get("tokens_per_second") or (tokens / seconds if seconds > 0 else 0)

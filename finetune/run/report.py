@@ -133,6 +133,8 @@ class Report:
         if not self.args.training.do_train or self.args.data.eval_with_do_generation:
             return {}
         out = str(self.run.path)
+        if self.args.alignment.loss_type is not None:  # its data have no single answer to compare with
+            return self._use_commands(out)
         options = {"do_train": "false", "do_eval": "true", "eval_with_do_generation": "true",
                    "save_generation_output": "true"}  # fmt: skip
         if self.args.model.lora:

@@ -90,7 +90,7 @@ def test_oldest_rounds_go_first(encoder):
     ],
 )  # fmt: skip
 def test_what_is_dropped_is_counted(encoder, pair, limits, reason):
-    kept = compare(("q", "y"), rejected="n")
+    kept = replace(compare(("q", "y"), rejected="n"), line_number=8)
     samples, report = load([pair, kept], encoder, **limits)
     assert len(samples) == 1 and [*report.num_dropped.values()] == [1]
     assert reason in next(iter(report.num_dropped))

@@ -146,6 +146,12 @@ class PreferenceRows:
                 total += len(self.samples[number].prompt_ids) - 1
         return total
 
+    def count_learned_tokens(self, indices: NDArray[Any]) -> int:
+        """Tokens of some units that a likelihood beside the preference counts: chosen answers, and prompts if learned."""
+        samples = [self.samples[number] for number in self.sample_numbers(indices)]
+        total = sum(len(sample.answers[0]) for sample in samples)
+        return total + (sum(len(sample.prompt_ids) - 1 for sample in samples) if self._learns_prompts else 0)
+
     def fingerprint(self) -> str:
         """Changes when the samples do."""
         digest = hashlib.blake2b(hash_preferences(self.samples).encode(), digest_size=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ from finetune.data.preference.sample import PreferenceSample
 from finetune.data.preference.store import PreferenceStore
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.records import FaultCollector
-from finetune.data.samples.dataset import TOO_LONG, DataReport, describe_reasons, with_system
+from finetune.data.samples.dataset import DataReport, with_system
+from finetune.data.samples.drop_reasons import TOO_LONG, describe_reasons
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.tokenize import TooLongError
 from finetune.data.templates.pieces import RefusedConversationError, Template
@@ -47,7 +49,9 @@ def load_preferences(
         UserError: Examples that cannot be written or are too long, all of them, or no sample is left.
     """
     report = DataReport(
-        files=tuple(dict.fromkeys(str(each.file) for each in conversations)), num_lines=len(conversations)
+        files=tuple(dict.fromkeys(str(each.file) for each in conversations)),
+        # A line gives several examples in a row: a pair its two marked answers, a ranked list its pairs.
+        num_lines=sum(1 for _ in itertools.groupby(conversations, lambda each: each.place)),
     )
     conversations = with_system(conversations, system)
     builder = PreferenceBuilder(

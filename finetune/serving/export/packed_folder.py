@@ -23,6 +23,8 @@ from finetune.storage.quantisation.packed_weights import PackedMatrix
 from finetune.storage.quantisation.stored_writing import format_facts, stored_parts
 from finetune.storage.writer import ComputedTensor, Layout, write_tensors
 
+_MERGED = ("lora_A", "lora_B")
+"""Parameters of an adapter that is in the weights already."""
 _JOINING = ("fuse_attention_qkv", "fuse_attention_ffn")
 
 
@@ -66,6 +68,8 @@ def _named_arrays(
 ) -> Iterator[tuple[str, Array]]:
     for name, tensor in named_weights(model).items():
         layer, _, ending = name.rpartition(".")
+        if ending in _MERGED:
+            continue
         theirs = to_hugging_face(name, family)
         if ending == "weight" and layer in packed:
             for end, part in stored_parts(packed[layer], dtype="float32").items():
