@@ -10,12 +10,14 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from finetune.machine.memory_limit import require_address_space
 from finetune.machine.stop_signals import end_at_once, set_handlers
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     set_handlers(end_at_once)
+    require_address_space()
 
-from finetune.machine.environment import check_environment
+from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parses, loads, adapts, trains, evaluates and saves."""
     args = parse_arguments()
-    check_environment()
+    check_machine()
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
     from finetune.machine.half_precision import half_precision_on_cpu
@@ -41,12 +43,14 @@ def main() -> None:
     from finetune.processes.phases import PhaseRecord
     from finetune.run.adapter import adapt, check_adapter
     from finetune.run.adapter_source import fetch_adapter
+    from finetune.run.alignment import add_reference, comparison_of
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
     from finetune.run.preview.preview import show
     from finetune.run.processes import plan_layout, start_processes
     from finetune.run.report import Report
+    from finetune.run.template_day import use_day
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
 
@@ -68,11 +72,11 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
-        report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
+        report.notes([*adapter_notes, *use_day(run), *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)
-        check_positions(data, args.data, resolved)
+        check_positions(data, args.data, resolved, comparison_of(args))
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
         model = adapt(base, args, resolved)
@@ -80,6 +84,7 @@ def main() -> None:
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
         report.model(trainer.parallel)
+        report.notes(add_reference(args, run, trainer))
         metrics: dict[str, float] = {}
         if args.training.do_train:
             metrics |= train(args, run, trainer, report, base_folder=resolved.folder)

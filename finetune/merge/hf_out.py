@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.data.templates.own_templates import keep_named
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
 from finetune.models.hf_names import is_tied
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.quantisation.stored_format import without_format
 from finetune.storage.writer import Tensor
 
 # What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
@@ -91,6 +93,7 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
     if source := template_source(folder, family.tokenizer):
+        keep_named(folder, settings)
         (folder / TEMPLATE_FILE).write_text(source, encoding="utf-8")
         kept.pop("chat_template", None)
     if kept != settings:
@@ -133,6 +136,7 @@ def _linear_scaling(config: Mapping[str, Any]) -> float | None:
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Writes a configuration if it differs from what is there."""
-    if read_json_if_present(path) != dict(config):
-        write_json(path, config)
+    """Writes the configuration of a model of ordinary weights, if it differs from what is there."""
+    ordinary = without_format(config)
+    if read_json_if_present(path) != ordinary:
+        write_json(path, ordinary)

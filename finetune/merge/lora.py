@@ -106,10 +106,9 @@ def merge(options: MergeOptions) -> None:
         _check_paddle()
     base = open_base(_find_base(options))
     adapters = _open_adapters(options, base)
-    hugging_face = (
-        base.is_hugging_face if options.save_format is None else options.save_format == HUGGING_FACE
-    )
-    scheme = quantised_base.scheme_to_apply(options.adapters, options.into, unmerge=options.unmerge)
+    hugging_face = options.save_format == HUGGING_FACE if options.save_format else base.is_hugging_face
+    form = base.stored_format
+    scheme = quantised_base.scheme_to_apply(options.adapters, options.into, form, unmerge=options.unmerge)
     tensors, num_tokens = plan(
         base, adapters, unmerge=options.unmerge, hugging_face=hugging_face, scheme=scheme
     )
@@ -134,7 +133,7 @@ def merge(options: MergeOptions) -> None:
         with show_progress(sum(map(count_bytes, tensors))) as advance:
             files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
-    if line := quantised_base.describe_choice(options.adapters, scheme):
+    if line := quantised_base.describe_choice(options.adapters, scheme, form):
         print(line)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files

@@ -33,6 +33,8 @@ METRIC_FORMATS = {
     "rouge1": ("ROUGE-1", ".4f"),
     "rouge2": ("ROUGE-2", ".4f"),
     "rougel": ("ROUGE-L", ".4f"),
+    "rewards_accuracy": ("rewards accuracy", ".4f"),
+    "rewards_margin": ("rewards margin", ".4f"),
 }
 """Metrics worth a place on the screen: label and number format."""
 
@@ -89,9 +91,9 @@ class ProgressReporter:
         """Notes an optimizer step; call it after every one, it costs microseconds.
 
         Args:
-            record: `step`, and what is known without extra work of `loss`, `learning_rate`,
-                `num_tokens` (of this step, without padding) and `tokens_per_second`. What is missing keeps
-                its last shown value; the speed is worked out from `num_tokens` when it is not given.
+            record: `step`, and what is known without extra work of `loss`, `learning_rate`, `num_tokens` (of this
+                step, without padding) and `tokens_per_second`. What is missing keeps its last shown value; the speed
+                is worked out from `num_tokens` when it is not given.
         """
         now = self._clock()
         self._window.append((now - self._last_step_at, float(record.get("num_tokens", 0))))
@@ -112,8 +114,7 @@ class ProgressReporter:
             return
         width = len(str(self.total_steps))
         parts = [f"step {int(record['step']):>{width}}/{self.total_steps}"]
-        if "epoch" in record:
-            parts.append(f"epoch {record['epoch']:.2f}")
+        parts += [f"epoch {record['epoch']:.2f}"] if "epoch" in record else []
         self._write("  ".join([*parts, *self._figures(aligned=True)]))
 
     @contextlib.contextmanager
@@ -157,17 +158,14 @@ class ProgressReporter:
         atexit.unregister(self.close)
 
     def _keep(self, record: Mapping[str, Any]) -> None:
-        for name in ("loss", "learning_rate", "tokens_per_second"):
+        for name in ("loss", "rewards_accuracy", "learning_rate", "tokens_per_second"):
             if record.get(name) is not None:
                 self._shown[name] = float(record[name])
 
     def _figures(self, *, aligned: bool = False) -> list[str]:
         """Loss, learning rate, speed and time left, each left out while unknown."""
-        texts = []
-        if "loss" in self._shown:
-            texts.append(f"loss {self._shown['loss']:.4f}")
-        if "learning_rate" in self._shown:
-            texts.append(f"lr {self._shown['learning_rate']:.1e}")
+        forms = {"loss": "loss {:.4f}", "rewards_accuracy": "accuracy {:.2f}", "learning_rate": "lr {:.1e}"}
+        texts = [form.format(self._shown[name]) for name, form in forms.items() if name in self._shown]
         seconds = sum(duration for duration, _ in self._window)
         tokens = sum(count for _, count in self._window)
         speed = self._shown.get("tokens_per_second") or (tokens / seconds if seconds > 0 else 0)

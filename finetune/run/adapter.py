@@ -11,7 +11,9 @@ from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
+from finetune.models.resolve import quantised_twice
 from finetune.run.model import parameter_dtype
+from finetune.settings.quantisation import scheme_of
 from finetune.storage.files import read_json_if_present
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
         UserError: The folder is no adapter that can be trained here, or a pattern is faulty or fits no layer.
     """
     model = args.model
+    _check_stored_format(args, resolved)
     if model.lora and model.lora_path:
         folder = local_adapter(model.lora_path)
         if faults := find_adapter_faults("lora_path", folder):
@@ -45,6 +48,24 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
         layers = expected_layers(resolved.family, resolved.family.adapt_config(resolved.config))
         resolve_targets(model.lora_target_modules, resolved.family, layers, layers)
     return []
+
+
+def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
+    """What cannot be done with a folder whose weights are quantised."""
+    form, model = resolved.stored_format, args.model
+    if form is None:
+        return
+    shown = f"model {resolved.name} is quantised ({form.label})"
+    if scheme_of(vars(model)):
+        raise quantised_twice(resolved)
+    if args.training.do_train and not model.lora:
+        raise UserError(
+            f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"
+        )
+    if model.lora and model.pissa:
+        raise UserError(
+            f"{shown} and pissa is true, which would change the packed weights that it starts from: set pissa false"
+        )
 
 
 def _differences(args: Arguments, folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ from finetune.checkpoints.folder import (
 from finetune.errors import UserError
 from finetune.processes.network.secret import SECRET_PREFIX
 from finetune.run.disk_space import TRIAL_FILE, try_writing
+from finetune.run.template_day import choose_day
 from finetune.settings.registry import known_settings
 from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
 from finetune.storage.lock import take_lock
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _SHARED_FOLDER_SECONDS = 10.0
 
 ARGUMENTS_FILE = "arguments.json"
+ENGINES_KEY = "layout_engines"
 FINISHED_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 OVERWRITING_FILE = ".overwriting.json"
@@ -55,6 +57,7 @@ class RunDirectory:
         trained: Whether its final weights stand and only what follows the training is missing.
         replaces: Whether an earlier run in this folder is being replaced, on request.
         warnings: What the person should know before training starts.
+        template_day: The day that the chat template is told, where it asks for the date: that on which the run began.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class RunDirectory:
     trained: bool = False
     replaces: bool = False
     warnings: list[str] = field(default_factory=list)
+    template_day: str | None = None
     _lock: IO[str] | None = field(default=None, init=False)
 
     @property
@@ -100,6 +104,12 @@ class RunDirectory:
             for key, value in arguments.items()
             if key in before and before[key] != value and not known_settings()[key].may_change
         }
+
+    def note_engines(self, engines: dict[str, str]) -> None:
+        """Adds to the run's settings, where these were written, what drives each axis of its layout."""
+        path = self.path / ARGUMENTS_FILE
+        if settings := read_json_or_empty(path):
+            write_json(path, settings | {ENGINES_KEY: engines})
 
     def settle(self) -> None:
         """Removes what a replaced run left, once the new run's final files stand."""
@@ -169,6 +179,7 @@ def _claim(args: Arguments) -> RunDirectory:
         (path / FINISHED_FILE).unlink(missing_ok=True)
         (path / TRAINED_FILE).unlink(missing_ok=True)
         write_json(path / ARGUMENTS_FILE, args.to_json())
+    choose_day(run, args)
     return run
 
 

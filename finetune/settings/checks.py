@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune.errors import holds_credentials
 from finetune.machine.device import find_device_fault
+from finetune.settings.alignment import check_alignment
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
 from finetune.settings.paths import (
@@ -22,7 +23,7 @@ from finetune.settings.paths import (
     looks_like_path,
     shorten,
 )
-from finetune.settings.quantisation import check_quantisation
+from finetune.settings.quantisation import check_quantisation, find_export_command
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 
@@ -69,7 +70,10 @@ def _check_required(values: Values) -> Faults:
 
 def _check_each(values: Values) -> Faults:
     """What the record of a setting says about its value alone."""
+    is_answered = find_export_command(values) is not None  # told with the command that does it
     for name, setting in known_settings().items():
+        if is_answered and setting.group == "quant":
+            continue
         yield from (((name,), fault) for fault in setting.find_faults(values[name]))
 
 
@@ -198,6 +202,7 @@ _CHECKS = (
     check_data,
     _check_methods,
     check_quantisation,
+    check_alignment,
     _check_patterns,
     _check_steps,
     _check_credentials,

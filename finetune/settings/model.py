@@ -9,7 +9,7 @@ from finetune.storage.quantisation.scheme import ALGORITHMS, BLOCK_SIZES
 UNQUANTISED = "off"
 """Value of weight_quantize_algo that leaves the base as it is, whatever an adapter was trained on."""
 QUANTISE_LATER = (
-    "fine-tune in bf16 or fp16 here and quantise the merged model with PaddleNLP's llm/run_quantization.py"
+    "fine-tune first, and quantise the result: python export_model.py --quantize int8, int4 or nf4"
 )
 
 # One row per setting: default, help, help in Chinese, further facts.
@@ -175,11 +175,12 @@ class QuantArguments:
 
     do_ptq: bool = _refused(False, "Quantise after training", "训练后量化")
     do_qat: bool = _refused(False, "Train with quantisation in the loop", "量化感知训练")
-    do_gptq: bool = _refused(False, "Quantise with GPTQ", "用 GPTQ 量化")
+    do_gptq: bool = _refused(False, "Quantise with GPTQ", "用 GPTQ 量化",
+        instead="fine-tune first, and quantise the result: python export_model.py --quantize int4 --calibration_data")
     do_awq: bool = _refused(False, "Quantise with AWQ", "用 AWQ 量化")
     quant_type: str = _refused("a8w8", "Number format of quantised weights", "量化权重的数值格式")
     shift: bool = _refused(False, "Shift activations before quantising", "量化前平移激活值")
     smooth: bool = _refused(False, "Smooth activations before quantising", "量化前平滑激活值")
     auto_clip: bool = _refused(False, "Clip weights before quantising", "量化前裁剪权重")
     load_quant_model: bool = _refused(False, "Start from quantised weights", "从量化后的权重开始",
-        instead="start from the weights before quantisation")
+        instead="give a quantised folder as model_name_or_path (docs/quantised_bases.md)")

@@ -51,8 +51,30 @@ def resolve_quantisation(values: MutableMapping[str, Any]) -> list[str]:
     return [f"the adapter in lora_path was trained {was}, and this run has weight_quantize_algo {asked}"]
 
 
+def find_export_command(values: Mapping[str, Any]) -> str | None:
+    """The command that does what an argument file for quantisation after training asks for; None where it is none."""
+    if not (values["do_ptq"] or values["do_gptq"]):
+        return None
+    form = "int4" if values["do_gptq"] or "int4" in str(values["quant_type"]) else "int8"
+    words = ["python export_model.py", f"--model_name_or_path {values['model_name_or_path'] or '<model>'}"]
+    if values["lora_path"]:
+        words.append(f"--lora_path {values['lora_path']}")
+    words += [f"--output_path {values['output_dir'] or '<output>'}", f"--quantize {form}"]
+    if data := values["dataset_name_or_path"]:
+        data = data if isinstance(data, str) else data[0]
+        words.append(f"--{'calibration' if values['do_gptq'] else 'perplexity'}_data {data}")
+    return " ".join(words)
+
+
 def check_quantisation(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """What the settings of a quantised base cannot be together with, as (names, fault)."""
+    if command := find_export_command(values):
+        name = "do_gptq" if values["do_gptq"] else "do_ptq"
+        yield (
+            (name,),
+            f"{name} is true, which this version does not have in training: quantise with `{command}`; to train with this "
+            f"file, remove {name}",
+        )
     for name in BLOCK_SIZE_FIELDS:
         size = values[name]
         if size not in BLOCK_SIZES and BLOCK_SIZES[0] < size < BLOCK_SIZES[-1]:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune.storage.template_files import copy_named
 from finetune.tokenizers.loading import SOURCE_FOLDER
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -38,3 +39,4 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
         elif name in _SETTINGS:
             (folder / name).unlink(missing_ok=True)
+    copy_named(source, folder)

@@ -17,6 +17,8 @@ from finetune.data.samples.cache import EncodedData, load_or_build, make_key
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
+from finetune.data.templates.template_clock import set_day
+from finetune.errors import UserError
 from finetune.run.data_cache import find_key
 from tests.conftest import ROOT, write_arguments
 
@@ -145,9 +147,12 @@ def arguments(tmp_path, small_data, tiny_llama):
         path = write_arguments(
             tmp_path / "args.json",
             model_name_or_path=str(tiny_llama),
-            dataset_name_or_path=str(small_data),
             output_dir=str(tmp_path / "out"),
-            **{"do_train": True, "src_length": 96, "max_length": 160, "device": "cpu"} | settings,
+            **{
+                "dataset_name_or_path": str(small_data),
+                **{"do_train": True, "src_length": 96, "max_length": 160, "device": "cpu"},
+            }
+            | settings,
         )
         return parse_arguments([str(path)])
 
@@ -189,6 +194,31 @@ def test_the_key_follows_the_files(tmp_path):
     assert make_key({"a": 1}, [file]) != key
 
 
+def test_the_key_follows_the_day_where_a_template_writes_it(arguments, tiny_llama, tmp_path):
+    (tmp_path / "t.jinja").write_text(
+        "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    keys = {}
+    for template in (str(tmp_path / "t.jinja"), "chatml"):
+        args = arguments(chat_template=template)
+        for day in ("2026-11-26", "2026-11-27"):
+            set_day(day)
+            keys[template, day] = key_of(args, tiny_llama)
+    set_day(None)
+    assert len(set(keys.values())) == 3 and keys["chatml", "2026-11-26"] == keys["chatml", "2026-11-27"]
+
+
+def test_the_key_follows_what_a_folder_of_templates_holds(arguments, tiny_llama, tmp_path):
+    folder = tmp_path / "templates"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    args = arguments(chat_template=str(folder))
+    keys = [key_of(args, tiny_llama)]
+    for name in ("chat_template.jinja", "additional_chat_templates/rag.jinja"):
+        (folder / name).write_text("{{ messages }}")
+        keys.append(key_of(args, tiny_llama))
+    assert len(set(keys)) == 3
+
+
 def test_the_key_follows_the_version_of_the_code(tmp_path, monkeypatch):
     key = make_key({}, [])
     monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION + 1)
@@ -211,3 +241,41 @@ def test_a_run_finds_the_data_of_the_last_one(arguments, tmp_path):
     args.data.data_cache = False
     with pytest.raises(AttributeError):
         read_data(args, find_files(args), None)  # type: ignore[arg-type]
+
+
+def test_preference_data_are_kept_and_keyed_by_what_is_compared(arguments, tmp_path, write_lines):
+    from finetune.models.resolve import resolve_model
+    from finetune.run.data import find_files
+    from finetune.run.preference_data import check_positions, read_preference_samples
+    from finetune.run.tokenizer import load_tokenizer_pair
+
+    file = write_lines(
+        {"prompt": "a red dress", "chosen": "fits well", "rejected": "no", "margin": 2},
+        {"prompt": "shoes", "chosen": "good", "rejected": "bad"},
+        {"prompt": "coat", "chosen": "same", "rejected": "same"},
+        b"{",
+    )
+    settings = {
+        "dataset_name_or_path": str(file),
+        "on_bad_line": "skip",
+        "data_cache_dir": str(tmp_path / "cache"),
+    }
+    args = arguments(**settings)
+    resolved = resolve_model(args.model.model_name_or_path)
+    pair, files = load_tokenizer_pair(args, resolved), find_files(args)
+    first = read_preference_samples(args, files, pair, comparison="pairs")
+    again = read_preference_samples(args, files, None, comparison="pairs")  # type: ignore[arg-type]
+    report = again.reports["train"]
+    assert report == first.reports["train"] and len(again.train) == 2 and not again.dev
+    assert report.num_faulty_lines == 1 and report.notes.rules == {
+        "pairs whose answers are equal left out": 1
+    }
+    for sample, expected in zip(again.train, first.train, strict=True):
+        assert sample.prompt_ids.tolist() == expected.prompt_ids.tolist() and sample.margin == expected.margin
+        assert [ids.tolist() for ids in sample.answers] == [ids.tolist() for ids in expected.answers]
+    marked = read_preference_samples(args, files, pair, comparison="marked")
+    assert [sample.desirable for sample in marked.train] == [True, False] * 2
+    check_positions(marked, args.data, resolved)
+    resolved.config["max_position_embeddings"] = 4
+    with pytest.raises(UserError, match="prompts with an answer have up to"):
+        check_positions(marked, args.data, resolved)

@@ -208,7 +208,7 @@ def test_unknown_format_lists_the_known_ones(write_lines):
 def test_preference_pairs_are_refused_unless_chosen_is_asked_for(write_lines):
     file = write_lines({"prompt": "a", "chosen": "b", "rejected": "c"})
     assert (
-        "preference pairs (chosen and rejected), the data of a preference method such as DPO: set preference to chosen"
+        "preference pairs (chosen and rejected), the data of a preference method such as DPO: set loss_type to train on them"
         in faults_of(file)[0]
     )
     assert read_conversations([file], CHOSEN) == [make_conversation([("a", "b")])]
@@ -250,11 +250,9 @@ def test_tool_calls_in_both_spellings(write_lines):
                 {
                     "role": "assistant",
                     "content": None,
-                    "tool_calls": [
-                        {"id": "1", "type": "function", "function": {**call, "arguments": '{"x": 1}'}}
-                    ],
+                    "tool_calls": [{"type": "function", "function": {**call, "arguments": '{"x": 1}'}}],
                 },
-                {"role": "tool", "content": "r", "tool_call_id": "1"},
+                {"role": "tool", "content": "r"},
                 {"role": "assistant", "content": "a"},
             ],
             "tools": [{"name": "t"}],
@@ -284,7 +282,7 @@ U, A = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
         ({"messages": "a"}, "messages is a string, expected a list of messages"),
         ({"messages": []}, "messages holds no message, expected an answer to learn at the end"),
         ({"messages": [U]}, "messages ends with a message from user, expected an answer"),
-        ({"messages": [A]}, "messages holds no message, expected an answer to learn"),
+        ({"messages": [A, A]}, "messages holds no message, expected an answer to learn"),
         ({"messages": [U, {"role": "tool", "content": "t"}, A]}, "messages[1] is from tool, expected assistant"),
         ({"messages": [U, 5]}, "messages[1] is a number, expected an object"),
         ({"messages": [U, {"role": "robot", "content": "b"}]}, 'messages[1]: the role is "robot", expected one of user'),

@@ -26,12 +26,30 @@ class Message(NamedTuple):
         content: Its text.
         learned: Of an answer, whether it carries labels; the others never do.
         reasoning: Of an answer, the thoughts that led to it, for templates that have a place for them.
+        tool: Of a tool's result, the name of the tool, for templates that have a place for it.
+        call_id: Of a tool's result, the id of the call that it answers, likewise; of calls their ids, one a line.
     """
 
     role: str
     content: str
     learned: bool = True
     reasoning: str = ""
+    tool: str = ""
+    call_id: str = ""
+
+
+class Comparison(NamedTuple):
+    """What preference methods know of an answer beside the answer itself.
+
+    Attributes:
+        rejected: The worse answer to the same prompt; None where the answer stands alone.
+        desirable: Whether an answer that stands alone is good; None for a pair.
+        margin: By how much the chosen answer is better; 0.0 where the data do not say.
+    """
+
+    rejected: Message | None = None
+    desirable: bool | None = None
+    margin: float = 0.0
 
 
 class Turn(NamedTuple):
@@ -56,6 +74,7 @@ class Conversation:
         line_number: Its first line, counted from 1; not compared.
         is_pair: Whether the data gave a bare prompt and its answer (``src`` and ``tgt``), which a model's own
             template is not meant for unless someone asks for it; not compared.
+        comparison: In data of a preference method, what the last answer is compared with.
     """
 
     messages: tuple[Message, ...]
@@ -64,6 +83,7 @@ class Conversation:
     line_number: int = field(default=0, compare=False)
     tools: str | None = None
     is_pair: bool = field(default=False, compare=False)
+    comparison: Comparison | None = None
 
     @property
     def is_text(self) -> bool:
@@ -104,6 +124,14 @@ class Conversation:
         for start in range(1, len(self.messages)):
             if self.messages[start].role == USER:
                 yield replace(self, messages=self.messages[start:])
+
+    def up_to_each_answer(self) -> list[Conversation]:
+        """The conversation up to each answer that is learned and not blank; none for running text."""
+        return [
+            replace(self, messages=self.messages[: place + 1])
+            for place in range(1, len(self.messages), 2)
+            if self.messages[place].learned and self.messages[place].content.strip()
+        ]
 
     @property
     def num_rounds(self) -> int:

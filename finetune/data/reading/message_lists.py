@@ -10,12 +10,12 @@ What stands out of order is put in order by rules that docs/data.md states, and 
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.data.reading import notes as rules
+from finetune.data.reading.called_functions import read_call_ids, write_calls
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Message
 from finetune.data.reading.marks import LEARNED_MARKS, read_learned
 from finetune.data.reading.notes import ReadingNotes
@@ -35,10 +35,11 @@ _JOINED = frozenset(
     {(USER, USER), (TOOL, TOOL), (ASSISTANT, ASSISTANT), (ASSISTANT, TOOL_CALL), (TOOL_CALL, TOOL_CALL)}
 )
 _COUNTED = {(USER, USER): rules.PROMPTS_JOINED, (ASSISTANT, ASSISTANT): rules.ANSWERS_JOINED}
-_SPELLINGS = frozenset({"role", "from", "content", "value"})
+_SPELLINGS = frozenset({"role", "from", "content", "value", "text"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_TOOL_FIELDS = ("name", "tool_call_id")
 _KNOWN = frozenset(
-    {"role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "id"}
+    {"role", "from", "content", "value", "text", "tool_calls", "function_call"}
     | LEARNED_MARKS
     | set(_REASONING)
 )
@@ -93,6 +94,8 @@ def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> 
     role_name = "role" if "role" in value else "from"
     is_value = role_name == "from" or ("value" in value and is_null(value.get("content")))
     content_name = "value" if is_value else "content"
+    if content_name not in value and "text" in value:
+        content_name = "text"
     aside = _SPELLINGS & value.keys() - {role_name, content_name}
     written = value.get(role_name)
     role = _ROLES.get(written.lower()) if isinstance(written, str) else None
@@ -100,13 +103,15 @@ def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> 
         shown = json.dumps(written, ensure_ascii=False)[:40] if role_name in value else "missing"
         raise RecordError(record, f"{name}: the role is {shown}, expected one of {', '.join(_ROLES)}")
     content = _read_content(record, value, content_name, f"{name}.{content_name}", notes)
-    calls = value.get("tool_calls") or value.get("function_call")
+    calls, ids = value.get("tool_calls") or value.get("function_call"), ""
     if calls and role == ASSISTANT:
-        text = _write_calls(calls)
+        key = "tool_calls" if value.get("tool_calls") else "function_call"
+        text = write_calls(record, calls, f"{name}.{key}", notes)
         role, content = TOOL_CALL, f"{content}\n{text}" if content else text
+        ids = read_call_ids(calls)
     if value.keys() <= _PLAIN and not aside:
-        return Message(role, content)
-    return _with_extras(record, Message(role, content), value, name, notes, aside)
+        return Message(role, content, call_id=ids)
+    return _with_extras(record, Message(role, content, call_id=ids), value, name, notes, aside)
 
 
 def order_messages(
@@ -179,12 +184,14 @@ def read_tools(record: Record) -> str | None:
         text = tools
     else:
         parsed, text = tools, ""
+    if parsed is None:
+        return None
     if not isinstance(parsed, list | dict):
         raise RecordError(record, f"tools is {describe_type(parsed)}, expected a list or JSON text")
     return (text or json.dumps(parsed, ensure_ascii=False)) if parsed else None
 
 
-_PLAIN = frozenset({"role", "from", "content", "value", "tool_calls", "function_call"})
+_PLAIN = frozenset({"role", "from", "content", "value", "text", "tool_calls", "function_call"})
 
 
 def _read_round(
@@ -210,7 +217,7 @@ def _with_extras(
     notes: ReadingNotes,
     aside: frozenset[str],
 ) -> Message:
-    """The message with its mark and its reasoning; what else it has is noted as not used, and so is `aside`."""
+    """The message with its mark and its reasoning, or the name of its tool; what else it has is noted as not used, and so is `aside`."""
     learned = read_learned(record, value, f"{name}.")
     reasoning = next((value[key] for key in _REASONING if not is_null(value.get(key))), "")
     if message.role not in _ANSWERS:
@@ -220,12 +227,16 @@ def _with_extras(
         if learned is False:
             notes.add(rules.ANSWER_UNLEARNED)
         if isinstance(reasoning, str) and reasoning:
-            notes.add(rules.REASONING)
             message = message._replace(reasoning=reasoning)
         message = message._replace(learned=learned is not False)
     if reasoning and not (message.role in _ANSWERS and isinstance(reasoning, str)):
         aside = aside | {next(key for key in _REASONING if not is_null(value.get(key)))}
-    for key in (value.keys() - _KNOWN) | aside:
+    used = _KNOWN
+    if message.role == TOOL:
+        used |= {key for key in _TOOL_FIELDS if isinstance(value.get(key), str)}
+        tool, call = (str(value[key]) if key in used else "" for key in _TOOL_FIELDS)
+        message = message._replace(tool=tool, call_id=call)
+    for key in (value.keys() - used) | aside:
         if not is_null(value[key]):
             notes.unused_fields[f"{name.partition('[')[0]}[].{key}"] += 1
     return message
@@ -268,7 +279,15 @@ def _join(record: Record, first: Message, second: Message, name: str, notes: Rea
     if rule := _COUNTED.get((first.role, second.role)):
         notes.add(rule)
     reasoning = "\n".join(filter(None, (first.reasoning, second.reasoning)))
-    return Message(second.role, f"{first.content}\n{second.content}", first.learned, reasoning)
+    if second.role in _ANSWERS:
+        are_calls = first.role == second.role == TOOL_CALL
+        ids = [first.call_id, second.call_id] if are_calls else [second.call_id]
+        first = first._replace(call_id="\n".join(ids) if all(ids) else "")
+    elif (first.tool, first.call_id) != (second.tool, second.call_id):
+        notes.add(rules.TOOL_NAMES_JOINED)
+        first = first._replace(tool="", call_id="")
+    content = f"{first.content}\n{second.content}"
+    return first._replace(role=second.role, content=content, reasoning=reasoning)
 
 
 def _check_order(record: Record, ordered: Sequence[Message], message: Message, name: str) -> None:
@@ -300,21 +319,11 @@ def _read_content(
         if key not in message:
             raise RecordError(record, f"{name} is missing, expected a string")
         role = message.get("role", message.get("from"))
-        if _ROLES.get(str(role).lower()) in (TOOL, ASSISTANT):
+        if _ROLES.get(str(role).lower()) in (TOOL, ASSISTANT, USER):
             notes.add(rules.NULL_CONTENT)
             return ""
     if isinstance(content, dict) and _ROLES.get(str(message.get("role")).lower()) in (TOOL, TOOL_CALL):
+        if "arguments" in content and _ROLES[str(message.get("role")).lower()] == TOOL_CALL:
+            return write_calls(record, content, name, notes)
         return json.dumps(content, ensure_ascii=False)
     return read_text(record, content, name, notes)
-
-
-def _write_calls(calls: Any) -> str:
-    """Tool calls as JSON: an object with name and arguments each, on lines of their own."""
-    written = []
-    for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, dict) else call
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            with contextlib.suppress(ValueError, RecursionError):  # what is no JSON stays the text it is
-                function = {**function, "arguments": json.loads(function["arguments"])}
-        written.append(json.dumps(function, ensure_ascii=False))
-    return "\n".join(written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -71,11 +72,12 @@ def find_sources(data: DataArguments, *, training: bool, evaluating: bool) -> di
     return sources
 
 
-def make_options(data: DataArguments) -> ReadOptions:
+def make_options(data: DataArguments, comparison: str | None = None) -> ReadOptions:
     """How the files of a run are read."""
     return ReadOptions(
         dataset_format=data.dataset_format,
         preference=data.preference,
+        comparison=comparison,
         columns=data.columns or {},
         encoding=data.encoding,
         text_document=data.text_document,
@@ -83,7 +85,13 @@ def make_options(data: DataArguments) -> ReadOptions:
 
 
 def read_splits(
-    data: DataArguments, sources: dict[str, list[DataSource]], *, seed: int, training: bool, evaluating: bool
+    data: DataArguments,
+    sources: dict[str, list[DataSource]],
+    *,
+    seed: int,
+    training: bool,
+    evaluating: bool,
+    comparison: str | None = None,
 ) -> Splits:
     """Reads what `find_sources` found, draws, mixes and holds back.
 
@@ -93,6 +101,7 @@ def read_splits(
         seed: Decides what is drawn.
         training: Whether the run trains.
         evaluating: Whether the run evaluates.
+        comparison: "pairs" or "marked", what a preference method compares; None for supervised training.
 
     Raises:
         UserError: Faulty lines, all of a split, or settings that leave no example.
@@ -101,11 +110,14 @@ def read_splits(
     groups: list[list[Conversation]] = []
     holds_back = evaluating and "dev" not in sources and bool(data.validation_split)
     if training or holds_back:
-        groups = _read(data, sources, "train", splits)
+        groups = _read(data, sources, "train", splits, comparison)
     if holds_back:
-        groups, splits.dev = hold_out(groups, data.validation_split or 0, seed)
+        # What one line gives stays together: a prompt whose other answer was trained on is not held back.
+        lines, held_back = hold_out([_by_line(group) for group in groups], data.validation_split or 0, seed)
+        groups = [[each for line in group for each in line] for group in lines]
+        splits.dev = [each for line in held_back for each in line]
     elif evaluating:
-        splits.dev = [each for group in _read(data, sources, "dev", splits) for each in group]
+        splits.dev = [each for group in _read(data, sources, "dev", splits, comparison) for each in group]
     splits.dev = _limit(splits.dev, data.max_eval_samples, f"{seed}:dev")
     if training:
         mixed = mix(groups, sources.get("train") or [DataSource(name="", files=())], seed)
@@ -151,14 +163,35 @@ def _find_entry(data: DataArguments, entry: dict[str, Any]) -> DataSource:
 
 
 def _read(
-    data: DataArguments, sources: dict[str, list[DataSource]], split: str, splits: Splits
+    data: DataArguments,
+    sources: dict[str, list[DataSource]],
+    split: str,
+    splits: Splits,
+    comparison: str | None,
 ) -> list[list[Conversation]]:
     if split not in sources:
+        if comparison is not None:
+            raise UserError(
+                f"{data.dataset_name_or_path}: built-in data sets have no answers to compare: give files of pairs"
+            )
         from finetune.data.reading.builtin import load_builtin
 
         return [load_builtin(str(data.dataset_name_or_path), data.task_name, split)]
     faults = splits.faults[split] = FaultCollector(skip=data.on_bad_line == "skip")
-    return read_sources(sources[split], make_options(data), faults)
+    found = [
+        source
+        if source.options is None
+        else replace(source, options=replace(source.options, comparison=comparison))
+        for source in sources[split]
+    ]
+    return read_sources(found, make_options(data, comparison), faults)
+
+
+def _by_line(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+    """The examples of each line; only data of a preference method have several."""
+    if not any(each.comparison for each in conversations):
+        return [[each] for each in conversations]
+    return [list(run) for _, run in itertools.groupby(conversations, lambda each: each.place)]
 
 
 def _limit(conversations: list[Conversation], most: int | None, seed: str) -> list[Conversation]:

@@ -10,22 +10,36 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.reading.conversation import Conversation
+from finetune.data.reading.conversation import TOOL, Conversation
 from finetune.data.reading.formats import read_conversations
-from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
+from finetune.data.reading.no_examples import describe_no_example
+from finetune.data.reading.notes import (
+    ANSWERS_APART,
+    LATER_ANSWERS_TOO_LONG,
+    REASONING_LEFT_OUT,
+    REASONING_WRITTEN,
+    TEXT_DIVIDED,
+    TOOL_NAMES_LEFT_OUT,
+    ReadingNotes,
+)
 from finetune.data.reading.records import FaultCollector
-from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
+from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause, OnDropped, OnMade
+from finetune.data.samples.drop_reasons import (
+    EMPTY_PROMPT,
+    EMPTY_RESPONSE,
+    EMPTY_TEXT,
+    NO_ROOM,
+    NOT_LEARNED,
+    REFUSED,
+    TOO_LONG,
+    describe_reasons,
+    describe_remedies,
+)
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
 from finetune.data.samples.tokenize import Prompt, SampleBuilder, TooLongError, has_response
-from finetune.data.templates.pieces import RefusedConversationError, Template
+from finetune.data.templates.pieces import RefusedConversationError, Template, chosen_template
 from finetune.errors import UserError
-
-EMPTY_RESPONSE = "empty response"
-NO_ROOM = "no label token left within the length"
-EMPTY_PROMPT = "empty prompt"
-TOO_LONG = "too long"
-NOT_LEARNED = "all answers marked as not to be learned"
 
 
 @dataclass
@@ -47,6 +61,7 @@ class DataReport:
         notes: What was read by a rule, and which fields were not used.
         num_in_own_template: Examples that the model's own template writes because no other was named.
         num_naming_special: Examples whose texts spell names of special tokens.
+        num_without_template: Conversations written as plain text because the model's folder has no template.
     """
 
     files: tuple[str, ...] = ()
@@ -63,6 +78,7 @@ class DataReport:
     notes: ReadingNotes = field(default_factory=ReadingNotes)
     num_in_own_template: int = 0
     num_naming_special: int = 0
+    num_without_template: int = 0
 
     def add_faults(self, faults: FaultCollector) -> None:
         """Notes what was skipped in reading, and what was read by a rule."""
@@ -76,25 +92,40 @@ class DataReport:
         uses_own = getattr(template, "uses_own", None)
         names_special = getattr(encoder, "names_special", None)
         self.num_in_own_template += bool(uses_own and uses_own(conversation))
+        is_bare = conversation.is_text or conversation.is_pair
+        self.num_without_template += getattr(template, "is_for_want_of_another", False) and not is_bare
+        if thoughts := sum(bool(message.reasoning) for message in conversation.messages):
+            takes = getattr(chosen_template(template, conversation), "takes_reasoning", False)
+            self.notes.add(REASONING_WRITTEN if takes else REASONING_LEFT_OUT, thoughts)
+        named = sum(
+            message.role == TOOL and bool(message.tool or message.call_id)
+            for message in conversation.messages
+        )
+        if named and not getattr(chosen_template(template, conversation), "takes_tool_names", False):
+            self.notes.add(TOOL_NAMES_LEFT_OUT, named)
         self.num_naming_special += bool(
             names_special and any(names_special(message.content) for message in conversation.messages)
         )
 
-    def add_dropped(self, conversation: Conversation, error: DropCause, *, only_last: bool = False) -> None:
-        """Notes an example that gave no sample: it is too long, or nothing is left to learn."""
+    def add_dropped(self, conversation: Conversation, error: DropCause, *, only_last: bool = False) -> str:
+        """Notes an example that gave no sample, and says why: it is too long, or nothing is left to learn."""
         answers = conversation.answers[-1:] if only_last else conversation.answers
         if error:
             reason = TOO_LONG
         elif has_response(conversation, only_last=only_last):
             reason = NO_ROOM
         else:
-            reason = NOT_LEARNED if any(each.content.strip() for each in answers) else EMPTY_RESPONSE
+            is_written = any(each.content.strip() for each in answers)
+            reason = NOT_LEARNED if is_written else EMPTY_TEXT if conversation.is_text else EMPTY_RESPONSE
         self.num_dropped[reason] += 1
+        return reason
 
-    def add_made(self, conversation: Conversation, num_samples: int) -> None:
-        """Notes how many samples a conversation gave: several where it is a text that was divided."""
+    def add_made(self, conversation: Conversation, num_samples: int, too_long: TooLongError | None) -> None:
+        """Notes how many samples a conversation gave, several where it was divided, and what is too long."""
         if num_samples > 1:
-            self.notes.add(TEXT_DIVIDED)
+            self.notes.add(TEXT_DIVIDED if conversation.is_text else ANSWERS_APART)
+        if too_long is not None:
+            self.notes.add(LATER_ANSWERS_TOO_LONG)
 
     def count_samples(self, samples: SampleStore) -> None:
         """Notes what was kept, and what of it was cut."""
@@ -118,7 +149,7 @@ class DataReport:
             parts.append(cut)
         parts += self._describe_texts()
         if self.num_dropped:
-            parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
+            parts.append(f"dropped: {describe_reasons(self.num_dropped)}")
         if self.num_faulty_lines:
             lines = _plural(self.num_faulty_lines, "faulty line")
             parts.append(f"skipped: {lines}, the first: {self.first_fault}")
@@ -131,6 +162,12 @@ class DataReport:
             count = _plural(self.num_in_own_template, "example")
             parts.append(
                 f"written by the model's own chat template (chat_template none for plain text): {count}"
+            )
+        if self.num_without_template:
+            count = _plural(self.num_without_template, "conversation")
+            parts.append(
+                f"written as plain text, prompts and answers end to end, for want of a chat template in the model's "
+                f"folder (set chat_template, to chatml for example; none asks for plain text): {count}"
             )
         if self.num_naming_special:
             count = _plural(self.num_naming_special, "example")
@@ -171,7 +208,7 @@ def load_samples(
         src_length: Most tokens of a source, see `finetune.data.samples.tokenize`.
         max_length: Most tokens of a sample.
         truncation: What happens to longer ones, see `finetune.data.samples.tokenize`.
-        train_on: "all" or "last" of the responses.
+        train_on: "all" or "last" of the responses, or "each" in a sample of its own.
         split_texts: Whether running text that is too long becomes several samples.
         system: The system text of conversations that have none; None leaves that to the template.
         faults: Where those go that the template cannot write; one that skips counts them.
@@ -190,22 +227,38 @@ def load_samples(
     too_long = FaultCollector()
     refused = FaultCollector() if faults is None else faults
 
-    def count_dropped(conversation: Conversation, cause: DropCause) -> None:
-        if isinstance(cause, RefusedConversationError):
-            refused.add(cause.describe(conversation.place))
-            return
-        report.add_dropped(conversation, cause, only_last=train_on == "last")
-        if cause is not None:
-            too_long.add(f"{conversation.place}: {cause}")
-
-    samples = builder.build(conversations, count_dropped, report.add_made)
+    counters = _counters(report, too_long, refused, only_last=train_on == "last")
+    samples = builder.build(conversations, *counters)
     refused.raise_if_any()
     if truncation == "error":
         too_long.raise_if_any()
     if not len(samples):
-        raise UserError(_describe_nothing(report, f"src_length {src_length}, max_length {max_length}"))
+        raise UserError(
+            _describe_nothing(report, refused, f"src_length {src_length}, max_length {max_length}")
+        )
     report.count_samples(samples)
     return samples, report
+
+
+def _counters(
+    report: DataReport, too_long: FaultCollector, refused: FaultCollector, *, only_last: bool
+) -> tuple[OnDropped, OnMade]:
+    """What is told of conversations that give no sample, and of those that give some."""
+
+    def count_dropped(conversation: Conversation, cause: DropCause) -> None:
+        if isinstance(cause, RefusedConversationError):
+            refused.add(cause.describe(conversation.place))
+            return
+        report.add_dropped(conversation, cause, only_last=only_last)
+        if cause is not None:
+            too_long.add(f"{conversation.place}: {cause}")
+
+    def count_made(conversation: Conversation, count: int, cause: TooLongError | None) -> None:
+        report.add_made(conversation, count, cause)
+        if cause is not None:
+            too_long.add(f"{conversation.place}: {cause}")
+
+    return count_dropped, count_made
 
 
 def load_prompts(
@@ -252,7 +305,7 @@ def load_prompts(
     if truncation == "error":
         too_long.raise_if_any()
     if not prompts:
-        raise UserError(_describe_nothing(report, f"src_length {src_length}"))
+        raise UserError(_describe_nothing(report, refused, f"src_length {src_length}"))
     report.num_samples = len(prompts)
     report.num_tokens = sum(len(prompt.input_ids) for prompt in prompts)
     report.num_truncated_source = sum(prompt.truncated_source for prompt in prompts)
@@ -271,27 +324,29 @@ def _read_source(
     else:
         files = tuple(dict.fromkeys(str(conversation.file) for conversation in conversations))
     report = DataReport(files=files, num_lines=len(conversations))
-    if system is not None:
-        conversations = [
-            replace(each, system=system) if each.system is None and not each.is_text else each
-            for each in conversations
-        ]
-    return conversations, report
+    return with_system(conversations, system), report
 
 
-def _describe_nothing(report: DataReport, lengths: str) -> str:
+def with_system(conversations: Sequence[Conversation], system: str | None) -> Sequence[Conversation]:
+    """The conversations, those without a system text with this one; None changes nothing."""
+    if system is None:
+        return conversations
+    return [
+        replace(each, system=system) if each.system is None and not each.is_text else each
+        for each in conversations
+    ]
+
+
+def _describe_nothing(report: DataReport, refused: FaultCollector, lengths: str) -> str:
     files = ", ".join(report.files) or "the data set"
     if not report.num_lines:
-        return f'{files}: no example found. Expected lines such as {{"src": "...", "tgt": "..."}}.'
+        return describe_no_example(files, FaultCollector())
+    dropped = report.num_dropped + Counter({REFUSED: refused.num_faults})
+    first = f" The first that was refused: {refused.messages[0]}" if refused.messages else ""
     return (
         f"{files}: none of the {report.num_lines:,} examples can be used with {lengths} "
-        f"(dropped: {_describe_reasons(report.num_dropped)}). "
-        "Fill in the tgt fields, or leave more room: a larger max_length or a smaller src_length."
+        f"(dropped: {describe_reasons(dropped)}). {describe_remedies(dropped)}{first}"
     )
-
-
-def _describe_reasons(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} ({reason})" for reason, count in sorted(counts.items()))
 
 
 def _plural(count: int, noun: str) -> str:

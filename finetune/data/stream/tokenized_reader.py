@@ -17,10 +17,11 @@ import numpy as np
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.mixing import DataSource
-from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
+from finetune.data.reading.notes import ReadingNotes
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
 from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.drop_reasons import REFUSED
 from finetune.data.samples.tokenize import Sample, TooLongError
 from finetune.data.stream.reader import SourceReader
 from finetune.data.stream.settings import StreamSettings
@@ -61,7 +62,8 @@ class TokenizedReader:
         self._error: UserError | None = None
         self._pass_is_read = False
         self._num_drawn = 0
-        self._report = DataReport(files=tuple(str(file) for source in sources for file in source.files))
+        files = tuple(str(file) for source in sources for file in source.files)
+        self._report = DataReport(files=files, notes=self._faults.notes)
 
     @property
     def report(self) -> DataReport:
@@ -166,35 +168,40 @@ class TokenizedReader:
     def _build(self, examples: Sequence[tuple[SourceReader, Conversation]]) -> None:
         """Tokenises examples, and counts what comes of them."""
         dropped: dict[int, DropCause] = {}
-        num_made: dict[int, int] = {}
+        made_of: dict[int, tuple[int, TooLongError | None]] = {}
         store = self._builder.build(
             [conversation for _, conversation in examples],
             lambda conversation, cause: dropped.update({id(conversation): cause}),
-            lambda conversation, count: num_made.update({id(conversation): count}),
+            lambda conversation, *made: made_of.update({id(conversation): made}),
         )
         made = iter(store)
         for reader, conversation in examples:
             self._report.add_texts(conversation, self._builder.encoder, self._builder.template)
             if id(conversation) in dropped:
-                self._count_dropped(conversation, dropped[id(conversation)])
+                reader.note_dropped(self._count_dropped(conversation, dropped[id(conversation)]))
                 continue
-            samples = list(islice(made, num_made[id(conversation)]))
+            num_made, too_long = made_of[id(conversation)]
+            self._stop_at(conversation, too_long)
+            samples = list(islice(made, num_made))
             reader.note_kept(len(samples))
-            if len(samples) > 1:
-                self._faults.notes.add(TEXT_DIVIDED)
+            self._report.add_made(conversation, len(samples), too_long)
             for sample in samples:
                 self._count(sample)
             self.ahead += samples
         self._report.num_lines += len(examples)
 
-    def _count_dropped(self, conversation: Conversation, cause: DropCause) -> None:
+    def _stop_at(self, conversation: Conversation, cause: DropCause) -> None:
         if isinstance(cause, TooLongError) and self._settings.stop_at_too_long:
             raise UserError(f"{conversation.place}: {cause}")
+
+    def _count_dropped(self, conversation: Conversation, cause: DropCause) -> str:
+        """Counts an example that gave no sample, and says why."""
+        self._stop_at(conversation, cause)
         if isinstance(cause, RefusedConversationError):
             self._faults.add(cause.describe(conversation.place))
             self._faults.raise_if_any()
-            return
-        self._report.add_dropped(conversation, cause, only_last=self._settings.train_on == "last")
+            return REFUSED
+        return self._report.add_dropped(conversation, cause, only_last=self._settings.train_on == "last")
 
     def _count(self, sample: Sample) -> None:
         report = self._report

@@ -3,8 +3,8 @@
     y = x @ W^T,    W [out, in] = table[codes] * scales,    dx = dy @ W
 
 W is computed from its codes in the forward pass and again in the backward pass, in plain Paddle operations on any
-device; no copy is kept between. While it is in use a matrix of n elements takes 4n bytes and a few MB, and half as
-much again where it is rounded to half precision.
+device, each in the same memory as the one before: the largest matrix of n elements takes 4n bytes and a few MB, and half
+as much again where it is rounded to half precision.
 
 `saved_tensors_hooks` would do the same with less code, but Paddle has one pair of hooks at a time: recompute sets its
 own, and leaving ours would unset those.
@@ -13,13 +13,17 @@ own, and leaving ours would unset those.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from finetune.storage.dtypes import to_tensor
 from finetune.storage.quantisation.code_tables import dynamic_values, four_bit_values
+from finetune.storage.quantisation.grouped_matrix import GroupedMatrix, unpack_codes
 from finetune.storage.quantisation.packed_weights import (
     FourBitMatrix,
     Int8Matrix,
@@ -28,7 +32,30 @@ from finetune.storage.quantisation.packed_weights import (
     step_sizes,
 )
 
-_STRETCH_BYTES = 2**20
+_STRETCH_BYTES = 2**18
+
+
+_Empty = Callable[[list[int]], Any]
+"""Gives float32 memory of a shape, whatever stands in it."""
+_workspaces: dict[str, Any] = {}
+
+
+def _allocate(shape: list[int]) -> Any:
+    return paddle.empty(shape, "float32")
+
+
+def _borrow(shape: list[int]) -> Any:
+    """A view of one tensor, as large as the largest that was asked for on this device.
+
+    Memory that is freed and asked for again at other sizes leaves holes, which count as memory of the process.
+    """
+    place, size = paddle.device.get_device(), math.prod(shape)
+    held = _workspaces.get(place)
+    if held is None or held.size < size:
+        _workspaces.pop(place, None)
+        del held
+        _workspaces[place] = held = paddle.empty([size], "float32")
+    return held._slice(0, size).reshape(shape)
 
 
 class PackedWeight:
@@ -66,13 +93,20 @@ class PackedWeight:
 
     def values(self) -> Any:
         """The matrix [out, in] in `dtype`, rounded once from float32."""
+        return self._values(_allocate)
+
+    def borrowed_values(self) -> Any:
+        """The same in memory that the next weight's values will be written to: for use at once."""
+        return self._values(_borrow)
+
+    def _values(self, empty: _Empty) -> Any:
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
-            return _converted(self._float32_values(), self.dtype)
+            return _converted(self._float32_values(empty), self.dtype)
 
     def _tensors(self) -> list[Any]:
         raise NotImplementedError
 
-    def _float32_values(self) -> Any:
+    def _float32_values(self, empty: _Empty) -> Any:
         raise NotImplementedError
 
 
@@ -93,25 +127,26 @@ class PackedFourBit(PackedWeight):
             codes = np.pad(codes, (0, num_blocks * matrix.block_size // 2 - codes.size))
         self._codes = paddle.to_tensor(codes)  # uint8 [blocks * block_size / 2]
         self._scales = _DeviceScales(matrix.scales)
+        self._rounded_to = matrix.rounded_to
 
     def _tensors(self) -> list[Any]:
         return [self._codes, *self._scales.tensors()]
 
-    def _float32_values(self) -> Any:
-        values = paddle.empty([self._codes.size, 2], "float32")  # [bytes, 2]
-        table = _pair_table(self._kind)
-        for begin in range(
-            0, self._codes.size, _STRETCH_BYTES
-        ):  # places take four bytes for each of the codes
-            places = self._codes[begin : begin + _STRETCH_BYTES].astype("int32")
-            values[begin : begin + _STRETCH_BYTES] = paddle.gather(table, places)
-        values = values.reshape([-1, self._block_size])  # [blocks, block_size]
-        values.multiply_(self._scales.values().unsqueeze(1))
+    def _float32_values(self, empty: _Empty) -> Any:
+        per_block = self._block_size // 2  # bytes
+        num_blocks = self._codes.size // per_block
+        values, scales = empty([num_blocks, self._block_size]), self._scales.values().unsqueeze(1)
+        table, step = _pair_table(self._kind), max(1, _STRETCH_BYTES // per_block)
+        for block in range(0, num_blocks, step):  # places take four bytes for each of the codes
+            places = self._codes[block * per_block : (block + step) * per_block].astype("int32")
+            part = paddle.gather(table, places).reshape([-1, self._block_size])
+            values[block : block + step] = part.multiply_(scales[block : block + step])
         num_rows, num_columns = self.matrix_shape
         flat = values.reshape([-1])
         if flat.size > num_rows * num_columns:
             flat = flat[: num_rows * num_columns]
-        return flat.reshape([num_rows, num_columns])
+        flat = flat.reshape([num_rows, num_columns])
+        return _converted(flat, getattr(paddle, self._rounded_to)) if self._rounded_to else flat
 
 
 class _DeviceScales:
@@ -156,12 +191,70 @@ class PackedInt8(PackedWeight):
     def _tensors(self) -> list[Any]:
         return [self._codes, self._steps]
 
-    def _float32_values(self) -> Any:
-        return self._codes.astype("float32").multiply_(self._steps)
+    def _float32_values(self, empty: _Empty) -> Any:
+        values = empty(list(self.matrix_shape))
+        step = max(1, _STRETCH_BYTES // max(self.matrix_shape[1], 1))
+        for row in range(0, self.matrix_shape[0], step):
+            part = self._codes[row : row + step].astype("float32")
+            values[row : row + step] = part.multiply_(self._steps[row : row + step])
+        return values
+
+
+class PackedGroups(PackedWeight):
+    """A weight of whole integers, with scales and zero points for groups of columns.
+
+    Args:
+        matrix: As a reader of a quantised folder gives it.
+        dtype: Paddle's type that the layer computes in.
+    """
+
+    def __init__(self, matrix: GroupedMatrix, dtype: Any):
+        super().__init__(matrix.shape, dtype)
+        self._bits = matrix.bits
+        self._rounded_to = getattr(paddle, matrix.rounded_to)
+        self._codes = paddle.to_tensor(matrix.codes)  # uint8 [out, bytes]
+        self._scales = to_tensor(matrix.scales)  # [out, groups]
+        self._zeros = paddle.to_tensor(matrix.zeros)  # uint8 [out, groups]
+        is_even = matrix.group_of is None
+        self._group_of = None if is_even else paddle.to_tensor(matrix.group_of)  # int32 [in]
+
+    def _values(self, empty: _Empty) -> Any:
+        """Rounded to the stored type, and then to this one."""
+        num_rows, num_columns = shape = list(self.matrix_shape)
+        is_plain = self.dtype == paddle.float32
+        values = empty(shape) if is_plain else paddle.empty(shape, self.dtype)
+        step = max(1, _STRETCH_BYTES // max(num_columns, 1))
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+            for row in range(0, num_rows, step):
+                part = _converted(self._rows(row, row + step), self._rounded_to)
+                values[row : row + step] = _converted(part, self.dtype)
+        return values
+
+    def _tensors(self) -> list[Any]:
+        own = [self._codes, self._scales, self._zeros]
+        return own if self._group_of is None else [*own, self._group_of]
+
+    def _rows(self, begin: int, end: int) -> Any:
+        """Some rows, float32 [rows, in]."""
+        places = self._codes[begin:end].astype("int32")  # [rows, bytes]
+        count, num_columns = places.shape[0], self.matrix_shape[1]
+        integers = paddle.gather(_integer_table(self._bits), places.flatten())  # [rows * bytes, 8 / bits]
+        integers = integers.reshape([count, -1])
+        if integers.shape[1] > num_columns:
+            integers = integers[:, :num_columns]
+        scales, zeros = (each[begin:end].astype("float32") for each in (self._scales, self._zeros))
+        if self._group_of is not None:
+            scales, zeros = (paddle.index_select(each, self._group_of, axis=1) for each in (scales, zeros))
+            return integers.subtract_(zeros).multiply_(scales)
+        groups = integers.reshape([count, scales.shape[1], -1])
+        groups = groups.subtract_(zeros.unsqueeze(-1)).multiply_(scales.unsqueeze(-1))
+        return groups.reshape([count, num_columns])
 
 
 def to_device(matrix: PackedMatrix, dtype: Any) -> PackedWeight:
     """A packed matrix as a layer's weight."""
+    if isinstance(matrix, GroupedMatrix):
+        return PackedGroups(matrix, dtype)
     if isinstance(matrix, FourBitMatrix):
         return PackedFourBit(matrix, dtype)
     return PackedInt8(matrix, dtype)
@@ -175,6 +268,13 @@ def _pair_table(kind: str) -> Any:
 
 
 @functools.cache
+def _integer_table(bits: int) -> Any:
+    """The integers of every byte, float32 [256, 8 / bits]."""
+    integers = unpack_codes(np.arange(256, dtype=np.uint8)[:, None], bits, 8 // bits)
+    return paddle.to_tensor(integers.astype(np.float32))
+
+
+@functools.cache
 def _dynamic_table() -> Any:
     return paddle.to_tensor(dynamic_values())
 
@@ -185,11 +285,11 @@ class _PackedProduct(PyLayer):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Any, weight: PackedWeight) -> Any:
         ctx.weight, ctx.dtype = weight, x.dtype
-        return paddle.matmul(x, weight.values(), transpose_y=True)
+        return paddle.matmul(x, weight.borrowed_values(), transpose_y=True)
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        product = paddle.matmul(gradient, _converted(ctx.weight.values(), gradient.dtype))
+        product = paddle.matmul(gradient, _converted(ctx.weight.borrowed_values(), gradient.dtype))
         return _converted(product, ctx.dtype)
 
 

@@ -14,6 +14,7 @@ from finetune.machine.device import detect_device, device_kind, find_device_faul
 from finetune.models.hubs.adapters import is_hub_name, local_adapter
 from finetune.serving.decoding.exported import is_exported, read_facts
 from finetune.serving.decoding.settings import DecodingSettings
+from finetune.storage.checkpoints import find_start
 from finetune.storage.quantisation.record import read_scheme
 
 if TYPE_CHECKING:
@@ -119,7 +120,8 @@ class ModelOptions:
         return found
 
     def _dynamic_faults(self) -> list[str]:
-        if not is_exported(Path(self.model_name_or_path)):
+        folder = Path(self.model_name_or_path)
+        if not is_exported(folder) or find_start(folder):  # a quantised export holds its weights, too
             return []
         return [
             f"{self.model_name_or_path} is an exported model, which runs with --mode static only: leave --mode out, "
