@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddlenlp.trainer.trainer_callback import TrainerState
 
+from finetune.checkpoints.folder import lacks_moments
 from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer
 from finetune.checkpoints.scheduler_state import load_scheduler, save_scheduler
 from finetune.errors import UserError
@@ -106,6 +107,7 @@ class RunState:
         events: Hold PaddleNLP's state.
         log: Holds sums over the steps.
         overflow: Holds the loss scale of float16 runs; None in others.
+        with_moments: Whether checkpoints hold what the optimizer has gathered.
     """
 
     files: ModelFiles
@@ -116,6 +118,7 @@ class RunState:
     events: CallbackEvents
     log: TrainingLog
     overflow: OverflowGuard | None = None
+    with_moments: bool = True
 
     @property
     def _scaler(self) -> Any:
@@ -125,7 +128,14 @@ class RunState:
         """Writes weights, optimizer, schedule and position into an empty folder."""
         files = self.files
         files.write(folder, self.writer)
-        save_optimizer(folder, files.model, self.optimizer, self.writer, replicas=files.replicas)
+        save_optimizer(
+            folder,
+            files.model,
+            self.optimizer,
+            self.writer,
+            replicas=files.replicas,
+            with_moments=self.with_moments,
+        )
         with fail_on_all_ranks(files.groups):
             if files.groups.is_first:
                 self._write_position(folder)
@@ -140,7 +150,7 @@ class RunState:
         self.events.state.save_to_json(str(folder / STATE_FILE))
 
     def restore(self, checkpoint: Path) -> None:
-        """Takes up weights, optimizer, schedule and position where a checkpoint left them."""
+        """Takes up weights, optimizer, schedule and position where a checkpoint left them, and says what it lacks."""
         files, state = self.files, self.events.state
         files.load_weights(checkpoint)
         is_stage = files.groups.pipeline.size > 1
@@ -158,3 +168,8 @@ class RunState:
                 self.overflow.restore(position.get("skipped_steps", {}))
         if note:
             self.log.show_message(note)
+        if lacks_moments(checkpoint):
+            self.log.show_message(
+                f"{checkpoint.name} holds no moments of the optimizer (ignore_save_lr_and_optim): they start anew, "
+                "while weights, learning-rate schedule and order of the data go on"
+            )

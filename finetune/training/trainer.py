@@ -218,6 +218,7 @@ class FinetuneTrainer(Trainer):
             events=self.events,
             log=self.training_log,
             overflow=self.overflow,
+            with_moments=not self.args.ignore_save_lr_and_optim,
         )
         continues = self.parts.continues_on_save_error
         return CheckpointSeries(self.args, run_state, self.parts.phases, continues_on_error=continues)
