@@ -131,6 +131,18 @@ def layer_patterns(chosen: Collection[str], known: Sequence[str]) -> list[str]:
     return patterns
 
 
+def expected_parameters(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """Names that a family's parameters can have, before a model is built: with biases, which some models have.
+
+    Args:
+        family: Its record.
+        config: Configuration of the model as the family adapts it.
+    """
+    layers = [f"{name}.{end}" for name in expected_layers(family, config) for end in ("weight", "bias")]
+    heads = [f"{head}.weight" for head in (family.head_module, OUTPUT_LAYER)]
+    return list(dict.fromkeys([*_recipe_weights(family, config), *layers, *heads]))
+
+
 def expected_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
     """Names of a family's layers with a weight, before a model is built; joined layers beside their parts.
 
@@ -138,6 +150,15 @@ def expected_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
         family: Its record.
         config: Configuration of the model as the family adapts it.
     """
+    weights = _recipe_weights(family, config)
+    layers = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+    for joined, parts in JOINED_LAYERS.items():
+        if joined in family.tensor_splits:
+            layers += [f"{name.rpartition('.')[0]}.{joined}" for name in layers if _ends(name, parts[0])]
+    return layers
+
+
+def _recipe_weights(family: Family, config: Mapping[str, Any]) -> list[str]:
     num_layers = int(config.get(family.fields.num_layers) or 1)
     shape = TinyShape(
         hidden_size=64,
@@ -148,11 +169,7 @@ def expected_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
         vocab_size=64,
         max_length=64,
     )
-    layers = [name.removesuffix(".weight") for name in family.tiny.weights(shape) if name.endswith(".weight")]
-    for joined, parts in JOINED_LAYERS.items():
-        if joined in family.tensor_splits:
-            layers += [f"{name.rpartition('.')[0]}.{joined}" for name in layers if _ends(name, parts[0])]
-    return layers
+    return list(family.tiny.weights(shape))
 
 
 def _decoder_layers(linear: Collection[str], family: Family) -> list[str]:
