@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
+from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.storage.files import read_json_if_present
 from finetune.storage.quantisation.record import FACTS_FILE
@@ -20,6 +21,8 @@ from finetune.storage.quantisation.record import FACTS_FILE
 LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
 """Setting that names an adapter -> configuration files that such a folder may have."""
+START_STEM = "initial_factors"
+"""Begins the names of files with what A and B started from where that has left the base."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
 
 
@@ -83,9 +86,30 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
         value = config.get(name)
         if value is not None and not _are_patterns([value] if isinstance(value, str) else value):
             raise UserError(f"{path} has {name} {value!r}, but regular expressions are needed: copy it again")
+    for name in ("rank_pattern", "alpha_pattern"):
+        value = config.get(name) or {}
+        if not isinstance(value, dict) or not (
+            _are_patterns([*value]) and all(_is_number(each) and each > 0 for each in value.values())
+        ):
+            raise UserError(
+                f"{path} has {name} {value!r}, but patterns with numbers are needed: copy it again"
+            )
     for name in ("lora_dropout", "lora_plus_scale"):
         if config.get(name) is not None and not _is_number(config[name]):
             raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
+
+
+def read_rule(config: Mapping[str, Any]) -> ScalingRule:
+    """Rank and factor of the layers of an adapter in PaddleNLP's form, from its checked configuration."""
+    return ScalingRule(
+        int(config["r"]),
+        float(config["lora_alpha"]),
+        bool(config.get("rslora")),
+        bool(config.get("pissa")),
+        dora=bool(config.get("use_dora")),
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+    )
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -11,26 +11,30 @@ A model may be one process's part of a larger one: layers of other pipeline stag
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
-from numpy.typing import NDArray
 from paddlenlp import peft
-from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
-from finetune.adapters.files import AdapterWeights, load_adapter_weights
+from finetune.adapters.dora import add_magnitude
+from finetune.adapters.files import AdapterWeights, StartWeights, load_adapter_weights, open_starts
+from finetune.adapters.initial_weights import draw_input_matrix, find_start, take_start
+from finetune.adapters.lora_config import BIAS_ENDING, AdapterConfig, config_fields
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights, check_layers
-from finetune.adapters.targets import layer_patterns, resolve_saved, resolve_targets
-from finetune.checkpoints.tensors_of_ranks import family_of
+from finetune.adapters.targets import (
+    layer_patterns,
+    resolve_layer_patterns,
+    resolve_saved,
+    resolve_targets,
+)
+from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.machine.randomness.seeding import derive_seed
@@ -49,26 +53,36 @@ class LoRAModel(peft.LoRAModel):
         config: The adapter's settings.
         seed: The seed of the run. Every A is drawn whole by its module's name and then cut, so that it does
             not depend on how the model is divided.
+        starts: What the matrices of a saved adapter started from, where that has left the base's weights; found
+            again by default.
     """
 
-    def __init__(self, model: Any, config: LoRAConfig, *, seed: int = 0):
+    def __init__(
+        self, model: Any, config: AdapterConfig, *, seed: int = 0, starts: StartWeights | None = None
+    ):
         config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
         super().__init__(model, config)
         for name, layer in model.named_sublayers():
-            if getattr(layer, "lora_A", None) is None:
-                continue
-            if getattr(layer, "pissa", False):
-                _check_pissa_rank(name, layer)
-                # At once, not in the first forward pass: that would undo what is loaded until then.
-                layer.pissa_init(layer.r)
-                layer.apply_pissa = True
-            else:
-                _draw_input_matrix(layer.lora_A, model.config, seed=derive_seed(seed, "lora", name))
+            if getattr(layer, "lora_A", None) is not None:
+                self._start_layer(name, layer, seed=derive_seed(seed, "lora", name), starts=starts)
 
-    def _find_and_replace_module(self, model: Any, module_name: str, *settings: Any) -> None:
+    def _start_layer(self, name: str, layer: Any, *, seed: int, starts: StartWeights | None) -> None:
+        config, base = self.lora_config, self.model.config
+        layer.scaling = config.rule.factor_of(name)
+        if config.changes_base:
+            _check_start_rank(name, layer, base, config)
+            found = starts.read(name) if starts else find_start(name, layer, base, kind=config.start)
+            layer.start_factors = take_start(name, layer, base, found)
+        else:
+            draw_input_matrix(layer.lora_A, base, kind=config.start, seed=seed)
+        if config.use_dora:
+            add_magnitude(layer)
+
+    def _find_and_replace_module(self, model: Any, module_name: str, config: Any, *more: Any) -> None:
         layer = model.get_sublayer(module_name)
         if getattr(layer, "is_placeholder", False):
             return
+        settings = (config.of_layer(module_name), *more)
         try:
             if is_packed(layer):
                 self._replace_packed(model, module_name, *settings)
@@ -91,33 +105,19 @@ class LoRAModel(peft.LoRAModel):
         hold_packed(adapted, packed)
 
 
-def _check_pissa_rank(name: str, layer: Any) -> None:
-    """A matrix has no more singular vectors than its smaller side is long."""
-    most = min(layer.weight.shape)
-    if layer.r > most:
+def _check_start_rank(name: str, layer: Any, base: Any, config: AdapterConfig) -> None:
+    """A matrix has no more singular vectors, or orthogonal columns, than its smaller side is long."""
+    split = find_local_split(f"{name}.weight", base)
+    shape = (
+        split.whole_shape(tuple(layer.weight.shape), base.tensor_parallel_degree)
+        if split
+        else layer.weight.shape
+    )
+    if layer.r > min(shape):
         raise UserError(
-            f"lora_rank is {layer.r}, but pissa needs at most {most} for {name}, a matrix of {list(layer.weight.shape)}: "
-            "lower lora_rank, or set pissa false"
+            f"lora_rank is {layer.r}, but {config.start} needs at most {min(shape)} for {name}, a matrix of "
+            f"{list(shape)}: lower lora_rank, or start from something else"
         )
-
-
-def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
-    """Sets A [in, r] to a uniform draw within +-1 / sqrt(in), or to this tensor rank's rows of one.
-
-    That is PaddleNLP's and peft's distribution, He et al.'s with a negative slope of sqrt(5).
-    """
-    degree = max(config.tensor_parallel_degree, 1) if matrix.is_distributed else 1
-    num_rows, rank = matrix.shape
-    bound = 1 / math.sqrt(num_rows * degree)
-    whole = np.random.default_rng(seed).uniform(
-        -bound, bound, (num_rows * degree, rank)
-    )  # [in, r], of all ranks
-    first = max(config.tensor_parallel_rank, 0) * num_rows if degree > 1 else 0
-    matrix.set_value(_as_tensor(whole[first : first + num_rows], matrix.dtype))
-
-
-def _as_tensor(array: NDArray[Any], dtype: Any) -> Any:
-    return paddle.to_tensor(array.astype(np.float32)).astype(dtype)
 
 
 def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 0) -> LoRAModel:
@@ -145,20 +145,40 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     if saved:
         check_saved_modules(modules, saved, targets=targets)
         _check_not_packed(modules, saved)
-    config = LoRAConfig(
+    trained = [saved_pattern(name) for name in saved or ()]
+    trained += _bias_patterns(model, settings.lora_bias, targets)
+    layers = [name for name in modules if any(re.fullmatch(each, name) for each in targets)]
+    config = AdapterConfig(
         target_modules=targets,
-        trainable_modules=[saved_pattern(name) for name in saved] if saved else None,
+        trainable_modules=trained or None,
+        use_dora=settings.use_dora,
+        lora_bias=settings.lora_bias,
+        init_lora_weights="pissa" if settings.pissa else settings.init_lora_weights,
+        rank_pattern=resolve_layer_patterns("rank_pattern", settings.rank_pattern, family, layers),
+        alpha_pattern=resolve_layer_patterns("alpha_pattern", settings.alpha_pattern, family, layers),
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         rslora=settings.rslora,
         lora_plus_scale=settings.lora_plus_scale,
-        pissa=settings.pissa,
+        pissa=settings.pissa or settings.init_lora_weights == "pissa",
         merge_weights=False,
-        dtype=dtype,
+        dtype=settings.lora_dtype or dtype,
         base_model_name_or_path=str(settings.model_name_or_path),
     )
     return LoRAModel(model, config, seed=seed)
+
+
+def _bias_patterns(model: Any, which: str, targets: list[str]) -> list[str]:
+    """Patterns of the biases that are trained."""
+    if which == "none":
+        return []
+    patterns = [rf".*{BIAS_ENDING}"] if which == "all" else [rf"(?:{each}){BIAS_ENDING}" for each in targets]
+    if not any(match_names(patterns, list(model.state_dict()))):
+        raise UserError(
+            f"lora_bias is {which}, but the layers in question have no biases in this model: set it to none"
+        )
+    return patterns
 
 
 def load_lora(
@@ -197,7 +217,7 @@ def load_lora(
     family = family_of(model.config)
     saved = modules_to_save and resolve_saved(modules_to_save, family, _modules_of(model, family))
     patterns = [saved_pattern(name) for name in saved or ()]
-    if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):
+    if patterns and set(patterns) != AdapterConfig(**config_fields(fields)).saved_patterns:
         raise UserError(
             f"modules_to_save is {', '.join(modules_to_save or ())}, but the adapter in lora_path {folder} was "
             f"trained with {fields.get('trainable_modules') or 'none'}: remove modules_to_save to go on with "
@@ -205,14 +225,14 @@ def load_lora(
         )
     # Whatever it was trained in: layers cannot multiply tensors of two types.
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
-    config = LoRAConfig(**{key: value for key, value in fields.items() if hasattr(LoRAConfig(), key)})
+    config = AdapterConfig(**config_fields(fields))
     _check_time(model, config)
-    adapted = LoRAModel(model, config)
+    adapted = LoRAModel(model, config, starts=open_starts(folder, model.config))
     load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
 
 
-def _check_time(model: Any, config: LoRAConfig) -> None:
+def _check_time(model: Any, config: AdapterConfig) -> None:
     """Matches an adapter's patterns once in bounded time, as PaddleNLP will match them without a bound."""
     for patterns, names in (
         (config.target_modules, [name for name, _ in model.named_sublayers()]),
@@ -235,6 +255,7 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
         "r": weights.rule.rank,
         "lora_alpha": weights.rule.alpha,
         "rslora": weights.rule.rslora,
+        "use_dora": source.rule.dora,
         "lora_dropout": float(source.config.get("lora_dropout") or 0.0),
         "base_model_name_or_path": source.config.get("base_model_name_or_path"),
     }
@@ -263,10 +284,13 @@ def _adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], l
 
 def _whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:
     """Patterns for tensors that are trained whole; one for all parameters of a module where all of them are."""
+    held = {name.rpartition(".")[0] for name in names if not name.endswith(".bias")}
+    biases = [name for name in names if name.endswith(".bias") and name.removesuffix(".bias") not in held]
+    names = [name for name in names if name not in biases]
     leaves = [name.rpartition(".")[0].rpartition(".")[2] for name in names]
     of_leaf = {leaf: {each for each in modules if each.rpartition(".")[2] == leaf} for leaf in leaves}
-    held = {name.rpartition(".")[0] for name in names}
-    patterns = [
+    patterns = layer_patterns(biases, biases)
+    patterns += [
         saved_pattern(leaf) if of_leaf[leaf] <= held else re.escape(name)
         for leaf, name in zip(leaves, names, strict=True)
     ]

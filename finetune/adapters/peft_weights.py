@@ -85,6 +85,8 @@ class PeftWeights:
             name, rank, own = to_paddle(layer, family), self.rule.rank, source.rule.factor_of(layer)
             ratio = 1.0 if own == factor else own / factor
             self._factors[f"{name}.lora_A"] = _Factor(found.tensors["A"], (shapes["A"][0], rank))
+            if magnitude := found.tensors.get("magnitude"):
+                self._factors[f"{name}.lora_magnitude"] = _Factor(magnitude, magnitude.shape)
             self._factors[f"{name}.lora_B"] = _Factor(found.tensors["B"], (rank, shapes["B"][1]), ratio)
 
     @property

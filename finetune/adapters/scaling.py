@@ -44,6 +44,7 @@ class ScalingRule:
         alpha: The same.
         rslora: See `lora_scaling`.
         pissa: The same.
+        dora: Whether columns of the updated weights have trained lengths.
         rank_pattern: End of a layer's name, as a regular expression -> rank; peft's field.
         alpha_pattern: The same for alpha.
     """
@@ -52,6 +53,7 @@ class ScalingRule:
     alpha: float
     rslora: bool = False
     pissa: bool = False
+    dora: bool = field(default=False, kw_only=True)
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
@@ -59,10 +61,13 @@ class ScalingRule:
         """Rank of the layer of that name."""
         return int(_first_match(self.rank_pattern, layer, self.rank))
 
+    def alpha_of(self, layer: str) -> float:
+        """Alpha of the layer of that name."""
+        return float(_first_match(self.alpha_pattern, layer, self.alpha))
+
     def factor_of(self, layer: str) -> float:
         """Factor of the layer of that name."""
-        alpha = float(_first_match(self.alpha_pattern, layer, self.alpha))
-        return lora_scaling(alpha, self.rank_of(layer), rslora=self.rslora, pissa=self.pissa)
+        return lora_scaling(self.alpha_of(layer), self.rank_of(layer), rslora=self.rslora, pissa=self.pissa)
 
 
 def _first_match(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:

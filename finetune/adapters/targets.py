@@ -105,6 +105,36 @@ def resolve_saved(given: str | Sequence[str], family: Family, modules: Collectio
     return list(dict.fromkeys(found))
 
 
+def resolve_layer_patterns(
+    setting: str, given: Mapping[str, Any] | None, family: Family, layers: Sequence[str]
+) -> dict[str, Any]:
+    """A setting that gives layers values of their own, with expressions for PaddleNLP's names; the first that fits wins.
+
+    Args:
+        setting: Its name, for messages.
+        given: peft's form: the end of a layer's name, PaddleNLP's or Hugging Face's, as a regular expression -> value.
+        family: Record of the model.
+        layers: PaddleNLP's names of the adapted layers.
+
+    Raises:
+        UserError: An expression fits no layer or is none.
+    """
+    resolved: dict[str, Any] = {}
+    left = list(layers)
+    for text, value in (given or {}).items():
+        ours, theirs = (
+            match_names([rf"(.*\.)?({text})"], spellings)[0]
+            for spellings in (layers, [to_hugging_face(each, family) for each in layers])
+        )
+        fitting = [each for each in layers if each in ours or to_hugging_face(each, family) in theirs]
+        if not fitting:
+            raise UserError(_unused_fault([text], layers).replace("lora_target_modules", setting, 1))
+        chosen = [each for each in fitting if each in left]
+        resolved |= dict.fromkeys(layer_patterns(chosen, layers), value)
+        left = [each for each in left if each not in chosen]
+    return resolved
+
+
 def _end_layers(family: Family) -> list[tuple[str, set[str]]]:
     """Embedding and output layer: last part of the name here, and in any family."""
     everyone = families().values()

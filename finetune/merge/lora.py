@@ -35,7 +35,7 @@ from finetune.merge.lora_adapters import (
 from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
-from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_peft_config
+from finetune.merge.peft_adapters import peft_alphas, peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.quantised_base import DEQUANTISED, ORIGINAL
 from finetune.merge.source import locate_base
@@ -182,7 +182,8 @@ def export_peft(options: MergeOptions) -> None:
         carry_template([adapter.folder], folder)
         if (folder / "tokenizer_config.json").is_file():
             hf_out.write_tokenizer_files(folder, base.family)
-        write_peft_config(adapter, tensors, folder, base=str(base_folder))
+        alphas = peft_alphas(adapter, base.family, base.adapted_config)
+        write_peft_config(adapter, tensors, folder, base=str(base_folder), alphas=alphas)
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
     print(

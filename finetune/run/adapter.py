@@ -73,9 +73,16 @@ def _settings_of(folder: Path) -> dict[str, object]:
             "lora_alpha": config["lora_alpha"],
             "rslora": bool(config.get("rslora")),
             "pissa": bool(config.get("pissa")),
+            "use_dora": bool(config.get("use_dora")),
         }
     rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    return {"lora_rank": rule.rank, "lora_alpha": rule.alpha, "rslora": rule.rslora, "pissa": False}
+    return {
+        "lora_rank": rule.rank,
+        "lora_alpha": rule.alpha,
+        "rslora": rule.rslora,
+        "pissa": False,
+        "use_dora": rule.dora,
+    }
 
 
 def _shown(value: object) -> str:

@@ -42,7 +42,7 @@ OVERWRITING_FILE = ".overwriting.json"
 TRAINED_FILE = ".trained.json"
 """Stands beside final weights as long as something of the run's end is missing: results, curve, texts, upload."""
 RESULTS_FILE = "all_results.json"
-_OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
+_OUTPUTS = ("model*.safetensors*", "peft_model*", "initial_factors*", "lora_config.json", "prefix_config.json",
             "adapter_facts.json", "generated_output.json")  # fmt: skip
 
 

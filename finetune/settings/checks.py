@@ -15,6 +15,7 @@ from finetune.errors import holds_credentials
 from finetune.machine.device import find_device_fault
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
+from finetune.settings.lora_checks import check_lora
 from finetune.settings.paths import describe_missing, find_obstacle, looks_like_path, shorten
 from finetune.settings.quantisation import check_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
@@ -75,9 +76,7 @@ def _check_methods(values: Values) -> Faults:
         if values[first] and values[second]:
             remedy = f"choose one, for example with --{second if first == 'lora' else first} false"
             yield (first, second), f"{first} and {second} are both true: {remedy}"
-    for name in ("rslora", "pissa"):
-        if values[name] and not values["lora"]:
-            yield (name, "lora"), f"{name} is true, but lora is false: add --lora true or remove {name}"
+    yield from check_lora(values)
     if values["modules_to_save"] and not (values["lora"] or any(values[name] for name in FROZEN_PARTS)):
         yield (
             ("modules_to_save", "lora", *FROZEN_PARTS),

@@ -51,6 +51,25 @@ class ModelArguments:
         "不用 LoRA 而冻结部分参数时，作为 trainable_parameters 的补充。")
     rslora: bool = setting(False, "Scale the LoRA update by lora_alpha / sqrt(lora_rank) (rsLoRA).",
         "按 lora_alpha / sqrt(lora_rank) 缩放 LoRA 增量（rsLoRA）。")
+    use_dora: bool = setting(False,
+        "Train the length of every column of the updated weights beside their direction (DoRA).",
+        "除方向外，还训练更新后权重每一列的长度（DoRA）。")
+    rank_pattern: dict[str, Any] | None = setting(None,
+        "Ranks of single layers: end of a layer's name, as a regular expression, to rank; null: lora_rank for all.",
+        "个别层的秩：层名末尾（正则表达式）到秩的映射；null：全部用 lora_rank。", common=False)
+    alpha_pattern: dict[str, Any] | None = setting(None,
+        "The same for lora_alpha.", "与 rank_pattern 相同，用于 lora_alpha。", common=False)
+    lora_bias: str = setting("none", "Biases that LoRA trains, too: none, all, or those of adapted layers.",
+        "LoRA 同时训练的偏置：none（无）、all（全部）或 lora_only（所作用的层）。", choices=("none", "all", "lora_only"),
+        common=False)
+    lora_dtype: str | None = setting(None,
+        "Type of the LoRA matrices; null: that of the weights. float32 beside weights in half precision.",
+        "LoRA 矩阵的类型；null：与权重相同。权重为半精度时可取 float32。", choices=("float32", "bfloat16", "float16"),
+        common=False)
+    init_lora_weights: str = setting("default",
+        "What LoRA starts from: A uniform or gaussian and B zero, or parts of the weights (pissa, olora).",
+        "LoRA 的初始值：A 均匀或高斯分布、B 为零，或取自权重本身（pissa、olora）。",
+        choices=("default", "gaussian", "pissa", "olora"), common=False)
     lora_plus_scale: float = setting(1.0, "Factor on the learning rate of LoRA's B matrices (LoRA+).",
         "LoRA 的 B 矩阵学习率的倍数（LoRA+）。", range=POSITIVE)
     pissa: bool = setting(False, "Start LoRA from the weight's leading singular vectors (PiSSA).",
