@@ -5,12 +5,14 @@ python export_model.py --model_name_or_path ./checkpoints/llama --output_path ./
 
 import sys
 
+from finetune.machine.memory_limit import require_address_space
 from finetune.machine.stop_signals import end_at_once, set_handlers
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     set_handlers(end_at_once)
+    require_address_space()
 
-from finetune.machine.environment import check_environment
+from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
@@ -20,14 +22,19 @@ from finetune.serving.export.options import parse_options
 def main() -> None:
     """Parses, checks, exports."""
     options = parse_options()
-    check_environment()
+    check_machine()
     options.check()
     if options.device == "cpu":
         configure_processor()
 
+    from finetune.adapters.missing_updates import describe_missing
     from finetune.models.resolve import resolve_model
 
+    options = options.with_local_adapter()
     resolved = resolve_model(options.model_name_or_path)
+    if options.lora_path:
+        for line in describe_missing(options.lora_path, resolved.family, resolved.config):
+            print(line)
     silence_libraries()
     from finetune.serving.export.run import export
 

@@ -10,12 +10,14 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from finetune.machine.memory_limit import require_address_space
 from finetune.machine.stop_signals import end_at_once, set_handlers
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     set_handlers(end_at_once)
+    require_address_space()
 
-from finetune.machine.environment import check_environment
+from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
@@ -33,13 +35,15 @@ if TYPE_CHECKING:
 def main() -> None:
     """Parses, loads, adapts, trains, evaluates and saves."""
     args = parse_arguments()
-    check_environment()
+    check_machine()
     processor_note = configure_processor() if args.training.device == "cpu" else None
 
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
     from finetune.run.adapter import adapt, check_adapter
+    from finetune.run.adapter_source import fetch_adapter
+    from finetune.run.alignment import add_reference, comparison_of
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
@@ -50,7 +54,8 @@ def main() -> None:
     from finetune.run.trainer import build_trainer
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
-    layout, adapter_notes = plan_layout(args, resolved), check_adapter(args, resolved)
+    adapter_notes = [*fetch_adapter(args), *check_adapter(args, resolved)]
+    layout = plan_layout(args, resolved)
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)
@@ -70,7 +75,7 @@ def main() -> None:
         phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)
-        check_positions(data, args.data, resolved)
+        check_positions(data, args.data, resolved, comparison_of(args))
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
         model = adapt(base, args, resolved, groups)
@@ -78,6 +83,7 @@ def main() -> None:
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
         report.model(trainer.parallel)
+        report.notes(add_reference(args, run, trainer))
         metrics: dict[str, float] = {}
         if args.training.do_train:
             metrics |= train(args, run, trainer, report, base_folder=resolved.folder)

@@ -6,13 +6,15 @@ python predict_generation.py --model_name_or_path ./exported
 
 import sys
 
+from finetune.machine.memory_limit import require_address_space
 from finetune.machine.stop_signals import end_at_once, set_handlers
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     set_handlers(end_at_once)
+    require_address_space()
 
 from finetune.machine.device import device_kind
-from finetune.machine.environment import check_environment
+from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.processes.command import run_command
 from finetune.serving.predict.run import parse_options, predict
@@ -21,7 +23,7 @@ from finetune.serving.predict.run import parse_options, predict
 def main() -> None:
     """Parses, checks, answers."""
     options = parse_options()
-    check_environment()
+    check_machine()
     options.check()
     if device_kind(options.model.device) == "cpu":
         configure_processor()

@@ -85,8 +85,8 @@ _REMEDIES = {
 }
 """What to do about an error number of the operating system."""
 _OTHER_REMEDY = "check the file and the disk it lies on"
-_NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
-"""What only a path can be to blame for."""
+_NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM)
+"""What only a path can be to blame for, or who was allowed to use it."""
 
 
 def describe_outside_error(error: BaseException) -> tuple[str, int] | None:

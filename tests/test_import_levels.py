@@ -34,7 +34,7 @@ LEVELS = (  # from the lowest up
     ("tokenizers", "data/reading"),
     ("data/templates",),
     ("data/samples", "data/packing"),
-    ("data/stream",),
+    ("data/stream", "data/preference"),
     ("data/batches",),
     ("checkpoints",),
     ("adapters",),

@@ -40,8 +40,8 @@ def render(records: Iterable[Mapping[str, Any]]) -> str:
         f"{len(compared)} cases compared, {len(cases) - len(compared)} refused; "
         f"the largest difference is {largest:.1e}. Made with {versions} on CPU processes.",
         "",
-        "| family | method | layout | data | loss | gradient norm | evaluation |",
-        "|---|---|---|---|---|---|---|",
+        "| family | method | layout | engines | data | loss | gradient norm | evaluation |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(rows + [_row(record) for record in sorted(cases.values(), key=_order)])
 
@@ -53,11 +53,16 @@ def _order(record: Mapping[str, Any]) -> tuple[str, ...]:
 def _row(record: Mapping[str, Any]) -> str:
     start = [record["family"], record["method"], record["layout"]]
     if "refused" in record:
-        return _cells([*start, "", f"refused: {record['refused']}", "", ""])
+        return _cells([*start, "", "", f"refused: {record['refused']}", "", ""])
     differences = record["differences"]
     evaluation = max(differences[name] for name in _METRICS)
     figures = [f"{value:.0e}" for value in (differences["loss"], differences["grad_norm"], evaluation)]
-    return _cells([*start, record["variation"], *figures])
+    return _cells([*start, _engines(record["engines"]), record["variation"], *figures])
+
+
+def _engines(engines: Mapping[str, str]) -> str:
+    """The class that drives each axis; tensor parallelism is in the layers of the model and has none."""
+    return ", ".join(name.split()[-1] for axis, name in engines.items() if axis != "tensor")
 
 
 def _cells(cells: list[str]) -> str:

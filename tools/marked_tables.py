@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
-
 
 def read_json_lines(paths: Iterable[Path]) -> Iterator[Any]:
     """The values of files that hold one on each line."""
@@ -16,8 +14,21 @@ def read_json_lines(paths: Iterable[Path]) -> Iterator[Any]:
         yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
-def replace_table(page: Path, table: str) -> None:
-    """Puts a table between the marks of a page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+def table_marks(name: str = "") -> tuple[str, str]:
+    """What stands above and below a table: the only one of a page, or the one of that name."""
+    title = f"table {name}" if name else "table"
+    return f"<!-- {title}: begin -->", f"<!-- {title}: end -->"
+
+
+def replace_table(page: Path, table: str, name: str = "") -> None:
+    """Puts a table between the marks of a page: of its only table, or of the one of that name.
+
+    Raises:
+        ValueError: The page lacks the marks.
+    """
+    begin, end = table_marks(name)
+    before, first, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, second, after = rest.partition(end)
+    if not (first and second):
+        raise ValueError(f"{page} lacks the marks {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")

@@ -7,6 +7,7 @@ adapter_config.json   an adapter of peft
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_
 """Setting that names an adapter -> configuration files that such a folder may have."""
 START_STEM = "initial_factors"
 """Begins the names of files with what A and B started from where that has left the base."""
+_PATTERNS = {"rank_pattern": (1, "ranks above 0"), "alpha_pattern": (-math.inf, "numbers")}
+"""Fields with values of single layers: the least value, and what they are."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
 
 
@@ -86,28 +89,35 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
         value = config.get(name)
         if value is not None and not _are_patterns([value] if isinstance(value, str) else value):
             raise UserError(f"{path} has {name} {value!r}, but regular expressions are needed: copy it again")
-    for name in ("rank_pattern", "alpha_pattern"):
-        value = config.get(name) or {}
-        if not isinstance(value, dict) or not (
-            _are_patterns([*value]) and all(_is_number(each) and each > 0 for each in value.values())
-        ):
-            raise UserError(
-                f"{path} has {name} {value!r}, but patterns with numbers are needed: copy it again"
-            )
     for name in ("lora_dropout", "lora_plus_scale"):
         if config.get(name) is not None and not _is_number(config[name]):
             raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
 
+    for name, (least, what) in _PATTERNS.items():
+        values = config.get(name) or {}
+        if not isinstance(values, dict) or not all(
+            _is_number(value) and value >= least for value in values.values()
+        ):
+            raise UserError(f"{path} has {name} {values!r}, but names with {what} are needed: copy it again")
+        if not _are_patterns(list(values)):
+            raise UserError(
+                f"{path} has {name} {values!r}, but regular expressions are needed: copy it again"
+            )
 
-def read_rule(config: Mapping[str, Any]) -> ScalingRule:
-    """Rank and factor of the layers of an adapter in PaddleNLP's form, from its checked configuration."""
+
+def paddle_rule(config: Mapping[str, Any]) -> ScalingRule:
+    """Rank and factor of the layers of an adapter, by PaddleNLP's names.
+
+    Args:
+        config: Content of lora_config.json, see `check_paddle_lora`.
+    """
     return ScalingRule(
         int(config["r"]),
         float(config["lora_alpha"]),
         bool(config.get("rslora")),
         bool(config.get("pissa")),
         dora=bool(config.get("use_dora")),
-        rank_pattern=config.get("rank_pattern") or {},
+        rank_pattern={name: int(value) for name, value in (config.get("rank_pattern") or {}).items()},
         alpha_pattern=config.get("alpha_pattern") or {},
     )
 

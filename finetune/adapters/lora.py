@@ -12,37 +12,49 @@ A model may be one process's part of a larger one: layers of other pipeline stag
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
 import paddle
 from paddlenlp import peft
 
+from finetune.adapters.adapted_modules import (
+    adaptable,
+    check_not_packed,
+    check_saved_modules,
+    modules_of,
+    saved_pattern,
+    whole_patterns,
+)
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
 from finetune.adapters.dora import add_magnitude
 from finetune.adapters.files import AdapterWeights, StartWeights, load_adapter_weights, open_starts
 from finetune.adapters.initial_weights import draw_input_matrix, find_start, take_start
-from finetune.adapters.lora_config import BIAS_ENDING, AdapterConfig, config_fields
+from finetune.adapters.lora_config import BIAS_ENDING, LayeredLoRAConfig
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights, check_layers
+from finetune.adapters.scaling import end_patterns
 from finetune.adapters.targets import (
     layer_patterns,
     resolve_layer_patterns,
     resolve_saved,
     resolve_targets,
+    value_patterns,
 )
 from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.hf_names import is_tied
-from finetune.models.layers import layer_list
-from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.models.local_layers import is_stage
 from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
 from finetune.storage.files import is_present, read_json_object
+
+_FIELDS = frozenset(each.name for each in fields_of(LayeredLoRAConfig))
 
 
 class LoRAModel(peft.LoRAModel):
@@ -58,7 +70,7 @@ class LoRAModel(peft.LoRAModel):
     """
 
     def __init__(
-        self, model: Any, config: AdapterConfig, *, seed: int = 0, starts: StartWeights | None = None
+        self, model: Any, config: LayeredLoRAConfig, *, seed: int = 0, starts: StartWeights | None = None
     ):
         config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
         super().__init__(model, config)
@@ -78,16 +90,18 @@ class LoRAModel(peft.LoRAModel):
         if config.use_dora:
             add_magnitude(layer)
 
-    def _find_and_replace_module(self, model: Any, module_name: str, config: Any, *more: Any) -> None:
+    def _find_and_replace_module(
+        self, model: Any, module_name: str, lora_config: LayeredLoRAConfig, enable_lora: Any
+    ) -> None:
         layer = model.get_sublayer(module_name)
         if getattr(layer, "is_placeholder", False):
             return
-        settings = (config.of_layer(module_name), *more)
+        own = lora_config.of_layer(module_name)
         try:
             if is_packed(layer):
-                self._replace_packed(model, module_name, *settings)
+                self._replace_packed(model, module_name, own, enable_lora)
             else:
-                super()._find_and_replace_module(model, module_name, *settings)
+                super()._find_and_replace_module(model, module_name, own, enable_lora)
         except ValueError as error:
             raise UserError(
                 f"lora_target_modules: {module_name} is a {type(layer).__name__}, but only linear layers can get "
@@ -105,7 +119,7 @@ class LoRAModel(peft.LoRAModel):
         hold_packed(adapted, packed)
 
 
-def _check_start_rank(name: str, layer: Any, base: Any, config: AdapterConfig) -> None:
+def _check_start_rank(name: str, layer: Any, base: Any, config: LayeredLoRAConfig) -> None:
     """A matrix has no more singular vectors, or orthogonal columns, than its smaller side is long."""
     split = find_local_split(f"{name}.weight", base)
     shape = (
@@ -136,19 +150,19 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     Raises:
         UserError: No module of the model matches the target patterns.
     """
-    modules = _modules_of(model, family)
+    modules = modules_of(model, family)
     targets = list(family.lora_target_modules)
     if settings.lora_target_modules:
-        layers, linear = _adaptable(modules, family)
+        layers, linear = adaptable(modules, family)
         targets = resolve_targets(settings.lora_target_modules, family, layers, linear)
     saved = resolve_saved(settings.modules_to_save, family, modules) if settings.modules_to_save else None
     if saved:
         check_saved_modules(modules, saved, targets=targets)
-        _check_not_packed(modules, saved)
+        check_not_packed(modules, saved)
     trained = [saved_pattern(name) for name in saved or ()]
     trained += _bias_patterns(model, settings.lora_bias, targets)
     layers = [name for name in modules if any(re.fullmatch(each, name) for each in targets)]
-    config = AdapterConfig(
+    config = LayeredLoRAConfig(
         target_modules=targets,
         trainable_modules=trained or None,
         use_dora=settings.use_dora,
@@ -215,9 +229,13 @@ def load_lora(
             "(or a checkpoint) of a LoRA run, or at an adapter of peft."
         )
     family = family_of(model.config)
-    saved = modules_to_save and resolve_saved(modules_to_save, family, _modules_of(model, family))
+    saved = modules_to_save and resolve_saved(modules_to_save, family, modules_of(model, family))
     patterns = [saved_pattern(name) for name in saved or ()]
-    if patterns and set(patterns) != AdapterConfig(**config_fields(fields)).saved_patterns:
+    if (
+        patterns
+        and set(patterns)
+        != LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields}).saved_patterns
+    ):
         raise UserError(
             f"modules_to_save is {', '.join(modules_to_save or ())}, but the adapter in lora_path {folder} was "
             f"trained with {fields.get('trainable_modules') or 'none'}: remove modules_to_save to go on with "
@@ -225,17 +243,19 @@ def load_lora(
         )
     # Whatever it was trained in: layers cannot multiply tensors of two types.
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
-    config = AdapterConfig(**config_fields(fields))
+    config = LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields})
     _check_time(model, config)
     adapted = LoRAModel(model, config, starts=open_starts(folder, model.config))
     load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
 
 
-def _check_time(model: Any, config: AdapterConfig) -> None:
+def _check_time(model: Any, config: LayeredLoRAConfig) -> None:
     """Matches an adapter's patterns once in bounded time, as PaddleNLP will match them without a bound."""
+    layers = [name for name, _ in model.named_sublayers()]
     for patterns, names in (
-        (config.target_modules, [name for name, _ in model.named_sublayers()]),
+        (config.target_modules, layers),
+        (end_patterns([*config.rank_pattern, *config.alpha_pattern]), layers),
         (config.trainable_modules, list(model.state_dict())),
     ):
         match_names([patterns] if isinstance(patterns, str) else patterns or [], names)
@@ -246,105 +266,19 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     tied = is_tied(model.config.to_dict(), family)
     source = open_peft_folder(folder, family, tied=tied)
     weights = PeftWeights(source, family, tied=tied)
-    modules = _modules_of(model, family)
-    linear = _adaptable(modules, family)[1]
+    modules = modules_of(model, family)
+    linear = adaptable(modules, family)[1]
     check_layers(folder, weights, linear)
     fields = {
-        "target_modules": layer_patterns(weights.layers, linear),
-        "trainable_modules": _whole_patterns(weights.whole, modules) or None,
-        "r": weights.rule.rank,
-        "lora_alpha": weights.rule.alpha,
-        "rslora": weights.rule.rslora,
+        "target_modules": layer_patterns(weights.ranks, linear),
+        "trainable_modules": whole_patterns(weights.whole, modules) or None,
+        "r": source.rule.rank,
+        "lora_alpha": source.rule.alpha,
+        "rslora": source.rule.rslora,
         "use_dora": source.rule.dora,
+        "rank_pattern": value_patterns(weights.ranks, linear, common=source.rule.rank),
+        "alpha_pattern": value_patterns(weights.alphas, linear, common=source.rule.alpha),
         "lora_dropout": float(source.config.get("lora_dropout") or 0.0),
         "base_model_name_or_path": source.config.get("base_model_name_or_path"),
     }
     return fields, weights
-
-
-def _modules_of(model: Any, family: Family) -> dict[str, Any]:
-    return dict(_weighted_modules(model, family.prefix_geometry(model.config).num_layers))
-
-
-def _adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], list[str]]:
-    """Names of modules with a weight, and of those that a low-rank update can stand beside.
-
-    What is on other stages of a pipeline is a stub without a weight, and no linear layer of a decoder.
-    """
-    layers = [
-        name
-        for name, layer in modules.items()
-        if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
-    ]
-    shapes = {name: getattr(getattr(modules[name], "weight", None), "shape", ()) for name in layers}
-    ends = (family.embedding_module, family.head_module)
-    linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
-    return layers, linear
-
-
-def _whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:
-    """Patterns for tensors that are trained whole; one for all parameters of a module where all of them are."""
-    held = {name.rpartition(".")[0] for name in names if not name.endswith(".bias")}
-    biases = [name for name in names if name.endswith(".bias") and name.removesuffix(".bias") not in held]
-    names = [name for name in names if name not in biases]
-    leaves = [name.rpartition(".")[0].rpartition(".")[2] for name in names]
-    of_leaf = {leaf: {each for each in modules if each.rpartition(".")[2] == leaf} for leaf in leaves}
-    patterns = layer_patterns(biases, biases)
-    patterns += [
-        saved_pattern(leaf) if of_leaf[leaf] <= held else re.escape(name)
-        for leaf, name in zip(leaves, names, strict=True)
-    ]
-    return list(dict.fromkeys(patterns))
-
-
-def saved_pattern(name: str) -> str:
-    """PaddleNLP's pattern for all parameters of the modules whose names end in `name`."""
-    return rf"(.*\.)?{re.escape(name)}\.[^.]+"
-
-
-def _check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:
-    packed = {name.rpartition(".")[2] for name, layer in modules.items() if is_packed(layer)}
-    if frozen := [name for name in names if name in packed]:
-        raise UserError(
-            f"modules_to_save: {', '.join(frozen)} is held in packed weights (weight_quantize_algo), which cannot be "
-            "trained whole: adapt it with lora_target_modules, or train without weight_quantize_algo."
-        )
-
-
-def check_saved_modules(modules: Collection[str], names: list[str], *, targets: list[str]) -> None:
-    """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
-
-    Raises:
-        UserError: Names that fit nothing or both.
-    """
-    leaves = {name.rpartition(".")[2] for name in modules}
-    if unknown := [name for name in names if name not in leaves]:
-        raise UserError(
-            f"modules_to_save: this model has no module called {', '.join(map(repr, unknown))} with weights of "
-            f"its own; there are: {', '.join(sorted(leaves))}."
-        )
-    adapted = {
-        name.rpartition(".")[2] for name in modules if any(re.fullmatch(each, name) for each in targets)
-    }
-    if both := [name for name in names if name in adapted]:
-        raise UserError(
-            f"modules_to_save: {', '.join(both)} gets a low-rank update as well (lora_target_modules): choose one."
-        )
-
-
-def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
-    """Names and layers of modules with weights of their own, those on other pipeline stages included.
-
-    A stub stands for every such module outside the decoder layers. The layers are alike, so what one holds
-    is found under the numbers of the others, too.
-    """
-    first = layer_numbers(layer_list(model))[0] if is_stage(model) else None
-    for name, layer in model.named_sublayers():
-        has_weights = is_packed(layer) or layer.parameters(include_sublayers=False)
-        if not getattr(layer, "is_placeholder", False) and not has_weights:
-            continue
-        parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
-        if first is None or parts is None:
-            yield name, layer
-        elif int(parts[2]) == first:
-            yield from ((f"{parts[1]}{number}{parts[3]}", layer) for number in range(num_layers))

@@ -1,8 +1,13 @@
-"""PaddleNLP's configuration of a LoRA adapter with what PaddleNLP does not have: it goes into the same file."""
+"""PaddleNLP's configuration of LoRA with what PaddleNLP does not know; all of it stands in lora_config.json.
+
+`rank_pattern` and `alpha_pattern` are peft's fields for PaddleNLP's names: a regular expression for the end of a
+layer's name, from a dot on -> its rank, or its alpha. The file has the further fields only where they say something.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from paddlenlp.peft import LoRAConfig
@@ -15,43 +20,55 @@ BIAS_ENDING = r"\.bias"
 
 
 @dataclass
-class AdapterConfig(LoRAConfig):  # type: ignore[misc]
+class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
     """One adapter.
 
     Attributes:
+        rank_pattern: See the module's description.
+        alpha_pattern: The same.
         use_dora: Whether every column of the updated weight has a trained length (`dora.py`).
-        rank_pattern: Pattern of layers -> their rank; others have `r`.
-        alpha_pattern: The same for alpha.
         lora_bias: "all": all biases of the model are trained, "lora_only": those of adapted layers, "none".
         init_lora_weights: What A and B start from (`initial_weights.py`).
     """
 
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     use_dora: bool = False
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
     lora_bias: str = "none"
     init_lora_weights: str = "default"
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        """What is written: PaddleNLP's fields, and those beyond them that say something."""
+        known = _paddlenlp_fields()
+        silent = (False, "none", "default")
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name in known or (value and value not in silent)
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """PaddleNLP's fields, from which it makes a configuration of its own."""
+        return {name: getattr(self, name) for name in _paddlenlp_fields()}
 
     @property
     def rule(self) -> ScalingRule:
         """Rank and factor of every layer."""
         return ScalingRule(
-            int(self.r),
-            float(self.lora_alpha),
-            bool(self.rslora),
-            bool(self.pissa),
-            self.rank_pattern,
-            self.alpha_pattern,
+            self.r,
+            self.lora_alpha,
+            self.rslora,
+            self.pissa,
+            dora=self.use_dora,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
         )
 
     @property
     def saved_patterns(self) -> set[str]:
         """Patterns of what is trained whole, without those of biases."""
         return {each for each in self.trainable_modules or () if not each.endswith(BIAS_ENDING)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """PaddleNLP's fields, from which it makes a configuration of its own; files hold all."""
-        return {each.name: getattr(self, each.name) for each in fields(LoRAConfig)}
 
     @property
     def start(self) -> str:
@@ -63,14 +80,12 @@ class AdapterConfig(LoRAConfig):  # type: ignore[misc]
         """Whether what A and B start from leaves the weights of the base."""
         return self.start in CHANGING
 
-    def of_layer(self, name: str) -> AdapterConfig:
-        """The same for one layer, whose rank and alpha stand in it; how it starts is not left to PaddleNLP."""
+    def of_layer(self, name: str) -> LayeredLoRAConfig:
+        """The configuration of one layer, by PaddleNLP's name; how it starts is not left to PaddleNLP."""
         rule = self.rule
         own: dict[str, Any] = {"r": rule.rank_of(name), "lora_alpha": rule.alpha_of(name), "pissa": False}
         return replace(self, **own)
 
 
-def config_fields(content: dict[str, Any]) -> dict[str, Any]:
-    """Those of a file's fields that an `AdapterConfig` has."""
-    known = AdapterConfig()
-    return {key: value for key, value in content.items() if hasattr(known, key)}
+def _paddlenlp_fields() -> list[str]:
+    return [each.name for each in fields(LoRAConfig)]

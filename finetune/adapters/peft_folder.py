@@ -16,7 +16,7 @@ import numpy as np
 
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
-from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.scaling import ScalingRule, end_patterns
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.hf_names import is_output, is_token_table, is_turned, to_paddle
@@ -106,7 +106,9 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
         else:
             ours = to_paddle(_WRAPPERS.sub("", name), family)
             whole[ours] = WholeTensor(tensor, is_turned(ours, tensor.shape, family, tied=tied))
-    _check_patterns(folder, rule, list(matrices))
+    if not matrices and not whole:
+        raise UserError(f"{path} holds no tensors, so it changes nothing: copy the adapter again")
+    check_patterns(folder / PEFT_CONFIG, rule, list(matrices))
     for layer, found in matrices.items():
         if ("magnitude" in found.tensors) != rule.dora:
             raise UserError(
@@ -119,13 +121,22 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
     return PeftFolder(path, config, rule, matrices, whole)
 
 
-def _check_patterns(folder: Path, rule: ScalingRule, layers: list[str]) -> None:
-    """Matches the patterns of single layers once in bounded time, as they will be matched from then on."""
+def check_patterns(path: Path, rule: ScalingRule, layers: list[str]) -> None:
+    """Matches the patterns of single layers once in bounded time, as they will be matched from then on.
+
+    Args:
+        path: The configuration, for messages.
+        rule: Has the patterns.
+        layers: Names of the adapted layers.
+
+    Raises:
+        UserError: One is no expression, or takes too long.
+    """
     for name, patterns in (("rank_pattern", rule.rank_pattern), ("alpha_pattern", rule.alpha_pattern)):
         try:
-            match_names([rf"(.*\.)?({pattern})" for pattern in patterns], layers)
+            match_names(end_patterns(patterns), layers)
         except UserError as error:
-            raise UserError(f"{folder / PEFT_CONFIG} has a {name} that cannot be used: {error}") from None
+            raise UserError(f"{path} has a {name} that cannot be used: {error}") from None
 
 
 def check_matrices(layer: str, found: Matrices, rank: int, *, turned: bool) -> dict[str, tuple[int, ...]]:

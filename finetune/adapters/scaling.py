@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +70,14 @@ class ScalingRule:
         return lora_scaling(self.alpha_of(layer), self.rank_of(layer), rslora=self.rslora, pissa=self.pissa)
 
 
+def end_patterns(patterns: Iterable[str]) -> list[str]:
+    """Expressions for whole names where the given ones are for the ends of names, from a dot on."""
+    return [rf"(.*\.)?({pattern})" for pattern in patterns]
+
+
 def _first_match(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
     """As peft looks patterns up: the first whose expression fits the end of the name from a dot on."""
-    matching = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer))
-    return next(matching, default)
+    for pattern, whole in zip(patterns, end_patterns(patterns), strict=True):
+        if re.fullmatch(whole, layer):
+            return patterns[pattern]
+    return default

@@ -170,7 +170,24 @@ def expected_parameters(family: Family, config: Mapping[str, Any]) -> list[str]:
     """
     layers = [f"{name}.{end}" for name in expected_layers(family, config) for end in ("weight", "bias")]
     heads = [f"{head}.weight" for head in (family.head_module, OUTPUT_LAYER)]
-    return list(dict.fromkeys([*_recipe_weights(family, config), *layers, *heads]))
+    return list(dict.fromkeys([*_expected_shapes(family, config), *layers, *heads]))
+
+
+def value_patterns(values: Mapping[str, float], known: Sequence[str], *, common: float) -> dict[str, float]:
+    """Patterns for layers whose value is not the common one -> that value.
+
+    Args:
+        values: By the layer's name, out of `known`.
+        known: Names of all layers.
+        common: What needs no pattern.
+    """
+    layers_of: dict[float, list[str]] = {}
+    for layer, value in values.items():
+        if value != common:
+            layers_of.setdefault(value, []).append(layer)
+    return {
+        pattern: value for value, layers in layers_of.items() for pattern in layer_patterns(layers, known)
+    }
 
 
 def expected_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
@@ -180,26 +197,36 @@ def expected_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
         family: Its record.
         config: Configuration of the model as the family adapts it.
     """
-    weights = _recipe_weights(family, config)
-    layers = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
-    for joined, parts in JOINED_LAYERS.items():
-        if joined in family.tensor_splits:
-            layers += [f"{name.rpartition('.')[0]}.{joined}" for name in layers if _ends(name, parts[0])]
-    return layers
+    return _with_joined([name.removesuffix(".weight") for name in _expected_shapes(family, config)], family)
 
 
-def _recipe_weights(family: Family, config: Mapping[str, Any]) -> list[str]:
-    num_layers = int(config.get(family.fields.num_layers) or 1)
+def linear_layers(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """Those of `expected_layers` inside the decoder that a low-rank update can stand beside."""
+    shapes = _expected_shapes(family, config)
+    linear = [name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) == 2]
+    return _decoder_layers(_with_joined(linear, family), family)
+
+
+def _expected_shapes(family: Family, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Weights of a model with as many layers as the configuration says, in sizes of no meaning."""
     shape = TinyShape(
         hidden_size=64,
         intermediate_size=64 * (family.tiny.inner_ratio or 2),
-        num_layers=num_layers,
+        num_layers=int(config.get(family.fields.num_layers) or 1),
         num_heads=4,
         num_kv_heads=4,
         vocab_size=64,
         max_length=64,
     )
-    return list(family.tiny.weights(shape))
+    weights = family.tiny.weights(shape)
+    return {name: spec.shape for name, spec in weights.items() if name.endswith(".weight")}
+
+
+def _with_joined(layers: list[str], family: Family) -> list[str]:
+    for joined, parts in JOINED_LAYERS.items():
+        if joined in family.tensor_splits:
+            layers += [f"{name.rpartition('.')[0]}.{joined}" for name in layers if _ends(name, parts[0])]
+    return layers
 
 
 def _decoder_layers(linear: Collection[str], family: Family) -> list[str]:

@@ -74,10 +74,22 @@ def _is_own(checkpoint: Path) -> bool:
 
 def _remove(folder: Path) -> None:
     """Deletes a folder as far as that is allowed; of a link the link only, as its folder lies somewhere else."""
+    with contextlib.suppress(OSError):
+        _remove_whole(folder)
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_whole(folder: Path) -> None:
+    """Deletes a folder, or of a link the link only.
+
+    Raises:
+        OSError: It is not allowed; some of it may be gone.
+    """
     if folder.is_symlink():
         folder.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def write_checkpoint(
@@ -286,7 +298,7 @@ def set_aside(output_dir: Path, *, beyond: int = -1) -> None:
         os.rename(path, target)
 
 
-def rotate(output_dir: Path, *, keep: int | None, best: Path | None, newest: Path) -> list[Path]:
+def rotate(output_dir: Path, *, keep: int | None, best: Path | None, newest: Path) -> dict[Path, OSError]:
     """Deletes the oldest checkpoints beyond `keep`, and those that were set aside.
 
     Args:
@@ -296,8 +308,9 @@ def rotate(output_dir: Path, *, keep: int | None, best: Path | None, newest: Pat
         newest: The one just written, which always stays; so `keep=1` keeps two when they differ.
 
     Returns:
-        The folders that were deleted.
+        What could not be deleted, such as a folder of another user, and why: it stays, and the training goes on.
     """
+    failed: dict[Path, OSError] = {}
     doomed = list(Path(output_dir).glob(f"{REPLACED_PREFIX}*"))
     checkpoints = list_checkpoints(output_dir)
     if keep is not None and keep > 0 and len(checkpoints) > keep:
@@ -306,9 +319,12 @@ def rotate(output_dir: Path, *, keep: int | None, best: Path | None, newest: Pat
         candidates = [path for path in checkpoints if path not in protected]
         doomed += candidates[: len(candidates) - spare]
     for path in doomed:
-        with contextlib.suppress(OSError):  # of another user, say: it stays, and the training goes on
+        try:
             _delete(path)
-    return doomed
+        except OSError as error:
+            renamed = path.with_name(f"{REPLACED_PREFIX}{step_of(path)}")
+            failed[path if path.exists() else renamed] = error
+    return failed
 
 
 def _delete(checkpoint: Path) -> None:
@@ -320,4 +336,4 @@ def _delete(checkpoint: Path) -> None:
         checkpoint = target
     if not checkpoint.is_symlink():
         (checkpoint / MANIFEST_NAME).unlink(missing_ok=True)
-    _remove(checkpoint)
+    _remove_whole(checkpoint)

@@ -88,6 +88,64 @@ def causal_mask(attention_mask: Any, shape: tuple[int, int], past_length: int = 
     return visible
 
 
+def visible_in_window(
+    given: Any,
+    shape: tuple[int, int],
+    past_length: int = 0,
+    *,
+    places: Any,
+    window: int | None,
+    fused: bool,
+) -> Any:
+    """What the layers of a model with a sliding window are given.
+
+    Args:
+        given: See `visible_keys`.
+        shape: Batch size and number of queries.
+        past_length: Keys in front of the queries' own.
+        places: int [batch, queries], each query's place in its own text, behind what is past.
+        window: A token sees this many tokens, itself included; None: all before it.
+        fused: Whether attention runs on a fused kernel.
+
+    Returns:
+        As `visible_keys`; without the kernel a mask to add to float32 scores, one for all layers.
+    """
+    num_keys = past_length + shape[1]
+    window = window or num_keys
+    is_narrow = window < num_keys
+    if not fused:
+        refuse_packed_rows(given)
+    if are_packed_rows(given):
+        rows = visible_keys(given, shape, past_length)
+        return (
+            paddle.minimum(rows, paddle.arange(window, window + num_keys, dtype="int32"))
+            if is_narrow
+            else rows
+        )
+    if fused and not is_narrow:
+        return visible_keys(given, shape, past_length)
+    visible = causal_mask(given, shape, past_length)
+    if is_narrow:
+        visible = visible & _is_near(given, places, past_length, window)
+    return visible if fused else additive(visible, paddle.float32)
+
+
+def _is_near(given: Any, places: Any, past_length: int, window: int) -> Any:
+    """Which keys lie in the window of each query, bool [batch or 1, 1, queries, keys].
+
+    In a row of several texts distances are those within a text: two answers that share a prompt both follow it at
+    once, and each text of a packed row stands as near to a prefix as it would alone.
+    """
+    if given is None or given.ndim == 2 or are_packed_rows(given):
+        keys = paddle.arange(past_length + places.shape[1]).unsqueeze(0)  # [1, keys]
+        queries = keys[:, past_length:]
+    else:
+        queries = places.astype("int64")
+        past = paddle.arange(past_length).expand([places.shape[0], past_length])  # [batch, past]
+        keys = paddle.concat([past, queries], axis=1)  # [batch, keys]
+    return (keys.unsqueeze(1) > queries.unsqueeze(2) - window).unsqueeze(1)
+
+
 def refuse_packed_rows(attention_mask: Any) -> None:
     """Raises ValueError for end rows, which layers without the fused kernel do not read."""
     if are_packed_rows(attention_mask):

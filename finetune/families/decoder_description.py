@@ -62,6 +62,8 @@ class LayerWeights:
         inner_norm: Norm of the feed-forward layers.
         inner: To the inner size; with a gate to twice that, the gate's half first.
         outer: From the inner size to hidden.
+        query_norm: RMS norm of every query head before it is turned, [head dim]; None where there is none.
+        key_norm: The same of key heads; there is one where there is one of queries.
     """
 
     attention_norm: Norm
@@ -72,6 +74,8 @@ class LayerWeights:
     inner_norm: Norm
     inner: Linear
     outer: Linear
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,8 @@ class Family:
             "refused" (nobody has looked).
         distance_option: Field of config.json that, when true, adds distances to the scores, which FlashMask
             cannot do.
+        window_option: Field of config.json that says how many of the last tokens a token sees; None for a family
+            without such a window.
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
@@ -177,6 +179,7 @@ class Family:
     head_module: str = "lm_head"
     fused_packing: str = "refused"
     distance_option: str | None = None
+    window_option: str | None = None
     positions_end: bool = True
     cpu_layers: str | None = None
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
@@ -214,7 +217,9 @@ class Family:
         limit = _read(self.adapt_config(config), self.fields.max_positions) if self.positions_end else None
         return int(limit) if limit else None
 
-    def packed_mask(self, config: Any, *, fused: bool, half: bool, has_prefix: bool) -> str | None:
+    def packed_mask(
+        self, config: Any, *, fused: bool, half: bool, has_prefix: bool, shares_prompts: bool = False
+    ) -> str | None:
         """The mask of packed rows: "start_end", "block", or None where there is none that keeps samples apart.
 
         Args:
@@ -222,6 +227,8 @@ class Family:
             fused: Whether attention runs on a fused kernel.
             half: Whether in bfloat16 or float16, the only types of FlashMask.
             has_prefix: Whether a trained prefix stands in front, for which rows would have to be counted anew.
+            shares_prompts: Whether answers share a prompt; the second is then farther from it in the row than in
+                its text, so that one end row for each key cannot say where a window ends.
         """
         if not fused:
             return "block"
@@ -229,6 +236,7 @@ class Family:
             return None
         has_distances = bool(_read(config, self.distance_option))
         takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
+        takes_rows = takes_rows and not (shares_prompts and _read(config, self.window_option))
         return "start_end" if takes_rows else "block"
 
     def parallel_faults(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.families.tiny_recipe import TensorSpec, TinyShape
 
 LINEAR_LAYERS = (
@@ -30,6 +31,31 @@ TENSOR_SPLITS = {
     "down_proj": "rows",
 }
 """How tensor parallelism divides the layers of such a decoder."""
+
+JOINED_SPLITS = {
+    "embed_tokens": "vocabulary",
+    "lm_head": "head",
+    "query_key_value_proj": "query_key_value",
+    "o_proj": "rows",
+    "gate_up_proj": "halves",
+    "down_proj": "rows",
+}
+"""The same where one layer gives queries, then keys, then values, and one the gate and what it multiplies."""
+
+
+def require_values(config: dict[str, Any], name: str, **allowed: Any) -> None:
+    """Raises UserError where config.json asks for what the layers do not compute.
+
+    Args:
+        config: As found.
+        name: Of the family, as users know it.
+        **allowed: The one value of each field; a field that is missing has it.
+    """
+    for field, value in allowed.items():
+        if config.get(field) not in (None, value):
+            raise UserError(
+                f"config.json has {field} {config[field]!r}, but {name} is run with {value!r} only. Use other weights"
+            )
 
 
 def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
@@ -59,7 +85,14 @@ def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
 
 
 def gated_decoder_weights(
-    shape: TinyShape, prefix: str, *, norm_fill: str = "ones", qkv_bias: bool = False, tied: bool = False
+    shape: TinyShape,
+    prefix: str,
+    *,
+    norm_fill: str = "ones",
+    qkv_bias: bool = False,
+    tied: bool = False,
+    head_dim: int | None = None,
+    head_norms: bool = False,
 ) -> dict[str, TensorSpec]:
     """PaddleNLP's parameters of a tiny decoder, in the order in which they are drawn.
 
@@ -69,18 +102,23 @@ def gated_decoder_weights(
         norm_fill: What norms start with: "ones", or "zeros" where the layer adds one.
         qkv_bias: Whether query, key and value projections have a bias.
         tied: Whether the embedding is the output projection, too.
+        head_dim: Size of a head; None: hidden size / heads.
+        head_norms: Whether queries and keys are normed, head by head.
     """
     hidden, inner = shape.hidden_size, shape.intermediate_size
-    kv_size = hidden // shape.num_heads * shape.num_kv_heads
+    head_dim = head_dim or hidden // shape.num_heads
+    query_size, kv_size = head_dim * shape.num_heads, head_dim * shape.num_kv_heads
     weights = {f"{prefix}.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
     for number in range(shape.num_layers):
         layer = f"{prefix}.layers.{number}."
-        for name, size in (("q", hidden), ("k", kv_size), ("v", kv_size)):
+        for name, size in (("q", query_size), ("k", kv_size), ("v", kv_size)):
             weights[f"{layer}self_attn.{name}_proj.weight"] = TensorSpec((hidden, size))
             if qkv_bias:
                 weights[f"{layer}self_attn.{name}_proj.bias"] = TensorSpec((size,), "zeros")
+        for name in ("q_norm", "k_norm") if head_norms else ():
+            weights[f"{layer}self_attn.{name}.weight"] = TensorSpec((head_dim,), norm_fill)
         weights |= {
-            layer + "self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
+            layer + "self_attn.o_proj.weight": TensorSpec((query_size, hidden)),
             layer + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
@@ -91,3 +129,18 @@ def gated_decoder_weights(
     if not tied:
         weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
     return weights
+
+
+def joined_decoder_weights(shape: TinyShape, prefix: str) -> dict[str, TensorSpec]:
+    """The same where one layer gives queries, keys and values, and one both halves of the feed-forward layer."""
+    weights, joined = gated_decoder_weights(shape, prefix), {}
+    for name, spec in weights.items():
+        layer, _, part = name.rpartition(".")[0].rpartition(".")
+        if part == "q_proj":
+            sizes = [weights[f"{layer}.{each}_proj.weight"].shape[1] for each in "qkv"]
+            joined[f"{layer}.query_key_value_proj.weight"] = TensorSpec((spec.shape[0], sum(sizes)))
+        elif part == "gate_proj":
+            joined[f"{layer}.gate_up_proj.weight"] = TensorSpec((spec.shape[0], 2 * spec.shape[1]))
+        elif part not in ("k_proj", "v_proj", "up_proj"):
+            joined[name] = spec
+    return joined

@@ -12,6 +12,7 @@ from finetune.families.decoder_description import (
     DecoderDescription,
     DecoderShape,
     LayerWeights,
+    Linear,
     Norm,
     array,
     joined,
@@ -31,6 +32,7 @@ def describe_gated_decoder(
     window: int | None = None,
     tied: bool = False,
     distance_slopes: NDArray[Any] | None = None,
+    head_order: NDArray[Any] | None = None,
 ) -> DecoderDescription:
     """Describes a model of that layout.
 
@@ -45,6 +47,7 @@ def describe_gated_decoder(
         window: Sliding window of attention.
         tied: Whether the output layer is the input embedding.
         distance_slopes: See `DecoderDescription`.
+        head_order: See `DecoderShape`.
     """
     config = model.config
     head_dim = head_dim or config.hidden_size // config.num_attention_heads
@@ -66,6 +69,7 @@ def describe_gated_decoder(
             embedding_scale=embedding_scale,
             max_positions=config.max_position_embeddings,
             window=window,
+            head_order=head_order,
         ),
         embedding=array(decoder.embed_tokens.weight),
         layer=layer,
@@ -77,13 +81,35 @@ def describe_gated_decoder(
 
 
 def _layer_weights(block: Any, norm: Callable[[Any], Norm]) -> LayerWeights:
+    attention, mlp = block.self_attn, block.mlp
+    normed = hasattr(attention, "q_norm")
+    query, key, value = _projections(attention)
+    joins_inner = hasattr(mlp, "gate_up_proj")
+    gate_up = linear(mlp.gate_up_proj) if joins_inner else joined(linear(mlp.gate_proj), linear(mlp.up_proj))
     return LayerWeights(
+        query_norm=norm(block.self_attn.q_norm) if normed else None,
+        key_norm=norm(block.self_attn.k_norm) if normed else None,
         attention_norm=norm(block.input_layernorm),
-        query=linear(block.self_attn.q_proj),
-        key=linear(block.self_attn.k_proj),
-        value=linear(block.self_attn.v_proj),
+        query=query,
+        key=key,
+        value=value,
         output=linear(block.self_attn.o_proj),
         inner_norm=norm(block.post_attention_layernorm),
-        inner=joined(linear(block.mlp.gate_proj), linear(block.mlp.up_proj)),
+        inner=gate_up,
         outer=linear(block.mlp.down_proj),
     )
+
+
+def _projections(attention: Any) -> tuple[Linear, Linear, Linear]:
+    """Layers to queries, keys and values; those that one layer gives stand one behind the other in it."""
+    if hasattr(attention, "q_proj"):
+        return linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)
+    num_queries, num_keys = (
+        number * attention.head_dim for number in (attention.num_heads, attention.num_kv_heads)
+    )
+    stops = (num_queries, num_queries + num_keys, num_queries + 2 * num_keys)
+    starts = (0, *stops[:2])
+    query, key, value = (
+        linear(attention.query_key_value_proj, slice(*ends)) for ends in zip(starts, stops, strict=True)
+    )
+    return query, key, value

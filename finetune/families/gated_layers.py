@@ -70,9 +70,9 @@ class GatedDecoder:
         pasts = [None] * len(self.layers) if past_key_values is None else list(past_key_values)
         past_length = pasts[0][0].shape[1] if pasts[0] is not None else 0
         given = attention_mask if attn_mask_startend_row_indices is None else attn_mask_startend_row_indices
-        visible = self._visible(given, shape, past_length, hidden.dtype)
         if position_ids is None:
             position_ids = paddle.arange(shape[1]).expand(shape)  # [batch, length]
+        visible = self._visible(given, shape, past_length, hidden.dtype, position_ids)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         hidden, cache = self._run_layers(self._enter(hidden), position_ids, visible, pasts, use_cache)
         hidden = self.norm(hidden)
@@ -82,7 +82,9 @@ class GatedDecoder:
             )
         return (hidden, cache) if use_cache else (hidden,)
 
-    def _visible(self: Any, given: Any, shape: tuple[int, int], past_length: int, dtype: Any) -> Any:
+    def _visible(
+        self: Any, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, _position_ids: Any
+    ) -> Any:
         """What the layers get as their mask."""
         if getattr(self.config, "alibi", False):
             return self._distances(dense_mask(given, shape, past_length))

@@ -67,6 +67,15 @@ class TextBackend(Protocol):
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
+def unprefixed_processor(content: bytes) -> Any:
+    """The SentencePiece model of a file's content without the blank that it puts in front of texts."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(content + _NO_PREFIX)
+    return processor
+
+
 class SentencePieceBackend:
     """A SentencePiece model that falls back to bytes.
 
@@ -104,11 +113,7 @@ class SentencePieceBackend:
     @functools.cached_property
     def _unprefixed(self) -> Any:
         """The same model without the blank that it puts in front of texts."""
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor()
-        processor.LoadFromSerializedProto(self._content + _NO_PREFIX)
-        return processor
+        return unprefixed_processor(self._content)
 
     def control_ids(self) -> dict[str, int]:
         """Ids of the pieces that no text is spelled with, such as ``<s>``."""

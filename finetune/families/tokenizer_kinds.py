@@ -30,6 +30,7 @@ class TokenizerKind:
         behind: Special tokens of `open` that are met in text only behind another text (None: nowhere).
         composes: Whether texts are brought into Unicode's composed form (NFC) first.
         has_prefix: Whether the vocabulary puts a blank in front of texts.
+        marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for, prefix or not.
         unset: Settings of tokenizer_config.json that must not be true.
     """
 
@@ -40,6 +41,7 @@ class TokenizerKind:
     behind: Mapping[str, str | None] = field(default_factory=dict)
     composes: bool = False
     has_prefix: bool = False
+    marks_blanks: bool = False
     unset: tuple[str, ...] = ()
 
 
@@ -112,7 +114,7 @@ LLAMA3 = "Llama3Tokenizer"
 
 KINDS: dict[str, TokenizerKind] = {
     "LlamaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_LLAMA_ROLES, has_prefix=True),
-    "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES),
+    "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES, marks_blanks=True),
     "ChatGLMv2Tokenizer": TokenizerKind(
         open=_open_chatglm2,
         roles={"eos_token": "</s>", "pad_token": "<unk>"},

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from finetune.errors import EXIT_USER_ERROR, UserError
+from finetune.machine.memory_limit import check_address_space
 
 PADDLE_RANGE = ">=3.3.1,<3.4"
 """Tested releases of the CPU wheel."""
@@ -150,6 +151,16 @@ def _version_or_none(package: str, installed_version: Callable[[str], str]) -> s
         return installed_version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def check_machine() -> None:
+    """What has to be right before Paddle is imported: the packages, and the addresses that it needs.
+
+    Raises:
+        UserError: A package is missing or outside its tested range, or the limit of the address space is too small.
+    """
+    check_environment()
+    check_address_space()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -85,6 +85,16 @@ def delayed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+@contextmanager
+def kept_from_threads() -> Iterator[None]:
+    """Threads that start within the block never get the signals, so that `delayed` holds for the whole process."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def renew_handlers() -> None:
     """Sets what Python knows to be set; libraries in C++ may have set something else, or nothing, behind its back."""
     for number in STOP_SIGNALS:

@@ -17,6 +17,7 @@ from finetune.families.family import Family, find_family
 from finetune.models.hf_names import is_tied
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.quantisation.stored_format import without_format
 from finetune.storage.writer import Tensor
 
 # What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
@@ -133,6 +134,7 @@ def _linear_scaling(config: Mapping[str, Any]) -> float | None:
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Writes a configuration if it differs from what is there."""
-    if read_json_if_present(path) != dict(config):
-        write_json(path, config)
+    """Writes the configuration of a model of ordinary weights, if it differs from what is there."""
+    ordinary = without_format(config)
+    if read_json_if_present(path) != ordinary:
+        write_json(path, ordinary)

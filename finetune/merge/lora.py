@@ -10,46 +10,41 @@ Paddle.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import importlib.util
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.adapters.adapter_folder import LORA_CONFIG
+from finetune.adapters.missing_updates import check_complete, describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import WEIGHTS_STEM
 from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.merge import hf_out, quantised_base
+from finetune.merge.hub_names import local_base, named_base_folder
 from finetune.merge.lora_adapters import (
     Adapter,
     check_adapter_folder,
     named_base,
     read_paddle_adapter,
 )
-from finetune.merge.lora_base import Base, open_base
+from finetune.merge.lora_base import Base, linear_layers, open_base
 from finetune.merge.lora_plan import dtype_name, plan
 from finetune.merge.option_types import add_output_options, add_switch
-from finetune.merge.peft_adapters import peft_alphas, peft_tensors, read_peft_adapter, write_peft_config
+from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.quantised_base import DEQUANTISED, ORIGINAL
-from finetune.merge.source import locate_base
+from finetune.merge.tokenizer_files import copy_tokenizer
 from finetune.models.hf_names import is_tied, paddle_config
+from finetune.models.hubs.adapters import local_adapter
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
-_TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
-    "tokenization_*.py",
-)  # fmt: skip
-_TEMPLATES = ("chat_template*", "*.jinja")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
 PADDLE, HUGGING_FACE, PEFT = "paddle", "hf", "peft"
 _OUTPUT_OPTION = "--merge_model_path"
 
@@ -83,11 +78,20 @@ class MergeOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Merges what the command line names."""
-    options = parse_options(argv)
+    options = with_local_adapters(parse_options(argv))
     if options.save_format == PEFT:
         export_peft(options)
     else:
         merge(options)
+
+
+def with_local_adapters(options: MergeOptions) -> MergeOptions:
+    """The same with the folders of adapters that were given by names on hubs.
+
+    Raises:
+        UserError: No hub has one, or it is no adapter.
+    """
+    return replace(options, adapters=tuple(local_adapter(each, "--lora_path") for each in options.adapters))
 
 
 def merge(options: MergeOptions) -> None:
@@ -102,10 +106,9 @@ def merge(options: MergeOptions) -> None:
         _check_paddle()
     base = open_base(_find_base(options))
     adapters = _open_adapters(options, base)
-    hugging_face = (
-        base.is_hugging_face if options.save_format is None else options.save_format == HUGGING_FACE
-    )
-    scheme = quantised_base.scheme_to_apply(options.adapters, options.into, unmerge=options.unmerge)
+    hugging_face = options.save_format == HUGGING_FACE if options.save_format else base.is_hugging_face
+    form = base.stored_format
+    scheme = quantised_base.scheme_to_apply(options.adapters, options.into, form, unmerge=options.unmerge)
     tensors, num_tokens = plan(
         base, adapters, unmerge=options.unmerge, hugging_face=hugging_face, scheme=scheme
     )
@@ -130,7 +133,7 @@ def merge(options: MergeOptions) -> None:
         with show_progress(sum(map(count_bytes, tensors))) as advance:
             files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
-    if line := quantised_base.describe_choice(options.adapters, scheme):
+    if line := quantised_base.describe_choice(options.adapters, scheme, form):
         print(line)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files
@@ -178,12 +181,11 @@ def export_peft(options: MergeOptions) -> None:
     tensors = peft_tensors(adapter, base.family, base.adapted_config, tied=base.is_tied)
     record: dict[str, object] = {"source": str(adapter.folder), "kind": "lora"}
     with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
-        _copy_tokenizer(adapter.folder, folder)
+        copy_tokenizer(adapter.folder, folder)
         carry_template([adapter.folder], folder)
         if (folder / "tokenizer_config.json").is_file():
             hf_out.write_tokenizer_files(folder, base.family)
-        alphas = peft_alphas(adapter, base.family, base.adapted_config)
-        write_peft_config(adapter, tensors, folder, base=str(base_folder), alphas=alphas)
+        write_peft_config(adapter, tensors, folder, family=base.family, base=str(base_folder))
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
     print(
@@ -202,14 +204,14 @@ def _find_base(options: MergeOptions) -> Path:
     """The base, given or named by the first adapter, once everything named exists and differs."""
     for folder in options.adapters:
         check_adapter_folder(folder)
-    base = options.base
+    base = local_base(options.base) if options.base else None
     if base is None:
         name = named_base(options.adapters[0])
         if name is None:
             raise UserError(
                 f"{options.adapters[0]} does not name the base it was trained on: give it with --model_name_or_path"
             )
-        base = locate_base(name, options.adapters[0])
+        base = named_base_folder(name, options.adapters[0])
     if not base.is_dir():
         origin = "--model_name_or_path" if options.base else f"the base that {options.adapters[0]} names,"
         raise UserError(f"{origin} {base} is no folder: give the base's with --model_name_or_path")
@@ -223,9 +225,12 @@ def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:
     adapters = []
     for folder in options.adapters:
         if (folder / LORA_CONFIG).is_file():
-            adapters.append(read_paddle_adapter(folder))
+            adapters.append(adapter := read_paddle_adapter(folder))
+            check_complete(folder / LORA_CONFIG, adapter.config, linear_layers(base), adapter.updates)
         else:
             adapters.append(read_peft_adapter(folder, base.family, tied=base.is_tied))
+            for line in describe_missing(folder, base.family, base.config):
+                print(line)
     return adapters
 
 
@@ -242,7 +247,7 @@ def _write_companions(
     """Configuration from the base, tokenizer from the last adapter that has one, else from the base."""
     companions.copy_companions(base.folder, folder)
     for adapter in adapters:
-        _copy_tokenizer(adapter.folder, folder)
+        copy_tokenizer(adapter.folder, folder)
     _note_template(base, adapters, folder, unmerge=unmerge)
     path, dtype = folder / "config.json", dtype_name(tensors)
     config = read_json_if_present(path)
@@ -268,24 +273,6 @@ def _note_template(base: Base, adapters: Sequence[Adapter], folder: Path, *, unm
         drop_template(folder)
     else:
         carry_template([*(adapter.folder for adapter in reversed(adapters)), base.folder], folder)
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies a tokenizer's files in place of those that are there, if the source holds a whole tokenizer."""
-    files = [path for path in sorted(source.iterdir()) if path.is_file()]
-    if not any(_fits(path.name, _VOCABULARIES) for path in files):
-        return
-    has_template = any(_fits(path.name, _TEMPLATES) for path in files)
-    for path in list(folder.iterdir()):
-        if _fits(path.name, _TOKENIZER_FILES) or (has_template and _fits(path.name, _TEMPLATES)):
-            path.unlink()
-    for path in files:
-        if _fits(path.name, (*_TOKENIZER_FILES, *_TEMPLATES)):
-            shutil.copyfile(path, folder / path.name)
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _report(
@@ -316,10 +303,10 @@ def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
         prog="merge_lora_params.py", description="Merges LoRA adapters into the weights of their base."
     )
     parser.add_argument("--model_name_or_path", type=Path, metavar="BASE",
-                        help="folder of the base, in PaddleNLP's or Hugging Face's form (default: the one that the "
-                             "adapter names)")  # fmt: skip
+                        help="folder of the base, in PaddleNLP's or Hugging Face's form, or its name on a hub (default: "
+                             "the one that the adapter names)")  # fmt: skip
     parser.add_argument("--lora_path", nargs="+", action="append", required=True, metavar="LORA",
-                        help="folder of an adapter (of this project, PaddleNLP or peft); several are merged in their "
+                        help="folder of an adapter (of this project, PaddleNLP or peft), or its name on a hub; several are merged in their "
                              "order: repeat the option, or separate them by commas or blanks")  # fmt: skip
     parser.add_argument("--merge_model_path", "--merge_lora_model_path", "--output_path", type=Path, required=True, metavar="OUT",
                         help="folder of the result")  # fmt: skip

@@ -20,11 +20,11 @@ from finetune.adapters.adapter_folder import (
     PREFIX_CONFIG,
     START_STEM,
     check_paddle_lora,
+    paddle_rule,
     read_num_tokens,
-    read_rule,
 )
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
-from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices
+from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices, check_patterns
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.merge.row_blocks import Update
@@ -121,7 +121,8 @@ def read_paddle_adapter(folder: Path) -> Adapter:
             found.tensors[match["matrix"]] = tensor
         else:
             whole[tensor.name] = WholeTensor(tensor)
-    rule = read_rule(config)
+    rule = paddle_rule(config)
+    check_patterns(folder / LORA_CONFIG, rule, list(matrices))
     updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
     num_tokens = read_num_tokens(folder)
     starts = _open_starts(folder)

@@ -22,9 +22,12 @@ from finetune.models.hf_names import (
     to_paddle,
 )
 from finetune.models.own_head import with_own_head
+from finetune.storage.dtypes import array_dtype
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.scheme import QuantisationScheme
+from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
+from finetune.storage.quantisation.stored_tensors import PackedTensor, with_packed
 
 
 @dataclass
@@ -76,6 +79,11 @@ class Base:
     is_tied: bool
 
     @property
+    def stored_format(self) -> StoredFormat | None:
+        """How its files are quantised; None where they are not."""
+        return stored_format(self.config, self.folder)
+
+    @property
     def adapted_config(self) -> dict[str, Any]:
         """The configuration as the family adapts it."""
         return self.family.adapt_config(dict(self.config))
@@ -85,7 +93,7 @@ def open_base(folder: Path) -> Base:
     """Finds a base's tensors; a copy of a tied embedding is left out.
 
     Raises:
-        UserError: It is no model, or its weights are incomplete or quantised.
+        UserError: It is no model, or its weights are incomplete, or quantised in a way that is not read here.
     """
     config = read_json_if_present(folder / "config.json")
     if not config:
@@ -98,7 +106,10 @@ def open_base(folder: Path) -> Base:
         raise UserError(
             f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"
         )
-    return base_of(folder, config, family, source.tensors())
+    tensors, form = source.tensors(), stored_format(config, folder)
+    if form:
+        tensors = list(with_packed({tensor.name: tensor for tensor in tensors}, form, folder).values())
+    return base_of(folder, config, family, tensors)
 
 
 def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Sequence[JoinedTensor]) -> Base:
@@ -110,16 +121,28 @@ def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Se
     for tensor in tensors:
         name = to_paddle(tensor.name, family) if is_theirs else tensor.name
         turned = is_theirs and is_turned(name, tensor.shape, family, tied=tied)
-        entries[name] = Entry(name, tensor, turned, tensor.dtype)
+        entries[name] = Entry(name, tensor, turned, _result_dtype(tensor))
     if tied:
         _drop_copies(entries, family)
     return Base(folder, config, family, entries, is_theirs, tied)
+
+
+def _result_dtype(tensor: JoinedTensor) -> np.dtype[Any]:
+    """A packed weight without an element type of its own gets that of the model's other weights."""
+    if isinstance(tensor, PackedTensor) and tensor.dtype == np.float32:
+        return array_dtype(tensor.form.dtype)
+    return tensor.dtype
 
 
 def is_linear(entry: Entry, base: Base) -> bool:
     """Whether a tensor is the weight of a linear layer other than the output layer."""
     turns = is_turned(entry.name, entry.shape, base.family, tied=base.is_tied)
     return turns and not is_output(entry.name)
+
+
+def linear_layers(base: Base) -> list[str]:
+    """Names of the layers whose weights `is_linear` names."""
+    return [name.removesuffix(".weight") for name, entry in base.entries.items() if is_linear(entry, base)]
 
 
 def is_table(name: str, family: Family) -> bool:

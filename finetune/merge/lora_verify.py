@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.adapters.peft_folder import WholeTensor
+from finetune.machine.memory_limit import check_address_space
 from finetune.merge import row_blocks
 from finetune.merge.lora_adapters import Adapter, pissa_update
 from finetune.merge.lora_base import Base, open_base
@@ -90,6 +91,7 @@ def verify(
     """
     from finetune.machine.quiet import silence_libraries
 
+    check_address_space()
     silence_libraries()
     prompts = _prompts(base)
     written = open_base(result)

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.adapters.peft_config import PEFT_CONFIG
-from finetune.adapters.peft_folder import FIRST_PART, WholeTensor, open_peft_folder
+from finetune.adapters.peft_folder import FIRST_PART, PeftFolder, WholeTensor, open_peft_folder
+from finetune.adapters.peft_weights import PeftWeights
 from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.targets import value_patterns
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.merge.lora_adapters import Adapter, make_update
@@ -49,7 +51,15 @@ def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
         to_paddle(layer, family): make_update(layer, found, read.rule, turned=True)
         for layer, found in read.matrices.items()
     }
-    return Adapter(folder, read.path, read.config, read.rule, updates, read.whole, is_peft=True)
+    return Adapter(folder, read.path, read.config, _own_rule(read, family), updates, read.whole, is_peft=True)
+
+
+def _own_rule(read: PeftFolder, family: Family) -> ScalingRule:
+    """The rule of an adapter by PaddleNLP's names."""
+    weights, rule = PeftWeights(read, family, tied=False), read.rule
+    ranks = value_patterns(weights.ranks, list(weights.ranks), common=rule.rank)
+    alphas = value_patterns(weights.alphas, list(weights.alphas), common=rule.alpha)
+    return replace(rule, rank_pattern={name: int(rank) for name, rank in ranks.items()}, alpha_pattern=alphas)
 
 
 def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[], Iterator[NDArray[Any]]]:
@@ -71,15 +81,13 @@ def peft_rank(adapter: Adapter, layer: str) -> int:
     return adapter.rule.rank_of(layer) * (2 if adapter.has_starts else 1)
 
 
-def peft_alphas(adapter: Adapter, family: Family, config: Mapping[str, Any]) -> dict[str, float]:
-    """Alpha of every layer, by peft's names, that gives the layer its factor."""
-    alphas = {}
-    for layer, update in adapter.updates.items():
-        rank = peft_rank(adapter, layer)
-        alpha = adapter.rule.factor_of(layer) * (math.sqrt(rank) if adapter.rule.rslora else rank)
-        for part, _ in split_joined(layer, update, config, family):
-            alphas[to_hugging_face(part, family)] = alpha
-    return alphas
+def _peft_alpha(adapter: Adapter, layer: str) -> float:
+    """Alpha that gives a layer its factor at its rank in peft's form."""
+    rule = adapter.rule
+    if not adapter.has_starts:
+        return rule.alpha_of(layer)
+    rank = peft_rank(adapter, layer)
+    return rule.factor_of(layer) * (math.sqrt(rank) if rule.rslora else rank)
 
 
 def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *, tied: bool) -> list[Tensor]:
@@ -154,14 +162,9 @@ def split_joined(
 
 
 def write_peft_config(
-    adapter: Adapter,
-    tensors: Sequence[Tensor],
-    folder: Path,
-    *,
-    base: str | None,
-    alphas: Mapping[str, float],
+    adapter: Adapter, tensors: Sequence[Tensor], folder: Path, *, family: Family, base: str | None
 ) -> None:
-    """Writes `adapter_config.json` for the tensors of `peft_tensors` and the alphas of `peft_alphas`."""
+    """Writes `adapter_config.json` for the tensors of `peft_tensors`."""
     layers = [
         tensor.name.removesuffix(".lora_A.weight")
         for tensor in tensors
@@ -173,6 +176,11 @@ def write_peft_config(
     whole = [name for name in whole if name not in biases]
     rule = adapter.rule
     of_layers = {f"{name}.base_layer" for name in layers}
+    ranks, alphas = {}, {}
+    for layer in adapter.updates:
+        for name in (to_hugging_face(part, family) for part in joined_parts(layer) or (layer,)):
+            ranks[name] = peft_rank(adapter, layer)
+            alphas[name] = _peft_alpha(adapter, layer)
     content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -182,7 +190,8 @@ def write_peft_config(
         "use_dora": rule.dora,
         "lora_dropout": float(adapter.config.get("lora_dropout") or 0.0),
         "use_rslora": rule.rslora,
-        **_layer_patterns(rule, tensors, alphas),
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != rule.rank},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != rule.alpha},
         "bias": "none" if not biases else "lora_only" if biases <= of_layers else "all",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -190,15 +199,3 @@ def write_peft_config(
         "modules_to_save": sorted({name.rpartition(".")[2] for name in whole}) or None,
     }
     write_json(folder / PEFT_CONFIG, content)
-
-
-def _layer_patterns(
-    rule: ScalingRule, tensors: Sequence[Tensor], alphas: Mapping[str, float]
-) -> dict[str, dict[str, float]]:
-    """Ranks and alphas of layers that have others than the adapter's, by peft's names."""
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    ranks = {name: shapes[f"{FIRST_PART}{name}.lora_A.weight"][0] for name in alphas}
-    return {
-        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != rule.rank},
-        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != rule.alpha},
-    }

@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune.errors import UserError
 from finetune.storage.quantisation.record import read_scheme
 from finetune.storage.quantisation.scheme import QuantisationScheme
+from finetune.storage.quantisation.stored_format import StoredFormat
 
 ORIGINAL, DEQUANTISED = "original", "dequantised"
 
@@ -26,17 +27,24 @@ def trained_scheme(folders: Sequence[Path]) -> QuantisationScheme | None:
     return schemes.pop() if len(schemes) == 1 else None
 
 
-def scheme_to_apply(folders: Sequence[Path], into: str, *, unmerge: bool) -> QuantisationScheme | None:
+def scheme_to_apply(
+    folders: Sequence[Path], into: str, stored: StoredFormat | None = None, *, unmerge: bool
+) -> QuantisationScheme | None:
     """How the base is quantised, and dequantised again, before adapters are added; None: not at all.
 
     Args:
         folders: Of the adapters.
         into: ORIGINAL or DEQUANTISED.
+        stored: How the files of the base are quantised; None where they are not.
         unmerge: Whether the adapters are taken out instead.
 
     Raises:
-        UserError: The base cannot be dequantised, because it was not quantised, or not alike.
+        UserError: The base cannot be dequantised, because it was not quantised, or not alike; or it has no original
+            weights.
     """
+    if stored:
+        _check_stored(folders, into, stored)
+        return None
     if into == ORIGINAL:
         return None
     if unmerge:
@@ -52,8 +60,26 @@ def scheme_to_apply(folders: Sequence[Path], into: str, *, unmerge: bool) -> Qua
     return scheme
 
 
-def describe_choice(folders: Sequence[Path], scheme: QuantisationScheme | None) -> str | None:
+def _check_stored(folders: Sequence[Path], into: str, stored: StoredFormat) -> None:
+    if scheme := next(filter(None, map(read_scheme, folders)), None):
+        raise UserError(
+            f"the base is quantised ({stored.label}), and an adapter was trained over another one in {scheme.label}: give "
+            "the model that it was trained on with --model_name_or_path"
+        )
+    if into == ORIGINAL:
+        raise UserError(
+            f"the base is quantised ({stored.label}) and cannot take an adapter up as it is: add --into dequantised for "
+            f"a model of ordinary weights ({stored.dtype}), or give the model that it was quantised from with "
+            "--model_name_or_path"
+        )
+
+
+def describe_choice(
+    folders: Sequence[Path], scheme: QuantisationScheme | None, stored: StoredFormat | None = None
+) -> str | None:
     """A line for a person about what was merged into; None where the base was not quantised."""
+    if stored:
+        return f"note: merged into the values of the packed weights ({stored.label}), as ordinary weights"
     trained = trained_scheme(folders)
     if trained is None:
         return None

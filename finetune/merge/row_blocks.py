@@ -21,6 +21,7 @@ from finetune.storage.dtypes import BFLOAT16, add_bfloat16, as_float32, num_byte
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.packed_weights import pack_matrix
 from finetune.storage.quantisation.scheme import QuantisationScheme
+from finetune.storage.quantisation.stored_tensors import PackedTensor
 from finetune.storage.writer import ComputedTensor
 
 _BLOCK_ITEMS = 2**18
@@ -67,10 +68,10 @@ class Update:
 
 
 def stored_rows(tensor: JoinedTensor) -> ComputedTensor:
-    """A tensor as its file has it; one that ranks share is joined in memory first."""
+    """A tensor as its file has it; one that ranks share is joined in memory first, a packed one dequantised."""
 
     def blocks() -> Iterator[NDArray[Any]]:
-        if len(tensor.parts) > 1:
+        if len(tensor.parts) > 1 or isinstance(tensor, PackedTensor):
             yield from _cut(tensor.load())
             return
         row_shape = tensor.shape[1:]

@@ -22,15 +22,16 @@ from finetune.families.config_file import read_config
 from finetune.families.family import find_family, import_object
 from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign
-from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel, with_weights
+from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel, quantised_twice, with_weights
 from finetune.models.shard_files import open_checkpoint
-from finetune.models.tensor_readers import plan_readers
+from finetune.models.tensor_readers import plan_packed, plan_readers
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown
 from finetune.storage.checkpoints import TensorFiles
 from finetune.storage.files import read_json_if_present
+from finetune.storage.quantisation.stored_format import without_format
 
 if TYPE_CHECKING:
-    from finetune.models.quantised.loading import LinearLayerQuantiser
+    from finetune.models.quantised.loading import PackedLayerFiller
     from finetune.storage.quantisation.scheme import QuantisationScheme
 
 _MAX_LISTED = 20
@@ -72,14 +73,14 @@ def load_model(
         growth: More embeddings than the files hold, for a tokenizer with more tokens.
         build: Class and config -> model; for a model that holds a part of the weights, such as a stage of a
             pipeline. None: `model_class(config)`.
-        quantisation: Quantises the linear layers, each as it is read; None leaves them as they are.
+        quantisation: Quantises the linear layers, each as it is read; None leaves them as they are in the files.
         keep_packed: Whether they hold the packed weights, which cannot be trained; else what those stand for.
 
     Returns:
         A PaddleNLP causal language model.
 
     Raises:
-        UserError: Weights missing, unknown or of another shape, all in one message.
+        UserError: Weights missing, unknown or of another shape, all in one message; quantised in the files already.
     """
     import paddle
     from paddlenlp.transformers.model_utils import dtype_guard, no_init_weights
@@ -91,19 +92,39 @@ def load_model(
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
     model_class = import_object(resolved.family.model_class)
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
-    is_packed = quantisation is not None and keep_packed
+    is_stored_packed = resolved.stored_format is not None
+    if is_stored_packed and quantisation is not None:
+        raise quantised_twice(resolved)
+    is_packed = (quantisation is not None or is_stored_packed) and keep_packed
     with dtype_guard(dtype), no_init_weights(), paddle.LazyGuard() if is_packed else nullcontext():
         model = _build_model(build or (lambda cls, facts: cls(facts)), model_class, config, resolved.name)
-    quantiser = None
-    if quantisation is not None:
-        from finetune.models.quantised.loading import LinearLayerQuantiser
-
-        quantiser = LinearLayerQuantiser(model, quantisation, resolved.family, keep_packed=keep_packed)
-        model.base_quantisation = quantisation  # adapters on it put this on record
-    _fill_parameters(model, checkpoint, resolved, growth=growth, quantiser=quantiser)
+    filler = _find_filler(model, checkpoint, resolved, quantisation, keep_packed=keep_packed)
+    _fill_parameters(model, checkpoint, resolved, growth=growth, filler=filler)
     _set_generation_config(model, folder, encoder)
     model.eval()
     return model
+
+
+def _find_filler(
+    model: Any,
+    checkpoint: TensorFiles,
+    resolved: ResolvedModel,
+    quantisation: QuantisationScheme | None,
+    *,
+    keep_packed: bool,
+) -> PackedLayerFiller | None:
+    """What fills layers with packed weights; None where all weights are ordinary ones."""
+    if quantisation is not None:
+        from finetune.models.quantised.loading import LinearLayerQuantiser
+
+        model.base_quantisation = quantisation  # adapters on it put this on record
+        return LinearLayerQuantiser(model, quantisation, resolved.family, keep_packed=keep_packed)
+    if resolved.stored_format and keep_packed:
+        from finetune.models.quantised.loading import StoredLayerLoader
+
+        tensors = plan_packed(type(model), model.config, checkpoint, family=resolved.family)
+        return StoredLayerLoader(model, tensors, resolved.family)
+    return None
 
 
 def _build_model(build: Callable[[Any, Any], Any], model_class: Any, config: Any, name: str) -> Any:
@@ -153,8 +174,8 @@ def build_config(
     if paddle.device.get_device() == "cpu":
         for name in _KERNEL_FIELDS:
             adapted.pop(name, None)
-    if adapted.get("quantization_config", False) is None:
-        del adapted["quantization_config"]
+    if resolved.stored_format or adapted.get("quantization_config", False) is None:
+        adapted = without_format(adapted)  # the layers are ordinary ones to PaddleNLP
     if not adapted.get("architectures"):
         adapted["architectures"] = [resolved.family.architectures[0]]
     config = model_class.config_class.from_dict(adapted)
@@ -182,7 +203,7 @@ def _fill_parameters(
     resolved: ResolvedModel,
     *,
     growth: VocabularyGrowth | None = None,
-    quantiser: LinearLayerQuantiser | None = None,
+    filler: PackedLayerFiller | None = None,
 ) -> None:
     """Sets every parameter, or raises one UserError that lists all that does not fit."""
     model_class, config = type(model), model.config
@@ -193,7 +214,7 @@ def _fill_parameters(
         checkpoint,
         family=resolved.family,
         growth=growth,
-        needs_whole=quantiser.needs_whole if quantiser else None,
+        needs_whole=filler.needs_whole if filler else None,
     )
     readers = {name: planned[name] for name in _without(list(planned), computed)}
     shapes, done = [], set()
@@ -201,11 +222,11 @@ def _fill_parameters(
     for name, parameter in parameters.items():
         if name not in readers or id(parameter) in done:
             continue
-        array = readers[name]()
+        array = filler.fill(name, readers[name]) if filler else readers[name]()
         done.add(id(parameter))
-        if quantiser and quantiser.takes(name, array):
-            quantiser.set_weight(name, array)
-        elif tuple(array.shape) == tuple(parameter.shape):
+        if array is None:
+            continue
+        if tuple(array.shape) == tuple(parameter.shape):
             assign(parameter, array)
         elif growth and growth.covers(name) and growth.fits(array, tuple(parameter.shape)):
             assign_grown(parameter, array)
@@ -215,6 +236,8 @@ def _fill_parameters(
     # The stages of a pipeline each hold a part of the model: weights of the others are no fault there.
     is_whole = len(decoder_layers(model)) == getattr(config, resolved.family.fields.num_layers)
     extra = [name for name in readers if name not in parameters and is_whole]
+    if resolved.stored_format:  # AutoGPTQ gives every layer a bias
+        extra = [name for name in extra if not name.endswith(".bias") or readers[name]().any()]
     _raise_for(
         resolved,
         missing=_without(missing, [*computed, *(model._keys_to_ignore_on_load_missing or ())]),

@@ -24,6 +24,7 @@ from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
 from finetune.storage.files import read_json_if_present
 from finetune.storage.lfs_pointers import refuse_pointers
+from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -46,6 +47,11 @@ class ResolvedModel:
     config: dict[str, Any]
     family: Family
     remote: Repository | None = None
+
+    @property
+    def stored_format(self) -> StoredFormat | None:
+        """How its files are quantised; None where they are not."""
+        return stored_format(self.config, self.name)
 
 
 def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> ResolvedModel:
@@ -70,7 +76,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
     refuse_pointers(folder)
     config = read_config(folder)
     family = _covered(config, name)
-    _refuse_quantised(config, folder)
+    stored_format(config, folder)  # one that is not read is refused by name, before any weight is read
     read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
         check_weights(folder)
@@ -90,6 +96,7 @@ def _resolve_remote(name: str) -> ResolvedModel:
             reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) cannot be reached")
         elif hub.has_model(name):
             config = read_config(hub.download_config(name))
+            stored_format(config, name)
             return ResolvedModel(None, name, config, _covered(config, name))
         else:
             reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) has no model of that name")
@@ -99,6 +106,7 @@ def _resolve_remote(name: str) -> ResolvedModel:
     repository, folder = fetch_description(repository)
     config = read_config(folder)
     family = _covered(config, name)
+    stored_format(config, name)
     return ResolvedModel(fetch_small_files(repository), name, config, family, repository)
 
 
@@ -128,19 +136,12 @@ def _covered(config: dict[str, Any], name: str) -> Family:
         raise UserError(f"model {name} is not supported: {error}") from None
 
 
-def _refuse_quantised(config: dict[str, Any], folder: Path) -> None:
-    """A quantised folder holds integers with scales under names of their own; `null` there says nothing."""
-    facts = config.get("quantization_config")
-    if not isinstance(facts, dict):
-        return
-    method = facts.get("quant_method") or facts.get("weight_quantize_algo") or facts.get("quant_type")
-    bits = facts.get("bits") or (4 if facts.get("load_in_4bit") else 8 if facts.get("load_in_8bit") else None)
-    if not method and not bits:  # PaddleNLP writes the object into every config.json
-        return
-    size = f", {bits} bits" if bits else ""
-    raise UserError(
-        f"model {folder} is quantised (quantization_config of its config.json: {method or 'method unnamed'}{size}): its weights cannot "
-        "be read here; give the folder of the model that it was made from, in float32, float16 or bfloat16"
+def quantised_twice(resolved: ResolvedModel) -> UserError:
+    """What to tell where the weights of a quantised folder are to be quantised."""
+    assert resolved.stored_format is not None
+    return UserError(
+        f"model {resolved.name} is quantised already ({resolved.stored_format.label}), and weight_quantize_algo would "
+        "quantise it once more: leave weight_quantize_algo out, or give the model that it was made from"
     )
 
 

@@ -10,6 +10,8 @@ from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.tensor_splits import find_split
 from finetune.storage.checkpoints import Checkpoint, ShardedCheckpoint, TensorFiles, has_weights
+from finetune.storage.quantisation.stored_format import stored_format
+from finetune.storage.quantisation.stored_tensors import with_packed
 from finetune.storage.rank_files import MODEL_STEM, find_rank_files
 
 
@@ -44,7 +46,7 @@ def is_sharded(folder: Path) -> bool:
 
 
 def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
-    """Opens a folder's weights, whole tensors or the parts that several ranks wrote.
+    """Opens a folder's weights, whole tensors or the parts that several ranks wrote; packed ones as one tensor a layer.
 
     Args:
         folder: Of the model.
@@ -54,6 +56,15 @@ def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> 
     Raises:
         UserError: There are none, or files are missing or damaged.
     """
+    form = stored_format(config, folder)
     if is_sharded(folder):
+        if form:
+            raise UserError(
+                f"model {folder} is quantised ({form.label}) in one file per rank, which is not read here: give the "
+                "folder of the model that it was made from"
+            )
         return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
-    return Checkpoint(folder)
+    checkpoint = Checkpoint(folder)
+    if form:
+        checkpoint.tensors = with_packed(checkpoint.tensors, form, folder)
+    return checkpoint

@@ -19,6 +19,7 @@ from finetune.families.tensor_splits import find_split
 from finetune.models.parameters import join_blocks
 from finetune.models.vocabulary import VocabularyGrowth, grown_part_reader
 from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.quantisation.stored_tensors import PackedTensor
 from finetune.storage.splits import Split
 
 Reader = Callable[[], NDArray[Any]]
@@ -59,6 +60,22 @@ def plan_readers(
         if field:
             setattr(local, field, getattr(config, field) // degree)
     return _with_fused(model_class, local, readers)
+
+
+def plan_packed(
+    model_class: Any, config: Any, checkpoint: TensorFiles, *, family: Family
+) -> dict[str, PackedTensor]:
+    """Parameter name -> packed tensor of the files, as PaddleNLP's model calls it.
+
+    What the model joins or takes apart has other names than the files, and is not among its parameters then.
+    """
+    table = _name_table(model_class, config, family)
+    is_torch = _is_torch_layout(checkpoint, table)
+    return {
+        table[name].target_name if is_torch and name in table else name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if isinstance(tensor, PackedTensor)
+    }
 
 
 def _name_table(model_class: Any, config: Any, family: Family) -> dict[str, Any]:

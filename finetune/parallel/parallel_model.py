@@ -15,7 +15,7 @@ The global norm counts slices of split weights once each, everything else once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import paddle
@@ -25,8 +25,9 @@ from finetune.adapters.prefix import partial_gradients
 from finetune.models.layers import named_weights
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.sequence_parallel import set_row_length
-from finetune.parallel.pipe.engine import MicroBatchComputation, Pipeline
+from finetune.parallel.pipe.engine import Pipeline
 from finetune.parallel.pipe.loss_sum import LossSum
+from finetune.parallel.pipe.micro_batches import MicroBatchComputation
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.replica_hashes import check_replicas
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
@@ -44,6 +45,7 @@ class ParallelModel:
         sharding_stage: 0 to 3.
         layers: Decoder layers of this rank, for sharding stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        pipeline_words: Of the setting `pipeline_parallel_config`.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class ParallelModel:
         sharding_stage: int = 0,
         layers: Sequence[Any] = (),
         master_gradients: bool = False,
+        pipeline_words: Collection[str] = (),
     ):
         self.model, self.groups = model, groups
-        self.pipeline = Pipeline(stage, groups.pipeline) if stage else None
+        self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
         weights = named_weights(model)
         self._sizes = {name: int(parameter.size) for name, parameter in weights.items()}
         self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
@@ -80,6 +83,19 @@ class ParallelModel:
     def reports_sample_sums(self) -> bool:
         """Whether this rank's sums over its samples count: one rank for each share of the data."""
         return self.computes_loss and self.groups.tensor.is_first
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """What drives each axis that is longer than 1, as "package class"."""
+        layout, engines = self.groups.layout, {}
+        if layout.tensor > 1:
+            engines["tensor"] = "paddlenlp layers over fleet.meta_parallel"
+        if self.pipeline:
+            engines["pipeline"] = self.pipeline.engine
+        for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
+            if degree > 1:
+                engines[axis] = f"finetune {type(self.replicas).__name__}"
+        return engines
 
     def count_parameters(self) -> tuple[int, int, list[int]]:
         """Parameters of the whole model, those of them that are trained, and how many each rank holds."""
@@ -154,13 +170,19 @@ class ParallelModel:
         Args:
             values: float64 [n], on the device; changed.
         """
+        return [float(value) for value in self.sum_samples(values).tolist()]
+
+    def sum_samples(self, values: Any) -> Any:
+        """The same sums as they are on the device: nothing waits for them."""
         with no_grad_no_autocast():
             if not self.reports_sample_sums:
                 values = paddle.zeros_like(values)
             self.groups.world.all_reduce(values)
-        return [float(value) for value in values.tolist()]
+        return values
 
-    def sum_gradients(self, loss: Any, counts: Sequence[float] = ()) -> tuple[float, float, list[float]]:
+    def sum_gradients(
+        self, loss: Any, counts: Sequence[float] = (), figures: Any = None
+    ) -> tuple[float, float, list[float]]:
         """Makes the gradients those of the whole global batch.
 
         Everything that the host has to know of a step is read from the device here, in one piece.
@@ -168,22 +190,27 @@ class ParallelModel:
         Args:
             loss: This rank's share of the step's loss, float64 [1].
             counts: Numbers of this rank to be summed over all ranks on the way.
+            figures: float64 [n] on the device, sums over this rank's samples; None for none.
 
         Returns:
-            The step's loss, the L2 norm of all gradients and the sums of `counts`, the same on every rank.
+            The step's loss, the L2 norm of all gradients and the sums of `counts` and then of `figures`, the same on
+            every rank.
         """
         self.replicas.sum_gradients()
         self._sum_partial()
         with no_grad_no_autocast():
-            share = loss if self.reports_sample_sums else paddle.zeros_like(loss)
+            of_samples = loss if figures is None else paddle.concat([loss, figures])
+            if not self.reports_sample_sums:
+                of_samples = paddle.zeros_like(of_samples)
             square = self.replicas.squared_norm(self._counts)
-            totals = paddle.concat([share, square, paddle.to_tensor([*counts], dtype="float64")])
+            sums = [of_samples[:1], square, paddle.to_tensor([*counts], dtype="float64"), of_samples[1:]]
+            totals = paddle.concat(sums if figures is not None else sums[:-1])
             self.groups.world.all_reduce(totals)
             num_totals = totals.shape[0]
             numbers = paddle.concat([totals, self.replicas.presence()]).numpy()
         self.replicas.drop_absent(numbers[num_totals:])
-        total_loss, total_square, *sums = numbers[:num_totals].tolist()
-        return total_loss, math.sqrt(total_square), sums
+        total_loss, total_square, *others = numbers[:num_totals].tolist()
+        return total_loss, math.sqrt(total_square), others
 
     def _counts(self, name: str) -> bool:
         is_split = getattr(self.replicas.trained[name], "is_distributed", False)

@@ -18,8 +18,9 @@ from finetune.errors import (
     UserError,
     describe_outside_error,
 )
+from finetune.machine.memory_limit import describe_memory_failure
 from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
-from finetune.processes.launch import is_first_of_machine, is_first_process
+from finetune.processes.launch import is_first_of_machine, is_first_process, is_only_process
 from finetune.processes.watch.watch import close_watch, report_failure
 from finetune.storage.disk_failures import describe_disk_failure
 
@@ -38,11 +39,18 @@ def run_command(main: Callable[[], int | None]) -> int:
         first process of each machine; 1 the run failed.
     """
     previous = set_handlers(end_command)
+    code = EXIT_FAILED
     try:
-        return _run(main)
+        code = _run(main)
+        return code
+    except Interrupted as error:  # while a failure was being told
+        print(f"interrupted: {error}", file=sys.stderr)
+        return code
     finally:
-        if any(signal.getsignal(number) is not end_command for number in previous):
-            ignore_repeats()  # it was stopped
+        was_stopped = any(signal.getsignal(number) is not end_command for number in previous)
+        # A launcher that sees another rank fail first sends SIGTERM, which would replace this one's exit code.
+        if was_stopped or (code and not is_only_process()):
+            ignore_repeats()
         else:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -75,8 +83,12 @@ def _run(main: Callable[[], int | None]) -> int:
 
 def _fail_outside(error: Exception) -> int:
     """Says what the operating system, the memory or a parser said; all else is a fault of the program."""
+    if isinstance(error, OSError) and error.filename is None and not _takes_output():
+        error.filename = "the output of this command"
     described = describe_outside_error(error)
-    if described is None and (of_library := describe_disk_failure(error)):
+    if of_memory := describe_memory_failure(error):
+        described = of_memory, EXIT_FAILED
+    elif described is None and (of_library := describe_disk_failure(error)):
         described = of_library, EXIT_FAILED
     if described is None or os.environ.get("FINETUNE_VERBOSE") == "1":
         traceback.print_exc()
@@ -85,6 +97,23 @@ def _fail_outside(error: Exception) -> int:
     text, code = described
     print(f"error: {text}", file=sys.stderr)
     return _fail(text, code)
+
+
+def _takes_output() -> bool:
+    """Whether what is printed still finds a place; what does not is given up, so that the end is not disturbed.
+
+    A line end shows it: what could not be written may have left Python's buffer all the same.
+    """
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return False
+    except ValueError:  # it is closed
+        return True
+    return True
 
 
 def _fail(text: str, code: int = EXIT_FAILED) -> int:

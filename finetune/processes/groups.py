@@ -109,6 +109,18 @@ class Group:
 
         dist.recv(tensor, src=self.ranks[source], group=self.handle)
 
+    def begin_send(self, tensor: Any, to: int) -> Any:
+        """Begins to send a contiguous tensor, which must be kept unchanged until `wait()` of the result returns."""
+        import paddle.distributed as dist
+
+        return dist.isend(tensor, dst=self.ranks[to], group=self.handle)
+
+    def begin_receive(self, tensor: Any, source: int) -> Any:
+        """Begins to fill a tensor, which holds what was sent when `wait()` of the result returns."""
+        import paddle.distributed as dist
+
+        return dist.irecv(tensor, src=self.ranks[source], group=self.handle)
+
     def gather_objects(self, value: Any) -> list[Any]:
         """Small plain values (None, numbers, texts, lists, tuples, dicts, paths) of all ranks, in the group's order.
 

@@ -13,3 +13,8 @@ def is_first_process() -> bool:
 def is_first_of_machine() -> bool:
     """Whether this process is the first on its machine, whose log the launcher there shows."""
     return os.environ.get("PADDLE_LOCAL_RANK", os.environ.get("PADDLE_RANK_IN_NODE", "0")) == "0"
+
+
+def is_only_process() -> bool:
+    """Whether the run has no other process."""
+    return os.environ.get("PADDLE_TRAINERS_NUM", "1") == "1"

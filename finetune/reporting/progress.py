@@ -33,6 +33,8 @@ METRIC_FORMATS = {
     "rouge1": ("ROUGE-1", ".4f"),
     "rouge2": ("ROUGE-2", ".4f"),
     "rougel": ("ROUGE-L", ".4f"),
+    "rewards_accuracy": ("rewards accuracy", ".4f"),
+    "rewards_margin": ("rewards margin", ".4f"),
 }
 """Metrics worth a place on the screen: label and number format."""
 
@@ -157,7 +159,7 @@ class ProgressReporter:
         atexit.unregister(self.close)
 
     def _keep(self, record: Mapping[str, Any]) -> None:
-        for name in ("loss", "learning_rate", "tokens_per_second"):
+        for name in ("loss", "rewards_accuracy", "learning_rate", "tokens_per_second"):
             if record.get(name) is not None:
                 self._shown[name] = float(record[name])
 
@@ -166,6 +168,8 @@ class ProgressReporter:
         texts = []
         if "loss" in self._shown:
             texts.append(f"loss {self._shown['loss']:.4f}")
+        if "rewards_accuracy" in self._shown:
+            texts.append(f"accuracy {self._shown['rewards_accuracy']:.2f}")
         if "learning_rate" in self._shown:
             texts.append(f"lr {self._shown['learning_rate']:.1e}")
         seconds = sum(duration for duration, _ in self._window)

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
 from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
+from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
 from finetune.errors import UserError
+from finetune.models.hubs.adapters import local_adapter
+from finetune.models.resolve import quantised_twice
 from finetune.run.model import parameter_dtype
+from finetune.settings.quantisation import scheme_of
 from finetune.storage.files import read_json_if_present
 
 if TYPE_CHECKING:
@@ -33,12 +37,14 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
         UserError: The folder is no adapter that can be trained here, or a pattern is faulty or fits no layer.
     """
     model = args.model
+    _check_stored_format(args, resolved)
     if model.lora and model.lora_path:
-        if faults := find_adapter_faults("lora_path", Path(model.lora_path)):
+        folder = local_adapter(model.lora_path)
+        if faults := find_adapter_faults("lora_path", folder):
             raise UserError(faults)
-        return _differences(args, Path(model.lora_path))
+        return _differences(args, folder) + describe_missing(folder, resolved.family, resolved.config)
     if model.prefix_tuning and model.prefix_path:
-        if faults := find_adapter_faults("prefix_path", Path(model.prefix_path)):
+        if faults := find_adapter_faults("prefix_path", local_adapter(model.prefix_path, "prefix_path")):
             raise UserError(faults)
     elif not (model.lora or model.prefix_tuning) and (choice := choice_of(model)).is_made:
         check_choice(choice, resolved.family, resolved.family.adapt_config(resolved.config))
@@ -46,6 +52,24 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
         layers = expected_layers(resolved.family, resolved.family.adapt_config(resolved.config))
         resolve_targets(model.lora_target_modules, resolved.family, layers, layers)
     return []
+
+
+def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
+    """What cannot be done with a folder whose weights are quantised."""
+    form, model = resolved.stored_format, args.model
+    if form is None:
+        return
+    shown = f"model {resolved.name} is quantised ({form.label})"
+    if scheme_of(vars(model)):
+        raise quantised_twice(resolved)
+    if args.training.do_train and not model.lora:
+        raise UserError(
+            f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"
+        )
+    if model.lora and model.pissa:
+        raise UserError(
+            f"{shown} and pissa is true, which would change the packed weights that it starts from: set pissa false"
+        )
 
 
 def _differences(args: Arguments, folder: Path) -> list[str]:
@@ -107,13 +131,13 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel, groups: ProcessG
     if settings.lora and settings.lora_path:
         return load_lora(
             model,
-            Path(settings.lora_path),
+            local_adapter(settings.lora_path),
             modules_to_save=settings.modules_to_save,
             overrides={"base_model_name_or_path": str(settings.model_name_or_path)}
             | {name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
         )
     if settings.prefix_tuning and settings.prefix_path:
-        return load_prefix(model, Path(settings.prefix_path), family=resolved.family)
+        return load_prefix(model, local_adapter(settings.prefix_path, "prefix_path"), family=resolved.family)
     if settings.lora:
         return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
     if settings.prefix_tuning:

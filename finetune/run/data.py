@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.splits import find_sources, read_splits
 from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
-from finetune.data.samples.tokenize import Prompt, Sample
+from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
+from finetune.run.alignment import comparison_of
+from finetune.run.preference_data import PreferenceData, read_preference_samples
+from finetune.run.preference_data import check_positions as check_preference_positions
 from finetune.run.stream import check_sources, read_first
 from finetune.run.tokenizer import tokenizer_folder
 
@@ -29,15 +32,15 @@ class RunData:
     """What is trained and evaluated; a part that the run does not need is empty.
 
     Attributes:
-        train: To train on; of a stream, the first ones.
-        dev: To evaluate on by loss.
+        train: To train on: `Sample`, or `PreferenceSample` where answers are compared; of a stream, the first ones.
+        dev: To evaluate on by loss, of the same kind.
         prompts: To evaluate on by generation.
         reports: Counts of the lines read, kept and left out, by split.
         stream: What to train on where it is read as a stream.
     """
 
-    train: Sequence[Sample]
-    dev: Sequence[Sample]
+    train: Sequence[Any]
+    dev: Sequence[Any]
     prompts: list[Prompt]
     reports: dict[str, DataReport]
     stream: tuple[DataSource, ...] = ()
@@ -58,12 +61,24 @@ def find_files(args: Arguments) -> dict[str, list[DataSource]]:
     return files
 
 
-def check_positions(data: RunData, settings: DataArguments, resolved: ResolvedModel) -> None:
+def check_positions(
+    data: RunData, settings: DataArguments, resolved: ResolvedModel, comparison: str | None = None
+) -> None:
     """Every sample must fit into the positions of the model.
+
+    Args:
+        data: The samples.
+        settings: Where max_length is named.
+        resolved: The model.
+        comparison: What a preference method compares; None: the samples are those of supervised fine-tuning.
 
     Raises:
         UserError: The longest sample, or in a stream the longest that may come, has more tokens.
     """
+    if comparison is not None:
+        compared = PreferenceData(data.train, data.dev, data.reports)
+        check_preference_positions(compared, settings, resolved)
+        return
     limit = resolved.family.position_limit(resolved.config)
     examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)
     longest = max((len(example.input_ids) for example in examples), default=0)
@@ -84,6 +99,9 @@ def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: Tokeniz
     """
     from finetune.run.data_cache import read_cached
 
+    if (comparison := comparison_of(args)) is not None:
+        found = read_preference_samples(args, files, pair, comparison=comparison)
+        return RunData(train=found.train, dev=found.dev, prompts=[], reports=found.reports)
     folder = tokenizer_folder(args)
     # A stream is read while training, and a built-in data set has no files to know it by.
     if not args.data.data_cache or args.data.lazy or not files or not folder.is_dir():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.samples.cache import EncodedData, default_folder, load_or_build, make_key
+from finetune.data.samples.cache import ArrayStore, EncodedData, default_folder, load_or_build, make_key
 from finetune.data.samples.sample_store import SampleStore
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def read_cached(
     sources: dict[str, list[DataSource]],
     tokenizer_folder: Path,
     build: Callable[[], dict[str, Any]],
+    kind: type[ArrayStore] = SampleStore,
+    comparison: str | None = None,
 ) -> dict[str, Any]:
     """The data of a run by field: train, dev (samples), prompts and reports.
 
@@ -35,28 +37,37 @@ def read_cached(
         sources: The data sets by split.
         tokenizer_folder: Where the tokenizer's files are.
         build: Makes the data where the cache does not have them.
+        kind: Of the samples.
+        comparison: What a preference method compares, "pairs" or "marked".
     """
     built: dict[str, Any] = {}
 
     def build_entry() -> EncodedData:
         built.update(build())
-        stores = {split: built[split] for split in _SPLITS if isinstance(built[split], SampleStore)}
-        prompts = {"dev": built["prompts"]} if built["prompts"] else {}
+        stores = {split: built[split] for split in _SPLITS if isinstance(built[split], kind)}
+        prompts = {"dev": built["prompts"]} if built.get("prompts") else {}
         return EncodedData(stores, prompts, built["reports"])
 
     folder = Path(args.data.data_cache_dir).expanduser() if args.data.data_cache_dir else default_folder()
-    entry = load_or_build(folder, find_key(args, sources, tokenizer_folder), build_entry)
+    key = find_key(args, sources, tokenizer_folder, comparison)
+    entry = load_or_build(folder, key, build_entry, kind)
     samples: dict[str, Any] = {split: entry.stores.get(split, []) for split in _SPLITS}
     return built or {**samples, "prompts": entry.prompts.get("dev", []), "reports": entry.reports}
 
 
-def find_key(args: Arguments, sources: dict[str, list[DataSource]], tokenizer_folder: Path) -> str:
+def find_key(
+    args: Arguments,
+    sources: dict[str, list[DataSource]],
+    tokenizer_folder: Path,
+    comparison: str | None = None,
+) -> str:
     """The key of the run's data: all that decides what they become."""
     data = {
         name: value for name, value in dataclasses.asdict(args.data).items() if name not in _WITHOUT_EFFECT
     }
     settings = {
         "data": data,
+        "comparison": comparison,
         "seed": args.training.seed,
         "train": args.training.do_train,
         "eval": args.training.do_eval,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _SHARED_FOLDER_SECONDS = 10.0
 
 ARGUMENTS_FILE = "arguments.json"
+ENGINES_KEY = "layout_engines"
 FINISHED_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 OVERWRITING_FILE = ".overwriting.json"
@@ -102,6 +103,12 @@ class RunDirectory:
             for key, value in arguments.items()
             if key in before and before[key] != value and not known_settings()[key].may_change
         }
+
+    def note_engines(self, engines: dict[str, str]) -> None:
+        """Adds to the run's settings, where these were written, what drives each axis of its layout."""
+        path = self.path / ARGUMENTS_FILE
+        if settings := read_json_or_empty(path):
+            write_json(path, settings | {ENGINES_KEY: engines})
 
     def settle(self) -> None:
         """Removes what a replaced run left, once the new run's final files stand."""

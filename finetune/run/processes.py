@@ -45,9 +45,11 @@ def start_processes(args: Arguments, layout: Layout, phases: PhaseRecord) -> Ite
         yield ProcessGroups()
         return
     phases.enter("connecting")
-    silence_libraries()
     shared_folder = Path(args.training.output_dir).expanduser()
+    # Before Paddle is imported: a rank that dies in that import, or waits for it, is noticed by the others.
     start_watch(phases, hang_seconds=args.model.hang_timeout, shared_folder=shared_folder)
+    phases.enter("importing libraries")
+    silence_libraries()
     prepare_device(args, layout.world)  # before groups are made, which belong to a card
     yield start_groups(layout, device=args.training.device)
 

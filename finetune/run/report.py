@@ -86,6 +86,10 @@ class Report:
             )
         if layout.world > 1:
             self.show_message(describe_layout(layout, held))
+            engines = parallel.engines
+            self.show_message("\n".join(f"  {axis}: {engine}" for axis, engine in engines.items()))
+            if parallel.groups.is_first and self.args.training.do_train and not self.run.trained:
+                self.run.note_engines(engines)
 
     def results(self, trainer: FinetuneTrainer, metrics: dict[str, Any]) -> None:
         """Writes results, generated texts and the curve, and prints the last lines."""
@@ -129,6 +133,8 @@ class Report:
         if not self.args.training.do_train or self.args.data.eval_with_do_generation:
             return {}
         out = str(self.run.path)
+        if self.args.alignment.loss_type is not None:  # its data have no single answer to compare with
+            return self._use_commands(out)
         options = {"do_train": "false", "do_eval": "true", "eval_with_do_generation": "true",
                    "save_generation_output": "true"}  # fmt: skip
         if self.args.model.lora:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.processes.layout import Layout
+from finetune.run.adapter_source import adapter_folder
 from finetune.run.layout import check_topology
 
 if TYPE_CHECKING:
@@ -48,19 +49,12 @@ def load_tokenizer_pair(args: Arguments, resolved: ResolvedModel) -> TokenizerPa
         splits_special=args.data.split_special_tokens,
     )
     tokenizer = encoder.tokenizer
-    if adapter := _adapter_folder(args):
+    if adapter := adapter_folder(args):
         # Here rather than where the adapter is loaded: before any data is tokenized.
         check_tokenizer(adapter, len(tokenizer))
     reason = encoder.slow_because
     note = f"Tokenizing with PaddleNLP, text by text: {reason}." if reason else ""
     return TokenizerPair(tokenizer, encoder, note)
-
-
-def _adapter_folder(args: Arguments) -> Path | None:
-    """The saved adapter that the run starts from, if it does."""
-    settings = args.model
-    path = settings.lora_path if settings.lora else settings.prefix_path if settings.prefix_tuning else None
-    return Path(path) if path else None
 
 
 def tokenizer_folder(args: Arguments) -> Path:
@@ -87,7 +81,7 @@ def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
 
     family, num_tokens = resolved.family, len(pair.tokenizer)
     vocab_size = family.adapt_config(resolved.config).get("vocab_size")
-    if adapter := _adapter_folder(args):
+    if adapter := adapter_folder(args):
         num_tokens = count_embeddings(adapter, family, num_tokens=num_tokens, vocab_size=vocab_size)
     return find_growth(
         vocab_size,

@@ -11,6 +11,12 @@ from finetune.data.samples.sample_store import sample_lengths
 from finetune.data.samples.tokenize import Sample
 from finetune.data.templates.trained_template import drop_template, record_default
 from finetune.models.layers import find_layer
+from finetune.run.alignment import (
+    build_objective,
+    build_preference_evaluation,
+    build_preference_rows,
+    comparison_of,
+)
 from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
 
@@ -114,6 +120,8 @@ def _build_parts(
         master_gradients=bool(args.training.amp_master_grad),
         max_skipped_steps=args.model.max_skipped_steps,
         continues_on_save_error=args.model.on_save_error == "continue",
+        objective=build_objective(args),
+        pipeline_words=(args.training.pipeline_parallel_config or "").replace(",", " ").split(),
     )
 
 
@@ -168,7 +176,7 @@ def _build_batches(
     args: Arguments, data: RunData, pair: TokenizerPair, resolved: ResolvedModel, groups: ProcessGroups
 ) -> BatchSource:
     """The batches of a data set in memory, or of a stream."""
-    from finetune.data.batches.batch_source import MapSource
+    from finetune.data.batches.batch_source import MapSource, PreferenceSource
     from finetune.data.batches.sampler import GlobalOrder
 
     if data.stream:
@@ -185,8 +193,15 @@ def _build_batches(
             rank=groups.rank,
             make_rows=make_rows,
         )
-    rows = _build_rows(args, data.train, pair, resolved)
     settings, layout = args.training, groups.layout
+    rows: Any
+    kind: type[MapSource]
+    if comparison_of(args) is None:
+        rows, kind = _build_rows(args, data.train, pair, resolved), MapSource
+    else:
+        padding = _padding(args, pair)
+        rows = build_preference_rows(args, data.train, resolved, padding=padding)
+        kind = PreferenceSource
     micro_batch_size, world = settings.per_device_train_batch_size, layout.data_world
     order = GlobalOrder(
         len(rows),
@@ -194,7 +209,7 @@ def _build_batches(
         seed=settings.seed,
         drop_last=settings.dataloader_drop_last,
     )
-    return MapSource(
+    return kind(
         rows, order, micro_batch_size=micro_batch_size, rank=layout.data_rank(groups.rank), world=world
     )
 
@@ -248,6 +263,12 @@ def _build_evaluation(
     if not args.training.do_eval:
         return None
     batch_size = args.training.per_device_eval_batch_size
+    if comparison_of(args) is not None:
+        padding = _padding(args, pair)
+        groups_of_dev = build_preference_rows(args, data.dev, resolved, padding=padding)
+        return build_preference_evaluation(
+            args, groups_of_dev, label_positions=label_positions, groups=groups
+        )
     if not args.data.eval_with_do_generation:
         rows = _build_rows(args, data.dev, pair, resolved)
         return LossEvaluation(rows, batch_size=batch_size, label_positions=label_positions, groups=groups)

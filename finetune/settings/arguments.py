@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.processes.layout import Layout
+from finetune.settings.alignment import AlignmentArguments, infer_loss_type
 from finetune.settings.checks import find_faults
 from finetune.settings.data import DataArguments, GenerationArguments
 from finetune.settings.help import format_help
@@ -41,6 +42,7 @@ class Arguments:
     Attributes:
         model: Weights, method (LoRA, prefix tuning) and model options.
         data: Data and row lengths.
+        alignment: The loss of preference data.
         generation: How text is generated.
         quant: Switches of quantisation after training; all off in this version.
         training: PaddleNLP's TrainingArguments.
@@ -50,6 +52,7 @@ class Arguments:
 
     model: ModelArguments
     data: DataArguments
+    alignment: AlignmentArguments
     generation: GenerationArguments
     quant: QuantArguments
     training: TrainingSettings
@@ -123,7 +126,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     given = read_given(argv)
     values = {name: setting.default for name, setting in known_settings().items()} | given.values
     names = frozenset(given.values)
-    warnings = resolve(values, names, given.foreign)
+    warnings = infer_loss_type(values, names, given.raw)
+    warnings += resolve(values, names, given.foreign)
     faults = given.faults
     if not (
         given.lacks_file or given.is_other_method

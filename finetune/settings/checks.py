@@ -13,11 +13,18 @@ from typing import Any
 
 from finetune.errors import holds_credentials
 from finetune.machine.device import find_device_fault
+from finetune.settings.alignment import check_alignment
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
 from finetune.settings.lora_checks import check_lora
-from finetune.settings.paths import describe_missing, find_obstacle, looks_like_path, shorten
-from finetune.settings.quantisation import check_quantisation
+from finetune.settings.paths import (
+    describe_missing,
+    find_obstacle,
+    looks_like_hub_name,
+    looks_like_path,
+    shorten,
+)
+from finetune.settings.quantisation import check_quantisation, find_export_command
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 
@@ -67,7 +74,10 @@ def _check_required(values: Values) -> Faults:
 
 def _check_each(values: Values) -> Faults:
     """What the record of a setting says about its value alone."""
+    is_answered = find_export_command(values) is not None  # told with the command that does it
     for name, setting in known_settings().items():
+        if is_answered and setting.group == "quant":
+            continue
         yield from (((name,), fault) for fault in setting.find_faults(values[name]))
 
 
@@ -127,7 +137,8 @@ def _check_paths(values: Values) -> Faults:
             yield (name,), f'{name} is "{shorten(values[name])}", {describe_missing(values[name])}'
     for method, name in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         value = values[name]
-        if value and values[method] and not looks_like_path(value) and not os.path.isdir(value):
+        is_name = looks_like_hub_name(value or "")  # whether a hub has it is asked when it is needed
+        if value and values[method] and not (looks_like_path(value) or is_name or os.path.isdir(value)):
             yield (name, method), f'{name} is "{shorten(value)}", which is no folder {looked}'
     template = values["chat_template"] or ""  # may also be the template's text, in which slashes mean nothing
     if template.startswith((".", "/")) and not os.path.exists(template):
@@ -205,6 +216,7 @@ _CHECKS = (
     check_data,
     _check_methods,
     check_quantisation,
+    check_alignment,
     _check_patterns,
     _check_steps,
     _check_credentials,

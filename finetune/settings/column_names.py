@@ -6,6 +6,7 @@ from typing import Any
 COLUMN_NAMES = (
     *("prompt", "query", "response", "history", "system", "tools", "messages", "conversations", "text"),
     *("instruction", "input", "output", "src", "tgt", "chosen", "rejected", "kto_tag", "label"),
+    *("rejected_response", "rejected_messages", "sort", "margin"),
 )
 REQUIRED_COLUMNS = frozenset(
     {

@@ -21,6 +21,7 @@ _TITLES = {
     "data": "Data",
     "training": "Training (PaddleNLP's TrainingArguments)",
     "generation": "Generation",
+    "alignment": "Preference alignment",
     "quant": "Quantisation",
 }
 

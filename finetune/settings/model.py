@@ -9,7 +9,7 @@ from finetune.storage.quantisation.scheme import ALGORITHMS, BLOCK_SIZES
 UNQUANTISED = "off"
 """Value of weight_quantize_algo that leaves the base as it is, whatever an adapter was trained on."""
 QUANTISE_LATER = (
-    "fine-tune in bf16 or fp16 here and quantise the merged model with PaddleNLP's llm/run_quantization.py"
+    "fine-tune first, and quantise the result: python export_model.py --quantize int8, int4 or nf4"
 )
 
 # One row per setting: default, help, help in Chinese, further facts.
@@ -31,8 +31,10 @@ class ModelArguments:
     lora: bool = setting(False, "Train low-rank updates (LoRA) instead of all weights.",
         "训练低秩增量（LoRA），而不是全部权重。")
     lora_path: str | None = setting(None,
-        "Adapter folder that LoRA starts from, of this project, PaddleNLP or peft; it decides rank, alpha and layers.",
-        "LoRA 训练的起点：本项目、PaddleNLP 或 peft 的适配器目录；秩、alpha 和所作用的层由它决定。", is_path=True)
+        "Adapter that LoRA starts from, of this project, PaddleNLP or peft: its folder, or a name such as "
+        "hf://org/name[@revision]; it decides rank, alpha and layers.",
+        "LoRA 训练的起点：本项目、PaddleNLP 或 peft 的适配器，写目录或名称（如 hf://org/name[@版本]）；"
+        "秩、alpha 和所作用的层由它决定。", is_path=True)
     lora_rank: int = setting(8, "Rank of the LoRA update.", "LoRA 增量的秩。", range=Range(1, 65_536))
     lora_alpha: float | None = setting(None,
         "The LoRA update is scaled by lora_alpha / lora_rank; null: 2 x lora_rank.",
@@ -181,8 +183,8 @@ class ModelArguments:
         "注意力权重的 dropout；null：按模型配置。", readers=(MODEL_CONFIG,), common=False,
         range=SHARE_BELOW_ONE)
     from_aistudio: bool = setting(False,
-        "Look names of models and tokenizers up on AI Studio, as aistudio://user/name does.",
-        "在 AI Studio 上查找模型和分词器的名称，与写 aistudio://user/name 相同。")
+        "Look names of models, tokenizers and adapters up on AI Studio, as aistudio://user/name does.",
+        "在 AI Studio 上查找模型、分词器和适配器的名称，与写 aistudio://user/name 相同。")
     save_to_aistudio: bool = setting(False, "Upload the final weights to AI Studio.",
         "把最终权重上传到 AI Studio。")
     aistudio_repo_id: str | None = setting(None, "AI Studio repository to upload to.",
@@ -208,11 +210,12 @@ class QuantArguments:
 
     do_ptq: bool = _refused(False, "Quantise after training", "训练后量化")
     do_qat: bool = _refused(False, "Train with quantisation in the loop", "量化感知训练")
-    do_gptq: bool = _refused(False, "Quantise with GPTQ", "用 GPTQ 量化")
+    do_gptq: bool = _refused(False, "Quantise with GPTQ", "用 GPTQ 量化",
+        instead="fine-tune first, and quantise the result: python export_model.py --quantize int4 --calibration_data")
     do_awq: bool = _refused(False, "Quantise with AWQ", "用 AWQ 量化")
     quant_type: str = _refused("a8w8", "Number format of quantised weights", "量化权重的数值格式")
     shift: bool = _refused(False, "Shift activations before quantising", "量化前平移激活值")
     smooth: bool = _refused(False, "Smooth activations before quantising", "量化前平滑激活值")
     auto_clip: bool = _refused(False, "Clip weights before quantising", "量化前裁剪权重")
     load_quant_model: bool = _refused(False, "Start from quantised weights", "从量化后的权重开始",
-        instead="start from the weights before quantisation")
+        instead="give a quantised folder as model_name_or_path (docs/quantised_bases.md)")

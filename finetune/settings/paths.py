@@ -27,6 +27,15 @@ def looks_like_path(value: str) -> bool:
     return value.startswith((".", "/", "~")) or value.count("/") > 1 or os.path.exists(value)
 
 
+def looks_like_hub_name(value: str) -> bool:
+    """True for ``owner/name``, with or without a hub in front, where no such place is on disk."""
+    return (
+        not os.path.exists(value)
+        and value.rpartition("://")[2].count("/") == 1
+        and not looks_like_path(value)
+    )
+
+
 def describe_missing(path: str, what: str = "does not exist") -> str:
     """Why there is nothing at a path, and what to do.
 

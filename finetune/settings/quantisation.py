@@ -9,7 +9,7 @@ from finetune.settings.model import UNQUANTISED
 from finetune.storage.quantisation.record import read_scheme
 from finetune.storage.quantisation.scheme import BLOCK_SIZES, QuantisationScheme
 
-_BLOCK_SIZES = {
+BLOCK_SIZE_FIELDS = {
     "weight_blocksize": "block_size",
     "weight_double_quant_block_size": "double_quant_block_size",
 }
@@ -29,8 +29,11 @@ def scheme_of(values: Mapping[str, Any]) -> QuantisationScheme | None:
 
 
 def resolve_quantisation(values: MutableMapping[str, Any]) -> list[str]:
-    """Takes over how the base of the adapter in lora_path was quantised, where nothing else is said."""
-    if not (values["lora"] and values["lora_path"]):
+    """Takes over how the base of the adapter in lora_path was quantised, where nothing else is said.
+
+    Of an adapter that is on a hub nothing is known yet.
+    """
+    if not (values["lora"] and values["lora_path"] and Path(values["lora_path"]).is_dir()):
         return []
     try:
         trained = read_scheme(Path(values["lora_path"]))
@@ -40,7 +43,7 @@ def resolve_quantisation(values: MutableMapping[str, Any]) -> list[str]:
     if asked is None and trained is not None:
         values["weight_quantize_algo"] = trained.algorithm
         values["weight_double_quant"] = trained.double_quant
-        values.update({name: getattr(trained, field) for name, field in _BLOCK_SIZES.items()})
+        values.update({name: getattr(trained, field) for name, field in BLOCK_SIZE_FIELDS.items()})
         return []
     if asked is None or trained == scheme_of(values):
         return []
@@ -48,9 +51,31 @@ def resolve_quantisation(values: MutableMapping[str, Any]) -> list[str]:
     return [f"the adapter in lora_path was trained {was}, and this run has weight_quantize_algo {asked}"]
 
 
+def find_export_command(values: Mapping[str, Any]) -> str | None:
+    """The command that does what an argument file for quantisation after training asks for; None where it is none."""
+    if not (values["do_ptq"] or values["do_gptq"]):
+        return None
+    form = "int4" if values["do_gptq"] or "int4" in str(values["quant_type"]) else "int8"
+    words = ["python export_model.py", f"--model_name_or_path {values['model_name_or_path'] or '<model>'}"]
+    if values["lora_path"]:
+        words.append(f"--lora_path {values['lora_path']}")
+    words += [f"--output_path {values['output_dir'] or '<output>'}", f"--quantize {form}"]
+    if data := values["dataset_name_or_path"]:
+        data = data if isinstance(data, str) else data[0]
+        words.append(f"--{'calibration' if values['do_gptq'] else 'perplexity'}_data {data}")
+    return " ".join(words)
+
+
 def check_quantisation(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """What the settings of a quantised base cannot be together with, as (names, fault)."""
-    for name in _BLOCK_SIZES:
+    if command := find_export_command(values):
+        name = "do_gptq" if values["do_gptq"] else "do_ptq"
+        yield (
+            (name,),
+            f"{name} is true, which this version does not have in training: quantise with `{command}`; to train with this "
+            f"file, remove {name}",
+        )
+    for name in BLOCK_SIZE_FIELDS:
         size = values[name]
         if size not in BLOCK_SIZES and BLOCK_SIZES[0] < size < BLOCK_SIZES[-1]:
             yield (name,), f"{name} is {size}: choose one of {', '.join(map(str, BLOCK_SIZES))}"

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.settings.alignment import AlignmentArguments
 from finetune.settings.data import DataArguments, GenerationArguments
 from finetune.settings.model import ModelArguments, QuantArguments
 from finetune.settings.records import PADDLENLP, Range, Setting
@@ -26,6 +27,7 @@ TRAINING_ARGUMENTS_FILE = Path(__file__).with_name("training_arguments.json")
 GROUPS: dict[str, type] = {
     "model": ModelArguments,
     "data": DataArguments,
+    "alignment": AlignmentArguments,
     "generation": GenerationArguments,
     "quant": QuantArguments,
 }

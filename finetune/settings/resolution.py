@@ -5,15 +5,20 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from finetune.machine.device import detect_device, device_kind
+from finetune.settings.alignment import METRICS, resolve_alignment
 from finetune.settings.paths import looks_like_path
 from finetune.settings.quantisation import resolve_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
 
+_ALIGNMENT_ALIASES = {"rewards/accuracies": "rewards_accuracy", "rewards_accuracies": "rewards_accuracy",
+                      "rewards/margins": "rewards_margin", "rewards_margins": "rewards_margin",
+                      "rewards/chosen": "rewards_chosen", "rewards/rejected": "rewards_rejected"}  # fmt: skip
 _LOSS_METRICS = ("loss", "perplexity", "accuracy")
 _GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
-_METRIC_ALIASES = {"ppl": "perplexity"}
+_METRIC_ALIASES = {"ppl": "perplexity"} | _ALIGNMENT_ALIASES
 _HALF_PRECISION = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
-_LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+_LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rewards_rejected", "logps_rejected"})
+_HUB_NAMES = ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path")
 
 
 def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Mapping[str, Any]) -> list[str]:
@@ -27,7 +32,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
     for name, setting in known_settings().items():
         if setting.is_path and values[name]:
             values[name] = os.path.expanduser(values[name])
-    for name in ("model_name_or_path", "tokenizer_name_or_path") if values["from_aistudio"] else ():
+    for name in _HUB_NAMES if values["from_aistudio"] else ():
         if values[name] and "://" not in values[name] and not looks_like_path(values[name]):
             values[name] = f"aistudio://{values[name]}"
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
@@ -39,6 +44,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
         values["do_train"] = True  # the samples to look at
     if "src_length" not in given and values["src_length"] >= values["max_length"] > 1:
         values["src_length"] = values["max_length"] // 2
+    resolve_alignment(values)
     warnings = _resolve_evaluation(values, given)
     warnings += resolve_quantisation(values)
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
@@ -57,6 +63,8 @@ def canonical_metric(name: str) -> str:
 
 def possible_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The metrics that the evaluation of a run produces, the one that decides by default first."""
+    if values["loss_type"] is not None:
+        return METRICS
     return _GENERATION_METRICS if values["eval_with_do_generation"] else _LOSS_METRICS
 
 

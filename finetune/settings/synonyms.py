@@ -15,9 +15,9 @@ from finetune.settings.conversion import take_word
 from finetune.settings.registry import read_rows
 
 # Names that win over another for the same setting: an earlier one of PaddleNLP, whose files of December 2023 set
-# both, and those that say in detail what a number of bits says by default.
+# both, and those that say in detail what another says by default: what a number of bits means, which loss a method has.
 WINNING_NAMES = frozenset({"intokens", "double_quantization", "quantization_type", "bnb_4bit_quant_type",
-                           "bnb_4bit_use_double_quant"})  # fmt: skip
+                           "bnb_4bit_use_double_quant", "loss_type", "pref_loss", "rpo_alpha", "cpo_alpha"})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

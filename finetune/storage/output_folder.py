@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune.errors import UserError
+from finetune.errors import UserError, find_remedy
 from finetune.storage.files import NO_ROOM, fill_folder, read_json_or_empty, restore_replaced, write_json
 from finetune.storage.lock import hold_output
 
@@ -85,5 +85,5 @@ def output_folder(folder: Path, record: dict[str, object], *, option: str = "--o
         if error.errno not in NO_ROOM:
             raise
         raise UserError(
-            f"{folder.absolute().parent} has no room for the result ({error.strerror}): make room there"
+            f"{folder.absolute().parent} has no room for the result ({error.strerror}): {find_remedy(error.errno)}"
         ) from error

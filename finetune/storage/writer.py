@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.errors import UserError
+from finetune.errors import UserError, find_remedy
 from finetune.storage.dtypes import Array, num_bytes
 from finetune.storage.files import NO_ROOM, write_json
 from finetune.storage.joined_tensors import JoinedTensor
@@ -246,5 +246,5 @@ def _no_room(folder: Path, num_bytes: int, error: OSError) -> UserError:
     free = status.f_bavail * status.f_frsize
     return UserError(
         f"{folder.parent} has no room for the result ({error.strerror}): it needs {num_bytes / 1e9:.3g} GB and "
-        f"{free / 1e9:.3g} GB are free now. Make room, or choose a folder on another disk"
+        f"{free / 1e9:.3g} GB are free now: {find_remedy(error.errno)}"
     )

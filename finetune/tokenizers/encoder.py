@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.special_tokens import token_id
-from finetune.families.text_backends import TextBackend, UnsupportedTokenizerError
+from finetune.families.text_backends import TextBackend, UnsupportedTokenizerError, unprefixed_processor
 from finetune.families.tokenizer_kinds import TokenizerKind, find_kind
 from finetune.storage.files import read_json_object
 from finetune.tokenizers.added_tokens import FolderTokens, read_folder_tokens
-from finetune.tokenizers.fast_encoder import load_fast_encoder, make_table
+from finetune.tokenizers.fast_encoder import JSON_FILE, find_spelling, load_fast_encoder, make_table
 from finetune.tokenizers.loading import SOURCE_FOLDER, has_token, load_tokenizer
 from finetune.tokenizers.token_encoder import Spelling, TokenEncoder, named_ids
 
@@ -133,14 +135,27 @@ class FamilyEncoder:
 
 
 class _PaddleBackend:
-    """PaddleNLP's tokenizer as one that spells plain text."""
+    """PaddleNLP's tokenizer as one that spells plain text.
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+    Args:
+        tokenizer: The tokenizer.
+        has_prefix: Whether it puts a blank in front of texts, by a SentencePiece model that it reads.
+    """
+
+    def __init__(self, tokenizer: Any, *, has_prefix: bool = False):
+        self._tokenizer, self._has_prefix = tokenizer, has_prefix
         self.num_pieces = int(tokenizer.vocab_size)
+
+    @functools.cached_property
+    def _unprefixed(self) -> Any:
+        """The SentencePiece model without the blank that it puts in front of texts."""
+        return unprefixed_processor(Path(self._tokenizer.vocab_file).read_bytes())
 
     def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[Ids]:
         """The ids of each text."""
+        if inner and self._has_prefix:
+            spelled = self._unprefixed.encode(list(texts), out_type=str)
+            return [list(self._tokenizer.convert_tokens_to_ids(found)) for found in spelled]
         # Two switches for two kinds of tokenizers; each ignores the other's.
         pieces = [
             self._tokenizer.tokenize(text, split_special_tokens=True, allowed_special=set()) for text in texts
@@ -154,6 +169,8 @@ class _PaddleBackend:
     def decode(self, ids: Sequence[int], *, inner: bool = False) -> str:
         """The text of ids."""
         pieces = self._tokenizer.convert_ids_to_tokens(list(ids))
+        if inner and self._has_prefix:
+            return str(self._unprefixed.decode(list(map(str, pieces))))
         return str(self._tokenizer.convert_tokens_to_string(pieces))
 
     def piece(self, index: int) -> str:
@@ -164,8 +181,8 @@ class _PaddleBackend:
 
 def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> TokenEncoder:
     """PaddleNLP's tokenizer with the tokens that the files of its folder name."""
-    facts, backend = family.tokenizer, _PaddleBackend(tokenizer)
-    kind = find_kind(tokenizer) or TokenizerKind(open=_not_opened)
+    facts, kind = family.tokenizer, find_kind(tokenizer) or TokenizerKind(open=_not_opened)
+    backend = _PaddleBackend(tokenizer, has_prefix=kind.has_prefix)
     special = {
         str(name): index
         for name in (*tokenizer.all_special_tokens, *kind.names)
@@ -180,9 +197,10 @@ def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> 
     table = make_table(kind, found, special, backend)
     try:
         named = named_ids(facts, found.roles, table.ids, backend.id_of)
+        spelling = find_spelling(kind, found.config, folder / JSON_FILE) if folder else Spelling()
     except UnsupportedTokenizerError as error:
         raise UserError(f"{error}: check tokenizer_config.json in its folder") from None
-    return TokenEncoder(backend, table, named, Spelling(splits_special=splits_special))
+    return TokenEncoder(backend, table, named, replace(spelling, splits_special=splits_special))
 
 
 def _not_opened(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:

@@ -88,13 +88,17 @@ def make_table(
     """The tokens of a folder and those that its vocabulary file has by itself.
 
     The flags of a token that the vocabulary file has are fixed (transformers takes the first that it meets); its
-    name is the folder's, where that gives another name to its id.
+    name is the folder's, where that gives another name to its id. An added token that is a piece of the vocabulary
+    has the piece's id, whatever the folder says.
     """
     taken = {index: name for name, index in found.ids.items()}
     own = {name: index for name, index in extra.items() if taken.get(index, name) == name}
     tokens = dict(found.tokens) | {name: AddedToken(name) for name in own}
     tokens = {name: replace(token, behind=kind.behind.get(name, "")) for name, token in tokens.items()}
-    known = replace(found, tokens=tokens, ids=own | dict(found.ids))
+    pieces = {
+        name: index for name in found.ids if name not in extra and (index := backend.id_of(name)) is not None
+    }
+    known = replace(found, tokens=tokens, ids=own | dict(found.ids) | pieces)
     return TokenTable(tokens=tokens, ids=known.number(backend.id_of, backend.num_pieces))
 
 
@@ -114,7 +118,7 @@ def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_speci
     backend, extra = kind.open(vocabulary, num_threads)
     table = make_table(kind, found, extra, backend)
     named = named_ids(facts, found.roles, table.ids, backend.id_of)
-    spelling = replace(_spelling(kind, found.config, folder / JSON_FILE), splits_special=splits_special)
+    spelling = replace(find_spelling(kind, found.config, folder / JSON_FILE), splits_special=splits_special)
     return TokenEncoder(backend, table, named, spelling)
 
 
@@ -126,19 +130,26 @@ def _refuse_settings(kind: TokenizerKind, config: Mapping[str, Any]) -> None:
         raise UnsupportedTokenizerError(f"tokenizer_config.json sets {', '.join(wrong)}")
 
 
-def _spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path) -> Spelling:
+def find_spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path) -> Spelling:
     """Where blanks are put in front: as tokenizer.json says, unless a setting has transformers convert anew."""
     if not kind.has_prefix:
-        return Spelling(composes=kind.composes)
+        return Spelling(composes=kind.composes, marks_blanks=kind.marks_blanks)
+    is_legacy = config.get("legacy") is not False
     if config.get("add_prefix_space") is None and as_json.is_file():
-        steps = json.dumps([_read(as_json).get(key) for key in ("normalizer", "pre_tokenizer")])
-        prefixed, first_only = '"Prepend"' in steps, '"first"' in steps
-    elif config.get("add_prefix_space") is False:
-        prefixed = first_only = False
+        content = _read(as_json)
+        normalizer = json.dumps(content.get("normalizer"))
+        prefixed = '"Prepend"' in normalizer
+        first_only = '"first"' in normalizer + json.dumps(content.get("pre_tokenizer"))
+        marks_blanks = '"Replace"' in normalizer
     else:
-        first_only = config.get("legacy") is False
-        prefixed = not first_only
-    return Spelling(prefixed=prefixed, first_only=first_only, unprefixed=not (prefixed or first_only))
+        has_prefix, marks_blanks = config.get("add_prefix_space") is not False, is_legacy
+        prefixed, first_only = has_prefix and is_legacy, has_prefix and not is_legacy
+    return Spelling(
+        marks_blanks=marks_blanks,
+        prefixed=prefixed,
+        first_only=first_only,
+        unprefixed=not (prefixed or first_only),
+    )
 
 
 def _class_of(folder: Path) -> str:

@@ -38,6 +38,7 @@ class Spelling:
 
     Attributes:
         composes: Whether it is brought into Unicode's composed form (NFC) first.
+        marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for.
         prefixed: Whether every stretch between tokens gets a blank in front.
         first_only: Whether only the first stretch of a text does.
         unprefixed: Whether none does although the vocabulary would put one there.
@@ -45,6 +46,7 @@ class Spelling:
     """
 
     composes: bool = False
+    marks_blanks: bool = False
     prefixed: bool = False
     first_only: bool = False
     unprefixed: bool = False
@@ -200,6 +202,7 @@ class TokenEncoder:
             tokens,
             self._table.ids,
             normalize=_compose if spelling.composes else None,
+            marks_blanks=spelling.marks_blanks,
             prefixed=spelling.prefixed,
             first_only=spelling.first_only,
         )

@@ -4,6 +4,9 @@ The rules are those of `AddedVocabulary` in Hugging Face's `tokenizers`: names t
 come first, then the rest is normalised and the others are looked for. Of several names that begin at one place
 the longest counts.
 
+Where blanks are normalised to SentencePiece's sign for them (\u2581), a name of the second kind is met in either
+spelling, and no such blank belongs to it: only those of other kinds, such as ends of lines, do.
+
 Where texts are normalised by a blank in front (SentencePiece's "legacy" form), that happens to every stretch
 between names of the first kind, and to the names of the second kind as well: these are then met only behind a
 blank, be it the one in front.
@@ -26,8 +29,11 @@ _JOINERS, _CIRCLED = (
     re.compile("[\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]"),
 )
 _MAX_FIRST_CHARACTERS = 4
+_MAX_BLANKS = 6
 
-PREFIXES = (" ", "\u2581")
+BLANK_SIGN = "\u2581"
+"""What SentencePiece writes for a blank."""
+PREFIXES = (" ", BLANK_SIGN)
 """A first stretch that begins so, with a blank or with SentencePiece's sign for it, gets no blank in front."""
 
 
@@ -52,6 +58,7 @@ class TokenSplitter:
         tokens: What is looked for.
         ids: Their ids by name.
         normalize: What happens to text before it is spelled.
+        marks_blanks: Whether that turns blanks into SentencePiece's sign for them.
         prefixed: Whether that includes a blank in front of every stretch.
         first_only: Whether the vocabulary puts a blank in front of the first stretch only.
     """
@@ -62,21 +69,37 @@ class TokenSplitter:
         ids: Mapping[str, int],
         *,
         normalize: Callable[[str], str] | None = None,
+        marks_blanks: bool = False,
         prefixed: bool = False,
         first_only: bool = False,
     ):
         listed = [token for token in tokens if token.content and token.behind is not None]
         self._ids, self._normalize = ids, normalize
         self._prefixed, self._first_only = prefixed, first_only
+        marks = marks_blanks or prefixed
         self._plain = _Finder([token for token in listed if not token.normalized])
         self._normalized = _Finder(
-            [token for token in listed if token.normalized], normalize=normalize, prefixed=prefixed
+            [token for token in listed if token.normalized],
+            normalize=normalize,
+            marks_blanks=marks,
+            prefixed=prefixed,
         )
-        self._starts = {token.content[0] for token in listed}
-        self._any = re.compile(_alternation({token.content: token for token in listed}))
+        self._may_change = normalize is not None and any(token.normalized for token in listed)
+        forms = {
+            form: token
+            for token in listed
+            for form in (_blank_forms(token.content) if token.normalized and marks else [token.content])
+        }
+        self._starts = {form[0] for form in forms}
+        self._any = re.compile(_alternation(forms))
 
     def may_split(self, text: str) -> bool:
         """Whether the text names a token at all; False for nearly all texts, and fast."""
+        if self._normalize is not None and self._may_change and not text.isascii():
+            return self._names(text) or self._names(self._normalize(text))
+        return self._names(text)
+
+    def _names(self, text: str) -> bool:
         starts = self._starts
         if len(starts) <= _MAX_FIRST_CHARACTERS:
             for start in starts:
@@ -125,24 +148,34 @@ class _Finder:
         tokens: list[AddedToken],
         *,
         normalize: Callable[[str], str] | None = None,
+        marks_blanks: bool = False,
         prefixed: bool = False,
     ):
-        self._tokens = {(normalize(token.content) if normalize else token.content): token for token in tokens}
+        self._marks_blanks = marks_blanks
+        self._tokens = {
+            self._as_searched(normalize(token.content) if normalize else token.content): token
+            for token in tokens
+        }
         pattern = _alternation(self._tokens)
-        self._pattern = re.compile(rf" ({pattern})" if prefixed else f"({pattern})")
+        self._pattern = re.compile(rf"{BLANK_SIGN}({pattern})" if prefixed else f"({pattern})")
+
+    def _as_searched(self, text: str) -> str:
+        """The text in which names are looked for; of the same length."""
+        return text.replace(" ", BLANK_SIGN) if self._marks_blanks else text
 
     def cut(self, text: str) -> Iterator[tuple[str, AddedToken | None]]:
         start = 0
         if self._tokens:
-            for match in self._pattern.finditer(text):
+            searched = self._as_searched(text)
+            for match in self._pattern.finditer(searched):
                 token = self._tokens[match.group(1)]
                 left, right = match.span()
                 # A name may lie in the blanks that belong to the token before it: both count, as in the library.
-                if token.single_word and _touches_word(text, left, right):
+                if token.single_word and _touches_word(searched, left, right):
                     continue
-                if token.lstrip and (blanks := _BLANKS_BEFORE.search(text, start, left)):
+                if token.lstrip and (blanks := _BLANKS_BEFORE.search(searched, start, left)):
                     left = blanks.start()
-                if token.rstrip and (blanks := _BLANKS_BEHIND.match(text, right)):
+                if token.rstrip and (blanks := _BLANKS_BEHIND.match(searched, right)):
                     right = blanks.end()
                 if left > start:
                     yield text[start:left], None
@@ -150,6 +183,15 @@ class _Finder:
                 start = right
         if start < len(text):
             yield text[start:], None
+
+
+def _blank_forms(name: str) -> list[str]:
+    """A name with each of its blanks in both spellings; in all combinations where they are few."""
+    blanks = [place for place, character in enumerate(name) if character in PREFIXES]
+    forms = [name]
+    for place in blanks[:_MAX_BLANKS]:
+        forms = [f"{form[:place]}{blank}{form[place + 1 :]}" for form in forms for blank in PREFIXES]
+    return forms
 
 
 def _touches_word(text: str, left: int, right: int) -> bool:

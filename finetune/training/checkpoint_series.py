@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoints.failed_saves import find_joint_reason
-from finetune.checkpoints.folder import find_fault, list_checkpoints, rotate, step_of, write_checkpoint
+from finetune.checkpoints.folder import (
+    find_fault,
+    list_checkpoints,
+    rotate,
+    step_of,
+    write_checkpoint,
+)
 from finetune.errors import RunError, list_some
 from finetune.processes.joint_steps import fail_on_all_ranks, on_first
+from finetune.storage.disk_failures import describe_disk_failure
 
 if TYPE_CHECKING:
     from finetune.processes.phases import PhaseRecord
@@ -26,6 +33,7 @@ class CheckpointSeries:
         phases: What this process does.
         continues_on_error: Whether training goes on when the disk takes no checkpoint.
         failed: Steps whose checkpoints could not be saved, and why.
+        kept: Steps whose checkpoints could not be deleted, which has been said.
     """
 
     args: Any
@@ -33,6 +41,7 @@ class CheckpointSeries:
     phases: PhaseRecord
     continues_on_error: bool = False
     failed: dict[int, str] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
 
     @property
     def output_dir(self) -> Path:
@@ -68,14 +77,27 @@ class CheckpointSeries:
             return
         with fail_on_all_ranks(groups):
             if groups.is_first:
-                rotate(self.output_dir, keep=self.args.save_total_limit, best=self._best(), newest=newest)
+                self._rotate(newest)
 
     def remove_old(self) -> None:
         """Deletes what is too old once more: a process that was ended between a save and this had no time to."""
         groups = self.run_state.files.groups
         with fail_on_all_ranks(groups):
             if groups.is_first and (found := list_checkpoints(self.output_dir)):
-                rotate(self.output_dir, keep=self.args.save_total_limit, best=self._best(), newest=found[-1])
+                self._rotate(found[-1])
+
+    def _rotate(self, newest: Path) -> None:
+        """Deletes what is too old, and says once of each folder that cannot be deleted why it stays."""
+        limit = self.args.save_total_limit
+        for path, error in rotate(self.output_dir, keep=limit, best=self._best(), newest=newest).items():
+            if (
+                step := path.name.rpartition("-")[2]
+            ) not in self.kept:  # its folder may have been renamed since
+                self.kept.add(step)
+                reason = describe_disk_failure(error) or str(error)
+                self.run_state.log.show_message(
+                    f"warning: {path}, the old checkpoint of step {step}, cannot be deleted and stays ({reason})"
+                )
 
     def _go_on_without(self, error: Exception, *, is_last: bool) -> None:
         run_state = self.run_state

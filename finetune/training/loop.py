@@ -92,6 +92,7 @@ class TrainingLoop:
             "num_tokens": num_tokens,
             "learning_rate": result.learning_rate,
             "grad_norm": result.grad_norm,
+            "figures": result.figures,
         } | result.facts
         if is_skipped and self.step.overflow:
             self.log.show_message(

@@ -58,6 +58,28 @@ def token_loss_sum(
         return ParallelCrossEntropy(ignore_index=IGNORE_INDEX)(rows, labels.reshape([-1, 1])).sum()
 
 
+def token_losses(
+    logits: paddle.Tensor, labels: paddle.Tensor, tensor_group: Group | None = None
+) -> paddle.Tensor:
+    """Cross-entropy of each label, float32 [labels].
+
+    Args:
+        logits: [labels, vocabulary], any float dtype; under tensor parallelism this rank's part of the vocabulary.
+        labels: [labels], int64, all of them tokens.
+        tensor_group: Ranks that hold the other parts of the vocabulary.
+    """
+    import paddle
+    import paddle.nn.functional as F
+
+    with paddle.amp.auto_cast(enable=False):
+        rows = logits.astype("float32").reshape([-1, logits.shape[-1]])
+        if tensor_group is None or tensor_group.size == 1:
+            return F.cross_entropy(rows, labels.reshape([-1]), reduction="none").reshape([-1])
+        from paddle.distributed.fleet.meta_parallel import ParallelCrossEntropy
+
+        return ParallelCrossEntropy(ignore_index=IGNORE_INDEX)(rows, labels.reshape([-1, 1])).reshape([-1])
+
+
 def best_tokens(logits: paddle.Tensor, tensor_group: Group) -> paddle.Tensor:
     """The most likely token of each position, int64 [...]; of equals the first one.
 

@@ -23,6 +23,7 @@ class StepResult:
         learning_rate: The rate it was taken with.
         stops: Whether any process was told to stop.
         facts: What only float16 runs tell: `loss_scale`, and `skipped` where gradients overflowed.
+        figures: Metrics of the global batch that the loss gives beside itself.
     """
 
     loss: float
@@ -30,6 +31,7 @@ class StepResult:
     learning_rate: float
     stops: bool
     facts: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class OptimizerStep:
@@ -66,9 +68,12 @@ class OptimizerStep:
             RunError: Loss or gradients are no finite numbers, or the processes have different data.
         """
         computation = StepComputation(self._parts, step, batch)
+        computation.estimate()
         share = self._parallel.train(computation, len(batch.micro_batches))
         self._parts.phases.enter("gradients", step + 1)
-        loss, norm, stops = end_step(self._parallel, batch, share, stop=stop)
+        loss, norm, stops, sums = end_step(
+            self._parallel, batch, share, stop=stop, figures=computation.figures
+        )
         scale = self.overflow.scale if self.overflow else 1.0
         loss, norm = loss / scale, norm / scale
         learning_rate = float(self._lr_scheduler.get_lr())
@@ -79,7 +84,9 @@ class OptimizerStep:
             check_finite(loss, norm, step)
         self._parts.phases.enter("update", step + 1)
         self._update_weights(norm, skips="skipped" in facts)
-        return StepResult(loss, norm, learning_rate, stops, facts)
+        objective = self._parts.objective
+        figures = objective.metrics(sums, batch.num_groups) if objective else {}
+        return StepResult(loss, norm, learning_rate, stops, facts, figures)
 
     def _update_weights(self, norm: float, *, skips: bool) -> None:
         """Clips and lets the optimizer step.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from finetune.machine.randomness.source import Randomness
     from finetune.parallel.pipe.stage import Stage
     from finetune.training.loss import LabelPositions
+    from finetune.training.preference.objective import PreferenceObjective
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class RunParts:
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         max_skipped_steps: float16 steps skipped in a row after which training stops.
         continues_on_save_error: Whether training goes on when the disk takes no checkpoint.
+        objective: The loss of preference data; None: of label tokens.
+        pipeline_words: Of the setting `pipeline_parallel_config`.
     """
 
     groups: ProcessGroups = field(default_factory=ProcessGroups)
@@ -48,6 +51,8 @@ class RunParts:
     master_gradients: bool = False
     max_skipped_steps: int = 20
     continues_on_save_error: bool = False
+    objective: PreferenceObjective | None = None
+    pipeline_words: Sequence[str] = ()
 
     def build_parallel(self, model: Any) -> ParallelModel:
         """This rank's part of a model, to be trained."""
@@ -58,4 +63,5 @@ class RunParts:
             sharding_stage=self.sharding_stage,
             layers=self.layers,
             master_gradients=self.master_gradients,
+            pipeline_words=self.pipeline_words,
         )

@@ -18,6 +18,7 @@ import paddle
 from finetune.errors import RunError
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.training.loss import logits_of, token_loss_sum
+from finetune.training.preference.objective import SUMS, Divisors
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import StepBatch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from finetune.processes.phases import PhaseRecord
     from finetune.training.loss import LabelPositions
     from finetune.training.overflow import OverflowGuard
+    from finetune.training.preference.objective import PreferenceObjective
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class ForwardParts:
         label_positions: Restricts logits to labelled positions; None where no logits are computed.
         randomness: What draws by sample, such as NEFTune noise and dropout.
         overflow: Scales the loss of float16 runs; None in others.
+        objective: The loss of preference data; None: of label tokens.
     """
 
     parallel: ParallelModel
@@ -49,6 +52,7 @@ class ForwardParts:
     label_positions: LabelPositions | None = None
     randomness: Sequence[Randomness] = ()
     overflow: OverflowGuard | None = None
+    objective: PreferenceObjective | None = None
 
 
 class StepComputation:
@@ -61,13 +65,34 @@ class StepComputation:
     """
 
     def __init__(self, parts: ForwardParts, step: int, batch: StepBatch):
-        self.parts, self.step, self.batches = parts, step, batch.micro_batches
+        self.parts, self.step = parts, step
+        self.batches: list[Any] = batch.micro_batches  # of preference groups where there is an objective
         self.num_label_tokens = batch.num_label_tokens
         self._label_ids: Any = None
+        self._divisors = Divisors(batch.num_groups, batch.num_learned_tokens)
+        self._divergences: Any = None
+        self.figures: Any = None
+        if parts.objective:
+            self.figures = paddle.zeros([len(SUMS)], dtype="float64")
+
+    def estimate(self) -> None:
+        """For losses that compare with an estimate over the global batch: makes it, in a forward pass of its own."""
+        parts, objective = self.parts, self.parts.objective
+        if objective is None or not objective.settings.estimates_divergence:
+            return
+        sums = paddle.zeros([2], dtype="float64")
+        for number, batch in enumerate(self.batches):
+            with self.context(number), parts.autocast():
+                outputs = parts.parallel.forward(batch.tensors())
+                if outputs is not None:
+                    logits = logits_of(outputs)
+                    sums += objective.estimate(batch, logits, self._label_ids, parts.parallel.logits_group)
+        self._divergences = objective.divergences(parts.parallel.sum_samples(sums), self._divisors.num_groups)
 
     def shape(self, number: int) -> tuple[int, int]:
         """Rows and tokens of each, of a micro-batch."""
-        return self.batches[number].shape
+        num_rows, length = self.batches[number].shape
+        return num_rows, length
 
     @contextmanager
     def context(self, number: int) -> Iterator[None]:
@@ -89,8 +114,15 @@ class StepComputation:
     def loss(self, number: int, outputs: Any) -> Any:
         """This micro-batch's part of the step's loss; scaled up in float16 runs."""
         batch, parts = self.batches[number], self.parts
-        total = token_loss_sum(logits_of(outputs), self._label_ids, parts.parallel.logits_group)
-        loss = total * (batch.weight / self.num_label_tokens)
+        logits, group = logits_of(outputs), parts.parallel.logits_group
+        if parts.objective:
+            loss, figures = parts.objective.share(
+                batch, logits, self._label_ids, group, divisors=self._divisors, divergences=self._divergences
+            )
+            self.figures += figures
+        else:
+            total = token_loss_sum(logits, self._label_ids, group)
+            loss = total * (batch.weight / self.num_label_tokens)
         return parts.overflow.scaler.scale(loss) if parts.overflow else loss
 
     def finished(self, number: int) -> None:
@@ -99,8 +131,8 @@ class StepComputation:
 
 
 def end_step(
-    parallel: ParallelModel, batch: StepBatch, loss: Any, *, stop: bool
-) -> tuple[float, float, bool]:
+    parallel: ParallelModel, batch: StepBatch, loss: Any, *, stop: bool, figures: Any = None
+) -> tuple[float, float, bool, list[float]]:
     """Sums what the ranks computed: the one place of a step where numbers are read from the device.
 
     Args:
@@ -108,9 +140,11 @@ def end_step(
         batch: What this rank trained on.
         loss: This rank's share of the step's loss.
         stop: Whether this process was told to stop.
+        figures: float64 [n], what the loss summed beside itself; None for nothing.
 
     Returns:
-        The loss of the step, the L2 norm of its gradients, and whether any process was told to stop.
+        The loss of the step, the L2 norm of its gradients, whether any process was told to stop, and the sums of
+        `figures`.
 
     Raises:
         RunError: The processes have different data.
@@ -118,10 +152,12 @@ def end_step(
     # The ranks of one model have the same micro-batches; the first of them counts.
     own = batch.micro_batches if parallel.groups.model.is_first else []
     num_own = sum(each.num_label_tokens for each in own)
-    total_loss, norm, (num_label_tokens, num_stops) = parallel.sum_gradients(loss, [num_own, float(stop)])
+    counts = [num_own, float(stop)]
+    total_loss, norm, sums = parallel.sum_gradients(loss, counts, figures)
+    num_label_tokens, num_stops, *others = sums
     if num_label_tokens != batch.num_label_tokens:
         raise RunError(
             f"the processes trained on {num_label_tokens:,.0f} label tokens together, but the global batch has "
             f"{batch.num_label_tokens:,} here: their training data differ. Give all hosts the same files"
         )
-    return total_loss, norm, num_stops > 0
+    return total_loss, norm, num_stops > 0, others

@@ -195,6 +195,7 @@ class FinetuneTrainer(Trainer):
             label_positions=self.parts.label_positions,
             randomness=self.parts.randomness,
             overflow=self.overflow,
+            objective=self.parts.objective,
         )
         step = OptimizerStep(
             passes,

@@ -79,7 +79,8 @@ class TrainingLog:
         """Writes the record of a step and begins a new interval.
 
         Args:
-            record: `step`, `epoch`, `loss`, `learning_rate`, `grad_norm`; `loss_scale` and `skipped` where there are.
+            record: `step`, `epoch`, `loss`, `learning_rate`, `grad_norm`; `loss_scale` and `skipped` where there are;
+                `figures`, further metrics of the step by name.
 
         Returns:
             The record as written (`finetune.reporting.run_log.TrainRecord`).
@@ -93,6 +94,7 @@ class TrainingLog:
             "seconds": self._totals["seconds"],
             "memory_bytes": peak_memory_bytes(),
             **{key: record[key] for key in _OPTIONAL if key in record},
+            **record.get("figures", {}),
         }
         if self.run_log:
             self.run_log.step(written)

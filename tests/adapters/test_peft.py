@@ -58,7 +58,9 @@ def test_ranks_and_factors_of_single_layers_with_rslora(tmp_path):
         rank_pattern={"q_proj": 2, r"layers\.1\.mlp\.up_proj": 7}, alpha_pattern={"up_proj": 5},
     )  # fmt: skip
     config = check(base, tmp_path / "a", merged, tmp_path)
-    assert config["r"] == 7 and config["rslora"]
+    assert (config["r"], config["lora_alpha"], config["rslora"]) == (4, 6, True)
+    own = re.escape("llama.layers.1.self_attn.q_proj"), re.escape("llama.layers.1.mlp.up_proj")
+    assert config["rank_pattern"] == {own[0]: 2, own[1]: 7} and config["alpha_pattern"] == {own[1]: 5}
     assert config["target_modules"] == [re.escape(f"llama.layers.1.{name}") for name in
                                         ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")]  # fmt: skip
 

@@ -228,8 +228,23 @@ def test_a_checkpoint_that_may_not_be_deleted_does_not_stop_a_run(tmp_path, monk
         rename(source, target)
 
     monkeypatch.setattr(module.os, "rename", refuse)
-    rotate(tmp_path, keep=1, best=None, newest=newest)
+    failed = rotate(tmp_path, keep=1, best=None, newest=newest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+    assert [(path.name, error.errno) for path, error in failed.items()] == [("checkpoint-1", errno.EACCES)]
+
+
+def test_a_checkpoint_whose_files_may_not_be_deleted_is_told_by_the_name_it_has_now(tmp_path, monkeypatch):
+    newest = {step: write(tmp_path, step) for step in (1, 2)}[2]
+
+    def refuse(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder / "model.safetensors"))
+
+    monkeypatch.setattr(module.shutil, "rmtree", refuse)
+    for _ in range(2):  # tried again after every save
+        assert list(rotate(tmp_path, keep=1, best=None, newest=newest)) == [
+            tmp_path / "replaced-checkpoint-1"
+        ]
 
 
 def test_folders_called_like_temporary_files_are_no_leftovers(tmp_path):

@@ -17,6 +17,7 @@ from finetune.data.samples.cache import EncodedData, load_or_build, make_key
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
+from finetune.errors import UserError
 from finetune.run.data_cache import find_key
 from tests.conftest import ROOT, write_arguments
 
@@ -145,9 +146,12 @@ def arguments(tmp_path, small_data, tiny_llama):
         path = write_arguments(
             tmp_path / "args.json",
             model_name_or_path=str(tiny_llama),
-            dataset_name_or_path=str(small_data),
             output_dir=str(tmp_path / "out"),
-            **{"do_train": True, "src_length": 96, "max_length": 160, "device": "cpu"} | settings,
+            **{
+                "dataset_name_or_path": str(small_data),
+                **{"do_train": True, "src_length": 96, "max_length": 160, "device": "cpu"},
+            }
+            | settings,
         )
         return parse_arguments([str(path)])
 
@@ -211,3 +215,41 @@ def test_a_run_finds_the_data_of_the_last_one(arguments, tmp_path):
     args.data.data_cache = False
     with pytest.raises(AttributeError):
         read_data(args, find_files(args), None)  # type: ignore[arg-type]
+
+
+def test_preference_data_are_kept_and_keyed_by_what_is_compared(arguments, tmp_path, write_lines):
+    from finetune.models.resolve import resolve_model
+    from finetune.run.data import find_files
+    from finetune.run.preference_data import check_positions, read_preference_samples
+    from finetune.run.tokenizer import load_tokenizer_pair
+
+    file = write_lines(
+        {"prompt": "a red dress", "chosen": "fits well", "rejected": "no", "margin": 2},
+        {"prompt": "shoes", "chosen": "good", "rejected": "bad"},
+        {"prompt": "coat", "chosen": "same", "rejected": "same"},
+        b"{",
+    )
+    settings = {
+        "dataset_name_or_path": str(file),
+        "on_bad_line": "skip",
+        "data_cache_dir": str(tmp_path / "cache"),
+    }
+    args = arguments(**settings)
+    resolved = resolve_model(args.model.model_name_or_path)
+    pair, files = load_tokenizer_pair(args, resolved), find_files(args)
+    first = read_preference_samples(args, files, pair, comparison="pairs")
+    again = read_preference_samples(args, files, None, comparison="pairs")  # type: ignore[arg-type]
+    report = again.reports["train"]
+    assert report == first.reports["train"] and len(again.train) == 2 and not again.dev
+    assert report.num_faulty_lines == 1 and report.notes.rules == {
+        "pairs whose answers are equal left out": 1
+    }
+    for sample, expected in zip(again.train, first.train, strict=True):
+        assert sample.prompt_ids.tolist() == expected.prompt_ids.tolist() and sample.margin == expected.margin
+        assert [ids.tolist() for ids in sample.answers] == [ids.tolist() for ids in expected.answers]
+    marked = read_preference_samples(args, files, pair, comparison="marked")
+    assert [sample.desirable for sample in marked.train] == [True, False] * 2
+    check_positions(marked, args.data, resolved)
+    resolved.config["max_position_embeddings"] = 4
+    with pytest.raises(UserError, match="prompts with an answer have up to"):
+        check_positions(marked, args.data, resolved)

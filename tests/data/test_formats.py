@@ -208,7 +208,7 @@ def test_unknown_format_lists_the_known_ones(write_lines):
 def test_preference_pairs_are_refused_unless_chosen_is_asked_for(write_lines):
     file = write_lines({"prompt": "a", "chosen": "b", "rejected": "c"})
     assert (
-        "preference pairs (chosen and rejected), the data of a preference method such as DPO: set preference to chosen"
+        "preference pairs (chosen and rejected), the data of a preference method such as DPO: set loss_type to train on them"
         in faults_of(file)[0]
     )
     assert read_conversations([file], CHOSEN) == [make_conversation([("a", "b")])]

@@ -23,7 +23,19 @@ NUM_STEPS = 20
 GLOBAL_BATCH_SIZE = 8
 TOLERANCE = 1e-5
 
-FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma")
+FAMILIES = (
+    "llama",
+    "chatglm2",
+    "qwen",
+    "bloom",
+    "opt",
+    "qwen2",
+    "qwen3",
+    "ernie4_5",
+    "phi3",
+    "mistral",
+    "gemma",
+)
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {},

@@ -56,7 +56,8 @@ def test_the_curve_is_that_of_one_process(bench, family, method, layout):
         assert words in run.refusal, run.tails()
         return
     differences = largest_difference(run.check().curve(), bench.expected(family, method, variation))
-    _note(record | {"differences": differences})
+    engines = json.loads((run.folder / "arguments.json").read_text(encoding="utf-8"))["layout_engines"]
+    _note(record | {"differences": differences, "engines": engines})
     assert max(differences.values()) <= TOLERANCE, differences
 
 

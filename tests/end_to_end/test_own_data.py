@@ -69,7 +69,7 @@ def test_template_of_another_family(run, small_data):
 def test_preference_pairs_without_a_choice(run, tmp_path):
     (tmp_path / "p.json").write_text('[{"prompt": "a", "chosen": "b", "rejected": "c"}]')
     code, stderr = run(dataset_name_or_path=str(tmp_path / "p.json"))
-    assert code == 2 and "set preference to chosen" in stderr
+    assert code == 2 and "set loss_type to train on them" in stderr and "preference to chosen" in stderr
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Pieces = list[tuple[int, str]]
@@ -34,6 +34,10 @@ SENTENCEPIECE = Framing(
 """The frame of Llama's tokenizer, and of those that are like it."""
 
 
+BARE = replace(SENTENCEPIECE, frame=[], pad_token_id=0)
+"""The same where nothing opens a text and the unknown token fills rows."""
+
+
 @dataclass(frozen=True)
 class FamilyCase:
     """A family, options of its tiny checkpoint, and what must come out."""
@@ -54,6 +58,16 @@ class FamilyCase:
     def end_of_answer(self) -> str:
         return self.framing.end[1]
 
+
+_GROUPED = {"num_key_value_heads": 2}
+_QWEN2 = Framing(
+    frame=[],
+    source=[(64, "a"), (286, " red"), (287, " dress")],
+    target=[(300, "fit"), (82, "s"), (276, " w"), (299, "ell"), (220, " "), (265, "上衣")],
+    end=(327, "<|endoftext|>"),
+    pad_token_id=327,
+    chat_ends=("<|im_end|>",),
+)
 
 CASES = (
     FamilyCase("llama", fused_layers=True),
@@ -86,20 +100,10 @@ CASES = (
             chat_ends=("<|im_end|>",),
         ),
     ),
-    FamilyCase(
-        "qwen2",
-        {"num_key_value_heads": 2},
-        num_kv_heads=2,
-        fused_layers=True,
-        framing=Framing(
-            frame=[],
-            source=[(64, "a"), (286, " red"), (287, " dress")],
-            target=[(300, "fit"), (82, "s"), (276, " w"), (299, "ell"), (220, " "), (265, "上衣")],
-            end=(327, "<|endoftext|>"),
-            pad_token_id=327,
-            chat_ends=("<|im_end|>",),
-        ),
-    ),
+    FamilyCase("qwen2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
+    FamilyCase("ernie4_5", _GROUPED, num_kv_heads=2, fused_layers=True, framing=BARE),
+    FamilyCase("phi3", _GROUPED, num_kv_heads=2, framing=replace(BARE, pad_token_id=2)),
+    FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase(
         "bloom",
         framing=Framing(
@@ -154,6 +158,8 @@ class FamilyFacts:
         fast_tokenizer_agrees: Whether transformers' fast tokenizer gives the ids of the slow one.
         curve_learning_rate: Of the LoRA training that is compared with transformers; None for none.
         rotary_tables: Tensors in which its layers get cos and sin of the positions; 0 without rotary positions.
+        rotary_function: What turns heads: a function of PaddleNLP's module of the family, or a dotted path.
+        known_to_paddlenlp: Whether PaddleNLP has layers of these names and can divide them.
         adds_distances: Whether the scores get distances (ALiBi), so that every mask is a dense one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
@@ -171,6 +177,8 @@ class FamilyFacts:
     fast_tokenizer_agrees: bool = True
     curve_learning_rate: float | None = None
     rotary_tables: int = 2
+    rotary_function: str = "apply_rotary_pos_emb"
+    known_to_paddlenlp: bool = True
     adds_distances: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
@@ -178,7 +186,6 @@ class FamilyFacts:
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"})
-_GROUPED = {"num_key_value_heads": 2}
 
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
@@ -204,6 +211,34 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
+    ),
+    "ernie4_5": FamilyFacts(
+        _GATED,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        tied_embedding="embed_tokens",
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "phi3": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "qwen3": FamilyFacts(
+        _GATED,
+        rotary_function="finetune.families.head_attention.turn",
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        tied_embedding="embed_tokens",
+        tied_config={"tie_word_embeddings": True},
+        curve_learning_rate=2e-3,
     ),
     "bloom": FamilyFacts(
         _FUSED,

@@ -121,8 +121,9 @@ def test_the_table_adds_up_the_runs_of_a_kind(tmp_path, monkeypatch):
         {"name": "templates", "seed": 0, "ends": {"1": 2}, "slowest": 1.0},
     ]
     (tmp_path / "results.json").write_text(json.dumps(records))
+    begin, end = marked_tables.table_marks()
     for page in ("robustness.md", "robustness_zh.md"):
-        (tmp_path / page).write_text(f"above\n{marked_tables.BEGIN}\nold\n{marked_tables.END}\nbelow\n")
+        (tmp_path / page).write_text(f"above\n{begin}\nold\n{end}\nbelow\n")
     monkeypatch.setattr(
         sys, "argv", ["robustness_table.py", str(tmp_path / "results.json"), "--folder", str(tmp_path)]
     )

@@ -61,7 +61,7 @@ def run_chain(
         kill, moment = draw_kill(draw, subject, baseline.seconds)
         before = num_logged(output) if subject.is_training else 0
         run = subject.start(output, kill)
-        if not run.killed or not any(run.codes):  # it had ended before the moment came
+        if not run.killed or not (any(run.codes) or subject.is_server):  # it had ended before the moment came
             break
         yield {
             "subject": subject.name, "seed": seed, "kill": number, "signal": signal.Signals(kill.number).name,

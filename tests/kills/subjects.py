@@ -1,4 +1,4 @@
-"""What is killed: trainings of every kind and layout, merges, an export and a prediction."""
+"""What is killed: trainings of every kind and layout, merges, an export, a prediction and the chat server."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from finetune.checkpoints.folder import list_checkpoints, newest_valid_checkpoint, step_of
 from tests.distributed.layouts import LAYOUTS, METHODS, ONE, VARIATIONS, Bench, LayoutCase
 from tests.distributed.server_runs import Kill, Run
+from tests.kills.chat_server import MOMENTS, ChatServer, find_interpreter
+from tests.kills.chat_server import NAME as CHAT_SERVER
 
 NUM_STEPS = 8
 SAVE_STEPS = 2
@@ -37,6 +39,7 @@ class Subject:
         start: Starts it into an output, with a kill or without.
         contents: What the output holds, to be compared with that of an uninterrupted one; digits, not times.
         is_training: Whether it saves on the way and answers a signal by saving.
+        is_server: Whether it runs until it is told to end, which is then a good end.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Subject:
     start: Callable[[Path, Kill | None], Run]
     contents: Callable[[Path], dict[str, str]]
     is_training: bool = False
+    is_server: bool = False
 
 
 def _digest(path: Path) -> str:
@@ -183,6 +187,15 @@ def script(bench: Bench, name: str, sources: Path) -> Subject:
 
     moments = ("../.out.lock", "../.out.incomplete", "../.out.incomplete/*", "../out.partial", "../out")
     return Subject(name, 1, moments, start, contents)
+
+
+def server(bench: Bench, sources: Path) -> Subject:
+    """The chat server, for which there must be an interpreter."""
+    python = find_interpreter()
+    assert python is not None
+    lora = _source(bench, "lora", sources / "lora")
+    chat = ChatServer(python, bench.model("llama"), lora, sources / "chat")
+    return Subject(CHAT_SERVER, 1, MOMENTS, chat.start, chat.contents, is_server=True)
 
 
 SCRIPTS = ("merge of an adapter", "merge of ranks", "export", "prediction")

@@ -160,3 +160,57 @@ def test_they_are_heard_after_the_libraries_are_loaded(number):
     """)
     line = f"interrupted: stopped by signal {number.name}; start the same command again to continue"
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == line
+
+
+@ALL
+def test_a_signal_while_a_failure_is_told_ends_in_a_line(number):
+    """A rank that is not the first gives the first one time to speak; a launcher ends it meanwhile."""
+    done = run(f"""
+        import os, threading
+        from finetune.errors import UserError
+        os.environ |= {{"PADDLE_TRAINER_ID": "1", "PADDLE_LOCAL_RANK": "1"}}
+        def main():
+            threading.Timer(0.3, lambda: os.kill(os.getpid(), {int(number)})).start()
+            raise UserError("bad data")
+        sys.exit(run_command(main))
+    """)
+    assert done.returncode == 1
+    assert (
+        done.stderr.startswith(f"interrupted: stopped by signal {number.name}")
+        and done.stderr.count("\n") == 1
+    )
+
+
+@ALL
+def test_a_rank_that_failed_keeps_its_exit_code(number):
+    """The launcher's SIGTERM comes while Python ends the libraries."""
+    done = run(f"""
+        import os
+        from finetune.errors import UserError
+        os.environ |= {{"PADDLE_TRAINERS_NUM": "2"}}
+        def main():
+            raise UserError("bad data")
+        code = run_command(main)
+        if {int(number)} != signal.SIGINT:
+            signal.raise_signal({int(number)})
+        sys.exit(code)
+    """)
+    assert (done.returncode, done.stderr) == (2, "error: bad data\n")
+
+
+def test_a_thread_that_runs_before_an_import_does_not_get_them_meanwhile():
+    """Paddle's import sets a handler in C++ for a moment, which any thread would run."""
+    done = run("""
+        import ctypes, os, threading
+        def main():
+            with kept_from_threads():
+                threading.Thread(target=time.sleep, args=(5,), daemon=True).start()
+            with delayed():
+                ctypes.CDLL(None).signal(signal.SIGTERM, None)  # the default, behind Python's back
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.3)
+                print("imported", flush=True)
+        sys.exit(run_command(main))
+    """)
+    assert (done.returncode, done.stdout) == (1, "imported\n")
+    assert done.stderr.startswith("interrupted: stopped by signal SIGTERM")

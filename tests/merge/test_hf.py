@@ -66,7 +66,7 @@ def test_names_and_transposes_are_those_of_paddlenlp(name, changes):
     assert embedding_name(family) in weights
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_joined_columns_are_those_of_paddlenlp(name, num_kv_heads):
     from paddlenlp.transformers.conversion_utils import split_or_fuse_func
@@ -108,7 +108,7 @@ def test_there_and_back_is_identity(name, dtype, tmp_path):
         assert np.abs(folder_logits(back) - expected).max() < 1e-5 * max(1, expected.std())
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_joined_layers_are_taken_apart(name, tmp_path):
     from finetune.models.loading import load_model
     from finetune.models.resolve import resolve_model

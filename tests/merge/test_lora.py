@@ -104,7 +104,7 @@ def test_leading_part_is_that_of_the_singular_values(shape):
 
 
 @pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_adapter_of_joined_layers(name, hugging_face, tmp_path):
     """A run with fuse_attention_qkv and fuse_attention_ffn on a base that keeps the layers apart."""
     base = write_base(tmp_path / "base", name, hugging_face=hugging_face)

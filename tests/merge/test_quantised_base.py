@@ -13,6 +13,7 @@ from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.storage.quantisation.scheme import QuantisationScheme
 from tests.merge.lora_writing import add_random_lora, folder_logits, logits, write_adapter, write_base
+from tests.quantised_folders import write_quantised
 
 NF4 = QuantisationScheme(algorithm="nf4", double_quant=True)
 INT8 = QuantisationScheme(algorithm="weight_only_int8")
@@ -75,3 +76,34 @@ def test_what_has_no_dequantised_base_is_refused(tmp_path):
             merge(MergeOptions(base, adapters, tmp_path / "out", into="dequantised"))
     with pytest.raises(UserError, match="--unmerge does the opposite"):
         merge(MergeOptions(base, (trained,), tmp_path / "out", into="dequantised", unmerge=True))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [("llama", "gptq order"), ("qwen", "compressed int8"), ("bloom", "nf4"), ("opt", "int8")],
+)
+@pytest.mark.parametrize("save_format", ["paddle", "hf"])
+def test_a_folder_that_is_quantised_becomes_ordinary_weights(tmp_path, capsys, family, kind, save_format):
+    plain = write_base(tmp_path / "plain", family, hugging_face=True)
+    base = write_quantised(plain, tmp_path / "base", kind)
+    adapter = tmp_path / "adapter"
+    expected = write_adapter(adapter, base)
+    with pytest.raises(UserError, match="cannot take an adapter up as it is: add --into dequantised"):
+        merge(MergeOptions(base, (adapter,), tmp_path / "out"))
+    merge(
+        MergeOptions(
+            base, (adapter,), tmp_path / "out", into="dequantised", save_format=save_format, verify=True
+        )
+    )
+    assert "note: merged into the values of the packed weights" in capsys.readouterr().out
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+    np.testing.assert_allclose(folder_logits(tmp_path / "out"), expected, atol=2e-2)
+    assert np.abs(folder_logits(tmp_path / "out") - folder_logits(plain)).max() > 0.1
+
+
+def test_an_adapter_of_another_quantised_base_is_refused(tmp_path):
+    plain = write_base(tmp_path / "plain", "llama", hugging_face=True)
+    trained = write_trained(tmp_path / "trained", plain, NF4)
+    base = write_quantised(plain, tmp_path / "base", "gptq")
+    with pytest.raises(UserError, match="trained over another one in nf4"):
+        merge(MergeOptions(base, (trained,), tmp_path / "out", into="dequantised"))

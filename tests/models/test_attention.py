@@ -20,7 +20,19 @@ from finetune.training.loss import logits_of, token_loss_sum
 from tests.families import decoding
 from tests.families.cases import FACTS, small_options
 
-FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma"]
+FAMILIES = [
+    "llama",
+    "chatglm2",
+    "qwen",
+    "bloom",
+    "opt",
+    "qwen2",
+    "qwen3",
+    "ernie4_5",
+    "phi3",
+    "mistral",
+    "gemma",
+]
 LENGTHS = [6, 3, 5]
 
 

@@ -135,20 +135,21 @@ def test_turned_heads_are_rounded_once(half):
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_tables_of_positions_are_float32_in_a_model_of_half_precision(folders, half, name, monkeypatch):
-    """What `apply_rotary_pos_emb` gets and gives, in the layers of a bfloat16 model."""
+    """What turns heads gets and gives, in the layers of a bfloat16 model."""
     family = get_family(name)
     model = load(folders(name), "bfloat16")
-    modeling = import_object(family.model_class).__mro__[1].__module__
-    module = __import__(modeling, fromlist=["x"])
-    stock, seen = module.apply_rotary_pos_emb, []
+    function = FACTS[name].rotary_function
+    if "." not in function:  # of PaddleNLP's module
+        function = f"{import_object(family.model_class).__mro__[1].__module__}.{function}"
+    stock, seen = import_object(function), []
 
     def spy(*inputs, **named):
-        inputs = (*inputs, *named.values())
-        results = stock(*inputs)
+        results = stock(*inputs, **named)
+        inputs = (*inputs, *(each for each in named.values() if not isinstance(each, bool)))
         seen.append((inputs, results if isinstance(results, tuple) else (results,)))
         return results
 
-    monkeypatch.setattr(module, "apply_rotary_pos_emb", spy)
+    monkeypatch.setattr(function, spy)
     ids = np.stack(decoding.random_rows([300]))
     decoding.logits(model, ids)
     assert seen
@@ -159,7 +160,7 @@ def test_tables_of_positions_are_float32_in_a_model_of_half_precision(folders, h
     tables = [each.numpy() for each in seen[0][0] if each is not None and each.dtype == paddle.float32]
     seen.clear()
     decoding.logits(load(folders(name), "float32"), ids)
-    heads = FACTS[name].rotary_tables  # what is turned, as many tensors, is float32, too
+    heads = len(seen[0][1])  # what is turned is float32, too
     expected = [each.numpy() for each in seen[0][0][heads:] if each is not None and each.is_floating_point()]
     assert len(tables) == len(expected)
     for found, exact in zip(tables, expected, strict=True):
@@ -259,22 +260,26 @@ def test_a_llama_with_distances_sees_packed_samples_and_half_precision(folders, 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_norms_are_rounded_no_more_than_twice(folders, half, name, level):
     model = load(folders(name), "float32" if level == "O1" else "bfloat16")
-    norms = [
-        layer
+    norms = {
+        type(layer): layer
         for layer in model.sublayers()
         if "norm" in type(layer).__name__.casefold() and layer.weight.ndim == 1
-    ]
+    }
     assert norms
-    norm = norms[0]
-    offset = FACTS[name].norm_offset
-    norm.weight.set_value(bfloat16(1.0 - offset + 0.3 * _numbers([64], 5)).astype(norm.weight.dtype))
-    x = bfloat16(_numbers((8, 16, 64), 6) * 3)
+    for norm in norms.values():
+        _check_rounding(norm, level, offset=FACTS[name].norm_offset, centres=FACTS[name].norm_centres)
+
+
+def _check_rounding(norm, level, *, offset: float, centres: bool) -> None:
+    size = norm.weight.shape[0]
+    norm.weight.set_value(bfloat16(1.0 - offset + 0.3 * _numbers([size], 5)).astype(norm.weight.dtype))
+    x = bfloat16(_numbers((8, 16, size), 6) * 3)
     context = paddle.amp.auto_cast(level=level, dtype="bfloat16") if level else contextlib.nullcontext()
     with context, paddle.no_grad():
         found = norm(x)
     assert found.dtype == paddle.bfloat16 or level == "O1"
     values = wide(x).astype(np.float64)
-    if FACTS[name].norm_centres:
+    if centres:
         values = values - values.mean(-1, keepdims=True)
     scale = np.sqrt((values**2).mean(-1, keepdims=True) + 1e-5)
     exact = values / scale * (wide(norm.weight) + offset)

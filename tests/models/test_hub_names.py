@@ -19,7 +19,7 @@ from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.tokenizers.loading import load_tokenizer
 from tests.merge.lora_writing import logits
-from tests.models.hub_server import running_hub
+from tests.models.hub_server import closed_port
 
 NAME = "someone/tiny-llama"
 HUBS = ("hf", "modelscope", "aistudio")
@@ -28,37 +28,6 @@ HUBS = ("hf", "modelscope", "aistudio")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return build_tiny("llama", tmp_path_factory.mktemp("hub") / "model", num_layers=2)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub for all names, empty caches, and PaddleNLP's hub out of reach."""
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "*")
-    for name in (
-        "HF_HUB_OFFLINE",
-        "TRANSFORMERS_OFFLINE",
-        "HF_HUB_CACHE",
-        "HF_TOKEN",
-        "MODELSCOPE_API_TOKEN",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "paddlenlp"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("AISTUDIO_CACHE_HOME", str(tmp_path / "aistudio"))
-    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
-    monkeypatch.setenv("PPNLP_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
-    with running_hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
-        monkeypatch.setenv("AISTUDIO_ENDPOINT", server.url)
-        yield server
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize("scheme", HUBS)

@@ -114,3 +114,38 @@ def test_what_is_only_moved_keeps_every_bit(dtype):
 
     for result in on_all_ranks(work):
         np.testing.assert_array_equal(result, [*parts, parts[1]])
+
+
+def test_receives_are_filled_in_the_order_in_which_they_began():
+    def work(group, rank):
+        if rank == 0:
+            for number in range(3):
+                group.send(paddle.full([2], float(number)), 1, sync_op=False).wait()
+            return None
+        if rank == 2:
+            return None
+        tensors = [paddle.empty([2]) for _ in range(3)]
+        tasks = [group.recv(tensor, 0, sync_op=False) for tensor in tensors[:2]]
+        tasks[1].wait()  # the first message is for the first receive, whoever is waited for
+        group.recv(tensors[2], 0)
+        assert tasks[0].wait() and tasks[0].wait()
+        return [tensor.tolist() for tensor in tensors]
+
+    assert on_all_ranks(work)[1] == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
+
+
+def test_parts_of_a_tensor_are_sent_and_put_together():
+    def work(group, rank):
+        whole = paddle.arange(6, dtype="float32").reshape([2, 3])
+        if rank == 0:
+            group.send_partial_on_calc_stream(whole, 1, 3, 2)
+        received = paddle.full([2, 3], -1.0)
+        if rank == 1:
+            group.recv_partial_on_calc_stream(received, 0, 3, 2)
+        gathered = paddle.where(paddle.arange(6).reshape([2, 3]) // 2 == rank, whole, -whole)
+        group.all_gather_partial_on_calc_stream(gathered, gathered, 3, rank)
+        return received.tolist(), gathered.tolist()
+
+    results = on_all_ranks(work)
+    assert results[1][0] == [[-1.0, -1.0, -1.0], [-1.0, 4.0, 5.0]]
+    assert [gathered for _, gathered in results] == [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]] * 3

@@ -14,6 +14,7 @@ import pytest
 
 from finetune.processes.watch.link import meeting_points
 from finetune.processes.watch.report import Place, RankState, phase_table, tail_of
+from finetune.processes.watch.siblings import Siblings
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN = """
@@ -51,6 +52,8 @@ class Ranks:
             own = {
                 "PADDLE_TRAINER_ID": str(rank),
                 "PADDLE_TRAINERS_NUM": str(world),
+                "PADDLE_LOCAL_RANK": str(rank),
+                "PADDLE_LOCAL_SIZE": str(world),
                 "PADDLE_TRAINER_ENDPOINTS": ",".join(f"127.0.0.1:{port}" for port in self.ports),
                 "PYTHONPATH": str(ROOT),
             }
@@ -194,6 +197,42 @@ def test_a_missing_rank_0_is_named(ranks: Ranks):
     assert ranks.codes(1, 2) == [1, 1]
     assert "rank 0 on host 127.0.0.1 cannot be reached from rank 1 on" in ranks.log(1)
     assert "It has left no secret at" in ranks.log(1) and "FINETUNE_JOB_SECRET" in ranks.log(1)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_rank_that_ends_before_it_connects_is_not_waited_for(ranks: Ranks, first):
+    before = f"import os\nif os.environ['PADDLE_TRAINER_ID'] == '{first}': os._exit(9)\n"
+    began = time.monotonic()
+    ranks.start(LOOP, before=before, CONNECT="100")
+    others = sorted({0, 1, 2} - {first})
+    assert ranks.codes(*others) == [1, 1]
+    assert time.monotonic() - began < 20
+    for rank in others:
+        assert f"rank {first} of this machine has ended before all ranks had connected" in ranks.log(rank)
+
+
+def test_processes_that_the_system_does_not_show_are_waited_for(tmp_path: Path):
+    environment = {
+        "PADDLE_TRAINER_ENDPOINTS": "a:1,a:2,a:3",
+        "PADDLE_TRAINER_ID": "1",
+        "PADDLE_LOCAL_RANK": "1",
+    }
+    environment["PADDLE_LOCAL_SIZE"] = "3"
+    siblings = Siblings(environment, tmp_path)
+
+    def show(*running: int) -> list[int]:
+        for rank in running:
+            (tmp_path / str(100 + rank)).mkdir(exist_ok=True)
+            text = f"HOME=/\0PADDLE_TRAINER_ENDPOINTS=a:1,a:2,a:3\0PADDLE_TRAINER_ID={rank}\0"
+            (tmp_path / str(100 + rank) / "environ").write_text(text)
+        siblings._seen = dict.fromkeys(siblings._seen, time.monotonic() - 60)
+        siblings._looked = 0
+        return siblings.find_gone()
+
+    assert show() == []
+    assert show(0) == [], "not even this one is shown"
+    assert show(0, 1) == [2]
+    assert show(0, 1, 2) == []
 
 
 def test_rank_0_is_met_where_nothing_else_listens():

@@ -33,6 +33,9 @@ _GROUPED = {"intermediate_size": 80, "num_key_value_heads": 2}
 FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "llama": _GROUPED,
     "qwen2": _GROUPED,
+    "qwen3": _GROUPED,
+    "phi3": _GROUPED,
+    "ernie4_5": _GROUPED,
     "bloom": {},
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,

@@ -17,7 +17,12 @@ from typing import Any
 from tests.reference.curves import COMMON, HERE, LORA_RANK, build_adapter, build_model
 
 GOLDEN_RELATIVES = HERE / "golden_lora_relatives.json"
-_RATES: dict[str, Any] = {"learning_rate": 1e-2, "lora": True, "lora_rank": LORA_RANK, "lora_alpha": 2 * LORA_RANK}
+_RATES: dict[str, Any] = {
+    "learning_rate": 1e-2,
+    "lora": True,
+    "lora_rank": LORA_RANK,
+    "lora_alpha": 2 * LORA_RANK,
+}
 RELATIVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dora": ("llama", {"use_dora": True}, {"use_dora": True}),
     "qwen2_dora_bias": (
@@ -92,14 +97,18 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
             fields = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": targets} | theirs
             model = get_peft_model(base, LoraConfig(**fields))
             if relative not in STARTS_FROM_BASE:
-                start = load_file(write_start(Path(name) / relative, folder, relative) / "weights.safetensors")
+                start = load_file(
+                    write_start(Path(name) / relative, folder, relative) / "weights.safetensors"
+                )
                 parameters = dict(model.named_parameters())
                 for key, array in start.items():
                     layer, _, part = f"base_model.model.{REFERENCES[family].rename(key)}".rpartition(".")
                     if part in ("lora_A", "lora_B"):
                         parameters[f"{layer}.{part}.default.weight"].data = torch.from_numpy(array.T.copy())
                     elif part == "lora_magnitude":
-                        parameters[f"{layer}.lora_magnitude_vector.default.weight"].data = torch.from_numpy(array)
+                        parameters[f"{layer}.lora_magnitude_vector.default.weight"].data = torch.from_numpy(
+                            array
+                        )
             curves[relative] = train_reference(model, read_samples(folder, family), settings_of(relative))
     return curves
 
@@ -110,7 +119,9 @@ def main() -> int:
     import torch
 
     made_with = {"torch": torch.__version__, "peft": peft.__version__}
-    GOLDEN_RELATIVES.write_text(json.dumps({"made_with": made_with, "curves": reference_curves()}, indent=1) + "\n")
+    GOLDEN_RELATIVES.write_text(
+        json.dumps({"made_with": made_with, "curves": reference_curves()}, indent=1) + "\n"
+    )
     return 0
 
 

@@ -49,7 +49,9 @@ def test_curve_equals_the_golden_one(our_curves, name):
 
 
 @pytest.mark.parity
-@pytest.mark.skipif(not HAS_TORCH and not REQUIRED, reason="PyTorch is not installed; make parity installs it")
+@pytest.mark.skipif(
+    not HAS_TORCH and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
+)
 def test_curves_equal_a_live_run_of_peft(our_curves):
     from tests.reference.lora_relatives import reference_curves
 

@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 
-FAMILIES = ("llama", "qwen2", "bloom", "opt", "mistral", "gemma")
+FAMILIES = ("llama", "qwen2", "qwen3", "ernie4_5", "phi3", "bloom", "opt", "mistral", "gemma")
 PREFIXED_VOCABULARY = {"gemma"}
 """The tiny vocabulary puts a blank in front, which transformers' converter for this family never does."""
 

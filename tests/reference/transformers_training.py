@@ -66,12 +66,14 @@ def _same(*names: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, name) for name in names)
 
 
+_SIZES = _same(
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings",
+)  # fmt: skip
+
+
 def _rotary(name: str, *extra: str) -> Reference:
-    fields = _same(
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings",
-        *extra,
-    )  # fmt: skip
+    fields = (*_SIZES, *_same(*extra))
     layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     return Reference(name, fields, ((rf"^{name.lower()}\.", "model."),), layers)
 
@@ -79,8 +81,16 @@ def _rotary(name: str, *extra: str) -> Reference:
 REFERENCES = {
     "llama": _rotary("Llama"),
     "qwen2": _rotary("Qwen2"),
+    "qwen3": _rotary("Qwen3", "head_dim"),
+    "ernie4_5": _rotary("Ernie4_5", "head_dim"),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
+    "phi3": Reference(
+        "Phi3",
+        (*_SIZES, ("pad_token_id", "pad_token_id")),
+        ((r"^phi3\.", "model."), ("query_key_value_proj", "qkv_proj")),
+        ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
     "bloom": Reference(
         "Bloom",
         _same("vocab_size", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon", "hidden_dropout",

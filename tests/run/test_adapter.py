@@ -3,13 +3,17 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from finetune.errors import UserError
 from finetune.families.family import get_family
 from finetune.run.adapter import check_adapter
 
-RESOLVED = SimpleNamespace(family=get_family("llama"), config={"model_type": "llama", "num_hidden_layers": 2})
+RESOLVED = SimpleNamespace(
+    family=get_family("llama"), config={"model_type": "llama", "num_hidden_layers": 2}, stored_format=None
+)
 MODEL = {
     "lora": True, "lora_path": None, "lora_rank": 8, "lora_alpha": 16.0, "rslora": False, "pissa": False, "use_dora": False,
     "lora_target_modules": None, "prefix_tuning": False, "prefix_path": None, "modules_to_save": None,
@@ -38,6 +42,11 @@ def write(folder, name, **content):
 )
 def test_given_settings_that_the_adapter_has_otherwise(name, theirs, tmp_path):
     path = write(tmp_path / "a", name, **theirs)
+    layers = [f"base_model.model.model.layers.{number}.self_attn.q_proj" for number in (0, 1)]
+    matrices = {
+        f"{layer}.lora_{name}.weight": np.zeros((4, 4), np.float32) for layer in layers for name in "AB"
+    }
+    save_file(matrices, tmp_path / "a" / "adapter_model.safetensors")
     lines = check(
         "lora_rank",
         "lora_alpha",

@@ -99,7 +99,7 @@ def test_written_arguments_parse_to_the_same_values():
     )
     Path("arguments.json").write_text(json.dumps(first.to_json()))
     second = parse_arguments(["arguments.json"])
-    for group in ("model", "data", "generation", "quant", "training"):
+    for group in ("model", "data", "alignment", "generation", "quant", "training"):
         assert getattr(second, group) == getattr(first, group)
     # What was turned off for the CPU is written as off, so it is not said again.
     assert second.warnings == tuple(line for line in first.warnings if "turned off" not in line)

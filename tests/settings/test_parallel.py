@@ -111,6 +111,17 @@ def test_degrees_are_compared_with_the_number_of_processes(monkeypatch):
     assert "tensor_parallel_degree 2 x sharding_parallel_degree 4 needs 8 processes" in fault
 
 
+def test_words_that_the_pipeline_does_not_obey_are_refused(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    name, degree = "--pipeline_parallel_config", ["--pipeline_parallel_degree", "2"]
+    fault = only_fault_of(*degree, name, "disable_p2p_cache_shape enable_dp_comm_overlap")
+    assert 'pipeline_parallel_config holds "enable_dp_comm_overlap"' in fault
+    assert "at the end of a step: remove the word" in fault
+    assert "1F1B" in only_fault_of(*degree, name, "use_dualpipev,enable_delay_scale_loss")
+    obeyed = "disable_partial_send_recv disable_batch_p2p_comm enable_overlap_p2p_comm enable_release_grads"
+    assert parse_arguments([*VALID, *degree, name, obeyed]).warnings == ()
+
+
 def test_degrees_of_one_need_no_launcher():
     parse_arguments(
         [

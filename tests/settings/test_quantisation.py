@@ -113,3 +113,28 @@ def test_an_adapter_without_a_record_leaves_the_base_alone():
     assert scheme({"lora_path": path}) is None
     (line,) = parse({"lora": True, "lora_path": path, "weight_quantize_algo": "nf4"}).warnings
     assert "a base that was not quantised" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "command"),
+    [
+        ({"do_ptq": True, "ptq_step": 16}, "--quantize int8 --perplexity_data data`"),
+        (
+            {"do_ptq": True, "quant_type": "weight_only_int8", "smooth": True},
+            "--quantize int8 --perplexity_data data`",
+        ),
+        ({"do_ptq": True, "quant_type": "weight_only_int4"}, "--quantize int4 --perplexity_data data`"),
+        ({"do_gptq": True, "gptq_step": 8}, "--quantize int4 --calibration_data data`"),
+        (
+            {"do_gptq": True, "lora": True, "lora_path": "mine"},
+            "--lora_path mine --output_path out --quantize int4",
+        ),
+    ],
+)
+def test_files_for_quantising_after_training_are_answered_with_the_command(settings, command):
+    paths = {"model_name_or_path": "model", "dataset_name_or_path": "data", "output_dir": "out"}
+    with pytest.raises(UserError) as caught:
+        parse(paths | settings)
+    (found,) = (each for each in caught.value.faults if each.startswith("do_"))
+    assert "`python export_model.py --model_name_or_path model " in found
+    assert command in found

@@ -131,11 +131,6 @@ def test_what_means_something_else_is_answered(key):
 
 
 METHODS = [
-    ({"train_dataset_path": "a", "dev_dataset_path": "b", "beta": 0.1, "loss_type": "sigmoid"}, "DPO"),
-    ({"train_dataset_path": "a", "beta": 0.1, "max_seq_len": 4096}, "KTO"),
-    ({"train_dataset_path": "a", "max_prompt_len": 2048}, "a reward model"),
-    ({"stage": "dpo", "pref_beta": 0.1}, "DPO"),
-    ({"rlhf_type": "kto"}, "KTO"),
     ({"stage": "rm"}, "a reward model"),
     ({"input_dir": "./data", "max_seq_length": 4096, "min_learning_rate": 3e-6}, "pre-training"),
     ({"stage": "pt", "cutoff_len": 128}, "pre-training"),

@@ -82,8 +82,8 @@ def _characters(characters):
 @pytest.mark.parametrize(
     "facts",
     [
-        {"quant_method": "gptq", "bits": 4},
-        {"load_in_4bit": True},
+        {"quant_method": "gptq", "bits": 3},
+        {"quant_method": "exl2"},
         {"weight_quantize_algo": "weight_only_int8"},
     ],
 )

@@ -23,7 +23,7 @@ class FakeParallel:
     def groups(self):
         return SimpleNamespace(model=SimpleNamespace(is_first=self.is_first))
 
-    def sum_gradients(self, loss, counts):
+    def sum_gradients(self, loss, counts, figures=None):
         num_label_tokens, stop = counts
         return loss, 2.0, [num_label_tokens + 5, stop + self.told_elsewhere]
 
@@ -39,11 +39,11 @@ def make_batch(num_label_tokens: int) -> StepBatch:
 )
 def test_all_stop_where_one_was_told_to(own, elsewhere, stops):
     parallel = FakeParallel(told_elsewhere=elsewhere)
-    assert end_step(parallel, make_batch(9), 0.5, stop=own) == (0.5, 2.0, stops)
+    assert end_step(parallel, make_batch(9), 0.5, stop=own) == (0.5, 2.0, stops, [])
 
 
 def test_one_rank_of_a_model_counts_its_labels():
-    assert end_step(FakeParallel(is_first=False), make_batch(5), 0.5, stop=False) == (0.5, 2.0, False)
+    assert end_step(FakeParallel(is_first=False), make_batch(5), 0.5, stop=False) == (0.5, 2.0, False, [])
 
 
 def test_processes_with_different_data_end_the_run():

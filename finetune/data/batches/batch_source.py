@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +19,7 @@ from finetune.data.batches.sampler import GlobalOrder, split
 from finetune.data.stream.state import load_arrays, save_arrays
 
 if TYPE_CHECKING:
+    from finetune.data.batches.preference_rows import PreferenceRows
     from finetune.data.batches.rows import Batch, Rows
     from finetune.data.packing.packing import Bin
     from finetune.data.stream.worker import StreamProcess
@@ -34,12 +35,17 @@ class StepBatch:
         num_label_tokens: Labels of the whole global batch that are not IGNORE_INDEX. Every rank knows it without
             asking the others: a loss is divided by it before its backward pass.
         note: What the person should know; "" for nothing.
+        num_groups: Of preference data, the pairs or single answers of the whole global batch.
+        num_learned_tokens: Of preference data, the tokens of the whole global batch whose likelihood may be learned
+            beside the preference.
     """
 
     micro_batches: list[Batch]
     num_tokens: int
     num_label_tokens: int
     note: str = ""
+    num_groups: int = 0
+    num_learned_tokens: int = 0
 
 
 class BatchSource(Protocol):
@@ -152,6 +158,29 @@ class MapSource:
     def close(self) -> str:
         """Nothing to free, nothing to tell."""
         return ""
+
+
+class PreferenceSource(MapSource):
+    """Batches of preference data in memory, with what their losses are divided by.
+
+    Args:
+        rows: The data set.
+        order: Which rows a step consumes.
+        **layout: As for `MapSource`.
+    """
+
+    def __init__(self, rows: PreferenceRows, order: GlobalOrder, **layout: int):
+        super().__init__(rows, order, micro_batch_size=layout.pop("micro_batch_size"), **layout)
+        self.groups = rows
+
+    def batch(self, step: int) -> StepBatch:
+        """This rank's part of the global batch of a step."""
+        _, indices = self.order.batch(step)
+        return replace(
+            super().batch(step),
+            num_groups=self.groups.count_groups(indices),
+            num_learned_tokens=self.groups.count_learned_tokens(indices),
+        )
 
 
 class StreamSource:

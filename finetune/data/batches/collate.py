@@ -103,7 +103,9 @@ def collate_packed(
     return batch
 
 
-def block_mask(segment_lengths: Sequence[NDArray[Any]], row_length: int) -> NDArray[Any]:
+def block_mask(
+    segment_lengths: Sequence[NDArray[Any]], row_length: int, trunks: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """The dense causal mask of packed rows: a token sees itself and what precedes it in its segment.
 
     A padding token sees itself alone, since a row of the mask without any True gives NaN in some kernels::
@@ -115,39 +117,53 @@ def block_mask(segment_lengths: Sequence[NDArray[Any]], row_length: int) -> NDAr
                                           . . . 1 1 .
                                           . . . . . 1
 
+    A segment may go on from another one of its row, its trunk, which it sees whole: two answers to one prompt are
+    two segments with the prompt as their trunk, and do not see each other.
+
     Args:
         segment_lengths: B rows of integers, their sums at most L.
         row_length: L.
+        trunks: int32 [B, S], the number of the segment that each goes on from, its own for one that begins anew;
+            None where all do. A trunk has no trunk itself, and stands directly in front of what goes on from it.
 
     Returns:
         bool [B, 1, L, L], True where a query (third axis) sees a key (last axis). PaddleNLP's models take
         a mask of four axes as it is: no causal mask is added, and False becomes the smallest float.
     """
     mask = np.zeros((len(segment_lengths), 1, row_length, row_length), dtype=bool)
-    for row, lengths in zip(mask, segment_lengths, strict=True):
-        start = 0
-        for length in lengths.tolist():
-            stop = start + length
+    for number, (row, lengths) in enumerate(zip(mask, segment_lengths, strict=True)):
+        stops = np.cumsum(lengths).tolist()
+        starts = [0, *stops[:-1]]
+        for place, (start, stop) in enumerate(zip(starts, stops, strict=True)):
             _fill_triangle(row[0, start:stop, start:stop])
-            start = stop
-        np.fill_diagonal(row[0, start:, start:], True)
+            if trunks is not None and (trunk := int(trunks[number, place])) != place:
+                row[0, start:stop, starts[trunk] : stops[trunk]] = True
+        np.fill_diagonal(row[0, stops[-1] :, stops[-1] :], True)
     return mask
 
 
-def start_end_rows(segment_lengths: Sequence[NDArray[Any]], row_length: int) -> NDArray[Any]:
+def start_end_rows(
+    segment_lengths: Sequence[NDArray[Any]], row_length: int, trunks: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """The same mask in the form of FlashMask (Wang et al. 2024), one number for each key.
 
     Args:
         segment_lengths: B rows of integers, their sums at most L.
         row_length: L.
+        trunks: See `block_mask`.
 
     Returns:
         int32 [B, 1, L]: the first query that no longer sees a key; causal attention hides it from all
-        before the key. It is the end of the key's segment, and for padding the position after its own.
+        before the key. It is the end of the key's segment, or of the last that goes on from it, and for padding
+        the position after its own.
     """
     ends = np.tile(np.arange(1, row_length + 1, dtype=np.int32), (len(segment_lengths), 1, 1))
-    for row, lengths in zip(ends, segment_lengths, strict=True):
-        stops = np.repeat(np.cumsum(lengths), lengths)
+    for number, (row, lengths) in enumerate(zip(ends, segment_lengths, strict=True)):
+        stops = np.cumsum(lengths)
+        if trunks is not None:
+            own = stops.copy()
+            np.maximum.at(stops, trunks[number, : len(own)], own)
+        stops = np.repeat(stops, lengths)
         row[0, : len(stops)] = stops
     return ends
 

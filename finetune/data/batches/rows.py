@@ -36,6 +36,8 @@ class Batch:
         weight: 0.0 for a batch that only keeps a rank in step with the others, else 1.0.
         mask_segments: int32 [batch, segments], the lengths of what a dense mask keeps apart in each row, 0 where a
             row has fewer; None where no dense mask is wanted.
+        mask_trunks: int32 [batch, segments], the segment that each goes on from (see
+            `finetune.data.batches.collate.block_mask`); None where all begin anew.
     """
 
     inputs: dict[str, NDArray[Any]]
@@ -45,6 +47,7 @@ class Batch:
     num_label_tokens: int
     weight: float = 1.0
     mask_segments: NDArray[Any] | None = None
+    mask_trunks: NDArray[Any] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,7 +67,7 @@ class Batch:
 
         tensors = {name: paddle.to_tensor(array) for name, array in self.inputs.items()}
         if self.mask_segments is not None:
-            tensors["attention_mask"] = make_block_mask(self.mask_segments, self.shape[1])
+            tensors["attention_mask"] = make_block_mask(self.mask_segments, self.shape[1], self.mask_trunks)
         return tensors
 
 

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     import paddle
 
 
-def make_block_mask(segment_lengths: NDArray[Any], row_length: int) -> paddle.Tensor:
+def make_block_mask(
+    segment_lengths: NDArray[Any], row_length: int, trunks: NDArray[Any] | None = None
+) -> paddle.Tensor:
     """The mask of `finetune.data.batches.collate.block_mask` on the current device.
 
     Args:
         segment_lengths: int32 [B, S], 0 where a row has fewer segments.
         row_length: L.
+        trunks: int32 [B, S], which segment each goes on from; None where all begin anew.
 
     Returns:
         bool [B, 1, L, L], True where a query (third axis) sees a key (last axis).
@@ -31,11 +34,13 @@ def make_block_mask(segment_lengths: NDArray[Any], row_length: int) -> paddle.Te
     import paddle
 
     if paddle.get_device() == "cpu":
-        return paddle.to_tensor(block_mask(list(segment_lengths), row_length))
-    return compare_segments(segment_lengths, row_length)
+        return paddle.to_tensor(block_mask(list(segment_lengths), row_length, trunks))
+    return compare_segments(segment_lengths, row_length, trunks)
 
 
-def compare_segments(segment_lengths: NDArray[Any], row_length: int) -> paddle.Tensor:
+def compare_segments(
+    segment_lengths: NDArray[Any], row_length: int, trunks: NDArray[Any] | None = None
+) -> paddle.Tensor:
     """The same by operations on the device: each pair of tokens is compared, nothing is read back."""
     import paddle
 
@@ -45,8 +50,15 @@ def compare_segments(segment_lengths: NDArray[Any], row_length: int) -> paddle.T
     numbers = paddle.searchsorted(
         ends, places.tile([num_rows, 1]), out_int32=True, right=True
     )  # [B, L], the segment of each token; S for padding
+    is_padding = numbers == num_segments  # [B, L]
     # Padding sees itself alone: each padding token is a segment of its own.
-    numbers = paddle.where(numbers == num_segments, numbers + places, numbers)
-    is_same = numbers.unsqueeze(2) == numbers.unsqueeze(1)  # [B, L, L]
+    own = paddle.where(is_padding, numbers + places, numbers)
+    is_same = own.unsqueeze(2) == own.unsqueeze(1)  # [B, L, L]
+    if trunks is not None:
+        found = paddle.take_along_axis(
+            paddle.to_tensor(trunks), paddle.clip(numbers, max=num_segments - 1), axis=1
+        )  # [B, L], the trunk of each token's segment
+        found = paddle.where(is_padding, own, found)
+        is_same = is_same | (found.unsqueeze(2) == own.unsqueeze(1))
     is_past = places.unsqueeze(1) >= places  # [L, L]
     return (is_same & is_past).unsqueeze(1)

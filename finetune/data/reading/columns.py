@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.data.reading.marks import REJECTED_FIELDS
 from finetune.data.reading.records import Record, RecordError
 from finetune.settings.column_names import REQUIRED_COLUMNS
 
@@ -16,6 +17,8 @@ _ROLE_TAGS = {
     "function_tag": "tool_call",
     "system_tag": "system",
 }
+
+_HOLDERS = frozenset({"messages", "conversations", "conversation", "chosen"}) | REJECTED_FIELDS
 
 
 def rename_fields(record: Record, columns: Mapping[str, str]) -> Record:
@@ -40,7 +43,19 @@ def rename_fields(record: Record, columns: Mapping[str, str]) -> Record:
     return record.with_fields({**fields, **taken})
 
 
-def rename_parts(items: list[Any], tags: Mapping[str, str]) -> list[Any]:
+def rename_messages(record: Record, tags: Mapping[str, str]) -> Record:
+    """The record with the usual names in all that holds messages."""
+    renamed: dict[str, Any] = {}
+    for name in _HOLDERS & record.fields.keys():
+        value = record.fields[name]
+        if isinstance(value, list):
+            renamed[name] = _rename_parts(value, tags)
+        elif isinstance(value, dict):
+            renamed[name] = _rename_parts([value], tags)[0]
+    return record.with_fields({**record.fields, **renamed})
+
+
+def _rename_parts(items: list[Any], tags: Mapping[str, str]) -> list[Any]:
     """The messages with role and content under these names; what is no object stays."""
     role_key, content_key = tags.get("role_tag", "from"), tags.get("content_tag", "value")
     roles = {tags[tag]: role for tag, role in _ROLE_TAGS.items() if tag in tags}

@@ -34,6 +34,20 @@ class Message(NamedTuple):
     reasoning: str = ""
 
 
+class Comparison(NamedTuple):
+    """What preference methods know of an answer beside the answer itself.
+
+    Attributes:
+        rejected: The worse answer to the same prompt; None where the answer stands alone.
+        desirable: Whether an answer that stands alone is good; None for a pair.
+        margin: By how much the chosen answer is better; 0.0 where the data do not say.
+    """
+
+    rejected: Message | None = None
+    desirable: bool | None = None
+    margin: float = 0.0
+
+
 class Turn(NamedTuple):
     """A prompt (of a user or a tool) and the answer to it."""
 
@@ -56,6 +70,7 @@ class Conversation:
         line_number: Its first line, counted from 1; not compared.
         is_pair: Whether the data gave a bare prompt and its answer (``src`` and ``tgt``), which a model's own
             template is not meant for unless someone asks for it; not compared.
+        comparison: In data of a preference method, what the last answer is compared with.
     """
 
     messages: tuple[Message, ...]
@@ -64,6 +79,7 @@ class Conversation:
     line_number: int = field(default=0, compare=False)
     tools: str | None = None
     is_pair: bool = field(default=False, compare=False)
+    comparison: Comparison | None = None
 
     @property
     def is_text(self) -> bool:

@@ -13,11 +13,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.data.reading.columns import rename_fields, rename_parts
+from finetune.data.reading import comparisons
+from finetune.data.reading.columns import rename_fields, rename_messages
 from finetune.data.reading.conversation import ASSISTANT, TEXT, USER, Conversation, Message
-from finetune.data.reading.marks import MARKS, REJECTED_FIELDS, describe_bad_answers, is_left_out
+from finetune.data.reading.marks import (
+    MARKS,
+    REJECTED_FIELDS,
+    describe_bad_answers,
+    is_left_out,
+    read_learned,
+)
 from finetune.data.reading.message_lists import mark_empty_answers, order_messages, read_messages, read_tools
-from finetune.data.reading.notes import ReadingNotes
+from finetune.data.reading.notes import EXAMPLE_UNLEARNED, ReadingNotes
 from finetune.data.reading.pairs import (
     SYSTEM_FIELDS,
     describe_missing,
@@ -128,47 +135,59 @@ def _convert_all(
 ) -> Iterator[Conversation]:
     for record in records:
         try:
-            conversation = _convert(record, name, faults.notes, options)
+            conversations = _convert(record, name, faults.notes, options)
         except RecordError as error:
             faults.add(error.faults[0])
             if summary := describe_bad_answers(faults.notes):
                 faults.summaries["bad answers"] = summary
             continue
-        if conversation is not None:
-            yield conversation
+        yield from conversations
 
 
 def _convert(
     record: Record, name: str | None, notes: ReadingNotes, options: ReadOptions
-) -> Conversation | None:
-    """One record by all that the options say; None where its marks leave it out."""
+) -> list[Conversation]:
+    """One record by all that the options say; nothing where its marks leave it out."""
     if options.columns or options.dataset_format:
-        if is_text_file(record.file) and record.fields.keys() == {"text"}:
-            return _read_text(record, notes)
+        if options.comparison is None and is_text_file(record.file) and record.fields.keys() == {"text"}:
+            return [_read_text(record, notes)]
         record = rename_fields(record, options.columns)
+    if options.comparison is not None:
+        return _compare(record, name, notes, options)
     if name == "preference" or not _MARKED.isdisjoint(record.fields):
         if name == "preference" or _has_rejected(record):
             if options.preference != "chosen":
                 refuse_preference(record)
             name = "preference"
         if is_left_out(record, options.preference, notes):
-            return None
+            return []
     if options.tags:
-        record = _rename_messages(record, options)
-    return to_conversation(record, name, notes)
+        record = rename_messages(record, options.tags)
+    return [to_conversation(record, name, notes)]
+
+
+def _compare(
+    record: Record, name: str | None, notes: ReadingNotes, options: ReadOptions
+) -> list[Conversation]:
+    """One record of a preference method: its pairs, or its marked answer."""
+    if read_learned(record, record.fields, "") is False:
+        notes.add(EXAMPLE_UNLEARNED)
+        return []
+    if options.tags:
+        record = rename_messages(record, options.tags)
+
+    def read_one(single: Record, notes: ReadingNotes) -> Conversation:
+        if not single.fields.keys().isdisjoint(REJECTED_FIELDS | {"chosen"}):
+            return read_preference(single, notes, _read_other)
+        if name in (None, "preference", "text"):
+            return _read_other(single, notes)
+        return to_conversation(single, name, notes)
+
+    return list(comparisons.read_comparisons(record, str(options.comparison), notes, read_one))
 
 
 def _has_rejected(record: Record) -> bool:
     return any(not is_null(record.fields[name]) for name in record.fields.keys() & REJECTED_FIELDS)
-
-
-def _rename_messages(record: Record, options: ReadOptions) -> Record:
-    renamed = {
-        name: rename_parts(record.fields[name], options.tags)
-        for name in ("messages", *_LIST_NAMES, "chosen")
-        if isinstance(record.fields.get(name), list)
-    }
-    return record.with_fields({**record.fields, **renamed})
 
 
 # --- the formats ---

@@ -19,7 +19,9 @@ LEARNED_MARKS = frozenset(
 QUALITY_MARKS = frozenset({"label", "kto_tag"})
 MARKS = LEARNED_MARKS | QUALITY_MARKS
 # What beside an answer only data of a preference method have.
-REJECTED_FIELDS = frozenset({"rejected", "rejected_response", "rejected_messages", "rejected_answer"})
+REJECTED_FIELDS = frozenset(
+    {"rejected", "rejected_response", "rejected_messages", "rejected_answer", "non_preferred_output"}
+)
 _WORDS = {
     "true": True,
     "1": True,
@@ -48,7 +50,7 @@ def read_learned(record: Record, holder: Mapping[str, Any], name: str) -> bool |
         value = holder[mark]
         if is_null(value) or value == "":
             continue
-        decided = _decide(value)
+        decided = decide_mark(value)
         if decided is None:
             raise RecordError(
                 record,
@@ -74,7 +76,7 @@ def is_left_out(record: Record, preference: str | None, notes: ReadingNotes) -> 
         notes.add(EXAMPLE_UNLEARNED)
         return True
     for mark in fields.keys() & QUALITY_MARKS:
-        decided = _decide(fields[mark])
+        decided = decide_mark(fields[mark])
         if decided is None and not is_null(fields[mark]) and fields[mark] != "":
             notes.unused_fields[mark] += 1  # a class, for example: of another meaning than a mark
         if decided is False:
@@ -93,11 +95,13 @@ def describe_bad_answers(notes: ReadingNotes) -> str | None:
     examples = "1 example is" if count == 1 else f"{count:,} examples are"
     return (
         f"{examples} marked as bad answers (label or kto_tag is false): these are data of a preference method "
-        "(KTO), which supervised training would learn as good ones. Set preference to chosen to train on the others."
+        "(KTO), which supervised training would learn as good ones. Set loss_type to kto to train on both kinds "
+        "(finetune_generation.py llama/kto_argument.json), or preference to chosen to train on the others."
     )
 
 
-def _decide(value: Any) -> bool | None:
+def decide_mark(value: Any) -> bool | None:
+    """True or false for a mark in any usual spelling; None for what is no mark."""
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     return _WORDS.get(value.strip().lower()) if isinstance(value, str) else None

@@ -35,10 +35,10 @@ _JOINED = frozenset(
     {(USER, USER), (TOOL, TOOL), (ASSISTANT, ASSISTANT), (ASSISTANT, TOOL_CALL), (TOOL_CALL, TOOL_CALL)}
 )
 _COUNTED = {(USER, USER): rules.PROMPTS_JOINED, (ASSISTANT, ASSISTANT): rules.ANSWERS_JOINED}
-_SPELLINGS = frozenset({"role", "from", "content", "value"})
+_SPELLINGS = frozenset({"role", "from", "content", "value", "text"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _KNOWN = frozenset(
-    {"role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", "id"}
+    {"role", "from", "content", "value", "text", "tool_calls", "function_call", "tool_call_id", "name", "id"}
     | LEARNED_MARKS
     | set(_REASONING)
 )
@@ -93,6 +93,8 @@ def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> 
     role_name = "role" if "role" in value else "from"
     is_value = role_name == "from" or ("value" in value and is_null(value.get("content")))
     content_name = "value" if is_value else "content"
+    if content_name not in value and "text" in value:
+        content_name = "text"
     aside = _SPELLINGS & value.keys() - {role_name, content_name}
     written = value.get(role_name)
     role = _ROLES.get(written.lower()) if isinstance(written, str) else None
@@ -184,7 +186,7 @@ def read_tools(record: Record) -> str | None:
     return (text or json.dumps(parsed, ensure_ascii=False)) if parsed else None
 
 
-_PLAIN = frozenset({"role", "from", "content", "value", "tool_calls", "function_call"})
+_PLAIN = frozenset({"role", "from", "content", "value", "text", "tool_calls", "function_call"})
 
 
 def _read_round(

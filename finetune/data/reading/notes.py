@@ -27,6 +27,10 @@ EXAMPLE_UNLEARNED = "examples marked as not to be learned left out"
 BAD_ANSWER = "examples marked as bad answers"
 PROMPT_MARKED = "prompts marked to be learned, which are not"
 REASONING = "reasoning kept for templates that have a place for it"
+EQUAL_ANSWERS = "pairs whose answers are equal left out"
+EQUAL_RANKS = "examples whose answers all have one rank left out"
+RANKED_LIST = "ranked lists read as pairs of the best answer and each that is ranked below it"
+PAIR_DIVIDED = "pairs read as a good and a bad answer"
 TEXT_DIVIDED = "texts longer than max_length divided into several samples"
 
 _MAX_NAMES = 12

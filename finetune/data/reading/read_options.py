@@ -15,6 +15,8 @@ class ReadOptions:
     Attributes:
         dataset_format: A key of `finetune.data.reading.formats.FORMATS`; None recognises it.
         preference: "chosen" reads the chosen answer of preference pairs; None refuses such files.
+        comparison: "pairs" or "marked", what a preference method compares (`finetune.data.reading.comparisons`); None
+            for supervised training.
         columns: Names of fields here, and the names that the files have for them.
         tags: What the files call parts of a message, by LLaMA-Factory's names (``role_tag``, ``user_tag``, ...).
         encoding: The files' encoding, by Python's name.
@@ -23,6 +25,7 @@ class ReadOptions:
 
     dataset_format: str | None = None
     preference: str | None = None
+    comparison: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     encoding: str = "utf-8"

@@ -71,11 +71,12 @@ def find_sources(data: DataArguments, *, training: bool, evaluating: bool) -> di
     return sources
 
 
-def make_options(data: DataArguments) -> ReadOptions:
+def make_options(data: DataArguments, comparison: str | None = None) -> ReadOptions:
     """How the files of a run are read."""
     return ReadOptions(
         dataset_format=data.dataset_format,
         preference=data.preference,
+        comparison=comparison,
         columns=data.columns or {},
         encoding=data.encoding,
         text_document=data.text_document,
@@ -83,7 +84,13 @@ def make_options(data: DataArguments) -> ReadOptions:
 
 
 def read_splits(
-    data: DataArguments, sources: dict[str, list[DataSource]], *, seed: int, training: bool, evaluating: bool
+    data: DataArguments,
+    sources: dict[str, list[DataSource]],
+    *,
+    seed: int,
+    training: bool,
+    evaluating: bool,
+    comparison: str | None = None,
 ) -> Splits:
     """Reads what `find_sources` found, draws, mixes and holds back.
 
@@ -93,6 +100,7 @@ def read_splits(
         seed: Decides what is drawn.
         training: Whether the run trains.
         evaluating: Whether the run evaluates.
+        comparison: "pairs" or "marked", what a preference method compares; None for supervised training.
 
     Raises:
         UserError: Faulty lines, all of a split, or settings that leave no example.
@@ -101,11 +109,11 @@ def read_splits(
     groups: list[list[Conversation]] = []
     holds_back = evaluating and "dev" not in sources and bool(data.validation_split)
     if training or holds_back:
-        groups = _read(data, sources, "train", splits)
+        groups = _read(data, sources, "train", splits, comparison)
     if holds_back:
         groups, splits.dev = hold_out(groups, data.validation_split or 0, seed)
     elif evaluating:
-        splits.dev = [each for group in _read(data, sources, "dev", splits) for each in group]
+        splits.dev = [each for group in _read(data, sources, "dev", splits, comparison) for each in group]
     splits.dev = _limit(splits.dev, data.max_eval_samples, f"{seed}:dev")
     if training:
         mixed = mix(groups, sources.get("train") or [DataSource(name="", files=())], seed)
@@ -151,14 +159,28 @@ def _find_entry(data: DataArguments, entry: dict[str, Any]) -> DataSource:
 
 
 def _read(
-    data: DataArguments, sources: dict[str, list[DataSource]], split: str, splits: Splits
+    data: DataArguments,
+    sources: dict[str, list[DataSource]],
+    split: str,
+    splits: Splits,
+    comparison: str | None,
 ) -> list[list[Conversation]]:
     if split not in sources:
+        if comparison is not None:
+            raise UserError(
+                f"{data.dataset_name_or_path}: built-in data sets have no answers to compare: give files of pairs"
+            )
         from finetune.data.reading.builtin import load_builtin
 
         return [load_builtin(str(data.dataset_name_or_path), data.task_name, split)]
     faults = splits.faults[split] = FaultCollector(skip=data.on_bad_line == "skip")
-    return read_sources(sources[split], make_options(data), faults)
+    found = [
+        source
+        if source.options is None
+        else replace(source, options=replace(source.options, comparison=comparison))
+        for source in sources[split]
+    ]
+    return read_sources(found, make_options(data, comparison), faults)
 
 
 def _limit(conversations: list[Conversation], most: int | None, seed: str) -> list[Conversation]:

@@ -23,9 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.data.reading.notes import ReadingNotes
 from finetune.data.samples.dataset import DataReport
@@ -49,12 +50,12 @@ class EncodedData:
     """The data of a run, as they are trained and evaluated on.
 
     Attributes:
-        stores: Samples by split.
+        stores: Samples by split, of the kind that the entry is read with.
         prompts: Prompts by split.
         reports: Counts of the lines read, kept and left out, by split.
     """
 
-    stores: dict[str, SampleStore] = dataclasses.field(default_factory=dict)
+    stores: dict[str, Any] = dataclasses.field(default_factory=dict)
     prompts: dict[str, list[Prompt]] = dataclasses.field(default_factory=dict)
     reports: dict[str, DataReport] = dataclasses.field(default_factory=dict)
 
@@ -91,15 +92,35 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_or_build(folder: Path, key: str, build: Callable[[], EncodedData]) -> EncodedData:
+class ArrayStore(Protocol):
+    """Samples in flat arrays.
+
+    Attributes:
+        NAMES: Of the arrays.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]]
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]): ...
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All there is, by name, each of one axis."""
+        ...
+
+
+def load_or_build(
+    folder: Path, key: str, build: Callable[[], EncodedData], kind: type[ArrayStore] = SampleStore
+) -> EncodedData:
     """The entry, made anew when it is missing or damaged.
 
     Args:
         folder: The cache.
         key: From `make_key`.
         build: Makes what is missing; its errors pass through.
+        kind: Of the samples; kinds must not share keys.
     """
-    if (found := load(folder, key)) is not None:
+    if (found := load(folder, key, kind)) is not None:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +131,7 @@ def load_or_build(folder: Path, key: str, build: Callable[[], EncodedData]) -> E
     with lock:
         while not _try_lock(lock.fileno()):
             time.sleep(POLL_SECONDS)
-        if (found := load(folder, key)) is not None:  # another process has made it meanwhile
+        if (found := load(folder, key, kind)) is not None:  # another process has made it meanwhile
             return found
         data = build()
         try:
@@ -156,7 +177,7 @@ def store(folder: Path, key: str, data: EncodedData) -> None:
     write_json(folder / f"{key}.json", {"content": header, "hash": _hash_json(header)})
 
 
-def load(folder: Path, key: str) -> EncodedData | None:
+def load(folder: Path, key: str, kind: type[ArrayStore] = SampleStore) -> EncodedData | None:
     """Reads an entry; None when it is missing, cut short or damaged."""
     path, header_path = folder / f"{key}.bin", folder / f"{key}.json"
     try:
@@ -165,7 +186,7 @@ def load(folder: Path, key: str) -> EncodedData | None:
         is_whole = whole["hash"] == _hash_json(header) and path.stat().st_size == header["size"]
         if not is_whole or hash_file(path) != header["hash"]:
             return None
-        data = _restore(header, path)
+        data = _restore(header, path, kind)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
     with contextlib.suppress(OSError):
@@ -183,7 +204,7 @@ def remove_old(folder: Path) -> None:
                     name.unlink(missing_ok=True)
 
 
-def _restore(header: Mapping[str, Any], path: Path) -> EncodedData:
+def _restore(header: Mapping[str, Any], path: Path, kind: type[ArrayStore]) -> EncodedData:
     content = np.memmap(path, dtype=np.uint8, mode="r") if header["size"] else np.zeros(0, np.uint8)
     arrays = {}
     for name, place in header["arrays"].items():
@@ -191,8 +212,7 @@ def _restore(header: Mapping[str, Any], path: Path) -> EncodedData:
         stop = place["start"] + place["size"] * dtype.itemsize
         arrays[name] = np.asarray(content[place["start"] : stop]).view(dtype)
     stores = {
-        split: SampleStore({name: arrays[f"{split}/{name}"] for name in SampleStore.NAMES})
-        for split in header["splits"]
+        split: kind({name: arrays[f"{split}/{name}"] for name in kind.NAMES}) for split in header["splits"]
     }
     prompts = {
         split: [Prompt(**{**each, "input_ids": np.array(each["input_ids"], dtype=np.int32)}) for each in held]

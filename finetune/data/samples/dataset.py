@@ -118,7 +118,7 @@ class DataReport:
             parts.append(cut)
         parts += self._describe_texts()
         if self.num_dropped:
-            parts.append(f"dropped: {_describe_reasons(self.num_dropped)}")
+            parts.append(f"dropped: {describe_reasons(self.num_dropped)}")
         if self.num_faulty_lines:
             lines = _plural(self.num_faulty_lines, "faulty line")
             parts.append(f"skipped: {lines}, the first: {self.first_fault}")
@@ -271,12 +271,17 @@ def _read_source(
     else:
         files = tuple(dict.fromkeys(str(conversation.file) for conversation in conversations))
     report = DataReport(files=files, num_lines=len(conversations))
-    if system is not None:
-        conversations = [
-            replace(each, system=system) if each.system is None and not each.is_text else each
-            for each in conversations
-        ]
-    return conversations, report
+    return with_system(conversations, system), report
+
+
+def with_system(conversations: Sequence[Conversation], system: str | None) -> Sequence[Conversation]:
+    """The conversations, those without a system text with this one; None changes nothing."""
+    if system is None:
+        return conversations
+    return [
+        replace(each, system=system) if each.system is None and not each.is_text else each
+        for each in conversations
+    ]
 
 
 def _describe_nothing(report: DataReport, lengths: str) -> str:
@@ -285,12 +290,13 @@ def _describe_nothing(report: DataReport, lengths: str) -> str:
         return f'{files}: no example found. Expected lines such as {{"src": "...", "tgt": "..."}}.'
     return (
         f"{files}: none of the {report.num_lines:,} examples can be used with {lengths} "
-        f"(dropped: {_describe_reasons(report.num_dropped)}). "
+        f"(dropped: {describe_reasons(report.num_dropped)}). "
         "Fill in the tgt fields, or leave more room: a larger max_length or a smaller src_length."
     )
 
 
-def _describe_reasons(counts: Counter[str]) -> str:
+def describe_reasons(counts: Counter[str]) -> str:
+    """Counts with the reason of each, for a line of text."""
     return ", ".join(f"{count:,} ({reason})" for reason, count in sorted(counts.items()))
 
 

@@ -8,7 +8,7 @@ learned; a `Sample` is made when it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class SampleStore(Sequence[Sample]):
         dropped_rounds: int32 [samples].
     """
 
-    NAMES = ("tokens", "learned", "offsets", "cuts", "dropped_rounds")
+    NAMES: ClassVar[tuple[str, ...]] = ("tokens", "learned", "offsets", "cuts", "dropped_rounds")
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]):
         self.tokens, self.learned = arrays["tokens"], arrays["learned"]

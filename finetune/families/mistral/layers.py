@@ -14,13 +14,9 @@ from paddle.distributed.fleet.utils import recompute
 from paddlenlp.transformers.mistral import modeling
 
 from finetune.families.attention import (
-    additive,
-    are_packed_rows,
-    causal_mask,
     fused_attention,
     plain_attention,
-    refuse_packed_rows,
-    visible_keys,
+    visible_in_window,
 )
 from finetune.families.rotary import keep_tables, turn_in_float32
 
@@ -108,12 +104,14 @@ class MistralModel(modeling.MistralModel):
         )  # [batch, length, hidden]
         batch_size, length = hidden.shape[:2]
         past_length = past_key_values[0][0].shape[2] if past_key_values is not None else 0
+        first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
         if position_ids is None:
-            first = 0 if isinstance(past_key_values, PrefixKeyValues) else past_length
             position_ids = paddle.arange(first, first + length).expand(
                 [batch_size, length]
             )  # [batch, length]
-        mask = self._visible(attention_mask, (batch_size, length), past_length)
+        mask = self._visible(
+            attention_mask, position_ids + (past_length - first), (batch_size, length), past_length
+        )
         use_cache = self.config.use_cache if use_cache is None else use_cache
         cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
@@ -127,29 +125,10 @@ class MistralModel(modeling.MistralModel):
         hidden = self.norm(hidden)
         return (hidden, cache) if cache else (hidden,)
 
-    def _visible(self, given: Any, shape: tuple[int, int], past_length: int) -> Any:
-        """What the layers get as their mask, the window in it."""
-        num_keys, window, fused = (
-            past_length + shape[1],
-            self.config.sliding_window,
-            self.config.use_flash_attention,
-        )
-        is_narrow = bool(window) and window < num_keys
-        if not fused:
-            refuse_packed_rows(given)
-        if are_packed_rows(given):
-            rows = visible_keys(given, shape, past_length)
-            if not is_narrow:
-                return rows
-            return paddle.minimum(rows, paddle.arange(window, window + num_keys, dtype="int32"))
-        if fused and not is_narrow:
-            return visible_keys(given, shape, past_length)
-        visible = causal_mask(given, shape, past_length)
-        if is_narrow:
-            places = paddle.arange(past_length, num_keys).unsqueeze(1)  # [queries, 1]
-            visible = visible & (paddle.arange(num_keys) > places - window)
-        # One conversion for all layers where they add it to float32 scores.
-        return visible if fused else additive(visible, paddle.float32)
+    def _visible(self, given: Any, places: Any, shape: tuple[int, int], past_length: int) -> Any:
+        """What the layers get as their mask, the window in it; see `visible_in_window`."""
+        window, fused = self.config.sliding_window, self.config.use_flash_attention
+        return visible_in_window(given, shape, past_length, places=places, window=window, fused=fused)
 
 
 class MistralForCausalLM(modeling.MistralForCausalLM):

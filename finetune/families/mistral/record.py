@@ -54,6 +54,7 @@ MISTRAL = register(
         lora_target_modules=LINEAR_LAYERS,
         embedding_module="embed_tokens",
         fused_packing="rows",
+        window_option="sliding_window",
         prefix_postprocess="finetune.families.mistral.layers.prefix_key_values",
         tokenizer=TokenizerFacts(
             prefix=("bos",),

@@ -26,7 +26,8 @@ from finetune.storage.checkpoints import WEIGHT_FILES, has_weights, shard_names
 from finetune.storage.files import is_present, read_json, write_json
 
 _NAME = re.compile(r"(?:(?P<hub>\w+)://)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-_SMALL = re.compile(r"[^/]+\.(json|txt|model|tiktoken|jinja)")
+SMALL_FILES = re.compile(r"[^/]+\.(json|txt|model|tiktoken|jinja)")
+"""Names of the files that come with a model's configuration: settings, tokenizer, templates."""
 _DATA = re.compile(r".+\.(json|jsonl|csv|tsv|txt|parquet|arrow)")
 _MAX_DATA_FILES = 1000
 _DATA_LIST = ".finetune_data_files"
@@ -155,7 +156,7 @@ def fetch_description(repository: Repository) -> tuple[Repository, Path]:
 
 def fetch_small_files(repository: Repository) -> Path:
     """Downloads configuration, tokenizer and templates; gives the folder."""
-    names = [name for name in repository.files() or [] if _SMALL.fullmatch(name)]
+    names = [name for name in repository.files() or [] if SMALL_FILES.fullmatch(name)]
     return repository.fetch([name for name in names if not name.endswith(".index.json")])
 
 

@@ -19,7 +19,9 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from finetune.storage.dtypes import to_tensor
 from finetune.storage.quantisation.code_tables import dynamic_values, four_bit_values
+from finetune.storage.quantisation.grouped_matrix import GroupedMatrix, unpack_codes
 from finetune.storage.quantisation.packed_weights import (
     FourBitMatrix,
     Int8Matrix,
@@ -93,6 +95,7 @@ class PackedFourBit(PackedWeight):
             codes = np.pad(codes, (0, num_blocks * matrix.block_size // 2 - codes.size))
         self._codes = paddle.to_tensor(codes)  # uint8 [blocks * block_size / 2]
         self._scales = _DeviceScales(matrix.scales)
+        self._rounded_to = matrix.rounded_to
 
     def _tensors(self) -> list[Any]:
         return [self._codes, *self._scales.tensors()]
@@ -111,7 +114,8 @@ class PackedFourBit(PackedWeight):
         flat = values.reshape([-1])
         if flat.size > num_rows * num_columns:
             flat = flat[: num_rows * num_columns]
-        return flat.reshape([num_rows, num_columns])
+        flat = flat.reshape([num_rows, num_columns])
+        return _converted(flat, getattr(paddle, self._rounded_to)) if self._rounded_to else flat
 
 
 class _DeviceScales:
@@ -160,8 +164,60 @@ class PackedInt8(PackedWeight):
         return self._codes.astype("float32").multiply_(self._steps)
 
 
+class PackedGroups(PackedWeight):
+    """A weight of whole integers, with scales and zero points for groups of columns.
+
+    Args:
+        matrix: As a reader of a quantised folder gives it.
+        dtype: Paddle's type that the layer computes in.
+    """
+
+    def __init__(self, matrix: GroupedMatrix, dtype: Any):
+        super().__init__(matrix.shape, dtype)
+        self._bits = matrix.bits
+        self._rounded_to = getattr(paddle, matrix.rounded_to)
+        self._codes = paddle.to_tensor(matrix.codes)  # uint8 [out, bytes]
+        self._scales = to_tensor(matrix.scales)  # [out, groups]
+        self._zeros = paddle.to_tensor(matrix.zeros)  # uint8 [out, groups]
+        is_even = matrix.group_of is None
+        self._group_of = None if is_even else paddle.to_tensor(matrix.group_of)  # int32 [in]
+
+    def values(self) -> Any:
+        """The matrix [out, in] in `dtype`: rounded to the stored type, and then to this one."""
+        num_rows, num_columns = self.matrix_shape
+        values = paddle.empty([num_rows, num_columns], self.dtype)
+        step = max(1, _STRETCH_BYTES // max(num_columns, 1))
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+            for row in range(0, num_rows, step):
+                part = _converted(self._rows(row, row + step), self._rounded_to)
+                values[row : row + step] = _converted(part, self.dtype)
+        return values
+
+    def _tensors(self) -> list[Any]:
+        own = [self._codes, self._scales, self._zeros]
+        return own if self._group_of is None else [*own, self._group_of]
+
+    def _rows(self, begin: int, end: int) -> Any:
+        """Some rows, float32 [rows, in]."""
+        places = self._codes[begin:end].astype("int32")  # [rows, bytes]
+        count, num_columns = places.shape[0], self.matrix_shape[1]
+        integers = paddle.gather(_integer_table(self._bits), places.flatten())  # [rows * bytes, 8 / bits]
+        integers = integers.reshape([count, -1])
+        if integers.shape[1] > num_columns:
+            integers = integers[:, :num_columns]
+        scales, zeros = (each[begin:end].astype("float32") for each in (self._scales, self._zeros))
+        if self._group_of is not None:
+            scales, zeros = (paddle.index_select(each, self._group_of, axis=1) for each in (scales, zeros))
+            return integers.subtract_(zeros).multiply_(scales)
+        groups = integers.reshape([count, scales.shape[1], -1])
+        groups = groups.subtract_(zeros.unsqueeze(-1)).multiply_(scales.unsqueeze(-1))
+        return groups.reshape([count, num_columns])
+
+
 def to_device(matrix: PackedMatrix, dtype: Any) -> PackedWeight:
     """A packed matrix as a layer's weight."""
+    if isinstance(matrix, GroupedMatrix):
+        return PackedGroups(matrix, dtype)
     if isinstance(matrix, FourBitMatrix):
         return PackedFourBit(matrix, dtype)
     return PackedInt8(matrix, dtype)
@@ -172,6 +228,13 @@ def _pair_table(kind: str) -> Any:
     """The two values of every byte, float32 [256, 2]."""
     values, bytes_ = four_bit_values(kind), np.arange(256)
     return paddle.to_tensor(np.stack([values[bytes_ >> 4], values[bytes_ & 15]], axis=-1))
+
+
+@functools.cache
+def _integer_table(bits: int) -> Any:
+    """The integers of every byte, float32 [256, 8 / bits]."""
+    integers = unpack_codes(np.arange(256, dtype=np.uint8)[:, None], bits, 8 // bits)
+    return paddle.to_tensor(integers.astype(np.float32))
 
 
 @functools.cache

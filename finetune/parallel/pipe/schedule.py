@@ -1,21 +1,24 @@
 """The order in which the ranks of a pipeline compute micro-batches and hand them on.
 
 A model is cut into parts, `num_chunks` for each rank: part p is chunk p // num_ranks of rank p % num_ranks
-(Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", 2021).
-With one chunk this is the 1F1B schedule (Narayanan et al., "PipeDream", 2019): a rank starts as few forward
-passes as keep its successors busy, then takes every backward pass as soon as it can, so that activations of at
-most num_ranks - rank micro-batches are alive on it.
+(Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", 2021). A rank
+goes through its chunks with groups of as many micro-batches as there are ranks. It begins with as many forward passes
+as keep its successors busy, and from then on takes a forward and a backward pass in turn (1F1B: Narayanan et al.,
+"PipeDream", 2019). With m micro-batches, p ranks and v chunks a step takes (m + (p - 1) / v) times a micro-batch's
+passes where p divides m. A last group that is smaller has gaps where the micro-batches are missing.
 
-The order comes from a simulation in which a forward pass takes one unit of time and a backward pass two. Every rank
-runs the same simulation and so knows one total order of all computations and transfers. It executes its own
-events of that order; because both ends of a transfer agree on what comes before it, blocking sends and receives
-cannot wait for each other in a circle.
+Transfers run beside the computing. Every rank works out the same timetable, in which a forward pass takes one unit of
+time and a backward pass two, and begins the transfers with each of its neighbours in the order of their times in it.
+So both ends of a link agree on what comes next, and no two ranks can wait for each other in a circle. A rank asks
+for what arrives during a pass before that pass.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 _DURATION = {"forward": 1, "backward": 2}
 
@@ -25,7 +28,7 @@ class Event:
     """Something a rank does.
 
     Attributes:
-        kind: "forward" or "backward" (compute), "send" or "receive".
+        kind: "forward" or "backward" (compute), "send" or "receive" (begin a transfer; computing waits for its end).
         part: The part of the model that computes; of a transfer, the part that computes the tensor next.
         micro_batch: Counted from 0.
         of: For transfers, what is handed on: hidden states ("forward") or their gradient ("backward").
@@ -41,6 +44,8 @@ class Event:
 
 @dataclass(frozen=True)
 class _Task:
+    """A pass of a part for a micro-batch."""
+
     kind: str
     part: int
     micro_batch: int
@@ -55,12 +60,75 @@ def schedule(num_ranks: int, num_chunks: int, num_micro_batches: int, rank: int)
         num_micro_batches: Of this step; any number.
         rank: Whose events.
     """
+    orders = [_passes(num_ranks, num_chunks, num_micro_batches, each) for each in range(num_ranks)]
+    ends = _timetable(orders, num_ranks * num_chunks)
+    own, place_of = orders[rank], {task: place for place, task in enumerate(orders[rank])}
+    own_ends = [ends[task] for task in own]
+    before: list[list[Event]] = [[] for _ in range(len(own) + 1)]  # transfers, by the place of the next pass
+    places: dict[int, int] = {}
+    for task in sorted(ends, key=lambda task: (ends[task], task.kind, task.part, task.micro_batch)):
+        for event in _transfers(task, num_ranks, num_ranks * num_chunks, rank):
+            # What arrives is asked for before the pass that runs, or comes next, at that time.
+            earliest = place_of[task] + 1 if event.kind == "send" else bisect_left(own_ends, ends[task])
+            place = places[event.peer] = max(earliest, places.get(event.peer, 0))
+            before[place].append(event)
     events: list[Event] = []
-    for task in _run(num_ranks, num_chunks, num_micro_batches):
-        if task.part % num_ranks == rank:
-            events.append(Event(task.kind, task.part, task.micro_batch))
-        events += _transfers(task, num_ranks, num_ranks * num_chunks, rank)
+    for transfers, pass_ in zip_longest(before, own):
+        events += transfers
+        if pass_:
+            events.append(Event(pass_.kind, pass_.part, pass_.micro_batch))
     return events
+
+
+def _passes(num_ranks: int, num_chunks: int, num_micro_batches: int, rank: int) -> list[_Task]:
+    """A rank's passes in order.
+
+    The order is that of whole groups, without the micro-batches that the last group lacks.
+    """
+    num_groups = -(-num_micro_batches // num_ranks) if num_chunks > 1 else num_micro_batches
+    group_size = num_ranks if num_chunks > 1 else 1
+    steps = [
+        (chunk, group * group_size + member)
+        for group in range(num_groups)
+        for chunk in range(num_chunks)
+        for member in range(group_size)
+    ]
+    forwards = [_Task("forward", chunk * num_ranks + rank, number) for chunk, number in steps]
+    last = num_chunks - 1
+    backwards = [_Task("backward", (last - chunk) * num_ranks + rank, number) for chunk, number in steps]
+    num_ahead = num_ranks - rank - 1
+    if num_chunks > 1:
+        num_ahead = 2 * num_ahead + last * num_ranks
+    tasks = forwards[:num_ahead]
+    for forward, backward in zip_longest(forwards[num_ahead:], backwards):
+        tasks += [each for each in (forward, backward) if each]
+    return [task for task in tasks if task.micro_batch < num_micro_batches]
+
+
+def _timetable(orders: list[list[_Task]], num_parts: int) -> dict[_Task, int]:
+    """When each pass ends where every rank keeps its order and begins as early as it can."""
+    ends: dict[_Task, int] = {}
+    places, clocks = [0] * len(orders), [0] * len(orders)
+    while len(ends) < sum(map(len, orders)):
+        for rank, order in enumerate(orders):
+            while places[rank] < len(order):
+                task = order[places[rank]]
+                needed = _needed_by(task, num_parts)
+                if needed is not None and needed not in ends:
+                    break
+                begin = max(clocks[rank], ends[needed] if needed else 0)
+                clocks[rank] = ends[task] = begin + _DURATION[task.kind]
+                places[rank] += 1
+    return ends
+
+
+def _needed_by(task: _Task, num_parts: int) -> _Task | None:
+    """The pass whose result another one takes."""
+    if task.kind == "forward":
+        return _Task("forward", task.part - 1, task.micro_batch) if task.part else None
+    if task.part == num_parts - 1:
+        return _Task("forward", task.part, task.micro_batch)
+    return _Task("backward", task.part + 1, task.micro_batch)
 
 
 def _transfers(task: _Task, num_ranks: int, num_parts: int, rank: int) -> Iterator[Event]:
@@ -73,81 +141,3 @@ def _transfers(task: _Task, num_ranks: int, num_parts: int, rank: int) -> Iterat
         yield Event("send", target, task.micro_batch, task.kind, target_rank)
     if rank == target_rank:
         yield Event("receive", target, task.micro_batch, task.kind, source_rank)
-
-
-def _run(num_ranks: int, num_chunks: int, num_micro_batches: int) -> Iterator[_Task]:
-    """All tasks of all ranks in the order in which the simulation ends them."""
-    simulation = _Simulation(num_ranks, num_chunks, num_micro_batches)
-    while simulation.unfinished:
-        yield from simulation.advance()
-
-
-class _Simulation:
-    def __init__(self, num_ranks: int, num_chunks: int, num_micro_batches: int):
-        self.num_ranks, self.num_chunks = num_ranks, num_chunks
-        self.num_parts = num_ranks * num_chunks
-        self.num_micro_batches = num_micro_batches
-        self.unfinished = 2 * self.num_parts * num_micro_batches
-        self.time = 0
-        self.done: set[_Task] = set()
-        self.running: dict[int, tuple[int, _Task]] = {}
-        self.alive = [0] * num_ranks
-        self.waiting: list[list[_Task]] = [self._forwards(rank) for rank in range(num_ranks)]
-        self.backwards: list[list[_Task]] = [[] for _ in range(num_ranks)]
-
-    def _forwards(self, rank: int) -> list[_Task]:
-        """A rank's forward passes: chunk after chunk, in groups of as many micro-batches as there are ranks."""
-        tasks = [
-            _Task("forward", chunk * self.num_ranks + rank, micro_batch)
-            for chunk in range(self.num_chunks)
-            for micro_batch in range(self.num_micro_batches)
-        ]
-        return sorted(
-            tasks, key=lambda task: (task.micro_batch // self.num_ranks, task.part, task.micro_batch)
-        )
-
-    def _limit(self, rank: int) -> int:
-        """How many forward passes of a rank may wait for their backward pass."""
-        if self.num_chunks == 1:
-            return self.num_ranks - rank
-        return 2 * (self.num_ranks - rank - 1) + (self.num_chunks - 1) * self.num_ranks + 1
-
-    def advance(self) -> list[_Task]:
-        """Starts what can start, lets time pass to the next end, and returns what ended."""
-        for rank in range(self.num_ranks):
-            self._start(rank)
-        if not self.running:  # the limits are a wish; without them there is always something to do
-            for rank in range(self.num_ranks):
-                self._start(rank, limited=False)
-        self.time = min(end for end, _ in self.running.values())
-        ended = [(rank, task) for rank, (end, task) in sorted(self.running.items()) if end == self.time]
-        for rank, task in ended:
-            del self.running[rank]
-            self.done.add(task)
-            if task.kind == "forward":
-                self.backwards[rank].append(_Task("backward", task.part, task.micro_batch))
-            else:
-                self.alive[rank] -= 1
-        self.unfinished -= len(ended)
-        return [task for _, task in ended]
-
-    def _start(self, rank: int, *, limited: bool = True) -> None:
-        if rank in self.running:
-            return
-        task = next((each for each in self.backwards[rank] if self._is_ready(each)), None)
-        if task is not None:
-            self.backwards[rank].remove(task)
-        elif self.waiting[rank] and (not limited or self.alive[rank] < self._limit(rank)):
-            task = self.waiting[rank][0]
-            if not self._is_ready(task):
-                return
-            self.waiting[rank].pop(0)
-            self.alive[rank] += 1
-        if task is not None:
-            self.running[rank] = (self.time + _DURATION[task.kind], task)
-
-    def _is_ready(self, task: _Task) -> bool:
-        if task.kind == "forward":
-            return task.part == 0 or _Task("forward", task.part - 1, task.micro_batch) in self.done
-        is_last = task.part == self.num_parts - 1
-        return is_last or _Task("backward", task.part + 1, task.micro_batch) in self.done

@@ -130,7 +130,7 @@ class Stage:
         layers: Its list of layers.
         state: Shared with the hooks.
         chunks: Layers of each chunk, as places in `layers`.
-        count_field: What the family calls the number of layers.
+        family: For names of fields and the order of axes.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ class Stage:
         state: _StageState,
         *,
         chunks: list[range],
-        count_field: str,
+        family: Family,
     ):
         self.plan, self.model, self.layers, self.chunks = plan, model, layers, chunks
-        self._state, self._count_field = state, count_field
+        self._state, self._family = state, family
         self._owner = next(
             layer for layer in model.sublayers(include_self=True) if layers in layer.children()
         )
@@ -153,6 +153,19 @@ class Stage:
     def decoder_layers(self) -> list[Any]:
         """All decoder layers of this rank."""
         return self.layers.all_layers
+
+    def hidden_shape(self, batch_shape: tuple[int, ...]) -> list[int]:
+        """Shape of the hidden states between layers.
+
+        Args:
+            batch_shape: Rows of the batch and tokens of each.
+        """
+        rows, length = batch_shape
+        config = self.model.config
+        width = self._family.width(config)
+        if getattr(config, "sequence_parallel", False):
+            return [rows * length // config.tensor_parallel_degree, width]
+        return [length, rows, width] if self._family.hidden_length_first else [rows, length, width]
 
     @contextmanager
     def computing(self, part: int, received: Any) -> Iterator[None]:
@@ -179,8 +192,9 @@ class Stage:
     def _activate(self, chunk: int) -> None:
         self.layers.active = self.chunks[chunk]
         # Some of PaddleNLP's models loop over the number in a field of their own, not over the list.
-        if hasattr(self._owner, self._count_field):
-            setattr(self._owner, self._count_field, len(self.chunks[chunk]))
+        count_field = self._family.fields.num_layers
+        if hasattr(self._owner, count_field):
+            setattr(self._owner, count_field, len(self.chunks[chunk]))
 
 
 def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePlan) -> Stage:
@@ -208,7 +222,7 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
         start += len(part)
     for chunk in chunks:
         layers.all_layers[chunk.start].register_forward_pre_hook(_Entrance(state))
-    return Stage(plan, model, layers, state, chunks=chunks, count_field=family.fields.num_layers)
+    return Stage(plan, model, layers, state, chunks=chunks, family=family)
 
 
 class _Entrance:

@@ -14,6 +14,7 @@ rounded after each rank's, as NCCL does; NumPy does so for float16, and has bflo
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -44,6 +45,31 @@ class Finished:
 _FINISHED = Finished()
 
 
+class Arrival:
+    """The task of a receive that has begun: the message is taken when somebody waits for it.
+
+    Messages of one sender come in order, so that those for earlier receives are taken first.
+
+    Args:
+        begun: Receives from this sender that nobody has waited for yet; this one is added.
+        take: Takes the next message.
+    """
+
+    def __init__(self, begun: deque[Arrival], take: Callable[[], None]):
+        self._begun, self._take, self._is_here = begun, take, False
+        begun.append(self)
+
+    def wait(self, *_: Any) -> bool:
+        """Returns when the tensor holds what was sent."""
+        while not self._is_here:
+            earliest = self._begun.popleft()
+            earliest._take()
+            earliest._is_here = True
+        return True
+
+    synchronize = wait
+
+
 class CpuProcessGroup:
     """Collectives and messages among some ranks, with the methods of Paddle's `ProcessGroup` that Python calls.
 
@@ -59,6 +85,7 @@ class CpuProcessGroup:
         self._position = self._ranks.index(links.rank)
         # Collectives and messages of a group do not wait for one another.
         self._collectives, self._messages = 2 * group_id, 2 * group_id + 1
+        self._begun: dict[int, deque[Arrival]] = defaultdict(deque)
 
     def rank(self) -> int:
         """This process's place in the group."""
@@ -123,10 +150,38 @@ class CpuProcessGroup:
         self._send(dst, tensor.numpy(), message=True)
         return _FINISHED
 
-    def recv(self, tensor: Any, src: int, sync_op: bool = True) -> Finished:
-        """Fills a tensor with the next one that the rank at position `src` sends."""
-        _write(tensor, self._receive(src, _array_like(tensor), message=True))
+    def recv(self, tensor: Any, src: int, sync_op: bool = True) -> Arrival:
+        """Fills a tensor with the next one that the rank at position `src` sends; without `sync_op` when waited for."""
+        arrival = Arrival(self._begun[src], lambda: self._receive_into(tensor, src))
+        if sync_op:
+            arrival.wait()
+        return arrival
+
+    def send_partial_on_calc_stream(self, tensor: Any, dst: int, num_parts: int, part: int) -> Finished:
+        """Sends one of the equal parts of a tensor's flat form."""
+        self._send(dst, np.split(tensor.numpy().reshape(-1), num_parts)[part], message=True)
         return _FINISHED
+
+    def recv_partial_on_calc_stream(self, tensor: Any, src: int, num_parts: int, part: int) -> Finished:
+        """Fills one of the equal parts of a tensor's flat form with what is sent; the others are left as they are."""
+        parts = np.split(tensor.numpy().reshape(-1), num_parts)
+        parts[part] = self._receive(src, parts[part], message=True)
+        _write(tensor, np.concatenate(parts))
+        return _FINISHED
+
+    def all_gather_partial_on_calc_stream(
+        self, output: Any, tensor: Any, num_parts: int, part: int
+    ) -> Finished:
+        """Fills the equal parts of a tensor's flat form with those of the group's ranks, one each."""
+        own = np.split(tensor.numpy().reshape(-1), num_parts)[part]
+        _write(output, np.concatenate(self._gathered(own)))
+        return _FINISHED
+
+    def _start_coalescing(self) -> None:
+        """Sends and receives that follow belong together: a send does not wait for its receiver, so nothing is needed."""
+
+    def _end_coalescing(self, tasks: Any = None) -> None:
+        """The end of what `_start_coalescing` began."""
 
     def barrier(self, device_id: int = -1) -> Finished:
         """Returns when every rank has come here."""
@@ -182,6 +237,9 @@ class CpuProcessGroup:
     def _send(self, position: int, array: NDArray[Any], *, message: bool = False) -> None:
         channel = self._messages if message else self._collectives
         self._links.send(self._ranks[position], channel, _bytes(array).data)
+
+    def _receive_into(self, tensor: Any, position: int) -> None:
+        _write(tensor, self._receive(position, _array_like(tensor), message=True))
 
     def _receive(self, position: int, like: NDArray[Any], *, message: bool = False) -> NDArray[Any]:
         channel = self._messages if message else self._collectives

@@ -79,10 +79,14 @@ class Hub(WatchThread):
         server = listen(self.points, spans_hosts=spans_hosts)
         self._listener = Listener(server, key, PURPOSE, selector=self.selector, admit=self._admit)
         self.start()
-        if self.all_here.wait(max(deadline - time.monotonic(), 0)):
-            return
+        text = ""
+        try:
+            if self.wait_for_all(deadline):
+                return
+        except PeersUnreachable as error:
+            text = str(error)
         with self.lock:
-            text = self._missing()
+            text = text or self._missing()
             self._tell({"end": 1, "lines": [f"error: {text}"], "tails": {}})
             self.close()
         raise PeersUnreachable(text)
@@ -222,6 +226,7 @@ class Hub(WatchThread):
         code = 2 if set(self._codes) == {2} else 1
         known = {rank: [asdict(place) for place in places] for rank, places in tails.items()}
         self._tell({"end": code, "lines": self._deaths + failures, "tails": known})
+        self._close_entrance()
         self.end(code)
 
     def _new_failures(self) -> list[str]:

@@ -37,7 +37,7 @@ class Member(WatchThread):
             raise PeersUnreachable(self._why_alone())
         self.start()
         # Rank 0 names who is missing, when its own deadline passes.
-        if not self.all_here.wait(seconds + UNREACHABLE_SECONDS):
+        if not self.wait_for_all(time.monotonic() + seconds + UNREACHABLE_SECONDS):
             raise PeersUnreachable(f"{self.hub} did not say whether all ranks are there")
 
     def _find_hub(self, deadline: float) -> bool:
@@ -50,6 +50,7 @@ class Member(WatchThread):
                     if not self.closed:  # rank 0 may have come and gone by now
                         self.selector.register(self.link.socket, selectors.EVENT_READ, self._read)
                     return True
+            self.check_siblings()
             time.sleep(0.2)
         return False
 

@@ -13,11 +13,13 @@ from contextlib import suppress
 from typing import Any
 
 from finetune.errors import RunError
+from finetune.machine.stop_signals import kept_from_threads
 from finetune.processes.deadline import end_at_latest
 from finetune.processes.network.secret import JobSecret
 from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.link import Message
 from finetune.processes.watch.report import Place, end_process, show_message
+from finetune.processes.watch.siblings import Siblings, describe_gone
 
 BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
@@ -62,6 +64,7 @@ class WatchThread(ABC):
         self.failing = False
         self.ended = threading.Event()
         self.closed = False
+        self._siblings = Siblings()
         self._last_beat = 0.0
         self.phases, self._last_phase = phases, phases.current
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -82,7 +85,26 @@ class WatchThread(ABC):
 
     def start(self) -> None:
         """Starts watching."""
-        self._thread.start()
+        with kept_from_threads():
+            self._thread.start()
+
+    def wait_for_all(self, deadline: float) -> bool:
+        """Whether all ranks have connected before the deadline (monotonic seconds).
+
+        Raises:
+            PeersUnreachable: One that this machine's launcher has started runs no more.
+        """
+        while not self.all_here.wait(min(_LOOK_SECONDS, max(deadline - time.monotonic(), 0))):
+            if time.monotonic() >= deadline:
+                return False
+            self.check_siblings()
+        return True
+
+    def check_siblings(self) -> None:
+        """Raises PeersUnreachable when a rank of this machine has ended; for the time before all are connected."""
+        gone = self._siblings.find_gone()
+        if gone and not self.all_here.is_set() and not self.ended.is_set():
+            raise PeersUnreachable(describe_gone(gone))
 
     def close(self) -> None:
         """Says goodbye once."""

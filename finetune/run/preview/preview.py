@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from finetune.data.preference.sample import PreferenceSample
+from finetune.run.preview.preferences import count_preferences, print_preferences
 from finetune.run.preview.tables import Figures, count_prompts, count_samples, print_figures
 from finetune.run.preview.tokens import Example, TokenReader, print_example, uses_marks
 
@@ -57,8 +59,11 @@ def show(
         print(note, file=sys.stderr)
     data = read_data(args, files, TokenizerPair(tokenizer=None, encoder=encoder))
     console = make_console(stream if stream is not None else sys.stdout)
-    examples = _choose_examples(data, args.data.preview)
-    _print_examples(console, examples, TokenReader(encoder))
+    samples = (data.train or data.dev)[: args.data.preview]
+    if samples and isinstance(samples[0], PreferenceSample):
+        print_preferences(console, samples, TokenReader(encoder))
+    else:
+        _print_examples(console, _choose_examples(data, args.data.preview), TokenReader(encoder))
     for split, report in data.reports.items():
         print_figures(console, _TITLES[split], report, _count(args, data, split))
 
@@ -73,8 +78,10 @@ def _choose_examples(data: RunData, number: int) -> list[Example]:
 def _count(args: Arguments, data: RunData, split: str) -> Figures:
     if split == "dev" and args.data.eval_with_do_generation:
         return count_prompts(data.prompts)
-    return count_samples(
-        data.train if split == "train" else data.dev,
+    samples = data.train if split == "train" else data.dev
+    count = count_preferences if isinstance(samples[0], PreferenceSample) else count_samples
+    return count(
+        samples,
         pack_to=args.data.max_length if args.data.zero_padding else None,
         seed=args.training.seed,
     )

@@ -34,11 +34,13 @@ class Figures:
         lengths: int64 [samples], tokens of each that enter the model.
         num_duplicates: Samples with exactly the tokens of an earlier one.
         packing: How the samples share rows, when they do.
+        more: Further rows of the table: name, figure, note.
     """
 
     lengths: NDArray[Any]
     num_duplicates: int
     packing: Packing | None = None
+    more: tuple[tuple[str, str, str], ...] = ()
 
 
 def count_samples(samples: Sequence[Sample], *, pack_to: int | None, seed: int) -> Figures:
@@ -53,7 +55,7 @@ def count_samples(samples: Sequence[Sample], *, pack_to: int | None, seed: int) 
     return Figures(
         lengths=lengths,
         # The inputs lack the last token, which is a label.
-        num_duplicates=_count_repeated([(sample.input_ids, sample.labels[-1:]) for sample in samples]),
+        num_duplicates=count_repeated([(sample.input_ids, sample.labels[-1:]) for sample in samples]),
         packing=pack(lengths, pack_to, seed=seed) if pack_to is not None else None,
     )
 
@@ -62,11 +64,12 @@ def count_prompts(prompts: Sequence[Prompt]) -> Figures:
     """The same of prompts for evaluation by generation."""
     lengths = np.array([len(prompt.input_ids) for prompt in prompts], dtype=np.int64)
     return Figures(
-        lengths=lengths, num_duplicates=_count_repeated([(prompt.input_ids,) for prompt in prompts])
+        lengths=lengths, num_duplicates=count_repeated([(prompt.input_ids,) for prompt in prompts])
     )
 
 
-def _count_repeated(rows: Sequence[tuple[NDArray[Any], ...]]) -> int:
+def count_repeated(rows: Sequence[tuple[NDArray[Any], ...]]) -> int:
+    """How many rows of arrays equal an earlier one."""
     digests = {
         hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest() for row in rows
     }
@@ -109,6 +112,7 @@ def _table_rows(report: DataReport, figures: Figures) -> list[tuple[str, str, st
     if report.num_label_tokens:
         share = report.num_label_tokens / max(report.num_tokens, 1)
         rows.append(("learned tokens", f"{report.num_label_tokens:,}", f"{share:.1%}"))
+    rows += figures.more
     rows += [
         ("truncated sources", f"{report.num_truncated_source:,}", ""),
         ("truncated targets", f"{report.num_truncated_target:,}", ""),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import Interrupted, UserError
 from finetune.machine.device import device_kind
-from finetune.machine.environment import check_environment
+from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.processes.command import run_command
@@ -201,7 +201,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
 def main() -> None:
     """Parses, checks, loads, serves until it is stopped."""
     options = parse_options()
-    check_environment()
+    check_machine()
     options.check()
     if device_kind(options.model.device) == "cpu":
         configure_processor()
@@ -239,7 +239,7 @@ def load_sides(options: ChatOptions) -> list[Side]:
     plans = [plan_model(each) for each in (options.model, options.second) if each]
     silence_libraries()
     for plan in plans:
-        print(plan.note, file=sys.stderr)
+        print(*plan.notes, sep="\n", file=sys.stderr)
     from finetune.serving.chat.page import Side
 
     name, adapter = options.model.model_name_or_path, options.model.adapter

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetune.errors import UserError
 from finetune.serving.decoding.draws import uniform_draws
 from finetune.serving.decoding.exported import PROGRAM_FILE, WEIGHTS_FILE, read_facts, read_prefix
+from finetune.serving.decoding.exported_weights import check_exported_weights
 from finetune.serving.decoding.settings import DecodingSettings
 
 _TOKENS_PER_RUN = 128
@@ -52,6 +53,7 @@ class StaticDecoder:
                 f"{folder} was exported as {self.facts.dtype}, which Paddle cannot multiply on CPU: export it with "
                 "--dtype float32, or run it with --device gpu"
             )
+        check_exported_weights(self.folder)
         self._prefix = read_prefix(self.folder, self.facts)
         self._predictor = _load(self.folder, device)
         self._input_names = self._predictor.get_input_names()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_folder import CONFIG_FILES, find_adapter_as_model, find_adapter_faults
 from finetune.errors import UserError
 from finetune.machine.device import detect_device, device_kind, find_device_fault
+from finetune.models.hubs.adapters import is_hub_name, local_adapter
 from finetune.serving.decoding.exported import is_exported, read_facts
 from finetune.serving.decoding.settings import DecodingSettings
+from finetune.storage.checkpoints import find_start
 from finetune.storage.quantisation.record import read_scheme
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ class ModelOptions:
 
     Attributes:
         model_name_or_path: Folder or hub name of a model, or a folder written by export_model.py.
-        lora_path: Output folder of a LoRA run.
-        prefix_path: Output folder of a prefix-tuning run.
+        lora_path: Output folder of a LoRA run, or an adapter's name on a hub.
+        prefix_path: The same of a prefix-tuning run.
         mode: "dynamic", "static", or None: static for an exported folder.
         device: "cpu", "gpu" or "gpu:1".
         dtype: Type of the weights; None: float32 on CPU, else that of config.json.
@@ -70,15 +72,25 @@ class ModelOptions:
         """Folder of the adapter, of whichever kind."""
         return self.lora_path or self.prefix_path
 
+    def with_local_adapter(self) -> ModelOptions:
+        """The same with the folder of an adapter that was given by its name on a hub.
+
+        Raises:
+            UserError: No hub has it, or it is no adapter.
+        """
+        given = {name: path for name in CONFIG_FILES if (path := getattr(self, name))}
+        local: dict[str, Any] = {name: local_adapter(path, name) for name, path in given.items()}
+        return replace(self, **local)
+
     def faults(self) -> list[str]:
-        """What is wrong with the options themselves, one message each."""
+        """What is wrong with the options themselves, one message each; an adapter on a hub is not looked at."""
         found = []
         if self.lora_path and self.prefix_path:
             found.append(
                 "lora_path and prefix_path are both given, but a run trains one of them: leave one out"
             )
         for name in CONFIG_FILES:
-            if folder := getattr(self, name):
+            if (folder := getattr(self, name)) and not is_hub_name(folder):
                 found += find_adapter_faults(name, folder)
         if fault := find_adapter_as_model(Path(self.model_name_or_path)):
             found.append(fault)
@@ -108,7 +120,8 @@ class ModelOptions:
         return found
 
     def _dynamic_faults(self) -> list[str]:
-        if not is_exported(Path(self.model_name_or_path)):
+        folder = Path(self.model_name_or_path)
+        if not is_exported(folder) or find_start(folder):  # a quantised export holds its weights, too
             return []
         return [
             f"{self.model_name_or_path} is an exported model, which runs with --mode static only: leave --mode out, "
@@ -147,7 +160,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model_name_or_path", required=True, help="model folder or hub name, or a folder of export_model.py"
     )
-    group.add_argument("--lora_path", type=Path, help="output folder of a LoRA run, used without merging")
+    group.add_argument(
+        "--lora_path",
+        type=Path,
+        help="output folder of a LoRA run, or an adapter's name on a hub; used without merging",
+    )
     group.add_argument("--prefix_path", type=Path, help="output folder of a prefix-tuning run")
     group.add_argument(
         "--base",

@@ -8,6 +8,7 @@ for more tokens than fit into one run, or shows them as they come.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
@@ -17,6 +18,7 @@ from paddle.static.nn import while_loop
 
 from finetune.families.decoder_description import DecoderDescription
 from finetune.serving.decoding.token_choice import Choice, choose_tokens, forbid_tokens, penalise_repetition
+from finetune.serving.export.packed_layers import GraphMatrix
 from finetune.serving.export.transformer import Decoder, KeyValue
 
 
@@ -26,12 +28,18 @@ class GenerationGraph(nn.Layer):
     Args:
         description: The decoder.
         dtype: Of weights and cache.
+        matrices: Role -> packed matrix of every layer; None: as described.
     """
 
-    def __init__(self, description: DecoderDescription, dtype: str):
+    def __init__(
+        self,
+        description: DecoderDescription,
+        dtype: str,
+        matrices: Sequence[Mapping[str, GraphMatrix]] | None = None,
+    ):
         super().__init__()
         self.shape = description.shape
-        self.decoder = Decoder(description, dtype)
+        self.decoder = Decoder(description, dtype, matrices)
         self.dtype = dtype
 
     def input_spec(self) -> list[Any]:

@@ -25,7 +25,13 @@ from finetune.families.decoder_description import DecoderShape, LayerWeights, Li
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """One layer as the graph holds it; norms with a bias keep their weights, others have none left."""
+    """One layer as the graph holds it; norms with a bias keep their weights, others have none left.
+
+    Attributes:
+        heads_norm: What multiplies normed query and key heads [groups + 1, 1, 1, 1, head dim], keys last; see
+            `rms_gain`. None where heads are not normed.
+        heads_epsilon: Of that norm.
+    """
 
     attention_norm: Norm
     qkv: Linear
@@ -33,6 +39,8 @@ class PackedLayer:
     inner_norm: Norm
     inner: Linear
     outer: Linear
+    heads_norm: NDArray[Any] | None = None
+    heads_epsilon: float = 0.0
 
 
 def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -> PackedLayer:
@@ -43,7 +51,9 @@ def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -
         shape: Sizes of the decoder.
         fold: Whether factors are taken into matrices.
     """
-    qkv = _query_key_value(layer, shape, scale=1 / math.sqrt(shape.head_dim) if fold else 1.0)
+    scale = 1 / math.sqrt(shape.head_dim) if fold else 1.0
+    normed = layer.query_norm is not None
+    qkv = _query_key_value(layer, shape, scale=1.0 if normed else scale)
     return PackedLayer(
         attention_norm=layer.attention_norm,
         qkv=fold_norm(layer.attention_norm, qkv) if fold else qkv,
@@ -51,7 +61,21 @@ def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -
         inner_norm=layer.inner_norm,
         inner=fold_norm(layer.inner_norm, layer.inner) if fold else layer.inner,
         outer=layer.outer,
+        heads_norm=_heads_gain(layer, shape, scale=scale) if normed else None,
+        heads_epsilon=layer.query_norm.epsilon if layer.query_norm is not None else 0.0,
     )
+
+
+def _heads_gain(layer: LayerWeights, shape: DecoderShape, *, scale: float) -> NDArray[Any]:
+    """What norms of heads leave to multiply with, [groups + 1, 1, 1, 1, head dim].
+
+    The queries' factor stands behind their norm, which would undo one before it.
+    """
+    assert layer.query_norm is not None and layer.key_norm is not None
+    query, key = (reorder_keys(rms_gain(norm), shape) for norm in (layer.query_norm, layer.key_norm))
+    groups = shape.num_heads // shape.num_kv_heads
+    gains: NDArray[Any] = np.stack([*[query * np.float32(scale)] * groups, key])
+    return gains.reshape(groups + 1, 1, 1, 1, shape.head_dim)
 
 
 def fold_norm(norm: Norm, linear: Linear) -> Linear:

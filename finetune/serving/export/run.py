@@ -12,17 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.templates.trained_template import carry_template
-from finetune.errors import UserError
+from finetune.errors import UserError, find_remedy
 from finetune.models.resolve import ResolvedModel, with_weights
-from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, WEIGHTS_FILE, ExportedFacts
+from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, ExportedFacts
+from finetune.serving.decoding.exported_weights import check_exported_weights
 from finetune.serving.export.options import ExportOptions
-from finetune.storage.files import fill_folder
+from finetune.storage.files import fill_folder, read_json_if_present, write_json
 from finetune.storage.lock import hold_output
+from finetune.storage.quantisation.stored_format import without_format
 
 if TYPE_CHECKING:
     from finetune.families.decoder_description import DecoderDescription
+    from finetune.serving.export.packed_layers import GraphMatrix
+    from finetune.serving.export.quantise import QuantisationReport
+    from finetune.storage.quantisation.packed_weights import PackedMatrix
     from finetune.tokenizers.encoder import FamilyEncoder
 
+REPORT_FILE = "quantisation_report.json"
 _ADAPTER_FILES = (
     "lora_config.json", "prefix_config.json", "adapter_facts.json", "adapter_config.json", "pre_caches.npy",
 )  # fmt: skip
@@ -64,6 +70,7 @@ def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     tokenizer_folder = _tokenizer_folder(options, folder, resolved)
     encoder = load_encoder(tokenizer_folder, resolved.family, models=[folder])
     model, prefix = _load(options, resolved, encoder)
+    quantised = _quantise(options, resolved, model, encoder, tokenizer_folder) if options.quantize else None
     description = describe(model, resolved.family)
     if prefix is not None:
         prefix = _ordered_prefix(prefix, description)
@@ -76,15 +83,61 @@ def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
             if prefix is not None:
                 np.save(hidden / PREFIX_FILE, prefix)
             facts.save(hidden)
-            _save_graph(description, hidden, dtype=options.dtype)
+            matrices = None
+            if quantised:
+                matrices = _write_quantised(options, resolved, model, description, quantised, hidden)
+            _save_graph(description, hidden, dtype=options.dtype, matrices=matrices)
     except OSError as error:
         raise _unwritable(options.output_path, error) from error
+    if quantised:
+        print(*quantised[1].lines(), sep="\n")
     return facts
+
+
+def _quantise(
+    options: ExportOptions,
+    resolved: ResolvedModel,
+    model: Any,
+    encoder: FamilyEncoder,
+    tokenizer_folder: Path,
+) -> tuple[dict[str, PackedMatrix], QuantisationReport]:
+    from finetune.serving.export.calibration_texts import read_texts
+    from finetune.serving.export.quantise import quantise_model
+
+    assert options.quantize
+    calibration, measured = read_texts(options, encoder, tokenizer_folder)
+    return quantise_model(
+        model,
+        resolved.family,
+        options.quantize,
+        group_size=options.group_size,
+        calibration=calibration,
+        measured=measured,
+    )
+
+
+def _write_quantised(
+    options: ExportOptions,
+    resolved: ResolvedModel,
+    model: Any,
+    description: DecoderDescription,
+    quantised: tuple[dict[str, PackedMatrix], QuantisationReport],
+    folder: Path,
+) -> list[dict[str, GraphMatrix]]:
+    """Weights for other programs and the report; the packed matrices of the graph. The model's weights are gone then."""
+    from finetune.serving.export.packed_folder import write_packed_weights
+    from finetune.serving.export.packed_layers import find_matrices
+    from finetune.serving.export.quantise import layers_by_depth
+
+    packed, report = quantised
+    write_packed_weights(model, packed, folder, resolved, group_size=report.group_size)
+    write_json(folder / REPORT_FILE, report.to_json())
+    return find_matrices(description, layers_by_depth(model, resolved.family), packed)
 
 
 def _unwritable(output: Path, error: OSError) -> UserError:
     return UserError(
-        f"output_path {output} cannot be written ({error.strerror or error}): free some space or give another folder"
+        f"output_path {output} cannot be written ({error.strerror or error}): {find_remedy(error.errno)}"
     )
 
 
@@ -99,8 +152,11 @@ def _load(
     dtype = "float32" if options.lora_path else options.dtype
     # What an adapter was trained over, as ordinary weights, so that the graph answers as the adapter does.
     scheme = read_scheme(options.lora_path) if options.lora_path else None
+    overrides: dict[str, Any] = {"use_cache": True}
+    if options.quantize:  # files have the parts
+        overrides |= {"fuse_attention_qkv": False, "fuse_attention_ffn": False}
     model = load_model(
-        resolved, dtype=dtype, config_overrides={"use_cache": True}, quantisation=scheme, keep_packed=False
+        resolved, dtype=dtype, config_overrides=overrides, quantisation=scheme, keep_packed=False
     )
     if options.lora_path:
         from finetune.adapters.lora import load_lora
@@ -173,21 +229,31 @@ def _facts(
     )
 
 
-def _save_graph(description: DecoderDescription, folder: Path, *, dtype: str) -> None:
+def _save_graph(
+    description: DecoderDescription,
+    folder: Path,
+    *,
+    dtype: str,
+    matrices: list[dict[str, GraphMatrix]] | None = None,
+) -> None:
     """Traces the graph and writes program and weights."""
     import paddle
 
     from finetune.serving.export.generation_graph import GenerationGraph
 
-    graph = GenerationGraph(description, dtype)
+    graph = GenerationGraph(description, dtype, matrices)
     graph.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         traced = paddle.jit.to_static(graph, input_spec=graph.input_spec(), full_graph=True)
         paddle.jit.save(traced, str(folder / PROGRAM_FILE.removesuffix(".json")))
-    for name in (PROGRAM_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file() or not (folder / name).stat().st_size:
-            raise UserError(f"Paddle wrote no {name}: is the disk of {folder.parent} full?")
+    try:
+        check_exported_weights(folder)
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"Paddle has not written the whole model into {folder.parent} ({error}): make room on that disk, raise the "
+            "limit of file sizes (ulimit -f), or choose another disk"
+        ) from None
 
 
 def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedModel) -> Path:
@@ -198,7 +264,7 @@ def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedMo
 
 
 def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
-    """Configuration, generation settings, tokenizer and chat template, byte for byte."""
+    """Configuration, generation settings, tokenizer and chat template, byte for byte but for how weights are packed."""
     from finetune.checkpoints.companions import copy_companions
 
     copy_companions(tokenizer_folder, target)
@@ -206,5 +272,8 @@ def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
         for name in ("config.json", "generation_config.json"):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
+    config = read_json_if_present(target / "config.json")
+    if config != (ordinary := without_format(config)):  # the graph holds ordinary weights
+        write_json(target / "config.json", ordinary)
     for name in _ADAPTER_FILES:
         (target / name).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from paddle import _C_ops, nn
 
 from finetune.families.decoder_description import DecoderDescription, Linear, Norm
 from finetune.serving.export.layout import fold_norm, pack_layer, rms_gain
+from finetune.serving.export.packed_layers import GraphMatrix, PackedLinearLayer
 
 KeyValue = tuple[paddle.Tensor, paddle.Tensor]
 Store = Callable[[KeyValue, KeyValue], KeyValue]
@@ -58,6 +59,15 @@ class LinearLayer(nn.Layer):
         return product if self.bias is None else product + self.bias
 
 
+def unit_rms(x: Any, size: int, epsilon: float) -> Any:
+    """Float32 x / sqrt(sum(x^2) + size * epsilon) of x [..., size]."""
+    if x.dtype == paddle.float32:
+        return _C_ops.norm(x, x.ndim - 1, size * epsilon, True)[0]
+    wide = x.astype("float32")
+    squares = wide.square().sum(-1, keepdim=True)
+    return wide * paddle.rsqrt(squares + size * epsilon)
+
+
 class NormLayer(nn.Layer):
     """Layer norm, or an RMS norm whose weight stands in the matrix behind it (`layout.fold_norm`).
 
@@ -81,33 +91,37 @@ class NormLayer(nn.Layer):
         """[B, S, hidden] -> the same shape."""
         if not self.is_rms:
             return F.layer_norm(x, [self.size], self.weight, self.bias, self.epsilon)
-        normed = self._unit(x)
+        normed = unit_rms(x, self.size, self.epsilon)
         return _rounded(normed if self.weight is None else normed * self.weight, x.dtype)
-
-    def _unit(self, x: Any) -> Any:
-        """X / sqrt(sum(x^2) + n * epsilon), float32."""
-        if x.dtype == paddle.float32:
-            return _C_ops.norm(x, 2, self.size * self.epsilon, True)[0]
-        wide = x.astype("float32")
-        squares = wide.square().sum(-1, keepdim=True)
-        return wide * paddle.rsqrt(squares + self.size * self.epsilon)
 
 
 class DecoderLayer(nn.Layer):
     """Attention and feed-forward layers of one depth."""
 
-    def __init__(self, description: DecoderDescription, number: int, dtype: str):
+    def __init__(
+        self,
+        description: DecoderDescription,
+        number: int,
+        dtype: str,
+        matrices: Mapping[str, GraphMatrix] | None = None,
+    ):
         super().__init__()
         self.shape = description.shape
-        self.is_half = dtype != "float32"
-        packed = pack_layer(description.layer(number), self.shape, fold=not self.is_half)
+        # Factors are not taken into matrices that are rounded, or packed.
+        self.is_unfolded = dtype != "float32" or matrices is not None
+        packed = pack_layer(description.layer(number), self.shape, fold=not self.is_unfolded)
         self.groups = self.shape.num_heads // self.shape.num_kv_heads
-        self.attention_norm = NormLayer(packed.attention_norm, dtype)
-        self.qkv = LinearLayer(packed.qkv, dtype)
-        self.output = LinearLayer(packed.output, dtype)
-        self.inner_norm = NormLayer(packed.inner_norm, dtype)
-        self.inner = LinearLayer(packed.inner, dtype)
-        self.outer = LinearLayer(packed.outer, dtype)
+
+        def linear(role: str) -> nn.Layer:
+            whole: Linear = getattr(packed, role)
+            return PackedLinearLayer(matrices[role], whole.bias) if matrices else LinearLayer(whole, dtype)
+
+        self.attention_norm = NormLayer(packed.attention_norm, dtype, keep_gain=self.is_unfolded)
+        self.qkv, self.output = linear("qkv"), linear("output")
+        self.inner_norm = NormLayer(packed.inner_norm, dtype, keep_gain=self.is_unfolded)
+        self.inner, self.outer = linear("inner"), linear("outer")
+        self.heads_gain = None if packed.heads_norm is None else parameter(packed.heads_norm, "float32")
+        self.heads_epsilon = packed.heads_epsilon
 
     def forward(self, x: Any, turn: Any, mask: Any, past: KeyValue, store: Store) -> tuple[Any, KeyValue]:
         """Hidden states [B, S, hidden] and the cache with the new tokens.
@@ -133,12 +147,15 @@ class DecoderLayer(nn.Layer):
         heads = self.qkv(x).reshape([0, 0, groups + 2, shape.num_kv_heads, shape.head_dim])
         heads = heads.transpose([2, 3, 0, 1, 4])  # [G + 2, K, B, S, D]
         query_key, value = paddle.split(heads, [groups + 1, 1], axis=0)
+        if self.heads_gain is not None:
+            unit = unit_rms(query_key, shape.head_dim, self.heads_epsilon)
+            query_key = _rounded(unit * self.heads_gain, query_key.dtype)
         if turn is not None:
             query_key = _turned(query_key, *turn)
         query, key = paddle.split(query_key, [groups, 1], axis=0)
         keys, values = store(past, (key, value))
         scores = paddle.matmul(query, keys, transpose_y=True)
-        if self.is_half:
+        if self.is_unfolded:
             weights = F.softmax(scores.astype("float32") * shape.head_dim**-0.5 + mask, axis=-1)
             weights = weights.astype(values.dtype)
         else:
@@ -162,9 +179,15 @@ class Decoder(nn.Layer):
     Args:
         description: What to compute.
         dtype: Of weights and cache.
+        matrices: Role -> packed matrix of every layer; None: as described.
     """
 
-    def __init__(self, description: DecoderDescription, dtype: str):
+    def __init__(
+        self,
+        description: DecoderDescription,
+        dtype: str,
+        matrices: Sequence[Mapping[str, GraphMatrix]] | None = None,
+    ):
         super().__init__()
         self.shape, self.dtype = description.shape, dtype
         norm = description.final_norm
@@ -174,7 +197,10 @@ class Decoder(nn.Layer):
         self.positions = _optional(description.positions, dtype)
         self.project_in = _optional(description.project_in, dtype)
         self.layers = nn.LayerList(
-            [DecoderLayer(description, number, dtype) for number in range(self.shape.num_layers)]
+            [
+                DecoderLayer(description, number, dtype, matrices[number] if matrices else None)
+                for number in range(self.shape.num_layers)
+            ]
         )
         self.final_norm = None if norm is None else NormLayer(norm, dtype, keep_gain=keep_gain)
         self.project_out = _optional(description.project_out, dtype)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import UserError, find_remedy
 from finetune.storage.files import sync_folder, write_atomically
 from finetune.storage.lock import hold_output, remove_dead_lock
 
@@ -63,7 +63,8 @@ class Journal:
 
     def close(self) -> None:
         """Lets another process go on with the output."""
-        self._held.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take has been told of
+            self._held.close()
 
     def add(self, texts: Mapping[int, str]) -> None:
         """Keeps the answers of a batch, on the disk when this returns.
@@ -152,8 +153,8 @@ def check_output(output: Path) -> None:
 
 def _unwritable(output: Path, error: OSError) -> UserError:
     return UserError(
-        f"output_file {output} cannot be written ({error.strerror or error}): mend that and start the same "
-        "command again; finished answers are kept"
+        f"output_file {output} cannot be written ({error.strerror or error}): {find_remedy(error.errno)}, and start the "
+        "same command again; finished answers are kept"
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.adapters.missing_updates import describe_missing
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 from finetune.machine.device import device_kind
@@ -28,6 +29,7 @@ class PlannedModel:
         template: How conversations are written.
         template_name: As the setting `chat_template` would name it.
         tokenizer: Folder or name of the tokenizer: the adapter's own, if it has one.
+        adapter_notes: Lines on layers that the adapter leaves out.
     """
 
     options: ModelOptions
@@ -35,6 +37,7 @@ class PlannedModel:
     template: Template
     template_name: str
     tokenizer: Path | str
+    adapter_notes: list[str] = field(default_factory=list)
 
     @property
     def position_limit(self) -> int | None:
@@ -44,14 +47,13 @@ class PlannedModel:
         return self.resolved.family.position_limit(self.resolved.config)
 
     @property
-    def note(self) -> str:
-        """One line for a person: what runs and how prompts are written."""
+    def notes(self) -> list[str]:
+        """Lines for a person: what runs, how prompts are written, and what an adapter lacks."""
         adapter = f" with {self.options.adapter}" if self.options.adapter else ""
         kind = "static graph" if self.options.is_static else "dynamic"
-        return (
-            f"{self.resolved.remote or self.options.model_name_or_path}{adapter}: {self.resolved.family.name}, {kind}, "
-            f"chat template {self.template_name}"
-        )
+        name = self.resolved.remote or self.options.model_name_or_path
+        line = f"{name}{adapter}: {self.resolved.family.name}, {kind}, chat template {self.template_name}"
+        return [line, *self.adapter_notes]
 
 
 def plan_model(options: ModelOptions) -> PlannedModel:
@@ -64,6 +66,9 @@ def plan_model(options: ModelOptions) -> PlannedModel:
 
     if faults := options.faults():
         raise UserError(faults)
+    options = options.with_local_adapter()
+    if faults := options.faults():
+        raise UserError(faults)
     resolved = resolve_model(options.model_name_or_path, needs_weights=not options.is_static)
     names = resolved.family.tokenizer.vocab_files
     adapter = options.adapter
@@ -71,7 +76,8 @@ def plan_model(options: ModelOptions) -> PlannedModel:
     tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
     name = options.template_name(Path(tokenizer))
     template = load_template(name, Path(tokenizer))
-    return PlannedModel(options, resolved, template, name, tokenizer)
+    notes = describe_missing(adapter, resolved.family, resolved.config) if adapter else []
+    return PlannedModel(options, resolved, template, name, tokenizer, notes)
 
 
 def load_responder(plan: PlannedModel) -> Responder:

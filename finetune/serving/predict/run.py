@@ -100,7 +100,7 @@ def predict(options: PredictOptions) -> None:
     check_room(plan.position_limit, options.settings)
     if options.data_file is None or options.output_file is None:
         silence_libraries()
-        print(plan.note, file=sys.stderr)
+        print(*plan.notes, sep="\n", file=sys.stderr)
         from finetune.serving.predict.interactive import converse
 
         converse(load_responder(plan), options.settings)
@@ -112,6 +112,6 @@ def predict(options: PredictOptions) -> None:
     requests = read_requests(options.data_file)
     with Journal(options.output_file, describe_run(plan, options.settings, options.data_file)) as journal:
         silence_libraries()
-        print(plan.note, file=sys.stderr)
+        print(*plan.notes, sep="\n", file=sys.stderr)
         responder = load_responder(plan)
         run_batches(responder, requests, options.settings, journal, batch_size=options.batch_size)

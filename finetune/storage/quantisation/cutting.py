@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from finetune.errors import UserError
+from finetune.storage.quantisation.grouped_matrix import GroupedMatrix, cut_groups
 from finetune.storage.quantisation.packed_weights import FourBitMatrix, Int8Matrix, PackedMatrix
 
 _SHORTEST_BLOCK = 8
@@ -40,6 +41,8 @@ def cut_matrix(matrix: PackedMatrix, places: Sequence[Place], *, axis: int, name
         codes = np.concatenate([matrix.codes[place] for place in places], axis=axis)
         rows = [place[0] for place in (places if axis == 0 else places[:1])]
         return Int8Matrix(np.ascontiguousarray(codes), np.concatenate([matrix.scales[each] for each in rows]))
+    if isinstance(matrix, GroupedMatrix):
+        return cut_groups(matrix, places, axis=axis)
     if axis == 0 and all(_is_whole_blocks(matrix, place[0]) for place in places):
         return _cut_stretches(matrix, [place[0] for place in places])
     return _cut_blocks(matrix, places, axis=axis, name=name)
@@ -65,6 +68,7 @@ def _cut_stretches(matrix: FourBitMatrix, parts: Sequence[slice]) -> FourBitMatr
         size,
         np.concatenate([matrix.codes[first * width // 2 : stop * width // 2] for first, stop in bounds]),
         np.concatenate([scales[first * width // size : stop * width // size] for first, stop in bounds]),
+        matrix.rounded_to,
     )
 
 
@@ -95,4 +99,5 @@ def _cut_blocks(matrix: FourBitMatrix, places: Sequence[Place], *, axis: int, na
         size,
         flat[::2] << 4 | flat[1::2],
         np.concatenate([scales[place] for place in held], axis=axis).reshape(-1),
+        matrix.rounded_to,
     )

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import UserError
-from finetune.storage.dtypes import as_float32
+from finetune.storage.dtypes import array_dtype, as_float32, rounded
 from finetune.storage.quantisation.code_tables import (
     TINY,
     Codes,
@@ -33,6 +33,7 @@ from finetune.storage.quantisation.code_tables import (
     nearest_dynamic,
     nearest_four_bit,
 )
+from finetune.storage.quantisation.grouped_matrix import GroupedMatrix
 from finetune.storage.quantisation.scheme import QuantisationScheme
 
 STRETCH = 2**20
@@ -72,6 +73,7 @@ class FourBitMatrix:
         block_size: Elements that share a scale.
         codes: uint8 [ceil(out * in / 2)].
         scales: Largest magnitude of every block, float32 [blocks], or the same in 8 bits.
+        rounded_to: Type that values are rounded to, by name; None leaves them float32.
     """
 
     kind: str
@@ -79,6 +81,7 @@ class FourBitMatrix:
     block_size: int
     codes: Codes
     scales: Floats | NestedScales
+    rounded_to: str | None = None
 
     def scale_values(self) -> Floats:
         """Largest magnitude of every block, float32 [blocks]."""
@@ -90,6 +93,8 @@ class FourBitMatrix:
         count = self.shape[0] * self.shape[1]
         flat: Floats = four_bit_values(self.kind)[pairs.reshape(-1)[:count]]
         flat *= np.repeat(self.scale_values(), self.block_size)[:count]
+        if self.rounded_to:
+            flat = as_float32(rounded(flat, array_dtype(self.rounded_to)))
         return flat.reshape(self.shape)
 
 
@@ -116,7 +121,7 @@ class Int8Matrix:
         return self.codes.astype(np.float32) * step_sizes(self.scales)[:, None]
 
 
-PackedMatrix = FourBitMatrix | Int8Matrix
+PackedMatrix = FourBitMatrix | Int8Matrix | GroupedMatrix
 
 
 def step_sizes(scales: Floats) -> Floats:
@@ -124,7 +129,7 @@ def step_sizes(scales: Floats) -> Floats:
     return scales * np.float32(1 / 127)
 
 
-def pack_matrix(matrix: NDArray[Any], scheme: QuantisationScheme, *, name: str) -> PackedMatrix:
+def pack_matrix(matrix: NDArray[Any], scheme: QuantisationScheme, *, name: str) -> FourBitMatrix | Int8Matrix:
     """Quantises a matrix.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 from urllib.request import urlopen
@@ -22,6 +20,7 @@ import pytest
 
 from finetune.errors import UserError
 from tests.conftest import ROOT
+from tests.serving.chat.page_client import ask, stream_message
 from tests.serving.export.builders import build_sharp
 from tests.serving.predict.builders import save_lora
 
@@ -182,29 +181,9 @@ def test_the_page_forbids_anything_from_elsewhere(page_url):
     assert not re.search(r"<(?:script|link)[^>]+https?://(?!127\.0\.0\.1)", text)
 
 
-def ask(page_url, method, path, body=None, **headers):
-    """Status and text of an answer."""
-    connection = http.client.HTTPConnection(page_url.removeprefix("http://"), timeout=20)
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method, path, body, {"Content-Type": "application/json"} | names)
-    answer = connection.getresponse()
-    try:
-        return answer.status, answer.read().decode()
-    finally:
-        connection.close()
-
-
 def send_message(page_url, message: str) -> str:
-    """The events of a message that is sent past the page's own limits."""
-    config = json.loads(ask(page_url, "GET", "/config")[1])
-    function = next(each for each in config["dependencies"] if each["api_name"] == "on_send")
-    session = uuid.uuid4().hex
-    data = [message, None, None, "", 0.9, 1, 0, 1, 3, 0]
-    body = {"data": data, "fn_index": function["id"], "session_hash": session, "trigger_id": None}
-    status, text = ask(page_url, "POST", "/gradio_api/queue/join", json.dumps(body))
-    assert status == 200, text
-    with urlopen(f"{page_url}/gradio_api/queue/data?session_hash={session}", timeout=60) as events:
-        return events.read().decode()
+    """The events of a message, as text."""
+    return "\n".join(json.dumps(event, ensure_ascii=False) for event in stream_message(page_url, message))
 
 
 def test_nothing_can_be_uploaded_and_no_other_address_be_asked(page_url):
@@ -226,7 +205,7 @@ def test_requests_have_a_largest_size(page_url):
 
 
 def test_texts_and_numbers_past_the_limits_are_told(page_url):
-    assert '"success":true' in send_message(page_url, "hello")
+    assert '"success": true' in send_message(page_url, "hello")
     too_long = send_message(page_url, "x" * 40_001)
     assert "Message: 40001 characters, but at most 40000 are taken" in too_long
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 
 import pytest
@@ -70,8 +72,44 @@ def test_a_broken_export_leaves_nothing(sharp_llama, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export_run, "_save_graph", fail)
-    with pytest.raises(UserError, match=r"cannot be written .No space left on device.: free some space"):
+    with pytest.raises(
+        UserError, match=r"cannot be written .No space left on device.: make room on that disk"
+    ):
         export_folder(sharp_llama, tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.999])
+def test_a_file_of_weights_that_is_cut_short_is_refused(exported_llama, tmp_path, part):
+    """Paddle would run it with whatever it reads."""
+    folder = tmp_path / "copy"
+    shutil.copytree(exported_llama, folder)
+    path = folder / "model.pdiparams"
+    os.truncate(path, int(path.stat().st_size * part))
+    with pytest.raises(
+        UserError, match=r"model\.pdiparams is cut short or damaged: it ends within tensor \d+ of \d+"
+    ):
+        StaticDecoder(folder)
+
+
+def test_weights_of_another_graph_are_refused(exported_llama, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported_llama, folder)
+    (folder / "model.pdiparams").write_bytes(2 * (folder / "model.pdiparams").read_bytes())
+    with pytest.raises(
+        UserError, match=r"model\.pdiparams holds \d+ tensors, but the graph beside it has \d+"
+    ):
+        StaticDecoder(folder)
+
+
+def test_an_export_that_paddle_cuts_short_in_silence_fails(sharp_llama, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"has not written the whole model .* \(ulimit -f\)"):
+            export_folder(sharp_llama, tmp_path / "exported")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 

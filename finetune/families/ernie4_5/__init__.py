@@ -1,0 +1,1 @@
+"""Family ernie4_5."""

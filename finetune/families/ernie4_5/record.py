@@ -1,0 +1,81 @@
+"""ERNIE 4.5 (dense): Llama's layout with wide heads, neighbouring places turned together, embeddings mostly tied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.gated_decoder import (
+    LINEAR_LAYERS,
+    TENSOR_SPLITS,
+    gated_decoder_config,
+    gated_decoder_weights,
+    require_values,
+)
+from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.rotary_config import without_scaling
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+
+_TINY_HEADS = 2  # times hidden size / heads: published models have heads wider than that
+
+
+def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Brings the rotary base to the top, says that embeddings are tied where the file leaves it out."""
+    require_values(config, "ERNIE 4.5", use_bias=False, hidden_act="silu")
+    return {"tie_word_embeddings": True, "head_dim": 128, "rope_theta": 500000.0, **without_scaling(config)}
+
+
+def _head_dim(shape: TinyShape) -> int:
+    return _TINY_HEADS * shape.hidden_size // shape.num_heads
+
+
+def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+    return gated_decoder_config(
+        shape,
+        model_type="ernie4_5",
+        architectures=["Ernie4_5ForCausalLM"],
+        head_dim=_head_dim(shape),
+        rope_theta=500000.0,
+        rms_norm_eps=1e-5,
+        use_bias=False,
+        tie_word_embeddings=True,
+    )
+
+
+def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    return gated_decoder_weights(shape, "ernie4_5", head_dim=_head_dim(shape), tied=True)
+
+
+ERNIE4_5 = register(
+    Family(
+        name="ernie4_5",
+        model_types=("ernie4_5",),
+        architectures=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
+        model_class="finetune.families.ernie4_5.layers.Ernie4_5ForCausalLM",
+        base_prefix="ernie4_5",
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
+        embedding_module="embed_tokens",
+        fused_packing="rows",
+        # Past keys and values: (batch, length, kv heads, head dim) per layer.
+        prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
+        tokenizer=TokenizerFacts(
+            prefix=(),
+            end_of_answer="eos",
+            pad_fallback="<unk>",
+            chat_ends=("<|end_of_sentence|>",),
+            vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
+            tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
+            own_class=True,
+        ),
+        hugging_face=HuggingFaceForm(always_tied=True),
+        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        sequence_parallel=True,
+        argument_folder="llama",
+        adapt_config=_adapt_config,
+        tensor_splits=TENSOR_SPLITS,
+    )
+)

@@ -1,0 +1,82 @@
+"""Phi-3 and Phi-4: Llama's architecture with joined layers, as published without a longer context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.gated_decoder import (
+    JOINED_SPLITS,
+    gated_decoder_config,
+    joined_decoder_weights,
+    require_values,
+)
+from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.rotary_config import check_head_dim, without_scaling
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+
+
+def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what the layers do not compute."""
+    adapted = without_scaling(config)
+    check_head_dim(config)
+    require_values(config, "Phi-3", attention_bias=False, hidden_act="silu", resid_pdrop=0.0, embd_pdrop=0.0)
+    return {**adapted, "sliding_window": config.get("sliding_window")}
+
+
+def _to_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
+    """Transformers takes a missing padding token to be number 32000, which a smaller vocabulary does not have."""
+    return {"pad_token_id": None, **config}
+
+
+def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+    return gated_decoder_config(
+        shape,
+        model_type="phi3",
+        architectures=["Phi3ForCausalLM"],
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        attention_bias=False,
+    )
+
+
+def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    return joined_decoder_weights(shape, "phi3")
+
+
+PHI3 = register(
+    Family(
+        name="phi3",
+        model_types=("phi3",),
+        architectures=("Phi3ForCausalLM",),
+        model_class="finetune.families.phi3.layers.Phi3ForCausalLM",
+        base_prefix="phi3",
+        lora_target_modules=(".*query_key_value_proj.*", ".*o_proj.*", ".*gate_up_proj.*", ".*down_proj.*"),
+        embedding_module="embed_tokens",
+        fused_packing="rows",
+        window_option="sliding_window",
+        # Past keys and values: (batch, length, kv heads, head dim) per layer.
+        prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
+        tokenizer=TokenizerFacts(
+            prefix=(),
+            end_of_answer="eos",
+            pad_fallback="eos",
+            chat_ends=("<|end|>", "<|im_end|>"),
+            vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
+            tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
+        ),
+        hugging_face=HuggingFaceForm(
+            pairs=(("layers.{}.self_attn.qkv_proj", "layers.{}.self_attn.query_key_value_proj"),),
+            config=_to_hugging_face,
+        ),
+        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        sequence_parallel=True,
+        argument_folder="llama",
+        adapt_config=_adapt_config,
+        tensor_splits=JOINED_SPLITS,
+    )
+)

@@ -1,0 +1,33 @@
+"""The files of a tokenizer and its chat template, taken from an adapter's folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "tokenization_*.py",
+)  # fmt: skip
+_TEMPLATES = ("chat_template*", "*.jinja")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies a tokenizer's files in place of those that are there, if the source holds a whole tokenizer."""
+    files = [path for path in sorted(source.iterdir()) if path.is_file()]
+    if not any(_fits(path.name, _VOCABULARIES) for path in files):
+        return
+    has_template = any(_fits(path.name, _TEMPLATES) for path in files)
+    for path in list(folder.iterdir()):
+        if _fits(path.name, _TOKENIZER_FILES) or (has_template and _fits(path.name, _TEMPLATES)):
+            path.unlink()
+    for path in files:
+        if _fits(path.name, (*_TOKENIZER_FILES, *_TEMPLATES)):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

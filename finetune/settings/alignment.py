@@ -1,0 +1,124 @@
+"""Settings of preference alignment: which loss, and what it is computed with."""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.settings.records import POSITIVE, Range, setting
+
+LOSS_TYPES = ("sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down", "dpop",
+              "kto_pair", "kto", "orpo", "or", "simpo", "cpo")  # fmt: skip
+SUPERVISED_BESIDE = ("orpo", "cpo")
+"""Losses that have the likelihood of the chosen answers beside them, unless sft_loss_ratio says otherwise."""
+METRICS = ("loss", "rewards_accuracy", "rewards_margin", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected")  # fmt: skip
+
+_KTO_ALONE = ("desirable_weight", "undesirable_weight")
+_SIGNS = (
+    "beta",
+    "label_smoothing",
+    "simpo_gamma",
+    "dpop_lambda",
+    "pref_loss_ratio",
+    "sft_loss_ratio",
+    "reference_free",
+)
+_FACTOR = Range(0, 10**6)
+
+# One row per setting: default, help, help in Chinese, further facts.
+# fmt: off
+
+
+@dataclass(kw_only=True)
+class AlignmentArguments:
+    """Training on preferences; loss_type makes a run one of alignment."""
+
+    loss_type: str | None = setting(None,
+        "Train on preferences with this loss: sigmoid (DPO), hinge, ipo, robust, exo_pair, nca_pair, sppo_hard, "
+        "apo_zero, apo_down, dpop, kto_pair, orpo, or, simpo and cpo on pairs, kto on single answers; null: supervised "
+        "fine-tuning.",
+        "以此损失在偏好数据上训练：sigmoid（DPO）、hinge、ipo、robust、exo_pair、nca_pair、sppo_hard、apo_zero、apo_down、"
+        "dpop、kto_pair、orpo、or、simpo、cpo 用成对回答，kto 用单个回答；null：监督微调。", choices=LOSS_TYPES)
+    beta: float = setting(0.1, "How closely the model is held to the reference; for orpo the weight of the odds ratio.",
+        "对参考模型的约束强度；orpo 中为优势比项的权重。", range=POSITIVE)
+    label_smoothing: float = setting(0.0, "Share of the pairs that may be the wrong way round (sigmoid, robust, "
+        "exo_pair, simpo, cpo).", "可能标反的成对数据所占比例（sigmoid、robust、exo_pair、simpo、cpo）。",
+        range=Range(0, 0.5, high_allowed=False, is_interval=True))
+    simpo_gamma: float = setting(0.5, "Margin that simpo asks of the rewards.", "simpo 要求的奖励差。", range=_FACTOR)
+    dpop_lambda: float = setting(50.0, "Weight of dpop's penalty on chosen answers that become less likely.",
+        "dpop 对较优回答概率下降的惩罚权重。", range=_FACTOR)
+    pref_loss_ratio: float = setting(1.0, "Weight of the preference loss.", "偏好损失的权重。", range=_FACTOR)
+    sft_loss_ratio: float | None = setting(None,
+        "Weight of the loss of supervised fine-tuning on the chosen answers beside it; null: 1 for orpo (which counts "
+        "the prompt too) and cpo, else 0.",
+        "在较优回答上的监督微调损失的权重；null：orpo（提示也计入）和 cpo 为 1，其余为 0。", range=_FACTOR)
+    reference_free: bool = setting(False, "Without a reference model: the policy's own log-probabilities count.",
+        "不用参考模型：只用策略模型自身的对数概率。")
+    ref_model_update_steps: int = setting(-1, "Steps after which the reference follows the policy; -1: never.",
+        "参考模型每隔多少步更新；-1：从不。", common=False, range=Range(-1, 10**9), working=(-1,),
+        instead="the reference is the model at the start; train in rounds, each from the result of the last, for one "
+        "that moves")
+    desirable_weight: float = setting(1.0, "Weight of good answers in kto.", "kto 中好回答的权重。", range=_FACTOR)
+    undesirable_weight: float = setting(1.0, "Weight of bad answers in kto.", "kto 中差回答的权重。", range=_FACTOR)
+
+
+# fmt: on
+
+
+def infer_loss_type(
+    values: MutableMapping[str, Any], given: frozenset[str], written: Mapping[str, Any]
+) -> list[str]:
+    """Settles the loss where a file of PaddleNLP's leaves it to the script: its KTO files name none.
+
+    Args:
+        values: Every setting by name.
+        given: Names that were set.
+        written: What stands in the file and on the command line; a loss_type of null there means none.
+    """
+    if values["loss_type"] is not None or "loss_type" in written:
+        return []
+    for names, loss_type in ((_KTO_ALONE, "kto"), (_SIGNS, "sigmoid")):
+        if signs := [name for name in names if name in given]:
+            values["loss_type"] = loss_type
+            return [f"loss_type is taken to be {loss_type}, because {signs[0]} is given"]
+    return []
+
+
+def resolve_alignment(values: MutableMapping[str, Any]) -> None:
+    """Settles the share of supervised fine-tuning."""
+    if values["sft_loss_ratio"] is None:
+        values["sft_loss_ratio"] = 1.0 if values["loss_type"] in SUPERVISED_BESIDE else 0.0
+
+
+def check_alignment(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What the settings of alignment cannot be together with, as (names, fault)."""
+    loss_type = values["loss_type"]
+    if loss_type is None:
+        return
+    for name, remedy in _CONFLICTS.items():
+        if values[name]:
+            yield (
+                ("loss_type", name),
+                f"loss_type is {loss_type} and {name} is {_shown(values[name])}: {remedy}",
+            )
+    if loss_type == "kto":
+        for name in ("sft_loss_ratio", "reference_free"):
+            if values[name]:
+                yield (("loss_type", name), f"loss_type is kto, which has no {name}: remove it")
+    if not (values["pref_loss_ratio"] or values["sft_loss_ratio"]):
+        yield (
+            ("pref_loss_ratio", "sft_loss_ratio"),
+            "pref_loss_ratio and sft_loss_ratio are both 0: nothing would be learned, raise one of them",
+        )
+
+
+_CONFLICTS = {
+    "lazy": "preference data are held in memory, remove lazy",
+    "eval_with_do_generation": "pairs are evaluated by their rewards; generate from the result with "
+    "predict_generation.py",
+    "preference": "preference is for supervised fine-tuning on the chosen answers, remove one of them",
+    "self_cognition_samples": "these have no rejected answers, set it to 0",
+}
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,75 @@
+"""Which engine drives a layout, as the run tells it, and what the words of `pipeline_parallel_config` change."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from paddle.distributed.fleet.meta_parallel import PipelineParallel
+
+from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
+from tests.distributed.layouts import TOLERANCE, LayoutCase, largest_difference
+
+pytestmark = pytest.mark.distributed
+
+FLEET, VIRTUAL = "fleet PipelineParallel", "finetune InterleavedPipeline"
+TENSOR = "paddlenlp layers over fleet.meta_parallel"
+PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
+TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
+WORDS = "disable_batch_p2p_comm disable_partial_send_recv, disable_p2p_cache_shape enable_delay_scale_loss"
+CASES = [
+    ("gemma", "lora", PP4, {"pipeline": FLEET}),
+    ("llama", "lora", LayoutCase(4, 2, TP_PP | {"sequence_parallel": True}), {"tensor": TENSOR, "pipeline": FLEET}),
+    (
+        "llama",
+        "pt",
+        LayoutCase(4, 2, TP_PP | {"pipeline_parallel_config": WORDS}),
+        {"tensor": TENSOR, "pipeline": FLEET},
+    ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(4, 1, {"pipeline_parallel_degree": 2}, 2),
+        {"pipeline": FLEET, "data": "finetune Replicas"},
+    ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(2, 2, {"pipeline_parallel_degree": 2, "virtual_pp_degree": 2}),
+        {"pipeline": VIRTUAL},
+    ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(2, 2, {"sharding": "stage1", "sharding_parallel_degree": 2}, 2),
+        {"sharding": "finetune SlicedReplicas"},
+    ),
+]  # fmt: skip
+
+
+def test_the_pipeline_without_virtual_stages_is_fleets():
+    assert issubclass(FleetPipeline, PipelineParallel)
+    assert FleetPipeline.forward_backward_pipeline is PipelineParallel.forward_backward_pipeline
+    assert FleetPipeline.engine_name == FLEET
+
+
+@pytest.mark.parametrize(("family", "method", "layout", "engines"), CASES)
+def test_a_run_tells_what_drives_each_axis_and_has_the_curve_of_one_process(
+    bench, family, method, layout, engines
+):
+    settings = bench.settings(family, method, "padded") | layout.arguments()
+    run = bench.server.run(settings, layout.world).check()
+    assert json.loads((run.folder / "arguments.json").read_text())["layout_engines"] == engines
+    assert "\n".join(f"  {axis}: {engine}" for axis, engine in engines.items()) in run.logs[0]
+    differences = largest_difference(run.curve(), bench.expected(family, method, "padded"))
+    assert max(differences.values()) <= TOLERANCE, differences
+
+
+def test_what_a_run_noted_of_its_engines_is_no_setting(bench):
+    settings = bench.settings("llama", "sft", "padded") | {
+        "layout_engines": {"pipeline": FLEET},
+        "max_steps": 1,
+    }
+    run = bench.server.run(settings).check()
+    assert "layout_engines" not in run.logs[0]
+    assert "layout_engines" not in json.loads((run.folder / "arguments.json").read_text())

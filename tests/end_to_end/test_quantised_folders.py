@@ -1,0 +1,77 @@
+"""A folder that others quantised, through the commands: train, continue, evaluate, answer, export."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import launch, losses, run_entry
+from tests.quantised_folders import write_hugging_face, write_quantised
+from tests.serving.export.builders import export_folder
+
+LORA = {"lora": True, "lora_rank": 4, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "warmup_steps": 0,
+        "save_strategy": "steps", "save_steps": 4, "do_eval": True}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(sharp_llama, tmp_path_factory):
+    """A Llama as AutoGPTQ writes it."""
+    folder = tmp_path_factory.mktemp("gptq")
+    return write_quantised(write_hugging_face(sharp_llama, folder / "plain"), folder / "base", "gptq order")
+
+
+@pytest.fixture(scope="module")
+def trained(base, write_run):
+    """Argument file and output folder of a finished run."""
+    arguments, out = write_run("stored", **LORA, max_steps=8, model_name_or_path=str(base))
+    assert run_entry(arguments) == 0
+    return arguments, out
+
+
+def test_a_run_that_is_continued_has_the_same_curve(trained, base, write_run):
+    arguments, out = write_run("continued", **LORA, max_steps=4, model_name_or_path=str(base))
+    assert run_entry(arguments) == 0
+    assert run_entry(arguments, "--max_steps", 8) == 0
+    assert losses(out) == losses(trained[1])
+    assert losses(out)[-1] < losses(out)[0] - 0.1
+
+
+def test_evaluation_takes_the_adapter_on_the_same_base(trained, base, write_run):
+    arguments, out = write_run("evaluated", do_train=False, do_eval=True, lora=True, lora_path=str(trained[1]),
+                               model_name_or_path=str(base))  # fmt: skip
+    assert run_entry(arguments) == 0
+    expected, found = (json.loads((folder / "all_results.json").read_text()) for folder in (trained[1], out))
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
+
+
+def test_answers_and_the_exported_graph_agree(trained, base, small_data, tmp_path):
+    export_folder(base, tmp_path / "graph", lora_path=trained[1])
+    assert "quantization_config" not in (tmp_path / "graph" / "config.json").read_text()
+    commands = {
+        "dynamic": ["--model_name_or_path", base, "--lora_path", trained[1]],
+        "static": ["--model_name_or_path", tmp_path / "graph"],
+    }
+    answers = []
+    for name, options in commands.items():
+        path = tmp_path / f"{name}.jsonl"
+        common = ["--data_file", small_data / "dev.json", "--max_new_tokens", "8", "--output_file", path]
+        result = launch("predict_generation.py", *options, *common)
+        assert result.returncode == 0, result.stderr[-3000:]
+        answers.append([json.loads(line)["output"] for line in path.read_text(encoding="utf-8").splitlines()])
+    assert answers[0] == answers[1]
+    assert any(answers[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora": False}, "packed weights cannot be trained: add --lora true"),
+        ({"weight_quantize_algo": "nf4"}, "is quantised already (GPTQ, 4 bits, groups of 32)"),
+        ({"pissa": True}, "set pissa false"),
+    ],
+)
+def test_what_cannot_be_done_with_it_is_told_first(base, write_run, capsys, settings, message):
+    arguments, _ = write_run("refused", **LORA | settings, max_steps=8, model_name_or_path=str(base))
+    assert run_entry(arguments) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""Writes the table of docs/quantised_matrix.md from the results of the matrix of quantised bases.
+
+FINETUNE_QUANTISED_RESULTS=results.jsonl python -m pytest -m slow_distributed tests/distributed/test_quantised_matrix.py
+python tools/quantised_table.py results.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.marked_tables import read_json_lines, replace_table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "quantised_matrix.md"
+_LAYOUTS = ("one", "dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2")
+_PRECISIONS = ("float32", "bfloat16")
+_NUM_CASES = 660
+
+
+def main() -> None:
+    """Puts the table between the marks of the page."""
+    parser = argparse.ArgumentParser(description="Write the table of docs/quantised_matrix.md.")
+    parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/quantised_matrix.md)")
+    arguments = parser.parse_args()
+    replace_table(arguments.page, render(read_json_lines(arguments.results)))
+
+
+def render(records: Iterable[Mapping[str, Any]]) -> str:
+    """The table in Markdown; of several runs of a case the last one counts."""
+    cases = {tuple(record["case"]): record for record in records}
+    faults = [
+        f"{' / '.join(case)}: {', '.join(found['faults'])}"
+        for case, found in cases.items()
+        if found["faults"]
+    ]
+    versions = f"paddlepaddle {version('paddlepaddle')}, paddlenlp {version('paddlenlp')}"
+    lines = [
+        f"{len(cases)} of {_NUM_CASES} cases were run, {len(faults)} with a fault. Made with {versions} on CPU processes.",
+        *(f"- {fault}" for fault in faults),
+        "",
+        f"| base | family | precision | {' | '.join(_LAYOUTS)} |",
+        f"|---|---|---|{'---|' * len(_LAYOUTS)}",
+    ]
+    rows = sorted({case[:3] for case in cases}, key=lambda row: (*row[:2], _PRECISIONS.index(row[2])))
+    for row in rows:
+        cells = [_cell(cases.get((*row, layout))) for layout in _LAYOUTS]
+        lines.append(f"| {' | '.join(row)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(record: Mapping[str, Any] | None) -> str:
+    """The largest difference of a step's loss."""
+    return "not run" if record is None else f"{record['differences']['loss']:.0e}"
+
+
+if __name__ == "__main__":
+    main()
