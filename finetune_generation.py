@@ -50,6 +50,7 @@ def main() -> None:
     from finetune.run.preview.preview import show
     from finetune.run.processes import plan_layout, start_processes
     from finetune.run.report import Report
+    from finetune.run.template_day import use_day
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
 
@@ -71,7 +72,7 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
-        report.notes([*adapter_notes, *vocabulary_notes(args, resolved, pair, layout)])
+        report.notes([*adapter_notes, *use_day(run), *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)

@@ -14,12 +14,13 @@ from typing import Any
 
 from finetune.data.templates import trained_template
 from finetune.storage.files import read_json_if_present, write_json
+from finetune.storage.template_files import copy_named
 
 _PATTERNS = (
     "config.json", "generation_config.json", "lora_config.json", "prefix_config.json", "adapter_facts.json",
     "pre_caches.npy", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
-    "merges.txt", "*.model", "*.tiktoken", "*.jinja", "configuration_*.py", "modeling_*.py", "tokenization_*.py",
-    trained_template.PATTERN,
+    "merges.txt", "*.model", "*.tiktoken", "tekken.json", "*.jinja", "configuration_*.py", "modeling_*.py",
+    "tokenization_*.py", trained_template.PATTERN,
 )  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def copy_companions(source: Path, target: Path) -> list[str]:
             else:
                 write_json(target / path.name, changed)
             names.append(path.name)
+    copy_named(source, target)
     return names
 
 

@@ -14,10 +14,13 @@ import base64
 import functools
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from finetune.storage.files import read_json_object
@@ -27,6 +30,7 @@ class UnsupportedTokenizerError(Exception):
     """These files may give other ids here than in PaddleNLP; the message says why."""
 
 
+_TEXTS_AT_A_TIME = 16
 Ids = list[int] | NDArray[Any]
 """The ids of one text, int32 where it is an array."""
 
@@ -140,37 +144,72 @@ class SentencePieceBackend:
         return str(self.processor.id_to_piece(index))
 
 
-class TiktokenBackend:
-    """A rank file of tiktoken's.
-
-    Args:
-        path: The file.
-        pattern: What cuts text before merging.
-        special_tokens: Names of the tokens that follow the ranks, in order.
-        num_threads: Threads that texts are spread over.
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """The ranks of a file of tiktoken's: lines of a token in base64 and a number.
 
     Raises:
         UnsupportedTokenizerError: The file is no rank file.
     """
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        return {base64.b64decode(token): int(rank) for token, rank in lines}
+    except (ValueError, OSError):
+        raise UnsupportedTokenizerError(f"{path.name} is no tiktoken rank file") from None
 
-    def __init__(self, path: Path, *, pattern: str, special_tokens: Sequence[str], num_threads: int):
+
+class TiktokenBackend:
+    """Byte-level merging by rank, by tiktoken's library.
+
+    Args:
+        name: For messages of the library.
+        ids: Ids of the pieces, which are their ranks or follow the same order.
+        pattern: What cuts text before merging.
+        special_ids: Ids of the special tokens by name.
+        num_threads: Threads that texts are spread over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Mapping[bytes, int],
+        *,
+        pattern: str,
+        special_ids: Mapping[str, int],
+        num_threads: int,
+    ):
         import tiktoken
 
+        self.special_ids = dict(special_ids)
         try:
-            lines = [line.split() for line in path.read_bytes().splitlines() if line]
-            ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
-        except (ValueError, OSError):
-            raise UnsupportedTokenizerError(f"{path.name} is no tiktoken rank file") from None
-        self.special_ids = {name: len(ranks) + i for i, name in enumerate(special_tokens)}
-        self._encoding = tiktoken.Encoding(
-            path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_ids
-        )
+            self._encoding = tiktoken.Encoding(
+                name, pat_str=pattern, mergeable_ranks=dict(ids), special_tokens=self.special_ids
+            )
+        except (ValueError, KeyError) as error:  # an expression that is none
+            raise UnsupportedTokenizerError(f"{name} cannot be used: {error}") from None
         self._num_threads = num_threads
         self.num_pieces = self._encoding.n_vocab
 
-    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[list[int]]:
-        """The ids of each text."""
-        return list(self._encoding.encode_ordinary_batch(list(texts), num_threads=self._num_threads))
+    def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[Ids]:
+        """The ids of each text as arrays.
+
+        Threads get several texts at a time: to hand each over by itself costs a third of what its ids do.
+        """
+        if len(texts) <= _TEXTS_AT_A_TIME:
+            return self._encode(texts)
+        starts = range(0, len(texts), _TEXTS_AT_A_TIME)
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            parts = pool.map(self._encode, [texts[start : start + _TEXTS_AT_A_TIME] for start in starts])
+            return list(chain.from_iterable(parts))
+
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        return [self._encode_one(text) for text in texts]
+
+    def _encode_one(self, text: str) -> Ids:
+        try:
+            found: NDArray[Any] = self._encoding.encode_to_numpy(text, disallowed_special=())
+            return found.view(np.int32)
+        except UnicodeEncodeError:  # half of a pair of surrogates
+            return list(self._encoding.encode_ordinary(text))
 
     def id_of(self, token: str) -> int | None:
         """The id of a control token."""

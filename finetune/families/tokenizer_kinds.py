@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.families.tekken import TEKKEN_ROLES, open_tekken
 from finetune.families.text_backends import (
     SentencePieceBackend,
     TextBackend,
     TiktokenBackend,
     UnsupportedTokenizerError,
+    read_ranks,
     read_vocab_and_merges,
 )
 from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
@@ -80,10 +82,12 @@ def _open_tiktoken(
     pattern: str, special_tokens: Sequence[str]
 ) -> Callable[[Path, int], tuple[TextBackend, dict[str, int]]]:
     def open_file(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+        ranks = read_ranks(path)
+        special = {name: len(ranks) + place for place, name in enumerate(special_tokens)}
         backend = TiktokenBackend(
-            path, pattern=pattern, special_tokens=special_tokens, num_threads=num_threads
+            path.stem, ranks, pattern=pattern, special_ids=special, num_threads=num_threads
         )
-        return backend, dict(backend.special_ids)
+        return backend, special
 
     return open_file
 
@@ -111,6 +115,7 @@ _GEMMA_ROLES = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"
 _END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
 LLAMA3 = "Llama3Tokenizer"
+TEKKEN = "TekkenTokenizer"
 
 KINDS: dict[str, TokenizerKind] = {
     "LlamaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_LLAMA_ROLES, has_prefix=True),
@@ -134,6 +139,7 @@ KINDS: dict[str, TokenizerKind] = {
             "pad_token": "<|end_of_text|>",
         },
     ),
+    TEKKEN: TokenizerKind(open=open_tekken, roles=TEKKEN_ROLES),
     "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True),
     "GPTTokenizer": TokenizerKind(open=_open_gpt, roles=_END_OF_TEXT, unset=("add_prefix_space",)),
 }

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.data.templates.own_templates import keep_named
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
@@ -92,6 +93,7 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
     if source := template_source(folder, family.tokenizer):
+        keep_named(folder, settings)
         (folder / TEMPLATE_FILE).write_text(source, encoding="utf-8")
         kept.pop("chat_template", None)
     if kept != settings:

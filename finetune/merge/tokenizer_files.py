@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.storage.template_files import copy_named
+
 _TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
     "tokenization_*.py",
 )  # fmt: skip
 _TEMPLATES = ("chat_template*", "*.jinja")
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -20,7 +22,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     files = [path for path in sorted(source.iterdir()) if path.is_file()]
     if not any(_fits(path.name, _VOCABULARIES) for path in files):
         return
-    has_template = any(_fits(path.name, _TEMPLATES) for path in files)
+    has_template = copy_named(source, folder) or any(_fits(path.name, _TEMPLATES) for path in files)
     for path in list(folder.iterdir()):
         if _fits(path.name, _TOKENIZER_FILES) or (has_template and _fits(path.name, _TEMPLATES)):
             path.unlink()

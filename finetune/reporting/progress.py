@@ -165,13 +165,8 @@ class ProgressReporter:
 
     def _figures(self, *, aligned: bool = False) -> list[str]:
         """Loss, learning rate, speed and time left, each left out while unknown."""
-        texts = []
-        if "loss" in self._shown:
-            texts.append(f"loss {self._shown['loss']:.4f}")
-        if "rewards_accuracy" in self._shown:
-            texts.append(f"accuracy {self._shown['rewards_accuracy']:.2f}")
-        if "learning_rate" in self._shown:
-            texts.append(f"lr {self._shown['learning_rate']:.1e}")
+        forms = {"loss": "loss {:.4f}", "rewards_accuracy": "accuracy {:.2f}", "learning_rate": "lr {:.1e}"}
+        texts = [form.format(self._shown[name]) for name, form in forms.items() if name in self._shown]
         seconds = sum(duration for duration, _ in self._window)
         tokens = sum(count for _, count in self._window)
         speed = self._shown.get("tokens_per_second") or (tokens / seconds if seconds > 0 else 0)

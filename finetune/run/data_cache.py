@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.samples.cache import ArrayStore, EncodedData, default_folder, load_or_build, make_key
 from finetune.data.samples.sample_store import SampleStore
+from finetune.data.templates.template import asks_for_time
+from finetune.data.templates.template_clock import template_time
+from finetune.storage.template_files import named_files
 
 if TYPE_CHECKING:
     from finetune.data.reading.mixing import DataSource
@@ -74,12 +77,17 @@ def find_key(
         "sources": [[split, str(source)] for split, found in sources.items() for source in found],
         "tokenizer": str(tokenizer_folder),
     }
+    if asks_for_time(data["chat_template"], tokenizer_folder):
+        settings["day"] = template_time().date().isoformat()
     files: Sequence[Path] = [file for found in sources.values() for source in found for file in source.files]
     named = [data["chat_template"], data["self_cognition_file"]]
-    own = [Path(tokenizer_folder / name) for name in named if name] + [Path(name) for name in named if name]
-    tokenizer = [
-        file
-        for file in sorted(tokenizer_folder.iterdir())
-        if file.suffix in _TOKENIZER_SUFFIXES and not file.name.endswith(".index.json")
-    ]
+    own = [path for name in named if name for path in (tokenizer_folder / name, Path(name))]
+    own = [file for path in own for file in (_settings_files(path) if path.is_dir() else [path])]
+    tokenizer = _settings_files(tokenizer_folder)
     return make_key(settings, [*files, *own, *tokenizer])
+
+
+def _settings_files(folder: Path) -> list[Path]:
+    """The files of a folder that say something of tokenizer or templates."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in _TOKENIZER_SUFFIXES and file.is_file())
+    return [file for file in files if not file.name.endswith(".index.json")] + named_files(folder)

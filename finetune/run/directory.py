@@ -24,6 +24,7 @@ from finetune.checkpoints.folder import (
 from finetune.errors import UserError
 from finetune.processes.network.secret import SECRET_PREFIX
 from finetune.run.disk_space import TRIAL_FILE, try_writing
+from finetune.run.template_day import choose_day
 from finetune.settings.checks import FROZEN_PARTS
 from finetune.settings.registry import known_settings
 from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
@@ -58,6 +59,7 @@ class RunDirectory:
         trained: Whether its final weights stand and only what follows the training is missing.
         replaces: Whether an earlier run in this folder is being replaced, on request.
         warnings: What the person should know before training starts.
+        template_day: The day that the chat template is told, where it asks for the date: that on which the run began.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class RunDirectory:
     trained: bool = False
     replaces: bool = False
     warnings: list[str] = field(default_factory=list)
+    template_day: str | None = None
     _lock: IO[str] | None = field(default=None, init=False)
 
     @property
@@ -178,6 +181,7 @@ def _claim(args: Arguments) -> RunDirectory:
         (path / FINISHED_FILE).unlink(missing_ok=True)
         (path / TRAINED_FILE).unlink(missing_ok=True)
         write_json(path / ARGUMENTS_FILE, args.to_json())
+    choose_day(run, args)
     return run
 
 

@@ -20,6 +20,7 @@ from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.stream import SampleStream
 from finetune.data.stream.worker import StreamPlan, StreamProcess, shares_of
 from finetune.data.templates.template import load_template
+from finetune.data.templates.template_clock import fixed_day, set_day
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,10 +85,12 @@ def make_builder(
     lengths: dict[str, Any],
     *,
     splits_special: bool = True,
+    template_day: str | None = None,
 ) -> BulkBuilder:
     """Tokenizer and template of the process that reads; Paddle is loaded only where nothing else will do."""
     from finetune.families.family import get_family
 
+    set_day(template_day)
     encoder = _load_encoder(tokenizer, get_family(family), splits_special=splits_special)
     return BulkBuilder(encoder, load_template(chat_template, folder), **lengths)
 
@@ -131,6 +134,7 @@ def build_stream_source(
             tokenizer_folder,
             _lengths(args),
             splits_special=args.data.split_special_tokens,
+            template_day=fixed_day(),
         ),
         settings=_settings(args),
         global_batch_size=global_batch_size,

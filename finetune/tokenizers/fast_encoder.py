@@ -6,6 +6,7 @@ tests/tokenizers/test_fast_encoder.py with PaddleNLP. Which files are read:
 
 - tokenizer.json where it is the only vocabulary, or where tokenizer_config.json names a class that reads nothing
   else (`PreTrainedTokenizerFast`, `TokenizersBackend`); through the `tokenizers` library, as transformers does,
+- tekken.json where it is the only vocabulary,
 - otherwise the family's own vocabulary file, by the entry of `finetune.families.tokenizer_kinds.KINDS` for the
   class that the folder names, or for the family's own class where that name is not among them.
 """
@@ -20,8 +21,9 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import Family, TokenizerFacts
+from finetune.families.tekken import TEKKEN_FILE
 from finetune.families.text_backends import TextBackend, UnsupportedTokenizerError
-from finetune.families.tokenizer_kinds import KINDS, LLAMA3, TokenizerKind
+from finetune.families.tokenizer_kinds import KINDS, LLAMA3, TEKKEN, TokenizerKind
 from finetune.storage.files import read_json_object
 from finetune.tokenizers.added_tokens import AddedToken, FolderTokens, read_folder_tokens
 from finetune.tokenizers.json_encoder import open_json_encoder
@@ -63,13 +65,16 @@ def find_vocabulary(folder: Path, facts: TokenizerFacts) -> Path | None:
     as_json = folder / JSON_FILE
     if as_json.is_file() and (own is None or _class_of(folder) in _JSON_CLASSES):
         return as_json
-    return own
+    tekken = folder / TEKKEN_FILE
+    return tekken if own is None and tekken.is_file() else own
 
 
 def class_name(folder: Path, facts: TokenizerFacts, vocabulary: Path) -> str:
     """Which entry of `KINDS` reads a vocabulary: what the folder names, else the family's own."""
     own = facts.tokenizer_class.rpartition(".")[2]
     named = _class_of(folder)
+    if vocabulary.name == TEKKEN_FILE:
+        return TEKKEN
     if vocabulary.suffix == ".model" and own == "LlamaTokenizer" and is_rank_file(vocabulary):
         return LLAMA3
     return own if facts.own_class or named not in KINDS else named
@@ -106,7 +111,7 @@ def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_speci
     vocabulary = find_vocabulary(folder, facts)
     if vocabulary is None:
         raise UnsupportedTokenizerError(
-            f"{folder} holds none of {', '.join((*facts.vocab_files, JSON_FILE))}"
+            f"{folder} holds none of {', '.join((*facts.vocab_files, JSON_FILE, TEKKEN_FILE))}"
         )
     if vocabulary.name == JSON_FILE:
         named_kind = KINDS.get(_class_of(folder) or facts.tokenizer_class.rpartition(".")[2])

@@ -10,6 +10,8 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.family import Family, TokenizerFacts, import_object
 from finetune.families.special_tokens import token_id
+from finetune.families.tekken import TEKKEN_FILE, TEKKEN_ROLES
+from finetune.families.text_backends import UnsupportedTokenizerError
 from finetune.machine.stand_ins import replaced
 from finetune.models import hub
 from finetune.models.hubs.hugging_face import is_offline
@@ -21,7 +23,7 @@ from finetune.tokenizers.fast_encoder import JSON_FILE, class_name, find_vocabul
 
 _TEMPLATE_FILE = "chat_template.json"
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE_FILE)
-_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", TEKKEN_FILE)
 SOURCE_FOLDER = "source_folder"
 """Attribute of a loaded tokenizer: the folder whose files it was read from."""
 
@@ -107,6 +109,8 @@ def _load_from_folder(folder: Path, family: Family | None) -> Any:
     _check_files(folder)
     if vocabulary.name == JSON_FILE and facts.vocab_files[0] != JSON_FILE:
         return _load_json(vocabulary)
+    if vocabulary.name == TEKKEN_FILE:
+        return _load_tekken(vocabulary)
     overrides = {} if vocabulary.name == facts.vocab_files[0] else {"vocab_file": str(vocabulary)}
     name = class_name(folder, facts, vocabulary)
     is_own = facts.own_class or name == facts.tokenizer_class.rpartition(".")[2]
@@ -124,8 +128,20 @@ def _load_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
 
 
+def _load_tekken(path: Path) -> Any:
+    from finetune.families.tekken_tokenizer import TekkenTokenizer
+
+    try:
+        return TekkenTokenizer(str(path), **TEKKEN_ROLES | dict(read_folder_tokens(path.parent).roles))
+    except UnsupportedTokenizerError as error:
+        raise UserError(
+            f"the tokenizer of {path.parent} cannot be read: {error}. Copy tekken.json again, or put the tokenizer.json "
+            "of the same model there"
+        ) from None
+
+
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys((*names, JSON_FILE)))
+    return ", ".join(dict.fromkeys((*names, JSON_FILE, TEKKEN_FILE)))
 
 
 def _load_by_name(

@@ -6,10 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune.storage.template_files import copy_named
 from finetune.tokenizers.loading import SOURCE_FOLDER
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_COPIED = (*_SETTINGS, "tokenizer.json", "tokenizer.model", "chat_template.json", "chat_template.jinja")
+_COPIED = (
+    *_SETTINGS,
+    "tokenizer.json",
+    "tekken.json",
+    "tokenizer.model",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -31,3 +39,4 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
         elif name in _SETTINGS:
             (folder / name).unlink(missing_ok=True)
+    copy_named(source, folder)

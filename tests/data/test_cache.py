@@ -17,6 +17,7 @@ from finetune.data.samples.cache import EncodedData, load_or_build, make_key
 from finetune.data.samples.dataset import DataReport
 from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
+from finetune.data.templates.template_clock import set_day
 from finetune.errors import UserError
 from finetune.run.data_cache import find_key
 from tests.conftest import ROOT, write_arguments
@@ -191,6 +192,31 @@ def test_the_key_follows_the_files(tmp_path):
     file.write_text('{"src": "a", "tgt": "c"}')  # of the same size, and as old
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert make_key({"a": 1}, [file]) != key
+
+
+def test_the_key_follows_the_day_where_a_template_writes_it(arguments, tiny_llama, tmp_path):
+    (tmp_path / "t.jinja").write_text(
+        "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    keys = {}
+    for template in (str(tmp_path / "t.jinja"), "chatml"):
+        args = arguments(chat_template=template)
+        for day in ("2026-11-26", "2026-11-27"):
+            set_day(day)
+            keys[template, day] = key_of(args, tiny_llama)
+    set_day(None)
+    assert len(set(keys.values())) == 3 and keys["chatml", "2026-11-26"] == keys["chatml", "2026-11-27"]
+
+
+def test_the_key_follows_what_a_folder_of_templates_holds(arguments, tiny_llama, tmp_path):
+    folder = tmp_path / "templates"
+    (folder / "additional_chat_templates").mkdir(parents=True)
+    args = arguments(chat_template=str(folder))
+    keys = [key_of(args, tiny_llama)]
+    for name in ("chat_template.jinja", "additional_chat_templates/rag.jinja"):
+        (folder / name).write_text("{{ messages }}")
+        keys.append(key_of(args, tiny_llama))
+    assert len(set(keys)) == 3
 
 
 def test_the_key_follows_the_version_of_the_code(tmp_path, monkeypatch):

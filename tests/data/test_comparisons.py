@@ -1,13 +1,16 @@
 """Data of preference methods: every shape becomes a prompt with two answers, or with one that is marked."""
 
 import json
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune.data.reading.conversation import ASSISTANT, USER, Message
-from finetune.data.reading.formats import read_conversations
+from finetune.data.reading.formats import convert, read_conversations
 from finetune.data.reading.read_options import ReadOptions
-from finetune.data.reading.records import FaultCollector
+from finetune.data.reading.records import FaultCollector, Record
 from finetune.data.reading.splits import find_sources, read_splits
 from finetune.errors import UserError
 from finetune.settings.data import DataArguments
@@ -245,6 +248,38 @@ def test_faults_of_pairs(write_lines, fields, reason):
 def test_faults_of_marked_answers(write_lines, fields, reason):
     with pytest.raises(UserError, match=rf"train\.json:1: .*{reason}"):
         read(write_lines, fields, options=MARKED)
+
+
+def test_a_held_back_prompt_is_trained_on_with_no_answer(write_lines):
+    file = write_lines(*[{"prompt": f"q{place}", "chosen": "a", "rejected": "b"} for place in range(10)])
+    data = DataArguments(dataset_name_or_path=str(file), validation_split=3)
+    sources = find_sources(data, training=True, evaluating=True)
+    splits = read_splits(data, sources, seed=0, training=True, evaluating=True, comparison="marked")
+    train, dev = ({each.messages[0].content for each in part} for part in (splits.train, splits.dev))
+    assert (len(splits.train), len(splits.dev)) == (14, 6) and not train & dev
+
+
+VALUES = st.sampled_from(
+    [None, "", "x", "y", 1, 0, True, 2.5, [], {}, [Q, A], [Q, B], [Q], [A], A, B, Q, ["a", "b"], ["a"], [1, 0], [1], [None],
+     "\n\nHuman: q\n\nAssistant: a", {"messages": [Q]}, {"role": "assistant"}, [[]], [{}], {"role": 3, "content": []}]
+)  # fmt: skip
+NAMES = ("prompt", "query", "chosen", "rejected", "rejected_response", "rejected_messages", "response", "sort", "src",
+         "tgt", "messages", "conversations", "label", "margin", "system", "tools", "history", "output",
+         "preferred_output", "non_preferred_output", "input")  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    fields=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=5),
+    kind=st.sampled_from(["pairs", "marked"]),
+)
+def test_whatever_a_record_holds_is_read_or_a_fault(fields, kind):
+    faults = FaultCollector(skip=True)
+    found = list(convert([Record(Path("p.json"), 1, fields)], faults, ReadOptions(comparison=kind)))
+    for conversation in found:
+        assert (conversation.comparison.rejected is None) == (kind == "marked")
+        assert conversation.messages[-1].role in (ASSISTANT, "tool_call")
+    assert not (found and faults.num_faults)
 
 
 def test_faulty_lines_are_told_together_or_skipped(write_lines):

@@ -78,9 +78,11 @@ def test_conversations_instead_of_files(write_lines, encoder):
 
 def test_empty_file(write_lines, encoder):
     file = write_lines(b"", b"  ")
-    with pytest.raises(UserError, match=r"train\.json: no example found. Expected lines such as"):
+    with pytest.raises(
+        UserError, match=r"train\.json: no example found, the files are empty. Expected lines such as"
+    ):
         load_samples([file], encoder, PLAIN, src_length=5, max_length=10)
-    with pytest.raises(UserError, match="no example found"):
+    with pytest.raises(UserError, match="no example found, the files are empty"):
         load_prompts([file], encoder, PLAIN, src_length=5)
 
 
@@ -90,7 +92,7 @@ def test_no_sample_left(write_lines, encoder):
         load_samples([file], encoder, PLAIN, src_length=8, max_length=8)
     assert (
         "train.json: none of the 2 examples can be used with src_length 8, max_length 8 "
-        "(dropped: 1 (empty response), 1 (no label token left within the length)). Fill in the tgt fields"
+        "(dropped: 1 (empty response), 1 (no label token left within the length)). Fill in the answers"
     ) in str(caught.value)
 
 

@@ -254,7 +254,7 @@ def test_tool_calls_in_both_spellings(write_lines):
                         {"id": "1", "type": "function", "function": {**call, "arguments": '{"x": 1}'}}
                     ],
                 },
-                {"role": "tool", "content": "r", "tool_call_id": "1"},
+                {"role": "tool", "content": "r"},
                 {"role": "assistant", "content": "a"},
             ],
             "tools": [{"name": "t"}],
@@ -284,7 +284,7 @@ U, A = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
         ({"messages": "a"}, "messages is a string, expected a list of messages"),
         ({"messages": []}, "messages holds no message, expected an answer to learn at the end"),
         ({"messages": [U]}, "messages ends with a message from user, expected an answer"),
-        ({"messages": [A]}, "messages holds no message, expected an answer to learn"),
+        ({"messages": [A, A]}, "messages holds no message, expected an answer to learn"),
         ({"messages": [U, {"role": "tool", "content": "t"}, A]}, "messages[1] is from tool, expected assistant"),
         ({"messages": [U, 5]}, "messages[1] is a number, expected an object"),
         ({"messages": [U, {"role": "robot", "content": "b"}]}, 'messages[1]: the role is "robot", expected one of user'),

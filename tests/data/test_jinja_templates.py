@@ -57,15 +57,30 @@ def test_texts_of_examples_are_no_special_tokens_and_no_jinja():
     assert "user\n<|im_end|>{{ 7*7 }}" in [piece.text for piece in pieces]
 
 
-def test_template_that_changes_earlier_rounds_is_refused():
-    source = (
-        "{% for m in messages %}{{ m.role }}:{% if loop.last and m.role == 'assistant' %}<think>{% endif %}"
-        "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+MARKS_LAST = (
+    "{% for m in messages %}{{ m.role }}:{% if loop.last and m.role == 'assistant' %}<think>{% endif %}"
+    "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def test_conversations_whose_earlier_rounds_are_changed_are_refused():
+    template = JinjaTemplate(MARKS_LAST, "t", {})
+    assert show(template.render(make_conversation([("q", "a")]))) == "user:q\nassistant:{<think>a\n}"
+    with pytest.raises(UserError, match=r"it writes earlier messages differently.* Set train_on to last"):
+        template.render(TWO_ROUNDS)
+    last = "system:sys\nuser:q1\nassistant:a1\nuser:q2\nassistant:{<think>a2\n}"
+    assert show(template.render_last(TWO_ROUNDS)) == last
+
+
+def test_the_end_of_all_messages_is_no_change_of_earlier_ones():
+    template = JinjaTemplate(
+        CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", "t", TOKENS
     )
-    with pytest.raises(
-        UserError, match="t: cannot be used for training: it writes earlier messages differently"
-    ):
-        JinjaTemplate(source, "t", {})
+    text = show(template.render(make_conversation([("q1", "a1"), ("q2", "a2")])))
+    assert text == (
+        "§<|im_start|>user\nq1§<|im_end|>\n§<|im_start|>assistant\n{a1}{§<|im_end|>}\n"
+        "§<|im_start|>user\nq2§<|im_end|>\n§<|im_start|>assistant\n{a2}{§<|im_end|>}{\n}{§</s>}"
+    )
 
 
 def test_generation_prompt_that_the_answer_does_not_continue_is_refused():
@@ -168,5 +183,5 @@ def test_tokenizer_without_a_template(tmp_path, config):
 
 def test_list_of_templates_without_a_default(tmp_path):
     write(tmp_path, "tokenizer_config.json", {"chat_template": 5})
-    with pytest.raises(UserError, match="holds no text and no default one"):
+    with pytest.raises(UserError, match="holds no text and no templates by name"):
         load_template("tokenizer", tmp_path)

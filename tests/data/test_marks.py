@@ -6,7 +6,8 @@ from finetune.data.reading.conversation import make_conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.read_options import ReadOptions
 from finetune.data.reading.records import FaultCollector
-from finetune.data.samples.dataset import NOT_LEARNED, load_samples
+from finetune.data.samples.dataset import load_samples
+from finetune.data.samples.drop_reasons import NOT_LEARNED
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 

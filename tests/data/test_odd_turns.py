@@ -55,7 +55,7 @@ def test_rules(write_lines, name):
     ("text", "reason"),
     [
         ("", "messages holds no message"),
-        ("Aa", "messages holds no message"),
+        ("Aa Ab", "messages holds no message"),
         ("Ss", "messages holds no message"),
         ("Uq", "messages ends with a message from user"),
         ("Tt Aa", "messages[0] is from tool, expected user as the first"),

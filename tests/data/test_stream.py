@@ -277,11 +277,19 @@ def test_a_faulty_line_stops_with_file_and_line(make_stream, write_lines):
 
 
 def test_skipped_lines_are_counted_and_leave_the_rest(make_stream, write_lines, encoder):
-    file = write_lines(example(0), b"{", example(1), {"src": None, "tgt": "x"}, example(2))
+    file = write_lines(example(0), b"{", example(1), {"tgt": "x"}, example(2))
     stream = make_stream(file, skip_bad_lines=True, shuffle_buffer_size=9)
     assert sorted(numbers_in(stream.next_units(3), encoder)) == [0, 1, 2]
     assert stream.report.num_faulty_lines == 2
     assert f"skipped: 2 faulty lines, the first: {file}:2:" in stream.report.describe()
+
+
+def test_formats_may_differ_inside_a_file(make_stream, write_lines, encoder):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]
+    stream = make_stream(write_lines(example(0), {"messages": messages}, example(1)))
+    assert len(stream.next_units(3)) == 3
+    rule = "examples of another format than the file begins with (messages in a file of src_tgt)"
+    assert stream.report.notes.rules[rule] == 1
 
 
 def test_what_cannot_be_used_at_all_is_an_error_and_no_endless_loop(make_stream, write_lines):

@@ -22,6 +22,7 @@ from finetune.data.samples.tokenize import SampleBuilder
 from finetune.data.templates.chat_templates import NamedTemplate
 from finetune.data.templates.jinja_templates import JinjaTemplate
 from finetune.data.templates.template import PlainTemplate
+from finetune.data.templates.template_clock import set_day
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 ONE = make_conversation([("q", "a")])
@@ -105,6 +106,16 @@ def test_additions_of_transformers():
     )
     expected = f'{datetime.now():%Y}{{"\\u8bcd":[1]}}{{"词": 1}}q«a»'
     assert show(template, ONE) == expected
+
+
+def test_the_date_is_that_of_the_run():
+    template = jinja("{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    set_day("2024-02-29")
+    try:
+        assert show(template, ONE) == "29 Feb 2024q«a»"
+    finally:
+        set_day(None)
+    assert show(template, TWO) == f"{datetime.now():%d %b %Y}q1«a1»q2«a2»"
 
 
 class Words:

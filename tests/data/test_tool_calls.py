@@ -7,6 +7,7 @@ import json
 import pytest
 
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation, Message
+from finetune.data.samples.dataset import load_samples
 from finetune.data.templates.jinja_environment import CHAT, make_environment
 from finetune.data.templates.jinja_templates import JinjaTemplate
 from finetune.data.templates.pieces import RefusedConversationError
@@ -98,8 +99,8 @@ def test_calls_cannot_bring_special_tokens_in():
 def test_thoughts_stand_where_the_template_has_a_place():
     thoughtful = Conversation((Message(USER, "q"), Message(ASSISTANT, "a", reasoning="\nbecause <s>\n")))
     pieces = template(THOUGHTS).render(thoughtful)
-    assert text_of(pieces, learned=True) == "<think>because <s></think>a</s>"
-    assert not any(piece.special for piece in pieces if piece.text == "because <s>")
+    assert text_of(pieces, learned=True) == "<think>\nbecause <s>\n</think>a</s>"
+    assert not any(piece.special for piece in pieces if "because <s>" in piece.text)
     assert text_of(template(CALLS).render(thoughtful), learned=True) == "a</s>"
     assert text_of(
         template(THOUGHTS).render(Conversation((Message(USER, "q"), Message(ASSISTANT, "a"))))
@@ -122,6 +123,19 @@ def test_thoughts_of_one_answer_are_not_those_of_another():
         text_of(template(THOUGHTS).render(two), learned=True)
         == "<think>t1</think>a1</s><think>t2</think>a2</s>"
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [(THOUGHTS, "whose reasoning the chat template writes, so that it is learned: 2"),
+     (CALLS, "whose reasoning is left out, for which the chat template has no place: 2")],
+)  # fmt: skip
+def test_the_report_says_whether_thoughts_are_learned(encoder, source, said):
+    thoughtful = Conversation((Message(USER, "q"), Message(ASSISTANT, "a", reasoning="why")))
+    plain = Conversation((Message(USER, "q"), Message(ASSISTANT, "a")))
+    limits = {"src_length": 99, "max_length": 99}
+    report = load_samples([thoughtful, plain, thoughtful], encoder, template(source), **limits)[1]
+    assert f"read by rule: answers {said}" in report.describe()
 
 
 SPLIT = """{% for m in messages %}<s>{{ m.role }}

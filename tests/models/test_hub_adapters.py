@@ -141,6 +141,7 @@ def test_a_run_by_name_takes_over_how_the_base_was_quantised(hub, adapter, base,
         (tmp_path / "data" / name).write_text('{"src": "a", "tgt": "b"}\n')
     given = {"model_name_or_path": str(base), "dataset_name_or_path": str(tmp_path / "data"),
              "output_dir": str(tmp_path / "out"), "lora": True, "lora_path": f"hf://{NAME}"}  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # where the argument file is put
     args = parse(given)
     assert args.model.weight_quantize_algo is None and not hub.asked
     assert fetch_adapter(args) == []

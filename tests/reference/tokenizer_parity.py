@@ -157,7 +157,8 @@ def make_folder(family: str, folder: Path, vocabulary: Path | None) -> Path:
     if vocabulary is not None:
         import sentencepiece
 
-        shutil.copyfile(vocabulary, folder / "tokenizer.model")
+        for name in ("tokenizer.model", "sentencepiece.bpe.model"):  # transformers' name and PaddleNLP's
+            shutil.copyfile(vocabulary, folder / name)
         size = sentencepiece.SentencePieceProcessor(model_file=str(vocabulary)).get_piece_size()
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"vocab_size": size}))

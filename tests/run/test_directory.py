@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
+from finetune.checkpoints.folder import write_checkpoint
 from finetune.errors import UserError
 from finetune.processes.groups import ProcessGroups
 from finetune.run.directory import RunDirectory, open_run_directory
@@ -104,3 +107,20 @@ def test_training_settings_that_paddlenlp_refuses_end_in_a_message(args):
         UserError, match=r"PaddleNLP refuses these training settings .*among .*refined_recompute"
     ):
         build_training_arguments(replace(args, training=training, given=args.given | {"refined_recompute"}))
+
+
+def test_a_run_keeps_the_day_on_which_it_began(args, tmp_path):
+    (tmp_path / "t.jinja").write_text(
+        "{{ strftime_now('%d') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    assert open_again(args).template_day is None
+    args = replace(args, data=replace(args.data, chat_template=str(tmp_path / "t.jinja")))
+    today = open_again(args).template_day
+    assert today == date.today().isoformat()
+    note = tmp_path / "out" / "template_day.json"
+    assert json.loads(note.read_text()) == {"day": today}
+    note.write_text('{"day": "2020-02-02"}')
+    assert open_again(args).template_day == today  # nothing was trained that could be continued
+    note.write_text('{"day": "2020-02-02"}')
+    write_checkpoint(tmp_path / "out", 1, lambda folder: (folder / "config.json").write_text("{}"))
+    assert open_again(args).template_day == "2020-02-02"

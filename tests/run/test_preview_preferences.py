@@ -89,3 +89,18 @@ def test_what_was_cut_and_duplicates_are_told(weightless):
     )
     other = PreferenceSample(ids[:1], (np.array([6, 5], np.int32), np.array([6, 5], np.int32)))
     assert count_preferences([cut, cut, other], pack_to=None, seed=0).num_duplicates == 1
+
+
+def test_the_preview_of_a_run(preview, tmp_path):
+    settings = {"dataset_name_or_path": str(FILE), "max_length": 900, "src_length": 100, "do_eval": False}
+    code, out, err = preview(1, loss_type="sigmoid", **settings)
+    assert code == 0, err
+    assert [title in out for title in ("Pair 1: chosen", "Pair 1: rejected", "Pair 2")] == [True, True, False]
+    assert re.search(r"samples +80 +from 80 examples of 1 file", out)
+    code, out, err = preview(1, loss_type="kto", **settings)
+    assert code == 0 and re.search(r"read by rule +80 +pairs read as a good and a bad answer", out), err
+    (tmp_path / "faulty.json").write_text('{"prompt": "q", "chosen": "a"}\n')
+    code, out, err = preview(1, loss_type="sigmoid", dataset_name_or_path=str(tmp_path / "faulty.json"))
+    assert code == 2 and "faulty.json:1: nothing to compare an answer with" in err
+    code, out, err = preview(1, **settings)
+    assert code == 2 and "set loss_type to train on them" in err

@@ -26,12 +26,16 @@ class Message(NamedTuple):
         content: Its text.
         learned: Of an answer, whether it carries labels; the others never do.
         reasoning: Of an answer, the thoughts that led to it, for templates that have a place for them.
+        tool: Of a tool's result, the name of the tool, for templates that have a place for it.
+        call_id: Of a tool's result, the id of the call that it answers, likewise.
     """
 
     role: str
     content: str
     learned: bool = True
     reasoning: str = ""
+    tool: str = ""
+    call_id: str = ""
 
 
 class Comparison(NamedTuple):

@@ -1,7 +1,8 @@
 """From a record to a conversation: whatever the shape of the file, the later stages see messages with roles.
 
 The shapes are listed in `FORMATS`; docs/data.md shows an example of each. The shape of a file is that of
-its first records unless it is named, and a record of another shape is a fault: a file is of one shape.
+its first records unless it is named; where it is not, a record that does not fit and shows another shape by its own
+fields is read in that one, and counted.
 Fields that a shape does not use are counted and told.
 """
 
@@ -23,21 +24,22 @@ from finetune.data.reading.marks import (
     is_left_out,
     read_learned,
 )
-from finetune.data.reading.message_lists import mark_empty_answers, order_messages, read_messages, read_tools
-from finetune.data.reading.notes import EXAMPLE_UNLEARNED, ReadingNotes
+from finetune.data.reading.message_lists import order_messages, read_messages, read_tools
+from finetune.data.reading.notes import EMPTY_PROMPT, EXAMPLE_UNLEARNED, OTHER_FORMAT, ReadingNotes
 from finetune.data.reading.pairs import (
     SYSTEM_FIELDS,
     describe_missing,
     has_pair,
-    make_messages,
     note_unused,
     read_pair,
     read_system,
+    take_empty_prompt,
 )
 from finetune.data.reading.preferences import is_preference, read_preference, refuse_preference
 from finetune.data.reading.read_options import DEFAULT_OPTIONS, ReadOptions
 from finetune.data.reading.readers import read_file
 from finetune.data.reading.records import FaultCollector, Record, RecordError, describe_type
+from finetune.data.reading.source_target import read_src_tgt
 from finetune.data.reading.text_files import is_text_file
 from finetune.data.reading.values import is_null, read_text
 
@@ -81,7 +83,7 @@ def convert(
         UserError: The file holds preference pairs and options do not say what to do with them.
     """
     stream = iter(records)
-    name = options.dataset_format
+    name = options.dataset_format or options.recognised_format
     while name is None and (first := next(stream, None)) is not None:
         looked_at = [first]
         name = recognise(looked_at, options)
@@ -163,7 +165,26 @@ def _convert(
             return []
     if options.tags:
         record = rename_messages(record, options.tags)
-    return [to_conversation(record, name, notes)]
+    return [take_empty_prompt(_read_any(record, name, notes, options), notes)]
+
+
+def _read_any(record: Record, name: str | None, notes: ReadingNotes, options: ReadOptions) -> Conversation:
+    """One record in the format of its file, or in the one that its own fields show, unless a format is set."""
+    try:
+        return to_conversation(record, name, notes)
+    except RecordError:
+        other = None if options.dataset_format else recognise([record], options)
+        if other in (None, name, "preference") or _may_lack_prompt(record, name, other):
+            raise
+        notes.add(f"{OTHER_FORMAT} ({other} in a file of {name})")
+        return to_conversation(record, other, notes)
+
+
+def _may_lack_prompt(record: Record, name: str | None, other: str | None) -> bool:
+    """Whether a record, or those before it, may be no text but lack their prompts, which is a fault."""
+    if name == "text":
+        return any(field in record.fields for field in _TEXT_NAMES[1:])
+    return other == "text" and "text" not in record.fields
 
 
 def _compare(
@@ -191,39 +212,6 @@ def _has_rejected(record: Record) -> bool:
 
 
 # --- the formats ---
-
-
-def _read_src_tgt(record: Record, notes: ReadingNotes) -> Conversation:
-    """``src``/``tgt``, both strings or both lists of strings; ``system`` at the top or in ``context``."""
-    fields = record.fields
-    if len(fields) == 2 and type(fields.get("src")) is type(fields.get("tgt")) is str:  # nearly all are so
-        messages = Message(USER, fields["src"]), Message(ASSISTANT, fields["tgt"])
-        return Conversation(messages, None, record.file, record.line_number, is_pair=True)
-    prompts, responses = (_read_texts(record, name, notes) for name in ("src", "tgt"))
-    if len(prompts) != len(responses):
-        raise RecordError(
-            record,
-            f"src has {len(prompts)} entries and tgt has {len(responses)}; each round needs one of both",
-        )
-    context = fields.get("context")
-    nested = context if isinstance(context, dict) else {}
-    given, inside = fields.get("system"), nested.get("system")
-    system = inside if is_null(given) else given
-    if not is_null(system) and not isinstance(system, str):
-        system = read_text(record, system, "system", notes)
-    if len(fields) > 2:
-        note_unused(record, _SRC_TGT_USED | ({"context"} if nested else set()), notes)
-        is_other = not is_null(given) and inside not in (None, "", given)
-        notes.unused_fields.update(f"context.{name}" for name in nested if name != "system" or is_other)
-    rounds = make_messages(list(zip(prompts, responses, strict=True)))
-    return Conversation(
-        mark_empty_answers(rounds, notes),
-        system,
-        record.file,
-        record.line_number,
-        read_tools(record),
-        is_pair=not isinstance(fields["src"], list),
-    )
 
 
 def _read_alpaca(record: Record, notes: ReadingNotes) -> Conversation:
@@ -259,6 +247,8 @@ def _read_text(record: Record, notes: ReadingNotes) -> Conversation:
     if len(record.fields) > 1:
         note_unused(record, MARKS | {name}, notes)
     text = read_text(record, record.fields[name], name, notes)
+    if name in ("tgt", "response"):
+        notes.add(EMPTY_PROMPT)
     return Conversation((Message(TEXT, text),), None, record.file, record.line_number)
 
 
@@ -272,7 +262,7 @@ def _read_other(record: Record, notes: ReadingNotes) -> Conversation:
 
 
 FORMATS: dict[str, Callable[[Record, ReadingNotes], Conversation]] = {
-    "src_tgt": _read_src_tgt,
+    "src_tgt": read_src_tgt,
     "alpaca": _read_alpaca,
     "query_response": _read_query_response,
     "messages": _read_messages,
@@ -292,7 +282,6 @@ _SIGNS: tuple[tuple[str, str], ...] = (
 _DESCRIPTION = (
     "src+tgt, instruction+output, query+response, messages, conversations, text, or chosen+rejected"
 )
-_SRC_TGT_USED = frozenset({"src", "tgt", "system", "tools"}) | MARKS
 _LIST_USED = frozenset({"messages", *_LIST_NAMES, "tools", *SYSTEM_FIELDS}) | MARKS
 
 
@@ -309,7 +298,10 @@ def _of_list(record: Record, name: str, notes: ReadingNotes) -> Conversation:
         raise RecordError(record, f"{name} is {describe_type(messages)}, expected a list of messages")
     if len(record.fields) > 1:
         note_unused(record, _LIST_USED, notes)
-    system, ordered = order_messages(record, read_messages(record, messages, name, notes), name, notes)
+    read = read_messages(record, messages, name, notes)
+    if [message.role for message in read] == [ASSISTANT]:  # as ms-swift writes text for continued training
+        read.insert(0, Message(USER, ""))
+    system, ordered = order_messages(record, read, name, notes)
     system = read_system(record, notes, system)
     return Conversation(ordered, system, record.file, record.line_number, read_tools(record))
 
@@ -321,19 +313,3 @@ def _parse_list(record: Record, text: str, name: str) -> Any:
         raise RecordError(
             record, f"{name} is text that is no JSON: write a list of messages as JSON"
         ) from None
-
-
-def _read_texts(record: Record, name: str, notes: ReadingNotes) -> list[str]:
-    if name not in record.fields:
-        raise RecordError(record, describe_missing(record, name, ("src", "tgt")))
-    value = record.fields[name]
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        if is_null(value) or isinstance(value, dict):
-            what = "null" if is_null(value) else describe_type(value)
-            raise RecordError(record, f"{name} is {what}, expected a string or a list of strings")
-        return [read_text(record, value, name, notes)]
-    if not value:
-        raise RecordError(record, f"{name} is an empty list, expected at least one round")
-    return [read_text(record, item, f"{name}[{position}]", notes) for position, item in enumerate(value)]

@@ -10,12 +10,12 @@ What stands out of order is put in order by rules that docs/data.md states, and 
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.data.reading import notes as rules
+from finetune.data.reading.called_functions import write_calls
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Message
 from finetune.data.reading.marks import LEARNED_MARKS, read_learned
 from finetune.data.reading.notes import ReadingNotes
@@ -37,8 +37,9 @@ _JOINED = frozenset(
 _COUNTED = {(USER, USER): rules.PROMPTS_JOINED, (ASSISTANT, ASSISTANT): rules.ANSWERS_JOINED}
 _SPELLINGS = frozenset({"role", "from", "content", "value", "text"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_TOOL_FIELDS = ("name", "tool_call_id")
 _KNOWN = frozenset(
-    {"role", "from", "content", "value", "text", "tool_calls", "function_call", "tool_call_id", "name", "id"}
+    {"role", "from", "content", "value", "text", "tool_calls", "function_call"}
     | LEARNED_MARKS
     | set(_REASONING)
 )
@@ -104,7 +105,8 @@ def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> 
     content = _read_content(record, value, content_name, f"{name}.{content_name}", notes)
     calls = value.get("tool_calls") or value.get("function_call")
     if calls and role == ASSISTANT:
-        text = _write_calls(calls)
+        key = "tool_calls" if value.get("tool_calls") else "function_call"
+        text = write_calls(record, calls, f"{name}.{key}", notes)
         role, content = TOOL_CALL, f"{content}\n{text}" if content else text
     if value.keys() <= _PLAIN and not aside:
         return Message(role, content)
@@ -212,7 +214,7 @@ def _with_extras(
     notes: ReadingNotes,
     aside: frozenset[str],
 ) -> Message:
-    """The message with its mark and its reasoning; what else it has is noted as not used, and so is `aside`."""
+    """The message with its mark and its reasoning, or the name of its tool; what else it has is noted as not used, and so is `aside`."""
     learned = read_learned(record, value, f"{name}.")
     reasoning = next((value[key] for key in _REASONING if not is_null(value.get(key))), "")
     if message.role not in _ANSWERS:
@@ -222,12 +224,16 @@ def _with_extras(
         if learned is False:
             notes.add(rules.ANSWER_UNLEARNED)
         if isinstance(reasoning, str) and reasoning:
-            notes.add(rules.REASONING)
             message = message._replace(reasoning=reasoning)
         message = message._replace(learned=learned is not False)
     if reasoning and not (message.role in _ANSWERS and isinstance(reasoning, str)):
         aside = aside | {next(key for key in _REASONING if not is_null(value.get(key)))}
-    for key in (value.keys() - _KNOWN) | aside:
+    used = _KNOWN
+    if message.role == TOOL:
+        used |= {key for key in _TOOL_FIELDS if isinstance(value.get(key), str)}
+        tool, call = (str(value[key]) if key in used else "" for key in _TOOL_FIELDS)
+        message = message._replace(tool=tool, call_id=call)
+    for key in (value.keys() - used) | aside:
         if not is_null(value[key]):
             notes.unused_fields[f"{name.partition('[')[0]}[].{key}"] += 1
     return message
@@ -270,7 +276,11 @@ def _join(record: Record, first: Message, second: Message, name: str, notes: Rea
     if rule := _COUNTED.get((first.role, second.role)):
         notes.add(rule)
     reasoning = "\n".join(filter(None, (first.reasoning, second.reasoning)))
-    return Message(second.role, f"{first.content}\n{second.content}", first.learned, reasoning)
+    if (first.tool, first.call_id) != (second.tool, second.call_id):
+        notes.add(rules.TOOL_NAMES_JOINED)
+        first = first._replace(tool="", call_id="")
+    content = f"{first.content}\n{second.content}"
+    return first._replace(role=second.role, content=content, reasoning=reasoning)
 
 
 def _check_order(record: Record, ordered: Sequence[Message], message: Message, name: str) -> None:
@@ -308,15 +318,3 @@ def _read_content(
     if isinstance(content, dict) and _ROLES.get(str(message.get("role")).lower()) in (TOOL, TOOL_CALL):
         return json.dumps(content, ensure_ascii=False)
     return read_text(record, content, name, notes)
-
-
-def _write_calls(calls: Any) -> str:
-    """Tool calls as JSON: an object with name and arguments each, on lines of their own."""
-    written = []
-    for call in calls if isinstance(calls, list) else [calls]:
-        function = call.get("function", call) if isinstance(call, dict) else call
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            with contextlib.suppress(ValueError, RecursionError):  # what is no JSON stays the text it is
-                function = {**function, "arguments": json.loads(function["arguments"])}
-        written.append(json.dumps(function, ensure_ascii=False))
-    return "\n".join(written)

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import convert
+from finetune.data.reading.no_examples import count_left_out, describe_no_example
 from finetune.data.reading.read_options import ReadOptions
 from finetune.data.reading.readers import read_file
 from finetune.data.reading.records import FaultCollector
@@ -49,16 +50,16 @@ def read_sources(
     Raises:
         UserError: Faulty lines of all sources together, or a source without any example.
     """
-    read = [_read_source(source, options, faults) for source in sources]
+    read: list[list[Conversation]] = []
+    empty: list[str] = []
+    for source in sources:
+        before = count_left_out(faults)
+        read.append(_read_source(source, options, faults))
+        if not read[-1]:
+            empty.append(describe_no_example(source.name, faults, before))
     faults.raise_if_any()
-    empty = [source.name for source, conversations in zip(sources, read, strict=True) if not conversations]
     if empty:
-        why = (
-            f" {faults.num_faults:,} lines were skipped, the first: {faults.messages[0]}"
-            if faults.messages
-            else ""
-        )
-        raise UserError([f"{name}: no example found.{why}" for name in empty])
+        raise UserError(empty)
     return read
 
 

@@ -66,9 +66,6 @@ def read_pair(record: Record, notes: ReadingNotes, needed: tuple[str, str]) -> C
     rounds = read_history(record, notes)
     response = read_text(record, answer, answer_name, notes)
     prompt = join_prompt(record, prompt_names, notes)
-    if not prompt and not rounds and not system:
-        notes.add(EMPTY_PROMPT)
-        return Conversation((Message(TEXT, response),), None, record.file, record.line_number)
     messages = make_messages([*rounds, (prompt, response)])
     return Conversation(
         mark_empty_answers(messages, notes), system, record.file, record.line_number, read_tools(record)
@@ -140,6 +137,18 @@ def read_system(record: Record, notes: ReadingNotes, among_messages: str | None 
         elif system and system != found:
             notes.unused_fields[name] += 1
     return found
+
+
+def take_empty_prompt(conversation: Conversation, notes: ReadingNotes) -> Conversation:
+    """An answer to an empty prompt, with nothing else before it, is running text, in every format."""
+    first, *rest = conversation.messages
+    if first.content or first.role != USER or len(rest) != 1 or rest[0].role != ASSISTANT:
+        return conversation
+    if conversation.system or conversation.tools:
+        return conversation
+    notes.add(EMPTY_PROMPT)
+    text = Message(TEXT, rest[0].content, rest[0].learned)
+    return Conversation((text,), None, conversation.file, conversation.line_number)
 
 
 def note_unused(record: Record, used: frozenset[str] | set[str], notes: ReadingNotes) -> None:

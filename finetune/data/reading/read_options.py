@@ -14,6 +14,7 @@ class ReadOptions:
 
     Attributes:
         dataset_format: A key of `finetune.data.reading.formats.FORMATS`; None recognises it.
+        recognised_format: The same as the first examples of the file show it; others of the file may have another.
         preference: "chosen" reads the chosen answer of preference pairs; None refuses such files.
         comparison: "pairs" or "marked", what a preference method compares (`finetune.data.reading.comparisons`); None
             for supervised training.
@@ -24,6 +25,7 @@ class ReadOptions:
     """
 
     dataset_format: str | None = None
+    recognised_format: str | None = None
     preference: str | None = None
     comparison: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,10 @@ def read_splits(
     if training or holds_back:
         groups = _read(data, sources, "train", splits, comparison)
     if holds_back:
-        groups, splits.dev = hold_out(groups, data.validation_split or 0, seed)
+        # What one line gives stays together: a prompt whose other answer was trained on is not held back.
+        lines, held_back = hold_out([_by_line(group) for group in groups], data.validation_split or 0, seed)
+        groups = [[each for line in group for each in line] for group in lines]
+        splits.dev = [each for line in held_back for each in line]
     elif evaluating:
         splits.dev = [each for group in _read(data, sources, "dev", splits, comparison) for each in group]
     splits.dev = _limit(splits.dev, data.max_eval_samples, f"{seed}:dev")
@@ -181,6 +185,13 @@ def _read(
         for source in sources[split]
     ]
     return read_sources(found, make_options(data, comparison), faults)
+
+
+def _by_line(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+    """The examples of each line; only data of a preference method have several."""
+    if not any(each.comparison for each in conversations):
+        return [[each] for each in conversations]
+    return [list(run) for _, run in itertools.groupby(conversations, lambda each: each.place)]
 
 
 def _limit(conversations: list[Conversation], most: int | None, seed: str) -> list[Conversation]:

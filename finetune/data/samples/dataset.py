@@ -12,20 +12,32 @@ import numpy as np
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
-from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
+from finetune.data.reading.no_examples import describe_no_example
+from finetune.data.reading.notes import (
+    REASONING_LEFT_OUT,
+    REASONING_WRITTEN,
+    TEXT_DIVIDED,
+    TOOL_NAMES_LEFT_OUT,
+    ReadingNotes,
+)
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
+from finetune.data.samples.drop_reasons import (
+    EMPTY_PROMPT,
+    EMPTY_RESPONSE,
+    EMPTY_TEXT,
+    NO_ROOM,
+    NOT_LEARNED,
+    REFUSED,
+    TOO_LONG,
+    describe_reasons,
+    describe_remedies,
+)
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.sample_store import CUT_SOURCE, CUT_TARGET, SampleStore
 from finetune.data.samples.tokenize import Prompt, SampleBuilder, TooLongError, has_response
-from finetune.data.templates.pieces import RefusedConversationError, Template
+from finetune.data.templates.pieces import RefusedConversationError, Template, chosen_template
 from finetune.errors import UserError
-
-EMPTY_RESPONSE = "empty response"
-NO_ROOM = "no label token left within the length"
-EMPTY_PROMPT = "empty prompt"
-TOO_LONG = "too long"
-NOT_LEARNED = "all answers marked as not to be learned"
 
 
 @dataclass
@@ -47,6 +59,7 @@ class DataReport:
         notes: What was read by a rule, and which fields were not used.
         num_in_own_template: Examples that the model's own template writes because no other was named.
         num_naming_special: Examples whose texts spell names of special tokens.
+        num_without_template: Conversations written as plain text because the model's folder has no template.
     """
 
     files: tuple[str, ...] = ()
@@ -63,6 +76,7 @@ class DataReport:
     notes: ReadingNotes = field(default_factory=ReadingNotes)
     num_in_own_template: int = 0
     num_naming_special: int = 0
+    num_without_template: int = 0
 
     def add_faults(self, faults: FaultCollector) -> None:
         """Notes what was skipped in reading, and what was read by a rule."""
@@ -76,20 +90,30 @@ class DataReport:
         uses_own = getattr(template, "uses_own", None)
         names_special = getattr(encoder, "names_special", None)
         self.num_in_own_template += bool(uses_own and uses_own(conversation))
+        is_bare = conversation.is_text or conversation.is_pair
+        self.num_without_template += getattr(template, "is_for_want_of_another", False) and not is_bare
+        if thoughts := sum(bool(message.reasoning) for message in conversation.messages):
+            takes = getattr(chosen_template(template, conversation), "takes_reasoning", False)
+            self.notes.add(REASONING_WRITTEN if takes else REASONING_LEFT_OUT, thoughts)
+        named = sum(bool(message.tool or message.call_id) for message in conversation.messages)
+        if named and not getattr(chosen_template(template, conversation), "takes_tool_names", False):
+            self.notes.add(TOOL_NAMES_LEFT_OUT, named)
         self.num_naming_special += bool(
             names_special and any(names_special(message.content) for message in conversation.messages)
         )
 
-    def add_dropped(self, conversation: Conversation, error: DropCause, *, only_last: bool = False) -> None:
-        """Notes an example that gave no sample: it is too long, or nothing is left to learn."""
+    def add_dropped(self, conversation: Conversation, error: DropCause, *, only_last: bool = False) -> str:
+        """Notes an example that gave no sample, and says why: it is too long, or nothing is left to learn."""
         answers = conversation.answers[-1:] if only_last else conversation.answers
         if error:
             reason = TOO_LONG
         elif has_response(conversation, only_last=only_last):
             reason = NO_ROOM
         else:
-            reason = NOT_LEARNED if any(each.content.strip() for each in answers) else EMPTY_RESPONSE
+            is_written = any(each.content.strip() for each in answers)
+            reason = NOT_LEARNED if is_written else EMPTY_TEXT if conversation.is_text else EMPTY_RESPONSE
         self.num_dropped[reason] += 1
+        return reason
 
     def add_made(self, conversation: Conversation, num_samples: int) -> None:
         """Notes how many samples a conversation gave: several where it is a text that was divided."""
@@ -131,6 +155,12 @@ class DataReport:
             count = _plural(self.num_in_own_template, "example")
             parts.append(
                 f"written by the model's own chat template (chat_template none for plain text): {count}"
+            )
+        if self.num_without_template:
+            count = _plural(self.num_without_template, "conversation")
+            parts.append(
+                f"written as plain text, prompts and answers end to end, for want of a chat template in the model's "
+                f"folder (set chat_template, to chatml for example; none asks for plain text): {count}"
             )
         if self.num_naming_special:
             count = _plural(self.num_naming_special, "example")
@@ -203,7 +233,9 @@ def load_samples(
     if truncation == "error":
         too_long.raise_if_any()
     if not len(samples):
-        raise UserError(_describe_nothing(report, f"src_length {src_length}, max_length {max_length}"))
+        raise UserError(
+            _describe_nothing(report, refused, f"src_length {src_length}, max_length {max_length}")
+        )
     report.count_samples(samples)
     return samples, report
 
@@ -252,7 +284,7 @@ def load_prompts(
     if truncation == "error":
         too_long.raise_if_any()
     if not prompts:
-        raise UserError(_describe_nothing(report, f"src_length {src_length}"))
+        raise UserError(_describe_nothing(report, refused, f"src_length {src_length}"))
     report.num_samples = len(prompts)
     report.num_tokens = sum(len(prompt.input_ids) for prompt in prompts)
     report.num_truncated_source = sum(prompt.truncated_source for prompt in prompts)
@@ -284,20 +316,16 @@ def with_system(conversations: Sequence[Conversation], system: str | None) -> Se
     ]
 
 
-def _describe_nothing(report: DataReport, lengths: str) -> str:
+def _describe_nothing(report: DataReport, refused: FaultCollector, lengths: str) -> str:
     files = ", ".join(report.files) or "the data set"
     if not report.num_lines:
-        return f'{files}: no example found. Expected lines such as {{"src": "...", "tgt": "..."}}.'
+        return describe_no_example(files, FaultCollector())
+    dropped = report.num_dropped + Counter({REFUSED: refused.num_faults})
+    first = f" The first that was refused: {refused.messages[0]}" if refused.messages else ""
     return (
         f"{files}: none of the {report.num_lines:,} examples can be used with {lengths} "
-        f"(dropped: {describe_reasons(report.num_dropped)}). "
-        "Fill in the tgt fields, or leave more room: a larger max_length or a smaller src_length."
+        f"(dropped: {describe_reasons(dropped)}). {describe_remedies(dropped)}{first}"
     )
-
-
-def describe_reasons(counts: Counter[str]) -> str:
-    """Counts with the reason of each, for a line of text."""
-    return ", ".join(f"{count:,} ({reason})" for reason, count in sorted(counts.items()))
 
 
 def _plural(count: int, noun: str) -> str:

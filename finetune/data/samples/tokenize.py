@@ -59,7 +59,7 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.samples.cutting import CutSample, cut_parts, split_parts, trains_on_text
 from finetune.data.samples.parts import Part, as_ids, count_tokens, join_ids
 from finetune.data.samples.piece_encoding import KnownIds, PieceEncoder, TextEncoder
-from finetune.data.templates.pieces import Piece, Template
+from finetune.data.templates.pieces import Piece, Template, chosen_template
 
 IGNORE_INDEX = -100
 TRUNCATIONS = ("left", "right", "drop", "error")
@@ -167,7 +167,9 @@ class SampleBuilder:
         """The pieces of a conversation, for `cut`."""
         if conversation.is_text:  # no template has a place for it
             return [Piece(conversation.messages[0].content, learned=True)]
-        return self._settle(conversation, self.template.render(conversation))
+        render_last = getattr(chosen_template(self.template, conversation), "render_last", None)
+        render = render_last if self._only_last and render_last else self.template.render
+        return self._settle(conversation, render(conversation))
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
@@ -218,7 +220,7 @@ class SampleBuilder:
         parts = self._pieces.encode(
             pieces,
             known,
-            appends_eos=conversation.is_text or self._template_of(conversation).appends_eos,
+            appends_eos=conversation.is_text or chosen_template(self.template, conversation).appends_eos,
             only_last=self._only_last,
             answers=() if all(message.learned for message in answers) else answers,
         )
@@ -242,7 +244,9 @@ class SampleBuilder:
 
         def encode(kept: Conversation) -> list[Part]:
             pieces = self._render_prompt(kept)
-            parts = self._pieces.encode(pieces, known, appends_eos=self._template_of(kept).appends_eos)
+            parts = self._pieces.encode(
+                pieces, known, appends_eos=chosen_template(self.template, kept).appends_eos
+            )
             return [(ids, False) for ids, _ in parts]  # earlier answers are source as well
 
         length = self._src_length
@@ -277,15 +281,8 @@ class SampleBuilder:
         return self._settle(conversation, self.template.render_prompt(conversation))
 
     def _settle(self, conversation: Conversation, pieces: list[Piece]) -> list[Piece]:
-        is_mixed = getattr(self._template_of(conversation), "mixes_text", False)
+        is_mixed = getattr(chosen_template(self.template, conversation), "mixes_text", False)
         return self._pieces.settle(pieces, is_mixed=is_mixed)
-
-    def _template_of(self, conversation: Conversation) -> Template:
-        """The template itself, or the one that it chooses, and that one in turn."""
-        chosen = self.template
-        while choose := getattr(chosen, "choose", None):
-            chosen = choose(conversation)
-        return chosen
 
 
 def has_response(conversation: Conversation, *, only_last: bool = False) -> bool:

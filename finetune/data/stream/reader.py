@@ -7,6 +7,7 @@ a whole, and is therefore refused above `MAX_LIST_BYTES`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -19,9 +20,11 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.encodings import is_wide, normalise_encoding
 from finetune.data.reading.formats import NUM_RECORDS_LOOKED_AT, convert, recognise
 from finetune.data.reading.mixing import DataSource
+from finetune.data.reading.no_examples import describe_no_example
 from finetune.data.reading.read_options import DEFAULT_OPTIONS, ReadOptions
 from finetune.data.reading.readers import counts_bytes, is_list, read_file
 from finetune.data.reading.records import START, FaultCollector, Position, Record
+from finetune.data.samples.drop_reasons import describe_reasons, describe_remedies
 from finetune.errors import UserError
 
 MAX_LIST_BYTES = 64 * 2**20
@@ -75,6 +78,7 @@ class SourceReader:
         self.num_bytes = [max(file.stat().st_size, 1) for file in source.files]
         self._counts_bytes = [counts_bytes(file) for file in source.files]
         self.size: int | None = None
+        self._num_dropped: Counter[str] = Counter()  # only told where no example is left
         self._place: int
         self._num_examples: int
         self._records: Iterator[Record] | None = None
@@ -111,14 +115,20 @@ class SourceReader:
             UserError: The one that is over had not a single usable example.
         """
         if not self._num_examples:
-            raise UserError(f"{self.source.name}: no example found.")
+            raise UserError(describe_no_example(self.source.name, self._faults))
         if not self._num_kept:
             raise UserError(
-                f"{self.source.name}: none of the {self._num_examples:,} examples can be used: their answers "
-                "are empty, or leave no token within max_length."
+                f"{self.source.name}: none of the {self._num_examples:,} examples can be used{self._why_none()}"
             )
         self.size = self._num_kept
         self._begin(self.epoch + 1)
+
+    def note_dropped(self, reason: str) -> None:
+        """Counts an example that gave no sample."""
+        self._num_dropped[reason] += 1
+
+    def _why_none(self) -> str:
+        return f" ({describe_reasons(self._num_dropped)}). {describe_remedies(self._num_dropped)}"
 
     def note_kept(self, num_samples: int) -> None:
         """Counts the samples that an example gave."""
@@ -176,8 +186,8 @@ class SourceReader:
 
     def _open(self, file: Path) -> None:
         options = self._options
-        name = options.dataset_format or _recognise(file, options)
-        self._file_options = replace(options, dataset_format=name)
+        if options.dataset_format is None:
+            self._file_options = replace(options, recognised_format=_recognise(file, options))
         self._records = read_file(file, self._faults, self._at, options)
 
 

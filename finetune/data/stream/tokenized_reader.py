@@ -21,6 +21,7 @@ from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
 from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.drop_reasons import REFUSED
 from finetune.data.samples.tokenize import Sample, TooLongError
 from finetune.data.stream.reader import SourceReader
 from finetune.data.stream.settings import StreamSettings
@@ -61,7 +62,8 @@ class TokenizedReader:
         self._error: UserError | None = None
         self._pass_is_read = False
         self._num_drawn = 0
-        self._report = DataReport(files=tuple(str(file) for source in sources for file in source.files))
+        files = tuple(str(file) for source in sources for file in source.files)
+        self._report = DataReport(files=files, notes=self._faults.notes)
 
     @property
     def report(self) -> DataReport:
@@ -176,7 +178,7 @@ class TokenizedReader:
         for reader, conversation in examples:
             self._report.add_texts(conversation, self._builder.encoder, self._builder.template)
             if id(conversation) in dropped:
-                self._count_dropped(conversation, dropped[id(conversation)])
+                reader.note_dropped(self._count_dropped(conversation, dropped[id(conversation)]))
                 continue
             samples = list(islice(made, num_made[id(conversation)]))
             reader.note_kept(len(samples))
@@ -187,14 +189,15 @@ class TokenizedReader:
             self.ahead += samples
         self._report.num_lines += len(examples)
 
-    def _count_dropped(self, conversation: Conversation, cause: DropCause) -> None:
+    def _count_dropped(self, conversation: Conversation, cause: DropCause) -> str:
+        """Counts an example that gave no sample, and says why."""
         if isinstance(cause, TooLongError) and self._settings.stop_at_too_long:
             raise UserError(f"{conversation.place}: {cause}")
         if isinstance(cause, RefusedConversationError):
             self._faults.add(cause.describe(conversation.place))
             self._faults.raise_if_any()
-            return
-        self._report.add_dropped(conversation, cause, only_last=self._settings.train_on == "last")
+            return REFUSED
+        return self._report.add_dropped(conversation, cause, only_last=self._settings.train_on == "last")
 
     def _count(self, sample: Sample) -> None:
         report = self._report

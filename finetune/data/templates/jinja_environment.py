@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from typing import Any
 
 import jinja2
@@ -11,6 +10,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from finetune.data.templates.template_clock import template_time
 
 CHAT = "chat"
 """A template of a whole list of messages, as transformers renders it."""
@@ -43,7 +44,7 @@ def make_environment(kind: str = CHAT) -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = raise_exception
     if kind == CHAT:
         environment.filters["tojson"] = _to_json
-        environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+        environment.globals["strftime_now"] = lambda pattern: template_time().strftime(pattern)
     return environment
 
 

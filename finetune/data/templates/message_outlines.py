@@ -21,18 +21,30 @@ class Outline(NamedTuple):
         calls: The functions that it calls, as a JSON list; "" for none.
         has_text: Whether it holds text besides.
         has_reasoning: Whether it holds thoughts.
+        tool: Of a tool's result, the name of the tool.
+        call_id: Of a tool's result, the id of the call.
     """
 
     role: str
     calls: str = ""
     has_text: bool = True
     has_reasoning: bool = False
+    tool: str = ""
+    call_id: str = ""
 
-    def write(self, index: int, num_messages: int) -> dict[str, Any]:
-        """The message as templates know it, with placeholders for its texts."""
-        message = write_message(self.role, PLACEHOLDER.format(index) if self.has_text else "")
+    def write(self, index: int, num_messages: int, *, num_copies: int = 1) -> dict[str, Any]:
+        """The message as templates know it, with placeholders for its texts, each so often in a row."""
+        content, reasoning = (PLACEHOLDER.format(number) for number in (index, num_messages + index))
+        return self.write_texts(content * num_copies, reasoning * num_copies)
+
+    def write_texts(self, content: str, reasoning: str) -> dict[str, Any]:
+        """The message as templates know it, with these texts as far as it has any."""
+        message = write_message(self.role, content if self.has_text else "")
         if self.has_reasoning:
-            message["reasoning_content"] = PLACEHOLDER.format(num_messages + index)
+            message["reasoning_content"] = reasoning
+        for key, value in (("name", self.tool), ("tool_call_id", self.call_id)):
+            if value:
+                message[key] = value
         if self.calls:
             calls = json.loads(self.calls)
             message["tool_calls"] = [{"type": "function", "function": call} for call in calls]

@@ -69,6 +69,13 @@ class Template(Protocol):
         ...
 
 
+def chosen_template(template: Template, conversation: Conversation) -> Template:
+    """The template itself, or the one that it chooses for a conversation, and that one in turn."""
+    while choose := getattr(template, "choose", None):
+        template = choose(conversation)
+    return template
+
+
 class Slot(NamedTuple):
     """A part of a template's pattern: its own text, one of its special tokens, or a place for data.
 

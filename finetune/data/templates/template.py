@@ -17,10 +17,21 @@ from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
 from finetune.data.templates.default_template import DefaultTemplate, TemplateByTools
 from finetune.data.templates.jinja_environment import PART
 from finetune.data.templates.jinja_templates import JinjaTemplate
+from finetune.data.templates.own_templates import (
+    CONFIG_FILE,
+    DEFAULT,
+    JINJA_FILE,
+    REMEDY,
+    TOOL_USE,
+    OwnTemplates,
+    read_own_templates,
+    read_template_field,
+)
 from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.errors import UserError
 from finetune.storage.files import is_present, read_json_object, read_json_or_empty, read_text
+from finetune.storage.template_files import NAMED_FOLDER, named_files
 from finetune.tokenizers.added_tokens import read_folder_tokens
 
 __all__ = ["JsonTemplate", "Piece", "PlainTemplate", "Template", "load_template"]
@@ -29,17 +40,23 @@ PLAIN_NAMES = ("none", "plain")
 OWN_NAME = "tokenizer"
 
 _PARTS = ("system", "conversation", "query")
-_OWN_FILES = ("chat_template.json", "chat_template.jinja", "tokenizer_config.json")
-_REMEDY = "correct it, or give chat_template another name or file"
+_OWN_FILES = ("chat_template.json", JINJA_FILE, CONFIG_FILE)
 _JSON_REMEDY = f"put the keys {', '.join(_PARTS)} there, or give chat_template another name or file"
 _JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
 class PlainTemplate:
-    """Prompt and response as they are, round after round, with nothing in between."""
+    """Prompt and response as they are, round after round, with nothing in between.
+
+    Args:
+        is_for_want_of_another: Whether nobody asked for it: none is set, and the model has none.
+    """
 
     appends_eos = True
     special_tokens: tuple[str, ...] = ()
+
+    def __init__(self, *, is_for_want_of_another: bool = False):
+        self.is_for_want_of_another = is_for_want_of_another
 
     def render(self, conversation: Conversation) -> list[Piece]:
         """Every response is learned, nothing else is."""
@@ -149,7 +166,7 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     Args:
         name_or_path: None for the default: the template in the tokenizer's folder for conversations, if there is
             one, see `DefaultTemplate`; "none" or "plain" for no template at all; a key of `CHAT_FORMATS`;
-            "tokenizer" for the one in the tokenizer's folder; otherwise the path of a file (JSON of the shape of
+            "tokenizer" for the one in the tokenizer's folder; the name of one of several in that folder; otherwise the path of a file (JSON of the shape of
             `JsonTemplate`, or with a key ``chat_template`` that holds jinja text, or jinja by its name), or of a
             folder that holds one of these as a tokenizer's folder does.
         tokenizer_folder: Where "tokenizer" and relative paths are looked for, and the names of special
@@ -165,9 +182,14 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     if name in PLAIN_NAMES:
         return PlainTemplate()
     if name in CHAT_FORMATS:
-        return NamedTemplate(name, _read_special_tokens(folder)[1] if folder else ())
+        if folder is None:
+            return NamedTemplate(name)
+        _, special, other = _read_special_tokens(folder)
+        return NamedTemplate(name, (*special, *other))
     if name == OWN_NAME:
         return _load_own(folder)
+    if folder and folder.is_dir() and (named := _load_named(name, folder)):
+        return named
     for path in (Path(name), *([folder / name] if folder else [])):
         if path.is_dir():
             return _load_own(path, f"chat_template is the folder {path}, which")
@@ -177,25 +199,41 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
                 raise UserError(f"chat_template: {path} holds no chat_template.")
             return template
     nearest = get_close_matches(name.lower(), [*CHAT_FORMATS, OWN_NAME], n=1)
+    own = read_own_templates(folder).by_name if folder else {}
     raise UserError(
         f"chat_template: {name!r} is not known{f' (did you mean {nearest[0]!r}?)' if nearest else ''}. "
         f"Accepted: null (the model's own for conversations), {', '.join(map(repr, PLAIN_NAMES))} (no template), "
         f"{', '.join(CHAT_FORMATS)}, "
-        f"{OWN_NAME!r} (the tokenizer's own), or the path of a jinja file or of a JSON file such as "
+        f"{OWN_NAME!r} (the tokenizer's own{': ' if len(own) > 1 else ''}{', '.join(own) if len(own) > 1 else ''}), or the path of a jinja file or of a JSON file such as "
         '{"system": "...", "conversation": ["{{user}} ...", "{{bot}} ..."], "query": "{{query}} ..."}.'
     )
 
 
 def has_own_template(folder: Path) -> bool:
     """Whether a tokenizer's folder has a template, be it a good one or not."""
-    if any(is_present(folder / name) for name in _OWN_FILES[:-1]):
+    if any(is_present(folder / name) for name in _OWN_FILES[:-1]) or named_files(folder):
         return True
     return bool(read_json_or_empty(folder / _OWN_FILES[-1]).get("chat_template"))
 
 
+def asks_for_time(name_or_path: str | None, folder: Path) -> bool:
+    """Whether a template that `load_template` would give may write the date."""
+    name = OWN_NAME if name_or_path is None else name_or_path
+    if name in PLAIN_NAMES or name in CHAT_FORMATS:
+        return False
+    places = [Path(name), folder / name] if name != OWN_NAME else []
+    try:
+        texts = [read_text(path) for path in places if path.is_file()]
+        for place in [folder, *(path for path in places if path.is_dir())]:
+            texts += read_own_templates(place).by_name.values()
+    except UserError:  # told where a conversation asks for the template
+        return False
+    return any("strftime_now" in text for text in texts)
+
+
 def _load_default(folder: Path | None) -> Template:
     if folder is None or not has_own_template(folder):
-        return PlainTemplate()
+        return PlainTemplate(is_for_want_of_another=True)
 
     def load() -> Template:
         try:
@@ -208,47 +246,72 @@ def _load_default(folder: Path | None) -> Template:
 
 
 def _load_own(folder: Path | None, what: str = "") -> Template:
-    for path in [folder / name for name in _OWN_FILES] if folder else []:
-        if path.is_file() and (template := _load_file(path, folder)):
-            return template
+    if (
+        folder
+        and (folder / _OWN_FILES[0]).is_file()
+        and (template := _load_file(folder / _OWN_FILES[0], folder))
+    ):
+        return template
+    own = read_own_templates(folder) if folder else None
+    if own and own.by_name:
+        return _choose_default(own, own.place.parent)
     raise UserError(
-        f"{what or f'chat_template is tokenizer, but {folder}'} has none (looked for {', '.join(_OWN_FILES)}): "
-        f"choose one of {', '.join(CHAT_FORMATS)}, or give a file."
+        f"{what or f'chat_template is tokenizer, but {folder}'} has none (looked for {', '.join(_OWN_FILES)}, "
+        f"{NAMED_FOLDER}/): choose one of {', '.join(CHAT_FORMATS)}, or give a file."
     )
+
+
+def _load_named(name: str, folder: Path) -> Template | None:
+    """The template that a folder has under a name; None where it has none."""
+    own = read_own_templates(folder)
+    if name not in own.by_name:
+        return None
+    tokens = _read_special_tokens(folder)
+    return JinjaTemplate(own.by_name[name], f"{own.place}: {name}", *tokens, needs_tools=name == TOOL_USE)
 
 
 def _load_file(path: Path, folder: Path | None) -> Template | None:
     """The template in a file; None for JSON of a tokenizer that has none."""
+    folder = folder or path.parent
     if path.suffix in _JINJA_SUFFIXES:
-        source: Any = read_text(path, remedy=_REMEDY)
-        return JinjaTemplate(source, str(path), *_read_special_tokens(folder or path.parent))
+        source = read_text(path, remedy=REMEDY)
+        return JinjaTemplate(source, str(path), *_read_special_tokens(folder))
     parts = read_json_object(path, remedy=_JSON_REMEDY)
     if "chat_template" not in parts:
-        return None if path.name == "tokenizer_config.json" else JsonTemplate(parts, str(path))
-    source, of_tools = parts["chat_template"], None
-    if isinstance(source, list):  # several by name
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
-        source, of_tools = named.get("default"), named.get("tool_use")
-    if source is None:
-        return None
-    if not isinstance(source, str):
-        raise UserError(f"chat_template: the key chat_template of {path} holds no text and no default one.")
-    tokens = _read_special_tokens(folder or path.parent)
-    default = JinjaTemplate(source, str(path), *tokens)
-    if not isinstance(of_tools, str):
+        return None if path.name == CONFIG_FILE else JsonTemplate(parts, str(path))
+    found = read_template_field(path, parts)
+    return _choose_default(OwnTemplates(path, found), folder) if found else None
+
+
+def _choose_default(own: OwnTemplates, folder: Path) -> Template:
+    """What writes conversations where no template is named: as in transformers, "tool_use" those with tools.
+
+    Raises:
+        UserError: There are templates with names, and none of them is the default one.
+    """
+    tokens = _read_special_tokens(folder)
+    if DEFAULT not in own.by_name:
+        raise UserError(
+            f"chat_template: {own.place} holds no default template; set chat_template to one of its names: "
+            f"{', '.join(own.by_name)}."
+        )
+    default = JinjaTemplate(own.by_name[DEFAULT], str(own.place), *tokens)
+    if TOOL_USE not in own.by_name:
         return default
 
     def load_tool_use() -> Template:
-        return JinjaTemplate(of_tools, f"{path}: tool_use", *tokens, needs_tools=True)
+        return JinjaTemplate(own.by_name[TOOL_USE], f"{own.place}: {TOOL_USE}", *tokens, needs_tools=True)
 
     return TemplateByTools(load_tool_use, default)
 
 
-def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Special tokens by role, and all added tokens, out of the files that stand beside a tokenizer."""
+def _read_special_tokens(folder: Path) -> tuple[dict[str, str], list[str], list[str]]:
+    """Special tokens by role, all of them, and other added tokens, out of the files that stand beside a tokenizer."""
     found = read_folder_tokens(folder)
     by_role = {"bos_token": "", "eos_token": ""} | dict(found.roles)
-    return by_role, [name for name in found.tokens if name.strip()]
+    special = [name for name, token in found.tokens.items() if name.strip() and token.special]
+    other = [name for name, token in found.tokens.items() if name.strip() and not token.special]
+    return by_role, special, other
 
 
 def _check_parts(parts: Mapping[str, Any], name: str) -> None:

@@ -27,6 +27,7 @@ import jinja2
 
 from finetune.data.templates import template_worker
 from finetune.data.templates.jinja_environment import RENDER_ERRORS, describe, make_environment
+from finetune.data.templates.template_clock import fixed_day
 from finetune.data.templates.template_syntax import is_linear
 from finetune.data.templates.template_worker import Variant
 from finetune.errors import RunError, UserError
@@ -60,6 +61,9 @@ class Renderer:
     Raises:
         SourceError: It is no valid jinja, or nested too deep.
         UserError: To read it exceeds the limits.
+
+    Attributes:
+        tree: The parsed text.
     """
 
     def __init__(self, source: str, name: str, kind: str):
@@ -69,8 +73,8 @@ class Renderer:
         environment = make_environment(kind)
         self._template: jinja2.Template | None = None
         try:
-            tree = environment.parse(source)
-            if is_linear(tree):
+            self.tree = environment.parse(source)
+            if is_linear(self.tree):
                 self._template = environment.from_string(source)
         except RecursionError:
             raise SourceError("it is nested too deep") from None
@@ -117,7 +121,13 @@ class Renderer:
             raise RenderError(f"its values cannot be passed on ({type(error).__name__})") from None
         seconds = MAX_SECONDS + _SECONDS_PER_BYTE * len(encoded) * len(variants)
         head = json.dumps(
-            {"kind": self._kind, "source": self._source, "seconds": seconds, "variants": variants},
+            {
+                "kind": self._kind,
+                "source": self._source,
+                "seconds": seconds,
+                "variants": variants,
+                "day": fixed_day(),
+            },
             ensure_ascii=False,
         )
         try:

@@ -2,7 +2,8 @@
 
 One line of JSON asks, one answers::
 
-    {"kind": "chat", "source": "{% for ...", "values": {...}, "variants": [[{...}, 3], ...], "seconds": 1.2}
+    {"kind": "chat", "source": "{% for ...", "values": {...}, "variants": [[{...}, 3], ...], "seconds": 1.2,
+     "day": null}
     {"invalid": "line 3: unexpected '}'"}
     {"limit": "needs more than 1024 MB of memory"}                      # to read the template alone
     {"outcomes": [["text", "<s>..."], ["more", "..."], ["error", "no system"], ["limit", "writes ..."]]}
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from finetune.data.templates.jinja_environment import describe, make_environment
+from finetune.data.templates.template_clock import set_day
 from finetune.machine.stop_signals import STOP_SIGNALS
 
 MAX_MEMORY_BYTES = 2**30
@@ -90,6 +92,7 @@ def main() -> None:
 
 
 def _answer(templates: _Templates, request: dict[str, Any], num_bytes: int) -> dict[str, Any]:
+    set_day(request["day"])
     try:
         template = templates.get(request["kind"], request["source"])
     except MemoryError:

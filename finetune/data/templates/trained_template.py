@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.templates.own_templates import DEFAULT, read_own_templates
 from finetune.storage.files import read_json_object, read_json_or_empty, read_text, write_json
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ def carry_template(sources: Sequence[Path], target: Path) -> str | None:
         if path.is_file():
             recorded = _COPY_STEM + path.suffix
             shutil.copyfile(path, target / recorded)
+        elif (source := _find_named(name, sources)) is not None:
+            recorded = f"{_COPY_STEM}.jinja"
+            (target / recorded).write_text(source, encoding="utf-8")
         else:
             print(
                 f"note: the template file {name} of the training is not there: give it with --chat_template later"
@@ -134,20 +138,21 @@ def template_source(folder: Path, tokenizer: TokenizerFacts) -> str | None:
         return write_jinja(chat if system is None else replace(chat, default_system=system), tokenizer)
     path = Path(name)
     if not path.is_file():
-        return None
+        named = _find_named(name, [folder])
+        return None if named is None else with_system(named, system)
     source = read_json_object(path).get(_KEY) if path.suffix == ".json" else read_text(path)
     return with_system(source, system) if isinstance(source, str) else None
 
 
 def _own_source(folder: Path) -> str | None:
     """The jinja text of a tokenizer's folder; None where it has none."""
-    if (folder / "chat_template.jinja").is_file():
-        return read_text(folder / "chat_template.jinja")
-    source = read_json_or_empty(folder / "tokenizer_config.json").get(_KEY)
-    if isinstance(source, list):
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
-        source = named.get("default")
-    return source if isinstance(source, str) else None
+    return read_own_templates(folder).by_name.get(DEFAULT)
+
+
+def _find_named(name: str, folders: Sequence[Path]) -> str | None:
+    """The text of a template that one of some folders has under a name."""
+    found = (read_own_templates(folder).by_name.get(name) for folder in folders if folder.is_dir())
+    return next((text for text in found if text is not None), None)
 
 
 def _located(value: object, folders: Sequence[Path]) -> str:

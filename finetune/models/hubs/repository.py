@@ -26,7 +26,7 @@ from finetune.storage.checkpoints import WEIGHT_FILES, has_weights, shard_names
 from finetune.storage.files import is_present, read_json, write_json
 
 _NAME = re.compile(r"(?:(?P<hub>\w+)://)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-SMALL_FILES = re.compile(r"[^/]+\.(json|txt|model|tiktoken|jinja)")
+SMALL_FILES = re.compile(r"[^/]+\.(json|txt|model|tiktoken|jinja)|additional_chat_templates/[^/]+\.jinja")
 """Names of the files that come with a model's configuration: settings, tokenizer, templates."""
 _DATA = re.compile(r".+\.(json|jsonl|csv|tsv|txt|parquet|arrow)")
 _MAX_DATA_FILES = 1000

@@ -121,6 +121,9 @@ def _table_rows(report: DataReport, figures: Figures) -> list[tuple[str, str, st
     if report.num_in_own_template:
         note = "written by the model's own template; chat_template none: plain text"
         rows.append(("in its chat template", f"{report.num_in_own_template:,}", note))
+    if report.num_without_template:
+        note = "conversations end to end: no template in the model's folder, see chat_template"
+        rows.append(("as plain text", f"{report.num_without_template:,}", note))
     if report.num_naming_special:
         note = "spell names of special tokens, see split_special_tokens"
         rows.append(("special names", f"{report.num_naming_special:,}", note))

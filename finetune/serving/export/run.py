@@ -20,6 +20,7 @@ from finetune.serving.export.options import ExportOptions
 from finetune.storage.files import fill_folder, read_json_if_present, write_json
 from finetune.storage.lock import hold_output
 from finetune.storage.quantisation.stored_format import without_format
+from finetune.tokenizers.fast_encoder import find_vocabulary
 
 if TYPE_CHECKING:
     from finetune.families.decoder_description import DecoderDescription
@@ -259,8 +260,7 @@ def _save_graph(
 def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedModel) -> Path:
     """The adapter's folder where it has a tokenizer of its own: it was trained with that one."""
     adapter = options.lora_path or options.prefix_path
-    names = resolved.family.tokenizer.vocab_files
-    return adapter if adapter and any((adapter / name).is_file() for name in names) else folder
+    return adapter if adapter and find_vocabulary(adapter, resolved.family.tokenizer) else folder
 
 
 def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ from finetune.machine.device import device_kind
 from finetune.serving.decoding.exported import read_facts
 from finetune.serving.decoding.options import DTYPES, ModelOptions
 from finetune.serving.predict.responder import Responder, stop_ids
+from finetune.tokenizers.fast_encoder import find_vocabulary
 
 if TYPE_CHECKING:
     from finetune.data.templates.pieces import Template
@@ -70,9 +71,8 @@ def plan_model(options: ModelOptions) -> PlannedModel:
     if faults := options.faults():
         raise UserError(faults)
     resolved = resolve_model(options.model_name_or_path, needs_weights=not options.is_static)
-    names = resolved.family.tokenizer.vocab_files
     adapter = options.adapter
-    has_own = adapter is not None and any((adapter / name).is_file() for name in names)
+    has_own = adapter is not None and find_vocabulary(adapter, resolved.family.tokenizer) is not None
     tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
     name = options.template_name(Path(tokenizer))
     template = load_template(name, Path(tokenizer))
