@@ -33,6 +33,7 @@ from finetune.adapters.dora import add_magnitude
 from finetune.adapters.files import AdapterWeights, StartWeights, load_adapter_weights, open_starts
 from finetune.adapters.initial_weights import draw_input_matrix, find_start, take_start
 from finetune.adapters.lora_config import BIAS_ENDING, LayeredLoRAConfig
+from finetune.adapters.mixed_lora import add_mixer
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
@@ -73,7 +74,10 @@ class LoRAModel(peft.LoRAModel):
         self, model: Any, config: LayeredLoRAConfig, *, seed: int = 0, starts: StartWeights | None = None
     ):
         config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
+        # PaddleNLP has the matrix between A and B in one process only.
+        is_mixed, config.lora_use_mixer = config.lora_use_mixer, False
         super().__init__(model, config)
+        config.lora_use_mixer = is_mixed
         for name, layer in model.named_sublayers():
             if getattr(layer, "lora_A", None) is not None:
                 self._start_layer(name, layer, seed=derive_seed(seed, "lora", name), starts=starts)
@@ -87,6 +91,8 @@ class LoRAModel(peft.LoRAModel):
             layer.start_factors = take_start(name, layer, base, found)
         else:
             draw_input_matrix(layer.lora_A, base, kind=config.start, seed=seed)
+        if config.lora_use_mixer:
+            add_mixer(layer, seed=seed)
         if config.use_dora:
             add_magnitude(layer)
 
@@ -166,6 +172,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         target_modules=targets,
         trainable_modules=trained or None,
         use_dora=settings.use_dora,
+        lora_use_mixer=settings.lora_use_mixer,
         lora_bias=settings.lora_bias,
         init_lora_weights="pissa" if settings.pissa else settings.init_lora_weights,
         rank_pattern=resolve_layer_patterns("rank_pattern", settings.rank_pattern, family, layers),

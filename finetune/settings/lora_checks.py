@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_NEEDS_LORA = ("rslora", "pissa", "use_dora", "rank_pattern", "alpha_pattern", "lora_dtype")
+_NEEDS_LORA = ("rslora", "pissa", "use_dora", "lora_use_mixer", "rank_pattern", "alpha_pattern", "lora_dtype")
 _MAX_RANK = 65_536
 
 
@@ -30,6 +30,11 @@ def check_lora(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
     if values["use_dora"] and (pissa or start in ("pissa", "olora")):
         fault = "use_dora is true, but the weights start from parts of the base (pissa, olora): choose one of both"
         yield ("use_dora", "pissa", "init_lora_weights"), fault
+    if values["lora_use_mixer"] and (values["use_dora"] or pissa or start in ("pissa", "olora")):
+        fault = (
+            "lora_use_mixer is true, which goes with neither use_dora nor pissa or olora: choose one of them"
+        )
+        yield ("lora_use_mixer", "use_dora", "pissa", "init_lora_weights"), fault
     yield from _check_patterns(values)
     yield from _check_type(values)
 

@@ -56,6 +56,8 @@ class ModelArguments:
     use_dora: bool = setting(False,
         "Train the length of every column of the updated weights beside their direction (DoRA).",
         "除方向外，还训练更新后权重每一列的长度（DoRA）。")
+    lora_use_mixer: bool = setting(False, "Train a square matrix between the two of LoRA (MosLoRA).",
+        "在 LoRA 的两个矩阵之间再训练一个方阵（MosLoRA）。", common=False)
     rank_pattern: dict[str, Any] | None = setting(None,
         "Ranks of single layers: end of a layer's name, as a regular expression, to rank; null: lora_rank for all.",
         "个别层的秩：层名末尾（正则表达式）到秩的映射；null：全部用 lora_rank。", common=False)

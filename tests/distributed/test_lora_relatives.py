@@ -14,6 +14,7 @@ slow = pytest.mark.slow_distributed
 STEPS = {"max_steps": 8, "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
 DORA = {"use_dora": True}
 PATTERNS = {"rank_pattern": {r"layers\.\d+\.self_attn\.q_proj": 2}, "alpha_pattern": {"down_proj": 3}}
+MIXED = {"lora_use_mixer": True}
 BIAS = {"lora_bias": "all"}
 HALF = {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True}
 CASES = [
@@ -21,8 +22,13 @@ CASES = [
     ("qwen2", "pp2", "padded", DORA | BIAS),
     ("llama", "tp2 x pp2", "padded", {"pissa": True}),
     ("chatglm2", "sharding2 stage2", "packed", DORA),
+    ("llama", "tp2", "padded", MIXED),
 ]
 SLOW_CASES = [
+    ("qwen", "tp2 sequence", "padded", MIXED),
+    ("bloom", "pp2", "packed", MIXED),
+    ("opt", "sharding2 stage3", "padded", MIXED),
+    ("chatglm2", "tp2", "padded", MIXED | {"weight_quantize_algo": "nf4"}),
     ("llama", "dp2", "packed", DORA),
     ("qwen2", "sharding2 stage1", "padded", DORA),
     ("llama", "sharding2 stage3", "packed", DORA),

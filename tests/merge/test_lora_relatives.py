@@ -21,6 +21,7 @@ CASES = [
     ("llama", DORA | PATTERNS),
     ("llama", PATTERNS | {"rslora": True}),
     ("llama", {"pissa": True}),
+    ("llama", {"lora_use_mixer": True, "rank_pattern": {"q_proj": 2}}),
     ("llama", {"init_lora_weights": "olora"}),
     ("llama", {"init_lora_weights": "gaussian"}),
     ("qwen2", DORA | {"lora_bias": "all"}),
@@ -78,7 +79,7 @@ def test_lengths_are_those_of_one_base(tmp_path):
         run_merge(base, tmp_path / "dora", output=tmp_path / "out")
 
 
-@pytest.mark.parametrize(("family", "settings"), CASES[:3] + CASES[5:7])
+@pytest.mark.parametrize(("family", "settings"), CASES[:4] + CASES[6:8])
 def test_peft_s_form_comes_back(family, settings, tmp_path):
     base = write_base(tmp_path / "base", family)
     expected = write_adapter(tmp_path / "adapter", base, **settings)
