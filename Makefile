@@ -44,10 +44,10 @@ demo: install  ## fine-tune a tiny model on data/ and show what it learned
 test: install  ## run the test suite (PYTEST_ARGS="-m 'not slow'" for a part of it)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-parity: install  ## install torch, transformers, peft and bitsandbytes into .venv and compare with them live
+parity: install  ## install torch, transformers, peft, bitsandbytes and trl into .venv and compare with them live
 	@if ! cmp -s requirements/parity.txt $(VENV)/installed-parity.txt; then \
 		echo "Installing requirements/parity.txt (nothing of the lock moves) ..."; \
-		$(PIP) freeze --exclude torch --exclude transformers --exclude peft --exclude bitsandbytes > $(VENV)/constraints.txt && \
+		$(PIP) freeze --exclude torch --exclude transformers --exclude peft --exclude bitsandbytes --exclude trl > $(VENV)/constraints.txt && \
 		$(PIP) install --quiet --progress-bar off -c $(VENV)/constraints.txt -r requirements/parity.txt && \
 		cp requirements/parity.txt $(VENV)/installed-parity.txt; \
 	fi

@@ -1,7 +1,8 @@
 """loss.png: the curves of a run, drawn from its train_log.jsonl.
 
 Above, the training loss (with a smoothed line once there are many points) and the evaluation
-losses; below, smaller, the learning rate. matplotlib is loaded only here and draws without a
+losses; below, smaller, the learning rate, and between them, where preferences are trained on, the
+margins of the rewards with the share of pairs that they order rightly. matplotlib is loaded only here and draws without a
 display.
 """
 
@@ -40,12 +41,17 @@ def plot_losses(log_path: str | os.PathLike[str], png_path: str | os.PathLike[st
     evaluations = [record for record in records if record.get("kind") == "eval"]
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    margins = _points(train, "rewards_margin")
+    heights = (4, 1) if margins is None else (3, 2, 1)
+    loss_axes, *others, rate_axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _draw_losses(
         loss_axes,
         _points(train, "loss"),
         _points(evaluations, "eval_loss") or _points(evaluations, "loss"),
+        unit="nats per label token" if margins is None else "loss per pair or answer",
     )
+    if margins is not None:
+        _draw_rewards(others[0], margins, _points(train, "rewards_accuracy"), evaluations)
     _draw_rate(rate_axes, _points(train, "learning_rate"))
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
@@ -83,7 +89,7 @@ def _points(records: Sequence[dict[str, Any]], name: str) -> tuple[list[float], 
     return (sorted(by_step), [by_step[step] for step in sorted(by_step)]) if by_step else None
 
 
-def _draw_losses(axes: "Axes", train: Any, evaluations: Any) -> None:
+def _draw_losses(axes: "Axes", train: Any, evaluations: Any, *, unit: str) -> None:
     if train:
         steps, losses = train
         many = len(steps) >= MIN_POINTS_TO_SMOOTH
@@ -113,7 +119,22 @@ def _draw_losses(axes: "Axes", train: Any, evaluations: Any) -> None:
     else:
         axes.text(0.5, 0.5, "no steps logged yet", transform=axes.transAxes, ha="center", color=RATE_COLOR)
     axes.set_title("Loss", loc="left", fontweight="bold")
-    axes.set_ylabel("nats per label token")
+    axes.set_ylabel(unit)
+    _tidy(axes)
+
+
+def _draw_rewards(axes: "Axes", margins: Any, accuracies: Any, evaluations: list[dict[str, Any]]) -> None:
+    """Margins on the left axis, their accuracies on the right one."""
+    right = axes.twinx()
+    of_evaluations = (_points(evaluations, f"eval_rewards_{kind}") for kind in ("margin", "accuracy"))
+    for side, style, pair in zip(
+        (axes, right), ("-", ":"), zip((margins, accuracies), of_evaluations, strict=True), strict=True
+    ):
+        for points, color, marker in zip(pair, (TRAIN_COLOR, EVAL_COLOR), (None, "o"), strict=True):
+            if points:
+                side.plot(*points, color=color, linewidth=1.2, linestyle=style, marker=marker, markersize=4)
+    right.set_ylim(-0.05, 1.05)
+    axes.set_title("Rewards: margin, and accuracy (dotted, right)", loc="left", fontsize="medium")
     _tidy(axes)
 
 

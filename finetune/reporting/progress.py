@@ -91,9 +91,9 @@ class ProgressReporter:
         """Notes an optimizer step; call it after every one, it costs microseconds.
 
         Args:
-            record: `step`, and what is known without extra work of `loss`, `learning_rate`,
-                `num_tokens` (of this step, without padding) and `tokens_per_second`. What is missing keeps
-                its last shown value; the speed is worked out from `num_tokens` when it is not given.
+            record: `step`, and what is known without extra work of `loss`, `learning_rate`, `num_tokens` (of this
+                step, without padding) and `tokens_per_second`. What is missing keeps its last shown value; the speed
+                is worked out from `num_tokens` when it is not given.
         """
         now = self._clock()
         self._window.append((now - self._last_step_at, float(record.get("num_tokens", 0))))
@@ -114,8 +114,7 @@ class ProgressReporter:
             return
         width = len(str(self.total_steps))
         parts = [f"step {int(record['step']):>{width}}/{self.total_steps}"]
-        if "epoch" in record:
-            parts.append(f"epoch {record['epoch']:.2f}")
+        parts += [f"epoch {record['epoch']:.2f}"] if "epoch" in record else []
         self._write("  ".join([*parts, *self._figures(aligned=True)]))
 
     @contextlib.contextmanager

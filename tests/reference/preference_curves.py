@@ -51,7 +51,9 @@ CASES = {
         PreferenceCase("robust", "robust", {"label_smoothing": 0.2}),
         PreferenceCase("exo_pair", "exo_pair", {"label_smoothing": 0.1}),
         PreferenceCase("nca_pair", "nca_pair"),
-        PreferenceCase("sppo_hard", "sppo_hard"),
+        PreferenceCase(
+            "sppo_hard", "sppo_hard", {"beta": 1.0}, full_learning_rate=2e-4, lora_learning_rate=1e-3
+        ),
         PreferenceCase("apo_zero", "apo_zero"),
         PreferenceCase("apo_down", "apo_down"),
         PreferenceCase("orpo", "orpo"),

@@ -1,6 +1,7 @@
 """Trains on preferences with TRL's losses over transformers and peft, in float32 on CPU.
 
-    python -m tests.reference.preference_training      # rewrites golden_preferences.json
+    python -m tests.reference.preference_training               # rewrites golden_preferences.json
+    python -m tests.reference.preference_training sppo_hard     # of these cases only
 
 It needs torch, transformers, peft and trl beside this project's packages (requirements/parity.txt). TRL's trainers are
 not run: their losses are called, as they stand, from a loop that is written out here. Shared with this project are the
@@ -188,16 +189,15 @@ def read_samples(case: PreferenceCase, arguments: dict[str, Any], folder: Path) 
         return list(read_preference_samples(args, files, pair, comparison=comparison).train)
 
 
-def reference_curves() -> dict[str, list[dict[str, float]]]:
-    """The curves of all cases, with "_lora" behind the names of those of LoRA."""
+def reference_curves(names: Sequence[str] = tuple(CASES)) -> dict[str, list[dict[str, float]]]:
+    """The curves of cases, with "_lora" behind the names of those of LoRA."""
     torch.manual_seed(0)
     curves = {}
     with tempfile.TemporaryDirectory() as name:
         folder = build_policy(Path(name) / "llama")
         adapter = build_adapter(Path(name) / "adapter", folder)
-        for case in CASES.values():
+        for case in map(CASES.__getitem__, names):
             curves[case.name] = train_case(case, folder, None)
-            print(case.name, curves[case.name][0], curves[case.name][-1])
             curves[f"{case.name}_lora"] = train_case(case, folder, adapter)
     return curves
 
@@ -205,7 +205,9 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
 def main() -> int:
     """Writes the golden values that are compared with where TRL is not installed."""
     made_with = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__}
-    golden = {"made_with": made_with, "curves": reference_curves()}
+    names = sys.argv[1:] or [*CASES]
+    known = json.loads(GOLDEN_PREFERENCES.read_text())["curves"] if sys.argv[1:] else {}
+    golden = {"made_with": made_with, "curves": known | reference_curves(names)}
     GOLDEN_PREFERENCES.write_text(json.dumps(golden, indent=1) + "\n")
     return 0
 

@@ -93,3 +93,24 @@ def test_a_far_spike_leaves_the_axis_but_a_high_start_does_not():
     low, high = _loss_limits([2.0 + i % 10 * 0.1 for i in range(200)] + [500.0])
     assert low < 2 and 2.9 < high < 4
     assert _loss_limits([0.0])[0] < 0 < _loss_limits([0.0])[1]
+
+
+def test_rewards_have_a_panel_of_their_own(tmp_path):
+    import json
+
+    records = [
+        {"kind": "train", "step": step, "loss": 0.7 / step, "learning_rate": 1e-3, "rewards_margin": step / 2,
+         "rewards_accuracy": 1.0}
+        for step in range(1, 6)
+    ]  # fmt: skip
+    records.append({"kind": "eval", "step": 5, "eval_loss": 0.2, "eval_rewards_margin": 2.0,
+                    "eval_rewards_accuracy": 0.9})  # fmt: skip
+    sizes = []
+    for name, rows in (
+        ("with", records),
+        ("without", [{**each, "rewards_margin": None} for each in records]),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+        plot_losses(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png")
+        sizes.append((tmp_path / f"{name}.png").read_bytes())
+    assert sizes[0][:4] == b"\x89PNG" and sizes[0] != sizes[1]
