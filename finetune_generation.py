@@ -77,7 +77,7 @@ def main() -> None:
         check_positions(data, args.data, resolved, comparison_of(args))
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
-        model = adapt(base, args, resolved)
+        model = adapt(base, args, resolved, groups)
         trainer = build_trainer(
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
