@@ -97,6 +97,7 @@ ALLOWED_WORDS = {
     "finetune/models/tiny/__main__.py": "options of the command, which happen to be called like sizes of Llama's",
     "finetune/models/tiny/checkpoint.py": "the same options",
     "finetune/models/hf_names.py": "names of Hugging Face's files and of the layers that PaddleNLP's options join",
+    "finetune/storage/quantisation/stored_format.py": "compressed-tensors' word for weights that are not sparse",
     "finetune/models/sequence_parallel.py": "the attribute in which PaddleNLP's attention layers keep the row length",
 }
 

@@ -160,6 +160,8 @@ class FamilyFacts:
         rotary_tables: Tensors in which its layers get cos and sin of the positions; 0 without rotary positions.
         rotary_function: What turns heads: a function of PaddleNLP's module of the family, or a dotted path.
         known_to_paddlenlp: Whether PaddleNLP has layers of these names and can divide them.
+        ids_from: The library that says which ids are right.
+        blank_in_front: Whether the published vocabulary puts a blank in front of texts, where the tiny one does.
         adds_distances: Whether the scores get distances (ALiBi), so that every mask is a dense one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
@@ -179,6 +181,8 @@ class FamilyFacts:
     rotary_tables: int = 2
     rotary_function: str = "apply_rotary_pos_emb"
     known_to_paddlenlp: bool = True
+    ids_from: str = "transformers"
+    blank_in_front: bool = True
     adds_distances: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
@@ -191,6 +195,7 @@ FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
     "chatglm2": FamilyFacts(
         _FUSED,
+        ids_from="sentencepiece",
         groups_heads=True,
         small=_GROUPED,
         splits_rows=True,
@@ -200,6 +205,7 @@ FACTS = {
     ),
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
+        ids_from="tiktoken",
         small={"vocab_size": 520},
         splits_rows=True,
     ),
@@ -261,6 +267,7 @@ FACTS = {
     "mistral": FamilyFacts(_GATED, groups_heads=True, small=_GROUPED, curve_learning_rate=1e-3),
     "gemma": FamilyFacts(
         _GATED,
+        blank_in_front=False,
         groups_heads=True,
         small=_GROUPED,
         tied_embedding="embed_tokens",

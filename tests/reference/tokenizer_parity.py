@@ -33,6 +33,7 @@ from finetune.families.family import get_family
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.tokenizers.encoder import FamilyEncoder, load_encoder
 from finetune.tokenizers.fast_encoder import load_fast_encoder
+from tests.families.cases import FACTS
 from tests.texts import NASTY, draw_passages, draw_texts
 
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": False}
@@ -172,22 +173,18 @@ def make_folder(family: str, folder: Path, vocabulary: Path | None) -> Path:
         settings = json.loads(path.read_text())
         settings.pop("added_tokens_decoder", None)
         path.write_text(json.dumps(settings))
-    if (
-        family == "gemma"
-    ):  # the published vocabulary puts no blank in front, nor does transformers for this family
+    if not FACTS[family].blank_in_front:  # nor does transformers for this family
         path = folder / "tokenizer.model"
         path.write_bytes(path.read_bytes() + NO_PREFIX)
-    if family not in ("qwen", "chatglm2"):
+    if FACTS[family].ids_from == "transformers":
         add_tokens(folder)
     return folder
 
 
 def references(family: str, folder: Path) -> dict[bool, Reader]:
     """What gives the right ids: with special tokens as text (True), and as tokens (False)."""
-    if family == "qwen":
-        return _qwen(folder)
-    if family == "chatglm2":
-        return _chatglm2(folder)
+    if FACTS[family].ids_from != "transformers":
+        return {"tiktoken": _qwen, "sentencepiece": _chatglm2}[FACTS[family].ids_from](folder)
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -316,9 +313,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     lines = collect_lines(arguments.data, arguments.lines)
+    published = {"llama": arguments.llama_vocabulary}
     for family in arguments.families.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            vocabulary = arguments.llama_vocabulary if family == "llama" else None
+            vocabulary = published.get(family)
             model = make_folder(family, Path(folder) / family, vocabulary)
             for reader in arguments.readers.split(","):
                 result = compare(family, model, lines, fast=reader == "fast")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import Any
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.formats import read_conversations
-from finetune.data.reading.no_examples import describe_no_example
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause, OnDropped, OnMade
 from finetune.data.samples.data_report import DataReport
 from finetune.data.samples.drop_reasons import (
     EMPTY_PROMPT,
-    REFUSED,
-    describe_reasons,
-    describe_remedies,
+    describe_nothing,
 )
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.sample_store import SampleStore
@@ -75,7 +71,13 @@ def load_samples(
         too_long.raise_if_any()
     if not len(samples):
         raise UserError(
-            _describe_nothing(report, refused, f"src_length {src_length}, max_length {max_length}")
+            describe_nothing(
+                report.files,
+                report.num_lines,
+                report.num_dropped,
+                refused,
+                f"src_length {src_length}, max_length {max_length}",
+            )
         )
     report.count_samples(samples)
     return samples, report
@@ -146,7 +148,11 @@ def load_prompts(
     if truncation == "error":
         too_long.raise_if_any()
     if not prompts:
-        raise UserError(_describe_nothing(report, refused, f"src_length {src_length}"))
+        raise UserError(
+            describe_nothing(
+                report.files, report.num_lines, report.num_dropped, refused, f"src_length {src_length}"
+            )
+        )
     report.num_samples = len(prompts)
     report.num_tokens = sum(len(prompt.input_ids) for prompt in prompts)
     report.num_truncated_source = sum(prompt.truncated_source for prompt in prompts)
@@ -176,15 +182,3 @@ def with_system(conversations: Sequence[Conversation], system: str | None) -> Se
         replace(each, system=system) if each.system is None and not each.is_text else each
         for each in conversations
     ]
-
-
-def _describe_nothing(report: DataReport, refused: FaultCollector, lengths: str) -> str:
-    files = ", ".join(report.files) or "the data set"
-    if not report.num_lines:
-        return describe_no_example(files, FaultCollector())
-    dropped = report.num_dropped + Counter({REFUSED: refused.num_faults})
-    first = f" The first that was refused: {refused.messages[0]}" if refused.messages else ""
-    return (
-        f"{files}: none of the {report.num_lines:,} examples can be used with {lengths} "
-        f"(dropped: {describe_reasons(dropped)}). {describe_remedies(dropped)}{first}"
-    )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+
+from finetune.data.reading.no_examples import describe_no_example
+from finetune.data.reading.records import FaultCollector
 
 EMPTY_RESPONSE = "empty response"
 EMPTY_TEXT = "empty text"
@@ -32,3 +36,26 @@ def describe_reasons(counts: Counter[str]) -> str:
 def describe_remedies(counts: Counter[str]) -> str:
     """What to do about these reasons, the most frequent first."""
     return " ".join(_REMEDIES[reason] for reason, count in counts.most_common() if count)
+
+
+def describe_nothing(
+    files: Sequence[str], num_lines: int, dropped: Counter[str], refused: FaultCollector, lengths: str
+) -> str:
+    """Why no example of some files can be used, and what to do.
+
+    Args:
+        files: Where they come from.
+        num_lines: How many there are.
+        dropped: How many gave no sample, by reason.
+        refused: Those that the template refused.
+        lengths: The limits of length, as the settings name them.
+    """
+    named = ", ".join(files) or "the data set"
+    if not num_lines:
+        return describe_no_example(named, FaultCollector())
+    counts = dropped + Counter({REFUSED: refused.num_faults})
+    first = f" The first that was refused: {refused.messages[0]}" if refused.messages else ""
+    return (
+        f"{named}: none of the {num_lines:,} examples can be used with {lengths} "
+        f"(dropped: {describe_reasons(counts)}). {describe_remedies(counts)}{first}"
+    )
