@@ -5,12 +5,10 @@ python export_model.py --model_name_or_path ./checkpoints/llama --output_path ./
 
 import sys
 
-from finetune.machine.memory_limit import require_address_space
-from finetune.machine.stop_signals import end_at_once, set_handlers
+from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
-    set_handlers(end_at_once)
-    require_address_space()
+    start_command()
 
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor

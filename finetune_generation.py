@@ -10,12 +10,10 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from finetune.machine.memory_limit import require_address_space
-from finetune.machine.stop_signals import end_at_once, set_handlers
+from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
-    set_handlers(end_at_once)
-    require_address_space()
+    start_command()
 
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
@@ -79,7 +77,7 @@ def main() -> None:
         check_positions(data, args.data, resolved, comparison_of(args))
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
-        model = adapt(base, args, resolved)
+        model = adapt(base, args, resolved, groups)
         trainer = build_trainer(
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )

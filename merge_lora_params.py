@@ -10,12 +10,10 @@ import sys
 # Two threads each merge a tensor of their own; more threads below them would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from finetune.machine.memory_limit import require_address_space
-from finetune.machine.stop_signals import end_at_once, set_handlers
+from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
-    set_handlers(end_at_once)
-    require_address_space()
+    start_command()
 
 from finetune.merge.lora import main
 from finetune.processes.command import run_command

@@ -6,12 +6,10 @@ python merge_tp_params.py --help
 
 import sys
 
-from finetune.machine.memory_limit import require_address_space
-from finetune.machine.stop_signals import end_at_once, set_handlers
+from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
-    set_handlers(end_at_once)
-    require_address_space()
+    start_command()
 
 from finetune.merge.tensor_parallel import main
 from finetune.processes.command import run_command

@@ -8,6 +8,11 @@ what it writes then. All three runs go through finetune_generation.py, as a user
 
 from __future__ import annotations
 
+from finetune.machine.command_start import start_command
+
+if __name__ == "__main__":  # until `run_command`: the imports below take a moment
+    start_command()
+
 import argparse
 import json
 import shlex

@@ -22,6 +22,8 @@ from finetune.storage.quantisation.record import FACTS_FILE
 LORA_CONFIG, PREFIX_CONFIG = "lora_config.json", "prefix_config.json"
 CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_CONFIG,)}
 """Setting that names an adapter -> configuration files that such a folder may have."""
+START_STEM = "initial_factors"
+"""Begins the names of files with what A and B started from where that has left the base."""
 _PATTERNS = {"rank_pattern": (1, "ranks above 0"), "alpha_pattern": (-math.inf, "numbers")}
 """Fields with values of single layers: the least value, and what they are."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
@@ -114,6 +116,7 @@ def paddle_rule(config: Mapping[str, Any]) -> ScalingRule:
         float(config["lora_alpha"]),
         bool(config.get("rslora")),
         bool(config.get("pissa")),
+        dora=bool(config.get("use_dora")),
         rank_pattern={name: int(value) for name, value in (config.get("rank_pattern") or {}).items()},
         alpha_pattern=config.get("alpha_pattern") or {},
     )

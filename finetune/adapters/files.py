@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.adapters.adapter_folder import read_num_tokens
+from finetune.adapters.adapter_folder import START_STEM, read_num_tokens
 from finetune.adapters.base import base_model
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
@@ -34,6 +34,8 @@ from finetune.storage.rank_files import LORA_STEM, PREFIX_STEM
 WEIGHTS_STEM = "peft_model"
 LORA_FILES = TensorSet(WEIGHTS_STEM, LORA_STEM, always_index=True, index_facts={"type": "lora"})
 PREFIX_FILES = TensorSet(WEIGHTS_STEM, PREFIX_STEM, always_index=True, index_facts={"type": "ptuning"})
+START_FILES = TensorSet(START_STEM, START_STEM)
+"""What A and B started from where that has left the base (PiSSA, OLoRA), under the same names."""
 INDEX_FILE = LORA_FILES.index_name
 PICKLED_FILES = ("lora_model_state.pdparams", "prefix_model_state.pdparams")
 
@@ -90,6 +92,8 @@ def save_adapter(
     is_lora = hasattr(model, "lora_config")
     with whole():
         writer.write(adapter_tensors(model), folder, LORA_FILES if is_lora else PREFIX_FILES)
+        if is_lora and getattr(model.lora_config, "changes_base", False):
+            writer.write(_start_tensors(model), folder, START_FILES)
     with fail_on_all_ranks(writer.groups):
         if not writer.groups.is_first:
             return
@@ -157,6 +161,39 @@ def count_embeddings(folder: Path, family: Family, *, num_tokens: int, vocab_siz
 
 def _tokenizer_remedy(folder: Path) -> str:
     return f"use the adapter's own tokenizer with --tokenizer_name_or_path {folder}"
+
+
+def _start_tensors(model: Any) -> dict[str, LocalTensor]:
+    config = base_model(model).config
+    family = family_of(config)
+    return {
+        f"{name}.{end}": local_tensor(f"{name}.{end}", tensor, config, family)
+        for name, layer in sorted(_weights_layer(model).named_sublayers())
+        if (start := getattr(layer, "start_factors", None)) is not None
+        for end, tensor in (("lora_A", start.left), ("lora_B", start.right))
+    }
+
+
+@dataclass(frozen=True)
+class StartWeights:
+    """What the matrices of a saved adapter started from.
+
+    Attributes:
+        files: The tensors.
+    """
+
+    files: TensorFiles | ShardedCheckpoint
+
+    def read(self, layer: str) -> tuple[Array, Array]:
+        """Both matrices [in, r] and [r, out] of a layer."""
+        return self.files.read(f"{layer}.lora_A"), self.files.read(f"{layer}.lora_B")
+
+
+def open_starts(folder: Path, config: Any) -> StartWeights | None:
+    """Opens what `save_adapter` wrote beside an adapter that changes its base; None where there is nothing."""
+    if not START_FILES.is_in(folder):
+        return None
+    return StartWeights(START_FILES.open(folder, family_of(config), config))
 
 
 class AdapterWeights(Protocol):

@@ -11,34 +11,47 @@ A model may be one process's part of a larger one: layers of other pipeline stag
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
-from numpy.typing import NDArray
 from paddlenlp import peft
 
+from finetune.adapters.adapted_modules import (
+    adaptable,
+    check_not_packed,
+    check_saved_modules,
+    modules_of,
+    saved_pattern,
+    whole_patterns,
+)
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
-from finetune.adapters.files import AdapterWeights, load_adapter_weights
-from finetune.adapters.lora_config import LayeredLoRAConfig
+from finetune.adapters.dora import add_magnitude
+from finetune.adapters.files import AdapterWeights, StartWeights, load_adapter_weights, open_starts
+from finetune.adapters.initial_weights import draw_input_matrix, find_start, take_start
+from finetune.adapters.lora_config import BIAS_ENDING, LayeredLoRAConfig
+from finetune.adapters.mixed_lora import add_mixer
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights, check_layers
 from finetune.adapters.scaling import end_patterns
-from finetune.adapters.targets import layer_patterns, resolve_saved, resolve_targets, value_patterns
-from finetune.checkpoints.tensors_of_ranks import family_of
+from finetune.adapters.targets import (
+    layer_patterns,
+    resolve_layer_patterns,
+    resolve_saved,
+    resolve_targets,
+    value_patterns,
+)
+from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.hf_names import is_tied
-from finetune.models.layers import layer_list
-from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.models.local_layers import is_stage
 from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
 from finetune.storage.files import is_present, read_json_object
 
@@ -53,21 +66,35 @@ class LoRAModel(peft.LoRAModel):
         config: The adapter's settings.
         seed: The seed of the run. Every A is drawn whole by its module's name and then cut, so that it does
             not depend on how the model is divided.
+        starts: What the matrices of a saved adapter started from, where that has left the base's weights; found
+            again by default.
     """
 
-    def __init__(self, model: Any, config: LayeredLoRAConfig, *, seed: int = 0):
+    def __init__(
+        self, model: Any, config: LayeredLoRAConfig, *, seed: int = 0, starts: StartWeights | None = None
+    ):
         config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
+        # PaddleNLP has the matrix between A and B in one process only.
+        is_mixed, config.lora_use_mixer = config.lora_use_mixer, False
         super().__init__(model, config)
+        config.lora_use_mixer = is_mixed
         for name, layer in model.named_sublayers():
-            if getattr(layer, "lora_A", None) is None:
-                continue
-            if getattr(layer, "pissa", False):
-                _check_pissa_rank(name, layer)
-                # At once, not in the first forward pass: that would undo what is loaded until then.
-                layer.pissa_init(layer.r)
-                layer.apply_pissa = True
-            else:
-                _draw_input_matrix(layer.lora_A, model.config, seed=derive_seed(seed, "lora", name))
+            if getattr(layer, "lora_A", None) is not None:
+                self._start_layer(name, layer, seed=derive_seed(seed, "lora", name), starts=starts)
+
+    def _start_layer(self, name: str, layer: Any, *, seed: int, starts: StartWeights | None) -> None:
+        config, base = self.lora_config, self.model.config
+        layer.scaling = config.rule.factor_of(name)
+        if config.changes_base:
+            _check_start_rank(name, layer, base, config)
+            found = starts.read(name) if starts else find_start(name, layer, base, kind=config.start)
+            layer.start_factors = take_start(name, layer, base, found)
+        else:
+            draw_input_matrix(layer.lora_A, base, kind=config.start, seed=seed)
+        if config.lora_use_mixer:
+            add_mixer(layer, seed=seed)
+        if config.use_dora:
+            add_magnitude(layer)
 
     def _find_and_replace_module(
         self, model: Any, module_name: str, lora_config: LayeredLoRAConfig, enable_lora: Any
@@ -98,33 +125,19 @@ class LoRAModel(peft.LoRAModel):
         hold_packed(adapted, packed)
 
 
-def _check_pissa_rank(name: str, layer: Any) -> None:
-    """A matrix has no more singular vectors than its smaller side is long."""
-    most = min(layer.weight.shape)
-    if layer.r > most:
+def _check_start_rank(name: str, layer: Any, base: Any, config: LayeredLoRAConfig) -> None:
+    """A matrix has no more singular vectors, or orthogonal columns, than its smaller side is long."""
+    split = find_local_split(f"{name}.weight", base)
+    shape = (
+        split.whole_shape(tuple(layer.weight.shape), base.tensor_parallel_degree)
+        if split
+        else layer.weight.shape
+    )
+    if layer.r > min(shape):
         raise UserError(
-            f"lora_rank is {layer.r}, but pissa needs at most {most} for {name}, a matrix of {list(layer.weight.shape)}: "
-            "lower lora_rank, or set pissa false"
+            f"lora_rank is {layer.r}, but {config.start} needs at most {min(shape)} for {name}, a matrix of "
+            f"{list(shape)}: lower lora_rank, or start from something else"
         )
-
-
-def _draw_input_matrix(matrix: Any, config: Any, *, seed: int) -> None:
-    """Sets A [in, r] to a uniform draw within +-1 / sqrt(in), or to this tensor rank's rows of one.
-
-    That is PaddleNLP's and peft's distribution, He et al.'s with a negative slope of sqrt(5).
-    """
-    degree = max(config.tensor_parallel_degree, 1) if matrix.is_distributed else 1
-    num_rows, rank = matrix.shape
-    bound = 1 / math.sqrt(num_rows * degree)
-    whole = np.random.default_rng(seed).uniform(
-        -bound, bound, (num_rows * degree, rank)
-    )  # [in, r], of all ranks
-    first = max(config.tensor_parallel_rank, 0) * num_rows if degree > 1 else 0
-    matrix.set_value(_as_tensor(whole[first : first + num_rows], matrix.dtype))
-
-
-def _as_tensor(array: NDArray[Any], dtype: Any) -> Any:
-    return paddle.to_tensor(array.astype(np.float32)).astype(dtype)
 
 
 def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 0) -> LoRAModel:
@@ -143,29 +156,50 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     Raises:
         UserError: No module of the model matches the target patterns.
     """
-    modules = _modules_of(model, family)
+    modules = modules_of(model, family)
     targets = list(family.lora_target_modules)
     if settings.lora_target_modules:
-        layers, linear = _adaptable(modules, family)
+        layers, linear = adaptable(modules, family)
         targets = resolve_targets(settings.lora_target_modules, family, layers, linear)
     saved = resolve_saved(settings.modules_to_save, family, modules) if settings.modules_to_save else None
     if saved:
         check_saved_modules(modules, saved, targets=targets)
-        _check_not_packed(modules, saved)
+        check_not_packed(modules, saved)
+    trained = [saved_pattern(name) for name in saved or ()]
+    trained += _bias_patterns(model, settings.lora_bias, targets)
+    layers = [name for name in modules if any(re.fullmatch(each, name) for each in targets)]
     config = LayeredLoRAConfig(
         target_modules=targets,
-        trainable_modules=[saved_pattern(name) for name in saved] if saved else None,
+        trainable_modules=trained or None,
+        use_dora=settings.use_dora,
+        lora_use_mixer=settings.lora_use_mixer,
+        lora_bias=settings.lora_bias,
+        init_lora_weights="pissa" if settings.pissa else settings.init_lora_weights,
+        rank_pattern=resolve_layer_patterns("rank_pattern", settings.rank_pattern, family, layers),
+        alpha_pattern=resolve_layer_patterns("alpha_pattern", settings.alpha_pattern, family, layers),
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         rslora=settings.rslora,
         lora_plus_scale=settings.lora_plus_scale,
-        pissa=settings.pissa,
+        pissa=settings.pissa or settings.init_lora_weights == "pissa",
         merge_weights=False,
-        dtype=dtype,
+        dtype=settings.lora_dtype or dtype,
         base_model_name_or_path=str(settings.model_name_or_path),
     )
     return LoRAModel(model, config, seed=seed)
+
+
+def _bias_patterns(model: Any, which: str, targets: list[str]) -> list[str]:
+    """Patterns of the biases that are trained."""
+    if which == "none":
+        return []
+    patterns = [rf".*{BIAS_ENDING}"] if which == "all" else [rf"(?:{each}){BIAS_ENDING}" for each in targets]
+    if not any(match_names(patterns, list(model.state_dict()))):
+        raise UserError(
+            f"lora_bias is {which}, but the layers in question have no biases in this model: set it to none"
+        )
+    return patterns
 
 
 def load_lora(
@@ -202,9 +236,13 @@ def load_lora(
             "(or a checkpoint) of a LoRA run, or at an adapter of peft."
         )
     family = family_of(model.config)
-    saved = modules_to_save and resolve_saved(modules_to_save, family, _modules_of(model, family))
+    saved = modules_to_save and resolve_saved(modules_to_save, family, modules_of(model, family))
     patterns = [saved_pattern(name) for name in saved or ()]
-    if patterns and set(patterns) != set(fields.get("trainable_modules") or ()):
+    if (
+        patterns
+        and set(patterns)
+        != LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields}).saved_patterns
+    ):
         raise UserError(
             f"modules_to_save is {', '.join(modules_to_save or ())}, but the adapter in lora_path {folder} was "
             f"trained with {fields.get('trainable_modules') or 'none'}: remove modules_to_save to go on with "
@@ -214,7 +252,7 @@ def load_lora(
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields})
     _check_time(model, config)
-    adapted = LoRAModel(model, config)
+    adapted = LoRAModel(model, config, starts=open_starts(folder, model.config))
     load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
 
@@ -235,103 +273,19 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     tied = is_tied(model.config.to_dict(), family)
     source = open_peft_folder(folder, family, tied=tied)
     weights = PeftWeights(source, family, tied=tied)
-    modules = _modules_of(model, family)
-    linear = _adaptable(modules, family)[1]
+    modules = modules_of(model, family)
+    linear = adaptable(modules, family)[1]
     check_layers(folder, weights, linear)
     fields = {
         "target_modules": layer_patterns(weights.ranks, linear),
-        "trainable_modules": _whole_patterns(weights.whole, modules) or None,
+        "trainable_modules": whole_patterns(weights.whole, modules) or None,
         "r": source.rule.rank,
         "lora_alpha": source.rule.alpha,
         "rslora": source.rule.rslora,
+        "use_dora": source.rule.dora,
         "rank_pattern": value_patterns(weights.ranks, linear, common=source.rule.rank),
         "alpha_pattern": value_patterns(weights.alphas, linear, common=source.rule.alpha),
         "lora_dropout": float(source.config.get("lora_dropout") or 0.0),
         "base_model_name_or_path": source.config.get("base_model_name_or_path"),
     }
     return fields, weights
-
-
-def _modules_of(model: Any, family: Family) -> dict[str, Any]:
-    return dict(_weighted_modules(model, family.prefix_geometry(model.config).num_layers))
-
-
-def _adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], list[str]]:
-    """Names of modules with a weight, and of those that a low-rank update can stand beside.
-
-    What is on other stages of a pipeline is a stub without a weight, and no linear layer of a decoder.
-    """
-    layers = [
-        name
-        for name, layer in modules.items()
-        if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
-    ]
-    shapes = {name: getattr(getattr(modules[name], "weight", None), "shape", ()) for name in layers}
-    ends = (family.embedding_module, family.head_module)
-    linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
-    return layers, linear
-
-
-def _whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:
-    """Patterns for tensors that are trained whole; one for all parameters of a module where all of them are."""
-    leaves = [name.rpartition(".")[0].rpartition(".")[2] for name in names]
-    of_leaf = {leaf: {each for each in modules if each.rpartition(".")[2] == leaf} for leaf in leaves}
-    held = {name.rpartition(".")[0] for name in names}
-    patterns = [
-        saved_pattern(leaf) if of_leaf[leaf] <= held else re.escape(name)
-        for leaf, name in zip(leaves, names, strict=True)
-    ]
-    return list(dict.fromkeys(patterns))
-
-
-def saved_pattern(name: str) -> str:
-    """PaddleNLP's pattern for all parameters of the modules whose names end in `name`."""
-    return rf"(.*\.)?{re.escape(name)}\.[^.]+"
-
-
-def _check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:
-    packed = {name.rpartition(".")[2] for name, layer in modules.items() if is_packed(layer)}
-    if frozen := [name for name in names if name in packed]:
-        raise UserError(
-            f"modules_to_save: {', '.join(frozen)} is held in packed weights (weight_quantize_algo), which cannot be "
-            "trained whole: adapt it with lora_target_modules, or train without weight_quantize_algo."
-        )
-
-
-def check_saved_modules(modules: Collection[str], names: list[str], *, targets: list[str]) -> None:
-    """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
-
-    Raises:
-        UserError: Names that fit nothing or both.
-    """
-    leaves = {name.rpartition(".")[2] for name in modules}
-    if unknown := [name for name in names if name not in leaves]:
-        raise UserError(
-            f"modules_to_save: this model has no module called {', '.join(map(repr, unknown))} with weights of "
-            f"its own; there are: {', '.join(sorted(leaves))}."
-        )
-    adapted = {
-        name.rpartition(".")[2] for name in modules if any(re.fullmatch(each, name) for each in targets)
-    }
-    if both := [name for name in names if name in adapted]:
-        raise UserError(
-            f"modules_to_save: {', '.join(both)} gets a low-rank update as well (lora_target_modules): choose one."
-        )
-
-
-def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
-    """Names and layers of modules with weights of their own, those on other pipeline stages included.
-
-    A stub stands for every such module outside the decoder layers. The layers are alike, so what one holds
-    is found under the numbers of the others, too.
-    """
-    first = layer_numbers(layer_list(model))[0] if is_stage(model) else None
-    for name, layer in model.named_sublayers():
-        has_weights = is_packed(layer) or layer.parameters(include_sublayers=False)
-        if not getattr(layer, "is_placeholder", False) and not has_weights:
-            continue
-        parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
-        if first is None or parts is None:
-            yield name, layer
-        elif int(parts[2]) == first:
-            yield from ((f"{parts[1]}{number}{parts[3]}", layer) for number in range(num_layers))

@@ -21,7 +21,7 @@ _HOW_IT_WAS_MADE = frozenset((
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_core", "merge_weights",
     "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "runtime_config", "target_modules", "task_type", "use_rslora",
+    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
 ))  # fmt: skip
 """Read elsewhere, told by the weights themselves, or without a part in what the trained adapter computes."""
 
@@ -35,7 +35,6 @@ _WHAT_IT_CHANGES = {
     "target_parameters": "it updates parameters outside linear layers",
     "trainable_token_indices": "it replaces embeddings of single tokens",
     "use_bdlora": "its matrices are block-diagonal (BD-LoRA)",
-    "use_dora": "DoRA scales every column of the updated weight",
     "use_qalora": "its inputs are averaged in groups (QA-LoRA)",
 }
 _NOT_MERGED = ("alora_invocation_tokens", "arrow_config")
@@ -88,6 +87,7 @@ def read_peft_rule(folder: Path, config: Mapping[str, Any]) -> ScalingRule:
         int(_positive(path, "r", config.get("r"))),
         _number(path, "lora_alpha", config.get("lora_alpha")),
         bool(config.get("use_rslora")),
+        dora=bool(config.get("use_dora")),
         rank_pattern={
             name: int(_positive(path, f"rank_pattern {name!r}", value))
             for name, value in _pattern(path, "rank_pattern", config).items()

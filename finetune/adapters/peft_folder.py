@@ -26,7 +26,9 @@ from finetune.storage.joined_tensors import JoinedTensor
 
 WEIGHTS_STEM = "adapter_model"
 FIRST_PART = "base_model.model."
-_MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<matrix>[AB])(?:\.default)?(?:\.weight)?")
+_MATRIX = re.compile(
+    r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<matrix>[AB]|magnitude)(?:_vector)?(?:\.default)?(?:\.weight)?"
+)
 _WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.default)?|original_module|base_layer|token_adapter)(?=\.)")
 
 
@@ -108,6 +110,11 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
         raise UserError(f"{path} holds no tensors, so it changes nothing: copy the adapter again")
     check_patterns(folder / PEFT_CONFIG, rule, list(matrices))
     for layer, found in matrices.items():
+        if ("magnitude" in found.tensors) != rule.dora:
+            raise UserError(
+                f"{path}: {layer} does not fit use_dora {str(rule.dora).lower()} of the configuration: weights and "
+                "configuration are of different adapters. Copy both from the same run"
+            )
         check_matrices(layer, found, rule.rank_of(layer), turned=True)
     if tied:
         _check_tied(path, whole, [to_paddle(layer, family) for layer in matrices])
@@ -144,7 +151,7 @@ def check_matrices(layer: str, found: Matrices, rank: int, *, turned: bool) -> d
     Raises:
         UserError: One of the two is missing, or their shapes are not those of the rank on record.
     """
-    tensors = found.tensors
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name != "magnitude"}
     if missing := [name for name in ("A", "B") if name not in tensors]:
         raise UserError(f"{found.path} lacks lora_{missing[0]} of {layer}: copy the adapter again")
     shapes = {

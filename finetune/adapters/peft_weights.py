@@ -66,6 +66,8 @@ class PeftWeights:
             self._factors |= {
                 f"{name}.lora_{matrix}": _Factor(found.tensors[matrix], shapes[matrix]) for matrix in "AB"
             }
+            if magnitude := found.tensors.get("magnitude"):
+                self._factors[f"{name}.lora_magnitude"] = _Factor(magnitude, magnitude.shape)
 
     @property
     def names(self) -> dict[str, tuple[int, ...]]:

@@ -44,6 +44,7 @@ class ScalingRule:
         alpha: The same.
         rslora: See `lora_scaling`.
         pissa: The same.
+        dora: Whether columns of the updated weights have trained lengths.
         rank_pattern: End of a layer's name, as a regular expression -> rank; peft's field.
         alpha_pattern: The same for alpha.
     """
@@ -52,6 +53,7 @@ class ScalingRule:
     alpha: float
     rslora: bool = False
     pissa: bool = False
+    dora: bool = field(default=False, kw_only=True)
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 

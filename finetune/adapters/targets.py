@@ -105,6 +105,36 @@ def resolve_saved(given: str | Sequence[str], family: Family, modules: Collectio
     return list(dict.fromkeys(found))
 
 
+def resolve_layer_patterns(
+    setting: str, given: Mapping[str, Any] | None, family: Family, layers: Sequence[str]
+) -> dict[str, Any]:
+    """A setting that gives layers values of their own, with expressions for PaddleNLP's names; the first that fits wins.
+
+    Args:
+        setting: Its name, for messages.
+        given: peft's form: the end of a layer's name, PaddleNLP's or Hugging Face's, as a regular expression -> value.
+        family: Record of the model.
+        layers: PaddleNLP's names of the adapted layers.
+
+    Raises:
+        UserError: An expression fits no layer or is none.
+    """
+    resolved: dict[str, Any] = {}
+    left = list(layers)
+    for text, value in (given or {}).items():
+        ours, theirs = (
+            match_names([rf"(.*\.)?({text})"], spellings)[0]
+            for spellings in (layers, [to_hugging_face(each, family) for each in layers])
+        )
+        fitting = [each for each in layers if each in ours or to_hugging_face(each, family) in theirs]
+        if not fitting:
+            raise UserError(_unused_fault([text], layers).replace("lora_target_modules", setting, 1))
+        chosen = [each for each in fitting if each in left]
+        resolved |= dict.fromkeys(layer_patterns(chosen, layers), value)
+        left = [each for each in left if each not in chosen]
+    return resolved
+
+
 def _end_layers(family: Family) -> list[tuple[str, set[str]]]:
     """Embedding and output layer: last part of the name here, and in any family."""
     everyone = families().values()
@@ -129,6 +159,18 @@ def layer_patterns(chosen: Collection[str], known: Sequence[str]) -> list[str]:
     for pattern, names in alike.items():
         patterns += [pattern] if names <= wanted else sorted(re.escape(name) for name in names & wanted)
     return patterns
+
+
+def expected_parameters(family: Family, config: Mapping[str, Any]) -> list[str]:
+    """Names that a family's parameters can have, before a model is built: with biases, which some models have.
+
+    Args:
+        family: Its record.
+        config: Configuration of the model as the family adapts it.
+    """
+    layers = [f"{name}.{end}" for name in expected_layers(family, config) for end in ("weight", "bias")]
+    heads = [f"{head}.weight" for head in (family.head_module, OUTPUT_LAYER)]
+    return list(dict.fromkeys([*_expected_shapes(family, config), *layers, *heads]))
 
 
 def value_patterns(values: Mapping[str, float], known: Sequence[str], *, common: float) -> dict[str, float]:

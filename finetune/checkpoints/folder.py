@@ -37,6 +37,7 @@ KEPT_PREFIX = "kept-checkpoint-"
 """Begins the name of a folder that stood in a checkpoint's place and is not ours to delete."""
 _CHECKPOINT_NAME = re.compile(rf"{CHECKPOINT_PREFIX}(\d+)")
 _CHUNK_BYTES = 1 << 22
+_WEIGHTS_ONLY = "weights_only"
 _MAX_MANIFEST_BYTES = 1 << 26
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -96,6 +97,8 @@ def write_checkpoint(
     step: int,
     write_files: Callable[[Path], None],
     groups: ProcessGroups | None = None,
+    *,
+    has_moments: bool = True,
 ) -> Path:
     """Writes checkpoint-<step> so that it appears complete or not at all.
 
@@ -104,6 +107,7 @@ def write_checkpoint(
         step: Finished optimizer steps.
         write_files: Receives an empty folder and fills it; each rank writes its own files.
         groups: All ranks call this; None for one process.
+        has_moments: Whether the files hold what the optimizer has gathered; the manifest says where they do not.
 
     Returns:
         The folder of the finished checkpoint. One of the same step is replaced.
@@ -133,7 +137,8 @@ def write_checkpoint(
     parts = groups.world.gather_objects(facts)
     with fail_on_all_ranks(groups, clean_up):
         if groups.is_first:
-            _write_manifest(temporary, step, {name: part[name] for part in parts for name in part})
+            files = {name: part[name] for part in parts for name in part}
+            _write_manifest(temporary, step, files, has_moments=has_moments)
             _give_name(temporary, final)
     return final
 
@@ -166,8 +171,9 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": _hash_and_sync(path)}
 
 
-def _write_manifest(folder: Path, step: int, files: dict[str, dict[str, Any]]) -> None:
-    write_json(folder / MANIFEST_NAME, {"step": step, "files": dict(sorted(files.items()))})
+def _write_manifest(folder: Path, step: int, files: dict[str, dict[str, Any]], *, has_moments: bool) -> None:
+    facts = {"step": step} | ({} if has_moments else {_WEIGHTS_ONLY: True})
+    write_json(folder / MANIFEST_NAME, facts | {"files": dict(sorted(files.items()))})
     for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         sync_folder(path)
 
@@ -200,6 +206,16 @@ def find_fault(checkpoint: Path) -> str | None:
         return next((fault for fault in faults if fault), None)
     except OSError as error:
         return f"it cannot be read ({error})"
+
+
+def lacks_moments(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written without what the optimizer had gathered, by choice.
+
+    Raises:
+        UserError: Its manifest cannot be read.
+    """
+    manifest = read_json_object(checkpoint / MANIFEST_NAME, max_bytes=_MAX_MANIFEST_BYTES)
+    return manifest.get(_WEIGHTS_ONLY) is True
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from finetune.checkpoints.folder import lacks_moments
 from finetune.checkpoints.tensors_of_ranks import (
     LocalTensor,
     family_of,
@@ -66,6 +67,7 @@ def save_optimizer(
     writer: TensorSetWriter,
     *,
     replicas: SlicedState,
+    with_moments: bool = True,
 ) -> None:
     """Writes moments, their powers and float32 master weights of every trained parameter.
 
@@ -75,8 +77,14 @@ def save_optimizer(
         optimizer: Of its parameters, or of this rank's slices of them.
         writer: How state becomes files; all ranks call this.
         replicas: Knows what this rank updates: parameters, or slices of them.
+        with_moments: False leaves master weights alone, which are the weights of a run in half precision; a run in
+            float32 has none, and no file is written.
     """
     tensors = _local_state(model, optimizer, replicas)
+    if not with_moments:
+        tensors = {key: tensor for key, tensor in tensors.items() if key.endswith(f"/{_MASTER}")}
+        if not any(writer.groups.world.gather_objects(bool(tensors))):
+            return
     writer.write(tensors, folder, OPTIMIZER_FILES)
 
 
@@ -135,7 +143,7 @@ def load_optimizer(
 ) -> None:
     """Gives an optimizer of the same parameters the state that was saved, under whatever layout.
 
-    Master weights are taken up by parameters that have none, too: a run in half precision continues in float32
+    Moments that a checkpoint leaves out by choice start anew, as in a first step. Master weights are taken up by parameters that have none, too: a run in half precision continues in float32
     from the float32 values.
 
     Args:
@@ -153,6 +161,10 @@ def load_optimizer(
     family = family_of(config) if config is not None else None
     names = replicas.tensor_names()
     parameters = {names[each.name]: each for each in optimizer._parameter_list if each.name in names}
+    if not OPTIMIZER_FILES.is_in(folder) and lacks_moments(folder):
+        _create_state(optimizer, list(parameters.values()))
+        _check_masters(folder, optimizer, parameters, set())
+        return
     files = _open_state(folder, family, config)
     keys = {key: key.rpartition("/")[0] for key in files.names}
     unknown = set(keys.values()) - parameters.keys()
@@ -215,6 +227,8 @@ def holds_master_weights(checkpoint: Path) -> bool | None:
     """
     if (checkpoint / PADDLENLP_MASTERS_INDEX).is_file():
         return True
+    if not OPTIMIZER_FILES.is_in(checkpoint) and lacks_moments(checkpoint):
+        return False
     if not OPTIMIZER_FILES.has_whole_tensors(checkpoint):
         return None
     return any(name.endswith(f"/{_MASTER}") for name in _open_state(checkpoint, None, None).names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetune.adapters.adapter_folder import (
     LORA_CONFIG,
     PREFIX_CONFIG,
+    START_STEM,
     check_paddle_lora,
     paddle_rule,
     read_num_tokens,
@@ -28,10 +29,11 @@ from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.merge.row_blocks import Update
 from finetune.merge.source import ADAPTER, LORA, open_source
+from finetune.storage.checkpoints import TensorFiles, open_indexed
 from finetune.storage.dtypes import as_float32
 from finetune.storage.files import read_json_if_present
 
-_MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB)")
+_MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB|magnitude)")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Adapter:
         whole: PaddleNLP's name of a tensor -> what takes its place.
         num_tokens: Tokens of the tokenizer it was trained with; None when that is not on record.
         is_peft: Whether it is in peft's form.
+        has_starts: Whether the updates take out what A and B started from, which is on record.
     """
 
     folder: Path
@@ -57,11 +60,12 @@ class Adapter:
     whole: Mapping[str, WholeTensor]
     num_tokens: int | None = None
     is_peft: bool = False
+    has_starts: bool = False
 
     @property
     def needs_unchanged_base(self) -> bool:
-        """Whether A and B start as parts of the base's weights (PiSSA), which must therefore be taken out of it."""
-        return self.rule.pissa
+        """Whether A and B start as parts of the base's weights (PiSSA), which have to be found there again."""
+        return self.rule.pissa and not self.has_starts
 
 
 def check_adapter_folder(folder: Path) -> None:
@@ -121,7 +125,39 @@ def read_paddle_adapter(folder: Path) -> Adapter:
     check_patterns(folder / LORA_CONFIG, rule, list(matrices))
     updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
     num_tokens = read_num_tokens(folder)
-    return Adapter(folder, path, config, rule, updates, whole, num_tokens)
+    starts = _open_starts(folder)
+    if starts:
+        updates = {layer: _without_start(layer, each, rule, starts) for layer, each in updates.items()}
+    elif config.get("init_lora_weights") == "olora":
+        raise UserError(
+            f"{folder} was trained with init_lora_weights olora and lacks {START_STEM}.safetensors, what it started from: "
+            "copy it there from the output folder of the run"
+        )
+    return Adapter(folder, path, config, rule, updates, whole, num_tokens, has_starts=starts is not None)
+
+
+def _open_starts(folder: Path) -> TensorFiles | None:
+    """What A and B started from where that has left the base; None where it is not on record."""
+    name = f"{START_STEM}.safetensors"
+    if (folder / f"{name}.index.json").is_file():
+        return open_indexed(folder, f"{name}.index.json")
+    return TensorFiles([folder / name]) if (folder / name).is_file() else None
+
+
+def _without_start(layer: str, update: Update, rule: ScalingRule, starts: TensorFiles) -> Update:
+    """The update of the base as it was: A and B as trained, less what they started from."""
+    if missing := [end for end in ("lora_A", "lora_B") if f"{layer}.{end}" not in starts.names]:
+        raise UserError(
+            f"{update.path.parent} lacks {layer}.{missing[0]} in {START_STEM}: copy the adapter again"
+        )
+
+    def factors() -> tuple[NDArray[Any], NDArray[Any]]:
+        left, right = update.factors()
+        start_left, start_right = (as_float32(starts.read(f"{layer}.{end}")) for end in ("lora_A", "lora_B"))
+        factor = np.float32(rule.factor_of(layer))
+        return np.concatenate([left, -factor * start_left], axis=1), np.concatenate([right, start_right])
+
+    return replace(update, factors=factors)
 
 
 def make_update(layer: str, found: Matrices, rule: ScalingRule, *, turned: bool) -> Update:
@@ -136,16 +172,27 @@ def make_update(layer: str, found: Matrices, rule: ScalingRule, *, turned: bool)
     Raises:
         UserError: One of the two is missing, or their shapes are not those of the rank on record.
     """
+    magnitude = found.tensors.get("magnitude")
+    if (magnitude is not None) != rule.dora:
+        raise UserError(
+            f"{found.path}: {layer} has {'lengths' if magnitude else 'no lengths'} of columns, but the configuration "
+            f"has use_dora {str(rule.dora).lower()}: copy both from the same run"
+        )
     shapes = check_matrices(layer, found, rule.rank_of(layer), turned=turned)
+    if magnitude is not None and magnitude.shape != (shapes["B"][1],):
+        raise UserError(
+            f"{found.path}: {layer} has lengths {list(magnitude.shape)} for {shapes['B'][1]} columns"
+        )
     factor = np.float32(rule.factor_of(layer))
-    tensors = found.tensors
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name != "magnitude"}
 
     def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         arrays = {name: as_float32(tensor.load()) for name, tensor in tensors.items()}
         left, right = (arrays[name].T if turned else arrays[name] for name in ("A", "B"))
         return (left @ arrays["AB"] if "AB" in arrays else left) * factor, right
 
-    return Update((shapes["A"][0], shapes["B"][1]), factors, found.path)
+    lengths = None if magnitude is None else lambda: as_float32(magnitude.load())
+    return Update((shapes["A"][0], shapes["B"][1]), factors, found.path, lengths)
 
 
 def pissa_update(update: Update, rank: int, weight: Callable[[], NDArray[Any]]) -> Update:

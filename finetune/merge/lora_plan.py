@@ -90,6 +90,12 @@ def _check_order(adapter: Adapter, position: int, *, unmerge: bool) -> None:
             f"--unmerge cannot take {adapter.folder} out: it replaced {listed}, whose old values are not on record. "
             "Use the base it was merged into"
         )
+    if adapter.rule.dora and (unmerge or position):
+        why = "--unmerge" if unmerge else "an adapter after the first"
+        raise UserError(
+            f"{adapter.folder} was trained with use_dora, whose lengths are those of the base's columns: it cannot be "
+            f"{why}. {'Use the base it was merged into' if unmerge else 'Name it first'}"
+        )
     if adapter.needs_unchanged_base and (unmerge or position):
         why = "--unmerge" if unmerge else "an adapter after the first"
         raise UserError(
@@ -251,7 +257,10 @@ def _changed(
         rows = (row_blocks.grown_rows if along_rows else row_blocks.grown_columns)(rows, entry.size)
     if entry.updates:
         updates = [update.turned() if turned else update for update in entry.updates]
-        rows = row_blocks.updated_rows(rows, updates, sign=sign)
+        if updates[0].lengths:
+            rows = row_blocks.scaled_rows(rows, updates.pop(0))
+        if updates:
+            rows = row_blocks.updated_rows(rows, updates, sign=sign)
     return rows
 
 

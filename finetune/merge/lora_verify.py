@@ -207,6 +207,8 @@ def _hook(layer: Any, update: row_blocks.Update) -> Any:
     import paddle
 
     left, right = (paddle.to_tensor(np.ascontiguousarray(factor)) for factor in update.factors())
+    if update.lengths is not None:
+        return layer.register_forward_post_hook(_scaling_hook(layer, left, right, update.lengths()))
 
     def add(layer: Any, inputs: Any, output: Any) -> Any:
         given = inputs[0]
@@ -215,6 +217,19 @@ def _hook(layer: Any, update: row_blocks.Update) -> Any:
         return output + given @ left @ right
 
     return layer.register_forward_post_hook(add)
+
+
+def _scaling_hook(layer: Any, left: Any, right: Any, lengths: NDArray[Any]) -> Any:
+    """The update of a layer whose columns have trained lengths (DoRA)."""
+    import paddle
+
+    scale = paddle.to_tensor(lengths) / (layer.weight + left @ right).square().sum(0).sqrt()  # [out]
+
+    def add(layer: Any, inputs: Any, output: Any) -> Any:
+        bias = 0.0 if layer.bias is None else layer.bias
+        return (output - bias + inputs[0] @ left @ right) * scale + bias
+
+    return add
 
 
 def _changes(base: Base, merged: Base) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,24 @@ def _factor_blocks(update: Update, divisor: float | None = None) -> Callable[[],
     return blocks
 
 
+def _length_blocks(read: Callable[[], NDArray[Any]]) -> Callable[[], Iterator[NDArray[Any]]]:
+    return lambda: iter([read()])
+
+
+def peft_rank(adapter: Adapter, layer: str) -> int:
+    """Columns of A in peft's form: twice the rank where the update takes out what it started from."""
+    return adapter.rule.rank_of(layer) * (2 if adapter.has_starts else 1)
+
+
+def _peft_alpha(adapter: Adapter, layer: str) -> float:
+    """Alpha that gives a layer its factor at its rank in peft's form."""
+    rule = adapter.rule
+    if not adapter.has_starts:
+        return rule.alpha_of(layer)
+    rank = peft_rank(adapter, layer)
+    return rule.factor_of(layer) * (math.sqrt(rank) if rule.rslora else rank)
+
+
 def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *, tied: bool) -> list[Tensor]:
     """An adapter's tensors as peft names and turns them; low-rank matrices in float32.
 
@@ -89,7 +108,7 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
             "one tensor, of which peft would change one use alone. Merge it (--save_format hf)"
         )
     for layer, update in adapter.updates.items():
-        rank, factor = adapter.rule.rank_of(layer), adapter.rule.factor_of(layer)
+        rank, factor = peft_rank(adapter, layer), adapter.rule.factor_of(layer)
         for part, each in split_joined(layer, update, config, family):
             name = f"{FIRST_PART}{to_hugging_face(part, family)}"
             dtype, shapes = np.dtype("<f4"), ((rank, each.shape[0]), (each.shape[1], rank))
@@ -97,11 +116,19 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
                 ComputedTensor(f"{name}.lora_A.weight", dtype, shapes[0], _factor_blocks(each, factor)),
                 ComputedTensor(f"{name}.lora_B.weight", dtype, shapes[1], _factor_blocks(each)),
             ]
+            if (read := each.lengths) is not None:
+                blocks = _length_blocks(read)
+                tensors.append(
+                    ComputedTensor(f"{name}.lora_magnitude_vector", dtype, (each.shape[1],), blocks)
+                )
     for name, stored in _both_names(adapter.whole, family) if tied else adapter.whole.items():
         rows = stored_rows(stored.tensor)
         turned = is_turned(name, stored.tensor.shape, family, tied=tied)
         rows = rows if turned == stored.is_turned else turned_rows(rows)
-        tensors.append(replace(rows, name=f"{FIRST_PART}{to_hugging_face(name, family)}"))
+        theirs = to_hugging_face(name, family)
+        if name.endswith(".bias") and name.removesuffix(".bias") in adapter.updates:
+            theirs = f"{theirs.removesuffix('.bias')}.base_layer.bias"
+        tensors.append(replace(rows, name=f"{FIRST_PART}{theirs}"))
     return tensors
 
 
@@ -145,32 +172,27 @@ def write_peft_config(
     ]
     whole = [tensor.name.rpartition(".")[0] for tensor in tensors if ".lora_" not in tensor.name]
     weights = {tensor.name for tensor in tensors if tensor.name.endswith(".weight")}
-    if biases := [f"{name}.bias" for name in whole if f"{name}.weight" not in weights]:
-        raise UserError(
-            f"{adapter.path} trains {biases[0]}, which peft's form has no place for beside low-rank updates: merge the "
-            "adapter instead"
-        )
+    biases = {name for name in whole if f"{name}.weight" not in weights}
+    whole = [name for name in whole if name not in biases]
     rule = adapter.rule
-    sources = {
-        to_hugging_face(part, family): layer
-        for layer in adapter.updates
-        for part in joined_parts(layer) or (layer,)
-    }
+    of_layers = {f"{name}.base_layer" for name in layers}
+    ranks, alphas = {}, {}
+    for layer in adapter.updates:
+        for name in (to_hugging_face(part, family) for part in joined_parts(layer) or (layer,)):
+            ranks[name] = peft_rank(adapter, layer)
+            alphas[name] = _peft_alpha(adapter, layer)
     content: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rule.rank,
         "lora_alpha": rule.alpha,
+        "use_dora": rule.dora,
         "lora_dropout": float(adapter.config.get("lora_dropout") or 0.0),
         "use_rslora": rule.rslora,
-        "rank_pattern": {
-            name: rank for name, layer in sources.items() if (rank := rule.rank_of(layer)) != rule.rank
-        },
-        "alpha_pattern": {
-            name: alpha for name, layer in sources.items() if (alpha := rule.alpha_of(layer)) != rule.alpha
-        },
-        "bias": "none",
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != rule.rank},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != rule.alpha},
+        "bias": "none" if not biases else "lora_only" if biases <= of_layers else "all",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "target_modules": sorted({name.removeprefix(FIRST_PART) for name in layers}),

@@ -35,11 +35,15 @@ class Update:
         shape: Of the weight.
         factors: Reads left [rows, r] and right [r, columns], float32.
         path: The adapter's file, for messages.
+        lengths: Reads the trained lengths of the updated weight's columns, float32; None where they are as they come.
+        is_turned: Whether these are the lengths of rows, because the weight is turned.
     """
 
     shape: tuple[int, int]
     factors: Callable[[], tuple[NDArray[Any], NDArray[Any]]]
     path: Path
+    lengths: Callable[[], NDArray[Any]] | None = None
+    is_turned: bool = False
 
     def turned(self) -> Update:
         """The update of the transposed weight."""
@@ -48,7 +52,8 @@ class Update:
             left, right = self.factors()
             return np.ascontiguousarray(right.T), np.ascontiguousarray(left.T)
 
-        return replace(self, shape=(self.shape[1], self.shape[0]), factors=factors)
+        shape = (self.shape[1], self.shape[0])
+        return replace(self, shape=shape, factors=factors, is_turned=not self.is_turned)
 
     def columns(self, chosen: NDArray[Any]) -> Update:
         """The update of some columns of the weight."""
@@ -57,7 +62,9 @@ class Update:
             left, right = self.factors()
             return left, np.ascontiguousarray(right[:, chosen])
 
-        return replace(self, shape=(self.shape[0], len(chosen)), factors=factors)
+        read = self.lengths
+        lengths = None if read is None else lambda: np.ascontiguousarray(read()[chosen])
+        return replace(self, shape=(self.shape[0], len(chosen)), factors=factors, lengths=lengths)
 
 
 def stored_rows(tensor: JoinedTensor) -> ComputedTensor:
@@ -172,6 +179,35 @@ def updated_rows(rows: ComputedTensor, updates: Sequence[Update], *, sign: float
             total = np.matmul(left[begin : begin + count], right, out=product[:count])
             begin += count
             yield _added(block, total, wide[:count], updates[0].path)
+
+    return replace(rows, blocks=blocks)
+
+
+def scaled_rows(rows: ComputedTensor, update: Update) -> ComputedTensor:
+    """A weight with one update whose columns get their trained lengths (DoRA), rounded once to the weight's type."""
+    wide = updated_rows(converted_rows(rows, np.dtype(np.float32)), [update])
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        assert update.lengths is not None
+        lengths = update.lengths()
+        if not np.isfinite(lengths).all():
+            raise UserError(
+                f"{update.path} holds values that are not finite: the training diverged. Merge an earlier checkpoint"
+            )
+        if not update.is_turned:
+            squares = np.zeros(rows.shape[1], np.float64)
+            for block in wide.blocks():
+                squares += np.square(block, dtype=np.float64).sum(axis=0)
+            factors = (lengths / np.sqrt(squares)).astype(np.float32)
+        begin = 0
+        for block in wide.blocks():
+            if update.is_turned:
+                own = np.sqrt(np.square(block, dtype=np.float64).sum(axis=1, keepdims=True))
+                scaled = block * (lengths[begin : begin + len(block), None] / own).astype(np.float32)
+            else:
+                scaled = block * factors
+            begin += len(block)
+            yield rounded(scaled, rows.dtype)
 
     return replace(rows, blocks=blocks)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
+from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
@@ -18,6 +19,7 @@ from finetune.storage.files import read_json_if_present
 
 if TYPE_CHECKING:
     from finetune.models.resolve import ResolvedModel
+    from finetune.processes.groups import ProcessGroups
     from finetune.settings.arguments import Arguments
 
 
@@ -44,6 +46,8 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
     if model.prefix_tuning and model.prefix_path:
         if faults := find_adapter_faults("prefix_path", local_adapter(model.prefix_path, "prefix_path")):
             raise UserError(faults)
+    elif not (model.lora or model.prefix_tuning) and (choice := choice_of(model)).is_made:
+        check_choice(choice, resolved.family, resolved.family.adapt_config(resolved.config))
     elif model.lora and model.lora_target_modules:
         layers = expected_layers(resolved.family, resolved.family.adapt_config(resolved.config))
         resolve_targets(model.lora_target_modules, resolved.family, layers, layers)
@@ -93,9 +97,16 @@ def _settings_of(folder: Path) -> dict[str, object]:
             "lora_alpha": config["lora_alpha"],
             "rslora": bool(config.get("rslora")),
             "pissa": bool(config.get("pissa")),
+            "use_dora": bool(config.get("use_dora")),
         }
     rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    return {"lora_rank": rule.rank, "lora_alpha": rule.alpha, "rslora": rule.rslora, "pissa": False}
+    return {
+        "lora_rank": rule.rank,
+        "lora_alpha": rule.alpha,
+        "rslora": rule.rslora,
+        "pissa": False,
+        "use_dora": rule.dora,
+    }
 
 
 def _shown(value: object) -> str:
@@ -108,8 +119,11 @@ def _shown(value: object) -> str:
     )
 
 
-def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
-    """Puts the adapter that the run asks for on the model, or returns it as it is."""
+def adapt(model: Any, args: Arguments, resolved: ResolvedModel, groups: ProcessGroups) -> Any:
+    """Puts the adapter that the run asks for on the model, or returns it as it is, with parts of it frozen or not.
+
+    All ranks must call it.
+    """
     from finetune.adapters.lora import add_lora, load_lora
     from finetune.adapters.prefix import add_prefix, load_prefix
 
@@ -128,4 +142,6 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel) -> Any:
         return add_lora(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
     if settings.prefix_tuning:
         return add_prefix(model, settings, family=resolved.family, dtype=dtype, seed=args.training.seed)
+    if args.training.do_train and (choice := choice_of(settings)).is_made:
+        freeze_parts(model, choice, resolved.family, groups)
     return model

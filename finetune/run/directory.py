@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import time
@@ -24,6 +25,7 @@ from finetune.errors import UserError
 from finetune.processes.network.secret import SECRET_PREFIX
 from finetune.run.disk_space import TRIAL_FILE, try_writing
 from finetune.run.template_day import choose_day
+from finetune.settings.checks import FROZEN_PARTS
 from finetune.settings.registry import known_settings
 from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
 from finetune.storage.lock import take_lock
@@ -42,7 +44,7 @@ OVERWRITING_FILE = ".overwriting.json"
 TRAINED_FILE = ".trained.json"
 """Stands beside final weights as long as something of the run's end is missing: results, curve, texts, upload."""
 RESULTS_FILE = "all_results.json"
-_OUTPUTS = ("model*.safetensors*", "peft_model*", "lora_config.json", "prefix_config.json",
+_OUTPUTS = ("model*.safetensors*", "peft_model*", "initial_factors*", "lora_config.json", "prefix_config.json",
             "adapter_facts.json", "generated_output.json")  # fmt: skip
 
 
@@ -273,6 +275,8 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
     run.replaces = marker.is_file()
     if run.resume is not None:
         _check_precision(run.resume, args)
+        if not asked:
+            _check_trained_parts(run, arguments)
         set_aside(run.path, beyond=step_of(run.resume))
         try:
             read_json_if_present(run.path / ARGUMENTS_FILE)
@@ -282,6 +286,18 @@ def _choose_start(run: RunDirectory, args: Arguments) -> None:
             run.warnings.append(
                 "this run continues with other settings than it began with, so its curve will not be the "
                 f"one of an uninterrupted run: {_describe(changes)}"
+            )
+
+
+def _check_trained_parts(run: RunDirectory, arguments: dict[str, Any]) -> None:
+    """Refuses to continue with other parameters than the run began with: there is no optimizer state for them."""
+    before = read_json_or_empty(run.path / ARGUMENTS_FILE)
+    for name in FROZEN_PARTS if before else ():
+        old, new = before.get(name), arguments.get(name)
+        if (old or new) and old != new:
+            raise UserError(
+                f"output_dir {run.path} holds a run with {name} {json.dumps(old)}, and this one has {json.dumps(new)}: "
+                "continue with the same parameters, choose another folder, or add --overwrite_output_dir true"
             )
 
 

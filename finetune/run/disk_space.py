@@ -57,7 +57,8 @@ class DiskNeed:
 
     Attributes:
         result_bytes: Of the final weights.
-        checkpoint_bytes: Of one checkpoint: weights, two moments, and float32 weights where others are trained.
+        checkpoint_bytes: Of one checkpoint: weights, two moments unless they are left out, and float32 weights where
+            others are trained.
         num_checkpoints: That stand at once, with the one that is written before the oldest goes.
     """
 
@@ -84,8 +85,9 @@ def plan_disk(args: Arguments, *, num_saved: int, num_trained: int, num_steps: i
 
     half = parameter_dtype(args) != "float32"
     weight_bytes = num_saved * (_FLOAT32_BYTES // 2 if half else _FLOAT32_BYTES)
-    state_bytes = num_trained * (_MOMENT_BYTES + (_FLOAT32_BYTES if half else 0))
     settings = args.training
+    moment_bytes = 0 if settings.ignore_save_lr_and_optim else _MOMENT_BYTES
+    state_bytes = num_trained * (moment_bytes + (_FLOAT32_BYTES if half else 0))
     num_saves = {
         "no": 0,
         "steps": num_steps // max(1, int(settings.save_steps)),

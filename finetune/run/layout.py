@@ -85,12 +85,7 @@ def check_topology(
 
 
 def _method_faults(layout: Layout, args: Arguments, virtual_degree: int) -> list[str]:
-    faults, model = [], args.model
-    if model.lora and model.pissa and layout.tensor > 1:
-        faults.append(
-            f"pissa starts from the singular vectors of whole weights, but tensor_parallel_degree {layout.tensor} "
-            "cuts them into slices, which have other ones: set pissa false, or tensor_parallel_degree 1"
-        )
+    faults = []
     if args.data.eval_with_do_generation and args.training.do_eval and layout.pipeline > 1:
         faults.append(
             f"eval_with_do_generation is true, but text is not generated over {layout.pipeline} pipeline stages: "

@@ -16,6 +16,7 @@ from finetune.machine.device import find_device_fault
 from finetune.settings.alignment import check_alignment
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
+from finetune.settings.lora_checks import check_lora
 from finetune.settings.paths import (
     describe_missing,
     find_obstacle,
@@ -33,6 +34,9 @@ _REPORT_PACKAGES = {
     "tensorboard": "tensorboardX",
     "swanlab": "swanlab",
 }
+
+FROZEN_PARTS = ("freeze_layers", "freeze_parameters_ratio", "freeze_parameters", "trainable_parameters")
+"""Settings that choose what is trained in full fine-tuning."""
 
 Values = Mapping[str, Any]
 Faults = Iterator[tuple[tuple[str, ...], str]]
@@ -82,15 +86,25 @@ def _check_methods(values: Values) -> Faults:
         if values[first] and values[second]:
             remedy = f"choose one, for example with --{second if first == 'lora' else first} false"
             yield (first, second), f"{first} and {second} are both true: {remedy}"
-    for name in ("rslora", "pissa"):
-        if values[name] and not values["lora"]:
-            yield (name, "lora"), f"{name} is true, but lora is false: add --lora true or remove {name}"
-    if values["modules_to_save"] and not values["lora"]:
+    yield from check_lora(values)
+    if values["modules_to_save"] and not (values["lora"] or any(values[name] for name in FROZEN_PARTS)):
         yield (
-            ("modules_to_save", "lora"),
-            "modules_to_save is given, but lora is false: add --lora true, or remove it (without LoRA the "
-            "choice is between all weights and a prefix)",
+            ("modules_to_save", "lora", *FROZEN_PARTS),
+            "modules_to_save is given, but lora is false and all weights are trained: add --lora true, remove it, or "
+            "name what alone is trained in trainable_parameters",
         )
+    for method in ("lora", "prefix_tuning"):
+        if values[method] and (given := [name for name in FROZEN_PARTS if values[name]]):
+            remedy = (
+                "modules_to_save and lora_target_modules say what is trained"
+                if method == "lora"
+                else "remove it"
+            )
+            yield (
+                (method, *given),
+                f"{given[0]} is for full fine-tuning, but {method} is true, which freezes the base: {remedy}, or set "
+                f"{method} false",
+            )
     if values["save_to_aistudio"] and not values["aistudio_repo_id"]:
         fault = "save_to_aistudio is true, but aistudio_repo_id is missing: give the repository to upload to"
         yield ("save_to_aistudio", "aistudio_repo_id"), fault

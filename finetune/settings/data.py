@@ -80,8 +80,11 @@ class DataArguments:
         "right cuts at max_length, drop leaves them out, error stops the run.",
         "过长的样本：left 先从左截源文本，再从右截目标文本；right 在 max_length 处截断；drop 丢弃；error "
         "停止运行。", choices=("left", "right", "drop", "error"))
-    train_on: str = setting("all", "Which answers of a conversation are learned.", "学习对话中的哪些回答。",
-        choices=("all", "last"))
+    train_on: str = setting("all",
+        "Which answers of a conversation are learned: all in one sample, the last one, or each in a sample of its own, "
+        "for templates that rewrite earlier messages.",
+        "学习对话中的哪些回答：all 在同一条样本中学习全部，last 只学最后一个，each 每个回答各成一条样本（用于会改写前面消息的模板）。",
+        choices=("all", "last", "each"))
     zero_padding: bool = setting(False, "Pack samples into full rows (InTokens); also accepted as intokens.",
         "把多条样本拼满一行（InTokens）；也可写作 intokens。", aliases=("intokens",))
     pad_to_multiple_of: int | None = setting(None, "Pad rows to a multiple of this many tokens.",

@@ -48,10 +48,32 @@ class ModelArguments:
         "或匹配完整名称的正则表达式；null：按模型系列选取。")
     modules_to_save: list[str] | None = setting(None,
         "Modules that LoRA trains and saves whole, by the last part of their names: embed_tokens,lm_head "
-        "for new tokens; null: none.",
-        "LoRA 训练时整体训练并保存的模块，写名称的最后一段：新增词元时用 embed_tokens,lm_head；null：无。")
+        "for new tokens; null: none. Without LoRA, and with parts frozen: further trainable_parameters.",
+        "LoRA 训练时整体训练并保存的模块，写名称的最后一段：新增词元时用 embed_tokens,lm_head；null：无。"
+        "不用 LoRA 而冻结部分参数时，作为 trainable_parameters 的补充。")
     rslora: bool = setting(False, "Scale the LoRA update by lora_alpha / sqrt(lora_rank) (rsLoRA).",
         "按 lora_alpha / sqrt(lora_rank) 缩放 LoRA 增量（rsLoRA）。")
+    use_dora: bool = setting(False,
+        "Train the length of every column of the updated weights beside their direction (DoRA).",
+        "除方向外，还训练更新后权重每一列的长度（DoRA）。")
+    lora_use_mixer: bool = setting(False, "Train a square matrix between the two of LoRA (MosLoRA).",
+        "在 LoRA 的两个矩阵之间再训练一个方阵（MosLoRA）。", common=False)
+    rank_pattern: dict[str, Any] | None = setting(None,
+        "Ranks of single layers: end of a layer's name, as a regular expression, to rank; null: lora_rank for all.",
+        "个别层的秩：层名末尾（正则表达式）到秩的映射；null：全部用 lora_rank。", common=False)
+    alpha_pattern: dict[str, Any] | None = setting(None,
+        "The same for lora_alpha.", "与 rank_pattern 相同，用于 lora_alpha。", common=False)
+    lora_bias: str = setting("none", "Biases that LoRA trains, too: none, all, or those of adapted layers.",
+        "LoRA 同时训练的偏置：none（无）、all（全部）或 lora_only（所作用的层）。", choices=("none", "all", "lora_only"),
+        common=False)
+    lora_dtype: str | None = setting(None,
+        "Type of the LoRA matrices; null: that of the weights. float32 beside weights in half precision.",
+        "LoRA 矩阵的类型；null：与权重相同。权重为半精度时可取 float32。", choices=("float32", "bfloat16", "float16"),
+        common=False)
+    init_lora_weights: str = setting("default",
+        "What LoRA starts from: A uniform or gaussian and B zero, or parts of the weights (pissa, olora).",
+        "LoRA 的初始值：A 均匀或高斯分布、B 为零，或取自权重本身（pissa、olora）。",
+        choices=("default", "gaussian", "pissa", "olora"), common=False)
     lora_plus_scale: float = setting(1.0, "Factor on the learning rate of LoRA's B matrices (LoRA+).",
         "LoRA 的 B 矩阵学习率的倍数（LoRA+）。", range=POSITIVE)
     pissa: bool = setting(False, "Start LoRA from the weight's leading singular vectors (PiSSA).",
@@ -69,6 +91,21 @@ class ModelArguments:
         "Scales that share a scale of their own under weight_double_quant: a power of two.",
         "weight_double_quant 时共用一个二级系数的缩放系数个数：2 的幂。", common=False,
         range=Range(BLOCK_SIZES[0], BLOCK_SIZES[-1], is_interval=True))
+    freeze_layers: int = setting(0, "Full fine-tuning: the first n decoder layers are not trained.",
+        "全参数微调时，前 n 个解码层不训练。", range=Range(0, 65_536))
+    freeze_parameters_ratio: float = setting(0.0,
+        "Full fine-tuning: parameters from the bottom up (embedding, then layers) that are not trained, up to this "
+        "share of all.", "全参数微调时，自底向上（先词嵌入，后各层）不训练的参数占全部参数的比例上限。",
+        range=Range(0, 1, is_interval=True))
+    freeze_parameters: list[str] | None = setting(None,
+        "Full fine-tuning: parameters that are not trained, by whole names, neighbouring parts of names (layers.3, "
+        "embed_tokens), as PaddleNLP or Hugging Face has them, or regular expressions.",
+        "全参数微调时不训练的参数：完整名称、名称中相邻的若干段（layers.3、embed_tokens，PaddleNLP 或 Hugging Face "
+        "的名称均可），或正则表达式。")
+    trainable_parameters: list[str] | None = setting(None,
+        "Full fine-tuning: parameters that are trained although the settings above freeze them; given alone, only these "
+        "are trained. Named as in freeze_parameters.",
+        "全参数微调时仍要训练的参数，即使上面的设置将其冻结；单独给出时只训练这些参数。写法与 freeze_parameters 相同。")
     prefix_tuning: bool = setting(False, "Train key and value prefixes instead of weights.",
         "训练 key 和 value 的前缀，而不是权重。")
     prefix_path: str | None = setting(None, "Prefix folder that prefix tuning starts from.",

@@ -64,7 +64,13 @@ class CheckpointSeries:
         self._note_best(metrics)
         self.phases.enter("saving", state.global_step)
         try:
-            newest = write_checkpoint(self.output_dir, state.global_step, run_state.write, groups)
+            newest = write_checkpoint(
+                self.output_dir,
+                state.global_step,
+                run_state.write,
+                groups,
+                has_moments=run_state.with_moments,
+            )
         except Exception as error:
             state.best_metric, state.best_model_checkpoint = best
             self._go_on_without(error, is_last=is_last)

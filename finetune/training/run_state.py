@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from paddlenlp.trainer.trainer_callback import TrainerState
 
+from finetune.adapters.base import is_adapter
+from finetune.checkpoints.folder import lacks_moments
 from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer
 from finetune.checkpoints.scheduler_state import load_scheduler, save_scheduler
 from finetune.errors import UserError
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = "trainer_state.json"
 POSITION_FILE = "data_position.json"
+_TRAINED = "trained_parameters"
 
 
 def read_position(checkpoint: Path) -> dict[str, Any]:
@@ -106,6 +110,7 @@ class RunState:
         events: Hold PaddleNLP's state.
         log: Holds sums over the steps.
         overflow: Holds the loss scale of float16 runs; None in others.
+        with_moments: Whether checkpoints hold what the optimizer has gathered.
     """
 
     files: ModelFiles
@@ -116,6 +121,7 @@ class RunState:
     events: CallbackEvents
     log: TrainingLog
     overflow: OverflowGuard | None = None
+    with_moments: bool = True
 
     @property
     def _scaler(self) -> Any:
@@ -125,23 +131,52 @@ class RunState:
         """Writes weights, optimizer, schedule and position into an empty folder."""
         files = self.files
         files.write(folder, self.writer)
-        save_optimizer(folder, files.model, self.optimizer, self.writer, replicas=files.replicas)
+        trained = self._describe_trained()
+        save_optimizer(
+            folder,
+            files.model,
+            self.optimizer,
+            self.writer,
+            replicas=files.replicas,
+            with_moments=self.with_moments,
+        )
         with fail_on_all_ranks(files.groups):
             if files.groups.is_first:
-                self._write_position(folder)
+                self._write_position(folder, trained)
 
-    def _write_position(self, folder: Path) -> None:
+    def _describe_trained(self) -> dict[str, Any]:
+        """Number and hash of the names of what is trained of a model without adapter; all ranks must call it."""
+        if is_adapter(self.files.model):
+            return {}
+        parts = self.files.groups.pipeline.gather_objects(sorted(self.files.replicas.trained))
+        names = sorted({name for part in parts for name in part})
+        return {"number": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+
+    def _check_trained(self, checkpoint: Path) -> None:
+        """Refuses a checkpoint of a run that trained other parameters; those of earlier versions do not tell."""
+        saved, own = read_position(checkpoint).get(_TRAINED), self._describe_trained()
+        if saved and own and saved != own:
+            raise UserError(
+                f"{checkpoint} was written by a run that trained other parameters than this one ({saved['number']} "
+                f"tensors, here {own['number']}): continue with the same freeze_layers, freeze_parameters, "
+                "freeze_parameters_ratio and trainable_parameters, or begin a new run with model_name_or_path set to it"
+            )
+
+    def _write_position(self, folder: Path, trained: dict[str, Any]) -> None:
         save_scheduler(folder, self.lr_scheduler, self._scaler)
         position = self.batches.save(folder, self.events.state.global_step)
         counts: dict[str, Any] = dict(self.log.counts())
         if self.overflow:
             counts["skipped_steps"] = self.overflow.counts()
+        if trained:
+            counts[_TRAINED] = trained
         write_json(folder / POSITION_FILE, position | counts)
         self.events.state.save_to_json(str(folder / STATE_FILE))
 
     def restore(self, checkpoint: Path) -> None:
-        """Takes up weights, optimizer, schedule and position where a checkpoint left them."""
+        """Takes up weights, optimizer, schedule and position where a checkpoint left them, and says what it lacks."""
         files, state = self.files, self.events.state
+        self._check_trained(checkpoint)
         files.load_weights(checkpoint)
         is_stage = files.groups.pipeline.size > 1
         load_optimizer(checkpoint, files.model, self.optimizer, replicas=files.replicas, is_stage=is_stage)
@@ -158,3 +193,8 @@ class RunState:
                 self.overflow.restore(position.get("skipped_steps", {}))
         if note:
             self.log.show_message(note)
+        if lacks_moments(checkpoint):
+            self.log.show_message(
+                f"{checkpoint.name} holds no moments of the optimizer (ignore_save_lr_and_optim): they start anew, "
+                "while weights, learning-rate schedule and order of the data go on"
+            )

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import paddle
 from paddlenlp.trainer import PrinterCallback, ProgressCallback, Trainer
 from paddlenlp.trainer.trainer_callback import TrainerState
 
@@ -43,6 +44,12 @@ OVERRIDDEN = {
     "evaluate": "runs the evaluation given at construction, over all ranks, once for each step",
 }
 """What of PaddleNLP's Trainer is replaced, and why; docs/architecture.md shows it."""
+
+
+def _frozen_scalar() -> Any:
+    scalar = paddle.create_parameter([1], "float32")
+    scalar.stop_gradient = True
+    return scalar
 
 
 class FinetuneTrainer(Trainer):
@@ -107,7 +114,8 @@ class FinetuneTrainer(Trainer):
         "norm" and "bias" in their names, which misses the norms of families that call them `ln_1`.
         """
         replicas = self.parallel.replicas
-        self.optimizer_grouped_parameters = replicas.optimizer_parameters()
+        # Paddle's optimizers look at their first parameter; a stage of a pipeline may train none.
+        self.optimizer_grouped_parameters = replicas.optimizer_parameters() or [_frozen_scalar()]
         optimizer = super().create_optimizer(lr_scheduler)
         optimizer._grad_clip = None
         optimizer._apply_decay_param_fun = replicas.is_decayed
@@ -219,6 +227,7 @@ class FinetuneTrainer(Trainer):
             events=self.events,
             log=self.training_log,
             overflow=self.overflow,
+            with_moments=not self.args.ignore_save_lr_and_optim,
         )
         continues = self.parts.continues_on_save_error
         return CheckpointSeries(self.args, run_state, self.parts.phases, continues_on_error=continues)

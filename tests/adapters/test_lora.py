@@ -5,7 +5,8 @@ import paddle
 import pytest
 
 from finetune.adapters.files import save_adapter
-from finetune.adapters.lora import _draw_input_matrix, add_lora, load_lora
+from finetune.adapters.initial_weights import draw_input_matrix
+from finetune.adapters.lora import add_lora, load_lora
 from finetune.errors import UserError
 from finetune.training.loss import logits_of
 from tests.adapters.conftest import make_stage
@@ -50,14 +51,14 @@ def test_distribution_is_that_of_paddlenlp_and_the_update_starts_at_zero(load, s
 def test_a_tensor_rank_gets_its_rows_of_the_whole_matrix(load):
     config = load()[0].config
     whole = paddle.create_parameter([12, 3], "float32")
-    _draw_input_matrix(whole, config, seed=5)
+    draw_input_matrix(whole, config, kind="default", seed=5)
     parts = []
     for rank in range(2):
         config.tensor_parallel_degree, config.tensor_parallel_rank = 2, rank
         part, replicated = (paddle.create_parameter([rows, 3], "float32") for rows in (6, 12))
         part.is_distributed = True
-        _draw_input_matrix(part, config, seed=5)
-        _draw_input_matrix(replicated, config, seed=5)
+        draw_input_matrix(part, config, kind="default", seed=5)
+        draw_input_matrix(replicated, config, kind="default", seed=5)
         np.testing.assert_array_equal(replicated.numpy(), whole.numpy())
         parts.append(part.numpy())
     np.testing.assert_array_equal(np.concatenate(parts), whole.numpy())

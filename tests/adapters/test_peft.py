@@ -131,7 +131,6 @@ OTHERWISE = {
     "alora_invocation_tokens": [5, 6],
     "layer_replication": [[0, 3], [1, 4]],
     "use_qalora": True,
-    "use_dora": True,
     "lora_bias": True,
     "target_parameters": ["mlp.experts.gate_up_proj"],
     "trainable_token_indices": [3],
@@ -157,10 +156,10 @@ def test_settings_that_make_it_something_else(name, tmp_path):
 
 def test_all_such_settings_are_named_at_once(tmp_path):
     with pytest.raises(
-        UserError, match=r"has use_dora true.*; lora_bias true.*; init_lora_weights 'something'"
+        UserError, match=r"has use_qalora true.*; lora_bias true.*; init_lora_weights 'something'"
     ):
         read_peft_rule(
-            tmp_path, CONFIG | {"use_dora": True, "lora_bias": True, "init_lora_weights": "something"}
+            tmp_path, CONFIG | {"use_qalora": True, "lora_bias": True, "init_lora_weights": "something"}
         )
 
 

@@ -250,9 +250,7 @@ def test_tool_calls_in_both_spellings(write_lines):
                 {
                     "role": "assistant",
                     "content": None,
-                    "tool_calls": [
-                        {"id": "1", "type": "function", "function": {**call, "arguments": '{"x": 1}'}}
-                    ],
+                    "tool_calls": [{"type": "function", "function": {**call, "arguments": '{"x": 1}'}}],
                 },
                 {"role": "tool", "content": "r"},
                 {"role": "assistant", "content": "a"},

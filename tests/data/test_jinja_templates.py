@@ -66,10 +66,14 @@ MARKS_LAST = (
 def test_conversations_whose_earlier_rounds_are_changed_are_refused():
     template = JinjaTemplate(MARKS_LAST, "t", {})
     assert show(template.render(make_conversation([("q", "a")]))) == "user:q\nassistant:{<think>a\n}"
-    with pytest.raises(UserError, match=r"it writes earlier messages differently.* Set train_on to last"):
+    with pytest.raises(UserError, match=r"it writes earlier messages differently.* Set train_on to each"):
         template.render(TWO_ROUNDS)
+    assert (
+        show(template.render_prompt(TWO_ROUNDS)) == "system:sys\nuser:q1\nassistant:a1\nuser:q2\nassistant:"
+    )
     last = "system:sys\nuser:q1\nassistant:a1\nuser:q2\nassistant:{<think>a2\n}"
     assert show(template.render_last(TWO_ROUNDS)) == last
+    assert show(template.render_prompt(TWO_ROUNDS)) == last.partition("{")[0]
 
 
 def test_the_end_of_all_messages_is_no_change_of_earlier_ones():

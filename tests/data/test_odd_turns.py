@@ -62,7 +62,6 @@ def test_rules(write_lines, name):
         ("Uq Cc Aa", "messages[2] is from assistant, expected user or tool behind tool_call"),
         ("Uq Tt Aa", "messages[1] is from tool, expected assistant or tool_call behind user"),
         ("Uq Aa A-b", "messages[2] follows another answer with another mark"),
-        ("U= Aa", "messages[0].content is null, expected a string"),
     ],
 )
 def test_what_no_rule_covers_is_a_fault(write_lines, text, reason):

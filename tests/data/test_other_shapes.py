@@ -78,6 +78,7 @@ EMPTY = [
     {"src": "", "tgt": "a"},
     {"src": None, "tgt": "a"},
     {"src": [""], "tgt": ["a"]},
+    {"src": [None], "tgt": ["a"]},
     {"query": None, "response": "a"},
     {"query": "", "response": "a", "history": []},
     {"instruction": "", "input": "", "output": "a", "system": ""},
@@ -87,6 +88,17 @@ EMPTY = [
     {"messages": [{"role": "assistant", "content": "a"}]},
     {"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "a"}]},
 ]
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_message_with_null_is_an_empty_one(write_lines, value):
+    records = [
+        {"messages": [{"role": "user", "content": value}, ROUND[1]]},
+        {"conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "a"}]},
+    ]
+    found, rules = read(write_lines(*records))
+    assert [each.messages for each in found] == [(Message(TEXT, "a"),)] * 2
+    assert rules.get("messages with null read as empty", 0) == (2 if value is None else 0)
 
 
 @pytest.mark.parametrize("record", EMPTY)
@@ -145,6 +157,12 @@ def test_calls_without_arguments_have_an_empty_object(write_lines, arguments):
     assert rules == ({} if arguments in ({}, "{}") else counted)
 
 
+def test_a_call_that_is_an_object_is_checked_as_well(write_lines):
+    call = {"role": "tool_call", "content": {"name": "f", "arguments": "x"}}
+    with pytest.raises(UserError, match=r"messages\[1\]\.content\.arguments is text that is no JSON"):
+        read(write_lines({"messages": [ROUND[0], call, {"role": "tool", "content": "r"}, ROUND[1]]}))
+
+
 def test_a_function_call_is_checked_as_well(write_lines):
     with pytest.raises(UserError, match=r"messages\[1\]\.function_call\.arguments is text that is no JSON"):
         read(write_lines(with_calls({"name": "f", "arguments": "x"}, key="function_call")))
@@ -178,6 +196,27 @@ def test_names_of_tools_go_where_a_template_has_a_place(write_lines, encoder):
     assert said in load_samples([conversation], encoder, load_template("alpaca"), **limits)[1].describe()
 
 
+WITH_IDS = (
+    "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    "{% if not c.id or c.id | length != 9 %}{{ raise_exception('no id of 9 letters') }}{% endif %}"
+    "<call {{ c.id }}>{{ c.function.name }}{% endfor %}{% elif m.role == 'tool' %}<result {{ m.tool_call_id }}>{{ m.content }}"
+    "{% else %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_ids_of_calls_reach_templates_that_ask_for_them(write_lines):
+    call = {"id": "abcdef001", "function": {"name": "f", "arguments": "{}"}}
+    result = {"role": "tool", "content": "r", "tool_call_id": "abcdef001"}
+    records = [{"messages": [ROUND[0], {"role": "assistant", "content": "", "tool_calls": calls}, result, ROUND[1]]}
+               for calls in ([call], [call, call | {"id": "abcdef002"}], [{"function": call["function"]}])]  # fmt: skip
+    found, _ = read(write_lines(*records))
+    template = JinjaTemplate(WITH_IDS, "t", {})
+    texts = ["".join(piece.text for piece in template.render(each)) for each in found]
+    assert texts[0] == "<user>q<call abcdef001>f<result abcdef001>r<assistant>a"
+    assert "<call abcdef001>f<call abcdef002>f<result" in texts[1]
+    assert '<assistant>{"name": "f", "arguments": {}}<result' in texts[2]  # without ids the text of the call
+
+
 def test_names_cannot_bring_special_tokens_in():
     conversation = Conversation(
         (
@@ -196,5 +235,5 @@ def test_names_that_are_not_used_are_told(write_lines):
     messages = [RESULTS[0] | {"name": "u"}, RESULTS[1], RESULTS[2], RESULTS[2] | {"name": "g"}, RESULTS[3]]
     (conversation,) = read_conversations([write_lines({"messages": messages})], ReadOptions(), faults)
     assert conversation.messages[2] == Message(TOOL, "r\nr")
-    assert faults.notes.unused_fields == {"messages[].name": 1, "tool_calls[].id": 1}
+    assert faults.notes.unused_fields == {"messages[].name": 1}
     assert faults.notes.rules == {"names or ids of joined tool results left out": 1}

@@ -58,3 +58,41 @@ def test_the_curve_goes_on(bench, family, method, variation, first, second, more
     differences = largest_difference(after.curve(), curve_from(expected, SAVED + 1))
     assert max(differences.values()) <= TOLERANCE, differences
     assert not [line for line in after.logs[0].splitlines() if line.startswith("warning: ")], after.logs[0]
+
+
+WEIGHTS_ONLY = {"ignore_save_lr_and_optim": True}
+HALF = {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True}
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "first", "second", "more"),
+    [
+        ("llama", "sft", "tp2 x pp2", "sharding2 stage2", {}),
+        *(
+            pytest.param(*case, marks=slow)
+            for case in [
+                ("qwen", "lora", "sharding2 stage3", "tp2", {}),
+                ("bloom", "sft", "tp2 x pp2", "one", NOT_UNIFIED),
+                ("chatglm2", "sft", "tp2 x sharding2", "pp2", HALF),
+                ("opt", "lora", "tp2", "dp2", HALF | NOT_UNIFIED),
+            ]
+        ),
+    ],
+)
+def test_a_checkpoint_without_moments_continues_alike_everywhere(bench, family, method, first, second, more):
+    """The curve is that of one process that continues from its own such checkpoint."""
+    settings = bench.settings(family, method, "padded") | more | WEIGHTS_ONLY
+    settings |= {"max_steps": LENGTH, "eval_steps": SAVED, "save_steps": SAVED, "save_strategy": "steps"}
+
+    def run(layout: str, **changes):
+        degrees, world = settings_of(layout)
+        return bench.server.run(settings | degrees | changes, world).check()
+
+    def continue_in(layout: str, folder):
+        return run(layout, resume_from_checkpoint=str(folder / f"checkpoint-{SAVED}"))
+
+    expected = continue_in("one", run("one", unified_checkpoint=True).folder)
+    after = continue_in(second, run(first).folder)
+    differences = largest_difference(after.curve(), expected.curve())
+    assert max(differences.values()) <= (5e-3 if "bf16" in more else TOLERANCE), differences
+    assert [line for line in after.logs[0].splitlines() if "holds no moments of the optimizer" in line]

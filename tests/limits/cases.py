@@ -104,7 +104,7 @@ CASES = (
     _closed("2 replicas: output folder that may not be written", "2 个副本：不可写的输出目录", "out", 0o555, num_processes=2),
     _closed("training: log that may not be written", "训练：不可写的日志", "out/train_log.jsonl"),
     _closed("training: an old checkpoint that may not be deleted", "训练：不可删除的旧检查点", "out/checkpoint-2", 0o555,
-            settings={"save_total_limit": 1}, code=0, says="warning: .*checkpoint-2.* Permission denied"),
+            settings={"save_total_limit": 1}, code=0, says="warning: .*checkpoint-2.*Permission denied"),
     _closed("merge: adapter folder", "合并：适配器目录", "adapter", kind="merge"),
     _closed("merge: adapter weights", "合并：适配器权重", "adapter/peft_model-00001-of-00001.safetensors", kind="merge"),
     _closed("merge: place of the result", "合并：结果所在的目录", ".", 0o555, kind="merge"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -73,13 +74,15 @@ def run_case(case: Case, materials: Materials, home: Path) -> End:
         return _run(case, command, home)
     finally:
         for path in case.closed:
-            (home / path).chmod(0o755)
+            with contextlib.suppress(FileNotFoundError):  # an old checkpoint may have been renamed
+                (home / path).chmod(0o755)
 
 
 def _prepare(path: Path, command: list[str]) -> None:
     """Makes what a case closes and the materials do not have: an output folder, what an earlier run has left in it."""
     if path.parent.name == "out":
-        subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=100)
+        whole = [*command, "--save_total_limit", "3"]
+        subprocess.run(whole, cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=100)
         for other in path.parent.iterdir():
             if other.is_dir() and other.name != "checkpoint-2":
                 shutil.rmtree(other)

@@ -24,7 +24,10 @@ SCRIPTS = (
     "merge_tp_params.py",
 )
 OPTIONS = {
-    "finetune_generation.py": [str(ROOT / "llama" / "sft_argument.json"), "--device", "cpu"],
+    "finetune_generation.py": [
+        *("--model_name_or_path", "m", "--dataset_name_or_path", str(ROOT / "data")),
+        *("--output_dir", "o", "--do_train", "true", "--device", "cpu"),
+    ],
     "export_model.py": ["--model_name_or_path", "m", "--output_path", "o"],
     "predict_generation.py": ["--model_name_or_path", "m"],
 }

@@ -214,3 +214,21 @@ def test_a_thread_that_runs_before_an_import_does_not_get_them_meanwhile():
     """)
     assert (done.returncode, done.stdout) == (1, "imported\n")
     assert done.stderr.startswith("interrupted: stopped by signal SIGTERM")
+
+
+def test_no_thread_of_a_command_gets_signals_but_the_main_one():
+    """They would come through while the main thread holds them back for the import of Paddle, which then fails."""
+    done = run("""
+        import os
+        os.environ["OPENBLAS_NUM_THREADS"] = "4"
+        from pathlib import Path
+        from finetune.machine.command_start import start_command
+        start_command()
+        wanted = sum(1 << number - 1 for number in STOP_SIGNALS)
+        for task in Path("/proc/self/task").iterdir():
+            lines = (task / "status").read_text().splitlines()
+            blocked = int(next(line for line in lines if line.startswith("SigBlk")).split()[1], 16)
+            print(task.name == str(os.getpid()), blocked & wanted == wanted)
+    """)
+    kinds = done.stdout.splitlines()
+    assert kinds.count("True False") == 1 and set(kinds) <= {"True False", "False True"}, done.stderr

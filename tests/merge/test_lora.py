@@ -80,9 +80,10 @@ def test_patterns_of_peft():
 
 @pytest.mark.parametrize("hugging_face", [False, True], ids=["paddle", "hf"])
 def test_pissa_is_merged_into_the_unchanged_base(hugging_face, tmp_path):
-    """Paddle finds singular vectors in float32, the merge in float64; their difference is more than rounding."""
+    """Without a record of what it started from: singular vectors are found in float32 and in float64."""
     base = write_base(tmp_path / "base", "llama", hugging_face=hugging_face)
     expected = write_adapter(tmp_path / "adapter", base, pissa=True)
+    (tmp_path / "adapter" / "initial_factors.safetensors").unlink()
     merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged")
     assert np.abs(folder_logits(merged) - expected).max() < 1e-3 * expected.std()
     assert np.abs(folder_logits(base) - expected).max() > 0.1

@@ -131,6 +131,7 @@ def test_pissa_of_joined_layers_needs_them_joined(tmp_path):
     write_adapter(
         tmp_path / "adapter", base, pissa=True, overrides=overrides, lora_target_modules=[".*qkv_proj"]
     )
+    (tmp_path / "adapter" / "initial_factors.safetensors").unlink()
     with pytest.raises(
         UserError, match=r"singular vectors of the joined llama\.layers\.0\.self_attn\.qkv_proj"
     ):

@@ -29,7 +29,9 @@ SCHEMES = {
 }
 FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma")
 LORA = {"lora_target_modules": None, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "rslora": False,
-        "lora_plus_scale": 1.0, "pissa": False, "model_name_or_path": "tiny", "modules_to_save": None}  # fmt: skip
+        "lora_plus_scale": 1.0, "pissa": False, "model_name_or_path": "tiny", "modules_to_save": None,
+        "use_dora": False, "lora_use_mixer": False, "rank_pattern": None, "alpha_pattern": None, "lora_bias": "none", "lora_dtype": None,
+        "init_lora_weights": "default"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -162,14 +164,14 @@ def test_no_values_are_kept_between_forward_and_backward(monkeypatch):
     matrix = np.random.default_rng(4).standard_normal((64, 64)).astype(np.float32)
     weight = to_device(pack_matrix(matrix, SCHEMES["nf4"], name="w"), paddle.float32)
     made = []
-    compute = PackedFourBit.values
+    compute = PackedFourBit.borrowed_values
 
     def values(self):
         found = compute(self)
         made.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(PackedFourBit, "values", values)
+    monkeypatch.setattr(PackedFourBit, "borrowed_values", values)
     x = paddle.rand([2, 64])
     x.stop_gradient = False
     result = packed_linear(x, weight)
@@ -178,3 +180,19 @@ def test_no_values_are_kept_between_forward_and_backward(monkeypatch):
     result.sum().backward()
     gc.collect()
     assert [reference() for reference in made] == [None, None]
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_weights_that_are_in_use_one_after_the_other_share_memory(kind):
+    random = np.random.default_rng(5)
+    matrices = [random.standard_normal(shape).astype(np.float32) for shape in ((64, 64), (32, 64))]
+    large, small = (
+        to_device(pack_matrix(each, SCHEMES[kind], name="w"), paddle.float32) for each in matrices
+    )
+    first = large.borrowed_values()
+    expected = large.values().numpy()
+    np.testing.assert_array_equal(first.numpy(), expected)
+    second = small.borrowed_values()
+    assert second.data_ptr() == first.data_ptr()
+    np.testing.assert_array_equal(second.numpy(), small.values().numpy())
+    assert (large.values().numpy() == expected).all()

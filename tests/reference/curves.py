@@ -46,11 +46,21 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One compared run: a name and what its argument file adds to `COMMON`."""
+    """One compared run.
+
+    Attributes:
+        name: Of its curve.
+        arguments: What its argument file adds to `COMMON`.
+        family: Of the model.
+        frozen: Pattern of transformers' names of what is not trained.
+        frozen_share: Share of the parameters, in transformers' order, that is not trained at most.
+    """
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     family: str = "llama"
+    frozen: str = ""
+    frozen_share: float = 0.0
 
     @property
     def lora(self) -> bool:
@@ -91,6 +101,14 @@ CASES = {
             for family, facts in FACTS.items()
             if facts.curve_learning_rate
         ),
+        Case("frozen_layers", _SFT | {"freeze_layers": 1}, frozen=r"model\.layers\.0\."),
+        Case("frozen_share", _SFT | {"freeze_parameters_ratio": 0.6}, frozen_share=0.6),
+        Case("trained_part", _SFT | {"freeze_parameters_ratio": 1, "trainable_parameters": ["lm_head", r"layers\.0\..*(up|v)_proj"]},
+             frozen=r"(?!lm_head|.*layers\.0\..*(up|v)_proj)"),
+        Case("gemma_frozen_embedding", _SFT | {"freeze_parameters": ["lm_head", "norm"]}, "gemma", frozen="model.embed_tokens|model.norm"),
+        Case("bloom_trained_part", _SFT | {"trainable_parameters": ["word_embeddings", "h.1", "ln_f"]}, "bloom",
+             frozen=r"(?!.*word_embeddings\.|.*h\.1\.|.*ln_f)"),
+        Case("opt_frozen_share", _SFT | {"freeze_parameters_ratio": 0.55}, "opt", frozen_share=0.55),
     )
 }  # fmt: skip
 

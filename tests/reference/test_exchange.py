@@ -207,7 +207,6 @@ def test_pickled_weights_of_peft(tmp_path):
 
 
 REFUSED = {
-    "dora": ({"use_dora": True}, "use_dora true: DoRA .*merge_and_unload"),
     "pissa": ({"init_lora_weights": "pissa"}, "its base was changed before training"),
 }
 

@@ -37,6 +37,7 @@ SETTINGS = {
     "whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "norms": {"modules_to_save": ["input_layernorm"]},
     "one layer": {"layers_to_transform": [1]},
+    "dora": {"use_dora": True, "rank_pattern": {"q_proj": 2}},
 }
 
 

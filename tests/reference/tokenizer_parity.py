@@ -109,7 +109,13 @@ def collect_lines(data: Sequence[Path], count: int) -> list[str]:
     lines += [_with_tokens(text, generator) for text in generator.choices(real, k=num_placed)]
     lines += blocks[: count // 8]
     lines += real[: max(0, count - len(lines))]
-    return _distinct(lines, generator)[:count]
+    if len(lines) < count:
+        lines += [line for text in real for line in text.splitlines()]
+    lines = _distinct(lines, generator)
+    while len(lines) < count:
+        lines += [_with_tokens(text, generator) for text in generator.choices(real, k=count - len(lines))]
+        lines = _distinct(lines, generator)
+    return lines[:count]
 
 
 def _distinct(texts: Sequence[str], generator: random.Random) -> list[str]:

@@ -32,6 +32,7 @@ from tests.reference.curves import (
     HERE,
     LORA_RANK,
     NUM_STEPS,
+    Case,
     build_adapter,
     build_model,
 )
@@ -152,6 +153,16 @@ def add_reference_lora(model: Any, adapter: Path, *, family: str = "llama", rslo
     return adapted
 
 
+def freeze_reference(model: Any, case: Case) -> None:
+    """Takes the gradients of what a case freezes away."""
+    parameters = dict(model.named_parameters())
+    left = int(sum(each.numel() for each in parameters.values()) * case.frozen_share)
+    for name, each in parameters.items():
+        left -= each.numel()
+        if left >= 0 or (case.frozen and re.match(case.frozen, name)):
+            each.requires_grad_(False)
+
+
 def learning_rate_factor(step: int, arguments: dict[str, Any]) -> float:
     """Linear warm-up, then linear or cosine decay to zero; `step` counts finished steps."""
     warmup = arguments["warmup_steps"]
@@ -254,6 +265,7 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
                 rslora = bool(case.arguments.get("rslora"))
                 adapter = build_adapter(Path(name) / case.name, folder, family=case.family, rslora=rslora)
                 model = add_reference_lora(model, adapter, family=case.family, rslora=rslora)
+            freeze_reference(model, case)
             curves[case.name] = train_reference(model, samples, COMMON | case.arguments)
     return curves
 

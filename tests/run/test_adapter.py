@@ -11,10 +11,13 @@ from finetune.errors import UserError
 from finetune.families.family import get_family
 from finetune.run.adapter import check_adapter
 
-RESOLVED = SimpleNamespace(family=get_family("llama"), config={"model_type": "llama", "num_hidden_layers": 2})
+RESOLVED = SimpleNamespace(
+    family=get_family("llama"), config={"model_type": "llama", "num_hidden_layers": 2}, stored_format=None
+)
 MODEL = {
-    "lora": True, "lora_path": None, "lora_rank": 8, "lora_alpha": 16.0, "rslora": False, "pissa": False,
-    "lora_target_modules": None, "prefix_tuning": False, "prefix_path": None,
+    "lora": True, "lora_path": None, "lora_rank": 8, "lora_alpha": 16.0, "rslora": False, "pissa": False, "use_dora": False,
+    "lora_target_modules": None, "prefix_tuning": False, "prefix_path": None, "modules_to_save": None,
+    "freeze_layers": 0, "freeze_parameters_ratio": 0.0, "freeze_parameters": None, "trainable_parameters": None,
 }  # fmt: skip
 
 

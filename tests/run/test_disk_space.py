@@ -54,6 +54,17 @@ def test_half_precision_keeps_float32_weights_beside(settings):
     assert need == DiskNeed(2 * MILLION, 14 * MILLION, 2)
 
 
+@pytest.mark.parametrize("name", ["ignore_save_lr_and_optim", "save_only_model"])
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [({}, 4), ({"fp16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True}, 2 + 4)],
+)
+def test_checkpoints_without_moments_are_smaller(settings, name, precision, expected):
+    args = settings(**precision | {name: True})
+    need = plan_disk(args, num_saved=MILLION, num_trained=MILLION, num_steps=100)
+    assert need.checkpoint_bytes == expected * MILLION
+
+
 def test_room_is_compared(tmp_path):
     run, need = RunDirectory(tmp_path), DiskNeed(4 * MILLION, 12 * MILLION, 3)
     assert check_disk(run, need, free_bytes=60 * MILLION) is None

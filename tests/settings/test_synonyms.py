@@ -113,7 +113,6 @@ INSTEAD = {
     "batch_size": (4, "per_device_train_batch_size"),
     "max_samples": (100, "max_train_samples"),
     "torch_dtype": ("bfloat16", "bf16"),
-    "use_dora": (True, "rslora"),
     "finetuning_type": ("freeze", "lora or full"),
     "train_on_prompt": (True, "no loss"),
     "truncation_strategy": ("left", "truncation"),

@@ -31,13 +31,18 @@ def write_calls(record: Record, calls: Any, name: str, notes: ReadingNotes) -> s
             raise RecordError(record, f"{place} is {describe_type(function)}, expected an object")
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise RecordError(record, f"{place} has no name of a function")
-        if function is not call and not is_null(call.get("id")):
-            notes.unused_fields["tool_calls[].id"] += 1
         if "parameters" not in function or "arguments" in function:
             arguments = _read_arguments(record, function.get("arguments"), f"{place}.arguments", notes)
             function = {**function, "arguments": arguments}
         written.append(json.dumps(function, ensure_ascii=False))
     return "\n".join(written)
+
+
+def read_call_ids(calls: Any) -> str:
+    """The ids of calls, one a line; "" unless all have one."""
+    given = [call.get("id") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    ids = [each for each in given if isinstance(each, str) and each and "\n" not in each]
+    return "\n".join(ids) if len(ids) == len(given) else ""
 
 
 def _read_arguments(record: Record, value: Any, name: str, notes: ReadingNotes) -> dict[str, Any]:

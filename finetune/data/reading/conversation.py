@@ -27,7 +27,7 @@ class Message(NamedTuple):
         learned: Of an answer, whether it carries labels; the others never do.
         reasoning: Of an answer, the thoughts that led to it, for templates that have a place for them.
         tool: Of a tool's result, the name of the tool, for templates that have a place for it.
-        call_id: Of a tool's result, the id of the call that it answers, likewise.
+        call_id: Of a tool's result, the id of the call that it answers, likewise; of calls their ids, one a line.
     """
 
     role: str
@@ -124,6 +124,14 @@ class Conversation:
         for start in range(1, len(self.messages)):
             if self.messages[start].role == USER:
                 yield replace(self, messages=self.messages[start:])
+
+    def up_to_each_answer(self) -> list[Conversation]:
+        """The conversation up to each answer that is learned and not blank; none for running text."""
+        return [
+            replace(self, messages=self.messages[: place + 1])
+            for place in range(1, len(self.messages), 2)
+            if self.messages[place].learned and self.messages[place].content.strip()
+        ]
 
     @property
     def num_rounds(self) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.data.reading import notes as rules
-from finetune.data.reading.called_functions import write_calls
+from finetune.data.reading.called_functions import read_call_ids, write_calls
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Message
 from finetune.data.reading.marks import LEARNED_MARKS, read_learned
 from finetune.data.reading.notes import ReadingNotes
@@ -103,14 +103,15 @@ def read_message(record: Record, value: Any, name: str, notes: ReadingNotes) -> 
         shown = json.dumps(written, ensure_ascii=False)[:40] if role_name in value else "missing"
         raise RecordError(record, f"{name}: the role is {shown}, expected one of {', '.join(_ROLES)}")
     content = _read_content(record, value, content_name, f"{name}.{content_name}", notes)
-    calls = value.get("tool_calls") or value.get("function_call")
+    calls, ids = value.get("tool_calls") or value.get("function_call"), ""
     if calls and role == ASSISTANT:
         key = "tool_calls" if value.get("tool_calls") else "function_call"
         text = write_calls(record, calls, f"{name}.{key}", notes)
         role, content = TOOL_CALL, f"{content}\n{text}" if content else text
+        ids = read_call_ids(calls)
     if value.keys() <= _PLAIN and not aside:
-        return Message(role, content)
-    return _with_extras(record, Message(role, content), value, name, notes, aside)
+        return Message(role, content, call_id=ids)
+    return _with_extras(record, Message(role, content, call_id=ids), value, name, notes, aside)
 
 
 def order_messages(
@@ -183,6 +184,8 @@ def read_tools(record: Record) -> str | None:
         text = tools
     else:
         parsed, text = tools, ""
+    if parsed is None:
+        return None
     if not isinstance(parsed, list | dict):
         raise RecordError(record, f"tools is {describe_type(parsed)}, expected a list or JSON text")
     return (text or json.dumps(parsed, ensure_ascii=False)) if parsed else None
@@ -276,7 +279,11 @@ def _join(record: Record, first: Message, second: Message, name: str, notes: Rea
     if rule := _COUNTED.get((first.role, second.role)):
         notes.add(rule)
     reasoning = "\n".join(filter(None, (first.reasoning, second.reasoning)))
-    if (first.tool, first.call_id) != (second.tool, second.call_id):
+    if second.role in _ANSWERS:
+        are_calls = first.role == second.role == TOOL_CALL
+        ids = [first.call_id, second.call_id] if are_calls else [second.call_id]
+        first = first._replace(call_id="\n".join(ids) if all(ids) else "")
+    elif (first.tool, first.call_id) != (second.tool, second.call_id):
         notes.add(rules.TOOL_NAMES_JOINED)
         first = first._replace(tool="", call_id="")
     content = f"{first.content}\n{second.content}"
@@ -312,9 +319,11 @@ def _read_content(
         if key not in message:
             raise RecordError(record, f"{name} is missing, expected a string")
         role = message.get("role", message.get("from"))
-        if _ROLES.get(str(role).lower()) in (TOOL, ASSISTANT):
+        if _ROLES.get(str(role).lower()) in (TOOL, ASSISTANT, USER):
             notes.add(rules.NULL_CONTENT)
             return ""
     if isinstance(content, dict) and _ROLES.get(str(message.get("role")).lower()) in (TOOL, TOOL_CALL):
+        if "arguments" in content and _ROLES[str(message.get("role")).lower()] == TOOL_CALL:
+            return write_calls(record, content, name, notes)
         return json.dumps(content, ensure_ascii=False)
     return read_text(record, content, name, notes)

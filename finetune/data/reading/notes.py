@@ -37,6 +37,8 @@ EQUAL_RANKS = "examples whose answers all have one rank left out"
 RANKED_LIST = "ranked lists read as pairs of the best answer and each that is ranked below it"
 PAIR_DIVIDED = "pairs read as a good and a bad answer"
 TEXT_DIVIDED = "texts longer than max_length divided into several samples"
+LATER_ANSWERS_TOO_LONG = "conversations whose later answers are left out, as they are too long"
+ANSWERS_APART = "conversations divided so that each answer is a sample of its own"
 
 _MAX_NAMES = 12
 

@@ -61,4 +61,6 @@ def _read_texts(record: Record, name: str, notes: ReadingNotes) -> list[str]:
         return [read_text(record, value, name, notes)]
     if not value:
         raise RecordError(record, f"{name} is an empty list, expected at least one round")
+    if name == "src" and len(value) == 1 and is_null(value[0]):
+        return [""]
     return [read_text(record, item, f"{name}[{position}]", notes) for position, item in enumerate(value)]

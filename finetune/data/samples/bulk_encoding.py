@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.samples.cutting import CutSample
-from finetune.data.samples.piece_encoding import KnownIds, PlainText
+from finetune.data.samples.piece_encoding import KnownIds, PlainText, TextEncoder
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import SampleBuilder, TooLongError
-from finetune.data.templates.pieces import Piece, RefusedConversationError
+from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
 
 CHUNK_CHARACTERS = 500_000
 """Text that goes to the tokenizer together: enough to keep its threads busy."""
@@ -31,28 +32,44 @@ CHUNK_CHARACTERS = 500_000
 NUM_CHUNKS_AHEAD = 3
 """Chunks rendered before their ids are needed, so that the tokenizer never waits."""
 
+EACH = "each"
+"""`train_on`: every answer is the last one of a sample of its own."""
+
 DropCause = TooLongError | RefusedConversationError | None
 """Why a conversation gives no sample; None: nothing of it is left to learn."""
 
-_OnDropped = Callable[[Conversation, DropCause], None]
-_OnMade = Callable[[Conversation, int], None]
+_Rendered = tuple[Conversation, list[Piece]]
+OnDropped = Callable[[Conversation, DropCause], None]
+OnMade = Callable[[Conversation, int, TooLongError | None], None]
 
 
 class BulkBuilder(SampleBuilder):
-    """A `SampleBuilder` for many conversations."""
+    """A `SampleBuilder` for many conversations.
+
+    Args:
+        encoder: The tokenizer.
+        template: Gives the pieces.
+        train_on: "all" or "last" of the answers; with "each" every answer becomes the last one of a sample of its
+            own, behind exactly what a model is given when it is asked for that answer.
+        **options: As for `SampleBuilder`.
+    """
+
+    def __init__(self, encoder: TextEncoder, template: Template, *, train_on: str = "all", **options: Any):
+        super().__init__(encoder, template, train_on="last" if train_on == EACH else train_on, **options)
+        self._divides = train_on == EACH
 
     def build(
         self,
         conversations: Iterable[Conversation],
-        on_dropped: _OnDropped,
-        on_made: _OnMade = lambda conversation, count: None,
+        on_dropped: OnDropped,
+        on_made: OnMade = lambda conversation, count, too_long: None,
     ) -> SampleStore:
         """Encodes conversations.
 
         Args:
             conversations: In the order of the samples.
             on_dropped: Told of each that gives no sample, and why.
-            on_made: Told of each that gives samples, and how many.
+            on_made: Told of each that gives samples, how many, and what of it is too long.
         """
         chunks = self._encode(self._chunks(iter(conversations)))
         return SampleStore.join(
@@ -66,12 +83,12 @@ class BulkBuilder(SampleBuilder):
         while batch := list(islice(conversations, 16)):
             for conversation in batch:
                 try:
-                    pieces = self.render(conversation)
+                    rendered = [(part, self.render(part)) for part in self._parts_of(conversation)]
                 except RefusedConversationError as error:
                     chunk.rendered.append((conversation, error))
                     continue
-                chunk.rendered.append((conversation, pieces))
-                for piece in pieces:
+                chunk.rendered.append((conversation, rendered))
+                for piece in (piece for _, pieces in rendered for piece in pieces):
                     if not piece.special:
                         text = self._pieces.plain_text(piece)
                         chunk.texts[text] = None
@@ -81,6 +98,12 @@ class BulkBuilder(SampleBuilder):
                 chunk = _Chunk()
         if chunk.rendered:
             yield chunk
+
+    def _parts_of(self, conversation: Conversation) -> list[Conversation]:
+        """What becomes samples: the conversation, or it up to each answer that is learned."""
+        if not self._divides or conversation.is_text:
+            return [conversation]
+        return conversation.up_to_each_answer() or [conversation]
 
     def _encode(self, chunks: Iterator[_Chunk]) -> Iterator[tuple[_Chunk, KnownIds]]:
         """The ids of the texts of each chunk, some chunks ahead of what is asked for."""
@@ -95,20 +118,24 @@ class BulkBuilder(SampleBuilder):
                 yield done, future.result()
 
     def _cut_chunk(
-        self, chunk: _Chunk, known: KnownIds, on_dropped: _OnDropped, on_made: _OnMade
+        self, chunk: _Chunk, known: KnownIds, on_dropped: OnDropped, on_made: OnMade
     ) -> Iterator[CutSample]:
-        for conversation, pieces in chunk.rendered:
+        for conversation, rendered in chunk.rendered:
             cause: DropCause = None
+            too_long: TooLongError | None = None
             samples: list[CutSample] = []
-            if isinstance(pieces, RefusedConversationError):
-                cause = pieces
+            if isinstance(rendered, RefusedConversationError):
+                cause = rendered
             else:
                 try:
-                    samples = self.cut(conversation, pieces, known)
-                except (TooLongError, RefusedConversationError) as error:
+                    for part, pieces in rendered:
+                        samples += self.cut(part, pieces, known)
+                except TooLongError as error:  # what stands before an answer that is too long may fit
+                    cause = too_long = error
+                except RefusedConversationError as error:
                     cause = error
             if samples:
-                on_made(conversation, len(samples))
+                on_made(conversation, len(samples), too_long)
                 yield from samples
             else:
                 on_dropped(conversation, cause)
@@ -118,6 +145,6 @@ class _Chunk:
     """Conversations that go to the tokenizer together, rendered, and their texts without doubles."""
 
     def __init__(self) -> None:
-        self.rendered: list[tuple[Conversation, list[Piece] | RefusedConversationError]] = []
+        self.rendered: list[tuple[Conversation, list[_Rendered] | RefusedConversationError]] = []
         self.texts: dict[PlainText, None] = {}
         self.num_characters = 0

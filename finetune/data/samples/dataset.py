@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.reading.conversation import Conversation
+from finetune.data.reading.conversation import TOOL, Conversation
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.no_examples import describe_no_example
 from finetune.data.reading.notes import (
+    ANSWERS_APART,
+    LATER_ANSWERS_TOO_LONG,
     REASONING_LEFT_OUT,
     REASONING_WRITTEN,
     TEXT_DIVIDED,
@@ -21,7 +23,7 @@ from finetune.data.reading.notes import (
     ReadingNotes,
 )
 from finetune.data.reading.records import FaultCollector
-from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
+from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause, OnDropped, OnMade
 from finetune.data.samples.drop_reasons import (
     EMPTY_PROMPT,
     EMPTY_RESPONSE,
@@ -95,7 +97,10 @@ class DataReport:
         if thoughts := sum(bool(message.reasoning) for message in conversation.messages):
             takes = getattr(chosen_template(template, conversation), "takes_reasoning", False)
             self.notes.add(REASONING_WRITTEN if takes else REASONING_LEFT_OUT, thoughts)
-        named = sum(bool(message.tool or message.call_id) for message in conversation.messages)
+        named = sum(
+            message.role == TOOL and bool(message.tool or message.call_id)
+            for message in conversation.messages
+        )
         if named and not getattr(chosen_template(template, conversation), "takes_tool_names", False):
             self.notes.add(TOOL_NAMES_LEFT_OUT, named)
         self.num_naming_special += bool(
@@ -115,10 +120,12 @@ class DataReport:
         self.num_dropped[reason] += 1
         return reason
 
-    def add_made(self, conversation: Conversation, num_samples: int) -> None:
-        """Notes how many samples a conversation gave: several where it is a text that was divided."""
+    def add_made(self, conversation: Conversation, num_samples: int, too_long: TooLongError | None) -> None:
+        """Notes how many samples a conversation gave, several where it was divided, and what is too long."""
         if num_samples > 1:
-            self.notes.add(TEXT_DIVIDED)
+            self.notes.add(TEXT_DIVIDED if conversation.is_text else ANSWERS_APART)
+        if too_long is not None:
+            self.notes.add(LATER_ANSWERS_TOO_LONG)
 
     def count_samples(self, samples: SampleStore) -> None:
         """Notes what was kept, and what of it was cut."""
@@ -201,7 +208,7 @@ def load_samples(
         src_length: Most tokens of a source, see `finetune.data.samples.tokenize`.
         max_length: Most tokens of a sample.
         truncation: What happens to longer ones, see `finetune.data.samples.tokenize`.
-        train_on: "all" or "last" of the responses.
+        train_on: "all" or "last" of the responses, or "each" in a sample of its own.
         split_texts: Whether running text that is too long becomes several samples.
         system: The system text of conversations that have none; None leaves that to the template.
         faults: Where those go that the template cannot write; one that skips counts them.
@@ -220,15 +227,8 @@ def load_samples(
     too_long = FaultCollector()
     refused = FaultCollector() if faults is None else faults
 
-    def count_dropped(conversation: Conversation, cause: DropCause) -> None:
-        if isinstance(cause, RefusedConversationError):
-            refused.add(cause.describe(conversation.place))
-            return
-        report.add_dropped(conversation, cause, only_last=train_on == "last")
-        if cause is not None:
-            too_long.add(f"{conversation.place}: {cause}")
-
-    samples = builder.build(conversations, count_dropped, report.add_made)
+    counters = _counters(report, too_long, refused, only_last=train_on == "last")
+    samples = builder.build(conversations, *counters)
     refused.raise_if_any()
     if truncation == "error":
         too_long.raise_if_any()
@@ -238,6 +238,27 @@ def load_samples(
         )
     report.count_samples(samples)
     return samples, report
+
+
+def _counters(
+    report: DataReport, too_long: FaultCollector, refused: FaultCollector, *, only_last: bool
+) -> tuple[OnDropped, OnMade]:
+    """What is told of conversations that give no sample, and of those that give some."""
+
+    def count_dropped(conversation: Conversation, cause: DropCause) -> None:
+        if isinstance(cause, RefusedConversationError):
+            refused.add(cause.describe(conversation.place))
+            return
+        report.add_dropped(conversation, cause, only_last=only_last)
+        if cause is not None:
+            too_long.add(f"{conversation.place}: {cause}")
+
+    def count_made(conversation: Conversation, count: int, cause: TooLongError | None) -> None:
+        report.add_made(conversation, count, cause)
+        if cause is not None:
+            too_long.add(f"{conversation.place}: {cause}")
+
+    return count_dropped, count_made
 
 
 def load_prompts(

@@ -19,7 +19,7 @@ class StreamSettings:
         row_length: Tokens of a packed row; None gives rows of one sample.
         skip_bad_lines: Faulty lines are counted instead of raised.
         stop_at_too_long: Samples that do not fit raise instead of being counted.
-        train_on: "all" or "last" of the responses, for the reason of what is dropped.
+        train_on: "all", "last" or "each" of the responses, for the reason of what is dropped.
         system: System text of conversations that have none; None leaves that to the template.
         options: Format of the files.
     """

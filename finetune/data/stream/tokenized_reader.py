@@ -17,7 +17,7 @@ import numpy as np
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.mixing import DataSource
-from finetune.data.reading.notes import TEXT_DIVIDED, ReadingNotes
+from finetune.data.reading.notes import ReadingNotes
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
 from finetune.data.samples.dataset import DataReport
@@ -168,11 +168,11 @@ class TokenizedReader:
     def _build(self, examples: Sequence[tuple[SourceReader, Conversation]]) -> None:
         """Tokenises examples, and counts what comes of them."""
         dropped: dict[int, DropCause] = {}
-        num_made: dict[int, int] = {}
+        made_of: dict[int, tuple[int, TooLongError | None]] = {}
         store = self._builder.build(
             [conversation for _, conversation in examples],
             lambda conversation, cause: dropped.update({id(conversation): cause}),
-            lambda conversation, count: num_made.update({id(conversation): count}),
+            lambda conversation, *made: made_of.update({id(conversation): made}),
         )
         made = iter(store)
         for reader, conversation in examples:
@@ -180,19 +180,23 @@ class TokenizedReader:
             if id(conversation) in dropped:
                 reader.note_dropped(self._count_dropped(conversation, dropped[id(conversation)]))
                 continue
-            samples = list(islice(made, num_made[id(conversation)]))
+            num_made, too_long = made_of[id(conversation)]
+            self._stop_at(conversation, too_long)
+            samples = list(islice(made, num_made))
             reader.note_kept(len(samples))
-            if len(samples) > 1:
-                self._faults.notes.add(TEXT_DIVIDED)
+            self._report.add_made(conversation, len(samples), too_long)
             for sample in samples:
                 self._count(sample)
             self.ahead += samples
         self._report.num_lines += len(examples)
 
-    def _count_dropped(self, conversation: Conversation, cause: DropCause) -> str:
-        """Counts an example that gave no sample, and says why."""
+    def _stop_at(self, conversation: Conversation, cause: DropCause) -> None:
         if isinstance(cause, TooLongError) and self._settings.stop_at_too_long:
             raise UserError(f"{conversation.place}: {cause}")
+
+    def _count_dropped(self, conversation: Conversation, cause: DropCause) -> str:
+        """Counts an example that gave no sample, and says why."""
+        self._stop_at(conversation, cause)
         if isinstance(cause, RefusedConversationError):
             self._faults.add(cause.describe(conversation.place))
             self._faults.raise_if_any()

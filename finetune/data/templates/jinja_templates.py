@@ -29,6 +29,7 @@ from finetune.errors import UserError
 _MAX_REMEMBERED = 4096
 _TOKEN_LIKE = re.compile(r"<\|[^|<>\s]+\|>|</?s>|<(?:start|end)_of_turn>|<[be]os>")
 _TOOL_NAMES = re.compile(r"tool_call_id|\bm(?:e?ss?a?ge?)?(?:\.name\b|\[['\"]name['\"]\])")
+_TRIED_ID = "call00001"  # Mistral's templates ask for nine letters or digits
 _SYSTEM = "system"
 _TRIAL_LETTERS = "aB c D\u00e9 1"
 _END_OF_THOUGHTS = "</think>"
@@ -100,7 +101,8 @@ class JinjaTemplate:
         self.special_tokens: tuple[str, ...] = ()  # a name that the tokenizer lacks is written as text
         self._remembered = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._find_slots)
         self._takes_empty_system = self._find_default_system()
-        self._takes_calls = "tool_calls" in source and self._writes_calls()
+        self._takes_calls = "tool_calls" in source and self._writes_calls("")
+        self._takes_calls_with_ids = "tool_calls" in source and self._writes_calls(_TRIED_ID)
         self.appends_eos = not self._has_end_mark()
         if self._changes_letters():
             raise UserError(
@@ -145,6 +147,10 @@ class JinjaTemplate:
         except RenderError as error:
             raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
         except (InconsistentError, _AlteredError) as error:
+            if (
+                not for_training and not only_last
+            ):  # a model is asked with earlier answers as they are written now
+                return self._write(conversation, for_training=False, only_last=True)
             raise RefusedConversationError(
                 f"{self._name}: cannot be used for {conversation.place}: {error}"
             ) from None
@@ -157,10 +163,13 @@ class JinjaTemplate:
     def _describe(self, message: Message) -> tuple[Outline, str, str]:
         """A message's outline, its text, and its thoughts."""
         text, calls = message.content, ""
-        if self._takes_calls and message.role == TOOL_CALL:
+        if message.role == TOOL_CALL and (
+            self._takes_calls or (self._takes_calls_with_ids and message.call_id)
+        ):
             text, calls = split_calls(text)
         reasoning = message.reasoning if self.takes_reasoning else ""
-        tool, call_id = (message.tool, message.call_id) if self.takes_tool_names else ("", "")
+        takes_names = self.takes_tool_names or bool(calls)
+        tool, call_id = (message.tool, message.call_id) if takes_names else ("", "")
         outline = Outline(message.role, calls, bool(text) or not calls, bool(reasoning), tool, call_id)
         return outline, text, reasoning
 
@@ -208,11 +217,16 @@ class JinjaTemplate:
             _check_answers(slots, answers[-1:] if only_last else answers)
         return slots
 
-    def _writes_calls(self) -> bool:
-        """Whether the template writes calls of functions from objects; some ask for more than data have."""
+    def _writes_calls(self, call_id: str) -> bool:
+        """Whether the template writes calls of functions from objects, with this id; some ask for more than data have."""
         call = json.dumps([{"name": "x", "arguments": {"y": 1}}])
         roles = (USER, TOOL_CALL, TOOL, ASSISTANT)
-        outlines = tuple(Outline(role, call, False) if role == TOOL_CALL else Outline(role) for role in roles)
+        outlines = tuple(
+            Outline(role, call, False, call_id=call_id)
+            if role == TOOL_CALL
+            else Outline(role, call_id=call_id if role == TOOL else "")
+            for role in roles
+        )
         try:
             self._find_slots(outlines, self._tried_tools, True)
         except (RenderError, InconsistentError):

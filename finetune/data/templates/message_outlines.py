@@ -22,7 +22,7 @@ class Outline(NamedTuple):
         has_text: Whether it holds text besides.
         has_reasoning: Whether it holds thoughts.
         tool: Of a tool's result, the name of the tool.
-        call_id: Of a tool's result, the id of the call.
+        call_id: Of a tool's result, the id of the call; of calls their ids, one a line.
     """
 
     role: str
@@ -42,12 +42,15 @@ class Outline(NamedTuple):
         message = write_message(self.role, content if self.has_text else "")
         if self.has_reasoning:
             message["reasoning_content"] = reasoning
-        for key, value in (("name", self.tool), ("tool_call_id", self.call_id)):
-            if value:
-                message[key] = value
+        if self.role == TOOL:
+            named = {"name": self.tool, "tool_call_id": self.call_id}
+            message |= {key: value for key, value in named.items() if value}
         if self.calls:
-            calls = json.loads(self.calls)
-            message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+            calls = [{"type": "function", "function": call} for call in json.loads(self.calls)]
+            ids = self.call_id.split("\n")
+            if self.call_id and len(ids) == len(calls):
+                calls = [{"id": each, **call} for each, call in zip(ids, calls, strict=True)]
+            message["tool_calls"] = calls
         return message
 
 

@@ -37,8 +37,8 @@ class InconsistentError(Exception):
     def __str__(self) -> str:
         return (
             "it writes earlier messages differently once later ones follow, so what a model is asked to "
-            "continue would not be what it was trained on. Set train_on to last to learn the last answers alone, or "
-            "give chat_template another name or file."
+            "continue would not be what it was trained on. Set train_on to each (every answer becomes a sample of "
+            "its own) or to last (the last answers alone are learned), or give chat_template another name or file."
         )
 
 
@@ -111,8 +111,8 @@ class SlotFinder:
             for_training: Whether the last answer is written.
             texts: The contents of all messages, then their thoughts, where the template is to see them; what it
                 makes of them is text then. Without, placeholders stand for them, and slots for data come back.
-            only_last: Whether the last answer alone is learned, so that it does not matter how the template had
-                written the earlier ones before.
+            only_last: Whether the last answer alone is to be learned, so that it does not matter how the template
+                had written the earlier ones before.
 
         Raises:
             InconsistentError: What comes later changes what was written for earlier messages.
@@ -133,7 +133,9 @@ class SlotFinder:
         if self.marks_learned and for_training:
             slots = self._find_marked(messages, tools)
         else:
-            slots = self._find_added(roles, messages, tools, for_training=for_training, only_last=only_last)
+            slots = self._find_consistent(
+                roles, messages, tools, for_training=for_training, only_last=only_last
+            )
         if texts is None:
             _check_seen(slots, outlines[: None if for_training else len(roles) - 1])
         return tuple(
@@ -155,7 +157,7 @@ class SlotFinder:
         )
         return iter(texts) if keeps_marks else (_MARKS.sub("", text) for text in texts)
 
-    def _find_added(
+    def _find_consistent(
         self,
         roles: Sequence[str],
         messages: Sequence[Mapping[str, Any]],
@@ -163,6 +165,23 @@ class SlotFinder:
         *,
         for_training: bool,
         only_last: bool,
+    ) -> list[tuple[Slot, bool]]:
+        """What answers add; of a prompt, or where the last answer counts, earlier ones may have been changed."""
+        try:
+            return self._find_added(roles, messages, tools, for_training=for_training)
+        except InconsistentError:
+            if for_training and not only_last:
+                raise
+            return self._find_added(roles, messages, tools, for_training=for_training, only_last=True)
+
+    def _find_added(
+        self,
+        roles: Sequence[str],
+        messages: Sequence[Mapping[str, Any]],
+        tools: str | None,
+        *,
+        for_training: bool,
+        only_last: bool = False,
     ) -> list[tuple[Slot, bool]]:
         """What each answer adds is learned."""
         last = len(roles) - 1

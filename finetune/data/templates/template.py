@@ -221,11 +221,15 @@ def asks_for_time(name_or_path: str | None, folder: Path) -> bool:
     name = OWN_NAME if name_or_path is None else name_or_path
     if name in PLAIN_NAMES or name in CHAT_FORMATS:
         return False
-    places = [Path(name), folder / name] if name != OWN_NAME else []
     try:
-        texts = [read_text(path) for path in places if path.is_file()]
-        for place in [folder, *(path for path in places if path.is_dir())]:
-            texts += read_own_templates(place).by_name.values()
+        own = read_own_templates(folder).by_name
+        if name == OWN_NAME or name in own:
+            texts = list(own.values()) if name == OWN_NAME else [own[name]]
+        else:
+            paths = (Path(name), folder / name)
+            texts = [read_text(path) for path in paths if path.is_file()]
+            for path in filter(Path.is_dir, paths):
+                texts += read_own_templates(path).by_name.values()
     except UserError:  # told where a conversation asks for the template
         return False
     return any("strftime_now" in text for text in texts)

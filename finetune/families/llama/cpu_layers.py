@@ -35,18 +35,20 @@ class RMSNorm(PyLayer):
         """Normalises the last axis of x [..., hidden] by weight [hidden]; float32."""
         inverse_rms = paddle.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)  # [..., 1]
         ctx.save_for_backward(x, weight, inverse_rms)
-        # Asked here: recomputation hands the saved weight back as a tensor that no longer says so.
-        ctx.trains_weight = not weight.stop_gradient
+        # Asked here: recomputation hands the saved tensors back as ones that no longer say so.
+        ctx.trains_x, ctx.trains_weight = not x.stop_gradient, not weight.stop_gradient
         return x * inverse_rms * weight
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
-        """Gradients of x and weight."""
+        """Gradients of x and weight; None, which Paddle insists on, for one that is not asked for."""
         x, weight, inverse_rms = ctx.saved_tensor()
         normed = x * inverse_rms
-        grad_normed = grad * weight
-        projection = (grad_normed * normed).mean(-1, keepdim=True)
-        grad_x = (grad_normed - normed * projection) * inverse_rms
+        grad_x = None
+        if ctx.trains_x:
+            grad_normed = grad * weight
+            projection = (grad_normed * normed).mean(-1, keepdim=True)
+            grad_x = (grad_normed - normed * projection) * inverse_rms
         if not ctx.trains_weight:
             return grad_x, None
         rows = (grad * normed).reshape([-1, x.shape[-1]])  # [rows, hidden]
@@ -96,14 +98,16 @@ class SwiGLU(PyLayer):
         """Both inputs and the result have one shape."""
         sigmoid = F.sigmoid(gate)
         ctx.save_for_backward(gate, up, sigmoid)
+        ctx.trains_gate, ctx.trains_up = not gate.stop_gradient, not up.stop_gradient
         return gate * sigmoid * up
 
     @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Gradients of gate and up."""
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        """Gradients of gate and up; None for one that is not asked for."""
         gate, up, sigmoid = ctx.saved_tensor()
         silu = gate * sigmoid
-        return grad * up * (sigmoid + silu - silu * sigmoid), grad * silu
+        grad_gate = grad * up * (sigmoid + silu - silu * sigmoid) if ctx.trains_gate else None
+        return grad_gate, grad * silu if ctx.trains_up else None
 
 
 def swap_axes_1_2(x: paddle.Tensor) -> paddle.Tensor:

@@ -3,8 +3,8 @@
     y = x @ W^T,    W [out, in] = table[codes] * scales,    dx = dy @ W
 
 W is computed from its codes in the forward pass and again in the backward pass, in plain Paddle operations on any
-device; no copy is kept between. While it is in use a matrix of n elements takes 4n bytes and a few MB, and half as
-much again where it is rounded to half precision.
+device, each in the same memory as the one before: the largest matrix of n elements takes 4n bytes and a few MB, and half
+as much again where it is rounded to half precision.
 
 `saved_tensors_hooks` would do the same with less code, but Paddle has one pair of hooks at a time: recompute sets its
 own, and leaving ours would unset those.
@@ -13,6 +13,8 @@ own, and leaving ours would unset those.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,30 @@ from finetune.storage.quantisation.packed_weights import (
     step_sizes,
 )
 
-_STRETCH_BYTES = 2**20
+_STRETCH_BYTES = 2**18
+
+
+_Empty = Callable[[list[int]], Any]
+"""Gives float32 memory of a shape, whatever stands in it."""
+_workspaces: dict[str, Any] = {}
+
+
+def _allocate(shape: list[int]) -> Any:
+    return paddle.empty(shape, "float32")
+
+
+def _borrow(shape: list[int]) -> Any:
+    """A view of one tensor, as large as the largest that was asked for on this device.
+
+    Memory that is freed and asked for again at other sizes leaves holes, which count as memory of the process.
+    """
+    place, size = paddle.device.get_device(), math.prod(shape)
+    held = _workspaces.get(place)
+    if held is None or held.size < size:
+        _workspaces.pop(place, None)
+        del held
+        _workspaces[place] = held = paddle.empty([size], "float32")
+    return held._slice(0, size).reshape(shape)
 
 
 class PackedWeight:
@@ -68,13 +93,20 @@ class PackedWeight:
 
     def values(self) -> Any:
         """The matrix [out, in] in `dtype`, rounded once from float32."""
+        return self._values(_allocate)
+
+    def borrowed_values(self) -> Any:
+        """The same in memory that the next weight's values will be written to: for use at once."""
+        return self._values(_borrow)
+
+    def _values(self, empty: _Empty) -> Any:
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
-            return _converted(self._float32_values(), self.dtype)
+            return _converted(self._float32_values(empty), self.dtype)
 
     def _tensors(self) -> list[Any]:
         raise NotImplementedError
 
-    def _float32_values(self) -> Any:
+    def _float32_values(self, empty: _Empty) -> Any:
         raise NotImplementedError
 
 
@@ -100,16 +132,15 @@ class PackedFourBit(PackedWeight):
     def _tensors(self) -> list[Any]:
         return [self._codes, *self._scales.tensors()]
 
-    def _float32_values(self) -> Any:
-        values = paddle.empty([self._codes.size, 2], "float32")  # [bytes, 2]
-        table = _pair_table(self._kind)
-        for begin in range(
-            0, self._codes.size, _STRETCH_BYTES
-        ):  # places take four bytes for each of the codes
-            places = self._codes[begin : begin + _STRETCH_BYTES].astype("int32")
-            values[begin : begin + _STRETCH_BYTES] = paddle.gather(table, places)
-        values = values.reshape([-1, self._block_size])  # [blocks, block_size]
-        values.multiply_(self._scales.values().unsqueeze(1))
+    def _float32_values(self, empty: _Empty) -> Any:
+        per_block = self._block_size // 2  # bytes
+        num_blocks = self._codes.size // per_block
+        values, scales = empty([num_blocks, self._block_size]), self._scales.values().unsqueeze(1)
+        table, step = _pair_table(self._kind), max(1, _STRETCH_BYTES // per_block)
+        for block in range(0, num_blocks, step):  # places take four bytes for each of the codes
+            places = self._codes[block * per_block : (block + step) * per_block].astype("int32")
+            part = paddle.gather(table, places).reshape([-1, self._block_size])
+            values[block : block + step] = part.multiply_(scales[block : block + step])
         num_rows, num_columns = self.matrix_shape
         flat = values.reshape([-1])
         if flat.size > num_rows * num_columns:
@@ -160,8 +191,13 @@ class PackedInt8(PackedWeight):
     def _tensors(self) -> list[Any]:
         return [self._codes, self._steps]
 
-    def _float32_values(self) -> Any:
-        return self._codes.astype("float32").multiply_(self._steps)
+    def _float32_values(self, empty: _Empty) -> Any:
+        values = empty(list(self.matrix_shape))
+        step = max(1, _STRETCH_BYTES // max(self.matrix_shape[1], 1))
+        for row in range(0, self.matrix_shape[0], step):
+            part = self._codes[row : row + step].astype("float32")
+            values[row : row + step] = part.multiply_(self._steps[row : row + step])
+        return values
 
 
 class PackedGroups(PackedWeight):
@@ -182,10 +218,11 @@ class PackedGroups(PackedWeight):
         is_even = matrix.group_of is None
         self._group_of = None if is_even else paddle.to_tensor(matrix.group_of)  # int32 [in]
 
-    def values(self) -> Any:
-        """The matrix [out, in] in `dtype`: rounded to the stored type, and then to this one."""
-        num_rows, num_columns = self.matrix_shape
-        values = paddle.empty([num_rows, num_columns], self.dtype)
+    def _values(self, empty: _Empty) -> Any:
+        """Rounded to the stored type, and then to this one."""
+        num_rows, num_columns = shape = list(self.matrix_shape)
+        is_plain = self.dtype == paddle.float32
+        values = empty(shape) if is_plain else paddle.empty(shape, self.dtype)
         step = max(1, _STRETCH_BYTES // max(num_columns, 1))
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             for row in range(0, num_rows, step):
@@ -248,11 +285,11 @@ class _PackedProduct(PyLayer):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: Any, weight: PackedWeight) -> Any:
         ctx.weight, ctx.dtype = weight, x.dtype
-        return paddle.matmul(x, weight.values(), transpose_y=True)
+        return paddle.matmul(x, weight.borrowed_values(), transpose_y=True)
 
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
-        product = paddle.matmul(gradient, _converted(ctx.weight.values(), gradient.dtype))
+        product = paddle.matmul(gradient, _converted(ctx.weight.borrowed_values(), gradient.dtype))
         return _converted(product, ctx.dtype)
 
 

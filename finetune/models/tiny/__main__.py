@@ -7,6 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.machine.command_start import start_command
+
+if __name__ == "__main__":  # until `run_command`: the imports below take a moment
+    start_command()
+
 from finetune.families.family import families
 from finetune.models.tiny.checkpoint import TinyOptions, build_tiny
 from finetune.processes.command import run_command

@@ -53,7 +53,7 @@ class DynamicDecoder:
         """Whether the weights of the base are untouched, so that it can answer without the adapter too."""
         config = getattr(self._model, "lora_config", None)
         return hasattr(self._model, "prefix_config") or (
-            config is not None and not config.trainable_modules and not config.pissa
+            config is not None and not config.trainable_modules and not config.changes_base
         )
 
     def without_adapter(self) -> DynamicDecoder:

@@ -127,10 +127,10 @@ def test_an_adapter_as_the_model_and_an_adapter_of_peft(base, adapter, tmp_path)
         plan_model(ModelOptions(model_name_or_path=str(prefix)))
     peft = tmp_path / "peft"
     peft.mkdir()
-    (peft / "adapter_config.json").write_text('{"use_dora": true}')
+    (peft / "adapter_config.json").write_text('{"use_qalora": true}')
     with pytest.raises(UserError, match=r"give the base .* this folder as --lora_path"):
         plan_model(ModelOptions(model_name_or_path=str(peft)))
-    with pytest.raises(UserError, match=r"has use_dora true: DoRA .* merge_and_unload"):
+    with pytest.raises(UserError, match=r"has use_qalora true: .* merge_and_unload"):
         plan_model(ModelOptions(model_name_or_path=str(base), lora_path=peft))
-    with pytest.raises(UserError, match=r"has use_dora true: DoRA .* merge_and_unload"):
+    with pytest.raises(UserError, match=r"has use_qalora true: .* merge_and_unload"):
         export_folder(base, tmp_path / "exported", lora_path=peft)

@@ -1,0 +1,108 @@
+"""The modules of a model that LoRA adapts or trains whole, by name, whatever part of the model a process holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from finetune.adapters.targets import layer_patterns
+from finetune.errors import UserError
+from finetune.families.family import Family
+from finetune.models.layers import layer_list
+from finetune.models.local_layers import is_stage, layer_numbers
+from finetune.models.quantised.layers import is_packed
+
+
+def modules_of(model: Any, family: Family) -> dict[str, Any]:
+    """Name -> module with weights of its own, of the whole model; modules of other stages are stubs or their like."""
+    return dict(_weighted_modules(model, family.prefix_geometry(model.config).num_layers))
+
+
+def adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], list[str]]:
+    """Names of modules with a weight, and of those that a low-rank update can stand beside.
+
+    What is on other stages of a pipeline is a stub without a weight, and no linear layer of a decoder.
+    """
+    layers = [
+        name
+        for name, layer in modules.items()
+        if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
+    ]
+    shapes = {name: getattr(getattr(modules[name], "weight", None), "shape", ()) for name in layers}
+    ends = (family.embedding_module, family.head_module)
+    linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
+    return layers, linear
+
+
+def whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:
+    """Patterns for tensors that are trained whole; one for all parameters of a module where all of them are."""
+    held = {name.rpartition(".")[0] for name in names if not name.endswith(".bias")}
+    biases = [name for name in names if name.endswith(".bias") and name.removesuffix(".bias") not in held]
+    names = [name for name in names if name not in biases]
+    leaves = [name.rpartition(".")[0].rpartition(".")[2] for name in names]
+    of_leaf = {leaf: {each for each in modules if each.rpartition(".")[2] == leaf} for leaf in leaves}
+    patterns = layer_patterns(biases, biases)
+    patterns += [
+        saved_pattern(leaf) if of_leaf[leaf] <= held else re.escape(name)
+        for leaf, name in zip(leaves, names, strict=True)
+    ]
+    return list(dict.fromkeys(patterns))
+
+
+def saved_pattern(name: str) -> str:
+    """PaddleNLP's pattern for all parameters of the modules whose names end in `name`."""
+    return rf"(.*\.)?{re.escape(name)}\.[^.]+"
+
+
+def check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:
+    """Refuses to train whole what is held in packed weights.
+
+    Raises:
+        UserError: With the names.
+    """
+    packed = {name.rpartition(".")[2] for name, layer in modules.items() if is_packed(layer)}
+    if frozen := [name for name in names if name in packed]:
+        raise UserError(
+            f"modules_to_save: {', '.join(frozen)} is held in packed weights (weight_quantize_algo), which cannot be "
+            "trained whole: adapt it with lora_target_modules, or train without weight_quantize_algo."
+        )
+
+
+def check_saved_modules(modules: Collection[str], names: list[str], *, targets: list[str]) -> None:
+    """Every name must be that of a module with parameters, and of none that gets a low-rank update too.
+
+    Raises:
+        UserError: Names that fit nothing or both.
+    """
+    leaves = {name.rpartition(".")[2] for name in modules}
+    if unknown := [name for name in names if name not in leaves]:
+        raise UserError(
+            f"modules_to_save: this model has no module called {', '.join(map(repr, unknown))} with weights of "
+            f"its own; there are: {', '.join(sorted(leaves))}."
+        )
+    adapted = {
+        name.rpartition(".")[2] for name in modules if any(re.fullmatch(each, name) for each in targets)
+    }
+    if both := [name for name in names if name in adapted]:
+        raise UserError(
+            f"modules_to_save: {', '.join(both)} gets a low-rank update as well (lora_target_modules): choose one."
+        )
+
+
+def _weighted_modules(model: Any, num_layers: int) -> Iterator[tuple[str, Any]]:
+    """Names and layers of modules with weights of their own, those on other pipeline stages included.
+
+    A stub stands for every such module outside the decoder layers. The layers are alike, so what one holds
+    is found under the numbers of the others, too.
+    """
+    first = layer_numbers(layer_list(model))[0] if is_stage(model) else None
+    for name, layer in model.named_sublayers():
+        has_weights = is_packed(layer) or layer.parameters(include_sublayers=False)
+        if not getattr(layer, "is_placeholder", False) and not has_weights:
+            continue
+        parts = re.fullmatch(r"(.*?\.)(\d+)(\..*)", name)
+        if first is None or parts is None:
+            yield name, layer
+        elif int(parts[2]) == first:
+            yield from ((f"{parts[1]}{number}{parts[3]}", layer) for number in range(num_layers))
