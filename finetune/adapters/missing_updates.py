@@ -41,7 +41,10 @@ def describe_missing(folder: Path, family: Family, config: Mapping[str, Any]) ->
     adapted = family.adapt_config(dict(config))
     known = [to_hugging_face(name, family) for name in linear_layers(family, adapted)]
     ends = [to_hugging_face(name, family) for name in expected_layers(family, adapted)]
-    promised = _promised(source.config, [name for name in known if _leaf(name) not in JOINED_LAYERS])
+    try:
+        promised = _promised(source.config, [name for name in known if _leaf(name) not in JOINED_LAYERS])
+    except UserError as error:
+        raise UserError(f"{folder / PEFT_CONFIG} names layers by what cannot be used: {error}") from None
     saved = _matching(_names(source.config.get("modules_to_save")), ends)
     held = {to_hugging_face(name, family).rpartition(".")[0] for name in source.whole}
     missing = [name for name in promised if name not in source.matrices]

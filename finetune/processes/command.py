@@ -107,12 +107,12 @@ def _takes_output() -> bool:
     try:
         sys.stdout.flush()
         os.write(sys.stdout.fileno(), b"\n")
+    except ValueError:  # it is closed, or no file of the system's
+        return True
     except OSError:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return False
-    except ValueError:  # it is closed
-        return True
     return True
 
 

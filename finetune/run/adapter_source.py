@@ -28,7 +28,7 @@ def fetch_adapter(args: Arguments) -> list[str]:
         adapter_folder(args)
         return []
     folder = local_adapter(name)
-    values = vars(args.model) | {"lora_path": str(folder)}
+    values = vars(args.quant) | vars(args.model) | {"lora_path": str(folder)}
     notes = resolve_quantisation(values)
     if faults := [fault for _, fault in check_quantisation(values)]:
         raise UserError(faults)

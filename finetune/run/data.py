@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.splits import find_sources, read_splits
-from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
+from finetune.data.samples.data_report import DataReport
+from finetune.data.samples.dataset import load_prompts, load_samples
 from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError

@@ -13,7 +13,7 @@ from finetune.data.preference.sample import PreferenceSample, find_partners
 from finetune.data.preference.store import PreferenceStore
 from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.splits import read_splits
-from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.data_report import DataReport
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 from finetune.run.tokenizer import tokenizer_folder

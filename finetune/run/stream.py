@@ -12,7 +12,7 @@ import numpy as np
 from finetune.data.reading.mixing import DataSource
 from finetune.data.reading.splits import make_options
 from finetune.data.samples.bulk_encoding import BulkBuilder
-from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.data_report import DataReport
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.tokenize import Sample
 from finetune.data.stream.reader import check_streamable

@@ -69,6 +69,13 @@ def test_layers_that_were_not_to_be_updated_are_said(config, base, tmp_path):
     )
 
 
+def test_an_expression_that_is_none(base, tmp_path):
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json names layers by what cannot be used: '\(q_proj' is no"
+    ):
+        described(base, tmp_path / "a", EVERY, target_modules="(q_proj")
+
+
 def test_modules_trained_whole_are_promised_too(base, tmp_path):
     given = {
         "target_modules": ["q_proj", "v_proj"],

@@ -14,7 +14,7 @@ import pytest
 from finetune.data.samples import cache
 from finetune.data.samples.bulk_encoding import BulkBuilder
 from finetune.data.samples.cache import EncodedData, load_or_build, make_key
-from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.data_report import DataReport
 from finetune.data.samples.tokenize import Prompt
 from finetune.data.templates.template import load_template
 from finetune.data.templates.template_clock import set_day
@@ -105,7 +105,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 from finetune.data.samples.cache import EncodedData, load_or_build
-from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.data_report import DataReport
 folder, name = Path(sys.argv[1]), sys.argv[2]
 def build():
     (folder / f"built-{name}").touch()

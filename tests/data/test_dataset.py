@@ -3,7 +3,8 @@ import pytest
 from finetune.data.reading.formats import read_conversations
 from finetune.data.reading.records import FaultCollector
 from finetune.data.reading.source import find_split
-from finetune.data.samples.dataset import DataReport, load_prompts, load_samples
+from finetune.data.samples.data_report import DataReport
+from finetune.data.samples.dataset import load_prompts, load_samples
 from finetune.data.templates.template import PlainTemplate
 from finetune.errors import UserError
 from tests.conftest import ROOT

@@ -169,3 +169,15 @@ def test_arguments_that_are_no_utf8(tmp_path):
     assert result.returncode == 2
     assert 'model_name_or_path is "a\\udcff" on the command line: it holds half a character' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_output_that_takes_nothing_more_is_named():
+    code = "import sys; from finetune.processes.command import run_command; sys.exit(run_command(lambda: print('x', flush=True)))"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: the output of this command: No space left on device: make room on that disk, or choose another one\n"
+    )

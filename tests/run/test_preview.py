@@ -11,7 +11,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from finetune.data.samples.dataset import DataReport, load_samples
+from finetune.data.samples.data_report import DataReport
+from finetune.data.samples.dataset import load_samples
 from finetune.data.samples.tokenize import IGNORE_INDEX, Prompt, Sample
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError

@@ -11,7 +11,8 @@ from finetune.data.preference.sample import PreferenceSample
 from finetune.data.preference.store import PreferenceStore
 from finetune.data.reading.conversation import Conversation
 from finetune.data.reading.records import FaultCollector
-from finetune.data.samples.dataset import DataReport, with_system
+from finetune.data.samples.data_report import DataReport
+from finetune.data.samples.dataset import with_system
 from finetune.data.samples.drop_reasons import TOO_LONG, describe_reasons
 from finetune.data.samples.piece_encoding import TextEncoder
 from finetune.data.samples.tokenize import TooLongError

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.reading.notes import ReadingNotes
-from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.data_report import DataReport
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Prompt
 from finetune.errors import UserError

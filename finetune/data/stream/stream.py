@@ -29,7 +29,7 @@ import numpy as np
 from finetune.data.packing.packing import Bin, pack, split_open
 from finetune.data.reading.mixing import DataSource
 from finetune.data.samples.bulk_encoding import BulkBuilder
-from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.data_report import DataReport
 from finetune.data.samples.tokenize import Sample
 from finetune.data.stream.settings import StreamSettings
 from finetune.data.stream.state import Numbered, StreamState

@@ -20,7 +20,7 @@ from finetune.data.reading.mixing import DataSource
 from finetune.data.reading.notes import ReadingNotes
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.bulk_encoding import BulkBuilder, DropCause
-from finetune.data.samples.dataset import DataReport
+from finetune.data.samples.data_report import DataReport
 from finetune.data.samples.drop_reasons import REFUSED
 from finetune.data.samples.tokenize import Sample, TooLongError
 from finetune.data.stream.reader import SourceReader

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from finetune.data.packing.packing import Packing
-    from finetune.data.samples.dataset import DataReport
+    from finetune.data.samples.data_report import DataReport
 
 _MAX_BARS = 10
 _MAX_BAR_WIDTH = 40
