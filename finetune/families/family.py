@@ -68,6 +68,8 @@ class TokenizerFacts:
         vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
             preference; the first is the name it writes itself.
         tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
+        reads_add_bos: Whether `add_bos_token` of tokenizer_config.json, where it is given, decides about "bos" in
+            `prefix`.
         own_class: Whether `tokenizer_class` is used even where a folder names another, because what
             folders name is not the right one.
     """
@@ -79,6 +81,7 @@ class TokenizerFacts:
     tokenizer_class: str
     own_class: bool = False
     chat_ends: tuple[str, ...] = ()
+    reads_add_bos: bool = False
 
 
 def _unchanged(config: dict[str, Any]) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> 
         found = FolderTokens(roles, {}, {}, {})
     table = make_table(kind, found, special, backend)
     try:
-        named = named_ids(facts, found.roles, table.ids, backend.id_of)
+        named = named_ids(facts, found.roles, table.ids, backend.id_of, config=found.config)
         spelling = find_spelling(kind, found.config, folder / JSON_FILE) if folder else Spelling()
     except UnsupportedTokenizerError as error:
         raise UserError(f"{error}: check tokenizer_config.json in its folder") from None

@@ -122,7 +122,7 @@ def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_speci
     _refuse_settings(kind, found.config)
     backend, extra = kind.open(vocabulary, num_threads)
     table = make_table(kind, found, extra, backend)
-    named = named_ids(facts, found.roles, table.ids, backend.id_of)
+    named = named_ids(facts, found.roles, table.ids, backend.id_of, config=found.config)
     spelling = replace(find_spelling(kind, found.config, folder / JSON_FILE), splits_special=splits_special)
     return TokenEncoder(backend, table, named, spelling)
 

@@ -91,7 +91,7 @@ def open_json_encoder(
         for token in tokenizer.get_added_tokens_decoder().values()
     }
     ids = {name: int(tokenizer.token_to_id(name)) for name in tokens}
-    named = named_ids(facts, found.roles, ids, tokenizer.token_to_id)
+    named = named_ids(facts, found.roles, ids, tokenizer.token_to_id, config=found.config)
     return JsonEncoder(tokenizer, TokenTable(tokens=tokens, ids=ids), named, splits_special=splits_special)
 
 

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from finetune.families.family import TokenizerFacts
 from finetune.families.text_backends import Ids, TextBackend, UnsupportedTokenizerError
 from finetune.tokenizers.added_tokens import AddedToken
 from finetune.tokenizers.token_splitter import PREFIXES, Stretch, TokenSplitter
+
+_BOS = "bos"
+_GENERAL_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,17 @@ def named_ids(
     roles: Mapping[str, str],
     ids: Mapping[str, int],
     id_of: Callable[[str], int | None],
+    *,
+    config: Mapping[str, Any],
 ) -> NamedIds:
     """The ids of roles and of the texts that a family's record names.
+
+    Args:
+        facts: What the record says.
+        roles: Names by role.
+        ids: Ids by name.
+        id_of: Looks other names up in the vocabulary.
+        config: tokenizer_config.json.
 
     Raises:
         UnsupportedTokenizerError: A token is not there.
@@ -92,7 +105,23 @@ def named_ids(
     pad = need("pad") if "pad_token" in roles else find(facts.pad_fallback)
     eos = need(facts.end_of_answer)
     ends = [index for name in facts.chat_ends if (index := find(name)) is not None]
-    return NamedIds(eos, eos if pad is None else pad, tuple(map(need, facts.prefix)), tuple(ends))
+    return NamedIds(eos, eos if pad is None else pad, tuple(map(need, _opening(facts, config))), tuple(ends))
+
+
+def _opening(facts: TokenizerFacts, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What opens a text, by role or name: with or without the beginning-of-sequence token, as the folder says.
+
+    transformers' classes of these families read `add_bos_token`; its class for any tokenizer.json does not.
+    """
+    adds = config.get("add_bos_token")
+    if (
+        not facts.reads_add_bos
+        or not isinstance(adds, bool)
+        or config.get("tokenizer_class") in _GENERAL_CLASSES
+    ):
+        return facts.prefix
+    others = tuple(name for name in facts.prefix if name != _BOS)
+    return (_BOS, *others) if adds else others
 
 
 class TokenEncoder:

@@ -102,7 +102,7 @@ CASES = (
     ),
     FamilyCase("qwen2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase("ernie4_5", _GROUPED, num_kv_heads=2, fused_layers=True, framing=BARE),
-    FamilyCase("phi3", _GROUPED, num_kv_heads=2, framing=replace(BARE, pad_token_id=2)),
+    FamilyCase("phi3", _GROUPED, num_kv_heads=2),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase(
         "bloom",

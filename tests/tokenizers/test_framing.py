@@ -6,6 +6,7 @@ The rows of `tests/families/cases.py` say what is expected.
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -20,6 +21,7 @@ from finetune.models.tiny.checkpoint import build_tiny
 from finetune.parallel.parallel_model import ParallelModel
 from finetune.processes.groups import ProcessGroups
 from finetune.tokenizers.encoder import FamilyEncoder
+from finetune.tokenizers.fast_encoder import load_fast_encoder
 from finetune.tokenizers.loading import load_tokenizer
 from finetune.training.evaluation import GenerationEvaluation, GenerationSettings
 from tests.families.cases import CASES
@@ -133,3 +135,27 @@ def generate(model, prompts, encoder, family, *, script: list[int]) -> tuple[lis
     finally:
         hook.remove()
     return [each["output"] for each in evaluation.generations], num_passes
+
+
+def test_the_folder_says_whether_a_text_is_opened(folder, family, encoder, tmp_path):
+    """`add_bos_token`, as transformers' classes of these families read it; its general class does not."""
+    if not family.tokenizer.reads_add_bos:
+        pytest.skip("transformers' class of this family does not read it")
+    bos = encoder.prefix_ids
+    for number, (changes, expected) in enumerate(
+        [
+            ({"add_bos_token": False}, ()),
+            ({"add_bos_token": True}, bos),
+            ({"add_bos_token": None}, bos if family.tokenizer.prefix else ()),
+            (
+                {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"},
+                family.tokenizer.prefix and bos,
+            ),
+        ]
+    ):
+        changed = shutil.copytree(folder, tmp_path / str(number))
+        path = changed / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        tokenizer = load_tokenizer(changed, family)
+        for fast in (load_fast_encoder(changed, family)[0], None):
+            assert FamilyEncoder(tokenizer, family, fast).prefix_ids == expected, (changes, bool(fast))

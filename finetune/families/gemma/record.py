@@ -74,6 +74,7 @@ GEMMA = register(
             chat_ends=("<end_of_turn>",),
             vocab_files=("tokenizer.model",),
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
+            reads_add_bos=True,
         ),
         hugging_face=HuggingFaceForm(always_tied=True),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),

@@ -62,6 +62,7 @@ MISTRAL = register(
             pad_fallback="eos",
             vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
+            reads_add_bos=True,
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),

@@ -64,6 +64,7 @@ PHI3 = register(
             chat_ends=("<|end|>", "<|im_end|>"),
             vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
+            reads_add_bos=True,
         ),
         hugging_face=HuggingFaceForm(
             pairs=(("layers.{}.self_attn.qkv_proj", "layers.{}.self_attn.query_key_value_proj"),),
