@@ -6,6 +6,7 @@ from finetune.data.reading.conversation import Turn
 from finetune.data.reading.formats import FORMATS
 from finetune.data.reading.self_cognition import OWN_FILE, make_self_cognition, split_names
 from finetune.data.reading.splits import find_sources, read_splits
+from finetune.data.samples.bulk_encoding import EACH
 from finetune.data.samples.tokenize import TRAIN_ON, TRUNCATIONS
 from finetune.errors import UserError
 from finetune.settings.data import DATASET_FORMATS, DataArguments
@@ -38,7 +39,7 @@ def test_choices_are_those_of_the_data_path():
     fields = DataArguments.__dataclass_fields__
     assert tuple(FORMATS) == DATASET_FORMATS == fields["dataset_format"].metadata["choices"]
     assert fields["truncation"].metadata["choices"] == TRUNCATIONS
-    assert fields["train_on"].metadata["choices"] == TRAIN_ON
+    assert fields["train_on"].metadata["choices"] == (*TRAIN_ON, EACH)
 
 
 def test_folder(make_set):
