@@ -52,6 +52,12 @@ def file_cases(root: Path) -> list[FileCase]:
 
 
 CASES = file_cases(ROOT)
+ALIGNMENT_FILES = sorted(
+    path
+    for path in ROOT.glob("*/*_argument.json")
+    if "loss_type" in json.loads(path.read_text(encoding="utf-8"))
+)
+"""Files of preference methods, which train on other data."""
 # Of a family with two rows the last one: keys and values in fewer heads.
 OPTIONS = {row.name: row.options for row in FAMILY_CASES}
 
@@ -84,8 +90,8 @@ def few_samples(tmp_path_factory) -> Path:
 def test_every_family_and_every_shipped_file_is_in_the_table():
     assert {case.family for case in CASES} == set(families()) == set(OPTIONS)
     files = {path.relative_to(ROOT) for path in ROOT.glob("*/*_argument.json")}
-    demonstration = {Path("llama/demo_argument.json")}
-    assert files - demonstration == {case.arguments.relative_to(ROOT) for case in CASES}
+    elsewhere = {Path("llama/demo_argument.json"), *(path.relative_to(ROOT) for path in ALIGNMENT_FILES)}
+    assert files - elsewhere == {case.arguments.relative_to(ROOT) for case in CASES}
 
 
 @pytest.mark.parametrize("readme", sorted(ROOT.glob("*/README.md")), ids=lambda path: path.parent.name)
@@ -259,3 +265,27 @@ def test_a_model_that_no_record_covers_is_refused_before_weights_are_read(few_sa
     assert f"covered families: {', '.join(sorted(families()))}" in line
     assert "| paddle" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ALIGNMENT_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_file_of_a_preference_method_trains_and_evaluates(path, tiny_model, tmp_path):
+    """One step on the pairs (or single answers) that are shipped, and an evaluation on a few of those held out."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train.json", "dev.json"):
+        lines = (ROOT / "data" / "preference" / name).read_text(encoding="utf-8").splitlines()
+        (data / name).write_text("\n".join(sorted(lines, key=len)[:6]) + "\n", encoding="utf-8")
+    options = (path, "--model_name_or_path", tiny_model(path.parent.name), "--dataset_name_or_path", data)
+    settings = (
+        "--device",
+        "cpu",
+        "--max_steps",
+        "1",
+        "--gradient_accumulation_steps",
+        "1",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    assert run_entry(*options, *settings, "--max_length", "256", "--src_length", "128") == 0
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text(encoding="utf-8"))
+    assert 0.0 <= results["eval_rewards_accuracy"] <= 1.0 and results["train_loss"] > 0

@@ -127,7 +127,7 @@ def test_checkpoints_that_a_killed_run_had_no_time_to_delete_go(
     def end_before(folder, *, newest, **options):
         if newest.name == "checkpoint-2":
             raise Killed
-        work(folder, newest=newest, **options)
+        return work(folder, newest=newest, **options)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(finetune.training.checkpoint_series, "rotate", end_before)
