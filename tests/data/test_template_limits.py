@@ -115,7 +115,7 @@ def test_others_are_rendered_after_it():
     for source in (HOSTILE["loops"][0], HOSTILE["product"][0]):
         with pytest.raises(UserError, match="hostile: the template "):
             Renderer(source, "hostile", CHAT).render({})
-        assert renderer.render({"messages": [{"content": "你好 \ud800"}]}) == "<s>你好 \ud800</s>"
+        assert renderer.render({"messages": [{"content": "你好 😀"}]}) == "<s>你好 😀</s>"
 
 
 @pytest.mark.usefixtures("little_time")
@@ -245,3 +245,16 @@ def test_the_folder_that_a_command_starts_in_does_not_matter(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert Renderer("{% for a in x %}{{ a }}{% endfor %}", "t", CHAT).render({"x": [1]}) == "1"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(r"{{ '\ud800' }}", id="rendered here"),
+        pytest.param(r"{% for m in [1] %}{{ '\ud800' }}{% endfor %}", id="rendered in the worker"),
+        pytest.param("{% for m in [1] %}{{ '%c' % 55296 }}{% endfor %}", id="by a format"),
+    ],
+)
+def test_half_a_surrogate_pair_is_an_error_of_the_template(source: str) -> None:
+    with pytest.raises(RenderError, match=r"writes \\ud800, half of a surrogate pair"):
+        Renderer(source, "t.jinja", CHAT).render({})

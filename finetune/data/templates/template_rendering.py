@@ -105,14 +105,17 @@ class Renderer:
                     raise self._limit_error(content)
                 if outcome == "error":
                     raise RenderError(content)
+                _check_characters(content)
                 text = text + content if outcome == "more" else content
                 yield text
 
     def _render_here(self, template: jinja2.Template, values: Mapping[str, Any]) -> str:
         try:
-            return template.render(values)
+            text = template.render(values)
         except RENDER_ERRORS as error:
             raise RenderError(describe(error)) from None
+        _check_characters(text)
+        return text
 
     def _ask(self, values: Mapping[str, Any], variants: Sequence[Variant]) -> list[tuple[str, str]]:
         try:
@@ -145,6 +148,15 @@ class Renderer:
 
     def _limit_error(self, reason: str) -> UserError:
         return UserError(f"{self._name}: the template {reason}: {_REMEDY}.")
+
+
+def _check_characters(text: str) -> None:
+    r"""Literals such as "\ud800" and formats such as "%c" write half surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character = ascii(text[error.start])[1:-1]
+        raise RenderError(f"it writes {character}, half of a surrogate pair, which is no character") from None
 
 
 class _EndedError(Exception):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import ipaddress
 import re
@@ -142,7 +141,7 @@ class Guard:
         if not self._access.knows_host(headers.get("host", "")):
             return 403, "This name is not one of the page's: see --allowed_hosts."
         origin = headers.get("origin")
-        if origin is not None and not self._access.knows_host(urlsplit(origin).netloc):
+        if origin is not None and not self._access.knows_host(_place_of(origin)):
             return 403, "Another page must not use this one."
         if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET":
             return 403, "Another page must not use this one."
@@ -259,6 +258,14 @@ def _name_of(host: str) -> str:
     return host.partition(":")[0].rstrip(".")
 
 
+def _place_of(origin: str) -> str:
+    """The "host:port" of a header Origin; "" where it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # brackets that do not match
+        return ""
+
+
 def _password_of(authorization: str) -> str:
     """The password in a header Authorization; "" where there is none."""
     scheme, _, credentials = authorization.partition(" ")
@@ -266,5 +273,5 @@ def _password_of(authorization: str) -> str:
         return ""
     try:
         return base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # no base64, no ASCII, no UTF-8
         return ""

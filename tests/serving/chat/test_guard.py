@@ -117,7 +117,9 @@ def test_a_name_that_resolves_to_us_is_no_host(page, host):
     assert ask(page, "POST", JOIN, host=host)[0] == 403
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost.evil.example:7860", "x"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost.evil.example:7860", "x", "http://[::1"]
+)
 def test_another_page_in_the_browser_is_refused(page, origin):
     assert ask(page, "POST", JOIN, origin=origin)[0] == 403
     assert ask(page, "POST", JOIN, sec_fetch_site="cross-site")[0] == 403
@@ -179,6 +181,12 @@ def test_the_password_is_asked_for_and_not_to_be_tried_out():
     assert ask(page, authorization=basic("correct horse é"))[0] == 429
     assert ask(page, authorization=basic("correct horse é"), address="10.0.0.7")[0] == 200
     assert "correct" not in repr(Access(password="correct horse é"))
+
+
+def test_a_password_in_no_known_form_is_a_wrong_one():
+    page = Guard(_echo, Access(password="secret"))
+    for given in ("Basic \u00ff", "Basic A", "Basic /w==", "Bearer x"):
+        assert ask(page, authorization=given)[0] == 401
 
 
 def test_websockets_are_closed(page):
