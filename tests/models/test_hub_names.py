@@ -71,10 +71,10 @@ def test_a_family_that_is_not_covered_costs_one_file(scheme, hub, model, tmp_pat
     shutil.copytree(model, other)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(
-        json.dumps(config | {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]})
+        json.dumps(config | {"model_type": "stablelm", "architectures": ["StableLmForCausalLM"]})
     )
     hub.models[NAME] = other
-    with pytest.raises(UserError, match=r"is not supported: no family covers model_type 'phi3'"):
+    with pytest.raises(UserError, match=r"is not supported: no family covers model_type 'stablelm'"):
         resolve_model(f"{scheme}://{NAME}")
     assert set(hub.downloads()) == {"config.json"}
 
