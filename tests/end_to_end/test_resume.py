@@ -95,7 +95,9 @@ def test_a_signal_saves_first(prepare, uninterrupted, number):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     last = stderr.splitlines()[-1]
-    assert last.startswith(f"interrupted: stopped by signal {number.name} after step")
+    # Any thread may be handed a signal: the second can be met first.
+    names = {number.name, signal.SIGTERM.name}
+    assert last.startswith(tuple(f"interrupted: stopped by signal {name} after step" for name in names))
     assert "start the same command again to continue" in last
     assert "stopping: this step is finished and saved first" in stderr and "Traceback" not in stderr
     (checkpoint,) = list_checkpoints(out)

@@ -83,7 +83,7 @@ def _prompt_of(record: Record, name: str | None) -> Conversation:
         )
     filled = _FILLS[name](record) if name in _FILLS else record
     conversation = to_conversation(filled, name)
-    if conversation.is_text:
+    if conversation.is_text or not any(turn.prompt.strip() for turn in conversation.turns):
         raise RecordError(record, "the prompt is empty: there is nothing to answer")
     return conversation
 
