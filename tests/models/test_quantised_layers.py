@@ -21,13 +21,14 @@ from finetune.models.tiny.checkpoint import build_tiny
 from finetune.storage.quantisation.packed_weights import pack_matrix
 from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.training.loss import logits_of
+from tests.families.cases import FACTS
 
 SCHEMES = {
     "nf4": QuantisationScheme(algorithm="nf4"),
     "fp4 double": QuantisationScheme(algorithm="fp4", double_quant=True),
     "int8": QuantisationScheme(algorithm="llm.int8"),
 }
-FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma")
+FAMILIES = tuple(FACTS)
 LORA = {"lora_target_modules": None, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "rslora": False,
         "lora_plus_scale": 1.0, "pissa": False, "model_name_or_path": "tiny", "modules_to_save": None,
         "use_dora": False, "lora_use_mixer": False, "rank_pattern": None, "alpha_pattern": None, "lora_bias": "none", "lora_dtype": None,
