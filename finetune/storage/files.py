@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_JSON_BYTES = 200_000_000
 """The longest JSON file that is read; the tokenizers and weight indexes of today have up to 40,000,000."""
 _COPY_AGAIN = "copy it again"
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -121,7 +124,13 @@ def read_json(
     """
     text = read_text(path, remedy=remedy, max_bytes=max_bytes)
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _SURROGATE.search(text):  # pairs are characters, halves pass the parser and fail somewhere else
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise UserError(f"{path} is no valid JSON ({half} is half of a character): {remedy}") from None
     except ValueError as error:
         raise UserError(f"{path} is no valid JSON ({error}): {remedy}") from None
     except RecursionError:

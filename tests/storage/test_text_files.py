@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune.errors import UserError
-from finetune.storage.files import read_text
+from finetune.storage.files import read_json_object, read_text
 
 
 def test_a_file_may_be_as_long_as_the_limit_and_no_longer(tmp_path):
@@ -32,3 +32,14 @@ def test_the_first_byte_that_is_no_utf8_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.txt cannot be read \(No such file or directory\)"):
         read_text(tmp_path / "gone.txt")
+
+
+def test_half_of_a_character_is_told_with_its_file(tmp_path):
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text('{"eos_token": "\\ud800"}', encoding="ascii")
+    with pytest.raises(
+        UserError, match=r"tokenizer_config\.json is no valid JSON \(\\ud800 is half of a character\): "
+    ):
+        read_json_object(path)
+    path.write_text('{"eos_token": "\\ud83d\\ude00"}', encoding="ascii")  # a whole one
+    assert read_json_object(path) == {"eos_token": "\U0001f600"}
