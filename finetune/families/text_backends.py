@@ -303,12 +303,13 @@ def read_vocab_and_merges(vocab: Path, merges: Sequence[str], pattern: str) -> B
         ids = read_json_object(vocab)
         _check_merges(pairs, ids)
         tokenizer = Tokenizer(models.BPE(ids, pairs))
+        tokenizer.decoder = decoders.ByteLevel()
+        # A second one; reading it back also finds rules whose results two names of one id have lost.
+        of_words = Tokenizer.from_str(tokenizer.to_str())
     except UnsupportedTokenizerError:
         raise
     except Exception as error:  # the library raises plain Exception
         raise UnsupportedTokenizerError(f"{vocab.name} and merges.txt do not fit together: {error}") from None
-    tokenizer.decoder = decoders.ByteLevel()
-    of_words = Tokenizer.from_str(tokenizer.to_str())
     as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     of_words.pre_tokenizer = as_bytes
     cut = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

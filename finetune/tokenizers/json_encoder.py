@@ -132,6 +132,9 @@ def _with_opener(tokenizer: Any) -> Any:
     """A copy with one token more, which stands for whatever token comes before a text."""
     from tokenizers import Tokenizer
 
-    copied = Tokenizer.from_str(tokenizer.to_str())
+    try:
+        copied = Tokenizer.from_str(tokenizer.to_str())
+    except Exception as error:  # plain Exception again: two names of one id, of which only one is written
+        raise UnsupportedTokenizerError(f"its vocabulary is contradictory: {error}") from None
     _add(copied, AddedToken(_OPENER, special=False))
     return copied

@@ -208,3 +208,28 @@ def test_vocabularies_of_other_makers(tmp_path, options):
     many = fast.encode_many(texts)
     assert [text for text, ids in zip(texts, many, strict=True) if list(ids) != slow.encode(text)] == []
     assert fast.encode_special(" <s>  a </s>b") == slow.encode_special(" <s>  a </s>b")
+
+
+@pytest.mark.parametrize("single_file", [False, True])
+def test_two_names_of_one_id_get_a_reason(tmp_path, single_file, corpus):
+    """The library writes one of them only, and then misses the other in the rules."""
+    from finetune.models.tiny.checkpoint import build_tiny
+
+    folder = build_tiny(
+        "qwen2", tmp_path / "model", corpus=corpus, vocab_size=330, num_layers=1, hidden_size=32
+    )
+    path = folder / "vocab.json"
+    ids = json.loads(path.read_text(encoding="utf-8"))
+    rules = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")[1:]
+    pairs = [line.split() for line in rules if line.strip()]
+    first, last = pairs[0][0], pairs[-1][0]
+    ids[first] = ids[last]
+    path.write_text(json.dumps(ids), encoding="utf-8")
+    if single_file:
+        model = {"type": "BPE", "vocab": ids, "merges": [" ".join(pair) for pair in pairs]}
+        content = {"version": "1.0", "added_tokens": [], "model": model}
+        (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+        path.unlink()
+        (folder / "merges.txt").unlink()
+    encoder, reason = load_fast_encoder(folder, get_family("qwen2"))
+    assert encoder is None and reason
