@@ -1,8 +1,8 @@
 """Grouped attention whose heads are described by facts, for decoders that PaddleNLP has no model of.
 
 PaddleNLP's layers take the size of a head to be hidden size / heads, turn whole heads and norm none of them. Here
-each of these is a fact: the size of a head, biases, an RMS norm of every query and key head, the share of a head that
-is turned and which places form a pair. The linear layers are Paddle's, tensor-parallel and sequence-parallel forms
+each of these is a fact: the size of a head, an RMS norm of every query and key head, which places
+form a pair and which layers are joined. The linear layers are Paddle's, tensor-parallel and sequence-parallel forms
 among them, so that LoRA, quantised bases and sharding treat them as they do in other families.
 """
 
@@ -27,27 +27,17 @@ class HeadFacts:
 
     Attributes:
         normed: Whether queries and keys pass an RMS norm over the head before they are turned.
-        input_bias: Whether the projections to queries, keys and values have a bias.
-        output_bias: Whether the projection back has one.
-        halves: Whether rotary positions pair place i with place i + turned / 2; else with its neighbour.
-        turned_share: Part of a head that is turned, its first places.
+        halves: Whether rotary positions pair place i with place i + head dim / 2; else with its neighbour.
         windowed: Whether config.json's `sliding_window` holds.
         joined_input: Whether one layer gives queries, keys and values, one behind the other.
         joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
     """
 
     normed: bool = False
-    input_bias: bool = False
-    output_bias: bool = False
     halves: bool = True
-    turned_share: float = 1.0
     windowed: bool = False
     joined_input: bool = False
     joined_inner: bool = False
-
-    def turned_places(self, head_dim: int) -> int:
-        """Places of a head that rotary positions turn."""
-        return int(head_dim * self.turned_share)
 
 
 class HeadNorm(nn.Layer):
@@ -77,17 +67,17 @@ class RotaryTables:
     """Cosine and sine at the positions of a batch, float32, worked out once for all layers of a model.
 
     Args:
-        base: Of the angles, base^(-2i / turned), Su et al., "RoFormer" (2021).
-        num_turned: Places of a head that are turned.
+        base: Of the angles, base^(-2i / head dim), Su et al., "RoFormer" (2021).
+        head_dim: Size of a head.
         halves: See `HeadFacts`.
     """
 
-    def __init__(self, base: float, num_turned: int, *, halves: bool):
-        self.base, self.num_turned, self.halves = base, num_turned, halves
+    def __init__(self, base: float, head_dim: int, *, halves: bool):
+        self.base, self.head_dim, self.halves = base, head_dim, halves
         self._last: tuple[Any, Any, Any] | None = None
 
     def at(self, position_ids: Any) -> tuple[Any, Any]:
-        """Cosine and sine [batch, length, 1, turned] at positions [batch, length]."""
+        """Cosine and sine [batch, length, 1, head dim] at positions [batch, length]."""
         # Every layer is called with the same tensor.
         if self._last is None or self._last[0] is not position_ids:
             self._last = (position_ids, *self._work_out(position_ids))
@@ -95,11 +85,13 @@ class RotaryTables:
 
     def _work_out(self, position_ids: Any) -> tuple[Any, Any]:
         with paddle.amp.auto_cast(enable=False), paddle.no_grad():
-            places = paddle.arange(0, self.num_turned, 2, dtype="float32") / self.num_turned
-            frequencies = 1.0 / self.base**places  # [turned / 2]
-            angles = position_ids.astype("float32").unsqueeze(-1) * frequencies  # [batch, length, turned / 2]
+            places = paddle.arange(0, self.head_dim, 2, dtype="float32") / self.head_dim
+            frequencies = 1.0 / self.base**places  # [head dim / 2]
+            angles = (
+                position_ids.astype("float32").unsqueeze(-1) * frequencies
+            )  # [batch, length, head dim / 2]
             if self.halves:
-                angles = paddle.concat([angles, angles], axis=-1)  # [batch, length, turned]
+                angles = paddle.concat([angles, angles], axis=-1)  # [batch, length, head dim]
             else:
                 angles = paddle.stack([angles, angles], axis=-1).flatten(2)
             angles = angles.unsqueeze(2)
@@ -112,8 +104,8 @@ class JoinedFeedForward(nn.Layer):
     def __init__(self, config: Any):
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = column_layer(config, hidden, 2 * inner, False)
-        self.down_proj = row_layer(config, inner, hidden, False)
+        self.gate_up_proj = column_layer(config, hidden, 2 * inner)
+        self.down_proj = row_layer(config, inner, hidden)
 
     def forward(self, x: Any) -> Any:
         """[..., hidden] -> the same shape."""
@@ -143,15 +135,15 @@ class HeadAttention(nn.Layer):
         hidden, queries = config.hidden_size, config.num_attention_heads * self.head_dim
         keys = config.num_key_value_heads * self.head_dim
         if facts.joined_input:
-            self.query_key_value_proj = column_layer(config, hidden, queries + 2 * keys, facts.input_bias)
+            self.query_key_value_proj = column_layer(config, hidden, queries + 2 * keys)
         elif config.fuse_attention_qkv:
             # The queries of a key head, its key, its value; then the next key head's.
-            self.qkv_proj = column_layer(config, hidden, queries + 2 * keys, facts.input_bias)
+            self.qkv_proj = column_layer(config, hidden, queries + 2 * keys)
         else:
-            self.q_proj = column_layer(config, hidden, queries, facts.input_bias)
-            self.k_proj = column_layer(config, hidden, keys, facts.input_bias)
-            self.v_proj = column_layer(config, hidden, keys, facts.input_bias)
-        self.o_proj = row_layer(config, queries, hidden, facts.output_bias)
+            self.q_proj = column_layer(config, hidden, queries)
+            self.k_proj = column_layer(config, hidden, keys)
+            self.v_proj = column_layer(config, hidden, keys)
+        self.o_proj = row_layer(config, queries, hidden)
         if facts.normed:
             self.q_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
@@ -196,7 +188,8 @@ class HeadAttention(nn.Layer):
         if self.facts.normed:
             query, key = self.q_norm(query), self.k_norm(key)
         cos, sin = self.tables.at(position_ids)
-        return self._turned(query, cos, sin), self._turned(key, cos, sin), value
+        halves = self.facts.halves
+        return turn(query, cos, sin, halves=halves), turn(key, cos, sin, halves=halves), value
 
     def _projections(self, hidden: Any) -> tuple[Any, Any, Any]:
         rows = [-1, self.seq_length] if self.config.sequence_parallel else [0, 0]
@@ -218,13 +211,6 @@ class HeadAttention(nn.Layer):
         )
         return query, key, value
 
-    def _turned(self, heads: Any, cos: Any, sin: Any) -> Any:
-        turned, halves = cos.shape[-1], self.facts.halves
-        if turned == self.head_dim:
-            return turn(heads, cos, sin, halves=halves)
-        first, rest = heads[..., :turned], heads[..., turned:]
-        return paddle.concat([turn(first, cos, sin, halves=halves), rest], axis=-1)
-
     def _attend(self, query: Any, key: Any, value: Any, visible: Any) -> Any:
         rate = float(getattr(self.config, "attention_dropout", None) or 0.0) if self.training else 0.0
         if self.config.use_flash_attention:
@@ -234,23 +220,23 @@ class HeadAttention(nn.Layer):
         return plain_attention(query, key, value, visible, drop=drop)
 
 
-def column_layer(config: Any, num_in: int, num_out: int, has_bias: bool) -> Any:
+def column_layer(config: Any, num_in: int, num_out: int) -> Any:
     """A linear layer whose outputs tensor parallelism divides."""
     if config.tensor_parallel_degree <= 1:
-        return nn.Linear(num_in, num_out, bias_attr=None if has_bias else False)
+        return nn.Linear(num_in, num_out, bias_attr=False)
     kind = (
         linear_utils.ColumnSequenceParallelLinear
         if config.sequence_parallel
         else linear_utils.ColumnParallelLinear
     )
-    return kind(num_in, num_out, has_bias=has_bias, gather_output=False)
+    return kind(num_in, num_out, has_bias=False, gather_output=False)
 
 
-def row_layer(config: Any, num_in: int, num_out: int, has_bias: bool) -> Any:
+def row_layer(config: Any, num_in: int, num_out: int) -> Any:
     """A linear layer whose inputs tensor parallelism divides."""
     if config.tensor_parallel_degree <= 1:
-        return nn.Linear(num_in, num_out, bias_attr=None if has_bias else False)
+        return nn.Linear(num_in, num_out, bias_attr=False)
     kind = (
         linear_utils.RowSequenceParallelLinear if config.sequence_parallel else linear_utils.RowParallelLinear
     )
-    return kind(num_in, num_out, has_bias=has_bias, input_is_parallel=True)
+    return kind(num_in, num_out, has_bias=False, input_is_parallel=True)

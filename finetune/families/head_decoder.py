@@ -68,8 +68,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
         is_split = degree > 1 and config.vocab_size % degree == 0
         embedding = VocabParallelEmbedding if is_split else nn.Embedding
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
-        num_turned = facts.turned_places(config.head_dim)
-        tables = RotaryTables(config.rope_theta, num_turned, halves=facts.halves)
+        tables = RotaryTables(config.rope_theta, config.head_dim, halves=facts.halves)
         self.layers = nn.LayerList(
             HeadDecoderLayer(
                 config, facts, tables, layerwise_recompute=number not in self.no_recompute_layers
@@ -131,9 +130,7 @@ def _layer_tensors(facts: HeadFacts) -> list[str]:
     layers = [f"self_attn.{name}" for name in (*inputs, "o_proj")]
     layers += [f"self_attn.{name}" for name in ("q_norm", "k_norm") if facts.normed]
     layers += [f"mlp.{name}" for name in (*inner, "down_proj")]
-    biased = [f"self_attn.{name}.bias" for name in inputs if facts.input_bias]
-    biased += ["self_attn.o_proj.bias"] if facts.output_bias else []
-    return [f"{name}.weight" for name in (*layers, "input_layernorm", "post_attention_layernorm")] + biased
+    return [f"{name}.weight" for name in (*layers, "input_layernorm", "post_attention_layernorm")]
 
 
 def _published(name: str) -> str:

@@ -14,25 +14,20 @@ from finetune.families.gated_decoder_description import describe_gated_decoder
 def describe_head_decoder(model: Any) -> DecoderDescription:
     """Describes a `finetune.families.head_decoder.HeadForCausalLM`."""
     config, facts = model.config, model.facts
-    head_dim, turned = config.head_dim, facts.turned_places(config.head_dim)
-    still = np.zeros((head_dim - turned) // 2, np.float32)  # pairs that do not turn
+    head_dim = config.head_dim
     return describe_gated_decoder(
         model,
         model.get_decoder(),
-        rotary_frequencies=np.concatenate([inverse_frequencies(config.rope_theta, turned), still]),
+        rotary_frequencies=inverse_frequencies(config.rope_theta, head_dim),
         head_dim=head_dim,
-        head_order=_head_order(head_dim, turned, halves=facts.halves),
+        head_order=None if facts.halves else _neighbours_apart(head_dim),
         window=(config.sliding_window or None) if facts.windowed else None,
         tied=bool(config.tie_word_embeddings),
     )
 
 
-def _head_order(head_dim: int, turned: int, *, halves: bool) -> NDArray[Any] | None:
-    """Brings the two places of each pair to i and i + head dim / 2: those that turn first, then the others."""
-    if halves and turned == head_dim:
-        return None
-    places, rest = np.arange(turned), np.arange(turned, head_dim)
-    first, second = np.split(places, 2) if halves else (places[::2], places[1::2])
-    rest_first, rest_second = np.split(rest, 2)
-    order: NDArray[Any] = np.concatenate([first, rest_first, second, rest_second])
+def _neighbours_apart(head_dim: int) -> NDArray[Any]:
+    """Brings the two places of each pair of neighbours to i and i + head dim / 2."""
+    places = np.arange(head_dim)
+    order: NDArray[Any] = np.concatenate([places[::2], places[1::2]])
     return order
