@@ -66,7 +66,12 @@ class ParallelModel:
         self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
         self._held_twice = self._find_shared(weights)
         self.replicas = start_replicas(
-            model, groups, sharding_stage, layers=layers, master_gradients=master_gradients
+            model,
+            groups,
+            sharding_stage,
+            layers=layers,
+            master_gradients=master_gradients,
+            shared=self._held_twice,
         )
         self.logits_group = _logits_group(model, groups)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
@@ -94,7 +99,7 @@ class ParallelModel:
             engines["pipeline"] = self.pipeline.engine
         for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
             if degree > 1:
-                engines[axis] = f"finetune {type(self.replicas).__name__}"
+                engines[axis] = self.replicas.engine(axis)
         return engines
 
     def count_parameters(self) -> tuple[int, int, list[int]]:

@@ -24,6 +24,8 @@ IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none
 CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
+    "stage 1, adapter": {"stage": 1, "adapter": True},
+    "stage 1, master gradients": {"stage": 1, "master": True},
     "stage 2": {"stage": 2},
     "stage 3": {"stage": 3},
     "stage 3, recompute, reentrant": {"stage": 3, "reentrant": True},
@@ -160,13 +162,20 @@ def watch_layers(model, seen):
 
 def train(case, groups):
     model = make_model(case)
-    replicas = start_replicas(model, groups, case["stage"], layers=list(model.layers))
+    replicas = start_replicas(
+        model,
+        groups,
+        case["stage"],
+        layers=list(model.layers),
+        master_gradients=case.get("master", False),
+    )
     optimizer = paddle.optimizer.AdamW(
         0.05,
         parameters=replicas.optimizer_parameters(),
         weight_decay=0.1,
         apply_decay_param_fun=replicas.is_decayed,
     )
+    optimizer = replicas.distribute(optimizer)
     norms, seen, gathers = [], [], []
     watch_layers(model, seen)
     gather = gathered_layers.gather
@@ -201,8 +210,10 @@ def train(case, groups):
         replicas.trained[name].set_value(replicas.trained[name] + 1)
     with replicas.whole_parameters():
         facts["change_kept"] = float(np.abs(replicas.trained[name].numpy() - weights[name] - 1).max())
-    (updated,) = (p for p in replicas.optimizer_parameters() if replicas.tensor_names()[p.name] == name)
-    facts["slice_changed"] = float(np.abs(replicas.whole_of(name, updated).numpy() - weights[name] - 1).max())
+    for updated in replicas.optimizer_parameters():
+        if replicas.tensor_names().get(updated.name) == name:
+            part = replicas.whole_of(name, updated)
+            facts["slice_changed"] = float(np.abs(part.numpy() - weights[name] - 1).max())
     return weights, facts
 
 

@@ -113,7 +113,7 @@ class GatheredReplicas(SlicedGradientReplicas):
             unit.in_backward = False
             self._free(unit)
 
-    def after_update(self) -> None:
+    def share_updated(self) -> None:
         """Nothing to do: the updated slices are gathered when a layer needs them."""
 
     # ---------------------------------------------------------------- hooks

@@ -15,14 +15,16 @@ Parameter itself, so that moments and float32 master weights are made for it as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle.base.framework import EagerParamBase
 from paddle.utils import unique_name
 
+from finetune.families.tensor_splits import is_scalar, tensor_of
 from finetune.models.layers import named_weights
 from finetune.parallel.sharding.flat_slices import (
     cut,
@@ -34,6 +36,8 @@ from finetune.parallel.sharding.flat_slices import (
     sum_over,
 )
 from finetune.parallel.sharding.local_gradients import MasterGradients, ParameterGradients
+from finetune.parallel.sharding.whole_state import StateTensor
+from finetune.storage.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from finetune.processes.groups import Group, ProcessGroups
@@ -64,6 +68,10 @@ class Replicas:
         self._local = MasterGradients(self.trained.values()) if master_gradients else ParameterGradients()
         self._seen: set[str] = set()
 
+    def engine(self, axis: str) -> str:
+        """What drives the axis "data" or "sharding", as "package name"."""
+        return f"finetune {type(self).__name__}"
+
     # ---------------------------------------------------------------- for the optimizer and checkpoints
 
     def optimizer_parameters(self) -> list[Any]:
@@ -77,6 +85,25 @@ class Replicas:
     def is_decayed(self, tensor_name: str) -> bool:
         """Whether weight decay is for a tensor that the optimizer updates, by Paddle's name: matrices only."""
         return tensor_name in self._decayed
+
+    def distribute(self, optimizer: Any) -> Any:
+        """The optimizer to step with, made from one of `optimizer_parameters`."""
+        return optimizer
+
+    def collect_state(self, state: Mapping[str, Any]) -> dict[str, StateTensor]:
+        """Optimizer state as checkpoints have it; all ranks of the sharding group must call this.
+
+        Args:
+            state: What this rank keeps, by `<parameter>/<accumulator>`.
+        """
+        return {key: self._state_tensor(key, tensor) for key, tensor in state.items()}
+
+    def _state_tensor(self, key: str, tensor: Any) -> StateTensor:
+        dtype = dtype_name(tensor.dtype)
+        if is_scalar(key):
+            return StateTensor(tuple(tensor.shape), dtype, lambda: tensor)
+        name = tensor_of(key)
+        return StateTensor(self.whole_shape(name), dtype, lambda: self.whole_of(name, tensor))
 
     def slice_of(self, name: str, whole: Any) -> Any:
         """What this rank updates out of a tensor that has a parameter's shape, say a moment."""
@@ -94,6 +121,9 @@ class Replicas:
     def whole_parameters(self) -> Iterator[None]:
         """Within it the model's parameters are whole, to be read or changed; all ranks must enter."""
         yield
+
+    def share_updated(self) -> None:
+        """Puts into the parameters what the ranks of the sharding group changed in what they update."""
 
     # ---------------------------------------------------------------- in a step
 
@@ -186,10 +216,9 @@ class Replicas:
         """Ranks that hold the same gradients once these are summed."""
         return self.groups.data
 
-    @property
+    @cached_property
     def _decayed(self) -> set[str]:
-        updated = self._updated()
-        return {updated[name].name for name, parameter in self.trained.items() if parameter.ndim > 1}
+        return {tensor.name for name, tensor in self._updated().items() if self.trained[name].ndim > 1}
 
     def _updated(self) -> dict[str, Any]:
         return self.trained
@@ -241,6 +270,10 @@ class SlicedReplicas(Replicas):
 
     def after_update(self) -> None:
         """Puts the updated slices of all ranks together in the parameters."""
+        self.share_updated()
+
+    def share_updated(self) -> None:
+        """The same."""
         with no_grad_no_autocast():
             names = list(self.trained)
             for bucket in plan_buckets(self.trained.values()):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune.parallel.sharding.fleet_stage1 import OwnedReplicas
 from finetune.parallel.sharding.gathered_layers import GatheredReplicas
-from finetune.parallel.sharding.replicas import Replicas, SlicedGradientReplicas, SlicedReplicas
+from finetune.parallel.sharding.replicas import Replicas, SlicedGradientReplicas
 
 if TYPE_CHECKING:
     from finetune.processes.groups import ProcessGroups
@@ -19,6 +20,7 @@ def start_replicas(
     *,
     layers: Sequence[Any] = (),
     master_gradients: bool = False,
+    shared: Collection[str] = (),
 ) -> Replicas:
     """Prepares a model that holds its weights; must come before the optimizer is made.
 
@@ -28,6 +30,7 @@ def start_replicas(
         stage: Sharding stage, 0 to 3.
         layers: Its decoder layers, for stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        shared: Names of weights that several stages of a pipeline hold.
     """
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"sharding stage {stage}: 0, 1, 2 and 3 exist")
@@ -35,5 +38,6 @@ def start_replicas(
         return Replicas(model, groups, master_gradients=master_gradients)
     if stage == 3:
         return GatheredReplicas(model, groups, layers=layers, master_gradients=master_gradients)
-    kind = SlicedReplicas if stage == 1 else SlicedGradientReplicas
-    return kind(model, groups, master_gradients=master_gradients)
+    if stage == 2:
+        return SlicedGradientReplicas(model, groups, master_gradients=master_gradients)
+    return OwnedReplicas(model, groups, master_gradients=master_gradients, shared=shared)

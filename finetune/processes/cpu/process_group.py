@@ -120,6 +120,18 @@ class CpuProcessGroup:
         _write(output, np.concatenate([part.reshape(-1) for part in parts]).reshape(output.shape))
         return _FINISHED
 
+    def reduce(self, tensor: Any, dst: int, op: Any = None, sync_op: bool = True) -> Finished:
+        """Reduces a tensor in place on the rank at position `dst`; the others keep theirs."""
+        if dst != self._position:
+            self._send(dst, tensor.numpy())
+            return _FINISHED
+        array = tensor.numpy()
+        parts = (
+            array if peer == self._position else self._receive(peer, array) for peer in range(self.size())
+        )
+        _write(tensor, reduce(_reduction(op, tensor), parts))
+        return _FINISHED
+
     def reduce_scatter_tensor(
         self, output: Any, tensor: Any, op: Any = None, sync_op: bool = True
     ) -> Finished:
@@ -190,6 +202,7 @@ class CpuProcessGroup:
 
     all_reduce_on_calc_stream = all_reduce
     all_gather_into_tensor_on_calc_stream = all_gather_into_tensor
+    reduce_on_calc_stream = reduce
     reduce_scatter_tensor_on_calc_stream = reduce_scatter_tensor
     reduce_scatter_on_calc_stream = reduce_scatter
     broadcast_on_calc_stream = broadcast
