@@ -39,6 +39,12 @@ class ThreadGroup(Group):
 
         return [paddle.to_tensor(array) for array in self.gather_objects(tensor.numpy())]
 
+    def broadcast(self, tensor: Any, source: int = 0) -> None:
+        import paddle
+
+        values = self.gather_objects(tensor.numpy() if self.position == source else None)
+        paddle.assign(paddle.to_tensor(values[source]), output=tensor)
+
     def barrier(self) -> None:
         self.gather_objects(None)
 
