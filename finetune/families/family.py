@@ -15,111 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
+from finetune.families.record_parts import (
+    ConfigFields,
+    HuggingFaceForm,
+    PrefixGeometry,
+    TokenizerFacts,
+    unchanged,
+)
 from finetune.families.registry import families, find_family, get_family, register
 from finetune.families.tiny_recipe import TinyRecipe
 
 __all__ = [
-    "ConfigFields",
-    "Family",
-    "HuggingFaceForm",
-    "PrefixGeometry",
-    "TokenizerFacts",
-    "families",
-    "find_family",
-    "get_family",
-    "import_object",
-    "register",
-]
+    "ConfigFields", "Family", "HuggingFaceForm", "PrefixGeometry", "TokenizerFacts", "families", "find_family",
+    "get_family", "import_object", "register",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ConfigFields:
-    """Names under which a family's config.json keeps its sizes (None: the family has no such field)."""
-
-    num_layers: str = "num_hidden_layers"
-    num_heads: str = "num_attention_heads"
-    num_kv_heads: str | None = None
-    hidden_size: str = "hidden_size"
-    head_dim: str | None = None
-    max_positions: str = "max_position_embeddings"
-
-
-@dataclass(frozen=True)
-class PrefixGeometry:
-    """Sizes of the keys and values that prefix tuning puts before every layer.
-
-    Attributes:
-        postprocess: Dotted path of the function that turns a tensor
-            (batch, prefix length, 2 x layers, kv heads, head dim) into the family's past key values.
-    """
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    postprocess: str
-
-
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """How prompts are framed. A token is named by its role ("bos", "eos", "pad", "unk") or by its text.
-
-    Attributes:
-        prefix: Tokens that open every sequence.
-        end_of_answer: Token that ends an answer and stops generation.
-        pad_fallback: Token used for padding when the tokenizer names none.
-        chat_ends: Tokens by which chat templates end an answer; generation stops at them too, where the
-            tokenizer has them.
-        vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
-            preference; the first is the name it writes itself.
-        tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
-        reads_add_bos: Whether `add_bos_token` of tokenizer_config.json, where it is given, decides about "bos" in
-            `prefix`.
-        own_class: Whether `tokenizer_class` is used even where a folder names another, because what
-            folders name is not the right one.
-    """
-
-    prefix: tuple[str, ...]
-    end_of_answer: str
-    pad_fallback: str
-    vocab_files: tuple[str, ...]
-    tokenizer_class: str
-    own_class: bool = False
-    chat_ends: tuple[str, ...] = ()
-    reads_add_bos: bool = False
-
-
-def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
-    return config
+def _no_variant(config: Mapping[str, Any]) -> str | None:
+    return None
 
 
 def _any_config(config: Mapping[str, Any], folder: Path | None) -> bool:
     return True
-
-
-@dataclass(frozen=True)
-class HuggingFaceForm:
-    """How Hugging Face's files of a family differ from PaddleNLP's, beyond the first part of the names.
-
-    Attributes:
-        prefix: First part of Hugging Face's names inside the model; `bare`: published files also leave it out.
-        pairs: Hugging Face's and PaddleNLP's names after the first part where they differ; {} is a number.
-        tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
-            tokens first.
-        always_tied: Whether the output layer is the embedding unless the configuration denies it.
-        config: PaddleNLP's configuration as the family adapts it -> transformers' fields.
-        needs_files: Modeling files to copy beside the weights, for families that transformers does not have.
-        own_head: PaddleNLP's name of an output layer that its files hold even where it equals the embedding.
-    """
-
-    prefix: str = "model"
-    bare: bool = False
-    pairs: tuple[tuple[str, str], ...] = ()
-    tables: tuple[str, ...] = ("embed_tokens",)
-    always_tied: bool = False
-    config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
-    needs_files: str = ""
-    own_head: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +48,7 @@ class Family:
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
+        variants: config.json -> dotted path of another class where `model_class` does not compute it; None elsewhere.
         base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
         embedding_module: Last part of the input embedding's module name.
@@ -192,7 +110,8 @@ class Family:
     window_option: str | None = None
     positions_end: bool = True
     cpu_layers: str | None = None
-    adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
+    variants: Callable[[Mapping[str, Any]], str | None] = _no_variant
     covers: Callable[[Mapping[str, Any], Path | None], bool] = _any_config
     told_by: str = ""
     source_prefix: str = ""
@@ -218,6 +137,10 @@ class Family:
             head_dim=int(head_dim),
             postprocess=self.prefix_postprocess,
         )
+
+    def class_path(self, config: Mapping[str, Any]) -> str:
+        """Dotted path of the class that computes the model of a config.json."""
+        return self.variants(config) or self.model_class
 
     def width(self, config: Any) -> int:
         """Size of the hidden states, from a config dict or a PaddleNLP config object."""

@@ -123,4 +123,4 @@ def test_rotary_scaling_that_cannot_be_expressed_is_refused():
 
 def test_other_head_size_is_refused():
     with pytest.raises(UserError, match=r"head_dim 16 with 8 heads"):
-        LLAMA.adapt_config({**LLAMA_SIZES, "head_dim": 16})
+        get_family("qwen2").adapt_config({**LLAMA_SIZES, "head_dim": 16})
