@@ -61,6 +61,12 @@ class Group:
 
             dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op.upper()), group=self.handle)
 
+    def begin_all_reduce(self, tensor: Any) -> Any:
+        """Begins to sum a tensor in place; it must be left alone until `wait()` of the result returns."""
+        import paddle.distributed as dist
+
+        return dist.all_reduce(tensor, group=self.handle, sync_op=False)
+
     def all_reduce_numbers(self, values: Sequence[float], op: str = "sum") -> list[float]:
         """Reduces a few numbers in float64."""
         if self.size == 1:
