@@ -146,6 +146,7 @@ class ParallelModel:
         Returns:
             Its share of the loss, float64 [1], on the device: nothing waits for it.
         """
+        self.replicas.begin_step(num_micro_batches)
         if self.pipeline:
             return self.pipeline.train(work, num_micro_batches)
         total = LossSum()

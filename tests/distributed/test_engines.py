@@ -31,7 +31,7 @@ CASES = [
         "llama",
         "sft",
         LayoutCase(4, 1, {"pipeline_parallel_degree": 2}, 2),
-        {"pipeline": FLEET, "data": "finetune Replicas"},
+        {"pipeline": FLEET, "data": "finetune BucketedReplicas"},
     ),
     (
         "llama",

@@ -220,7 +220,7 @@ class CpuProcessGroup:
     send_on_calc_stream = send
     recv_on_calc_stream = recv
 
-    def all_gather_on_calc_stream(self, outputs: Sequence[Any], tensor: Any) -> Finished:
+    def all_gather_on_calc_stream(self, outputs: Sequence[Any], tensor: Any) -> Task:
         """`all_gather` with the outputs first."""
         return self.all_gather(outputs, tensor, True)
 
