@@ -131,6 +131,7 @@ class ParallelModel:
         Raises:
             ReplicasDiverged: With the weights and the ranks that differ.
         """
+        self.replicas.finish_updates()
         is_sliced = self.replicas.stage == 3
         if is_sliced:
             names = self.replicas.tensor_names()

@@ -7,6 +7,7 @@ on all micro-batches, computed by every rank before it starts.
 import dataclasses
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,13 @@ CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
     "stage 1, adapter": {"stage": 1, "adapter": True},
+    "stage 1, slices": {"stage": 1, "cuts": True},
+    "stage 1, slices, recompute, reentrant": {"stage": 1, "cuts": True, "reentrant": True},
+    "stage 1, slices, waiting": {"stage": 1, "cuts": True, "overlaps": False},
+    "stage 2, waiting": {"stage": 2, "overlaps": False},
+    "stage 2, two forwards first": {"stage": 2, "in_flight": 2},
+    "stage 2, recompute, reentrant": {"stage": 2, "reentrant": True},
+    "stage 3, waiting": {"stage": 3, "overlaps": False},
     "stage 1, master gradients": {"stage": 1, "master": True},
     "stage 2": {"stage": 2},
     "stage 3": {"stage": 3},
@@ -134,6 +142,7 @@ def run_micro_batches(model, replicas, groups, step, in_flight):
     share = groups.layout.data_rank(groups.rank)
     mine = [(ids, 1.0) for ids in every[share :: groups.data.size]]
     most = -(-len(every) // groups.data.size)
+    replicas.begin_step(len(mine))
     while replicas.runs_every_micro_batch and len(mine) < most:
         mine.append((every[0], 0.0))
     for begin in range(0, most, in_flight):
@@ -160,6 +169,21 @@ def watch_layers(model, seen):
         layer.up.register_forward_post_hook(note)
 
 
+def watch_arrivals(model, replicas, seen):
+    """Notes how many layers' weights are under way while each layer computes."""
+    weights = getattr(replicas, "_weights", None)
+    arrivals = weights._arrivals if weights else getattr(replicas, "_units", [])
+    for layer in model.layers:
+        layer.up.register_forward_post_hook(
+            lambda *_: seen.append(
+                sum(
+                    bool(getattr(each, "under_way", None) or getattr(each, "arriving", None))
+                    for each in arrivals
+                )
+            )
+        )
+
+
 def train(case, groups):
     model = make_model(case)
     replicas = start_replicas(
@@ -168,6 +192,8 @@ def train(case, groups):
         case["stage"],
         layers=list(model.layers),
         master_gradients=case.get("master", False),
+        overlaps=case.get("overlaps", True),
+        cuts_parameters=case.get("cuts", False),
     )
     optimizer = paddle.optimizer.AdamW(
         0.05,
@@ -176,10 +202,11 @@ def train(case, groups):
         apply_decay_param_fun=replicas.is_decayed,
     )
     optimizer = replicas.distribute(optimizer)
-    norms, seen, gathers = [], [], []
+    norms, seen, gathers, arriving = [], [], [], []
     watch_layers(model, seen)
-    gather = gathered_layers.gather
-    gathered_layers.gather = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
+    watch_arrivals(model, replicas, arriving)
+    gather = gathered_layers.GatheredTensors
+    gathered_layers.GatheredTensors = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
     for step in range(NUM_STEPS):
         run_micro_batches(model, replicas, groups, step, case.get("in_flight", 1))
         replicas.sum_gradients()
@@ -193,7 +220,8 @@ def train(case, groups):
         replicas.after_update()
         replicas.clear_gradients()
     facts = {"norms": norms, "left": [n for n, p in model.named_parameters() if p.grad is not None]}
-    gathered_layers.gather = gather
+    gathered_layers.GatheredTensors = gather
+    facts["most_arriving"] = max(arriving)
     facts["most_layers_whole"], facts["num_gathers"] = max(seen), len(gathers)
     facts["num_parameters"] = sum(p.size for p in model.parameters())
     facts["num_held"] = held([model])
@@ -205,6 +233,7 @@ def train(case, groups):
     facts["num_held_after_evaluation"] = held([model])
     with replicas.whole_parameters():
         weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+        facts["digest"] = sha256(b"".join(each.tobytes() for each in weights.values())).hexdigest()
         facts["evaluated_whole"] = float(loss_of(model, batches(0)[0]))
         name = next(iter(replicas.trained))
         replicas.trained[name].set_value(replicas.trained[name] + 1)

@@ -103,10 +103,23 @@ def test_optimizer_state_can_be_keyed_by_structured_names(results):
 
 def test_each_parameter_has_one_owner(results):
     for name, facts in cases(results[:1], stages=(1,)):
+        if "slices" in name:
+            continue
         first, second = ({structured for _, structured in result[name]["tensor_names"]} for result in results)
         assert first and second and not first & second, name
-        assert first | second == {name for _, name in results[0]["stage 0" + ADAPTER * ("adapter" in name)]["tensor_names"]}
+        assert first | second == {
+            name for _, name in results[0]["stage 0" + ADAPTER * ("adapter" in name)]["tensor_names"]
+        }
         assert facts["tensor_names"][0][0] != facts["tensor_names"][0][1]
+
+
+@pytest.mark.parametrize("name", ["stage 1, slices", "stage 2", "stage 3"])
+def test_exchanges_beside_computing_change_no_bit(results, name):
+    beside, waiting = (results[0][each] for each in (name, f"{name}, waiting"))
+    assert beside["most_arriving"] > 0 == waiting["most_arriving"]
+    assert beside["digest"] == waiting["digest"]
+    assert beside["norms"] == waiting["norms"]
+    assert {result[name]["digest"] for result in results} == {beside["digest"]}
 
 
 def test_replicas_of_shards(tmp_path):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from finetune.parallel.sharding.bucketed_replicas import BucketedReplicas
 from finetune.parallel.sharding.fleet_stage1 import OwnedReplicas
 from finetune.parallel.sharding.gathered_layers import GatheredReplicas
-from finetune.parallel.sharding.replicas import Replicas, SlicedGradientReplicas
+from finetune.parallel.sharding.replicas import Replicas
+from finetune.parallel.sharding.sliced_replicas import SlicedGradientReplicas, SlicedReplicas
 
 if TYPE_CHECKING:
     from finetune.processes.groups import ProcessGroups
@@ -22,6 +23,7 @@ def start_replicas(
     layers: Sequence[Any] = (),
     master_gradients: bool = False,
     overlaps: bool = True,
+    cuts_parameters: bool = False,
     shared: Collection[str] = (),
 ) -> Replicas:
     """Prepares a model that holds its weights; must come before the optimizer is made.
@@ -30,9 +32,10 @@ def start_replicas(
         model: The paddle Layer whose forward is called; which parameters are trained is final from here on.
         groups: The process groups. With one rank in the sharding group every stage is stage 0.
         stage: Sharding stage, 0 to 3.
-        layers: Its decoder layers, for stage 3.
+        layers: Its decoder layers.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
-        overlaps: Whether plain replicas sum gradients while backward passes compute.
+        overlaps: Whether ranks exchange gradients and weights while they compute, where the engine can.
+        cuts_parameters: Whether stage 1 gives each rank a slice of every parameter, in the place of whole ones.
         shared: Names of weights that several stages of a pipeline hold.
     """
     if stage not in (0, 1, 2, 3):
@@ -41,8 +44,7 @@ def start_replicas(
         if groups.data.size == 1:
             return Replicas(model, groups, master_gradients=master_gradients)
         return BucketedReplicas(model, groups, master_gradients=master_gradients, overlaps=overlaps)
-    if stage == 3:
-        return GatheredReplicas(model, groups, layers=layers, master_gradients=master_gradients)
-    if stage == 2:
-        return SlicedGradientReplicas(model, groups, master_gradients=master_gradients)
-    return OwnedReplicas(model, groups, master_gradients=master_gradients, shared=shared)
+    if stage == 1 and not cuts_parameters:
+        return OwnedReplicas(model, groups, master_gradients=master_gradients, shared=shared)
+    kind = {1: SlicedReplicas, 2: SlicedGradientReplicas, 3: GatheredReplicas}[stage]
+    return kind(model, groups, layers=layers, master_gradients=master_gradients, overlaps=overlaps)

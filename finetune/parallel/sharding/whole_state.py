@@ -47,9 +47,7 @@ def collect_from_owners(state: Mapping[str, Any], group: Group) -> dict[str, Sta
     }
 
 
-def _transfer(
-    tensor: Any, shape: tuple[int, ...], dtype: str, owner: int, group: Group
-) -> Callable[[], Any]:
+def _transfer(tensor: Any, shape: tuple[int, ...], dtype: str, owner: int, group: Group) -> Callable[[], Any]:
     def read() -> Any:
         if group.is_first:
             if owner == 0:

@@ -130,16 +130,16 @@ class CpuProcessGroup:
 
     def reduce(self, tensor: Any, dst: int, op: Any = None, sync_op: bool = True) -> Task:
         """Reduces a tensor in place on the rank at position `dst`; the others keep theirs."""
-        array, operation = tensor.numpy(), _reduction(op, tensor)
+        array: NDArray[Any] = tensor.numpy()
+        operation = _reduction(op, tensor)
 
         def exchange() -> NDArray[Any]:
             if dst != self._position:
                 self._send(dst, array)
                 return array
-            ranks = range(self.size())
-            return reduce(
-                operation, (array if peer == dst else self._receive(peer, array) for peer in ranks)
-            )
+            parts = (array if peer == dst else self._receive(peer, array) for peer in range(self.size()))
+            total: NDArray[Any] = reduce(operation, parts)
+            return total
 
         return self._exchange(exchange, tensor, sync_op)
 
