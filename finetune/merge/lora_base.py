@@ -100,7 +100,7 @@ def open_base(folder: Path) -> Base:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
-    family = find_family(config)
+    family = find_family(config, folder)
     source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(

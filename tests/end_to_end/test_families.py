@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from finetune.families import family as family_records
+from finetune.families import registry
 from finetune.families.family import families, get_family
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.run.directory import ARGUMENTS_FILE, LOCK_FILE
@@ -232,11 +232,11 @@ def quill(tmp_path, monkeypatch):
     for method, switch in (("sft", {}), ("lora", {"lora": True}), ("pt", {"prefix_tuning": True})):
         write_arguments(tmp_path / "quill" / f"{method}_argument.json", **QUILL_FILE, **switch)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(records)])
-    monkeypatch.setattr(family_records, "_registry", dict(family_records._registry))
-    family_records._record_modules.cache_clear()
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    registry._record_modules.cache_clear()
     yield tmp_path
     monkeypatch.undo()
-    family_records._record_modules.cache_clear()
+    registry._record_modules.cache_clear()
     for name in ("finetune.families.quill", "finetune.families.quill.record"):
         sys.modules.pop(name, None)
 

@@ -63,6 +63,8 @@ CASES = {
     for case in (
         LogitCase("llama", "Llama", _ROTARY),
         LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
+        LogitCase("llama_biases", "Llama", _ROTARY | {"attention_bias": True, "mlp_bias": True}),
+        LogitCase("llama_wide_heads", "Llama", _ROTARY | {"head_dim": 16}),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
         LogitCase("ernie4_5", "Ernie4_5", _ROTARY | {"head_dim": 16}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
@@ -11,9 +12,10 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import check_head_dim, split_rotary
+from finetune.families.rotary_config import split_rotary
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _LINEAR_SCALING = ("linear",)
@@ -45,8 +47,24 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce; allowed: "
             "none, linear, llama3. Use weights without that scaling"
         )
-    check_head_dim(config)
+    if _variant(config):
+        if kind not in _UNSCALED:
+            raise UserError(
+                f"config.json asks for rotary scaling {kind!r} together with biases or with heads that are not "
+                "hidden_size / heads, which this stack computes without scaling only. Use other weights"
+            )
+        require_values(config, "a Llama with biases or a head_dim of its own", alibi=False)
     return adapted
+
+
+def _variant(config: Mapping[str, Any]) -> str | None:
+    """The class for what PaddleNLP's Llama has not: biases, heads of a size of their own."""
+    head_dim, num_heads, hidden = (
+        config.get(name) for name in ("head_dim", "num_attention_heads", "hidden_size")
+    )
+    wide = bool(head_dim and num_heads and hidden and head_dim * num_heads != hidden)
+    is_own = wide or config.get("attention_bias") or config.get("mlp_bias")
+    return "finetune.families.llama.own_layers.LlamaForCausalLM" if is_own else None
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -81,7 +99,7 @@ LLAMA = register(
             reads_add_bos=True,
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
         # PaddleNLP would do the same with key and value heads, but then each rank's gradients, those of the
         # layer's input among them, are of its own heads only, and nothing adds them up.
@@ -90,6 +108,7 @@ LLAMA = register(
         ),
         sequence_parallel=True,
         adapt_config=_adapt_config,
+        variants=_variant,
         tensor_splits=TENSOR_SPLITS,
     )
 )
