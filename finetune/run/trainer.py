@@ -183,7 +183,7 @@ def _build_batches(
 
     if data.stream:
         make_rows = make_row_builder(
-            _padding(args, pair), _mask_kind(args, resolved) if args.data.zero_padding else None
+            padding_of(args, pair), _mask_kind(args, resolved) if args.data.zero_padding else None
         )
         folder = tokenizer_folder(args)
         return build_stream_source(
@@ -201,7 +201,7 @@ def _build_batches(
     if comparison_of(args) is None:
         rows, kind = _build_rows(args, data.train, pair, resolved), MapSource
     else:
-        padding = _padding(args, pair)
+        padding = padding_of(args, pair)
         rows = build_preference_rows(args, data.train, resolved, padding=padding)
         kind = PreferenceSource
     micro_batch_size, world = settings.per_device_train_batch_size, layout.data_world
@@ -216,7 +216,8 @@ def _build_batches(
     )
 
 
-def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
+def padding_of(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
+    """How rows are filled up: the id, and what their lengths are a multiple of."""
     multiple = args.data.pad_to_multiple_of
     if args.training.sequence_parallel:  # every tensor-parallel rank has as many tokens of a row as the next
         multiple = math.lcm(multiple or 1, args.training.tensor_parallel_degree)
@@ -242,7 +243,7 @@ def _build_rows(
     from finetune.data.batches.rows import PackedRows, PaddedRows
     from finetune.data.packing.packing import PackedSamples, pack
 
-    padding = _padding(args, pair)
+    padding = padding_of(args, pair)
     if not args.data.zero_padding:
         return PaddedRows(samples, **padding)
     lengths = sample_lengths(samples)
@@ -266,7 +267,7 @@ def _build_evaluation(
         return None
     batch_size = args.training.per_device_eval_batch_size
     if comparison_of(args) is not None:
-        padding = _padding(args, pair)
+        padding = padding_of(args, pair)
         groups_of_dev = build_preference_rows(args, data.dev, resolved, padding=padding)
         return build_preference_evaluation(
             args, groups_of_dev, label_positions=label_positions, groups=groups
