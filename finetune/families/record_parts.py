@@ -55,6 +55,7 @@ class TokenizerFacts:
         tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
         reads_add_bos: Whether `add_bos_token` of tokenizer_config.json, where it is given, decides about "bos" in
             `prefix`.
+        opened_by_file: Whether the tokens that the steps of a tokenizer.json put in front of a text open it, too.
         own_class: Whether `tokenizer_class` is used even where a folder names another, because what
             folders name is not the right one.
     """
@@ -65,6 +66,7 @@ class TokenizerFacts:
     vocab_files: tuple[str, ...]
     tokenizer_class: str
     own_class: bool = False
+    opened_by_file: bool = False
     chat_ends: tuple[str, ...] = ()
     reads_add_bos: bool = False
 

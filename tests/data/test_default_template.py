@@ -138,7 +138,7 @@ def test_what_was_trained_is_found_and_carried(llama_folder, tmp_path):
     settings = {"chat_template": None, "system": "Be brief.", "model_name_or_path": str(llama_folder)}
     (run / "arguments.json").write_text(json.dumps(settings))
     assert trained_template(run) == "none", "runs of earlier versions trained plain text"
-    record_default(run, uses_own=True)
+    record_default(run, llama_folder, uses_own=True)
     checkpoint = run / "checkpoint-3"
     checkpoint.mkdir()
     for folder in (run, checkpoint):

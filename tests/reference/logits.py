@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.reference.published_forms import PublishedForm
+
 HERE = Path(__file__).resolve().parent
 GOLDEN_LOGITS = HERE / "golden_logits.npz"
 GOLDEN_CHECKPOINTS = HERE / "golden_logits.json"
@@ -50,12 +52,28 @@ class LogitCase:
         transformers_class: Prefix of transformers' class names ("Llama" in LlamaForCausalLM).
         config: Arguments of its config.
         norm_mean: Mean of the norm weights. Gemma stores them as differences from one.
+        form: How a published folder holds it, where transformers has no code of the family.
     """
 
     name: str
     transformers_class: str
     config: dict[str, Any] = field(default_factory=dict)
     norm_mean: float = 1.0
+    form: PublishedForm = field(default_factory=PublishedForm)
+
+    def write(
+        self, folder: Path, config: dict[str, Any], shapes: dict[str, list[int]], scale: float = LARGE
+    ) -> Path:
+        """A folder of the published form, its weights drawn.
+
+        Args:
+            folder: To create.
+            config: config.json of transformers' model.
+            shapes: Of its weights.
+            scale: See `draw_weights`.
+        """
+        weights = self.form.rearrange(draw_weights(self, shapes, scale), config)
+        return write_checkpoint(folder, self.form.config_of(config), weights)
 
 
 CASES = {

@@ -75,7 +75,7 @@ _SIZES = _same(
 def _rotary(name: str, *extra: str) -> Reference:
     fields = (*_SIZES, *_same(*extra))
     layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return Reference(name, fields, ((rf"^{name.lower()}\.", "model."),), layers)
+    return Reference(name, fields, ((r"^\w+\.(?=(embed_tokens|layers|norm)\.)", "model."),), layers)
 
 
 REFERENCES = {
