@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.reference import published_forms
 from tests.reference.published_forms import PublishedForm
 
 HERE = Path(__file__).resolve().parent
@@ -83,6 +84,7 @@ CASES = {
         LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
         LogitCase("llama_biases", "Llama", _ROTARY | {"attention_bias": True, "mlp_bias": True}),
         LogitCase("llama_wide_heads", "Llama", _ROTARY | {"head_dim": 16}),
+        LogitCase("xverse", "Llama", _ROTARY | {"num_key_value_heads": 4}, form=published_forms.XVERSE),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
         LogitCase("ernie4_5", "Ernie4_5", _ROTARY | {"head_dim": 16}),

@@ -40,3 +40,6 @@ class PublishedForm:
         """config.json of the folder from that of transformers' model; a value of None takes a field away."""
         changed = {**config, **self.config}
         return {name: value for name, value in changed.items() if self.config.get(name, name) is not None}
+
+
+XVERSE = PublishedForm({"model_type": "xverse", "architectures": ["XverseForCausalLM"]})

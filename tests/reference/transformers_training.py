@@ -83,6 +83,7 @@ REFERENCES = {
     "qwen2": _rotary("Qwen2"),
     "qwen3": _rotary("Qwen3", "head_dim"),
     "ernie4_5": _rotary("Ernie4_5", "head_dim"),
+    "xverse": _rotary("Llama"),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
     "phi3": Reference(
