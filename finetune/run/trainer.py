@@ -171,7 +171,9 @@ def _record_template(args: Arguments, run: RunDirectory, data: RunData) -> None:
     if args.training.do_train:
         drop_template(run.path)
         if args.data.chat_template is None:
-            record_default(run.path, uses_own=data.reports["train"].num_in_own_template > 0)
+            record_default(
+                run.path, tokenizer_folder(args), uses_own=data.reports["train"].num_in_own_template > 0
+            )
 
 
 def _build_batches(
