@@ -1,7 +1,7 @@
 """Grouped attention whose heads are described by facts, for decoders that PaddleNLP has no model of.
 
 PaddleNLP's layers take the size of a head to be hidden size / heads, turn whole heads and norm none of them. Here
-each of these is a fact: the size of a head, an RMS norm of every query and key head, which places
+each of these is a fact: the size of a head, biases, an RMS norm of every query and key head, which places
 form a pair and which layers are joined. The linear layers are Paddle's, tensor-parallel and sequence-parallel forms
 among them, so that LoRA, quantised bases and sharding treat them as they do in other families.
 """
@@ -15,9 +15,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
-from paddlenlp.transformers import linear_utils
 
 from finetune.families.attention import fused_attention, plain_attention
+from finetune.families.head_layers import HeadNorm, column_layer, row_layer
 from finetune.families.rotary import turn
 
 
@@ -31,6 +31,9 @@ class HeadFacts:
         windowed: Whether config.json's `sliding_window` holds.
         joined_input: Whether one layer gives queries, keys and values, one behind the other.
         joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
+        input_bias: Whether the projections to queries, keys and values have a bias.
+        output_bias: Whether the projection back has one.
+        inner_bias: Whether the feed-forward layers have biases.
     """
 
     normed: bool = False
@@ -38,29 +41,9 @@ class HeadFacts:
     windowed: bool = False
     joined_input: bool = False
     joined_inner: bool = False
-
-
-class HeadNorm(nn.Layer):
-    """RMS norm over the places of a head, Zhang and Sennrich 2019, in float32; one weight for all heads.
-
-    Args:
-        size: Of a head.
-        epsilon: Added to the mean square.
-    """
-
-    def __init__(self, size: int, epsilon: float):
-        super().__init__()
-        self.epsilon = epsilon
-        self.weight = self.create_parameter([size], default_initializer=nn.initializer.Constant(1.0))
-        # A tensor-parallel rank has the gradient of its own heads only: to be summed, as of norms of divided rows.
-        self.weight.sequence_parallel = True
-
-    def forward(self, heads: Any) -> Any:
-        """[batch, length, heads, head dim] -> the same shape and type."""
-        with paddle.amp.auto_cast(enable=False):
-            wide = heads.astype("float32")
-            normed = wide * paddle.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-            return (normed * self.weight.astype("float32")).astype(heads.dtype)
+    input_bias: bool = False
+    output_bias: bool = False
+    inner_bias: bool = False
 
 
 class RotaryTables:
@@ -98,20 +81,6 @@ class RotaryTables:
             return angles.cos(), angles.sin()
 
 
-class JoinedFeedForward(nn.Layer):
-    """silu(gate) * up, Shazeer 2020, where one layer gives the gate and, behind it, what it multiplies."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = column_layer(config, hidden, 2 * inner)
-        self.down_proj = row_layer(config, inner, hidden)
-
-    def forward(self, x: Any) -> Any:
-        """[..., hidden] -> the same shape."""
-        return self.down_proj(F.swiglu(self.gate_up_proj(x)))
-
-
 class HeadAttention(nn.Layer):
     """Attention of one decoder layer.
 
@@ -135,15 +104,17 @@ class HeadAttention(nn.Layer):
         hidden, queries = config.hidden_size, config.num_attention_heads * self.head_dim
         keys = config.num_key_value_heads * self.head_dim
         if facts.joined_input:
-            self.query_key_value_proj = column_layer(config, hidden, queries + 2 * keys)
+            self.query_key_value_proj = column_layer(
+                config, hidden, queries + 2 * keys, has_bias=facts.input_bias
+            )
         elif config.fuse_attention_qkv:
             # The queries of a key head, its key, its value; then the next key head's.
-            self.qkv_proj = column_layer(config, hidden, queries + 2 * keys)
+            self.qkv_proj = column_layer(config, hidden, queries + 2 * keys, has_bias=facts.input_bias)
         else:
-            self.q_proj = column_layer(config, hidden, queries)
-            self.k_proj = column_layer(config, hidden, keys)
-            self.v_proj = column_layer(config, hidden, keys)
-        self.o_proj = row_layer(config, queries, hidden)
+            self.q_proj = column_layer(config, hidden, queries, has_bias=facts.input_bias)
+            self.k_proj = column_layer(config, hidden, keys, has_bias=facts.input_bias)
+            self.v_proj = column_layer(config, hidden, keys, has_bias=facts.input_bias)
+        self.o_proj = row_layer(config, queries, hidden, has_bias=facts.output_bias)
         if facts.normed:
             self.q_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
@@ -218,25 +189,3 @@ class HeadAttention(nn.Layer):
         # Looked up when called: dropout whose masks follow the samples takes the function's place.
         drop = (lambda weights: F.dropout(weights, p=rate, training=True)) if rate else None
         return plain_attention(query, key, value, visible, drop=drop)
-
-
-def column_layer(config: Any, num_in: int, num_out: int) -> Any:
-    """A linear layer whose outputs tensor parallelism divides."""
-    if config.tensor_parallel_degree <= 1:
-        return nn.Linear(num_in, num_out, bias_attr=False)
-    kind = (
-        linear_utils.ColumnSequenceParallelLinear
-        if config.sequence_parallel
-        else linear_utils.ColumnParallelLinear
-    )
-    return kind(num_in, num_out, has_bias=False, gather_output=False)
-
-
-def row_layer(config: Any, num_in: int, num_out: int) -> Any:
-    """A linear layer whose inputs tensor parallelism divides."""
-    if config.tensor_parallel_degree <= 1:
-        return nn.Linear(num_in, num_out, bias_attr=False)
-    kind = (
-        linear_utils.RowSequenceParallelLinear if config.sequence_parallel else linear_utils.RowParallelLinear
-    )
-    return kind(num_in, num_out, has_bias=False, input_is_parallel=True)

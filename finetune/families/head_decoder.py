@@ -16,7 +16,8 @@ from paddlenlp.transformers.qwen2 import modeling
 
 from finetune.families.attention import visible_in_window
 from finetune.families.gated_layers import GatedDecoder
-from finetune.families.head_attention import HeadAttention, HeadFacts, JoinedFeedForward, RotaryTables
+from finetune.families.head_attention import HeadAttention, HeadFacts, RotaryTables
+from finetune.families.head_layers import GatedFeedForward
 
 
 class HeadConfig(Qwen2Config):
@@ -24,11 +25,12 @@ class HeadConfig(Qwen2Config):
 
     Args:
         head_dim: Size of a head; None: hidden size / heads.
+        num_key_value_heads: None: as many as heads.
         **fields: As PaddleNLP's Qwen2 has them.
     """
 
-    def __init__(self, head_dim: int | None = None, **fields: Any):
-        super().__init__(**fields)
+    def __init__(self, head_dim: int | None = None, num_key_value_heads: int | None = None, **fields: Any):
+        super().__init__(num_key_value_heads=num_key_value_heads, **fields)
         self.head_dim = head_dim or self.hidden_size // self.num_attention_heads
 
 
@@ -40,7 +42,7 @@ class HeadDecoderLayer(modeling.Qwen2DecoderLayer):
         self.config, self.hidden_size = config, config.hidden_size
         self.skip_recompute_ops: dict[str, bool] = {}
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
-        self.mlp = JoinedFeedForward(config) if facts.joined_inner else modeling.Qwen2MLP(config)
+        self.mlp = GatedFeedForward(config, joined=facts.joined_inner, has_bias=facts.inner_bias)
         self.input_layernorm = modeling.Qwen2RMSNorm(config)
         self.post_attention_layernorm = modeling.Qwen2RMSNorm(config)
         # Set from outside where recomputation is wanted.
@@ -90,7 +92,8 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
 class HeadForCausalLM(modeling.Qwen2ForCausalLM):
     """The decoder with its output layer.
 
-    `base_model_prefix` names the decoder in the names of parameters.
+    `base_model_prefix` names the decoder in the names of parameters. A family whose facts depend on its config.json
+    overrides `facts_of`.
     """
 
     config_class: ClassVar[Any] = HeadConfig
@@ -98,6 +101,8 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
 
     def __init__(self, config: Any):
         super(modeling.Qwen2ForCausalLM, self).__init__(config)
+        # Of this model, under the name by which those of the class are known.
+        self.facts = self.facts_of(config)  # type: ignore[misc]
         decoder = HeadDecoder(config, self.facts)
         self.add_sublayer(self.base_model_prefix, decoder)
         tied = bool(config.tie_word_embeddings)
@@ -107,6 +112,11 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
             self.tie_weights()
         self.criterion = modeling.Qwen2PretrainingCriterion(config)
         self.vocab_size = config.vocab_size
+
+    @classmethod
+    def facts_of(cls, config: Any) -> HeadFacts:
+        """The facts of a model with this configuration."""
+        return cls.facts
 
     @property
     def qwen2(self) -> Any:
@@ -118,9 +128,18 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         """Hugging Face's names of all tensors, and PaddleNLP's."""
         names = ["embed_tokens.weight", "norm.weight"]
         for number in range(config.num_hidden_layers):
-            names += [f"layers.{number}.{name}" for name in _layer_tensors(cls.facts)]
+            names += [f"layers.{number}.{name}" for name in _layer_tensors(cls.facts_of(config))]
         table = [_mapping(f"model.{_published(name)}", f"{cls.base_model_prefix}.{name}") for name in names]
         return table if config.tie_word_embeddings else [*table, _mapping("lm_head.weight", "lm_head.weight")]
+
+    @classmethod
+    def _get_fuse_or_split_param_mappings(cls, config: Any, is_fuse: bool = False) -> dict[Any, Any]:
+        """PaddleNLP's functions that join and take apart layers, for the biases of feed-forward layers, too."""
+        actions: dict[Any, Any] = super()._get_fuse_or_split_param_mappings(config, is_fuse=is_fuse)
+        inner = {names: action for names, action in actions.items() if "gate_up_fused_proj" in names[-1]}
+        for names, action in inner.items():
+            actions[tuple(name.replace(".weight", ".bias") for name in names)] = action
+        return actions
 
 
 def _layer_tensors(facts: HeadFacts) -> list[str]:
@@ -130,7 +149,11 @@ def _layer_tensors(facts: HeadFacts) -> list[str]:
     layers = [f"self_attn.{name}" for name in (*inputs, "o_proj")]
     layers += [f"self_attn.{name}" for name in ("q_norm", "k_norm") if facts.normed]
     layers += [f"mlp.{name}" for name in (*inner, "down_proj")]
-    return [f"{name}.weight" for name in (*layers, "input_layernorm", "post_attention_layernorm")]
+    biased = [f"self_attn.{name}" for name in inputs if facts.input_bias]
+    biased += ["self_attn.o_proj"] if facts.output_bias else []
+    biased += [f"mlp.{name}" for name in (*inner, "down_proj") if facts.inner_bias]
+    layers += ["input_layernorm", "post_attention_layernorm"]
+    return [*(f"{name}.weight" for name in layers), *(f"{name}.bias" for name in biased)]
 
 
 def _published(name: str) -> str:

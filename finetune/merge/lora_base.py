@@ -102,7 +102,7 @@ def open_base(folder: Path) -> Base:
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
     config = with_side_facts(config, folder)
-    family = find_family(config)
+    family = find_family(config, folder)
     source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(

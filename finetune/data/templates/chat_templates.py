@@ -81,6 +81,20 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         user="[Round {round}]\n\n问：{content}\n\n答：",
         after="\n\n",
     ),
+    "internlm": ChatFormat(
+        system="<|System|>:{content}\n",
+        user="<|User|>:{content}\n<|Bot|>:",
+        end="<eoa>",
+        after="\n",
+        special_tokens=("<eoa>",),
+    ),
+    "xverse": ChatFormat(system="{content}\n\n", user="Human: {content}\n\nAssistant: "),
+    "internlm2": _CHATML,
+    "yi": _CHATML,
+    "ziya": ChatFormat(user="<human>:{content}\n<bot>:", after="\n"),
+    "openbuddy": ChatFormat(
+        system="{content}\n\n", user="User: {content}\nAssistant:", answer=" {content}", after="\n"
+    ),
     "alpaca": ChatFormat(
         system="{content}\n\n",
         user="### Instruction:\n{content}\n\n### Response:\n",

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from finetune.families.decoder_description import DecoderDescription, array
 from finetune.families.gated_decoder_description import describe_gated_decoder
 from finetune.families.gated_layers import distance_slopes
+from finetune.families.head_decoder_description import describe_head_decoder
 
 
 def describe(model: Any) -> DecoderDescription:
-    """The description of a PaddleNLP Llama, with rotary positions or with distances (`alibi`)."""
+    """The description of a PaddleNLP Llama, with rotary positions or with distances (`alibi`), or of our own."""
+    if hasattr(model, "facts"):
+        return describe_head_decoder(model)
     config, attention = model.config, model.llama.layers[0].self_attn
     return describe_gated_decoder(
         model,
