@@ -18,7 +18,7 @@ import pytest
 
 from tests.distributed.layouts import LAYOUTS, ONE, LayoutCase, largest_difference
 from tests.distributed.precisions import TOLERANCES, differences
-from tests.quantised_folders import write_hugging_face, write_quantised
+from tests.quantised_folders import write_hugging_face, write_paddlenlp, write_quantised
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 
@@ -37,6 +37,7 @@ BASES = {
     "compressed-tensors int8 folder": "compressed int8",
     "bitsandbytes nf4 folder": "nf4",
     "bitsandbytes int8 folder": "int8",
+    "PaddleNLP int8 folder": "paddlenlp",
 }
 PLACES = {"one": LayoutCase(1, 2)} | {
     name: LAYOUTS[name] for name in ("dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2")
@@ -72,7 +73,10 @@ def settings_of(bench, base: str, family: str, precision: str) -> dict:
     if isinstance(BASES[base], dict):
         return settings | BASES[base]
     folder = bench.folder / "quantised" / f"{family} {base}".replace(" ", "-")
-    if not folder.exists():
+    if BASES[base] == "paddlenlp" and not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        write_paddlenlp(bench.model(family), folder)
+    elif not folder.exists():
         plain = bench.folder / "quantised" / family
         if not plain.exists():
             plain.parent.mkdir(exist_ok=True)

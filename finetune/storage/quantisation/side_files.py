@@ -82,7 +82,11 @@ def find_old_start(names: Iterable[str], facts: Mapping[str, Any]) -> str | None
         for ending in (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin"):
             if f"{stem}{ending}" in files:
                 return f"{stem}{ending}"
-    lone = [name for name in files if name.endswith(".safetensors") and "/" not in name]
+    lone = [
+        name
+        for name in files
+        if name.endswith(".safetensors") and "/" not in name and not name.startswith("adapter_")
+    ]
     return lone[0] if len(lone) == 1 else None
 
 
