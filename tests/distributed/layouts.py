@@ -35,6 +35,7 @@ FAMILIES = (
     "phi3",
     "mistral",
     "gemma",
+    "glm4",
 )
 
 METHODS: dict[str, dict[str, Any]] = {

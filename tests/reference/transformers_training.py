@@ -85,6 +85,12 @@ REFERENCES = {
     "ernie4_5": _rotary("Ernie4_5", "head_dim"),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
+    "glm4": Reference(
+        "Glm4",
+        (*_SIZES, *_same("head_dim", "pad_token_id", "attention_bias", "partial_rotary_factor")),
+        ((r"^glm4\.", "model."),),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
     "phi3": Reference(
         "Phi3",
         (*_SIZES, ("pad_token_id", "pad_token_id")),

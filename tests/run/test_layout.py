@@ -114,7 +114,7 @@ def test_sharding_stage(words, stage):
 # family -> (name of a size, a value that 2 does not divide as needed)
 GATED_SIZES = [("num_attention_heads", 5), ("num_key_value_heads", 1), ("intermediate_size", 97)]
 ODD_SIZES = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "ernie4_5", "phi3", "gemma"), GATED_SIZES),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "ernie4_5", "glm4", "phi3", "gemma"), GATED_SIZES),
     "mistral": [("num_key_value_heads", 1), ("intermediate_size", 97), ("vocab_size", 321)],
     "qwen": [("intermediate_size", 94), ("vocab_size", 321)],
     "chatglm2": [("multi_query_group_num", 1), ("ffn_hidden_size", 97), ("vocab_size", 321)],
