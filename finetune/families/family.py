@@ -2,22 +2,18 @@
 
 A record holds facts only: class paths as dotted strings (imported when used), names of fields in
 config.json, name patterns of modules. Whoever needs a fact asks the record; nobody branches on a
-model type. A new family is one folder in this package whose `record.py` says `NAME = register(` at its top
-level: such folders are found by themselves. A record from anywhere else counts once its module has been
-imported.
+model type. A new family is one folder in this package, found by itself; see `finetune.families.registry`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
 from finetune.families.record_parts import (
     ConfigFields,
@@ -26,6 +22,7 @@ from finetune.families.record_parts import (
     TokenizerFacts,
     unchanged,
 )
+from finetune.families.registry import families, find_family, get_family, register
 from finetune.families.tiny_recipe import TinyRecipe
 
 __all__ = [
@@ -33,17 +30,12 @@ __all__ = [
     "get_family", "import_object", "register",
 ]  # fmt: skip
 
-_PACKAGE = "finetune.families"
-_REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
-
-_registry: dict[str, Family] = {}
-
 
 def _no_variant(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _any_config(config: Mapping[str, Any]) -> bool:
+def _any_config(config: Mapping[str, Any], folder: Path | None) -> bool:
     return True
 
 
@@ -79,8 +71,10 @@ class Family:
         chat_template: Name of the template for conversations, None for plain text.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
-        covers: Whether a config.json with one of `model_types` really is of this family; for names
-            that several architectures share.
+        covers: Whether a config.json with one of `model_types`, and the folder that it stands in (None where there
+            is none), really are of this family; for names that several architectures share. Where neither tells,
+            all of their records say yes, and the model is refused.
+        told_by: What tells this family from those that share its names, for that message.
         source_prefix: First part of the names in Hugging Face's files where PaddleNLP's name table
             lacks it on both sides; `base_prefix` then takes its place.
         computed_weights: Regular expressions of tensors that some files hold and others lack, because
@@ -118,7 +112,8 @@ class Family:
     cpu_layers: str | None = None
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
     variants: Callable[[Mapping[str, Any]], str | None] = _no_variant
-    covers: Callable[[Mapping[str, Any]], bool] = _any_config
+    covers: Callable[[Mapping[str, Any], Path | None], bool] = _any_config
+    told_by: str = ""
     source_prefix: str = ""
     computed_weights: tuple[str, ...] = ()
     hidden_length_first: bool = False
@@ -201,71 +196,6 @@ class Family:
         if num_layers is not None:
             faults += stage_faults(num_layers, pipeline_degree, virtual_degree)
         return faults
-
-
-def register(family: Family) -> Family:
-    """Adds a record; its module calls this once on import.
-
-    Raises:
-        ValueError: A record of that name, or one that claims the same model type, is there already.
-    """
-    for other in _registry.values():
-        shared = set(other.model_types) & set(family.model_types)
-        if other.name == family.name or shared:
-            raise ValueError(f"family {family.name} collides with family {other.name}: {sorted(shared)}")
-    _registry[family.name] = family
-    return family
-
-
-def families() -> dict[str, Family]:
-    """All records by name."""
-    for module in _record_modules():
-        importlib.import_module(module)
-    return dict(_registry)
-
-
-@functools.cache
-def _record_modules() -> tuple[str, ...]:
-    folders = importlib.import_module(_PACKAGE).__path__
-    files = [path for folder in folders for path in sorted(Path(folder).glob("*/record.py"))]
-    return tuple(
-        f"{_PACKAGE}.{path.parent.name}.record"
-        for path in files
-        if _REGISTERS.search(path.read_text(encoding="utf-8"))
-    )
-
-
-def get_family(name: str) -> Family:
-    """The record called `name`.
-
-    Raises:
-        UserError: No such family; the message lists those there are.
-    """
-    known = families()
-    if name not in known:
-        raise UserError(f"unknown model family {name!r}; covered families: {', '.join(sorted(known))}")
-    return known[name]
-
-
-def find_family(config: Mapping[str, Any]) -> Family:
-    """The record that covers a config.json, by `model_type`, or by `architectures` where that is missing.
-
-    Raises:
-        UserError: No record covers it; the message lists the families.
-    """
-    known = families()
-    model_type = config.get("model_type")
-    architectures = [str(name) for name in config.get("architectures") or ()]
-    for family in known.values():
-        named = model_type in family.model_types
-        if model_type is None:
-            named = bool(set(architectures) & set(family.architectures))
-        if named and family.covers(config):
-            return family
-    raise UserError(
-        f"no family covers model_type {model_type!r} with architectures {architectures}; "
-        f"covered families: {', '.join(sorted(known))}"
-    )
 
 
 def import_object(dotted_path: str) -> Any:

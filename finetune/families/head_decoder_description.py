@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.families.decoder_description import DecoderDescription
-from finetune.families.gated_decoder_description import GatedVariant, describe_gated_decoder
+from finetune.families.gated_decoder_description import describe_gated_decoder
 from finetune.families.head_facts import RotaryAngles
 
 
@@ -22,22 +22,22 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         model,
         model.get_decoder(),
         rotary_frequencies=np.concatenate([angles.frequencies, still]),
-        activation=facts.activation,
+        norms=facts.norms,
         norm_offset=facts.norm_offset,
+        tied=bool(config.tie_word_embeddings),
+        more={
+            "rotary_amplitude": angles.amplitude,
+            "local_frequencies": None if angles.local is None else np.concatenate([angles.local, still]),
+        },
+        activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,
         window=facts.window,
-        tied=bool(config.tie_word_embeddings),
-        variant=GatedVariant(
-            norms=facts.norms,
-            windowed_layers=facts.windowed_layers,
-            score_scale=facts.score_scale,
-            score_cap=facts.score_cap,
-            logit_cap=facts.logit_cap,
-            head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves),
-            rotary_amplitude=angles.amplitude,
-            local_frequencies=None if angles.local is None else np.concatenate([angles.local, still]),
-        ),
+        windowed_layers=facts.windowed_layers,
+        score_scale=facts.score_scale,
+        score_cap=facts.score_cap,
+        logit_cap=facts.logit_cap,
+        head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves),
     )
 
 

@@ -26,6 +26,7 @@ from finetune.storage.dtypes import array_dtype
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.scheme import QuantisationScheme
+from finetune.storage.quantisation.side_files import with_side_facts
 from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
 from finetune.storage.quantisation.stored_tensors import PackedTensor, with_packed
 
@@ -100,7 +101,8 @@ def open_base(folder: Path) -> Base:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
-    family = find_family(config)
+    config = with_side_facts(config, folder)
+    family = find_family(config, folder)
     source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(

@@ -18,10 +18,10 @@ from finetune.adapters.scaling import ScalingRule
 from finetune.adapters.targets import value_patterns
 from finetune.errors import UserError
 from finetune.families.family import Family
+from finetune.families.record_parts import OUTPUT_LAYER
 from finetune.merge.lora_adapters import Adapter, make_update
 from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
 from finetune.models.hf_names import (
-    OUTPUT_LAYER,
     embedding_name,
     is_output,
     is_turned,

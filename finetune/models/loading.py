@@ -145,7 +145,7 @@ def load_weights(model: Any, folder: Path) -> None:
         UserError: Weights missing, unknown or of another shape, all in one message.
     """
     config = read_config(folder)
-    source = ResolvedModel(folder, str(folder), config, find_family(config))
+    source = ResolvedModel(folder, str(folder), config, find_family(config, folder))
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
 
 

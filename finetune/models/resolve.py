@@ -9,6 +9,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
+from finetune.families.registry import find_candidates
 from finetune.models import hub
 from finetune.models.hubs.hugging_face import is_offline
 from finetune.models.hubs.repository import (
@@ -75,7 +76,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         return _resolve_remote(name)
     refuse_pointers(folder)
     config = read_config(folder)
-    family = _covered(config, name)
+    family = _covered(config, name, folder)
     stored_format(config, folder)  # one that is not read is refused by name, before any weight is read
     read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
@@ -97,7 +98,7 @@ def _resolve_remote(name: str) -> ResolvedModel:
         elif hub.has_model(name):
             config = read_config(hub.download_config(name))
             stored_format(config, name)
-            return ResolvedModel(None, name, config, _covered(config, name))
+            return ResolvedModel(None, name, config, _covered(config, name, None))
         else:
             reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) has no model of that name")
     repository, others = find_remote(name)
@@ -105,9 +106,10 @@ def _resolve_remote(name: str) -> ResolvedModel:
         raise hub.absence(name, [*reasons, *others] or ["it is no name that a hub could have"])
     repository, folder = fetch_description(repository)
     config = read_config(folder)
-    family = _covered(config, name)
+    _check_covered(config, name)
     stored_format(config, name)
-    return ResolvedModel(fetch_small_files(repository), name, config, family, repository)
+    folder = fetch_small_files(repository)
+    return ResolvedModel(folder, name, config, _covered(config, name, folder), repository)
 
 
 def with_weights(resolved: ResolvedModel) -> ResolvedModel:
@@ -129,9 +131,17 @@ def _with_own_head(folder: Path, family: Family, config: dict[str, Any]) -> dict
     return with_own_head(config, open_checkpoint(folder, family, config).tensors, family)
 
 
-def _covered(config: dict[str, Any], name: str) -> Family:
+def _covered(config: dict[str, Any], name: str, folder: Path | None) -> Family:
     try:
-        return find_family(config)
+        return find_family(config, folder)
+    except UserError as error:
+        raise UserError(f"model {name} is not supported: {error}") from None
+
+
+def _check_covered(config: dict[str, Any], name: str) -> None:
+    """Refuses a model that no family covers; which of several does may depend on files that are not there yet."""
+    try:
+        find_candidates(config)
     except UserError as error:
         raise UserError(f"model {name} is not supported: {error}") from None
 

@@ -96,7 +96,7 @@ def _family_of(folder: Path) -> Family | None:
     from finetune.families.config_file import read_config
     from finetune.families.family import find_family
 
-    return find_family(read_config(folder)) if (folder / "config.json").is_file() else None
+    return find_family(read_config(folder), folder) if (folder / "config.json").is_file() else None
 
 
 def _load_from_folder(folder: Path, family: Family | None) -> Any:

@@ -85,7 +85,20 @@ def figures_of(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def differences(bench: Any, case: tuple[Any, ...]) -> dict[str, float]:
+def settings_of_reference(bench: Any, family: str, reference: str) -> dict[str, Any]:
+    """A run that continues an adapter, compared with its base or with another model."""
+    adapter, other = (bench.folder / f"{family} {name}" for name in ("adapter", "reference"))
+    own = {"model_name_or_path": str(bench.model(family))}
+    data = {"dataset_name_or_path": str(build_preferences(bench.folder / "preferences")), "loss_type": "orpo"}
+    for folder, method in ((adapter, "lora"), (other, "sft")):
+        if not folder.exists():
+            short = SETTINGS | METHODS[method] | ONE.arguments() | {"max_steps": 3}
+            bench.server.run(short | own | data, 1, folder=folder).check()
+    chosen = {"base": "base", "folder": str(other), "start": "start"}[reference]
+    return {"lora_path": str(adapter), "reference_model": chosen}
+
+
+def differences(bench: Any, case: tuple[Any, ...], reference: str | None = None) -> dict[str, float]:
     """How far each figure of a layout is from that of one process, relative to its largest value."""
     family, method, loss, layout, precision, packed = case
     settings = SETTINGS | METHODS[method] | PRECISIONS[precision] | (PACKED if packed else {})
@@ -94,6 +107,8 @@ def differences(bench: Any, case: tuple[Any, ...]) -> dict[str, float]:
         "model_name_or_path": str(bench.model(family)),
         "dataset_name_or_path": str(build_preferences(bench.folder / "preferences")),
     }
+    if reference is not None:
+        settings |= settings_of_reference(bench, family, reference)
     many = LAYOUTS[layout]
     curves = [
         figures_of(bench.server.run(settings | each.arguments(), each.world).check().folder)
@@ -110,8 +125,8 @@ def differences(bench: Any, case: tuple[Any, ...]) -> dict[str, float]:
     return found
 
 
-def check(bench: Any, case: tuple[Any, ...]) -> None:
-    found = differences(bench, case)
+def check(bench: Any, case: tuple[Any, ...], reference: str | None = None) -> None:
+    found = differences(bench, case, reference)
     assert {"loss", "grad_norm", "logps_chosen", "eval_loss", "eval_rewards_accuracy"} <= found.keys()
     tolerance = TOLERANCE[case[4]]
     # In half precision an answer on the border of right and wrong may cross it.
@@ -128,6 +143,16 @@ def test_every_layout_gives_one_curve(bench, case):
 @pytest.mark.parametrize("case", matrix(), ids=lambda case: " ".join(map(str, case)))
 def test_every_family_in_every_layout(bench, case):
     check(bench, case)
+
+
+@pytest.mark.slow_distributed
+@pytest.mark.parametrize(
+    ("family", "reference"), [("llama", "base"), ("llama", "folder"), ("bloom", "folder")]
+)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layout", [*ALL_LAYOUTS])
+def test_a_reference_of_its_own_in_every_layout(bench, family, reference, precision, layout):
+    check(bench, (family, "lora", "sigmoid", layout, precision, False), reference)
 
 
 def test_the_matrix_has_every_value_of_each_side():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.run.alignment import REFERENCE_FILE
+from finetune.run.reference import REFERENCE_FILE
 from finetune.settings.arguments import parse_arguments
 from tests.conftest import ROOT, losses, read_log, run_entry, write_arguments
 

@@ -115,6 +115,17 @@ CASES = (
         ),
     ),
     FamilyCase("phi3", _GROUPED, num_kv_heads=2),
+    FamilyCase(
+        "xverse",
+        fused_layers=True,
+        framing=Framing(
+            frame=[],
+            source=[(68, "a"), (290, " red"), (291, " dress")],
+            target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
+            end=(3, "<|endoftext|>"),
+            pad_token_id=1,
+        ),
+    ),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase(
         "bloom",
@@ -245,7 +256,7 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         splits_rows=True,
-        curve_learning_rate=1e-2,
+        curve_learning_rate=5e-3,
         rotary_function="finetune.families.head_attention.turn",
     ),
     "phi3": FamilyFacts(
@@ -266,6 +277,12 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
+    ),
+    "xverse": FamilyFacts(
+        _GATED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
     ),
     "bloom": FamilyFacts(
         _FUSED,

@@ -37,6 +37,7 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "glm4": _GROUPED,
     "phi3": _GROUPED,
     "ernie4_5": _GROUPED,
+    "xverse": {"intermediate_size": 80},
     "bloom": {},
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,

@@ -90,6 +90,7 @@ GLM4 = register(
             tokenizer_class="finetune.families.json_tokenizer.JsonTokenizer",
             own_class=True,
         ),
+        chat_template="glm4",
         tiny=TinyRecipe(
             tokenizer="byte_level_glm4", config=_tiny_config, weights=_tiny_weights, head_dim_multiple=2
         ),

@@ -132,6 +132,15 @@ BLOOM_KIND = ByteLevelKind(
     settings={"tokenizer_class": "BloomTokenizerFast", "add_prefix_space": False},
 )
 
+XVERSE_KIND = ByteLevelKind(
+    special_tokens=("<unk>", "<pad>", "<|startoftext|>", "<|endoftext|>"),
+    roles={"unk": "<unk>", "pad": "<pad>", "bos": "<|startoftext|>", "eos": "<|endoftext|>"},
+    pattern=GPT2_PATTERN,
+    special_first=True,
+    write_files=_write_tokenizer_json,
+    settings={"tokenizer_class": "PreTrainedTokenizerFast"},
+)
+
 OPT_KIND = ByteLevelKind(
     special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
     roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},
