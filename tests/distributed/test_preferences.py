@@ -146,12 +146,10 @@ def test_every_family_in_every_layout(bench, case):
 
 
 @pytest.mark.slow_distributed
-@pytest.mark.parametrize(
-    ("family", "reference"), [("llama", "base"), ("llama", "folder"), ("bloom", "folder")]
-)
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("layout", [*ALL_LAYOUTS])
-def test_a_reference_of_its_own_in_every_layout(bench, family, reference, precision, layout):
+@pytest.mark.parametrize(("family", "reference"), [("llama", "base"), ("bloom", "folder")])
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_a_reference_of_its_own_in_every_layout(bench, family, reference, layout):
+    precision = tuple(PRECISIONS)[ALL_LAYOUTS.index(layout) % 2]
     check(bench, (family, "lora", "sigmoid", layout, precision, False), reference)
 
 
