@@ -132,20 +132,27 @@ def _build_randomness(
 ) -> list[Any]:
     """What draws by sample in training: dropout, and NEFTune noise where the embedding is."""
     from finetune.machine.randomness.dropout import KeyedDropout
-    from finetune.machine.randomness.embedding_noise import EmbeddingNoise
+    from finetune.machine.randomness.no_dropout import NoDropout
 
-    seed = args.training.seed
+    if comparison_of(args) is not None and args.alignment.disable_dropout:
+        return [NoDropout(base), *_build_noise(args, base, family, stage)]
     dropout = KeyedDropout(
         base,
-        seed=seed,
+        seed=args.training.seed,
         length_first=family.hidden_length_first,
         tensor_degree=groups.tensor.size,
         tensor_rank=groups.tensor.position,
     )
+    return [dropout, *_build_noise(args, base, family, stage)]
+
+
+def _build_noise(args: Arguments, base: Any, family: Family, stage: Stage | None) -> list[Any]:
+    from finetune.machine.randomness.embedding_noise import EmbeddingNoise
+
     if not args.model.neftune or (stage is not None and not stage.plan.holds_first):
-        return [dropout]
+        return []
     embedding = find_layer(base, family.embedding_module)
-    return [dropout, EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=seed)]
+    return [EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=args.training.seed)]
 
 
 def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> None:

@@ -67,6 +67,9 @@ class AlignmentArguments:
         "参考模型每隔多少步更新；-1：从不。", common=False, range=Range(-1, 10**9), working=(-1,),
         instead="the reference is the model at the start; train in rounds, each from the result of the last, for one "
         "that moves")
+    disable_dropout: bool = setting(True,
+        "Preference methods train without dropout, that of the model and of LoRA, as TRL and PaddleNLP do; false: with "
+        "it.", "偏好方法训练时不用 dropout（模型的和 LoRA 的），与 TRL 和 PaddleNLP 相同；false：使用。", common=False)
     desirable_weight: float = setting(1.0, "Weight of good answers in kto.", "kto 中好回答的权重。", range=_FACTOR)
     undesirable_weight: float = setting(1.0, "Weight of bad answers in kto.", "kto 中差回答的权重。", range=_FACTOR)
 
@@ -99,10 +102,18 @@ def has_reference(values: Mapping[str, Any]) -> bool:
     return loss_type is not None and not values["reference_free"] and loss_type not in REFERENCE_FREE
 
 
-def resolve_alignment(values: MutableMapping[str, Any]) -> None:
-    """Settles the share of supervised fine-tuning."""
+def resolve_alignment(values: MutableMapping[str, Any], given: frozenset[str]) -> list[str]:
+    """Settles the share of supervised fine-tuning; returns what is given and has no effect."""
     if values["sft_loss_ratio"] is None:
         values["sft_loss_ratio"] = 1.0 if values["loss_type"] in SUPERVISED_BESIDE else 0.0
+    if values["loss_type"] is None or not values["disable_dropout"]:
+        return []
+    return [
+        f"{name} {values[name]:g} has no effect with loss_type {values['loss_type']}: preference methods train without "
+        "dropout, as in TRL and PaddleNLP; disable_dropout false trains with it"
+        for name in ("lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        if name in given and values[name]
+    ]
 
 
 def check_alignment(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

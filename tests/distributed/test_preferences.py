@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.layouts import COMMON, LAYOUTS, METHODS, ONE
+from tests.distributed.preference_data import build_preferences
 
 pytestmark = pytest.mark.distributed
 
@@ -50,28 +51,6 @@ def matrix() -> list[Any]:
         precision = tuple(PRECISIONS)[place % 2]
         cases.append((family, method, loss, layout, precision, place % 3 == 0))
     return cases
-
-
-def build_preferences(folder: Path) -> Path:
-    """21 and 5 short pairs: the last batch of an epoch is a small one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    things, ways = (
-        ("裙子", "shoes", "帽子", "a bag", "外套"),
-        ("好吗", "price?", "怎么样", "colour?", "在哪里", "size?"),
-    )
-    prompts = [f"{thing} {way}" for thing, way in itertools.product(things, ways)]
-    rows = [
-        {
-            "prompt": prompt,
-            "chosen": f"您好 {prompt[:3]} 很好。"[: 6 + number % 7],
-            "rejected": "no idea, 随便"[: 4 + number % 5],
-        }
-        for number, prompt in enumerate(prompts)
-    ]
-    for split, part in (("train", rows[:21]), ("dev", rows[21:26])):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-        (folder / f"{split}.json").write_text(text, encoding="utf-8")
-    return folder
 
 
 def figures_of(folder: Path) -> dict[str, dict[int, float]]:
@@ -146,12 +125,10 @@ def test_every_family_in_every_layout(bench, case):
 
 
 @pytest.mark.slow_distributed
-@pytest.mark.parametrize(
-    ("family", "reference"), [("llama", "base"), ("llama", "folder"), ("bloom", "folder")]
-)
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("layout", [*ALL_LAYOUTS])
-def test_a_reference_of_its_own_in_every_layout(bench, family, reference, precision, layout):
+@pytest.mark.parametrize(("family", "reference"), [("llama", "base"), ("bloom", "folder")])
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_a_reference_of_its_own_in_every_layout(bench, family, reference, layout):
+    precision = tuple(PRECISIONS)[ALL_LAYOUTS.index(layout) % 2]
     check(bench, (family, "lora", "sigmoid", layout, precision, False), reference)
 
 
