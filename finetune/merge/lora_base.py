@@ -19,6 +19,7 @@ from finetune.models.hf_names import (
     is_output,
     is_tied,
     is_turned,
+    joined_parts,
     to_paddle,
 )
 from finetune.models.own_head import with_own_head
@@ -88,6 +89,12 @@ class Base:
     def adapted_config(self) -> dict[str, Any]:
         """The configuration as the family adapts it."""
         return self.family.adapt_config(dict(self.config))
+
+    def num_inputs(self, layer: str) -> int:
+        """Rows of the weight of a layer, or of the parts of a joined one; 0 where there is none."""
+        names = (f"{each}.weight" for each in (layer, *joined_parts(layer)))
+        shapes = (self.entries[name].shape for name in names if name in self.entries)
+        return next((shape[0] for shape in shapes), 0)
 
 
 def open_base(folder: Path) -> Base:

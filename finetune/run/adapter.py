@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
+from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults, paddle_rule
 from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
+from finetune.adapters.update_tensors import VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
 from finetune.models.resolve import quantised_twice, trained_over_another
@@ -94,22 +95,18 @@ def _differences(args: Arguments, folder: Path) -> list[str]:
 def _settings_of(folder: Path) -> dict[str, object]:
     """Values of the settings that the adapter's own configuration decides."""
     if (folder / LORA_CONFIG).is_file():
-        config = read_json_if_present(folder / LORA_CONFIG)
-        return {
-            "lora_rank": config["r"],
-            "lora_alpha": config["lora_alpha"],
-            "rslora": bool(config.get("rslora")),
-            "pissa": bool(config.get("pissa")),
-            "use_dora": bool(config.get("use_dora")),
-        }
-    rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    return {
-        "lora_rank": rule.rank,
-        "lora_alpha": rule.alpha,
+        rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
+    else:
+        rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
+    facts: dict[str, object] = {
         "rslora": rule.rslora,
-        "pissa": False,
+        "pissa": rule.pissa,
         "use_dora": rule.dora,
+        "vera": rule.kind == VERA,
     }
+    if rule.kind == VERA:
+        return facts | {"vera_rank": rule.rank}
+    return facts | {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
 
 
 def _shown(value: object) -> str:
