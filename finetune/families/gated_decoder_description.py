@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,35 @@ from finetune.families.decoder_description import (
     joined,
     linear,
 )
+from finetune.families.head_facts import TWO_NORMS, NormNames
+
+
+@dataclass(frozen=True)
+class GatedVariant:
+    """What decoders of that layout have of their own.
+
+    Attributes:
+        norms: Names of a layer's norms.
+        windowed_layers: See `DecoderShape`, as the others.
+        score_scale: Factor on the scores.
+        score_cap: Of the scores.
+        logit_cap: Of the logits.
+        head_order: Order of the places of a head.
+        rotary_amplitude: See `DecoderDescription`, as the last.
+        local_frequencies: Of layers with a window.
+    """
+
+    norms: NormNames = TWO_NORMS
+    windowed_layers: tuple[bool, ...] | None = None
+    score_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    head_order: NDArray[Any] | None = None
+    rotary_amplitude: float = 1.0
+    local_frequencies: NDArray[Any] | None = None
+
+
+_PLAIN = GatedVariant()
 
 
 def describe_gated_decoder(
@@ -32,7 +62,7 @@ def describe_gated_decoder(
     window: int | None = None,
     tied: bool = False,
     distance_slopes: NDArray[Any] | None = None,
-    head_order: NDArray[Any] | None = None,
+    variant: GatedVariant = _PLAIN,
 ) -> DecoderDescription:
     """Describes a model of that layout.
 
@@ -47,7 +77,7 @@ def describe_gated_decoder(
         window: Sliding window of attention.
         tied: Whether the output layer is the input embedding.
         distance_slopes: See `DecoderDescription`.
-        head_order: See `DecoderShape`.
+        variant: What few models have.
     """
     config = model.config
     head_dim = head_dim or config.hidden_size // config.num_attention_heads
@@ -56,7 +86,7 @@ def describe_gated_decoder(
         return Norm(array(layer.weight) + np.float32(norm_offset), float(config.rms_norm_eps))
 
     def layer(number: int) -> LayerWeights:
-        return _layer_weights(decoder.layers[number], norm)
+        return _layer_weights(decoder.layers[number], norm, variant.norms)
 
     return DecoderDescription(
         shape=DecoderShape(
@@ -69,18 +99,27 @@ def describe_gated_decoder(
             embedding_scale=embedding_scale,
             max_positions=config.max_position_embeddings,
             window=window,
-            head_order=head_order,
+            windowed_layers=variant.windowed_layers,
+            score_scale=variant.score_scale,
+            score_cap=variant.score_cap,
+            logit_cap=variant.logit_cap,
+            head_order=variant.head_order,
         ),
         embedding=array(decoder.embed_tokens.weight),
         layer=layer,
         final_norm=norm(decoder.norm),
         head=None if tied else array(model.lm_head.weight),
         rotary_frequencies=rotary_frequencies,
+        rotary_amplitude=variant.rotary_amplitude,
+        local_frequencies=variant.local_frequencies,
         distance_slopes=distance_slopes,
     )
 
 
-def _layer_weights(block: Any, norm: Callable[[Any], Norm]) -> LayerWeights:
+def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) -> LayerWeights:
+    def named(name: str | None) -> Norm | None:
+        return None if name is None else norm(getattr(block, name))
+
     attention, mlp = block.self_attn, block.mlp
     normed = hasattr(attention, "q_norm")
     query, key, value = _projections(attention)
@@ -89,12 +128,14 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm]) -> LayerWeights:
     return LayerWeights(
         query_norm=norm(block.self_attn.q_norm) if normed else None,
         key_norm=norm(block.self_attn.k_norm) if normed else None,
-        attention_norm=norm(block.input_layernorm),
+        attention_norm=norm(getattr(block, names.attention)),
+        attention_output_norm=named(names.attention_output),
+        inner_output_norm=named(names.inner_output),
         query=query,
         key=key,
         value=value,
         output=linear(block.self_attn.o_proj),
-        inner_norm=norm(block.post_attention_layernorm),
+        inner_norm=norm(getattr(block, names.inner)),
         inner=gate_up,
         outer=linear(block.mlp.down_proj),
     )

@@ -120,4 +120,4 @@ def paddle_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> d
     """A configuration in PaddleNLP's fields."""
     names = ("torch_dtype", "transformers_version", "_name_or_path")
     adapted = {name: value for name, value in family.adapt_config(dict(config)).items() if name not in names}
-    return adapted | {"architectures": [family.architectures[0]], "dtype": dtype}
+    return adapted | {"architectures": [family.class_path(config).rpartition(".")[2]], "dtype": dtype}

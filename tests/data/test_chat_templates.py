@@ -68,6 +68,10 @@ WRITTEN = {
         "sys\n\nUser: q1\nAssistant:{ a1}\nUser: q2\nAssistant:{ a2}",
         "User: q\nAssistant:{ a}",
     ),
+    "glm4": (
+        "§[gMASK]§<sop>§<|system|>\nsys§<|user|>\nq1§<|assistant|>{\na1}§<|user|>\nq2§<|assistant|>{\na2}",
+        "§[gMASK]§<sop>§<|user|>\nq§<|assistant|>{\na}",
+    ),
     "alpaca": (
         "sys\n\n### Instruction:\nq1\n\n### Response:\n{a1}\n\n### Instruction:\nq2\n\n### Response:\n{a2}",
         ALPACA + "\n\n### Instruction:\nq\n\n### Response:\n{a}",

@@ -102,6 +102,18 @@ CASES = (
     ),
     FamilyCase("qwen2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase("ernie4_5", _GROUPED, num_kv_heads=2, fused_layers=True, framing=BARE),
+    FamilyCase(
+        "glm4",
+        _GROUPED,
+        num_kv_heads=2,
+        framing=replace(
+            _QWEN2,
+            frame=[(322, "[gMASK]"), (324, "<sop>")],
+            end=(320, "<|endoftext|>"),
+            pad_token_id=320,
+            chat_ends=("<|user|>", "<|observation|>"),
+        ),
+    ),
     FamilyCase("phi3", _GROUPED, num_kv_heads=2),
     FamilyCase(
         "xverse",
@@ -236,6 +248,15 @@ FACTS = {
         splits_rows=True,
         tied_embedding="embed_tokens",
         curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "glm4": FamilyFacts(
+        frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        curve_learning_rate=1e-2,
         rotary_function="finetune.families.head_attention.turn",
     ),
     "phi3": FamilyFacts(

@@ -34,6 +34,7 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "llama": _GROUPED,
     "qwen2": _GROUPED,
     "qwen3": _GROUPED,
+    "glm4": _GROUPED,
     "phi3": _GROUPED,
     "ernie4_5": _GROUPED,
     "xverse": {"intermediate_size": 80},

@@ -86,6 +86,12 @@ REFERENCES = {
     "xverse": _rotary("Llama"),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
+    "glm4": Reference(
+        "Glm4",
+        (*_SIZES, *_same("head_dim", "pad_token_id", "attention_bias", "partial_rotary_factor")),
+        ((r"^glm4\.", "model."),),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
     "phi3": Reference(
         "Phi3",
         (*_SIZES, ("pad_token_id", "pad_token_id")),

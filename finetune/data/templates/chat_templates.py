@@ -95,6 +95,14 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
     "openbuddy": ChatFormat(
         system="{content}\n\n", user="User: {content}\nAssistant:", answer=" {content}", after="\n"
     ),
+    "glm4": ChatFormat(
+        opening="[gMASK]<sop>",
+        system="<|system|>\n{content}",
+        user="<|user|>\n{content}<|assistant|>",
+        tool="<|observation|>\n{content}<|assistant|>",
+        answer="\n{content}",
+        special_tokens=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
     "alpaca": ChatFormat(
         system="{content}\n\n",
         user="### Instruction:\n{content}\n\n### Response:\n",

@@ -230,6 +230,7 @@ TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, 
     "byte_level_opt": _byte_level_writer(byte_level_training.OPT_KIND),
     "byte_level_xverse": _byte_level_writer(byte_level_training.XVERSE_KIND),
     "byte_level_qwen2": _byte_level_writer(byte_level_training.QWEN2_KIND),
+    "byte_level_glm4": _byte_level_writer(byte_level_training.GLM4_KIND),
     "sentencepiece_chatglm2": _chatglm2_writer,
     "tiktoken": _tiktoken_writer,
 }
