@@ -24,7 +24,7 @@ GLOBAL_BATCH_SIZE = 8
 TOLERANCE = 1e-5
 
 FAMILIES = tuple(FACTS)
-_SECOND = ("chatglm2", "bloom", "qwen2", "ernie4_5", "mistral")
+_SECOND = ("chatglm2", "bloom", "qwen2", "ernie4_5", "mistral", "glm4")
 """Families that begin with the second variation; of those that came later it is left to their names."""
 _FIRST = ("llama", "qwen", "opt", "qwen3", "phi3", "gemma")
 
