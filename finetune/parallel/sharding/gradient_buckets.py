@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from finetune.parallel.sharding.flat_slices import BUCKET_BYTES, no_grad_no_autocast, plan_buckets
+from finetune.parallel.sharding.flat_slices import no_grad_no_autocast, plan_buckets
 
 if TYPE_CHECKING:
     from finetune.parallel.sharding.local_gradients import MasterGradients, ParameterGradients
@@ -86,7 +86,7 @@ class GradientBuckets:
         local: Where backward passes leave their gradients.
         group: Over which they are summed.
         overlaps: Whether sums begin before the backward passes are over; the bits are the same either way.
-        max_bytes: Of a bucket, unless a single tensor has more.
+        max_bytes: Of a bucket, unless a single tensor has more; None: as elsewhere.
 
     Attributes:
         num_early: Buckets of the last step whose sum began before `finish`.
@@ -99,7 +99,7 @@ class GradientBuckets:
         group: Group,
         *,
         overlaps: bool = True,
-        max_bytes: int = BUCKET_BYTES,
+        max_bytes: int | None = None,
     ):
         self._parameters, self._local, self._group = parameters, local, group
         self._overlaps = overlaps
