@@ -15,7 +15,7 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.recompute import recompute
 
-from finetune.parallel.sharding import gathered_layers
+from finetune.parallel.sharding import gathered_layers, updated_weights
 from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import Group, start_groups
 from finetune.processes.layout import Layout
@@ -29,6 +29,7 @@ CASES = {
     "stage 1, slices": {"stage": 1, "words": ("split_param",)},
     "stage 1, slices, recompute, reentrant": {"stage": 1, "words": ("split_param",), "reentrant": True},
     "stage 1, slices, waiting": {"stage": 1, "words": ("split_param",), "overlaps": False},
+    "stage 1, slices, own memory": {"stage": 1, "words": ("split_param",), "own_memory": True},
     "stage 2, waiting": {"stage": 2, "overlaps": False},
     "stage 2, two forwards first": {"stage": 2, "in_flight": 2},
     "stage 2, recompute, reentrant": {"stage": 2, "reentrant": True},
@@ -186,6 +187,7 @@ def watch_arrivals(model, replicas, seen):
 
 def train(case, groups):
     model = make_model(case)
+    updated_weights._OWN_MEMORY_BYTES = 1 if case.get("own_memory") else 1 << 20
     replicas = start_replicas(
         model,
         groups,
