@@ -58,7 +58,7 @@ def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
         raise UserError(
             "--save_format hf writes whole models; for an adapter use merge_lora_params.py --save_format peft"
         )
-    family = find_family(config)
+    family = find_family(config, folder)
     base = base_of(folder, config, family, tensors)
     written, _ = plan(base, [], hugging_face=True)
     if base.is_tied != is_tied(config, family):  # the files say otherwise

@@ -90,7 +90,7 @@ def load_model(
     assert folder is not None
     checkpoint = open_checkpoint(folder, resolved.family, resolved.config)
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
-    model_class = import_object(resolved.family.model_class)
+    model_class = import_object(resolved.family.class_path(resolved.config))
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
     is_stored_packed = resolved.stored_format is not None
     if is_stored_packed and quantisation is not None:
@@ -145,7 +145,7 @@ def load_weights(model: Any, folder: Path) -> None:
         UserError: Weights missing, unknown or of another shape, all in one message.
     """
     config = read_config(folder)
-    source = ResolvedModel(folder, str(folder), config, find_family(config))
+    source = ResolvedModel(folder, str(folder), config, find_family(config, folder))
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
 
 
@@ -177,7 +177,7 @@ def build_config(
     if resolved.stored_format or adapted.get("quantization_config", False) is None:
         adapted = without_format(adapted)  # the layers are ordinary ones to PaddleNLP
     if not adapted.get("architectures"):
-        adapted["architectures"] = [resolved.family.architectures[0]]
+        adapted["architectures"] = [model_class.__name__]
     config = model_class.config_class.from_dict(adapted)
     # Set afterwards: the config's constructor loses some of the fuse flags on the way.
     for name, value in {**(overrides or {}), "dtype": dtype}.items():

@@ -19,6 +19,7 @@ from finetune.run.alignment import (
 )
 from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
+from finetune.settings.engine_words import split_words
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
@@ -121,7 +122,8 @@ def _build_parts(
         max_skipped_steps=args.model.max_skipped_steps,
         continues_on_save_error=args.model.on_save_error == "continue",
         objective=build_objective(args),
-        pipeline_words=(args.training.pipeline_parallel_config or "").replace(",", " ").split(),
+        pipeline_words=split_words(args.training.pipeline_parallel_config),
+        overlaps_sums="gradient_sync_after_accumulate" not in split_words(args.training.data_parallel_config),
     )
 
 
@@ -176,7 +178,9 @@ def _record_template(args: Arguments, run: RunDirectory, data: RunData) -> None:
     if args.training.do_train:
         drop_template(run.path)
         if args.data.chat_template is None:
-            record_default(run.path, uses_own=data.reports["train"].num_in_own_template > 0)
+            record_default(
+                run.path, tokenizer_folder(args), uses_own=data.reports["train"].num_in_own_template > 0
+            )
 
 
 def _build_batches(

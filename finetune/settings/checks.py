@@ -16,6 +16,7 @@ from finetune.machine.device import find_device_fault
 from finetune.settings.alignment import check_alignment
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
+from finetune.settings.engine_words import check_engine_words
 from finetune.settings.lora_checks import check_lora
 from finetune.settings.paths import (
     describe_missing,
@@ -229,5 +230,6 @@ _CHECKS = (
     _check_paths,
     _check_best_model,
     check_degrees,
+    check_engine_words,
     _check_surroundings,
 )

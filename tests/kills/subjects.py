@@ -130,6 +130,8 @@ TRAININGS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "sharding stage 3": ("sft", "padded", "sharding2 stage3", {}),
     "file per rank": ("sft", "padded", "tp2", {"unified_checkpoint": False}),
     "lazy, dp2": ("sft", "lazy", "dp2", {}),
+    "QLoRA": ("lora", "packed", "one", {"weight_quantize_algo": "nf4", "weight_double_quant": True}),
+    "QLoRA, tp2": ("lora", "padded", "tp2", {"weight_quantize_algo": "llm.int8", "do_eval": True}),
     "DPO": ("lora", "padded", "one", {"loss_type": "sigmoid", "do_eval": True}),
     "KTO": ("sft", "packed", "one", {"loss_type": "kto", "do_eval": True}),
     "DPO against a folder": (
