@@ -37,7 +37,9 @@ def render(records: Iterable[Mapping[str, Any]]) -> str:
     """The table in Markdown, and above it what was run; of several runs of a case the last one counts."""
     cases = {tuple(record["case"]): record for record in records}
     faults = [
-        f"- {' / '.join(case)}: {', '.join(found['faults'])}" for case, found in cases.items() if found["faults"]
+        f"- {' / '.join(case)}: {', '.join(found['faults'])}"
+        for case, found in cases.items()
+        if found["faults"]
     ]
     versions = f"paddlepaddle {version('paddlepaddle')}, paddlenlp {version('paddlenlp')}"
     lines = [
@@ -49,7 +51,7 @@ def render(records: Iterable[Mapping[str, Any]]) -> str:
     ]
     rows = sorted({case[:3] for case in cases}, key=_order)
     for row in rows:
-        found = {layout: cases[*row, layout] for layout in _LAYOUTS if (*row, layout) in cases}
+        found = {layout: cases[(*row, layout)] for layout in _LAYOUTS if (*row, layout) in cases}
         first = next(iter(found.values()))
         start = [*row, first["method"], "packed" if first["packed"] else "padded"]
         cells = [_cell(found.get(layout)) for layout in _LAYOUTS]
