@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from finetune.adapters.lora import add_lora
 from finetune.errors import UserError
 from finetune.families.family import get_family
 from finetune.merge.lora import MergeOptions, merge
+from finetune.merge.lora_base import open_base
 from finetune.models.loading import load_model
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.resolve import resolve_model
@@ -124,6 +126,21 @@ def test_layers_that_were_left_out_and_a_packed_output_layer(tmp_path, kind):
     expected = write_adapter(tmp_path / "adapter", folder)
     merge(MergeOptions(folder, (tmp_path / "adapter",), tmp_path / "out", into="dequantised"))
     np.testing.assert_allclose(folder_logits(tmp_path / "out"), expected, atol=2e-2)
+
+
+def test_a_packed_output_layer_that_is_said_to_be_the_embedding_is_refused(tmp_path):
+    plain = write_base(tmp_path / "plain", "llama", hugging_face=True)
+    folder = write_quantised(plain, tmp_path / "packed", "gptq", re.compile(r"(q_proj|lm_head)\.weight$"))
+    expected = logits(load(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    message = "lm_head.weight is quantised, while config.json says .* set tie_word_embeddings to false"
+    with pytest.raises(UserError, match=message):
+        load(folder)
+    with pytest.raises(UserError, match=message):
+        open_base(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    np.testing.assert_array_equal(logits(load(folder)), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
