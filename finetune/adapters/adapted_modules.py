@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.adapters.targets import layer_patterns
+from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.layers import layer_list
@@ -33,6 +34,25 @@ def adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], li
     ends = (family.embedding_module, family.head_module)
     linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
     return layers, linear
+
+
+def adapted_sizes(model: Any, targets: Sequence[str]) -> tuple[int, int]:
+    """The most rows and the most columns that a weight of the adapted layers has in the whole model.
+
+    Args:
+        model: PaddleNLP's, or one process's part of it.
+        targets: Patterns of the adapted layers.
+    """
+    config = model.config
+    sizes = []
+    for name, layer in modules_of(model, family_of(config)).items():
+        weight = getattr(layer, "weight", None)
+        if weight is None or not any(re.fullmatch(each, name) for each in targets):
+            continue
+        split = find_local_split(f"{name}.weight", config)
+        shape = tuple(weight.shape)
+        sizes.append(split.whole_shape(shape, config.tensor_parallel_degree) if split else shape)
+    return max(size[0] for size in sizes), max(size[1] for size in sizes)
 
 
 def whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:

@@ -1,14 +1,13 @@
 """Grouped attention whose heads are described by facts, for decoders that PaddleNLP has no model of.
 
 PaddleNLP's layers take the size of a head to be hidden size / heads, turn whole heads and norm none of them. Here
-each of these is a fact: the size of a head, biases, an RMS norm of every query and key head, which places
-form a pair and which layers are joined. The linear layers are Paddle's, tensor-parallel and sequence-parallel forms
+each of these is a fact: the size of a head, biases, an RMS norm of every query and key head, the share of a head that
+is turned and which places form a pair, which layers are joined, factors and caps of the scores. The linear layers are Paddle's, tensor-parallel and sequence-parallel forms
 among them, so that LoRA, quantised bases and sharding treat them as they do in other families.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import paddle
@@ -17,68 +16,12 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
 from finetune.families.attention import fused_attention, plain_attention
+from finetune.families.head_facts import HeadFacts
 from finetune.families.head_layers import HeadNorm, column_layer, row_layer
 from finetune.families.rotary import turn
+from finetune.families.rotary_tables import RotaryTables
 
-
-@dataclass(frozen=True)
-class HeadFacts:
-    """What tells one family's attention from another's.
-
-    Attributes:
-        normed: Whether queries and keys pass an RMS norm over the head before they are turned.
-        halves: Whether rotary positions pair place i with place i + head dim / 2; else with its neighbour.
-        windowed: Whether config.json's `sliding_window` holds.
-        joined_input: Whether one layer gives queries, keys and values, one behind the other.
-        joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
-        input_bias: Whether the projections to queries, keys and values have a bias.
-        output_bias: Whether the projection back has one.
-        inner_bias: Whether the feed-forward layers have biases.
-    """
-
-    normed: bool = False
-    halves: bool = True
-    windowed: bool = False
-    joined_input: bool = False
-    joined_inner: bool = False
-    input_bias: bool = False
-    output_bias: bool = False
-    inner_bias: bool = False
-
-
-class RotaryTables:
-    """Cosine and sine at the positions of a batch, float32, worked out once for all layers of a model.
-
-    Args:
-        base: Of the angles, base^(-2i / head dim), Su et al., "RoFormer" (2021).
-        head_dim: Size of a head.
-        halves: See `HeadFacts`.
-    """
-
-    def __init__(self, base: float, head_dim: int, *, halves: bool):
-        self.base, self.head_dim, self.halves = base, head_dim, halves
-        self._last: tuple[Any, Any, Any] | None = None
-
-    def at(self, position_ids: Any) -> tuple[Any, Any]:
-        """Cosine and sine [batch, length, 1, head dim] at positions [batch, length]."""
-        # Every layer is called with the same tensor.
-        if self._last is None or self._last[0] is not position_ids:
-            self._last = (position_ids, *self._work_out(position_ids))
-        return self._last[1:]
-
-    def _work_out(self, position_ids: Any) -> tuple[Any, Any]:
-        with paddle.amp.auto_cast(enable=False), paddle.no_grad():
-            places = paddle.arange(0, self.head_dim, 2, dtype="float32") / self.head_dim
-            frequencies = 1.0 / self.base**places  # [head dim / 2]
-            angles = (
-                position_ids.astype("float32").unsqueeze(-1) * frequencies
-            )  # [batch, length, head dim / 2]
-            if self.halves:
-                angles = paddle.concat([angles, angles], axis=-1)  # [batch, length, head dim]
-            else:
-                angles = paddle.stack([angles, angles], axis=-1).flatten(2)
-            angles = angles.unsqueeze(2)
-            return angles.cos(), angles.sin()
+__all__ = ["HeadAttention", "HeadFacts"]
 
 
 class HeadAttention(nn.Layer):
@@ -116,8 +59,8 @@ class HeadAttention(nn.Layer):
             self.v_proj = column_layer(config, hidden, keys, has_bias=facts.input_bias)
         self.o_proj = row_layer(config, queries, hidden, has_bias=facts.output_bias)
         if facts.normed:
-            self.q_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
+            self.q_norm = HeadNorm(self.head_dim, config.rms_norm_eps, offset=facts.norm_offset)
+            self.k_norm = HeadNorm(self.head_dim, config.rms_norm_eps, offset=facts.norm_offset)
 
     def forward(
         self,
@@ -159,8 +102,14 @@ class HeadAttention(nn.Layer):
         if self.facts.normed:
             query, key = self.q_norm(query), self.k_norm(key)
         cos, sin = self.tables.at(position_ids)
-        halves = self.facts.halves
-        return turn(query, cos, sin, halves=halves), turn(key, cos, sin, halves=halves), value
+        return self._turned(query, cos, sin), self._turned(key, cos, sin), value
+
+    def _turned(self, heads: Any, cos: Any, sin: Any) -> Any:
+        turned, halves = cos.shape[-1], self.facts.halves
+        if turned == self.head_dim:
+            return turn(heads, cos, sin, halves=halves)
+        first, rest = heads[..., :turned], heads[..., turned:]
+        return paddle.concat([turn(first, cos, sin, halves=halves), rest], axis=-1)
 
     def _projections(self, hidden: Any) -> tuple[Any, Any, Any]:
         rows = [-1, self.seq_length] if self.config.sequence_parallel else [0, 0]
@@ -184,8 +133,13 @@ class HeadAttention(nn.Layer):
 
     def _attend(self, query: Any, key: Any, value: Any, visible: Any) -> Any:
         rate = float(getattr(self.config, "attention_dropout", None) or 0.0) if self.training else 0.0
-        if self.config.use_flash_attention:
+        facts = self.facts
+        if self.config.use_flash_attention and facts.score_cap is None:
+            if facts.score_scale is not None:
+                query = query * (facts.score_scale * self.head_dim**0.5)  # the kernels divide by that root
             return fused_attention(query, key, value, visible, drop_rate=rate)
         # Looked up when called: dropout whose masks follow the samples takes the function's place.
         drop = (lambda weights: F.dropout(weights, p=rate, training=True)) if rate else None
-        return plain_attention(query, key, value, visible, drop=drop)
+        return plain_attention(
+            query, key, value, visible, drop=drop, scale=facts.score_scale, cap=facts.score_cap
+        )

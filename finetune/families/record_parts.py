@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+OUTPUT_LAYER = "lm_head"
+"""PaddleNLP's name of output layers, and most publishers'."""
+_NUMBER = "{}"
 
 
 def unchanged(config: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +60,7 @@ class TokenizerFacts:
         tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
         reads_add_bos: Whether `add_bos_token` of tokenizer_config.json, where it is given, decides about "bos" in
             `prefix`.
+        opened_by_file: Whether the tokens that the steps of a tokenizer.json put in front of a text open it, too.
         own_class: Whether `tokenizer_class` is used even where a folder names another, because what
             folders name is not the right one.
     """
@@ -65,6 +71,7 @@ class TokenizerFacts:
     vocab_files: tuple[str, ...]
     tokenizer_class: str
     own_class: bool = False
+    opened_by_file: bool = False
     chat_ends: tuple[str, ...] = ()
     reads_add_bos: bool = False
 
@@ -75,6 +82,7 @@ class HuggingFaceForm:
 
     Attributes:
         prefix: First part of Hugging Face's names inside the model; `bare`: published files also leave it out.
+        head: Hugging Face's name of the output layer.
         pairs: Hugging Face's and PaddleNLP's names after the first part where they differ; {} is a number.
         tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
             tokens first.
@@ -85,6 +93,7 @@ class HuggingFaceForm:
     """
 
     prefix: str = "model"
+    head: str = OUTPUT_LAYER
     bare: bool = False
     pairs: tuple[tuple[str, str], ...] = ()
     tables: tuple[str, ...] = ("embed_tokens",)
@@ -92,3 +101,36 @@ class HuggingFaceForm:
     config: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
     needs_files: str = ""
     own_head: str = ""
+
+    def paddle_name(self, name: str, base_prefix: str) -> str:
+        """PaddleNLP's name for Hugging Face's, for a tensor or a layer; unknown ones keep their ends.
+
+        Args:
+            name: Hugging Face's.
+            base_prefix: First part of PaddleNLP's names.
+        """
+        inner = name.removeprefix(f"{self.head}.")
+        if inner != name:
+            return self.own_head if self.own_head and inner == "weight" else f"{OUTPUT_LAYER}.{inner}"
+        if name == self.head:
+            return OUTPUT_LAYER
+        inner = name.removeprefix(f"{self.prefix}.")
+        return name if inner == name and not self.bare else f"{base_prefix}.{_translate(inner, self.pairs)}"
+
+    def published_name(self, name: str, base_prefix: str) -> str:
+        """Hugging Face's name for PaddleNLP's."""
+        inner = name.removeprefix(f"{base_prefix}.")
+        if inner != name:
+            return f"{self.prefix}.{_translate(inner, [(there, here) for here, there in self.pairs])}"
+        if f"{name}.".startswith(f"{OUTPUT_LAYER}."):
+            name = self.head + name.removeprefix(OUTPUT_LAYER)
+        return name.replace(".decoder_weight", ".weight")
+
+
+def _translate(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    for here, there in pairs:
+        pattern = re.escape(here).replace(re.escape(_NUMBER), r"(\d+)")
+        if match := re.fullmatch(rf"{pattern}(\..+)?", name):
+            *numbers, rest = match.groups()
+            return there.format(*numbers) + (rest or "")
+    return name

@@ -177,7 +177,7 @@ def build_config(
     if resolved.stored_format or adapted.get("quantization_config", False) is None:
         adapted = without_format(adapted)  # the layers are ordinary ones to PaddleNLP
     if not adapted.get("architectures"):
-        adapted["architectures"] = [resolved.family.architectures[0]]
+        adapted["architectures"] = [model_class.__name__]
     config = model_class.config_class.from_dict(adapted)
     # Set afterwards: the config's constructor loses some of the fuse flags on the way.
     for name, value in {**(overrides or {}), "dtype": dtype}.items():

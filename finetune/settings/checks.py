@@ -133,7 +133,13 @@ def _check_credentials(values: Values) -> Faults:
 
 def _check_paths(values: Values) -> Faults:
     looked = f"(looked in {Path.cwd()}): check the path"
-    for name in ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path"):
+    for name in (
+        "model_name_or_path",
+        "tokenizer_name_or_path",
+        "lora_path",
+        "prefix_path",
+        "reference_model",
+    ):
         if values[name] and looks_like_path(values[name]) and not os.path.exists(values[name]):
             yield (name,), f'{name} is "{shorten(values[name])}", {describe_missing(values[name])}'
     for method, name in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.layouts import COMMON, LAYOUTS, METHODS, ONE
+from tests.distributed.preference_data import build_preferences
 
 pytestmark = pytest.mark.distributed
 
@@ -52,28 +53,6 @@ def matrix() -> list[Any]:
     return cases
 
 
-def build_preferences(folder: Path) -> Path:
-    """21 and 5 short pairs: the last batch of an epoch is a small one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    things, ways = (
-        ("裙子", "shoes", "帽子", "a bag", "外套"),
-        ("好吗", "price?", "怎么样", "colour?", "在哪里", "size?"),
-    )
-    prompts = [f"{thing} {way}" for thing, way in itertools.product(things, ways)]
-    rows = [
-        {
-            "prompt": prompt,
-            "chosen": f"您好 {prompt[:3]} 很好。"[: 6 + number % 7],
-            "rejected": "no idea, 随便"[: 4 + number % 5],
-        }
-        for number, prompt in enumerate(prompts)
-    ]
-    for split, part in (("train", rows[:21]), ("dev", rows[21:26])):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-        (folder / f"{split}.json").write_text(text, encoding="utf-8")
-    return folder
-
-
 def figures_of(folder: Path) -> dict[str, dict[int, float]]:
     """What is compared, by name and step."""
     found: dict[str, dict[int, float]] = {}
@@ -85,7 +64,20 @@ def figures_of(folder: Path) -> dict[str, dict[int, float]]:
     return found
 
 
-def differences(bench: Any, case: tuple[Any, ...]) -> dict[str, float]:
+def settings_of_reference(bench: Any, family: str, reference: str) -> dict[str, Any]:
+    """A run that continues an adapter, compared with its base or with another model."""
+    adapter, other = (bench.folder / f"{family} {name}" for name in ("adapter", "reference"))
+    own = {"model_name_or_path": str(bench.model(family))}
+    data = {"dataset_name_or_path": str(build_preferences(bench.folder / "preferences")), "loss_type": "orpo"}
+    for folder, method in ((adapter, "lora"), (other, "sft")):
+        if not folder.exists():
+            short = SETTINGS | METHODS[method] | ONE.arguments() | {"max_steps": 3}
+            bench.server.run(short | own | data, 1, folder=folder).check()
+    chosen = {"base": "base", "folder": str(other), "start": "start"}[reference]
+    return {"lora_path": str(adapter), "reference_model": chosen}
+
+
+def differences(bench: Any, case: tuple[Any, ...], reference: str | None = None) -> dict[str, float]:
     """How far each figure of a layout is from that of one process, relative to its largest value."""
     family, method, loss, layout, precision, packed = case
     settings = SETTINGS | METHODS[method] | PRECISIONS[precision] | (PACKED if packed else {})
@@ -94,6 +86,8 @@ def differences(bench: Any, case: tuple[Any, ...]) -> dict[str, float]:
         "model_name_or_path": str(bench.model(family)),
         "dataset_name_or_path": str(build_preferences(bench.folder / "preferences")),
     }
+    if reference is not None:
+        settings |= settings_of_reference(bench, family, reference)
     many = LAYOUTS[layout]
     curves = [
         figures_of(bench.server.run(settings | each.arguments(), each.world).check().folder)
@@ -110,8 +104,8 @@ def differences(bench: Any, case: tuple[Any, ...]) -> dict[str, float]:
     return found
 
 
-def check(bench: Any, case: tuple[Any, ...]) -> None:
-    found = differences(bench, case)
+def check(bench: Any, case: tuple[Any, ...], reference: str | None = None) -> None:
+    found = differences(bench, case, reference)
     assert {"loss", "grad_norm", "logps_chosen", "eval_loss", "eval_rewards_accuracy"} <= found.keys()
     tolerance = TOLERANCE[case[4]]
     # In half precision an answer on the border of right and wrong may cross it.
@@ -128,6 +122,14 @@ def test_every_layout_gives_one_curve(bench, case):
 @pytest.mark.parametrize("case", matrix(), ids=lambda case: " ".join(map(str, case)))
 def test_every_family_in_every_layout(bench, case):
     check(bench, case)
+
+
+@pytest.mark.slow_distributed
+@pytest.mark.parametrize(("family", "reference"), [("llama", "base"), ("bloom", "folder")])
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_a_reference_of_its_own_in_every_layout(bench, family, reference, layout):
+    precision = tuple(PRECISIONS)[ALL_LAYOUTS.index(layout) % 2]
+    check(bench, (family, "lora", "sigmoid", layout, precision, False), reference)
 
 
 def test_the_matrix_has_every_value_of_each_side():

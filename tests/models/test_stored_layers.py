@@ -17,7 +17,7 @@ from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.training.loss import logits_of
 from tests.merge.lora_writing import write_base
 from tests.models.test_quantised_layers import LORA
-from tests.quantised_folders import KINDS, write_quantised
+from tests.quantised_folders import KINDS, write_paddlenlp, write_quantised
 
 IDS = np.random.default_rng(0).integers(5, 60, (2, 12))
 
@@ -98,6 +98,18 @@ def test_lora_over_a_packed_folder_trains_as_over_its_values(folder_of, kind):
         found.append(train(model))
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     assert found[0][-1] < found[0][0] - 0.05
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_paddlenlps_own_folders(tmp_path, family):
+    folder = write_paddlenlp(write_base(tmp_path / "plain", family), tmp_path / "packed")
+    packed, plain = load(folder), load(f"{folder}-values")
+    assert packed_layers(packed)
+    for name, layer in packed_layers(packed).items():
+        np.testing.assert_array_equal(
+            layer.packed.values().numpy().T, plain.get_sublayer(name).weight.numpy()
+        )
+    np.testing.assert_allclose(logits(packed), logits(plain), atol=1e-5)
 
 
 def test_a_quantised_folder_is_not_quantised_once_more(folder_of):

@@ -1,4 +1,4 @@
-"""Llama 1, 2 and 3, with grouped-query attention, and the models that share its architecture."""
+"""Llama 1, 2 and 3, with grouped-query attention, and what shares its architecture: Yi, Skywork, Ziya, OpenBuddy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     Newer Hugging Face folders keep `rope_theta` and the scaling inside `rope_parameters`, older ones
     keep the scaling in `rope_scaling`. PaddleNLP reads a top-level `rope_theta`, the Llama 3 scaling
     from `rope_scaling`, and linear scaling from two fields of its own; what it does not find there it
-    silently replaces by its default. Its feed-forward layer is SwiGLU whatever `hidden_act` says.
+    silently replaces by its default. Its feed-forward layer is SwiGLU whatever `hidden_act` says. Skywork's folders have
+    names of their own for the same model.
     """
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
@@ -36,6 +37,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json has hidden_act {activation!r}, but PaddleNLP's Llama computes silu only. Use other weights"
         )
     adapted, rope = split_rotary(config)
+    if config.get("model_type") == "skywork":
+        adapted |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     kind = rope.get("rope_type", rope.get("type"))
     if kind == "llama3":
         adapted["rope_scaling"] = {**rope, "rope_type": "llama3"}
@@ -78,8 +81,8 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 LLAMA = register(
     Family(
         name="llama",
-        model_types=("llama",),
-        architectures=("LlamaForCausalLM", "LlamaForCausalLMPipe"),
+        model_types=("llama", "skywork"),
+        architectures=("LlamaForCausalLM", "LlamaForCausalLMPipe", "SkyworkForCausalLM"),
         model_class="finetune.families.llama.layers.LlamaForCausalLM",
         base_prefix="llama",
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
@@ -93,7 +96,7 @@ LLAMA = register(
             prefix=("bos",),
             end_of_answer="eos",
             pad_fallback="eos",
-            chat_ends=("<|eot_id|>",),  # of Llama 3
+            chat_ends=("<|eot_id|>", "<|im_end|>"),  # of Llama 3 and of Yi
             vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,

@@ -11,7 +11,7 @@ from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 from finetune.machine.device import device_kind
 from finetune.serving.decoding.exported import read_facts
-from finetune.serving.decoding.options import DTYPES, ModelOptions
+from finetune.serving.decoding.options import BASES, DTYPES, ModelOptions
 from finetune.serving.predict.responder import Responder, stop_ids
 from finetune.tokenizers.fast_encoder import find_vocabulary
 
@@ -63,7 +63,7 @@ def plan_model(options: ModelOptions) -> PlannedModel:
     Raises:
         UserError: Options that contradict each other, no such model, or a faulty template.
     """
-    from finetune.models.resolve import resolve_model
+    from finetune.models.resolve import resolve_model, trained_over_another
 
     if faults := options.faults():
         raise UserError(faults)
@@ -71,6 +71,9 @@ def plan_model(options: ModelOptions) -> PlannedModel:
     if faults := options.faults():
         raise UserError(faults)
     resolved = resolve_model(options.model_name_or_path, needs_weights=not options.is_static)
+    if resolved.stored_format and (scheme := options.base_quantisation):
+        remedy = f"add --base {BASES[1]}"
+        raise trained_over_another(resolved, options.lora_path, scheme, remedy=remedy)
     adapter = options.adapter
     has_own = adapter is not None and find_vocabulary(adapter, resolved.family.tokenizer) is not None
     tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
