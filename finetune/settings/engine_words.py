@@ -69,6 +69,7 @@ def check_engine_words(values: Mapping[str, Any]) -> Faults:
         yield from _check_tensor_words(values)
     if values["pipeline_parallel_degree"] > 1:
         yield from _check_overlap(values)
+        yield from _check_messages(values)
     words = {name: set(split_words(values[name])) for name in _OF_SHARDING}
     for name, word, other, reason in check_sharding_words(values, words):
         yield _fault(name, word, other, reason)
@@ -116,6 +117,19 @@ def _check_overlap(values: Mapping[str, Any]) -> Faults:
     ):
         reason = "data_parallel_config holds gradient_sync_after_accumulate, the contrary"
         yield _fault(name, word, "data_parallel_config", reason)
+
+
+def _check_messages(values: Mapping[str, Any]) -> Faults:
+    """A word for batched messages, where there are none."""
+    name, word = "pipeline_parallel_config", "disable_non_batch_p2p_comm"
+    given = set(split_words(values[name]))
+    if word in given and (values["virtual_pp_degree"] or 1) > 1:
+        reason = "virtual stages hand hidden states on in single messages, which run beside the computing"
+        yield _fault(name, word, "virtual_pp_degree", reason)
+    elif word in given and (
+        contrary := sorted(given & {"disable_batch_p2p_comm", "enable_overlap_p2p_comm"})
+    ):
+        yield ((name,), f'{name} holds "{word}" and its contrary "{contrary[0]}": remove one of them')
 
 
 def _fault(name: str, word: str, other: str, reason: str) -> tuple[tuple[str, ...], str]:

@@ -120,6 +120,11 @@ def test_words_that_the_pipeline_does_not_obey_are_refused(monkeypatch):
     assert 'pipeline_parallel_config holds "enable_sharding_comm_overlap"' in fault
     assert "at the end of a step: add split_param" in fault
     assert "1F1B" in only_fault_of(*degree, name, "use_dualpipev,enable_delay_scale_loss")
+    batched = "disable_non_batch_p2p_comm"
+    assert "in single messages" in only_fault_of(*degree, name, batched, "--virtual_pp_degree", "2")
+    contrary = only_fault_of(*degree, name, f"{batched} disable_batch_p2p_comm")
+    assert 'its contrary "disable_batch_p2p_comm": remove one of them' in contrary
+    assert parse_arguments([*VALID, *degree, name, batched]).warnings == ()
     obeyed = "disable_partial_send_recv disable_batch_p2p_comm enable_overlap_p2p_comm enable_release_grads"
     assert parse_arguments([*VALID, *degree, name, obeyed]).warnings == ()
 
