@@ -65,6 +65,12 @@ CASES = [
         LayoutCase(4, 2, STAGE1 | {"pipeline_parallel_degree": 2}, 2),
         {"pipeline": FLEET, "sharding": SHARDING},
     ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(4, 2, TP | {"sequence_parallel": True, "sharding": "stage3"}, 2),
+        {"tensor": TENSOR, "sharding": "finetune GatheredReplicas"},
+    ),
     ("llama", "lora", LayoutCase(4, 1, STAGE1, 4), {"sharding": SHARDING, "data": "fleet fused_allreduce_gradients"}),
     (
         "gemma",
