@@ -12,6 +12,7 @@ from finetune.families.family import Family
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.models.quantised.layers import is_packed
+from finetune.models.reward_head import REWARD_HEAD
 
 
 def modules_of(model: Any, family: Family) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], li
         if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
     ]
     shapes = {name: getattr(getattr(modules[name], "weight", None), "shape", ()) for name in layers}
-    ends = (family.embedding_module, family.head_module)
+    ends = (family.embedding_module, family.head_module, REWARD_HEAD)
     linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
     return layers, linear
 

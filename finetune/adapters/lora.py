@@ -53,6 +53,7 @@ from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.hf_names import is_tied
 from finetune.models.local_layers import is_stage
 from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
+from finetune.models.reward_head import REWARD_HEAD, is_reward_model
 from finetune.storage.files import is_present, read_json_object
 
 _FIELDS = frozenset(each.name for each in fields_of(LayeredLoRAConfig))
@@ -166,6 +167,8 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         check_saved_modules(modules, saved, targets=targets)
         check_not_packed(modules, saved)
     trained = [saved_pattern(name) for name in saved or ()]
+    if is_reward_model(model):
+        trained = list(dict.fromkeys([*trained, saved_pattern(REWARD_HEAD)]))
     trained += _bias_patterns(model, settings.lora_bias, targets)
     layers = [name for name in modules if any(re.fullmatch(each, name) for each in targets)]
     config = LayeredLoRAConfig(

@@ -14,6 +14,8 @@ from typing import Any
 from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 
+SEQUENCE_CLASSIFICATION = "SEQ_CLS"
+"""What peft calls the task of a reward model."""
 PEFT_CONFIG = "adapter_config.json"
 
 _HOW_IT_WAS_MADE = frozenset((

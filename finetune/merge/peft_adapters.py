@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_config import PEFT_CONFIG, SEQUENCE_CLASSIFICATION
 from finetune.adapters.peft_folder import FIRST_PART, PeftFolder, WholeTensor, open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights
 from finetune.adapters.scaling import ScalingRule
@@ -30,6 +30,7 @@ from finetune.models.hf_names import (
     to_hugging_face,
     to_paddle,
 )
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.files import write_json
 from finetune.storage.writer import ComputedTensor, Tensor
 
@@ -183,7 +184,7 @@ def write_peft_config(
             alphas[name] = _peft_alpha(adapter, layer)
     content: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": SEQUENCE_CLASSIFICATION if REWARD_WEIGHT in adapter.whole else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rule.rank,
         "lora_alpha": rule.alpha,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.families.family import Family
+from finetune.models.reward_head import is_reward_config, reward_architecture
 
 JOINED_LAYERS = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -143,4 +144,5 @@ def paddle_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> d
     """A configuration in PaddleNLP's fields."""
     names = ("torch_dtype", "transformers_version", "_name_or_path")
     adapted = {name: value for name, value in family.adapt_config(dict(config)).items() if name not in names}
-    return adapted | {"architectures": [family.architectures[0]], "dtype": dtype}
+    architecture = reward_architecture(family) if is_reward_config(config) else family.architectures[0]
+    return adapted | {"architectures": [architecture], "dtype": dtype}

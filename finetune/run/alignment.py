@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.preference.sample import PreferenceSample, find_partners
+from finetune.settings.alignment import REWARD
 from finetune.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from finetune.training.preference.losses import LossSettings
     from finetune.training.preference.objective import PreferenceObjective
     from finetune.training.preference.passes import PreferencePasses
+    from finetune.training.preference.reward_objective import RewardObjective
     from finetune.training.trainer import FinetuneTrainer
 
 REFERENCE_FILE = "reference_log_probabilities.npz"
@@ -34,6 +36,11 @@ def comparison_of(args: Arguments) -> str | None:
     """What the run compares: "pairs", "marked" (single answers, KTO), or None where it aligns nothing."""
     loss_type = args.alignment.loss_type
     return None if loss_type is None else ("marked" if loss_type == "kto" else "pairs")
+
+
+def gives_rewards(args: Arguments) -> bool:
+    """Whether the run trains a reward model."""
+    return args.alignment.loss_type == REWARD
 
 
 def loss_settings(args: Arguments) -> LossSettings:
@@ -54,6 +61,7 @@ def build_preference_rows(
 ) -> PreferenceRows:
     """Rows whose answers share their prompt, where the family's attention can keep answers apart."""
     from finetune.data.batches.preference_rows import PreferenceRows, group_lengths
+    from finetune.data.batches.reward_rows import RewardRows
     from finetune.data.packing.packing import pack
 
     model, training = args.model, args.training
@@ -70,9 +78,11 @@ def build_preference_rows(
     partners = find_partners(samples) if is_marked else None
     packing = None
     if args.data.zero_padding and mask is not None:
-        lengths = group_lengths(samples, partners=partners)
+        lengths = group_lengths(samples, partners=partners, reads_ends=gives_rewards(args))
         # A partner's answer is not counted in max_length.
         packing = pack(lengths, max(args.data.max_length, int(lengths.max())), seed=training.seed)
+    if gives_rewards(args):
+        return RewardRows(samples, packing=packing, mask=mask, **padding)
     return PreferenceRows(
         samples,
         packing=packing,
@@ -83,11 +93,17 @@ def build_preference_rows(
     )
 
 
-def build_objective(args: Arguments) -> PreferenceObjective | None:
+def build_objective(args: Arguments) -> PreferenceObjective | RewardObjective | None:
     """The loss of the training data; its reference comes later."""
-    from finetune.training.preference.objective import PreferenceObjective
+    return None if comparison_of(args) is None else _make_objective(args)
 
-    return None if comparison_of(args) is None else PreferenceObjective(loss_settings(args))
+
+def _make_objective(args: Arguments) -> PreferenceObjective | RewardObjective:
+    from finetune.training.preference.objective import PreferenceObjective
+    from finetune.training.preference.reward_objective import RewardObjective
+
+    settings = loss_settings(args)
+    return RewardObjective(settings) if gives_rewards(args) else PreferenceObjective(settings)
 
 
 def build_preference_evaluation(
@@ -95,12 +111,11 @@ def build_preference_evaluation(
 ) -> PreferenceEvaluation:
     """The evaluation of the dev set; its reference comes later."""
     from finetune.training.preference.evaluation import PreferenceEvaluation
-    from finetune.training.preference.objective import PreferenceObjective
     from finetune.training.preference.passes import PreferencePasses
 
     batch_size = args.training.per_device_eval_batch_size
     passes = PreferencePasses(rows, batch_size=batch_size, label_positions=label_positions, groups=groups)
-    return PreferenceEvaluation(passes, PreferenceObjective(loss_settings(args)))
+    return PreferenceEvaluation(passes, _make_objective(args))
 
 
 def add_reference(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> list[str]:
@@ -135,12 +150,12 @@ def add_reference(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) 
 
 def _splits(
     args: Arguments, trainer: FinetuneTrainer
-) -> dict[str, tuple[PreferencePasses, PreferenceObjective]]:
+) -> dict[str, tuple[PreferencePasses, PreferenceObjective | RewardObjective]]:
     from finetune.data.batches.batch_source import PreferenceSource
     from finetune.training.preference.evaluation import PreferenceEvaluation
     from finetune.training.preference.passes import PreferencePasses
 
-    found: dict[str, tuple[PreferencePasses, PreferenceObjective]] = {}
+    found: dict[str, tuple[PreferencePasses, PreferenceObjective | RewardObjective]] = {}
     if isinstance(trainer.batches, PreferenceSource) and trainer.parts.objective:
         passes = PreferencePasses(
             trainer.batches.groups,
