@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.families.family import Family
-from finetune.models.reward_head import is_reward_config, reward_architecture
+from finetune.models.reward_head import REWARD_HEAD, is_reward_config, reward_architecture
 
 JOINED_LAYERS = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -45,6 +45,8 @@ def is_hugging_face(names: Iterable[str], family: Family) -> bool:
 def to_paddle(name: str, family: Family) -> str:
     """PaddleNLP's name for Hugging Face's, for a tensor or a layer; unknown ones keep their ends."""
     form = family.hugging_face
+    if f"{name}.".startswith(f"{REWARD_HEAD}."):
+        return name
     if f"{name}.".startswith(f"{OUTPUT_LAYER}."):
         return form.own_head if form.own_head and name == f"{OUTPUT_LAYER}.weight" else name
     inner = name.removeprefix(f"{form.prefix}.")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.distributed
 ALL_METHODS: dict[str, dict[str, Any]] = {
     "sft": METHODS["sft"],
     "lora": METHODS["lora"],
-    "quantised": METHODS["lora"] | {"weight_quantize_algo": "nf4", "weight_blocksize": 16},
+    "quantised": METHODS["lora"] | {"weight_quantize_algo": "nf4"},
 }
 # Family, method, layout, precision, packed.
 CASES = [
