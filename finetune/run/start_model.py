@@ -34,7 +34,8 @@ def _resolve_head(args: Arguments, resolved: ResolvedModel) -> tuple[ResolvedMod
         _refuse_rewards(args, resolved)
         return resolved, []
     notes = []
-    if not is_reward_config(resolved.config):
+    adapter = args.model.lora_path if args.model.lora else None
+    if not (is_reward_config(resolved.config) or adapter):
         notes.append(
             f"Reward model: {REWARD_WEIGHT} takes the place of the output layer; it is new and drawn with the seed"
         )
@@ -42,9 +43,9 @@ def _resolve_head(args: Arguments, resolved: ResolvedModel) -> tuple[ResolvedMod
         with_head = replace(resolved, config=reward_config(resolved.config, resolved.family))
     except UserError as error:
         raise UserError(f"model {resolved.name}: {error}") from None
-    if args.model.lora and args.model.lora_path and not has_reward_head(local_adapter(args.model.lora_path)):
+    if adapter and not has_reward_head(local_adapter(adapter)):
         raise UserError(
-            f"lora_path {args.model.lora_path} was not trained with a reward head, and loss_type is reward: merge it into "
+            f"lora_path {adapter} was not trained with a reward head, and loss_type is reward: merge it into "
             "its base with merge_lora_params.py and start from the result"
         )
     return with_head, notes
@@ -57,7 +58,8 @@ def _refuse_rewards(args: Arguments, resolved: ResolvedModel) -> None:
             f"model {resolved.name} is a {name}, which gives values and no text: set loss_type to reward to train a "
             "reward model further, or give a causal language model"
         )
-    if args.model.lora and args.model.lora_path and has_reward_head(local_adapter(args.model.lora_path)):
+    adapter = args.model.lora_path if args.model.lora else None
+    if adapter and has_reward_head(local_adapter(adapter)):
         raise UserError(
-            f"lora_path {args.model.lora_path} is the adapter of a reward model: set loss_type to reward to train it further"
+            f"lora_path {adapter} is the adapter of a reward model: set loss_type to reward to train it further"
         )

@@ -91,13 +91,10 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
         )
     metric, possible = values["metric_for_best_model"], possible_metrics(values)
     if metric is not None:  # one that is not possible stays as it was written, for the fault line
-        # TRL's and PaddleNLP's reward trainers say accuracy and margin of what stands here with rewards in front.
-        names = [
-            name
-            for name in (canonical_metric(metric), f"rewards_{canonical_metric(metric)}")
-            if name in possible
-        ]
-        metric = names[0] if names else metric
+        names = [canonical_metric(metric)]
+        if values["loss_type"] == REWARD:  # TRL's reward trainer says accuracy and margin
+            names.append(f"rewards_{names[0]}")
+        metric = next((name for name in names if name in possible), metric)
     elif values["load_best_model_at_end"]:
         metric = possible[0]
     values["metric_for_best_model"] = metric
