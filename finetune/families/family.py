@@ -320,10 +320,12 @@ def find_family(config: Mapping[str, Any]) -> Family:
     known = families()
     model_type = config.get("model_type")
     architectures = [str(name) for name in config.get("architectures") or ()]
+    # A classifier or a reward model is of the family of the causal model that it was made of.
+    causal = {name.replace("ForSequenceClassification", "ForCausalLM") for name in architectures}
     for family in known.values():
         named = model_type in family.model_types
         if model_type is None:
-            named = bool(set(architectures) & set(family.architectures))
+            named = bool(causal & set(family.architectures))
         if named and family.covers(config):
             return family
     raise UserError(

@@ -97,7 +97,12 @@ def is_token_table(name: str) -> bool:
 
 
 def is_tied(config: Mapping[str, Any], family: Family) -> bool:
-    """Whether the output layer is the embedding; for some families it is unless the configuration denies it."""
+    """Whether the output layer is the embedding; for some families it is unless the configuration denies it.
+
+    A reward model has no output layer.
+    """
+    if is_reward_config(config):
+        return False
     said = config.get("tie_word_embeddings")
     return family.hugging_face.always_tied if said is None else bool(said)
 

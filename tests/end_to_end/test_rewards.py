@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from finetune.errors import UserError
 from finetune.merge.lora import MergeOptions, merge
@@ -235,6 +236,35 @@ def test_what_cannot_be_is_refused(tmp_path, tiny_llama, capfd, more, words):
     places = {"model_name_or_path": str(tiny_llama), "output_dir": str(tmp_path / "out")}
     assert run_entry(write_arguments(tmp_path / "a.json", **REWARD | more | places)) == 2
     assert words in capfd.readouterr().err
+
+
+PARTS = [
+    ({"trainable_parameters": ["score"]}, {"score.weight"}),
+    ({"freeze_layers": 2}, {"score.weight", "embed_tokens", "llama.norm"}),
+    ({"freeze_parameters": ["embed_tokens", "score"]}, {"norm", "layers."}),
+    ({"lora": True, "modules_to_save": ["score", "norm"]}, {"score.weight", "llama.norm.weight", "lora_"}),
+    ({"lora": True, "lora_target_modules": "all-linear"}, {"score.weight", "lora_"}),
+]
+
+
+@pytest.mark.parametrize(("more", "trained_names"), PARTS)
+def test_the_head_is_a_part_like_others(tmp_path, tiny_llama, more, trained_names):
+    """Only the head is trained, or beside others, or none of it."""
+    places = {"model_name_or_path": str(tiny_llama), "output_dir": str(tmp_path / "out")}
+    short = {"max_steps": 1, "save_steps": 1, "do_eval": False, "evaluation_strategy": "no"}
+    short |= {"load_best_model_at_end": False, "metric_for_best_model": None, "validation_split": None}
+    assert run_entry(write_arguments(tmp_path / "a.json", **REWARD | short | more | places)) == 0
+    state = moments(tmp_path / "out")
+    assert state and all(any(part in name for part in trained_names) for name in state)
+    assert all(any(part in name for name in state) for part in trained_names)
+
+
+def moments(out: Path) -> set[str]:
+    """Names of what has a state of the optimizer."""
+    names = set()
+    for path in (out / "checkpoint-1").glob("optimizer*.safetensors"):
+        names |= {name.rpartition("/")[0] for name in load_file(path)}
+    return names
 
 
 def test_an_adapter_without_a_head_is_refused(tmp_path, tiny_llama, capfd):
