@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.adapters.targets import layer_patterns
+from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.models.quantised.layers import is_packed
-from finetune.models.reward_head import REWARD_HEAD
+from finetune.models.reward_head import REWARD_HEAD, is_reward_model
 
 
 def modules_of(model: Any, family: Family) -> dict[str, Any]:
@@ -36,6 +37,25 @@ def adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], li
     return layers, linear
 
 
+def adapted_sizes(model: Any, targets: Sequence[str]) -> tuple[int, int]:
+    """The most rows and the most columns that a weight of the adapted layers has in the whole model.
+
+    Args:
+        model: PaddleNLP's, or one process's part of it.
+        targets: Patterns of the adapted layers.
+    """
+    config = model.config
+    sizes = []
+    for name, layer in modules_of(model, family_of(config)).items():
+        weight = getattr(layer, "weight", None)
+        if weight is None or not any(re.fullmatch(each, name) for each in targets):
+            continue
+        split = find_local_split(f"{name}.weight", config)
+        shape = tuple(weight.shape)
+        sizes.append(split.whole_shape(shape, config.tensor_parallel_degree) if split else shape)
+    return max(size[0] for size in sizes), max(size[1] for size in sizes)
+
+
 def whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:
     """Patterns for tensors that are trained whole; one for all parameters of a module where all of them are."""
     held = {name.rpartition(".")[0] for name in names if not name.endswith(".bias")}
@@ -54,6 +74,12 @@ def whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str
 def saved_pattern(name: str) -> str:
     """PaddleNLP's pattern for all parameters of the modules whose names end in `name`."""
     return rf"(.*\.)?{re.escape(name)}\.[^.]+"
+
+
+def trained_whole(model: Any, names: Collection[str]) -> list[str]:
+    """PaddleNLP's patterns for the modules that are trained whole: the named ones, and the head of a reward model."""
+    leaves = [*names, *[REWARD_HEAD] * is_reward_model(model)]
+    return [saved_pattern(leaf) for leaf in dict.fromkeys(leaves)]
 
 
 def check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:

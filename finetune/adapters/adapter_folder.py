@@ -21,6 +21,7 @@ from finetune.adapters.peft_config import (
     read_peft_rule,
 )
 from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.update_tensors import LORA, VERA
 from finetune.errors import UserError
 from finetune.models.reward_head import REWARD_HEAD, REWARD_WEIGHT
 from finetune.storage.files import read_json_if_present
@@ -114,10 +115,9 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
         value = config.get(name)
         if value is not None and not _are_patterns([value] if isinstance(value, str) else value):
             raise UserError(f"{path} has {name} {value!r}, but regular expressions are needed: copy it again")
-    for name in ("lora_dropout", "lora_plus_scale"):
+    for name in ("lora_dropout", "lora_plus_scale", "d_initial", "projection_prng_key"):
         if config.get(name) is not None and not _is_number(config[name]):
             raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
-
     for name, (least, what) in _PATTERNS.items():
         values = config.get(name) or {}
         if not isinstance(values, dict) or not all(
@@ -142,6 +142,7 @@ def paddle_rule(config: Mapping[str, Any]) -> ScalingRule:
         bool(config.get("rslora")),
         bool(config.get("pissa")),
         dora=bool(config.get("use_dora")),
+        kind=VERA if config.get("vera") else LORA,
         rank_pattern={name: int(value) for name, value in (config.get("rank_pattern") or {}).items()},
         alpha_pattern=config.get("alpha_pattern") or {},
     )

@@ -18,6 +18,7 @@ from finetune.adapters.adapter_folder import PADDING_FACT, START_STEM, read_num_
 from finetune.adapters.base import base_model
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
+from finetune.adapters.projections import write_projections
 from finetune.checkpoints.tensors_of_ranks import LocalTensor, family_of, local_tensor
 from finetune.checkpoints.writers import TensorSet, TensorSetWriter, WholeTensorWriter
 from finetune.errors import UserError, list_some
@@ -103,6 +104,8 @@ def save_adapter(
         if writer.writes_whole and config.tensor_parallel_degree > 1:
             config.tensor_parallel_degree = -1
         config.save_pretrained(str(folder))
+        if is_lora and getattr(config, "save_projection", False):
+            write_projections(folder, model.projections.whole)
         facts: dict[str, Any] = {} if num_tokens is None else {"num_tokens": num_tokens}
         if is_reward_model(base_model(model)):
             facts[PADDING_FACT] = base_model(model).config.pad_token_id

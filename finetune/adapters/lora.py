@@ -22,10 +22,11 @@ from paddlenlp import peft
 
 from finetune.adapters.adapted_modules import (
     adaptable,
+    adapted_sizes,
     check_not_packed,
     check_saved_modules,
     modules_of,
-    saved_pattern,
+    trained_whole,
     whole_patterns,
 )
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
@@ -36,8 +37,14 @@ from finetune.adapters.lora_config import BIAS_ENDING, LayeredLoRAConfig
 from finetune.adapters.mixed_lora import add_mixer
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
-from finetune.adapters.peft_folder import open_peft_folder
+from finetune.adapters.peft_folder import PeftFolder, open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights, check_layers
+from finetune.adapters.projections import (
+    PROJECTIONS_FILE,
+    Projections,
+    draw_projections,
+    read_projections,
+)
 from finetune.adapters.scaling import end_patterns
 from finetune.adapters.targets import (
     layer_patterns,
@@ -46,6 +53,8 @@ from finetune.adapters.targets import (
     resolve_targets,
     value_patterns,
 )
+from finetune.adapters.update_tensors import VERA
+from finetune.adapters.vera import LocalProjections, add_vectors
 from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
@@ -53,7 +62,6 @@ from finetune.machine.randomness.seeding import derive_seed
 from finetune.models.hf_names import is_tied
 from finetune.models.local_layers import is_stage
 from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
-from finetune.models.reward_head import REWARD_HEAD, is_reward_model
 from finetune.storage.files import is_present, read_json_object
 
 _FIELDS = frozenset(each.name for each in fields_of(LayeredLoRAConfig))
@@ -69,22 +77,37 @@ class LoRAModel(peft.LoRAModel):
             not depend on how the model is divided.
         starts: What the matrices of a saved adapter started from, where that has left the base's weights; found
             again by default.
+        projections: The shared matrices of a saved VeRA adapter; made from the configuration's key by default.
     """
 
     def __init__(
-        self, model: Any, config: LayeredLoRAConfig, *, seed: int = 0, starts: StartWeights | None = None
+        self,
+        model: Any,
+        config: LayeredLoRAConfig,
+        *,
+        seed: int = 0,
+        starts: StartWeights | None = None,
+        projections: Projections | None = None,
     ):
+        if config.vera and projections is None:
+            num_in, num_out = adapted_sizes(model, config.target_modules)
+            key = config.projection_prng_key
+            projections = draw_projections(key, rank=config.r, num_in=num_in, num_out=num_out)
         config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
         # PaddleNLP has the matrix between A and B in one process only.
         is_mixed, config.lora_use_mixer = config.lora_use_mixer, False
         super().__init__(model, config)
         config.lora_use_mixer = is_mixed
+        self.projections = LocalProjections(projections, model.config) if projections else None
         for name, layer in model.named_sublayers():
             if getattr(layer, "lora_A", None) is not None:
                 self._start_layer(name, layer, seed=derive_seed(seed, "lora", name), starts=starts)
 
     def _start_layer(self, name: str, layer: Any, *, seed: int, starts: StartWeights | None) -> None:
         config, base = self.lora_config, self.model.config
+        if self.projections:
+            add_vectors(name, layer, self.projections, rank=config.r, d_initial=config.d_initial)
+            return
         layer.scaling = config.rule.factor_of(name)
         if config.changes_base:
             _check_start_rank(name, layer, base, config)
@@ -166,9 +189,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     if saved:
         check_saved_modules(modules, saved, targets=targets)
         check_not_packed(modules, saved)
-    trained = [saved_pattern(name) for name in saved or ()]
-    if is_reward_model(model):
-        trained = list(dict.fromkeys([*trained, saved_pattern(REWARD_HEAD)]))
+    trained = trained_whole(model, saved or ())
     trained += _bias_patterns(model, settings.lora_bias, targets)
     layers = [name for name in modules if any(re.fullmatch(each, name) for each in targets)]
     config = LayeredLoRAConfig(
@@ -180,8 +201,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         init_lora_weights="pissa" if settings.pissa else settings.init_lora_weights,
         rank_pattern=resolve_layer_patterns("rank_pattern", settings.rank_pattern, family, layers),
         alpha_pattern=resolve_layer_patterns("alpha_pattern", settings.alpha_pattern, family, layers),
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
+        **_kind_fields(settings),
         lora_dropout=settings.lora_dropout,
         rslora=settings.rslora,
         lora_plus_scale=settings.lora_plus_scale,
@@ -191,6 +211,18 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         base_model_name_or_path=str(settings.model_name_or_path),
     )
     return LoRAModel(model, config, seed=seed)
+
+
+def _kind_fields(settings: Any) -> dict[str, Any]:
+    """Rank and factor of the update, and what else its kind has."""
+    if settings.vera:
+        names = ("vera", "projection_prng_key", "d_initial", "save_projection")
+        return {name: getattr(settings, name) for name in names} | _vera_rank(settings.vera_rank)
+    return {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
+
+
+def _vera_rank(rank: int) -> dict[str, Any]:
+    return {"r": rank, "lora_alpha": float(rank)}  # a factor of 1
 
 
 def _bias_patterns(model: Any, which: str, targets: list[str]) -> list[str]:
@@ -227,12 +259,13 @@ def load_lora(
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
     """
     weights: AdapterWeights | None = None
+    source: PeftFolder | None = None
     if is_present(folder / LORA_CONFIG):
         fields = read_json_object(folder / LORA_CONFIG)
         check_paddle_lora(folder, fields)
         fields.pop("scaling", None)
     elif is_present(folder / PEFT_CONFIG):
-        fields, weights = _convert_peft(model, folder, family_of(model.config))
+        fields, weights, source = _convert_peft(model, folder, family_of(model.config))
     else:
         raise UserError(
             f"lora_path {folder} holds neither {LORA_CONFIG} nor {PEFT_CONFIG}: point it at the output folder "
@@ -240,10 +273,9 @@ def load_lora(
         )
     family = family_of(model.config)
     saved = modules_to_save and resolve_saved(modules_to_save, family, modules_of(model, family))
-    patterns = [saved_pattern(name) for name in saved or ()]
     if (
-        patterns
-        and set(patterns)
+        saved
+        and set(trained_whole(model, saved))
         != LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields}).saved_patterns
     ):
         raise UserError(
@@ -255,9 +287,22 @@ def load_lora(
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields})
     _check_time(model, config)
-    adapted = LoRAModel(model, config, starts=open_starts(folder, model.config))
+    projections = _find_projections(model, config, folder, source) if config.vera else None
+    adapted = LoRAModel(model, config, starts=open_starts(folder, model.config), projections=projections)
     load_adapter_weights(adapted, folder, weights, is_stage=is_stage(model))
     return adapted
+
+
+def _find_projections(
+    model: Any, config: LayeredLoRAConfig, folder: Path, source: PeftFolder | None
+) -> Projections | None:
+    """VeRA's shared matrices of a saved adapter; None where the key makes them."""
+    num_in, num_out = adapted_sizes(model, config.target_modules)
+    if source:
+        return source.find_projections(num_in=num_in, num_out=num_out)
+    if found := read_projections(folder):
+        found.check(folder / PROJECTIONS_FILE, rank=config.r, num_in=num_in, num_out=num_out)
+    return found
 
 
 def _check_time(model: Any, config: LayeredLoRAConfig) -> None:
@@ -271,7 +316,7 @@ def _check_time(model: Any, config: LayeredLoRAConfig) -> None:
         match_names([patterns] if isinstance(patterns, str) else patterns or [], names)
 
 
-def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, Any], PeftWeights]:
+def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, Any], PeftWeights, PeftFolder]:
     """PaddleNLP's configuration and the weights of an adapter that peft wrote."""
     tied = is_tied(model.config.to_dict(), family)
     source = open_peft_folder(folder, family, tied=tied)
@@ -291,4 +336,12 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
         "lora_dropout": float(source.config.get("lora_dropout") or 0.0),
         "base_model_name_or_path": source.config.get("base_model_name_or_path"),
     }
-    return fields, weights
+    if source.rule.kind == VERA:
+        fields |= {
+            "vera": True,
+            "projection_prng_key": int(source.config.get("projection_prng_key") or 0),
+            "d_initial": float(source.config.get("d_initial") or 0.0),
+            "save_projection": bool(source.projections),
+            "lora_dropout": float(source.config.get("vera_dropout") or 0.0),
+        }
+    return fields, weights, source

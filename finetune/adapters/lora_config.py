@@ -14,9 +14,11 @@ from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.initial_weights import CHANGING
 from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.update_tensors import LORA, VERA
 
 BIAS_ENDING = r"\.bias"
 """Ends the patterns of biases that are trained beside the updates."""
+_OF_VERA = {"vera", "projection_prng_key", "d_initial", "save_projection"}
 
 
 @dataclass
@@ -29,6 +31,10 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
         use_dora: Whether every column of the updated weight has a trained length (`dora.py`).
         lora_bias: "all": all biases of the model are trained, "lora_only": those of adapted layers, "none".
         init_lora_weights: What A and B start from (`initial_weights.py`).
+        vera: Whether A and B are frozen and shared, and two vectors of each layer are trained (`vera.py`).
+        projection_prng_key: What VeRA's A and B are made from.
+        d_initial: What VeRA's vectors of the rank start from.
+        save_projection: Whether VeRA's A and B are written beside the adapter.
     """
 
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
@@ -36,16 +42,21 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
     use_dora: bool = False
     lora_bias: str = "none"
     init_lora_weights: str = "default"
+    vera: bool = False
+    projection_prng_key: int = 0
+    d_initial: float = 0.1
+    save_projection: bool = False
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
         """What is written: PaddleNLP's fields, and those beyond them that say something."""
-        known = _paddlenlp_fields()
+        known = set(_paddlenlp_fields())
+        spoken = known | (_OF_VERA if self.vera else set())
         silent = (False, "none", "default")
         return {
             name: value
             for name, value in asdict(self).items()
-            if name in known or (value and value not in silent)
+            if name in spoken or (name not in _OF_VERA and value and value not in silent)
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,9 +72,15 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
             self.rslora,
             self.pissa,
             dora=self.use_dora,
+            kind=self.kind,
             rank_pattern=self.rank_pattern,
             alpha_pattern=self.alpha_pattern,
         )
+
+    @property
+    def kind(self) -> str:
+        """Which matrices make the update (`update_tensors.py`)."""
+        return VERA if self.vera else LORA
 
     @property
     def saved_patterns(self) -> set[str]:
@@ -84,6 +101,8 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
         """The configuration of one layer, by PaddleNLP's name; how it starts is not left to PaddleNLP."""
         rule = self.rule
         own: dict[str, Any] = {"r": rule.rank_of(name), "lora_alpha": rule.alpha_of(name), "pissa": False}
+        if self.kind != LORA:  # PaddleNLP's matrices do not stay
+            own["r"] = 1
         return replace(self, **own)
 
 

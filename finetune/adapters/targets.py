@@ -18,8 +18,9 @@ from typing import Any
 from finetune.adapters.pattern_matching import match_names
 from finetune.errors import UserError
 from finetune.families.family import Family, families
+from finetune.families.record_parts import OUTPUT_LAYER
 from finetune.families.tiny_recipe import TinyShape
-from finetune.models.hf_names import JOINED_ELSEWHERE, JOINED_LAYERS, OUTPUT_LAYER, to_hugging_face
+from finetune.models.hf_names import JOINED_ELSEWHERE, JOINED_LAYERS, to_hugging_face
 from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config
 
 ALL_LINEAR = ("all", "all-linear", "all_linear")

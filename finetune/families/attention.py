@@ -212,7 +212,14 @@ def fused_attention(query: Any, key: Any, value: Any, visible: Any = None, *, dr
 
 
 def plain_attention(
-    query: Any, key: Any, value: Any, visible: Any = None, *, drop: Callable[[Any], Any] | None = None
+    query: Any,
+    key: Any,
+    value: Any,
+    visible: Any = None,
+    *,
+    drop: Callable[[Any], Any] | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Any:
     """Attention by products and a softmax; shapes as in `fused_attention`.
 
@@ -222,24 +229,30 @@ def plain_attention(
         value: The values.
         visible: See the module's text.
         drop: Applied to the probabilities [batch, heads, queries, keys].
+        scale: Factor on the scores; None: 1 / sqrt(head dim).
+        cap: Scores s become cap * tanh(s / cap) before the mask; None: they stay.
     """
     num_groups = query.shape[2] // key.shape[2]
     query, key, value = (part.transpose([0, 2, 1, 3]) for part in (query, key, value))
     if num_groups > 1:
         key, value = (_repeat_heads(part, num_groups) for part in (key, value))
     # Before the product, which could exceed what float16 holds.
-    scores = paddle.matmul(
-        query * (query.shape[-1] ** -0.5), key, transpose_y=True
-    )  # [batch, heads, queries, keys]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = paddle.matmul(query * scale, key, transpose_y=True)  # [batch, heads, queries, keys]
     if visible is None or visible.dtype == paddle.int32:
         shape, past_length = (scores.shape[0], scores.shape[2]), scores.shape[3] - scores.shape[2]
         visible = dense_mask(visible, shape, past_length)
     with paddle.amp.auto_cast(enable=False):
-        scores = _as_float32(scores) + additive(visible, paddle.float32)
+        scores = soft_capped(_as_float32(scores), cap) + additive(visible, paddle.float32)
         weights = F.softmax(scores, axis=-1).astype(value.dtype)
     if drop is not None:
         weights = drop(weights)
     return paddle.matmul(weights, value).transpose([0, 2, 1, 3])
+
+
+def soft_capped(values: Any, cap: float | None) -> Any:
+    """Values v as cap * tanh(v / cap), between -cap and cap; without a cap as they are."""
+    return values if cap is None else paddle.tanh(values / cap) * cap
 
 
 def _repeat_heads(part: Any, num_groups: int) -> Any:

@@ -58,6 +58,14 @@ def require_values(config: dict[str, Any], name: str, **allowed: Any) -> None:
             )
 
 
+def with_padding_field(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration for transformers that says where there is no padding token.
+
+    Classes of large models take a missing one to be a number that a smaller vocabulary does not have.
+    """
+    return {"pad_token_id": None, **config}
+
+
 def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
     """config.json of a tiny decoder, without the fields that name the model.
 
@@ -93,6 +101,7 @@ def gated_decoder_weights(
     tied: bool = False,
     head_dim: int | None = None,
     head_norms: bool = False,
+    more_norms: tuple[str, ...] = (),
 ) -> dict[str, TensorSpec]:
     """PaddleNLP's parameters of a tiny decoder, in the order in which they are drawn.
 
@@ -104,6 +113,7 @@ def gated_decoder_weights(
         tied: Whether the embedding is the output projection, too.
         head_dim: Size of a head; None: hidden size / heads.
         head_norms: Whether queries and keys are normed, head by head.
+        more_norms: Further norms of hidden states in every layer.
     """
     hidden, inner = shape.hidden_size, shape.intermediate_size
     head_dim = head_dim or hidden // shape.num_heads
@@ -125,6 +135,7 @@ def gated_decoder_weights(
             layer + "input_layernorm.weight": TensorSpec((hidden,), norm_fill),
             layer + "post_attention_layernorm.weight": TensorSpec((hidden,), norm_fill),
         }
+        weights |= {f"{layer}{name}.weight": TensorSpec((hidden,), norm_fill) for name in more_norms}
     weights[f"{prefix}.norm.weight"] = TensorSpec((hidden,), norm_fill)
     if not tied:
         weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
@@ -139,8 +150,18 @@ def joined_decoder_weights(shape: TinyShape, prefix: str) -> dict[str, TensorSpe
         if part == "q_proj":
             sizes = [weights[f"{layer}.{each}_proj.weight"].shape[1] for each in "qkv"]
             joined[f"{layer}.query_key_value_proj.weight"] = TensorSpec((spec.shape[0], sum(sizes)))
-        elif part == "gate_proj":
+        elif part not in ("k_proj", "v_proj"):
+            joined[name] = spec
+    return join_inner_layers(joined)
+
+
+def join_inner_layers(weights: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """The same weights where one layer gives both halves of the feed-forward layer."""
+    joined = {}
+    for name, spec in weights.items():
+        layer, _, part = name.rpartition(".")[0].rpartition(".")
+        if part == "gate_proj":
             joined[f"{layer}.gate_up_proj.weight"] = TensorSpec((spec.shape[0], 2 * spec.shape[1]))
-        elif part not in ("k_proj", "v_proj", "up_proj"):
+        elif part != "up_proj":
             joined[name] = spec
     return joined

@@ -110,13 +110,17 @@ class GatedDecoder:
             return hidden
         return ScatterOp.apply(hidden.flatten(0, 1))  # [batch * length / ranks, hidden]
 
+    def _seen_by(self: Any, _layer: Any, visible: Any) -> Any:
+        """A layer's part of what `_visible` gave."""
+        return visible
+
     def _run_layers(
         self: Any, hidden: Any, position_ids: Any, visible: Any, pasts: list[Any], use_cache: bool
     ) -> tuple[Any, tuple[Any, ...]]:
         cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
             past, pasts[index] = pasts[index], None  # not kept longer than needed
-            arguments = (hidden, position_ids, visible, False, past, use_cache)
+            arguments = (hidden, position_ids, self._seen_by(layer, visible), False, past, use_cache)
             recomputed = self.enable_recompute and self.recompute_granularity == "full"
             if recomputed and index not in self.no_recompute_layers and not hidden.stop_gradient:
                 outputs = self.recompute_training_full(layer, *arguments)

@@ -26,8 +26,12 @@ def split_rotary(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return adapted, scaling
 
 
-def without_scaling(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with `rope_theta` at the top, for models that PaddleNLP runs with unscaled positions only.
+def without_scaling(config: dict[str, Any], *, may_turn_parts: bool = False) -> dict[str, Any]:
+    """The config with `rope_theta` at the top, for models that are run with unscaled positions only.
+
+    Args:
+        config: As found.
+        may_turn_parts: Whether positions on a part of each head are computed.
 
     Raises:
         UserError: The config asks for a scaling, or for positions on a part of each head.
@@ -41,7 +45,7 @@ def without_scaling(config: dict[str, Any]) -> dict[str, Any]:
             "setting if all your texts are shorter than the model's original length"
         )
     share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
-    if share != 1.0:
+    if share != 1.0 and not may_turn_parts:
         raise UserError(
             f"config.json has partial_rotary_factor {share}, but this model family is run with 1.0 only: "
             "these weights cannot be used"

@@ -226,10 +226,12 @@ def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:
     adapters = []
     for folder in options.adapters:
         if (folder / LORA_CONFIG).is_file():
-            adapters.append(adapter := read_paddle_adapter(folder))
+            adapters.append(adapter := read_paddle_adapter(folder, base.num_inputs))
             check_complete(folder / LORA_CONFIG, adapter.config, linear_layers(base), adapter.updates)
         else:
-            adapters.append(read_peft_adapter(folder, base.family, tied=base.is_tied))
+            adapters.append(
+                read_peft_adapter(folder, base.family, tied=base.is_tied, num_inputs=base.num_inputs)
+            )
             for line in describe_missing(folder, base.family, base.config):
                 print(line)
     return adapters

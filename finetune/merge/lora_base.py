@@ -19,14 +19,16 @@ from finetune.models.hf_names import (
     is_output,
     is_tied,
     is_turned,
+    joined_parts,
     to_paddle,
 )
-from finetune.models.own_head import with_own_head
+from finetune.models.own_head import refuse_packed_copy, with_own_head
 from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.dtypes import array_dtype
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.scheme import QuantisationScheme
+from finetune.storage.quantisation.side_files import with_side_facts
 from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
 from finetune.storage.quantisation.stored_tensors import PackedTensor, with_packed
 
@@ -89,6 +91,12 @@ class Base:
         """The configuration as the family adapts it."""
         return self.family.adapt_config(dict(self.config))
 
+    def num_inputs(self, layer: str) -> int:
+        """Rows of the weight of a layer, or of the parts of a joined one; 0 where there is none."""
+        names = (f"{each}.weight" for each in (layer, *joined_parts(layer)))
+        shapes = (self.entries[name].shape for name in names if name in self.entries)
+        return next((shape[0] for shape in shapes), 0)
+
 
 def open_base(folder: Path) -> Base:
     """Finds a base's tensors; a copy of a tied embedding is left out.
@@ -101,7 +109,8 @@ def open_base(folder: Path) -> Base:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
-    family = find_family(config)
+    config = with_side_facts(config, folder)
+    family = find_family(config, folder)
     source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(
@@ -110,6 +119,7 @@ def open_base(folder: Path) -> Base:
     tensors, form = source.tensors(), stored_format(config, folder)
     if form:
         tensors = list(with_packed({tensor.name: tensor for tensor in tensors}, form, folder).values())
+        refuse_packed_copy(config, {each.name: each for each in tensors}, family, folder)
     return base_of(folder, config, family, tensors)
 
 

@@ -112,7 +112,7 @@ def load_model(
 
 def find_model_class(resolved: ResolvedModel) -> Any:
     """The class that its configuration asks for: the family's causal model, or the reward model on it."""
-    model_class = import_object(resolved.family.model_class)
+    model_class = import_object(resolved.family.class_path(resolved.config))
     return reward_class(model_class, resolved.family) if is_reward_config(resolved.config) else model_class
 
 
@@ -156,7 +156,7 @@ def load_weights(model: Any, folder: Path) -> None:
         UserError: Weights missing, unknown or of another shape, all in one message.
     """
     config = read_config(folder)
-    source = ResolvedModel(folder, str(folder), config, find_family(config))
+    source = ResolvedModel(folder, str(folder), config, find_family(config, folder))
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
 
 
@@ -188,7 +188,7 @@ def build_config(
     if resolved.stored_format or adapted.get("quantization_config", False) is None:
         adapted = without_format(adapted)  # the layers are ordinary ones to PaddleNLP
     if not adapted.get("architectures"):
-        adapted["architectures"] = [resolved.family.architectures[0]]
+        adapted["architectures"] = [model_class.__name__]
     config = model_class.config_class.from_dict(adapted)
     # Set afterwards: the config's constructor loses some of the fuse flags on the way.
     for name, value in {**(overrides or {}), "dtype": dtype}.items():

@@ -47,6 +47,7 @@ class ParallelModel:
         layers: Decoder layers of this rank, for sharding stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         pipeline_words: Of the setting `pipeline_parallel_config`.
+        overlaps_sums: Whether plain replicas sum gradients while backward passes compute.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ParallelModel:
         layers: Sequence[Any] = (),
         master_gradients: bool = False,
         pipeline_words: Collection[str] = (),
+        overlaps_sums: bool = True,
     ):
         self.model, self.groups = model, groups
         self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
@@ -67,7 +69,12 @@ class ParallelModel:
         self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
         self._held_twice = self._find_shared(weights)
         self.replicas = start_replicas(
-            model, groups, sharding_stage, layers=layers, master_gradients=master_gradients
+            model,
+            groups,
+            sharding_stage,
+            layers=layers,
+            master_gradients=master_gradients,
+            overlaps=overlaps_sums,
         )
         self.logits_group = _logits_group(model, groups)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
@@ -142,6 +149,7 @@ class ParallelModel:
         Returns:
             Its share of the loss, float64 [1], on the device: nothing waits for it.
         """
+        self.replicas.begin_step(num_micro_batches)
         if self.pipeline:
             return self.pipeline.train(work, num_micro_batches)
         total = LossSum()

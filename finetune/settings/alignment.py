@@ -14,6 +14,10 @@ REWARD = "reward"
 SUPERVISED_BESIDE = ("orpo", "cpo")
 """Losses that have the likelihood of the chosen answers beside them, unless sft_loss_ratio says otherwise."""
 REWARD_METRICS = ("loss", "rewards_accuracy", "rewards_margin", "rewards_chosen", "rewards_rejected")
+REFERENCE_FREE = frozenset({"orpo", "or", "simpo", "cpo", "reward"})
+"""Losses that know no reference model."""
+START, BASE = "start", "base"
+"""Words for the reference: the weights as the run finds them with its adapter, or without any."""
 METRICS = ("loss", "rewards_accuracy", "rewards_margin", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected")  # fmt: skip
 
 _KTO_ALONE = ("desirable_weight", "undesirable_weight")
@@ -59,6 +63,12 @@ class AlignmentArguments:
         "在较优回答上的监督微调损失的权重；null：orpo（提示也计入）和 cpo 为 1，其余为 0。", range=_FACTOR)
     reference_free: bool = setting(False, "Without a reference model: the policy's own log-probabilities count.",
         "不用参考模型：只用策略模型自身的对数概率。")
+    reference_model: str = setting(START,
+        "Whose log-probabilities the answers are compared with: start, the model as the run finds it, with the adapter "
+        "in lora_path or prefix_path; base, the same without an adapter; or the folder or name of another model with "
+        "the same tokenizer, which is asked once before training and released.",
+        "与之比较的参考模型：start 为训练开始时的模型（含 lora_path 或 prefix_path 的适配器）；base 为不含适配器的同一模型；"
+        "也可写另一个使用相同分词器的模型的目录或名称，训练前计算一次后即释放。", is_path=True)
     ref_model_update_steps: int = setting(-1, "Steps after which the reference follows the policy; -1: never.",
         "参考模型每隔多少步更新；-1：从不。", common=False, range=Range(-1, 10**9), working=(-1,),
         instead="the reference is the model at the start; train in rounds, each from the result of the last, for one "
@@ -66,6 +76,9 @@ class AlignmentArguments:
     center_rewards_coefficient: float | None = setting(None,
         "Weight of the squared sum of both rewards in the loss of a reward model, which keeps them around 0; null: none.",
         "奖励模型损失中两个奖励之和的平方的权重，使奖励保持在 0 附近；null：无。", range=_FACTOR)
+    disable_dropout: bool = setting(True,
+        "Preference methods train without dropout, that of the model and of LoRA, as TRL and PaddleNLP do; false: with "
+        "it.", "偏好方法训练时不用 dropout（模型的和 LoRA 的），与 TRL 和 PaddleNLP 相同；false：使用。", common=False)
     desirable_weight: float = setting(1.0, "Weight of good answers in kto.", "kto 中好回答的权重。", range=_FACTOR)
     undesirable_weight: float = setting(1.0, "Weight of bad answers in kto.", "kto 中差回答的权重。", range=_FACTOR)
 
@@ -96,10 +109,24 @@ def infer_loss_type(
     return []
 
 
-def resolve_alignment(values: MutableMapping[str, Any]) -> None:
-    """Settles the share of supervised fine-tuning."""
+def has_reference(values: Mapping[str, Any]) -> bool:
+    """Whether the loss compares with a reference model."""
+    loss_type = values["loss_type"]
+    return loss_type is not None and not values["reference_free"] and loss_type not in REFERENCE_FREE
+
+
+def resolve_alignment(values: MutableMapping[str, Any], given: frozenset[str]) -> list[str]:
+    """Settles the share of supervised fine-tuning; returns what is given and has no effect."""
     if values["sft_loss_ratio"] is None:
         values["sft_loss_ratio"] = 1.0 if values["loss_type"] in SUPERVISED_BESIDE else 0.0
+    if values["loss_type"] is None or not values["disable_dropout"]:
+        return []
+    return [
+        f"{name} {values[name]:g} has no effect with loss_type {values['loss_type']}: preference methods train without "
+        "dropout, as in TRL and PaddleNLP; disable_dropout false trains with it"
+        for name in ("lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        if name in given and values[name]
+    ]
 
 
 def check_alignment(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -113,6 +140,23 @@ def check_alignment(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
                 ("loss_type", name),
                 f"loss_type is {loss_type} and {name} is {_shown(values[name])}: {remedy}",
             )
+    if values["reference_model"] != START and not has_reference(values):
+        why = "reference_free is true" if values["reference_free"] else f"loss_type {loss_type} knows none"
+        yield (
+            ("loss_type", "reference_model", "reference_free"),
+            f"reference_model is {values['reference_model']}, but {why}: remove reference_model",
+        )
+    yield from _check_rewards(values)
+    if not (values["pref_loss_ratio"] or values["sft_loss_ratio"]):
+        yield (
+            ("pref_loss_ratio", "sft_loss_ratio"),
+            "pref_loss_ratio and sft_loss_ratio are both 0: nothing would be learned, raise one of them",
+        )
+
+
+def _check_rewards(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What only some losses have."""
+    loss_type = values["loss_type"]
     for name in _ABSENT.get(loss_type, ()):
         if values[name]:
             yield (("loss_type", name), f"loss_type is {loss_type}, which has no {name}: remove it")
@@ -127,11 +171,6 @@ def check_alignment(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...]
             ("loss_type", "center_rewards_coefficient"),
             f"center_rewards_coefficient is for reward models and loss_type is {loss_type}: remove it, or set loss_type "
             "to reward",
-        )
-    if not (values["pref_loss_ratio"] or values["sft_loss_ratio"]):
-        yield (
-            ("pref_loss_ratio", "sft_loss_ratio"),
-            "pref_loss_ratio and sft_loss_ratio are both 0: nothing would be learned, raise one of them",
         )
 
 

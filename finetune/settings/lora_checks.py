@@ -4,6 +4,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _NEEDS_LORA = ("rslora", "pissa", "use_dora", "lora_use_mixer", "rank_pattern", "alpha_pattern", "lora_dtype")
+_OFF_WITH_VERA: dict[str, Any] = {
+    "use_dora": False,
+    "lora_use_mixer": False,
+    "pissa": False,
+    "init_lora_weights": "default",
+    "rslora": False,
+    "rank_pattern": None,
+    "alpha_pattern": None,
+    "lora_plus_scale": 1.0,
+}
+"""Setting -> the value with which it asks for nothing."""
 _MAX_RANK = 65_536
 
 
@@ -35,8 +46,20 @@ def check_lora(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
             "lora_use_mixer is true, which goes with neither use_dora nor pissa or olora: choose one of them"
         )
         yield ("lora_use_mixer", "use_dora", "pissa", "init_lora_weights"), fault
+    if values["vera"]:
+        yield from _check_vera(values)
     yield from _check_patterns(values)
     yield from _check_type(values)
+
+
+def _check_vera(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, is_off in _OFF_WITH_VERA.items():
+        if (values[name] or None) != (is_off or None):
+            shown = "is given" if isinstance(values[name], dict) else f"is {str(values[name]).lower()}"
+            yield (
+                ("vera", name),
+                f"vera is true and {name} {shown}, which VeRA does not have: remove one of both",
+            )
 
 
 def _check_patterns(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -58,6 +58,18 @@ class ModelArguments:
         "除方向外，还训练更新后权重每一列的长度（DoRA）。")
     lora_use_mixer: bool = setting(False, "Train a square matrix between the two of LoRA (MosLoRA).",
         "在 LoRA 的两个矩阵之间再训练一个方阵（MosLoRA）。", common=False)
+    vera: bool = setting(False,
+        "Train two vectors of every layer beside random matrices that all layers share (VeRA); switches lora on.",
+        "各层共用随机矩阵，只训练每层的两个向量（VeRA）；同时启用 lora。")
+    vera_rank: int = setting(256, "Rank of VeRA's shared matrices, which takes far more than LoRA's.",
+        "VeRA 共用矩阵的秩，应远大于 LoRA 的秩。", range=Range(1, 65_536), common=False)
+    projection_prng_key: int = setting(0, "What VeRA's shared matrices are made from, as in peft.",
+        "生成 VeRA 共用矩阵的种子，与 peft 相同。", range=Range(0, 2**63), common=False)
+    d_initial: float = setting(0.1, "What VeRA's vectors of the rank start from.", "VeRA 中长度为秩的向量的初始值。",
+        range=Range(-1000, 1000), common=False)
+    save_projection: bool = setting(True,
+        "Write VeRA's shared matrices beside the adapter; false: they are made from projection_prng_key again.",
+        "把 VeRA 的共用矩阵存于适配器旁；false：由 projection_prng_key 重新生成。", common=False)
     rank_pattern: dict[str, Any] | None = setting(None,
         "Ranks of single layers: end of a layer's name, as a regular expression, to rank; null: lora_rank for all.",
         "个别层的秩：层名末尾（正则表达式）到秩的映射；null：全部用 lora_rank。", common=False)

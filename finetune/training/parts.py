@@ -38,6 +38,7 @@ class RunParts:
         continues_on_save_error: Whether training goes on when the disk takes no checkpoint.
         objective: The loss of preference data; None: of label tokens.
         pipeline_words: Of the setting `pipeline_parallel_config`.
+        overlaps_sums: Whether plain replicas sum gradients while backward passes compute.
     """
 
     groups: ProcessGroups = field(default_factory=ProcessGroups)
@@ -54,6 +55,7 @@ class RunParts:
     continues_on_save_error: bool = False
     objective: PreferenceObjective | RewardObjective | None = None
     pipeline_words: Sequence[str] = ()
+    overlaps_sums: bool = True
 
     def build_parallel(self, model: Any) -> ParallelModel:
         """This rank's part of a model, to be trained."""
@@ -65,4 +67,5 @@ class RunParts:
             layers=self.layers,
             master_gradients=self.master_gradients,
             pipeline_words=self.pipeline_words,
+            overlaps_sums=self.overlaps_sums,
         )

@@ -16,6 +16,9 @@ FLEET, VIRTUAL = "fleet PipelineParallel", "finetune InterleavedPipeline"
 TENSOR = "paddlenlp layers over fleet.meta_parallel"
 PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
 TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
+TP = {"tensor_parallel_degree": 2}
+ASYNC, SCATTERS = "enable_mp_async_allreduce", "enable_sp_async_reduce_scatter"
+SKIPS = "enable_mp_async_allreduce enable_mp_skip_c_identity"
 WORDS = "disable_batch_p2p_comm disable_partial_send_recv, disable_p2p_cache_shape enable_delay_scale_loss"
 CASES = [
     ("gemma", "lora", PP4, {"pipeline": FLEET}),
@@ -30,13 +33,21 @@ CASES = [
         "llama",
         "sft",
         LayoutCase(4, 1, {"pipeline_parallel_degree": 2}, 2),
-        {"pipeline": FLEET, "data": "finetune Replicas"},
+        {"pipeline": FLEET, "data": "finetune BucketedReplicas"},
     ),
     (
         "llama",
         "sft",
         LayoutCase(2, 2, {"pipeline_parallel_degree": 2, "virtual_pp_degree": 2}),
         {"pipeline": VIRTUAL},
+    ),
+    ("qwen2", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": ASYNC}), {"tensor": TENSOR}),
+    ("llama", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": SKIPS}), {"tensor": TENSOR}),
+    (
+        "llama",
+        "sft",
+        LayoutCase(2, 2, TP | {"sequence_parallel": True, "tensor_parallel_config": SCATTERS}),
+        {"tensor": TENSOR},
     ),
     (
         "llama",

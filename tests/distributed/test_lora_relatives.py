@@ -15,6 +15,7 @@ STEPS = {"max_steps": 8, "eval_steps": 4, "save_strategy": "steps", "save_steps"
 DORA = {"use_dora": True}
 PATTERNS = {"rank_pattern": {r"layers\.\d+\.self_attn\.q_proj": 2}, "alpha_pattern": {"down_proj": 3}}
 MIXED = {"lora_use_mixer": True}
+VERA = {"vera": True, "vera_rank": 16, "lora": False}
 BIAS = {"lora_bias": "all"}
 HALF = {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True}
 CASES = [
@@ -23,8 +24,17 @@ CASES = [
     ("llama", "tp2 x pp2", "padded", {"pissa": True}),
     ("chatglm2", "sharding2 stage2", "packed", DORA),
     ("llama", "tp2", "padded", MIXED),
+    ("llama", "tp2 sequence", "packed", VERA),
 ]
 SLOW_CASES = [
+    ("chatglm2", "tp2", "padded", VERA | {"save_projection": False}),
+    ("qwen", "tp2", "packed", VERA | {"weight_quantize_algo": "nf4"}),
+    ("qwen2", "pp2", "packed", VERA | {"lora_target_modules": [r".*layers\.0\..*(q|down)_proj", ".*o_proj"]}),
+    ("bloom", "dp2", "padded", VERA),
+    ("opt", "sharding2 stage1", "packed", VERA),
+    ("llama", "sharding2 stage2", "padded", VERA),
+    ("llama", "sharding2 stage3", "padded", VERA),
+    ("llama", "tp2", "padded", VERA | HALF),
     ("qwen", "tp2 sequence", "padded", MIXED),
     ("bloom", "pp2", "packed", MIXED),
     ("opt", "sharding2 stage3", "padded", MIXED),

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from finetune.models.tiny.__main__ import main
-from finetune.run.alignment import REFERENCE_FILE
+from finetune.run.reference import REFERENCE_FILE
 from finetune.serving.predict.run import parse_options, predict
 from tests.conftest import ROOT, read_log, run_entry
 from tests.end_to_end.test_family_readmes import BLOCK

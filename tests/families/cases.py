@@ -102,7 +102,30 @@ CASES = (
     ),
     FamilyCase("qwen2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase("ernie4_5", _GROUPED, num_kv_heads=2, fused_layers=True, framing=BARE),
+    FamilyCase(
+        "glm4",
+        _GROUPED,
+        num_kv_heads=2,
+        framing=replace(
+            _QWEN2,
+            frame=[(322, "[gMASK]"), (324, "<sop>")],
+            end=(320, "<|endoftext|>"),
+            pad_token_id=320,
+            chat_ends=("<|user|>", "<|observation|>"),
+        ),
+    ),
     FamilyCase("phi3", _GROUPED, num_kv_heads=2),
+    FamilyCase(
+        "xverse",
+        fused_layers=True,
+        framing=Framing(
+            frame=[],
+            source=[(68, "a"), (290, " red"), (291, " dress")],
+            target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
+            end=(3, "<|endoftext|>"),
+            pad_token_id=1,
+        ),
+    ),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase(
         "bloom",
@@ -227,6 +250,15 @@ FACTS = {
         curve_learning_rate=2e-3,
         rotary_function="finetune.families.head_attention.turn",
     ),
+    "glm4": FamilyFacts(
+        frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        curve_learning_rate=5e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
     "phi3": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "gate_up_proj", "down_proj"}),
         known_to_paddlenlp=False,
@@ -245,6 +277,12 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
+    ),
+    "xverse": FamilyFacts(
+        _GATED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
     ),
     "bloom": FamilyFacts(
         _FUSED,

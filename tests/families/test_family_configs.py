@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.family import get_family
+from finetune.families.family import find_family, get_family
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
 UNSCALED = ("qwen2", "mistral", "gemma")
@@ -75,6 +75,13 @@ ACCEPTED = [
 def test_what_is_computed_rightly_is_accepted(name, settings):
     adapted = get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
     assert settings.items() <= adapted.items()
+
+
+def test_skywork_is_a_llama():
+    published = {"model_type": "skywork", "architectures": ["SkyworkForCausalLM"], **SIZES}
+    assert find_family(published).name == "llama"
+    adapted = get_family("llama").adapt_config(published)
+    assert adapted == SIZES | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
 
 def test_a_window_that_no_layer_uses_is_accepted():

@@ -17,6 +17,7 @@ from finetune.parallel.sharding.flat_slices import (
     sum_over,
 )
 from finetune.parallel.sharding.start import start_replicas
+from finetune.processes.cpu.process_group import Finished
 from finetune.processes.groups import Group, ProcessGroups
 
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3)
@@ -28,6 +29,10 @@ class FakeGroup(Group):
     @property
     def size(self):
         return 2
+
+    def begin_all_reduce(self, tensor):
+        self.all_reduce(tensor)
+        return Finished()
 
     def all_gather(self, tensor):
         return [tensor * -3, tensor]

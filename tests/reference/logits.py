@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.reference import published_forms
+from tests.reference.published_forms import PublishedForm
+
 HERE = Path(__file__).resolve().parent
 GOLDEN_LOGITS = HERE / "golden_logits.npz"
 GOLDEN_CHECKPOINTS = HERE / "golden_logits.json"
@@ -38,6 +41,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_GLM = _ROTARY | {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5}
 _OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
 
 
@@ -50,12 +54,28 @@ class LogitCase:
         transformers_class: Prefix of transformers' class names ("Llama" in LlamaForCausalLM).
         config: Arguments of its config.
         norm_mean: Mean of the norm weights. Gemma stores them as differences from one.
+        form: How a published folder holds it, where transformers has no code of the family.
     """
 
     name: str
     transformers_class: str
     config: dict[str, Any] = field(default_factory=dict)
     norm_mean: float = 1.0
+    form: PublishedForm = field(default_factory=PublishedForm)
+
+    def write(
+        self, folder: Path, config: dict[str, Any], shapes: dict[str, list[int]], scale: float = LARGE
+    ) -> Path:
+        """A folder of the published form, its weights drawn.
+
+        Args:
+            folder: To create.
+            config: config.json of transformers' model.
+            shapes: Of its weights.
+            scale: See `draw_weights`.
+        """
+        weights = self.form.rearrange(draw_weights(self, shapes, scale), config)
+        return write_checkpoint(folder, self.form.config_of(config), weights)
 
 
 CASES = {
@@ -63,9 +83,14 @@ CASES = {
     for case in (
         LogitCase("llama", "Llama", _ROTARY),
         LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
+        LogitCase("llama_biases", "Llama", _ROTARY | {"attention_bias": True, "mlp_bias": True}),
+        LogitCase("llama_wide_heads", "Llama", _ROTARY | {"head_dim": 16}),
+        LogitCase("xverse", "Llama", _ROTARY | {"num_key_value_heads": 4}, form=published_forms.XVERSE),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
         LogitCase("ernie4_5", "Ernie4_5", _ROTARY | {"head_dim": 16}),
+        LogitCase("glm", "Glm", _GLM),
+        LogitCase("glm4", "Glm4", _GLM),
         LogitCase("phi3", "Phi3", _ROTARY | {"pad_token_id": 0, "sliding_window": 4}),
         LogitCase("qwen3", "Qwen3", _ROTARY | {"head_dim": 16}),
         LogitCase("qwen3_tied", "Qwen3", _ROTARY | {"head_dim": 16, "tie_word_embeddings": True}),

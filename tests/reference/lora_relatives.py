@@ -33,6 +33,8 @@ RELATIVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "bias_of_layers": ("qwen2", {"lora_bias": "lora_only"}, {"bias": "lora_only"}),
     "pissa": ("llama", {"pissa": True, "lora_alpha": LORA_RANK}, {"init_lora_weights": "pissa", "lora_alpha": LORA_RANK}),
     "olora": ("llama", {"init_lora_weights": "olora"}, {"init_lora_weights": "olora"}),
+    "vera": ("llama", {"vera": True, "vera_rank": 16, "projection_prng_key": 7}, {"r": 16, "projection_prng_key": 7}),
+    "bloom_vera": ("bloom", {"vera": True, "vera_rank": 24}, {"r": 24}),
 }  # fmt: skip
 """Name -> family, our settings, peft's."""
 STARTS_FROM_BASE = ("pissa", "olora")
@@ -43,6 +45,36 @@ def settings_of(name: str) -> dict[str, Any]:
     return COMMON | _RATES | RELATIVES[name][1]
 
 
+def kind_of(name: str) -> str:
+    """Which matrices a relative has."""
+    return next((kind for kind in ("vera",) if RELATIVES[name][1].get(kind)), "lora")
+
+
+def _write_other_kind(folder: Path, model: Path, name: str) -> Path:
+    """The same for a relative with other matrices than LoRA's, all of them random."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    from finetune.storage.checkpoints import Checkpoint
+
+    family, ours, _ = RELATIVES[name]
+    build_adapter(folder, model, family=family)
+    random, base, tensors = np.random.default_rng(6), Checkpoint(model), {}
+    for key in load_file(folder / "weights.safetensors"):
+        layer, _, end = key.rpartition(".")
+        if end == "lora_A":
+            _, num_out = base.names[f"{layer}.weight"]
+            tensors[f"{layer}.vera_lambda_d"] = random.normal(0, 0.3, ours["vera_rank"])
+            tensors[f"{layer}.vera_lambda_b"] = random.normal(0, 0.3, num_out)
+    config = json.loads((folder / "lora_config.json").read_text())
+    more = {"vera": True, "r": ours["vera_rank"], "projection_prng_key": ours.get("projection_prng_key", 0)}
+    (folder / "lora_config.json").write_text(json.dumps(config | more))
+    save_file({key: each.astype(np.float32) for key, each in tensors.items()}, folder / "weights.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "weights.safetensors")}
+    (folder / "peft_model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
 def write_start(folder: Path, model: Path, name: str) -> Path:
     """An adapter folder that a relative starts from: random A and B, and lengths of columns as peft begins them."""
     import numpy as np
@@ -50,6 +82,8 @@ def write_start(folder: Path, model: Path, name: str) -> Path:
 
     from finetune.storage.checkpoints import Checkpoint
 
+    if kind_of(name) != "lora":
+        return _write_other_kind(folder, model, name)
     family, ours, _ = RELATIVES[name]
     build_adapter(folder, model, family=family)
     tensors, base = load_file(folder / "weights.safetensors"), Checkpoint(model)
@@ -76,7 +110,7 @@ def write_start(folder: Path, model: Path, name: str) -> Path:
 def reference_curves() -> dict[str, list[dict[str, float]]]:
     """peft's curves of all relatives."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, VeraConfig, get_peft_model
     from safetensors.numpy import load_file
 
     from tests.reference.transformers_training import (
@@ -94,8 +128,10 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
             if not folder.exists():
                 build_model(folder, family)
             base, targets = load_reference_model(folder, family), list(REFERENCES[family].lora_layers)
-            fields = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": targets} | theirs
-            model = get_peft_model(base, LoraConfig(**fields))
+            kind = kind_of(relative)
+            common = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK} if kind == "lora" else {}
+            settings = {"lora": LoraConfig, "vera": VeraConfig}[kind]
+            model = get_peft_model(base, settings(**common | {"target_modules": targets} | theirs))
             if relative not in STARTS_FROM_BASE:
                 start = load_file(
                     write_start(Path(name) / relative, folder, relative) / "weights.safetensors"
@@ -105,6 +141,8 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
                     layer, _, part = f"base_model.model.{REFERENCES[family].rename(key)}".rpartition(".")
                     if part in ("lora_A", "lora_B"):
                         parameters[f"{layer}.{part}.default.weight"].data = torch.from_numpy(array.T.copy())
+                    elif kind != "lora":
+                        parameters[f"{layer}.{part}.default"].data = torch.from_numpy(array)
                     elif part == "lora_magnitude":
                         parameters[f"{layer}.lora_magnitude_vector.default.weight"].data = torch.from_numpy(
                             array

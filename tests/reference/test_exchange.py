@@ -27,7 +27,7 @@ from tests.reference.exchange import (
     write_their_config,
 )
 
-FAMILIES = ("llama", "qwen2", "qwen3", "ernie4_5", "phi3", "bloom", "opt", "mistral", "gemma")
+FAMILIES = ("llama", "qwen2", "qwen3", "ernie4_5", "glm4", "phi3", "bloom", "opt", "mistral", "gemma")
 NUM_TOKENS = 20
 LARGER = 20
 PROMPTS = ("今天天气很好，我们去公园。", "问题：水在什么时候结冰？ 答案：", "The answer is")

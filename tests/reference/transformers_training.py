@@ -75,7 +75,7 @@ _SIZES = _same(
 def _rotary(name: str, *extra: str) -> Reference:
     fields = (*_SIZES, *_same(*extra))
     layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return Reference(name, fields, ((rf"^{name.lower()}\.", "model."),), layers)
+    return Reference(name, fields, ((r"^\w+\.(?=(embed_tokens|layers|norm)\.)", "model."),), layers)
 
 
 REFERENCES = {
@@ -83,8 +83,15 @@ REFERENCES = {
     "qwen2": _rotary("Qwen2"),
     "qwen3": _rotary("Qwen3", "head_dim"),
     "ernie4_5": _rotary("Ernie4_5", "head_dim"),
+    "xverse": _rotary("Llama"),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
+    "glm4": Reference(
+        "Glm4",
+        (*_SIZES, *_same("head_dim", "pad_token_id", "attention_bias", "partial_rotary_factor")),
+        ((r"^glm4\.", "model."),),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
     "phi3": Reference(
         "Phi3",
         (*_SIZES, ("pad_token_id", "pad_token_id")),

@@ -93,6 +93,8 @@ def test_a_value_of_the_wrong_type_brings_no_further_fault():
         ("--lora --prefix_tuning", ["lora and prefix_tuning are both true", "--prefix_tuning false"]),
         ("--rslora", ["rslora is true, but lora is false", "--lora true"]),
         ("--pissa", ["pissa is true, but lora is false"]),
+        ("--vera --use_dora", ["vera is true and use_dora is true, which VeRA does not have"]),
+        ("--vera --lora_plus_scale 4", ["vera is true and lora_plus_scale is 4.0"]),
         ("--fp16 --bf16", ["fp16 and bf16 are both true", "--fp16 false"]),
         ("--fp16_full_eval --bf16_full_eval", ["fp16_full_eval and bf16_full_eval are both true"]),
         ("--modules_to_save lm_head", ["modules_to_save is given, but lora is false", "--lora true"]),

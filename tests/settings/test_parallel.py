@@ -114,12 +114,63 @@ def test_degrees_are_compared_with_the_number_of_processes(monkeypatch):
 def test_words_that_the_pipeline_does_not_obey_are_refused(monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     name, degree = "--pipeline_parallel_config", ["--pipeline_parallel_degree", "2"]
-    fault = only_fault_of(*degree, name, "disable_p2p_cache_shape enable_dp_comm_overlap")
-    assert 'pipeline_parallel_config holds "enable_dp_comm_overlap"' in fault
+    fault = only_fault_of(*degree, name, "disable_p2p_cache_shape enable_sharding_comm_overlap")
+    assert 'pipeline_parallel_config holds "enable_sharding_comm_overlap"' in fault
     assert "at the end of a step: remove the word" in fault
     assert "1F1B" in only_fault_of(*degree, name, "use_dualpipev,enable_delay_scale_loss")
+    batched = "disable_non_batch_p2p_comm"
+    assert "in single messages" in only_fault_of(*degree, name, batched, "--virtual_pp_degree", "2")
+    contrary = only_fault_of(*degree, name, f"{batched} disable_batch_p2p_comm")
+    assert 'its contrary "disable_batch_p2p_comm": remove one of them' in contrary
+    assert parse_arguments([*VALID, *degree, name, batched]).warnings == ()
     obeyed = "disable_partial_send_recv disable_batch_p2p_comm enable_overlap_p2p_comm enable_release_grads"
     assert parse_arguments([*VALID, *degree, name, obeyed]).warnings == ()
+
+
+def test_sums_of_replicas_beside_a_pipeline_are_obeyed_unless_something_forbids_it(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    overlap = ["--pipeline_parallel_degree", "2", "--pipeline_parallel_config", "enable_dp_comm_overlap"]
+    assert parse_arguments([*VALID, *overlap]).warnings == ()
+    waits = ["--data_parallel_config", "gradient_sync_after_accumulate"]
+    assert "data_parallel_config holds gradient_sync_after_accumulate" in only_fault_of(*overlap, *waits)
+    assert "over the sharding group" in only_fault_of(*overlap, "--sharding", "stage1")
+    assert parse_arguments([*VALID, *waits]).warnings == ()
+
+
+TENSOR = ["--tensor_parallel_degree", "2", "--tensor_parallel_config"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["enable_mp_fused_linear_param_grad_add"], "no test here can run it"),
+        (["replace_with_c_embedding"], "static graphs"),
+        (["enable_delay_scale_loss replace_with_parallel_cross_entropy"], "static graphs"),
+        (["sync_param"], "would hide the fault"),
+        (["sync_grad"], "would hide the fault"),
+        (["sync_moment"], "would hide the fault"),
+        (["enable_mp_skip_c_identity"], "together with enable_mp_async_allreduce only: add that word, or remove"),
+        (["enable_sp_async_reduce_scatter"], "sequence_parallel is false"),
+        (["enable_mp_async_allreduce", "--sequence_parallel", "true"], "enable_sp_async_reduce_scatter is the word"),
+        (["enable_mp_async_allreduce", "--lora", "true"], "this method trains none"),
+        (["enable_mp_async_allreduce", "--prefix_tuning", "true"], "this method trains none"),
+    ],
+)  # fmt: skip
+def test_words_that_no_tensor_parallel_layer_obeys_are_refused(monkeypatch, words, reason):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    fault = only_fault_of(*TENSOR, *words)
+    assert fault.startswith("tensor_parallel_config holds ") and reason in fault
+
+
+def test_words_that_tensor_parallel_layers_obey_are_taken(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    for words in (
+        ["enable_delay_scale_loss,enable_mp_async_allreduce enable_mp_skip_c_identity"],
+        ["enable_sp_async_reduce_scatter", "--sequence_parallel", "true"],
+    ):
+        assert parse_arguments([*VALID, *TENSOR, *words]).warnings == ()
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")  # words of an axis that the run does not have say nothing
+    assert parse_arguments([*VALID, TENSOR[2], "sync_param", "--lora", "true"]).warnings == ()
 
 
 def test_degrees_of_one_need_no_launcher():

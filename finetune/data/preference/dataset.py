@@ -84,8 +84,8 @@ def load_preferences(
 def _new_report(conversations: Sequence[Conversation]) -> DataReport:
     return DataReport(
         files=tuple(dict.fromkeys(str(each.file) for each in conversations)),
-        # A line gives several examples in a row: a pair its two marked answers, a ranked list its pairs.
-        num_lines=sum(1 for _ in itertools.groupby(conversations, lambda each: each.place)),
+        # A record gives several examples in a row: a pair its two marked answers, a ranked list its pairs.
+        num_lines=sum(1 for _ in itertools.groupby(conversations, lambda each: each.origin)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
@@ -28,7 +29,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _covers(config: Mapping[str, Any]) -> bool:
+def _covers(config: Mapping[str, Any], _folder: Path | None) -> bool:
     """ChatGLM-6B has the same `model_type` in Hugging Face's folders, but another architecture."""
     return "ffn_hidden_size" in config
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetune.families.head_attention import HeadFacts
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
 
@@ -17,4 +19,8 @@ class Phi3ForCausalLM(HeadForCausalLM):
 
     config_class = Phi3Config
     base_model_prefix = "phi3"
-    facts = HeadFacts(windowed=True, joined_input=True, joined_inner=True)
+
+    @classmethod
+    def facts_of(cls, config: Any) -> HeadFacts:
+        """Joined layers; a window where the configuration has one."""
+        return HeadFacts(window=config.sliding_window or None, joined_input=True, joined_inner=True)

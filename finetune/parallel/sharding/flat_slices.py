@@ -49,11 +49,13 @@ def no_grad_no_autocast() -> Iterator[None]:
         yield
 
 
-def plan_buckets(tensors: Iterable[Any], max_bytes: int = BUCKET_BYTES) -> list[list[int]]:
-    """Places of tensors that travel together: one dtype, up to `max_bytes` unless a single tensor has more.
+def plan_buckets(tensors: Iterable[Any], max_bytes: int | None = None) -> list[list[int]]:
+    """Places of tensors that travel together: one dtype, up to `max_bytes` (`BUCKET_BYTES`) unless one has more.
 
     Only dtypes and shapes are looked at.
     """
+    if max_bytes is None:
+        max_bytes = BUCKET_BYTES
     buckets: list[list[int]] = []
     is_open: dict[Any, tuple[list[int], int]] = {}
     for place, tensor in enumerate(tensors):

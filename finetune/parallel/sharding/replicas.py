@@ -4,7 +4,7 @@ Replicas hold the same weights and take different samples. Gradients are sums ov
 number of label tokens of the whole global batch beforehand), so the gradient of a step is their plain sum over all
 replicas. ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) spares memory among the s ranks of the sharding group:
 
-    stage 0   every rank holds all weights, gradients and optimizer state
+    stage 0   every rank holds all weights, gradients and optimizer state (`bucketed_replicas.py`)
     stage 1   each rank updates 1/s of every parameter: optimizer state / s
     stage 2   gradients are summed after every micro-batch, each rank keeps 1/s: gradients / s between micro-batches
     stage 3   weights too are kept as slices and gathered layer by layer (`gathered_layers.py`)
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 
 class Replicas:
-    """Stage 0, and the interface of all stages.
+    """A single replica, and the interface of all stages.
 
-    A step is: for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norm`
+    A step is: `begin_step`; for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norm`
     for clipping, `drop_absent` and `scale_gradients`, the optimizer's step, `after_update`, `clear_gradients`. All ranks must call
     `after_micro_batch` equally often (a rank without samples calls it alone); stage 3 moreover needs a forward and
     backward of some micro-batch, which may weigh nothing, before each call.
@@ -97,6 +97,9 @@ class Replicas:
 
     # ---------------------------------------------------------------- in a step
 
+    def begin_step(self, num_micro_batches: int) -> None:
+        """To be called before the first forward pass of a step, with the number of micro-batches of this rank."""
+
     def after_micro_batch(self) -> None:
         """To be called when a micro-batch's backward is done."""
 
@@ -108,11 +111,8 @@ class Replicas:
         """
         with no_grad_no_autocast():
             self._note_present()
-            is_alone = self.groups.data.size == 1
-            summed = [each for name, each in self.trained.items() if name in self._seen or not is_alone]
-            for parameter in summed:
-                self._local.hand_over(parameter)
-            sum_over([parameter.grad for parameter in summed], self.groups.data)
+            for name in self._seen:
+                self._local.hand_over(self.trained[name])
 
     def presence(self) -> Any:
         """float64 [trained] or [0]: above 0 where a replica has a gradient of the parameter; for `drop_absent`.

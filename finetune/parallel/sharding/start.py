@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune.parallel.sharding.bucketed_replicas import BucketedReplicas
 from finetune.parallel.sharding.gathered_layers import GatheredReplicas
 from finetune.parallel.sharding.replicas import Replicas, SlicedGradientReplicas, SlicedReplicas
 
@@ -19,6 +20,7 @@ def start_replicas(
     *,
     layers: Sequence[Any] = (),
     master_gradients: bool = False,
+    overlaps: bool = True,
 ) -> Replicas:
     """Prepares a model that holds its weights; must come before the optimizer is made.
 
@@ -28,11 +30,14 @@ def start_replicas(
         stage: Sharding stage, 0 to 3.
         layers: Its decoder layers, for stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        overlaps: Whether plain replicas sum gradients while backward passes compute.
     """
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"sharding stage {stage}: 0, 1, 2 and 3 exist")
     if stage == 0 or groups.sharding.size == 1:
-        return Replicas(model, groups, master_gradients=master_gradients)
+        if groups.data.size == 1:
+            return Replicas(model, groups, master_gradients=master_gradients)
+        return BucketedReplicas(model, groups, master_gradients=master_gradients, overlaps=overlaps)
     if stage == 3:
         return GatheredReplicas(model, groups, layers=layers, master_gradients=master_gradients)
     kind = SlicedReplicas if stage == 1 else SlicedGradientReplicas

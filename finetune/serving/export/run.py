@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from finetune.adapters.adapter_folder import has_reward_head
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError, find_remedy
-from finetune.models.resolve import ResolvedModel, with_weights
+from finetune.models.resolve import ResolvedModel, trained_over_another, with_weights
 from finetune.models.reward_head import is_reward_config
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, ExportedFacts
 from finetune.serving.decoding.exported_weights import check_exported_weights
@@ -160,6 +160,8 @@ def _load(
     dtype = "float32" if options.lora_path else options.dtype
     # What an adapter was trained over, as ordinary weights, so that the graph answers as the adapter does.
     scheme = read_scheme(options.lora_path) if options.lora_path else None
+    if scheme and resolved.stored_format:
+        raise trained_over_another(resolved, options.lora_path, scheme)
     overrides: dict[str, Any] = {"use_cache": True}
     if options.quantize:  # files have the parts
         overrides |= {"fuse_attention_qkv": False, "fuse_attention_ffn": False}

@@ -13,7 +13,7 @@ from finetune.errors import UserError
 from finetune.machine.device import device_kind
 from finetune.models.reward_head import is_reward_config, reward_config
 from finetune.serving.decoding.exported import read_facts
-from finetune.serving.decoding.options import DTYPES, ModelOptions
+from finetune.serving.decoding.options import BASES, DTYPES, ModelOptions
 from finetune.serving.predict.responder import Responder, stop_ids
 from finetune.tokenizers.fast_encoder import find_vocabulary
 
@@ -70,7 +70,7 @@ def plan_model(options: ModelOptions, *, takes_rewards: bool = False) -> Planned
     Raises:
         UserError: Options that contradict each other, no such model, or a faulty template.
     """
-    from finetune.models.resolve import resolve_model
+    from finetune.models.resolve import resolve_model, trained_over_another
 
     if faults := options.faults():
         raise UserError(faults)
@@ -84,6 +84,9 @@ def plan_model(options: ModelOptions, *, takes_rewards: bool = False) -> Planned
             f"{options.adapter or options.model_name_or_path} is a reward model, which gives values and no text: score the "
             "lines of a file with predict_generation.py --data_file ... --output_file ..., or give a model that writes"
         )
+    if resolved.stored_format and (scheme := options.base_quantisation):
+        remedy = f"add --base {BASES[1]}"
+        raise trained_over_another(resolved, options.lora_path, scheme, remedy=remedy)
     adapter = options.adapter
     has_own = adapter is not None and find_vocabulary(adapter, resolved.family.tokenizer) is not None
     tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
