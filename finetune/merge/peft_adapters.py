@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_config import PEFT_CONFIG, SEQUENCE_CLASSIFICATION
 from finetune.adapters.peft_folder import FIRST_PART, PeftFolder, WholeTensor, open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights
 from finetune.adapters.scaling import ScalingRule
@@ -33,6 +33,7 @@ from finetune.models.hf_names import (
     to_hugging_face,
     to_paddle,
 )
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.files import write_json
 from finetune.storage.writer import ComputedTensor, Tensor
 
@@ -194,7 +195,7 @@ def write_peft_config(
     of_layers = {f"{name}.base_layer" for name in layers}
     content: dict[str, Any] = {
         **(_lora_config(adapter, family) if rule.kind == LORA else relative_config(adapter)),
-        "task_type": "CAUSAL_LM",
+        "task_type": SEQUENCE_CLASSIFICATION if REWARD_WEIGHT in adapter.whole else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "bias": "none" if not biases else "lora_only" if biases <= of_layers else "all",
         "fan_in_fan_out": False,
