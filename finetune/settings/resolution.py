@@ -35,7 +35,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
     for name in _HUB_NAMES if values["from_aistudio"] else ():
         if values[name] and "://" not in values[name] and not looks_like_path(values[name]):
             values[name] = f"aistudio://{values[name]}"
-    if values["vera"]:
+    if values["vera"] or values["lokr"]:
         values["lora"] = True
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
