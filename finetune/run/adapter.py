@@ -10,7 +10,7 @@ from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
-from finetune.adapters.update_tensors import VERA
+from finetune.adapters.update_tensors import LOKR, VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
 from finetune.models.resolve import quantised_twice, trained_over_another
@@ -103,9 +103,12 @@ def _settings_of(folder: Path) -> dict[str, object]:
         "pissa": rule.pissa,
         "use_dora": rule.dora,
         "vera": rule.kind == VERA,
+        "lokr": rule.kind == LOKR,
     }
     if rule.kind == VERA:
         return facts | {"vera_rank": rule.rank}
+    if rule.kind == LOKR:
+        return facts | {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha}
     return facts | {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
 
 
