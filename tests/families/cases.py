@@ -325,7 +325,7 @@ FACTS = {
             splits_rows=True,
             tied_embedding="embed_tokens",
             fast_tokenizer_agrees=False,
-            curve_learning_rate=3e-3,
+            curve_learning_rate=1e-3 if name == "gemma3" else 3e-3,
             rotary_function="finetune.families.head_attention.turn",
             caps_scores=name == "gemma2",
             norm_offset=1.0,
