@@ -32,6 +32,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,
+        max_positions=config.text_positions,
         window=facts.window,
         windowed_layers=facts.windowed_layers,
         score_scale=facts.score_scale,
