@@ -32,6 +32,7 @@ class GatedVariant:
         score_scale: Factor on the scores.
         score_cap: Of the scores.
         logit_cap: Of the logits.
+        normed_head: Whether the output layer's weights of each token are divided by their length.
         head_order: Order of the places of a head.
         rotary_amplitude: See `DecoderDescription`, as the last.
         local_frequencies: Of layers with a window.
@@ -42,6 +43,7 @@ class GatedVariant:
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
+    normed_head: bool = False
     head_order: NDArray[Any] | None = None
     rotary_amplitude: float = 1.0
     local_frequencies: NDArray[Any] | None = None
@@ -108,12 +110,17 @@ def describe_gated_decoder(
         embedding=array(decoder.embed_tokens.weight),
         layer=layer,
         final_norm=norm(decoder.norm),
-        head=None if tied else array(model.lm_head.weight),
+        head=None if tied else _head(model.lm_head.weight, normed=variant.normed_head),
         rotary_frequencies=rotary_frequencies,
         rotary_amplitude=variant.rotary_amplitude,
         local_frequencies=variant.local_frequencies,
         distance_slopes=distance_slopes,
     )
+
+
+def _head(weight: Any, *, normed: bool) -> NDArray[Any]:
+    head = array(weight)  # [hidden, vocabulary]
+    return head / np.maximum(np.linalg.norm(head, axis=0), np.float32(1e-12)) if normed else head
 
 
 def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) -> LayerWeights:
@@ -142,15 +149,16 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) ->
 
 
 def _projections(attention: Any) -> tuple[Linear, Linear, Linear]:
-    """Layers to queries, keys and values; those that one layer gives stand one behind the other in it."""
+    """Layers to queries, keys and values; those that one layer gives are taken out of it."""
     if hasattr(attention, "q_proj"):
         return linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)
-    num_queries, num_keys = (
-        number * attention.head_dim for number in (attention.num_heads, attention.num_kv_heads)
-    )
-    stops = (num_queries, num_queries + num_keys, num_queries + 2 * num_keys)
-    starts = (0, *stops[:2])
-    query, key, value = (
-        linear(attention.query_key_value_proj, slice(*ends)) for ends in zip(starts, stops, strict=True)
-    )
+    columns = np.arange(attention.query_key_value_proj.weight.shape[1])
+    num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
+    if attention.facts.grouped_input:
+        groups = columns.reshape(num_kv_heads, -1, head_dim)
+        parts = [groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()]
+    else:
+        num_queries = attention.num_heads * head_dim
+        parts = np.split(columns, [num_queries, num_queries + num_kv_heads * head_dim])
+    query, key, value = (linear(attention.query_key_value_proj, part) for part in parts)
     return query, key, value

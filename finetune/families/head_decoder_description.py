@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.families.decoder_description import DecoderDescription
+from finetune.families.decoder_description import DecoderDescription, array
 from finetune.families.gated_decoder_description import GatedVariant, describe_gated_decoder
+from finetune.families.gated_layers import distance_slopes
 from finetune.families.head_facts import RotaryAngles
 
 
@@ -21,7 +22,8 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
     return describe_gated_decoder(
         model,
         model.get_decoder(),
-        rotary_frequencies=np.concatenate([angles.frequencies, still]),
+        rotary_frequencies=None if facts.distances else np.concatenate([angles.frequencies, still]),
+        distance_slopes=array(distance_slopes(config.num_attention_heads)) if facts.distances else None,
         activation=facts.activation,
         norm_offset=facts.norm_offset,
         embedding_scale=facts.embedding_scale,
@@ -34,6 +36,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
             score_scale=facts.score_scale,
             score_cap=facts.score_cap,
             logit_cap=facts.logit_cap,
+            normed_head=facts.normed_head,
             head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves),
             rotary_amplitude=angles.amplitude,
             local_frequencies=None if angles.local is None else np.concatenate([angles.local, still]),

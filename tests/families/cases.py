@@ -116,6 +116,26 @@ CASES = (
     ),
     FamilyCase("phi3", _GROUPED, num_kv_heads=2),
     FamilyCase(
+        "internlm",
+        framing=replace(
+            SENTENCEPIECE,
+            source=[(262, "a"), (276, "red"), (277, "dress")],
+            target=[(289, "f"), (263, "it"), (300, "s"), (269, "w"), (294, "ell"), (274, "上衣")],
+            chat_ends=("<eoa>",),
+        ),
+    ),
+    FamilyCase(
+        "internlm2",
+        _GROUPED,
+        num_kv_heads=2,
+        framing=replace(
+            SENTENCEPIECE,
+            source=[(301, "a"), (274, " red"), (275, " dress")],
+            target=[(326, "f"), (293, "its"), (268, " w"), (290, "ell"), (295, " "), (264, "上衣")],
+            chat_ends=("<|im_end|>",),
+        ),
+    ),
+    FamilyCase(
         "xverse",
         fused_layers=True,
         framing=Framing(
@@ -277,6 +297,22 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
+    ),
+    "internlm": FamilyFacts(
+        _GATED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "internlm2": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+        blank_in_front=False,
     ),
     "xverse": FamilyFacts(
         _GATED,

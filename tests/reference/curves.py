@@ -38,6 +38,8 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "phi3": _GROUPED,
     "ernie4_5": _GROUPED,
     "xverse": {"intermediate_size": 80},
+    "internlm": {"intermediate_size": 80},
+    "internlm2": _GROUPED,
     "bloom": {},
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,

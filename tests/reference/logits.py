@@ -86,6 +86,13 @@ CASES = {
         LogitCase("llama_biases", "Llama", _ROTARY | {"attention_bias": True, "mlp_bias": True}),
         LogitCase("llama_wide_heads", "Llama", _ROTARY | {"head_dim": 16}),
         LogitCase("xverse", "Llama", _ROTARY | {"num_key_value_heads": 4}, form=published_forms.XVERSE),
+        LogitCase(
+            "internlm",
+            "Llama",
+            _ROTARY | {"num_key_value_heads": 4, "attention_bias": True},
+            form=published_forms.INTERNLM,
+        ),
+        LogitCase("internlm2", "Llama", _ROTARY, form=published_forms.INTERNLM2),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
         LogitCase("ernie4_5", "Ernie4_5", _ROTARY | {"head_dim": 16}),

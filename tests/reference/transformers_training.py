@@ -14,8 +14,8 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tests.reference.curves import (
     build_adapter,
     build_model,
 )
+from tests.reference.llama_changes import join_inputs
 
 IGNORED = -100
 
@@ -49,12 +50,14 @@ class Reference:
         fields: Fields of the config, as (transformers' name, the tiny checkpoint's name).
         renamed: (pattern, replacement) that turn the tiny checkpoint's weight names into transformers'.
         lora_layers: Last parts of the names of the layers that LoRA adapts.
+        change: Gives the model layers that transformers' has not.
     """
 
     transformers_class: str
     fields: tuple[tuple[str, str], ...]
     renamed: tuple[tuple[str, str], ...]
     lora_layers: tuple[str, ...]
+    change: Callable[[Any], None] = lambda model: None
 
     def rename(self, name: str) -> str:
         for pattern, replacement in self.renamed:
@@ -72,10 +75,24 @@ _SIZES = _same(
 )  # fmt: skip
 
 
+_DECODER = (r"^\w+\.(?=(embed_tokens|layers|norm)\.)", "model.")
+
+
+def _joined(*, grouped: bool) -> Reference:
+    """A Llama whose queries, keys and values come from one layer."""
+    return Reference(
+        "Llama",
+        _SIZES,
+        (_DECODER, ("query_key_value_proj", "qkv")),
+        ("qkv", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        lambda model: join_inputs(model, grouped=grouped),
+    )
+
+
 def _rotary(name: str, *extra: str) -> Reference:
     fields = (*_SIZES, *_same(*extra))
     layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return Reference(name, fields, ((r"^\w+\.(?=(embed_tokens|layers|norm)\.)", "model."),), layers)
+    return Reference(name, fields, (_DECODER,), layers)
 
 
 REFERENCES = {
@@ -84,6 +101,8 @@ REFERENCES = {
     "qwen3": _rotary("Qwen3", "head_dim"),
     "ernie4_5": _rotary("Ernie4_5", "head_dim"),
     "xverse": _rotary("Llama"),
+    "internlm": replace(_rotary("Llama"), fields=(*_SIZES, ("attention_bias", "bias"))),
+    "internlm2": _joined(grouped=True),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
     "glm4": Reference(
@@ -131,6 +150,7 @@ def load_reference_model(folder: Path, family: str = "llama") -> Any:
     settings = {theirs: config[ours] for theirs, ours in reference.fields}
     config_class = getattr(transformers, f"{reference.transformers_class}Config")
     model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(config_class(**settings))
+    reference.change(model)
     state = {}
     for name, array in load_file(folder / "model.safetensors").items():
         is_linear = array.ndim == 2 and "embed" not in name
