@@ -16,7 +16,7 @@ from paddlenlp.transformers import Qwen2Config
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.qwen2 import modeling
 
-from finetune.families.attention import dense_mask, visible_in_window
+from finetune.families.attention import visible_in_window
 from finetune.families.family import get_family
 from finetune.families.gated_layers import GatedDecoder
 from finetune.families.head_attention import HeadAttention
@@ -155,7 +155,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
     ) -> dict[bool, Any]:
         """What layers without and with a window get as their mask."""
         if self.facts.distances:
-            return {False: self._distances(dense_mask(given, shape, past_length))}
+            return {False: self._distances(given, shape, past_length, position_ids)}
         # Masks of several texts in a row are met in training only, where nothing but a prefix is past.
         places = position_ids + past_length
         return {

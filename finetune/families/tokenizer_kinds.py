@@ -131,6 +131,8 @@ KINDS: dict[str, TokenizerKind] = {
         open=_open_named_pieces, roles=_LLAMA_ROLES, names=("<eoh>", "<eoa>"), first_only=True
     ),
     "InternLM2Tokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES, first_only=True),
+    # Every message of a conversation is spelled as a text of its own.
+    "BaichuanTokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES),
     "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES, marks_blanks=True),
     "ChatGLMv2Tokenizer": TokenizerKind(
         open=_open_chatglm2,

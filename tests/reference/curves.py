@@ -40,6 +40,8 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "xverse": {"intermediate_size": 80},
     "internlm": {"intermediate_size": 80},
     "internlm2": _GROUPED,
+    "baichuan": {"intermediate_size": 80},
+    "baichuan2": {"intermediate_size": 80},
     "bloom": {},
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,

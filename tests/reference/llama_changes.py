@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -50,3 +51,33 @@ class _NormedHead(nn.Linear):
 def norm_head(model: Any) -> None:
     """Lets the output layer divide the weights of each token by their length."""
     model.lm_head.__class__ = _NormedHead
+
+
+def add_distances(model: Any) -> None:
+    """Puts distances to the keys (ALiBi, Press et al. 2022) in the place of rotary positions."""
+    num_heads = model.config.num_attention_heads
+    slopes = torch.tensor(_slopes(num_heads))
+    turn = model.model.rotary_emb.forward
+    stock = model.forward
+
+    def stay(hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = turn(hidden, position_ids)
+        return torch.ones_like(cos), torch.zeros_like(sin)
+
+    def forward(input_ids: torch.Tensor, attention_mask: torch.Tensor, **more: Any) -> Any:
+        length = input_ids.shape[1]
+        keys = torch.arange(length)
+        bias = slopes[:, None, None] * (keys[None, :] - keys[:, None])  # [heads, queries, keys]
+        seen = (keys[None, :] <= keys[:, None]) & attention_mask[:, None, None, :].bool()
+        lowest = torch.finfo(torch.float32).min
+        return stock(input_ids=input_ids, attention_mask=torch.where(seen, bias[None], lowest), **more)
+
+    model.model.rotary_emb.forward = stay
+    model.forward = forward
+
+
+def _slopes(num_heads: int) -> list[float]:
+    """2^(-8i / n) for a power of two; else those of the power below, and every other one of the power above."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2 ** (-8 * place / power) for place in range(1, power + 1)]
+    return slopes + [2 ** (-4 * place / power) for place in range(1, 2 * (num_heads - power), 2)]

@@ -96,3 +96,32 @@ INTERNLM2 = PublishedForm(
     },
     _as_internlm2,
 )
+
+
+def _as_baichuan(weights: Mapping[str, np.ndarray], _config: Mapping[str, Any]) -> Weights:
+    """All queries, keys and values from one layer; the length of an output weight means nothing in Baichuan 2."""
+    found: Weights = {}
+    for name, array in weights.items():
+        if name.endswith("q_proj.weight"):
+            layer = name.removesuffix(".q_proj.weight")
+            parts = [weights[f"{layer}.{part}_proj.weight"] for part in "qkv"]
+            found[f"{layer}.W_pack.weight"] = np.concatenate(parts)
+        elif not name.endswith(("k_proj.weight", "v_proj.weight")):
+            found[name] = array
+    return found
+
+
+_BAICHUAN = {
+    "model_type": "baichuan",
+    "architectures": ["BaichuanForCausalLM"],
+    "model_max_length": 64,
+    **dict.fromkeys(("rope_theta", "attention_bias", "mlp_bias", "head_dim", "num_key_value_heads")),
+}
+_OF_13B = _BAICHUAN | {"max_position_embeddings": None}
+# The published vocabularies are larger than this one, which tells nothing.
+BAICHUAN = PublishedForm(
+    _BAICHUAN | {"architectures": ["BaiChuanForCausalLM"], "normed_head": False}, _as_baichuan
+)
+BAICHUAN_13B = PublishedForm(_OF_13B | {"normed_head": False}, _as_baichuan)
+BAICHUAN2 = PublishedForm(_BAICHUAN | {"z_loss_weight": 0}, _as_baichuan)
+BAICHUAN2_13B = PublishedForm(_OF_13B | {"z_loss_weight": 0}, _as_baichuan)

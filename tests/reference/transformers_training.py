@@ -36,7 +36,7 @@ from tests.reference.curves import (
     build_adapter,
     build_model,
 )
-from tests.reference.llama_changes import join_inputs
+from tests.reference.llama_changes import add_distances, join_inputs, norm_head
 
 IGNORED = -100
 
@@ -78,14 +78,20 @@ _SIZES = _same(
 _DECODER = (r"^\w+\.(?=(embed_tokens|layers|norm)\.)", "model.")
 
 
-def _joined(*, grouped: bool) -> Reference:
-    """A Llama whose queries, keys and values come from one layer."""
+def _joined(*changes: Callable[[Any], None], grouped: bool = False) -> Reference:
+    """A Llama whose queries, keys and values come from one layer, and with further changes."""
+
+    def change(model: Any) -> None:
+        join_inputs(model, grouped=grouped)
+        for each in changes:
+            each(model)
+
     return Reference(
         "Llama",
         _SIZES,
         (_DECODER, ("query_key_value_proj", "qkv")),
         ("qkv", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        lambda model: join_inputs(model, grouped=grouped),
+        change,
     )
 
 
@@ -103,6 +109,8 @@ REFERENCES = {
     "xverse": _rotary("Llama"),
     "internlm": replace(_rotary("Llama"), fields=(*_SIZES, ("attention_bias", "bias"))),
     "internlm2": _joined(grouped=True),
+    "baichuan": _joined(),
+    "baichuan2": _joined(norm_head, add_distances),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
     "glm4": Reference(

@@ -70,6 +70,12 @@ INTERNLM2_PIECES = {
     "user_defined_symbols": list(INTERNLM2_NAMES.values()),
     "add_dummy_prefix": False,
 }
+BAICHUAN_PIECES = {**LLAMA_CONTROL_PIECES, "user_defined_symbols": ["<reserved_102>", "<reserved_103>"]}
+BAICHUAN2_PIECES = {
+    **LLAMA_CONTROL_PIECES,
+    "user_defined_symbols": ["<reserved_106>", "<reserved_107>"],
+    "add_dummy_prefix": False,
+}
 GEMMA_CONTROL_PIECES = {
     **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
     **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
@@ -157,6 +163,7 @@ def write_sentencepiece_tokenizer(
     max_length: int,
     tokenizer_class: str = "LlamaTokenizer",
     names: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the files that PaddleNLP's and Hugging Face's LlamaTokenizer, or one of its kind, read.
 
@@ -165,6 +172,7 @@ def write_sentencepiece_tokenizer(
         model: The serialised model.
         max_length: Most tokens of a text.
         tokenizer_class: Name of the class that reads it.
+        more: Further settings of tokenizer_config.json, or other values.
         names: Names that the folder gives to pieces -> these pieces.
 
     Returns:
@@ -193,6 +201,7 @@ def write_sentencepiece_tokenizer(
         "legacy": True,
         "model_max_length": max_length,
         "tokenizer_class": tokenizer_class,
+        **(more or {}),
     }
     if names:
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
