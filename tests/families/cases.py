@@ -76,6 +76,18 @@ _GEMMA = Framing(
     end=(1, "<eos>"),
     pad_token_id=0,
 )
+_INTERNLM = replace(
+    SENTENCEPIECE,
+    source=[(262, "a"), (276, "red"), (277, "dress")],
+    target=[(289, "f"), (263, "it"), (300, "s"), (269, "w"), (294, "ell"), (274, "上衣")],
+    chat_ends=("<eoa>",),
+)
+_INTERNLM2 = replace(
+    SENTENCEPIECE,
+    source=[(301, "a"), (274, " red"), (275, " dress")],
+    target=[(326, "f"), (293, "its"), (268, " w"), (290, "ell"), (295, " "), (264, "上衣")],
+    chat_ends=("<|im_end|>",),
+)
 
 CASES = (
     FamilyCase("llama", fused_layers=True),
@@ -123,6 +135,10 @@ CASES = (
         ),
     ),
     FamilyCase("phi3", _GROUPED, num_kv_heads=2),
+    FamilyCase("internlm", framing=_INTERNLM),
+    FamilyCase("internlm2", _GROUPED, num_kv_heads=2, framing=_INTERNLM2),
+    FamilyCase("baichuan", framing=replace(_INTERNLM, frame=[], pad_token_id=0, chat_ends=())),
+    FamilyCase("baichuan2", framing=replace(_INTERNLM2, frame=[], pad_token_id=0, chat_ends=())),
     FamilyCase(
         "xverse",
         fused_layers=True,
@@ -215,6 +231,8 @@ class FamilyFacts:
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"})
 
+_JOINED_INPUT = frozenset({"query_key_value_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
     "chatglm2": FamilyFacts(
@@ -278,6 +296,38 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
+    ),
+    "internlm": FamilyFacts(
+        _GATED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "internlm2": FamilyFacts(
+        _JOINED_INPUT,
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+        blank_in_front=False,
+    ),
+    "baichuan": FamilyFacts(
+        _JOINED_INPUT,
+        known_to_paddlenlp=False,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "baichuan2": FamilyFacts(
+        _JOINED_INPUT,
+        known_to_paddlenlp=False,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_tables=0,
+        adds_distances=True,
+        blank_in_front=False,
     ),
     "xverse": FamilyFacts(
         _GATED,

@@ -34,6 +34,7 @@ _ROTARY = _SIZES | {
     "max_position_embeddings": 64,
     "rope_theta": 50000.0,
 }
+_WHOLE_HEADS = _ROTARY | {"num_key_value_heads": 4, "rope_theta": 10000.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -81,6 +82,7 @@ class LogitCase:
         config: Arguments of its config.
         norm_mean: Mean of the norm weights. Gemma stores them as differences from one.
         config_class: Of transformers, where it has another prefix.
+        changes: Functions of `llama_changes` that change transformers' model.
         form: How a published folder holds it, where transformers has no code of the family.
     """
 
@@ -90,6 +92,7 @@ class LogitCase:
     norm_mean: float = 1.0
     config_class: str = ""
     form: PublishedForm = field(default_factory=PublishedForm)
+    changes: tuple[str, ...] = ()
 
     def write(
         self, folder: Path, config: dict[str, Any], shapes: dict[str, list[int]], scale: float = LARGE
@@ -114,6 +117,31 @@ CASES = {
         LogitCase("llama_biases", "Llama", _ROTARY | {"attention_bias": True, "mlp_bias": True}),
         LogitCase("llama_wide_heads", "Llama", _ROTARY | {"head_dim": 16}),
         LogitCase("xverse", "Llama", _ROTARY | {"num_key_value_heads": 4}, form=published_forms.XVERSE),
+        LogitCase(
+            "internlm",
+            "Llama",
+            _ROTARY | {"num_key_value_heads": 4, "attention_bias": True},
+            form=published_forms.INTERNLM,
+        ),
+        LogitCase("internlm2", "Llama", _ROTARY, form=published_forms.INTERNLM2),
+        LogitCase("baichuan", "Llama", _WHOLE_HEADS, form=published_forms.BAICHUAN),
+        LogitCase(
+            "baichuan_13b",
+            "Llama",
+            _WHOLE_HEADS | {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6},
+            form=published_forms.BAICHUAN_13B,
+            changes=("add_distances",),
+        ),
+        LogitCase(
+            "baichuan2", "Llama", _WHOLE_HEADS, form=published_forms.BAICHUAN2, changes=("norm_head",)
+        ),
+        LogitCase(
+            "baichuan2_13b",
+            "Llama",
+            _WHOLE_HEADS,
+            form=published_forms.BAICHUAN2_13B,
+            changes=("norm_head", "add_distances"),
+        ),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
         LogitCase("ernie4_5", "Ernie4_5", _ROTARY | {"head_dim": 16}),

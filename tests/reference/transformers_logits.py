@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 
+from tests.reference import llama_changes
 from tests.reference.logits import (
     CASES,
     GOLDEN_CHECKPOINTS,
@@ -38,6 +39,8 @@ def build_reference(case: LogitCase, scale: float) -> torch.nn.Module:
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= set(model._tied_weights_keys or ())
     model.tie_weights()
+    for change in case.changes:
+        getattr(llama_changes, change)(model)
     return model
 
 
