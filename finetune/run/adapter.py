@@ -98,15 +98,15 @@ def _settings_of(folder: Path) -> dict[str, object]:
         rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
     else:
         rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    facts: dict[str, object] = {
+    own: dict[str, object] = {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
+    if rule.kind == VERA:
+        own = {"vera_rank": rule.rank}
+    return own | {
         "rslora": rule.rslora,
         "pissa": rule.pissa,
         "use_dora": rule.dora,
         "vera": rule.kind == VERA,
     }
-    if rule.kind == VERA:
-        return facts | {"vera_rank": rule.rank}
-    return facts | {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
 
 
 def _shown(value: object) -> str:
