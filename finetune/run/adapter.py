@@ -98,18 +98,18 @@ def _settings_of(folder: Path) -> dict[str, object]:
         rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
     else:
         rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    facts: dict[str, object] = {
+    own: dict[str, object] = {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
+    if rule.kind == VERA:
+        own = {"vera_rank": rule.rank}
+    if rule.kind == LOKR:
+        own = {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha}
+    return own | {
         "rslora": rule.rslora,
         "pissa": rule.pissa,
         "use_dora": rule.dora,
         "vera": rule.kind == VERA,
         "lokr": rule.kind == LOKR,
     }
-    if rule.kind == VERA:
-        return facts | {"vera_rank": rule.rank}
-    if rule.kind == LOKR:
-        return facts | {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha}
-    return facts | {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
 
 
 def _shown(value: object) -> str:
