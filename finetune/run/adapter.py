@@ -14,6 +14,7 @@ from finetune.adapters.update_tensors import LOKR, VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
 from finetune.models.resolve import quantised_twice, trained_over_another
+from finetune.models.shard_files import check_packed
 from finetune.run.model import parameter_dtype
 from finetune.settings.quantisation import scheme_of
 from finetune.storage.files import read_json_if_present
@@ -66,6 +67,8 @@ def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
             raise quantised_twice(resolved)
         remedy = 'set weight_quantize_algo to "off"'
         raise trained_over_another(resolved, model.lora_path, scheme, remedy=remedy)
+    if resolved.folder is not None and resolved.remote is None:
+        check_packed(resolved.folder, resolved.family, resolved.config)
     if args.training.do_train and not model.lora:
         raise UserError(
             f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"
