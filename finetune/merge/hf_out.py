@@ -28,7 +28,7 @@ _OWN_FIELDS = (
     "pipeline_parallel_degree", "recompute", "rope_scaling_factor", "rope_scaling_type", "sep_parallel_degree",
     "sequence_parallel", "tensor_parallel_", "use_flash_attention", "use_last_token_for_generation",
     "use_long_sequence_strategies", "use_recompute", "virtual_pp_degree", "context_parallel_degree",
-    "quantization_config_", "text_positions",
+    "quantization_config_",
 )  # fmt: skip
 # PaddleNLP's name of a tokenizer's class -> transformers'.
 _TOKENIZER_CLASSES = {
