@@ -74,6 +74,7 @@ class ParallelModel:
             layers=layers,
             master_gradients=master_gradients,
             overlaps=overlaps_sums,
+            shared=self._held_twice,
         )
         self.logits_group = _logits_group(model, groups)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
@@ -101,7 +102,7 @@ class ParallelModel:
             engines["pipeline"] = self.pipeline.engine
         for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
             if degree > 1:
-                engines[axis] = f"finetune {type(self.replicas).__name__}"
+                engines[axis] = self.replicas.engine(axis)
         return engines
 
     def count_parameters(self) -> tuple[int, int, list[int]]:
@@ -133,6 +134,7 @@ class ParallelModel:
         Raises:
             ReplicasDiverged: With the weights and the ranks that differ.
         """
+        self.replicas.finish_updates()
         is_sliced = self.replicas.stage == 3
         if is_sliced:
             names = self.replicas.tensor_names()

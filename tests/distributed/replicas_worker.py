@@ -7,6 +7,7 @@ on all micro-batches, computed by every rank before it starts.
 import dataclasses
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,15 @@ IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none
 CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
+    "stage 1, adapter": {"stage": 1, "adapter": True},
+    "stage 1, slices": {"stage": 1, "cuts": True},
+    "stage 1, slices, recompute, reentrant": {"stage": 1, "cuts": True, "reentrant": True},
+    "stage 1, slices, waiting": {"stage": 1, "cuts": True, "overlaps": False},
+    "stage 2, waiting": {"stage": 2, "overlaps": False},
+    "stage 2, two forwards first": {"stage": 2, "in_flight": 2},
+    "stage 2, recompute, reentrant": {"stage": 2, "reentrant": True},
+    "stage 3, waiting": {"stage": 3, "overlaps": False},
+    "stage 1, master gradients": {"stage": 1, "master": True},
     "stage 2": {"stage": 2},
     "stage 3": {"stage": 3},
     "stage 3, recompute, reentrant": {"stage": 3, "reentrant": True},
@@ -132,6 +142,7 @@ def run_micro_batches(model, replicas, groups, step, in_flight):
     share = groups.layout.data_rank(groups.rank)
     mine = [(ids, 1.0) for ids in every[share :: groups.data.size]]
     most = -(-len(every) // groups.data.size)
+    replicas.begin_step(len(mine))
     while replicas.runs_every_micro_batch and len(mine) < most:
         mine.append((every[0], 0.0))
     for begin in range(0, most, in_flight):
@@ -158,19 +169,44 @@ def watch_layers(model, seen):
         layer.up.register_forward_post_hook(note)
 
 
+def watch_arrivals(model, replicas, seen):
+    """Notes how many layers' weights are under way while each layer computes."""
+    weights = getattr(replicas, "_weights", None)
+    arrivals = weights._arrivals if weights else getattr(replicas, "_units", [])
+    for layer in model.layers:
+        layer.up.register_forward_post_hook(
+            lambda *_: seen.append(
+                sum(
+                    bool(getattr(each, "under_way", None) or getattr(each, "arriving", None))
+                    for each in arrivals
+                )
+            )
+        )
+
+
 def train(case, groups):
     model = make_model(case)
-    replicas = start_replicas(model, groups, case["stage"], layers=list(model.layers))
+    replicas = start_replicas(
+        model,
+        groups,
+        case["stage"],
+        layers=list(model.layers),
+        master_gradients=case.get("master", False),
+        overlaps=case.get("overlaps", True),
+        cuts_parameters=case.get("cuts", False),
+    )
     optimizer = paddle.optimizer.AdamW(
         0.05,
         parameters=replicas.optimizer_parameters(),
         weight_decay=0.1,
         apply_decay_param_fun=replicas.is_decayed,
     )
-    norms, seen, gathers = [], [], []
+    optimizer = replicas.distribute(optimizer)
+    norms, seen, gathers, arriving = [], [], [], []
     watch_layers(model, seen)
-    gather = gathered_layers.gather
-    gathered_layers.gather = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
+    watch_arrivals(model, replicas, arriving)
+    gather = gathered_layers.GatheredTensors
+    gathered_layers.GatheredTensors = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
     for step in range(NUM_STEPS):
         run_micro_batches(model, replicas, groups, step, case.get("in_flight", 1))
         replicas.sum_gradients()
@@ -184,7 +220,8 @@ def train(case, groups):
         replicas.after_update()
         replicas.clear_gradients()
     facts = {"norms": norms, "left": [n for n, p in model.named_parameters() if p.grad is not None]}
-    gathered_layers.gather = gather
+    gathered_layers.GatheredTensors = gather
+    facts["most_arriving"] = max(arriving)
     facts["most_layers_whole"], facts["num_gathers"] = max(seen), len(gathers)
     facts["num_parameters"] = sum(p.size for p in model.parameters())
     facts["num_held"] = held([model])
@@ -196,13 +233,16 @@ def train(case, groups):
     facts["num_held_after_evaluation"] = held([model])
     with replicas.whole_parameters():
         weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+        facts["digest"] = sha256(b"".join(each.tobytes() for each in weights.values())).hexdigest()
         facts["evaluated_whole"] = float(loss_of(model, batches(0)[0]))
         name = next(iter(replicas.trained))
         replicas.trained[name].set_value(replicas.trained[name] + 1)
     with replicas.whole_parameters():
         facts["change_kept"] = float(np.abs(replicas.trained[name].numpy() - weights[name] - 1).max())
-    (updated,) = (p for p in replicas.optimizer_parameters() if replicas.tensor_names()[p.name] == name)
-    facts["slice_changed"] = float(np.abs(replicas.whole_of(name, updated).numpy() - weights[name] - 1).max())
+    for updated in replicas.optimizer_parameters():
+        if replicas.tensor_names().get(updated.name) == name:
+            part = replicas.whole_of(name, updated)
+            facts["slice_changed"] = float(np.abs(part.numpy() - weights[name] - 1).max())
     return weights, facts
 
 

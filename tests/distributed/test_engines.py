@@ -13,6 +13,7 @@ from tests.distributed.layouts import TOLERANCE, LayoutCase, largest_difference
 pytestmark = pytest.mark.distributed
 
 FLEET, VIRTUAL = "fleet PipelineParallel", "finetune InterleavedPipeline"
+SHARDING = "fleet DygraphShardingOptimizer"
 TENSOR = "paddlenlp layers over fleet.meta_parallel"
 PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
 TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
@@ -53,7 +54,7 @@ CASES = [
         "llama",
         "sft",
         LayoutCase(2, 2, {"sharding": "stage1", "sharding_parallel_degree": 2}, 2),
-        {"sharding": "finetune SlicedReplicas"},
+        {"sharding": SHARDING},
     ),
 ]  # fmt: skip
 
