@@ -48,6 +48,15 @@ MATRICES = (1, 1, 1, 1, 2.6875, 2.6875, 2.6875)
 """Sizes of a layer's matrices, in attention matrices: a Llama 7B's."""
 EMBEDDING = 7.8125
 NUM_WARM_UP_STEPS = 3
+CASES = (
+    ("data, waiting", 0, False, ()),
+    ("data", 0, True, ()),
+    ("stage 1", 1, True, ()),
+    ("stage 1, split_param", 1, True, ("split_param",)),
+    ("stage 2", 2, True, ()),
+    ("stage 3", 3, True, ()),
+)
+"""What is timed: name, sharding stage, whether replicas exchange while they compute, words of the sharding."""
 
 
 @dataclass(frozen=True)
@@ -259,20 +268,28 @@ class StepTime:
     exposed: float
 
 
-def time_of_step(stage: int, num_micro_batches: int, costs: Costs, *, overlaps: bool = True) -> StepTime:
+def time_of_step(
+    stage: int, num_micro_batches: int, costs: Costs, *, overlaps: bool = True, words: Sequence[str] = ()
+) -> StepTime:
     """A step of a run that has made some.
 
     Args:
         stage: Sharding stage; 0: plain replicas.
         num_micro_batches: Of the step.
         costs: Of passes and calls.
-        overlaps: Whether plain replicas sum gradients while backward passes compute.
+        overlaps: Whether replicas exchange while they compute, where the engine can.
+        words: Of the setting `sharding_parallel_config`.
     """
     clock = Clock()
     model = TimedModel(clock, costs.forward)
     groups = _recorded_groups(stage, costs, clock)
     parallel = ParallelModel(
-        model, groups, sharding_stage=stage, layers=list(model.layers), overlaps_sums=overlaps
+        model,
+        groups,
+        sharding_stage=stage,
+        layers=list(model.layers),
+        overlaps_sums=overlaps,
+        sharding_words=words,
     )
     replicas = parallel.replicas
     optimizer = replicas.distribute(paddle.optimizer.AdamW(1e-3, parameters=replicas.optimizer_parameters()))
@@ -331,18 +348,17 @@ def main() -> None:
     args = parser.parse_args()
     costs = Costs(args.forward_ms / 1e3, args.latency_us / 1e6, args.bandwidth * 1e9, args.replicas)
     scale_buckets()
-    cases = [("data, waiting", 0, False), ("data", 0, True), *((f"stage {n}", n, True) for n in (1, 2, 3))]
     times = {
-        name: time_of_step(stage, args.micro_batches, costs, overlaps=overlaps)
-        for name, stage, overlaps in cases
+        name: time_of_step(stage, args.micro_batches, costs, overlaps=overlaps, words=words)
+        for name, stage, overlaps, words in CASES
     }
     if args.json:
         print(json.dumps({name: [each.computed, each.exposed] for name, each in times.items()}))
         return
-    print("               computing  exposed  of the step")
+    print("                      computing  exposed  of the step")
     for name, each in times.items():
         share = each.exposed / (each.computed + each.exposed)
-        print(f"{name:13}  {each.computed:7.3f} s  {each.exposed:5.3f} s  {share:11.1%}")
+        print(f"{name:20}  {each.computed:7.3f} s  {each.exposed:5.3f} s  {share:11.1%}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ _NUMBER = "_0"
 class SlicedState(Protocol):
     """What is asked of `finetune.parallel.sharding.replicas.Replicas`."""
 
-    trained: Mapping[str, Any]
+    @property
+    def trained(self) -> Mapping[str, Any]:
+        """Trained parameters by structured name."""
 
     def tensor_names(self) -> dict[str, str]:
         """Generated name of each tensor that this rank's optimizer updates -> structured name of the parameter."""

@@ -46,7 +46,8 @@ class ParallelModel:
         layers: Decoder layers of this rank, for sharding stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         pipeline_words: Of the setting `pipeline_parallel_config`.
-        overlaps_sums: Whether plain replicas sum gradients while backward passes compute.
+        overlaps_sums: Whether ranks exchange gradients and weights while they compute, where the engine can.
+        sharding_words: Of the setting `sharding_parallel_config`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class ParallelModel:
         master_gradients: bool = False,
         pipeline_words: Collection[str] = (),
         overlaps_sums: bool = True,
+        sharding_words: Collection[str] = (),
     ):
         self.model, self.groups = model, groups
         self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
@@ -74,6 +76,7 @@ class ParallelModel:
             layers=layers,
             master_gradients=master_gradients,
             overlaps=overlaps_sums,
+            sharding_words=sharding_words,
             shared=self._held_twice,
         )
         self.logits_group = _logits_group(model, groups)
@@ -104,6 +107,12 @@ class ParallelModel:
             if degree > 1:
                 engines[axis] = self.replicas.engine(axis)
         return engines
+
+    def count_updated(self) -> list[int]:
+        """How many parameters each rank updates, and keeps optimizer state of."""
+        updated = set(self.replicas.tensor_names())
+        own = sum(each.size for each in self.replicas.optimizer_parameters() if each.name in updated)
+        return [int(each) for each in self.groups.world.gather_objects(int(own))]
 
     def count_parameters(self) -> tuple[int, int, list[int]]:
         """Parameters of the whole model, those of them that are trained, and how many each rank holds."""

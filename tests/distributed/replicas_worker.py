@@ -26,9 +26,9 @@ CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
     "stage 1, adapter": {"stage": 1, "adapter": True},
-    "stage 1, slices": {"stage": 1, "cuts": True},
-    "stage 1, slices, recompute, reentrant": {"stage": 1, "cuts": True, "reentrant": True},
-    "stage 1, slices, waiting": {"stage": 1, "cuts": True, "overlaps": False},
+    "stage 1, slices": {"stage": 1, "words": ("split_param",)},
+    "stage 1, slices, recompute, reentrant": {"stage": 1, "words": ("split_param",), "reentrant": True},
+    "stage 1, slices, waiting": {"stage": 1, "words": ("split_param",), "overlaps": False},
     "stage 2, waiting": {"stage": 2, "overlaps": False},
     "stage 2, two forwards first": {"stage": 2, "in_flight": 2},
     "stage 2, recompute, reentrant": {"stage": 2, "reentrant": True},
@@ -193,7 +193,7 @@ def train(case, groups):
         layers=list(model.layers),
         master_gradients=case.get("master", False),
         overlaps=case.get("overlaps", True),
-        cuts_parameters=case.get("cuts", False),
+        sharding_words=case.get("words", ()),
     )
     optimizer = paddle.optimizer.AdamW(
         0.05,

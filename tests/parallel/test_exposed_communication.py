@@ -37,9 +37,12 @@ def test_plain_replicas_sum_beside_the_last_backward_pass():
     assert left * 0.99 < time_of_step(0, NUM_MICRO_BATCHES, fast).exposed < 1.1 * left
 
 
-@pytest.mark.parametrize(("stage", "most"), [(1, 1.23), (2, 1.06), (3, 4.85)])
-def test_sharding_waits_for_no_more_than_this(stage, most):
-    step = time_of_step(stage, NUM_MICRO_BATCHES, COSTS)
+@pytest.mark.parametrize(
+    ("stage", "words", "most"),
+    [(1, (), 1.23), (1, ("split_param",), 0.39), (2, (), 1.06), (3, (), 4.85)],
+)
+def test_sharding_waits_for_no_more_than_this(stage, words, most):
+    step = time_of_step(stage, NUM_MICRO_BATCHES, COSTS, words=words)
     assert step.computed == pytest.approx(NUM_MICRO_BATCHES * 3 * COSTS.forward)
     assert 0 < step.exposed < most
 

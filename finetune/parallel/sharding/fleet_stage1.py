@@ -36,6 +36,7 @@ class OwnedReplicas(Replicas):
         groups: The process groups.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         shared: Names of trained parameters that several stages of a pipeline hold.
+        words: Of the setting `sharding_parallel_config`.
     """
 
     stage = 1
@@ -47,6 +48,7 @@ class OwnedReplicas(Replicas):
         *,
         master_gradients: bool = False,
         shared: Collection[str] = (),
+        words: Collection[str] = (),
     ):
         super().__init__(model, groups, master_gradients=master_gradients)
         self._owners = deal_out(self.trained, groups.sharding.size, shared)
@@ -55,6 +57,7 @@ class OwnedReplicas(Replicas):
             for name, parameter in self.trained.items()
             if self._owners[name] == groups.sharding.position
         }
+        self._averages = "disable_stage1_reduce_avg" not in words
         self._optimizer: Any = None
 
     def engine(self, axis: str) -> str:
@@ -67,7 +70,7 @@ class OwnedReplicas(Replicas):
 
     def distribute(self, optimizer: Any) -> Any:
         """Hands an optimizer to Fleet's."""
-        _set_strategy()
+        _set_strategy(averages=self._averages)
         ranks = {parameter.name: self._owners[name] for name, parameter in self.trained.items()}
         self._optimizer = OwnedParametersOptimizer(optimizer, fleet.get_hybrid_communicate_group(), ranks)
         return self._optimizer
@@ -175,7 +178,11 @@ def deal_out(trained: Mapping[str, Any], num_ranks: int, shared: Collection[str]
     return owners
 
 
-def _set_strategy() -> None:
-    """Tells Fleet's optimizer, which looks at the strategy of `fleet.init`, how to work."""
+def _set_strategy(*, averages: bool) -> None:
+    """Tells Fleet's optimizer, which looks at the strategy of `fleet.init`, how to work.
+
+    Args:
+        averages: Whether NCCL takes the mean, where it can; else gradients are divided before they are summed.
+    """
     configs = fleet.fleet._user_defined_strategy.hybrid_configs["sharding_configs"]
-    configs.use_reduce_avg = is_avg_reduce_op_supported()
+    configs.use_reduce_avg = averages and is_avg_reduce_op_supported()

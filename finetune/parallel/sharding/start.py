@@ -10,6 +10,7 @@ from finetune.parallel.sharding.fleet_stage1 import OwnedReplicas
 from finetune.parallel.sharding.gathered_layers import GatheredReplicas
 from finetune.parallel.sharding.replicas import Replicas
 from finetune.parallel.sharding.sliced_replicas import SlicedGradientReplicas, SlicedReplicas
+from finetune.settings.sharding_words import SLICE_WORDS
 
 if TYPE_CHECKING:
     from finetune.processes.groups import ProcessGroups
@@ -23,7 +24,7 @@ def start_replicas(
     layers: Sequence[Any] = (),
     master_gradients: bool = False,
     overlaps: bool = True,
-    cuts_parameters: bool = False,
+    sharding_words: Collection[str] = (),
     shared: Collection[str] = (),
 ) -> Replicas:
     """Prepares a model that holds its weights; must come before the optimizer is made.
@@ -35,7 +36,8 @@ def start_replicas(
         layers: Its decoder layers.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         overlaps: Whether ranks exchange gradients and weights while they compute, where the engine can.
-        cuts_parameters: Whether stage 1 gives each rank a slice of every parameter, in the place of whole ones.
+        sharding_words: Of the setting `sharding_parallel_config`; some give each rank a slice of every parameter at
+            stage 1, in the place of whole parameters.
         shared: Names of weights that several stages of a pipeline hold.
     """
     if stage not in (0, 1, 2, 3):
@@ -44,7 +46,9 @@ def start_replicas(
         if groups.data.size == 1:
             return Replicas(model, groups, master_gradients=master_gradients)
         return BucketedReplicas(model, groups, master_gradients=master_gradients, overlaps=overlaps)
-    if stage == 1 and not cuts_parameters:
-        return OwnedReplicas(model, groups, master_gradients=master_gradients, shared=shared)
+    if stage == 1 and not SLICE_WORDS & set(sharding_words):
+        return OwnedReplicas(
+            model, groups, master_gradients=master_gradients, shared=shared, words=sharding_words
+        )
     kind = {1: SlicedReplicas, 2: SlicedGradientReplicas, 3: GatheredReplicas}[stage]
     return kind(model, groups, layers=layers, master_gradients=master_gradients, overlaps=overlaps)
