@@ -45,6 +45,12 @@ CASES = [
         LayoutCase(2, 2, {"pipeline_parallel_degree": 2, "virtual_pp_degree": 2}),
         {"pipeline": VIRTUAL},
     ),
+    (
+        "llama",
+        "lora",
+        LayoutCase(2, 2, {"data_parallel_config": "gradient_sync_after_accumulate"}, 2),
+        {"data": "finetune BucketedReplicas after all passes"},
+    ),
     ("qwen2", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": ASYNC}), {"tensor": TENSOR}),
     ("llama", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": SKIPS}), {"tensor": TENSOR}),
     (
