@@ -192,7 +192,9 @@ def test_a_gradient_after_its_sum_is_never_lost_silently():
         model(paddle.to_tensor([[1, 2]]), uses_spare=True).sum().backward()
         if buckets._num_begun:
             model.spare.sum().backward()
-            with pytest.raises(RunError, match=r"spare got a gradient after .*gradient_sync_after_accumulate"):
+            with pytest.raises(
+                RunError, match=r"spare got a gradient after .*gradient_sync_after_accumulate"
+            ):
                 buckets.finish()
             return
         buckets.finish()
