@@ -242,13 +242,14 @@ def write_hugging_face(base: Path, folder: Path, dtype: str = "float32") -> Path
     return folder
 
 
-def write_quantised(base: Path, folder: Path, kind: str) -> Path:
+def write_quantised(base: Path, folder: Path, kind: str, layers: re.Pattern[str] = _LINEAR) -> Path:
     """Writes a model in Hugging Face's form quantised, and beside it, as `<folder>-values`, what that stands for.
 
     Args:
         base: With Hugging Face's names.
         folder: To make.
         kind: Of `KINDS`.
+        layers: Names of the weights that are quantised.
     """
     facts, quantise = KINDS[kind]
     values = Path(f"{folder}-values")
@@ -259,7 +260,7 @@ def write_quantised(base: Path, folder: Path, kind: str) -> Path:
     packed, plain = {}, {}
     for name, array in load_file(base / "model.safetensors").items():
         plain[name] = packed[name] = array
-        if _LINEAR.search(name):
+        if layers.search(name):
             parts, stands_for = quantise(np.ascontiguousarray(array.T, np.float32))
             del packed[name]
             packed |= {

@@ -30,7 +30,11 @@ _OWN_FIELDS = (
     "quantization_config_",
 )  # fmt: skip
 # PaddleNLP's name of a tokenizer's class -> transformers'.
-_TOKENIZER_CLASSES = {"GPTTokenizer": "GPT2Tokenizer", "BloomTokenizer": "BloomTokenizerFast"}
+_TOKENIZER_CLASSES = {
+    "GPTTokenizer": "GPT2Tokenizer",
+    "BloomTokenizer": "BloomTokenizerFast",
+    "JsonTokenizer": "PreTrainedTokenizerFast",
+}
 # PaddleNLP's notes on where a tokenizer came from; with "from_slow" transformers refuses a tokenizer.json.
 _TOKENIZER_NOTES = ("from_slow", "_from_auto", "name_or_path", "special_tokens_map_file")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -92,6 +96,8 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
     kept = {name: value for name, value in settings.items() if name not in _TOKENIZER_NOTES}
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
+        if name == "PreTrainedTokenizerFast":  # else it gives types of tokens, which few models take
+            kept.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if source := template_source(folder, family.tokenizer):
         keep_named(folder, settings)
         (folder / TEMPLATE_FILE).write_text(source, encoding="utf-8")

@@ -22,7 +22,7 @@ from finetune.models.hf_names import (
     joined_parts,
     to_paddle,
 )
-from finetune.models.own_head import with_own_head
+from finetune.models.own_head import refuse_packed_copy, with_own_head
 from finetune.storage.dtypes import array_dtype
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
@@ -118,6 +118,7 @@ def open_base(folder: Path) -> Base:
     tensors, form = source.tensors(), stored_format(config, folder)
     if form:
         tensors = list(with_packed({tensor.name: tensor for tensor in tensors}, form, folder).values())
+        refuse_packed_copy(config, {each.name: each for each in tensors}, family, folder)
     return base_of(folder, config, family, tensors)
 
 

@@ -69,7 +69,7 @@ def _check_required(values: Values) -> Faults:
     for names, remedy in remedies.items():
         if not any(values[name] for name in names):
             yield names, f"{names[0]} is missing: {remedy}"
-    if not (values["do_train"] or values["do_eval"]):
+    if not (values["do_train"] or values["do_eval"] or values["do_ptq"] or values["do_gptq"]):
         yield ("do_train", "do_eval"), "nothing to do: set do_train or do_eval to true"
 
 

@@ -15,7 +15,7 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.recompute import recompute
 
-from finetune.parallel.sharding import gathered_layers
+from finetune.parallel.sharding import gathered_layers, updated_weights
 from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import Group, start_groups
 from finetune.processes.layout import Layout
@@ -25,10 +25,12 @@ IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none
 CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
-    "stage 1, adapter": {"stage": 1, "adapter": True},
+    "stage 1, adapter": {"stage": 1, "adapter": "lora"},
+    "stage 1, one parameter": {"stage": 1, "adapter": "embedding"},
     "stage 1, slices": {"stage": 1, "words": ("split_param",)},
     "stage 1, slices, recompute, reentrant": {"stage": 1, "words": ("split_param",), "reentrant": True},
     "stage 1, slices, waiting": {"stage": 1, "words": ("split_param",), "overlaps": False},
+    "stage 1, slices, own memory": {"stage": 1, "words": ("split_param",), "own_memory": True},
     "stage 2, waiting": {"stage": 2, "overlaps": False},
     "stage 2, two forwards first": {"stage": 2, "in_flight": 2},
     "stage 2, recompute, reentrant": {"stage": 2, "reentrant": True},
@@ -39,11 +41,11 @@ CASES = {
     "stage 3, recompute, reentrant": {"stage": 3, "reentrant": True},
     "stage 3, recompute, not reentrant": {"stage": 3, "reentrant": False},
     "stage 3, two forwards first": {"stage": 3, "in_flight": 2},
-    "stage 0, adapter": {"stage": 0, "adapter": True},
-    "stage 2, adapter": {"stage": 2, "adapter": True},
-    "stage 3, adapter": {"stage": 3, "adapter": True},
-    "stage 3, adapter, recompute, reentrant": {"stage": 3, "adapter": True, "reentrant": True},
-    "stage 3, adapter, recompute, not reentrant": {"stage": 3, "adapter": True, "reentrant": False},
+    "stage 0, adapter": {"stage": 0, "adapter": "lora"},
+    "stage 2, adapter": {"stage": 2, "adapter": "lora"},
+    "stage 3, adapter": {"stage": 3, "adapter": "lora"},
+    "stage 3, adapter, recompute, reentrant": {"stage": 3, "adapter": "lora", "reentrant": True},
+    "stage 3, adapter, recompute, not reentrant": {"stage": 3, "adapter": "lora", "reentrant": False},
 }
 
 
@@ -97,9 +99,9 @@ class Toy(nn.Layer):
 def make_model(case):
     paddle.seed(3)
     model = Toy(case.get("reentrant"))
-    if case.get("adapter"):
+    if part := case.get("adapter"):
         for name, parameter in model.named_parameters():
-            parameter.stop_gradient = "lora" not in name
+            parameter.stop_gradient = part not in name
     return model
 
 
@@ -186,6 +188,7 @@ def watch_arrivals(model, replicas, seen):
 
 def train(case, groups):
     model = make_model(case)
+    updated_weights._OWN_MEMORY_BYTES = 1 if case.get("own_memory") else 1 << 20
     replicas = start_replicas(
         model,
         groups,
@@ -248,12 +251,13 @@ def train(case, groups):
 
 def main():
     data, sharding, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    expected = {flag: reference({"adapter": flag}) for flag in (False, True)}
+    parts = {case.get("adapter") for case in CASES.values()}
+    expected = {part: reference({"adapter": part}) for part in parts}
     groups = start_groups(Layout(data=data, sharding=sharding), device="cpu")
     results = {}
     for name, case in CASES.items():
         weights, facts = train(case, groups)
-        wanted, norms = expected[case.get("adapter", False)]
+        wanted, norms = expected[case.get("adapter")]
         facts["errors"] = {key: float(np.abs(weights[key] - wanted[key]).max()) for key in wanted}
         facts["norm_error"] = max(abs(a / b - 1) for a, b in zip(facts["norms"], norms, strict=True))
         facts["moved"] = float(max(np.abs(wanted[key] - start.numpy()).max() for key, start in begin(case)))
@@ -262,7 +266,7 @@ def main():
     alone = dataclasses.replace(groups, replicas=groups.data, sharding=Group((groups.rank,)))
     weights, _ = train({"stage": 3}, alone)
     results["replicas only"] = max(
-        float(np.abs(weights[key] - expected[False][0][key]).max()) for key in weights
+        float(np.abs(weights[key] - expected[None][0][key]).max()) for key in weights
     )
     (folder / f"results.{groups.rank}.json").write_text(json.dumps(results))
 

@@ -22,7 +22,6 @@ PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
 TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
 TP = {"tensor_parallel_degree": 2}
 ASYNC, SCATTERS = "enable_mp_async_allreduce", "enable_sp_async_reduce_scatter"
-SKIPS = "enable_mp_async_allreduce enable_mp_skip_c_identity"
 WORDS = "disable_batch_p2p_comm disable_partial_send_recv, disable_p2p_cache_shape enable_delay_scale_loss"
 CASES = [
     ("gemma", "lora", PP4, {"pipeline": FLEET}),
@@ -52,7 +51,6 @@ CASES = [
         {"data": "finetune BucketedReplicas after all passes"},
     ),
     ("qwen2", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": ASYNC}), {"tensor": TENSOR}),
-    ("llama", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": SKIPS}), {"tensor": TENSOR}),
     (
         "llama",
         "sft",

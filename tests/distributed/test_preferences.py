@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.layouts import COMMON, LAYOUTS, METHODS, ONE
-from tests.distributed.preference_data import build_preferences
+from tests.distributed.layouts import METHODS
+from tests.distributed.preference_runs import PRECISIONS, check
 
 pytestmark = pytest.mark.distributed
-
-TOLERANCE = {"float32": 2e-5, "bf16": 5e-2}
-NUM_STEPS = 6
-SETTINGS: dict[str, Any] = {**COMMON, "max_steps": NUM_STEPS, "eval_steps": 3, "warmup_steps": 0, "src_length": 48,
-                            "max_length": 112, "per_device_eval_batch_size": 3}  # fmt: skip
-PRECISIONS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "bf16": {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True},
-}
-PACKED = {"zero_padding": True, "recompute": True}
-FIGURES = ("loss", "grad_norm", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected",
-           "eval_loss", "eval_rewards_margin", "eval_rewards_accuracy")  # fmt: skip
 
 # Family, method, loss, layout, precision, packed.
 CASES = [
@@ -51,66 +37,6 @@ def matrix() -> list[Any]:
         precision = tuple(PRECISIONS)[place % 2]
         cases.append((family, method, loss, layout, precision, place % 3 == 0))
     return cases
-
-
-def figures_of(folder: Path) -> dict[str, dict[int, float]]:
-    """What is compared, by name and step."""
-    found: dict[str, dict[int, float]] = {}
-    for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        for name in FIGURES:
-            if name in record:
-                found.setdefault(name, {})[record["step"]] = record[name]
-    return found
-
-
-def settings_of_reference(bench: Any, family: str, reference: str) -> dict[str, Any]:
-    """A run that continues an adapter, compared with its base or with another model."""
-    adapter, other = (bench.folder / f"{family} {name}" for name in ("adapter", "reference"))
-    own = {"model_name_or_path": str(bench.model(family))}
-    data = {"dataset_name_or_path": str(build_preferences(bench.folder / "preferences")), "loss_type": "orpo"}
-    for folder, method in ((adapter, "lora"), (other, "sft")):
-        if not folder.exists():
-            short = SETTINGS | METHODS[method] | ONE.arguments() | {"max_steps": 3}
-            bench.server.run(short | own | data, 1, folder=folder).check()
-    chosen = {"base": "base", "folder": str(other), "start": "start"}[reference]
-    return {"lora_path": str(adapter), "reference_model": chosen}
-
-
-def differences(bench: Any, case: tuple[Any, ...], reference: str | None = None) -> dict[str, float]:
-    """How far each figure of a layout is from that of one process, relative to its largest value."""
-    family, method, loss, layout, precision, packed = case
-    settings = SETTINGS | METHODS[method] | PRECISIONS[precision] | (PACKED if packed else {})
-    settings |= {
-        "loss_type": loss,
-        "model_name_or_path": str(bench.model(family)),
-        "dataset_name_or_path": str(build_preferences(bench.folder / "preferences")),
-    }
-    if reference is not None:
-        settings |= settings_of_reference(bench, family, reference)
-    many = LAYOUTS[layout]
-    curves = [
-        figures_of(bench.server.run(settings | each.arguments(), each.world).check().folder)
-        for each in (many, ONE)
-    ]
-    found = {}
-    for name in FIGURES:
-        if name not in curves[1]:
-            continue
-        assert list(curves[0][name]) == list(curves[1][name])
-        scale = max(abs(value) for value in curves[1][name].values())
-        apart = [abs(curves[0][name][step] - value) for step, value in curves[1][name].items()]
-        found[name] = max(apart) / max(scale, 0.1)
-    return found
-
-
-def check(bench: Any, case: tuple[Any, ...], reference: str | None = None) -> None:
-    found = differences(bench, case, reference)
-    assert {"loss", "grad_norm", "logps_chosen", "eval_loss", "eval_rewards_accuracy"} <= found.keys()
-    tolerance = TOLERANCE[case[4]]
-    # In half precision an answer on the border of right and wrong may cross it.
-    exact = {name: value for name, value in found.items() if case[4] == "float32" or "accuracy" not in name}
-    assert max(exact.values()) <= tolerance, found
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))

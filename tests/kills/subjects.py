@@ -12,7 +12,7 @@ from typing import Any
 from finetune.checkpoints.folder import list_checkpoints, newest_valid_checkpoint, step_of
 from finetune.run.reference import REFERENCE_FILE
 from tests.distributed.layouts import LAYOUTS, METHODS, ONE, VARIATIONS, Bench, LayoutCase
-from tests.distributed.preference_data import build_preferences
+from tests.distributed.preference_runs import build_preferences
 from tests.distributed.server_runs import Kill, Run
 from tests.kills.chat_server import MOMENTS, ChatServer, find_interpreter
 from tests.kills.chat_server import NAME as CHAT_SERVER

@@ -37,14 +37,28 @@ def test_plain_replicas_sum_beside_the_last_backward_pass():
     assert left * 0.99 < time_of_step(0, NUM_MICRO_BATCHES, fast).exposed < 1.1 * left
 
 
+# Bytes of a micro-batch: all gradients go half round the ring, all weights the other half.
+HALF = SUM / 2
+
+
 @pytest.mark.parametrize(
-    ("stage", "words", "most"),
-    [(1, (), 1.23), (1, ("split_param",), 0.39), (2, (), 1.06), (3, (), 4.85)],
+    ("stage", "words", "num_halves"),
+    [(1, ("split_param",), 2), (2, (), NUM_MICRO_BATCHES + 1), (3, (), 3 * NUM_MICRO_BATCHES)],
 )
-def test_sharding_waits_for_no_more_than_this(stage, words, most):
-    step = time_of_step(stage, NUM_MICRO_BATCHES, COSTS, words=words)
-    assert step.computed == pytest.approx(NUM_MICRO_BATCHES * 3 * COSTS.forward)
-    assert 0 < step.exposed < most
+def test_sharding_exchanges_while_it_computes(stage, words, num_halves):
+    waiting = time_of_step(stage, NUM_MICRO_BATCHES, COSTS, overlaps=False, words=words)
+    beside = time_of_step(stage, NUM_MICRO_BATCHES, COSTS, words=words)
+    assert beside.computed == waiting.computed == pytest.approx(NUM_MICRO_BATCHES * 3 * COSTS.forward)
+    assert num_halves * HALF < waiting.exposed < 1.15 * num_halves * HALF
+    if stage == 3:  # the link is busy all the time: nothing is left to be hidden
+        assert beside.exposed < 1.05 * (waiting.exposed - beside.computed)
+    else:
+        assert beside.exposed < HALF
+
+
+def test_fleets_stage_1_waits_for_all_sums_and_broadcasts():
+    step = time_of_step(1, NUM_MICRO_BATCHES, COSTS)
+    assert SUM < step.exposed < 1.25 * SUM
 
 
 def test_the_clock_hides_what_nobody_waits_for():

@@ -10,6 +10,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     joined_decoder_weights,
     require_values,
+    with_padding_field,
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, without_scaling
@@ -22,11 +23,6 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     check_head_dim(config)
     require_values(config, "Phi-3", attention_bias=False, hidden_act="silu", resid_pdrop=0.0, embd_pdrop=0.0)
     return {**adapted, "sliding_window": config.get("sliding_window")}
-
-
-def _to_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
-    """Transformers takes a missing padding token to be number 32000, which a smaller vocabulary does not have."""
-    return {"pad_token_id": None, **config}
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -68,7 +64,7 @@ PHI3 = register(
         ),
         hugging_face=HuggingFaceForm(
             pairs=(("layers.{}.self_attn.qkv_proj", "layers.{}.self_attn.query_key_value_proj"),),
-            config=_to_hugging_face,
+            config=with_padding_field,
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),

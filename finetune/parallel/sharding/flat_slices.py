@@ -91,6 +91,9 @@ class ScatteredSums:
     Args:
         wholes: Of one dtype.
         group: Ranks that all have tensors of these shapes.
+
+    Attributes:
+        num_bytes: Of the copy that is summed.
     """
 
     def __init__(self, wholes: Sequence[Any], group: Group):
@@ -99,6 +102,7 @@ class ScatteredSums:
         # Always new memory: a backward pass may still use a gradient's elsewhere.
         source = pieces[0].clone() if len(pieces) == 1 else paddle.concat(pieces, axis=1)
         self._source = source.flatten()  # [size * n]
+        self.num_bytes = self._source.size * self._source.element_size()
         self._mine = paddle.empty([source.shape[1]], dtype=source.dtype)
         self._task = group.begin_reduce_scatter(self._mine, self._source)
 

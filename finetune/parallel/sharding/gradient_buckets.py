@@ -47,7 +47,9 @@ class ArrivalCounts:
         Args:
             num_micro_batches: Of the step that begins, on this rank.
         """
-        if self._num_micro_batches:
+        if self._num_micro_batches and any(
+            self._counts.values()
+        ):  # not by a rank that had nothing to compute
             for name, count in self._counts.items():
                 each, rest = divmod(count, self._num_micro_batches)
                 self._per_micro_batch[name] = 0 if rest else each

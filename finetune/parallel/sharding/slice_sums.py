@@ -1,8 +1,9 @@
 """Gradient sums of which each rank keeps its slices, on their way while backward passes go on.
 
 A reduce-scatter needs a copy of the gradients that it sums. So that these copies do not add up to the memory that
-slices spare, few are under way at a time: before a further one is let go, the earliest is waited for. They are added to
-the slices' gradients in the order in which they began, so that it changes no bit when that is.
+slices spare, 512 MB of them are under way at most, about a decoder layer of 7B parameters: beyond that the earliest is
+waited for. They are added to the slices' gradients in the order in which they began, so that it changes no bit when
+that is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune.parallel.sharding import flat_slices
 from finetune.parallel.sharding.flat_slices import ScatteredSums
 from finetune.parallel.sharding.gradient_buckets import Bucket, GradientBuckets
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from finetune.parallel.sharding.local_gradients import MasterGradients, ParameterGradients
     from finetune.processes.groups import Group
 
-_MOST_UNDER_WAY = 2
+_MOST_BUCKETS_UNDER_WAY = 16
 
 
 class SliceSums:
@@ -32,13 +34,16 @@ class SliceSums:
 
     def __init__(self, slices: Mapping[str, Any], group: Group, *, overlaps: bool = True):
         self._slices, self._group = slices, group
-        self._most = _MOST_UNDER_WAY if overlaps else 0
+        self._most_bytes = _MOST_BUCKETS_UNDER_WAY * flat_slices.BUCKET_BYTES if overlaps else 0
         self._begun: deque[tuple[Sequence[str], ScatteredSums]] = deque()
+        self._num_bytes = 0
 
     def begin(self, names: Sequence[str], gradients: Sequence[Any]) -> None:
         """Begins the sum of some parameters' gradients, which are of one dtype and may be given up."""
-        self._begun.append((names, ScatteredSums(gradients, self._group)))
-        while len(self._begun) > self._most:
+        sums = ScatteredSums(gradients, self._group)
+        self._begun.append((names, sums))
+        self._num_bytes += sums.num_bytes
+        while self._num_bytes > self._most_bytes and len(self._begun) > bool(self._most_bytes):
             self._take()
 
     def finish(self) -> None:
@@ -48,6 +53,7 @@ class SliceSums:
 
     def _take(self) -> None:
         names, sums = self._begun.popleft()
+        self._num_bytes -= sums.num_bytes
         for name, part in zip(names, sums.wait(), strict=True):
             piece = self._slices[name]
             if piece.grad is None:

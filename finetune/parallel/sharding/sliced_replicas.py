@@ -151,9 +151,20 @@ class SlicedGradientReplicas(SlicedReplicas):
 
     stage = 2
 
-    def begin_step(self, num_micro_batches: int) -> None:
-        """To be called before the first forward pass of a step."""
+    def __init__(
+        self,
+        model: Any,
+        groups: ProcessGroups,
+        *,
+        layers: Sequence[Any] = (),
+        master_gradients: bool = False,
+        overlaps: bool = True,
+    ):
+        super().__init__(model, groups, layers=layers, master_gradients=master_gradients, overlaps=overlaps)
         self.buckets.begin_step(1)
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Nothing to do: to the buckets, every micro-batch is a step."""
 
     def after_micro_batch(self) -> None:
         """Begins those sums of the micro-batch's gradients that its backward pass has not begun."""
