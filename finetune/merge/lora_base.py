@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
-from finetune.merge.row_blocks import Update
+from finetune.merge.row_blocks import AnyUpdate
 from finetune.merge.source import MODEL, open_source
 from finetune.models.hf_names import (
     embedding_name,
@@ -23,6 +23,7 @@ from finetune.models.hf_names import (
     to_paddle,
 )
 from finetune.models.own_head import refuse_packed_copy, with_own_head
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.dtypes import array_dtype
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
@@ -50,7 +51,7 @@ class Entry:
     tensor: JoinedTensor
     is_turned: bool
     dtype: np.dtype[Any]
-    updates: list[Update] = field(default_factory=list)
+    updates: list[AnyUpdate] = field(default_factory=list)
     size: int | None = None
     scheme: QuantisationScheme | None = None
 
@@ -147,7 +148,7 @@ def _result_dtype(tensor: JoinedTensor) -> np.dtype[Any]:
 def is_linear(entry: Entry, base: Base) -> bool:
     """Whether a tensor is the weight of a linear layer other than the output layer."""
     turns = is_turned(entry.name, entry.shape, base.family, tied=base.is_tied)
-    return turns and not is_output(entry.name)
+    return turns and not is_output(entry.name) and entry.name != REWARD_WEIGHT
 
 
 def linear_layers(base: Base) -> list[str]:
@@ -165,6 +166,12 @@ def vocabulary_axis(name: str, family: Family) -> int | None:
     if is_table(name, family) or name == family.hugging_face.own_head:
         return 0
     return -1 if name.endswith(f"{family.head_module}.weight") else None
+
+
+def drop_output_layer(entries: dict[str, Entry], family: Family) -> None:
+    """Takes out what a reward head stands in the place of."""
+    for name in [each for each in entries if is_output(each) or family.head_module in each.split(".")]:
+        del entries[name]
 
 
 def _drop_copies(entries: dict[str, Entry], family: Family) -> None:

@@ -24,6 +24,7 @@ from finetune.adapters.base import base_model
 from finetune.adapters.prefix import partial_gradients
 from finetune.models.layers import named_weights
 from finetune.models.quantised.layers import packed_layers
+from finetune.models.reward_head import is_reward_model
 from finetune.models.sequence_parallel import set_row_length
 from finetune.parallel.pipe.engine import Pipeline
 from finetune.parallel.pipe.loss_sum import LossSum
@@ -267,6 +268,8 @@ class ParallelModel:
 
 def _logits_group(model: Any, groups: ProcessGroups) -> Group:
     """Ranks that each have a part of the vocabulary's logits; PaddleNLP splits a vocabulary that divides evenly."""
-    config = getattr(base_model(model), "config", None)
+    base = base_model(model)
+    config = getattr(base, "config", None)
     is_split = config is not None and config.vocab_size % groups.tensor.size == 0
+    is_split = is_split and not is_reward_model(base)  # every rank has the whole value
     return groups.tensor if is_split else Group()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.preference.sample import PreferenceSample, find_partners
+from finetune.settings.alignment import REWARD
 
 if TYPE_CHECKING:
     from finetune.data.batches.preference_rows import PreferenceRows
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
     from finetune.training.preference.evaluation import PreferenceEvaluation
     from finetune.training.preference.losses import LossSettings
     from finetune.training.preference.objective import PreferenceObjective
+    from finetune.training.preference.reward_objective import RewardObjective
 
 
 def comparison_of(args: Arguments) -> str | None:
     """What the run compares: "pairs", "marked" (single answers, KTO), or None where it aligns nothing."""
     loss_type = args.alignment.loss_type
     return None if loss_type is None else ("marked" if loss_type == "kto" else "pairs")
+
+
+def gives_rewards(args: Arguments) -> bool:
+    """Whether the run trains a reward model."""
+    return args.alignment.loss_type == REWARD
 
 
 def loss_settings(args: Arguments) -> LossSettings:
@@ -42,6 +49,7 @@ def build_preference_rows(
 ) -> PreferenceRows:
     """Rows whose answers share their prompt, where the family's attention can keep answers apart."""
     from finetune.data.batches.preference_rows import PreferenceRows, group_lengths
+    from finetune.data.batches.reward_rows import RewardRows
     from finetune.data.packing.packing import pack
 
     model, training = args.model, args.training
@@ -58,9 +66,11 @@ def build_preference_rows(
     partners = find_partners(samples) if is_marked else None
     packing = None
     if args.data.zero_padding and mask is not None:
-        lengths = group_lengths(samples, partners=partners)
+        lengths = group_lengths(samples, partners=partners, reads_ends=gives_rewards(args))
         # A partner's answer is not counted in max_length.
         packing = pack(lengths, max(args.data.max_length, int(lengths.max())), seed=training.seed)
+    if gives_rewards(args):
+        return RewardRows(samples, packing=packing, mask=mask, **padding)
     return PreferenceRows(
         samples,
         packing=packing,
@@ -71,11 +81,17 @@ def build_preference_rows(
     )
 
 
-def build_objective(args: Arguments) -> PreferenceObjective | None:
+def build_objective(args: Arguments) -> PreferenceObjective | RewardObjective | None:
     """The loss of the training data; its reference comes later."""
-    from finetune.training.preference.objective import PreferenceObjective
+    return None if comparison_of(args) is None else _make_objective(args)
 
-    return None if comparison_of(args) is None else PreferenceObjective(loss_settings(args))
+
+def _make_objective(args: Arguments) -> PreferenceObjective | RewardObjective:
+    from finetune.training.preference.objective import PreferenceObjective
+    from finetune.training.preference.reward_objective import RewardObjective
+
+    settings = loss_settings(args)
+    return RewardObjective(settings) if gives_rewards(args) else PreferenceObjective(settings)
 
 
 def build_preference_evaluation(
@@ -83,9 +99,8 @@ def build_preference_evaluation(
 ) -> PreferenceEvaluation:
     """The evaluation of the dev set; its reference comes later."""
     from finetune.training.preference.evaluation import PreferenceEvaluation
-    from finetune.training.preference.objective import PreferenceObjective
     from finetune.training.preference.passes import PreferencePasses
 
     batch_size = args.training.per_device_eval_batch_size
     passes = PreferencePasses(rows, batch_size=batch_size, label_positions=label_positions, groups=groups)
-    return PreferenceEvaluation(passes, PreferenceObjective(loss_settings(args)))
+    return PreferenceEvaluation(passes, _make_objective(args))

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
     from finetune.training.preference.objective import PreferenceObjective
     from finetune.training.preference.passes import PreferencePasses
+    from finetune.training.preference.reward_objective import RewardObjective
     from finetune.training.trainer import FinetuneTrainer
 
 REFERENCE_FILE = "reference_log_probabilities.npz"
@@ -166,8 +167,8 @@ class Reference:
         if self._args.training.do_train:
             return [f"the reference log-probabilities of {split} are not in the output folder: computed anew"]
         return [
-            f"{REFERENCE_FILE} in the output folder does not know these data: the reference is the model given, so "
-            "rewards are 0 where no adapter is"
+            f"{REFERENCE_FILE} in the output folder does not know these data: the model is compared with itself, so that "
+            "rewards are 0; give the model that it was aligned from as reference_model (base: without the adapter)"
         ]
 
 
@@ -193,11 +194,11 @@ def _passes(args: Arguments, rows: PreferenceRows, trainer: FinetuneTrainer) -> 
 
 def _splits(
     args: Arguments, trainer: FinetuneTrainer
-) -> dict[str, tuple[PreferencePasses, PreferenceObjective]]:
+) -> dict[str, tuple[PreferencePasses, PreferenceObjective | RewardObjective]]:
     from finetune.data.batches.batch_source import PreferenceSource
     from finetune.training.preference.evaluation import PreferenceEvaluation
 
-    found: dict[str, tuple[PreferencePasses, PreferenceObjective]] = {}
+    found: dict[str, tuple[PreferencePasses, PreferenceObjective | RewardObjective]] = {}
     if isinstance(trainer.batches, PreferenceSource) and trainer.parts.objective:
         found["train"] = _passes(args, trainer.batches.groups, trainer), trainer.parts.objective
     if isinstance(trainer.evaluation, PreferenceEvaluation):

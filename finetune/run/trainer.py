@@ -11,6 +11,7 @@ from finetune.data.samples.sample_store import sample_lengths
 from finetune.data.samples.tokenize import Sample
 from finetune.data.templates.trained_template import drop_template, record_default
 from finetune.models.layers import find_layer
+from finetune.models.reward_head import REWARD_HEAD, is_reward_model
 from finetune.run.alignment import (
     build_objective,
     build_preference_evaluation,
@@ -60,7 +61,7 @@ def build_trainer(
     label_positions = None
     if stage is None or stage.plan.holds_last:
         label_positions = LabelPositions(
-            find_layer(base, resolved.family.head_module),
+            find_layer(base, REWARD_HEAD if is_reward_model(base) else resolved.family.head_module),
             length_first=resolved.family.hidden_length_first,
             rows_divided=bool(getattr(base.config, "sequence_parallel", False)),
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from finetune.machine.device import detect_device, device_kind
-from finetune.settings.alignment import BASE, METRICS, START, resolve_alignment
+from finetune.settings.alignment import BASE, METRICS, REWARD, REWARD_METRICS, START, resolve_alignment
 from finetune.settings.paths import looks_like_path
 from finetune.settings.quantisation import resolve_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
@@ -36,7 +36,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
         is_word = name == "reference_model" and values[name] in (START, BASE)
         if values[name] and not is_word and "://" not in values[name] and not looks_like_path(values[name]):
             values[name] = f"aistudio://{values[name]}"
-    if values["vera"]:
+    if values["vera"] or values["lokr"]:
         values["lora"] = True
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]
@@ -67,7 +67,7 @@ def canonical_metric(name: str) -> str:
 def possible_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The metrics that the evaluation of a run produces, the one that decides by default first."""
     if values["loss_type"] is not None:
-        return METRICS
+        return REWARD_METRICS if values["loss_type"] == REWARD else METRICS
     return _GENERATION_METRICS if values["eval_with_do_generation"] else _LOSS_METRICS
 
 
@@ -94,7 +94,10 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
         )
     metric, possible = values["metric_for_best_model"], possible_metrics(values)
     if metric is not None:  # one that is not possible stays as it was written, for the fault line
-        metric = canonical_metric(metric) if canonical_metric(metric) in possible else metric
+        names = [canonical_metric(metric)]
+        if values["loss_type"] == REWARD:  # TRL's reward trainer says accuracy and margin
+            names.append(f"rewards_{names[0]}")
+        metric = next((name for name in names if name in possible), metric)
     elif values["load_best_model_at_end"]:
         metric = possible[0]
     values["metric_for_best_model"] = metric

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.parallel.pipe.stage import Stage
     from finetune.training.loss import LabelPositions
     from finetune.training.preference.objective import PreferenceObjective
+    from finetune.training.preference.reward_objective import RewardObjective
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class RunParts:
     master_gradients: bool = False
     max_skipped_steps: int = 20
     continues_on_save_error: bool = False
-    objective: PreferenceObjective | None = None
+    objective: PreferenceObjective | RewardObjective | None = None
     pipeline_words: Sequence[str] = ()
     overlaps_sums: bool = True
     sharding_words: Sequence[str] = ()

@@ -38,6 +38,7 @@ class LossSettings:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     reference_free: bool = False
+    center_rewards_coefficient: float | None = None
 
     @property
     def uses_reference(self) -> bool:
