@@ -135,7 +135,9 @@ def test_generations_and_sizes_of_baichuan_are_told_apart(name, settings, has_di
 
 
 def test_a_baichuan_of_no_generation_is_refused_by_both_names():
-    with pytest.raises(UserError, match=r"families baichuan \(vocab_size 64000\), baichuan2 \(vocab_size 125696"):
+    with pytest.raises(
+        UserError, match=r"families baichuan \(vocab_size 64000\), baichuan2 \(vocab_size 125696"
+    ):
         find_family({"model_type": "baichuan", "vocab_size": 64002})
 
 
