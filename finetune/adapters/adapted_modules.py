@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.adapters.targets import layer_patterns
+from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
+from finetune.models.hf_names import is_tied
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.models.quantised.layers import is_packed
+from finetune.models.reward_head import REWARD_HEAD, is_reward_model
 
 
 def modules_of(model: Any, family: Family) -> dict[str, Any]:
@@ -30,9 +33,28 @@ def adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], li
         if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
     ]
     shapes = {name: getattr(getattr(modules[name], "weight", None), "shape", ()) for name in layers}
-    ends = (family.embedding_module, family.head_module)
+    ends = (family.embedding_module, family.head_module, REWARD_HEAD)
     linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
     return layers, linear
+
+
+def adapted_sizes(model: Any, targets: Sequence[str]) -> tuple[int, int]:
+    """The most rows and the most columns that a weight of the adapted layers has in the whole model.
+
+    Args:
+        model: PaddleNLP's, or one process's part of it.
+        targets: Patterns of the adapted layers.
+    """
+    config = model.config
+    sizes = []
+    for name, layer in modules_of(model, family_of(config)).items():
+        weight = getattr(layer, "weight", None)
+        if weight is None or not any(re.fullmatch(each, name) for each in targets):
+            continue
+        split = find_local_split(f"{name}.weight", config)
+        shape = tuple(weight.shape)
+        sizes.append(split.whole_shape(shape, config.tensor_parallel_degree) if split else shape)
+    return max(size[0] for size in sizes), max(size[1] for size in sizes)
 
 
 def whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str]:
@@ -53,6 +75,43 @@ def whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str
 def saved_pattern(name: str) -> str:
     """PaddleNLP's pattern for all parameters of the modules whose names end in `name`."""
     return rf"(.*\.)?{re.escape(name)}\.[^.]+"
+
+
+def trained_whole(model: Any, names: Collection[str]) -> list[str]:
+    """PaddleNLP's patterns for the modules that are trained whole: the named ones, and the head of a reward model."""
+    leaves = [*names, *[REWARD_HEAD] * is_reward_model(model)]
+    return [saved_pattern(leaf) for leaf in dict.fromkeys(leaves)]
+
+
+def check_embedding(layers: Collection[str], settings: Any, config: Any, family: Family) -> None:
+    """Refuses an update of the embedding where it has none.
+
+    Args:
+        layers: Names of the adapted layers.
+        settings: The model arguments.
+        config: PaddleNLP's configuration of the model.
+        family: Record of the model.
+
+    Raises:
+        UserError: The embedding is the output layer, too, or the update is none of plain LoRA's.
+    """
+    found = next((name for name in layers if name.rpartition(".")[2] == family.embedding_module), None)
+    if found is None:
+        return
+    if is_tied(config.to_dict(), family):
+        raise UserError(
+            f"lora_target_modules: {found} is the output layer of this model as well, and an update (as in peft) would "
+            "change one of its two uses: name it in modules_to_save to train it whole, or narrow the pattern"
+        )
+    kinds = ("vera", "lokr", "use_dora", "lora_use_mixer", "pissa")
+    other = next((name for name in kinds if getattr(settings, name)), None)
+    if settings.init_lora_weights in ("pissa", "olora"):
+        other = f"init_lora_weights {settings.init_lora_weights}"
+    if other:
+        raise UserError(
+            f"lora_target_modules: {found} is an embedding, and {other} is for linear layers: leave {other} out, or "
+            "narrow the pattern"
+        )
 
 
 def check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:

@@ -51,11 +51,17 @@ def _dora_class(kind: type) -> type:
         product: Any = kind.forward  # type: ignore[attr-defined]
 
         def forward(layer: Any, x: Any, *_: Any, **__: Any) -> Any:
-            if layer.disable_lora:
+            if layer.disable_lora or layer.merged:
                 return product(layer, x)
             return _forward(layer, x, product)
 
-        _classes[kind] = type(f"Dora{kind.__name__}", (kind,), {"forward": forward})
+        def merge(layer: Any) -> None:
+            if not layer.merged:
+                scale = layer.lora_magnitude.astype("float32") / _column_lengths(layer)  # [out]
+                kind.merge(layer)  # type: ignore[attr-defined]
+                layer.weight.set_value(layer.weight * scale.astype(layer.weight.dtype))
+
+        _classes[kind] = type(f"Dora{kind.__name__}", (kind,), {"forward": forward, "merge": merge})
     return _classes[kind]
 
 

@@ -7,6 +7,8 @@ multiplied with the matrix that is whole, too, so that every rank has its whole 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,24 +37,35 @@ def add_mixer(layer: Any, *, seed: int) -> None:
     layer.__class__ = _mixed_class(type(layer))
 
 
+@contextmanager
+def _mixer_in(layer: Any) -> Iterator[None]:
+    """While it lasts, one of the two matrices has the third in it."""
+    if hasattr(layer, "input_size_per_partition"):  # A is in parts
+        name, value = "lora_B", paddle.matmul(layer.lora_AB, layer.lora_B)
+    else:
+        name, value = "lora_A", paddle.matmul(layer.lora_A, layer.lora_AB)
+    kept = layer._parameters[name]
+    layer._parameters[name] = value
+    try:
+        yield
+    finally:
+        layer._parameters[name] = kept
+
+
 def _mixed_class(kind: type) -> type:
     """The class of layers like those of `kind` with a matrix between A and B."""
     if kind not in _classes:
         product: Any = kind.forward  # type: ignore[attr-defined]
 
         def forward(layer: Any, x: Any, *_: Any, **__: Any) -> Any:
-            if layer.disable_lora:
+            if layer.disable_lora or layer.merged:
                 return product(layer, x)
-            if hasattr(layer, "input_size_per_partition"):  # A is in parts
-                name, value = "lora_B", paddle.matmul(layer.lora_AB, layer.lora_B)
-            else:
-                name, value = "lora_A", paddle.matmul(layer.lora_A, layer.lora_AB)
-            kept = layer._parameters[name]
-            layer._parameters[name] = value
-            try:
+            with _mixer_in(layer):
                 return product(layer, x)
-            finally:
-                layer._parameters[name] = kept
 
-        _classes[kind] = type(f"Mixed{kind.__name__}", (kind,), {"forward": forward})
+        def merge(layer: Any) -> None:
+            with _mixer_in(layer):
+                kind.merge(layer)  # type: ignore[attr-defined]
+
+        _classes[kind] = type(f"Mixed{kind.__name__}", (kind,), {"forward": forward, "merge": merge})
     return _classes[kind]

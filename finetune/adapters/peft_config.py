@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
 
+SEQUENCE_CLASSIFICATION = "SEQ_CLS"
+"""What peft calls the task of a reward model."""
 PEFT_CONFIG = "adapter_config.json"
 
 _HOW_IT_WAS_MADE = frozenset((
@@ -24,6 +27,14 @@ _HOW_IT_WAS_MADE = frozenset((
     "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
 ))  # fmt: skip
 """Read elsewhere, told by the weights themselves, or without a part in what the trained adapter computes."""
+
+_HOW_VERA_WAS_MADE = _HOW_IT_WAS_MADE | frozenset((
+    "d_initial", "init_weights", "projection_prng_key", "save_projection", "vera_dropout",
+))  # fmt: skip
+_HOW_LOKR_WAS_MADE = _HOW_IT_WAS_MADE | frozenset((
+    "alpha", "decompose_both", "decompose_factor", "init_weights", "module_dropout", "rank_dropout", "rank_dropout_scale",
+    "use_effective_conv2d",
+))  # fmt: skip
 
 _WHAT_IT_CHANGES = {
     "alora_invocation_tokens": "it works from the invocation tokens on only (activated LoRA)",
@@ -49,28 +60,36 @@ _TYPES = {
 }
 _UNCHANGED_BASE = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_KINDS = {"LORA": LORA, "VERA": VERA, "LOKR": LOKR}
 _USE_PEFT = "Use it with peft"
 _REMEDY = "Merge it with peft's merge_and_unload, and use the merged model"
 
 
+_KNOWN_FIELDS = {LORA: _HOW_IT_WAS_MADE, VERA: _HOW_VERA_WAS_MADE, LOKR: _HOW_LOKR_WAS_MADE}
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return _KINDS[config.get("peft_type") or "LORA"]
+
+
 def check_peft_type(folder: Path, config: Mapping[str, Any]) -> None:
-    """Names an adapter that is none of LoRA for what it is.
+    """Names an adapter that is none of LoRA and its relatives for what it is.
 
     Raises:
         UserError: It is of another type.
     """
     kind = config.get("peft_type")
-    if kind in (None, "LORA"):
+    if kind in (None, *_KINDS):
         return
     what = _TYPES.get(str(kind), f"an adapter of type {kind}")
     raise UserError(
-        f"{folder / PEFT_CONFIG} has peft_type {kind!r}: it is {what}, and only LoRA is read here. Use it with peft, "
+        f"{folder / PEFT_CONFIG} has peft_type {kind!r}: it is {what}, and only LoRA, VeRA and LoKr are read here. Use it with peft, "
         "or train with --lora true or --prefix_tuning true"
     )
 
 
 def read_peft_rule(folder: Path, config: Mapping[str, Any]) -> ScalingRule:
-    """Rank and factor of the layers of a LoRA adapter.
+    """Kind of the updates of an adapter, and their ranks and factors.
 
     Args:
         folder: Of the adapter, for messages.
@@ -83,11 +102,20 @@ def read_peft_rule(folder: Path, config: Mapping[str, Any]) -> ScalingRule:
     path = folder / PEFT_CONFIG
     if faults := [*_changes(config), *_base_faults(config)]:
         raise UserError(f"{path} has {'; '.join(faults)}")
+    kind = _kind(config)
+    if kind == VERA:
+        return _vera_rule(path, config)
+    if kind == LOKR and not isinstance(factor := config.get("decompose_factor", -1), int):
+        raise UserError(
+            f"{path} has decompose_factor {factor!r}, but a whole number is needed: copy it again"
+        )
+    alpha = "alpha" if kind == LOKR else "lora_alpha"
     return ScalingRule(
         int(_positive(path, "r", config.get("r"))),
-        _number(path, "lora_alpha", config.get("lora_alpha")),
+        _number(path, alpha, config.get(alpha)),
         bool(config.get("use_rslora")),
         dora=bool(config.get("use_dora")),
+        kind=kind,
         rank_pattern={
             name: int(_positive(path, f"rank_pattern {name!r}", value))
             for name, value in _pattern(path, "rank_pattern", config).items()
@@ -99,11 +127,21 @@ def read_peft_rule(folder: Path, config: Mapping[str, Any]) -> ScalingRule:
     )
 
 
+def _vera_rule(path: Path, config: Mapping[str, Any]) -> ScalingRule:
+    rank = int(_positive(path, "r", config.get("r")))
+    key = config.get("projection_prng_key", 0)
+    if isinstance(key, bool) or not isinstance(key, int):
+        raise UserError(
+            f"{path} has projection_prng_key {key!r}, but a whole number is needed: copy it again"
+        )
+    return ScalingRule(rank, float(rank), kind=VERA)
+
+
 def _changes(config: Mapping[str, Any]) -> list[str]:
     """Fields that are on and change what is computed, or that nobody here knows."""
     faults = []
     for name, value in config.items():
-        if name in _HOW_IT_WAS_MADE or not value:
+        if name in _KNOWN_FIELDS[_kind(config)] or not value:
             continue
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         why = _WHAT_IT_CHANGES.get(name, "which this release does not know")

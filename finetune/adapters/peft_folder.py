@@ -16,19 +16,21 @@ import numpy as np
 
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
+from finetune.adapters.projections import Projections, draw_projections
 from finetune.adapters.scaling import ScalingRule, end_patterns
+from finetune.adapters.update_tensors import VERA, Matrices, check_update, name_parts
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.hf_names import is_output, is_token_table, is_turned, to_paddle
 from finetune.storage.checkpoints import TensorFiles
+from finetune.storage.dtypes import as_float32
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 
 WEIGHTS_STEM = "adapter_model"
 FIRST_PART = "base_model.model."
-_MATRIX = re.compile(
-    r"(?P<layer>.+)\.lora_(?:embedding_)?(?P<matrix>[AB]|magnitude)(?:_vector)?(?:\.default)?(?:\.weight)?"
-)
+_PROJECTION = re.compile(r"base_model\.vera_(?P<matrix>[AB])(?:\.default)?")
+_OF_UPDATES = (".lora_", ".vera_", ".lokr_", "trainable_tokens")
 _WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.default)?|original_module|base_layer|token_adapter)(?=\.)")
 
 
@@ -45,19 +47,6 @@ class WholeTensor:
     is_turned: bool = False
 
 
-@dataclass
-class Matrices:
-    """What has been found of one layer's update.
-
-    Attributes:
-        path: A file that holds some of it.
-        tensors: By the matrix: "A" and "B", and "AB" between them where it was trained so.
-    """
-
-    path: Path
-    tensors: dict[str, JoinedTensor] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class PeftFolder:
     """An adapter that peft wrote.
@@ -66,8 +55,9 @@ class PeftFolder:
         path: The file of its weights.
         config: Its configuration file as found.
         rule: Rank and factor of its layers, by peft's names.
-        matrices: peft's name of a layer -> its matrices, A and B both there and of the rule's rank.
+        matrices: peft's name of a layer -> its matrices, all there and of the rule's kind and rank.
         whole: PaddleNLP's name of a tensor -> what takes its place.
+        projections: VeRA's shared matrices "A" [r, in] and "B" [out, r], where they were saved.
     """
 
     path: Path
@@ -75,6 +65,22 @@ class PeftFolder:
     rule: ScalingRule
     matrices: Mapping[str, Matrices]
     whole: Mapping[str, WholeTensor]
+    projections: Mapping[str, JoinedTensor] = field(default_factory=dict)
+
+    def find_projections(self, *, num_in: int, num_out: int) -> Projections:
+        """VeRA's shared matrices for layers of at most these sizes: those in the file, or those of the key.
+
+        Raises:
+            UserError: Those in the file are too small, or of another rank.
+        """
+        if self.projections:
+            left, right = (as_float32(self.projections[name].load()).T for name in "AB")
+            found = Projections(np.ascontiguousarray(left), np.ascontiguousarray(right))
+        else:
+            key = int(self.config.get("projection_prng_key") or 0)
+            found = draw_projections(key, rank=self.rule.rank, num_in=num_in, num_out=num_out)
+        found.check(self.path, rank=self.rule.rank, num_in=num_in, num_out=num_out)
+        return found
 
 
 def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
@@ -92,13 +98,14 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
     rule = read_peft_rule(folder, config)
     path = _weights_path(folder)
     matrices: dict[str, Matrices] = {}
-    whole = {}
+    whole, projections = {}, {}
     for stored_name, tensor in TensorFiles([path]).tensors.items():
         name = stored_name.removeprefix(FIRST_PART)
-        if match := _MATRIX.fullmatch(name):
-            found = matrices.setdefault(match["layer"], Matrices(path))
-            found.tensors[match["matrix"]] = tensor
-        elif ".lora_" in name or "trainable_tokens" in name:
+        if parts := name_parts(name, is_peft=True):
+            matrices.setdefault(parts[0], Matrices(path)).tensors[parts[1]] = tensor
+        elif rule.kind == VERA and (match := _PROJECTION.fullmatch(name)):
+            projections[match["matrix"]] = tensor
+        elif any(word in name for word in _OF_UPDATES):
             raise UserError(
                 f"{path} holds {stored_name}: more than a low-rank update, which is not read here. Merge it with "
                 "peft's merge_and_unload, and use the merged model"
@@ -106,19 +113,16 @@ def open_peft_folder(folder: Path, family: Family, *, tied: bool) -> PeftFolder:
         else:
             ours = to_paddle(_WRAPPERS.sub("", name), family)
             whole[ours] = WholeTensor(tensor, is_turned(ours, tensor.shape, family, tied=tied))
+    if projections and len(projections) < len("AB"):
+        raise UserError(f"{path} has one of vera_A and vera_B alone: copy the adapter again")
     if not matrices and not whole:
         raise UserError(f"{path} holds no tensors, so it changes nothing: copy the adapter again")
     check_patterns(folder / PEFT_CONFIG, rule, list(matrices))
     for layer, found in matrices.items():
-        if ("magnitude" in found.tensors) != rule.dora:
-            raise UserError(
-                f"{path}: {layer} does not fit use_dora {str(rule.dora).lower()} of the configuration: weights and "
-                "configuration are of different adapters. Copy both from the same run"
-            )
-        check_matrices(layer, found, rule.rank_of(layer), turned=True)
+        check_update(layer, found, rule, turned=True)
     if tied:
         _check_tied(path, whole, [to_paddle(layer, family) for layer in matrices])
-    return PeftFolder(path, config, rule, matrices, whole)
+    return PeftFolder(path, config, rule, matrices, whole, projections)
 
 
 def check_patterns(path: Path, rule: ScalingRule, layers: list[str]) -> None:
@@ -137,37 +141,6 @@ def check_patterns(path: Path, rule: ScalingRule, layers: list[str]) -> None:
             match_names(end_patterns(patterns), layers)
         except UserError as error:
             raise UserError(f"{path} has a {name} that cannot be used: {error}") from None
-
-
-def check_matrices(layer: str, found: Matrices, rank: int, *, turned: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes of a layer's matrices as PaddleNLP has them, A [in, r] and B [r, out].
-
-    Args:
-        layer: Name for messages.
-        found: Its matrices.
-        rank: Its rank on record.
-        turned: Whether A is stored as [r, in] and B as [out, r].
-
-    Raises:
-        UserError: One of the two is missing, or their shapes are not those of the rank on record.
-    """
-    tensors = {name: tensor for name, tensor in found.tensors.items() if name != "magnitude"}
-    if missing := [name for name in ("A", "B") if name not in tensors]:
-        raise UserError(f"{found.path} lacks lora_{missing[0]} of {layer}: copy the adapter again")
-    shapes = {
-        name: tensor.shape[::-1] if turned and name != "AB" else tensor.shape
-        for name, tensor in tensors.items()
-    }
-    fits = all(len(shape) == 2 for shape in shapes.values()) and (
-        shapes["A"][1] == shapes["B"][0] == rank and shapes.get("AB", (rank, rank)) == (rank, rank)
-    )
-    if not fits:
-        listed = ", ".join(f"lora_{name} {list(tensor.shape)}" for name, tensor in sorted(tensors.items()))
-        raise UserError(
-            f"{found.path}: {layer} has {listed}, but the adapter's configuration tells of rank {rank}: weights "
-            "and configuration are of different adapters. Copy both from the same run"
-        )
-    return shapes
 
 
 def _weights_path(folder: Path) -> Path:

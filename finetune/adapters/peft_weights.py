@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.peft_folder import PeftFolder, WholeTensor, check_matrices
+from finetune.adapters.peft_folder import PeftFolder, WholeTensor
+from finetune.adapters.update_tensors import LORA, PREFIXES
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.hf_names import is_output, is_token_table, to_paddle
@@ -25,13 +26,18 @@ _MAX_LISTED = 6
 
 @dataclass(frozen=True)
 class _Factor:
-    """One matrix in PaddleNLP's form: the transpose of peft's."""
+    """One tensor of an update; the two matrices of LoRA are the transposes of PaddleNLP's."""
 
     tensor: JoinedTensor
-    shape: tuple[int, ...]
+    is_turned: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape[::-1] if self.is_turned else self.tensor.shape
 
     def read(self) -> NDArray[Any]:
-        return np.ascontiguousarray(self.tensor.load().T)
+        array = self.tensor.load()
+        return np.ascontiguousarray(array.T if self.is_turned else array)
 
 
 class PeftWeights:
@@ -62,12 +68,9 @@ class PeftWeights:
         self._factors: dict[str, _Factor] = {}
         for layer, found in source.matrices.items():
             name = to_paddle(layer, family)
-            shapes = check_matrices(layer, found, self.ranks[name], turned=True)
-            self._factors |= {
-                f"{name}.lora_{matrix}": _Factor(found.tensors[matrix], shapes[matrix]) for matrix in "AB"
-            }
-            if magnitude := found.tensors.get("magnitude"):
-                self._factors[f"{name}.lora_magnitude"] = _Factor(magnitude, magnitude.shape)
+            for end, tensor in found.tensors.items():
+                turned = rule.kind == LORA and end in ("A", "B")
+                self._factors[f"{name}.{PREFIXES[rule.kind]}{end}"] = _Factor(tensor, turned)
 
     @property
     def names(self) -> dict[str, tuple[int, ...]]:
@@ -106,7 +109,7 @@ def check_layers(folder: Path, weights: PeftWeights, linear: Iterable[str]) -> N
     )
     raise UserError(
         f"the adapter in {folder} updates {listed}, which this model does not have as linear layers. Layers that are "
-        "joined here (fuse_attention_qkv, fuse_attention_ffn) have to be apart: set both to false. Embeddings and "
-        f"output layers take up an update only when it is merged: merge_lora_params.py --lora_path {folder}. Otherwise "
+        "joined here (fuse_attention_qkv, fuse_attention_ffn) have to be apart: set both to false. Output "
+        f"layers take up an update only when it is merged: merge_lora_params.py --lora_path {folder}. Otherwise "
         "it was trained on another base"
     )

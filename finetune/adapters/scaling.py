@@ -45,6 +45,7 @@ class ScalingRule:
         rslora: See `lora_scaling`.
         pissa: The same.
         dora: Whether columns of the updated weights have trained lengths.
+        kind: Which matrices make the update (`update_tensors.py`).
         rank_pattern: End of a layer's name, as a regular expression -> rank; peft's field.
         alpha_pattern: The same for alpha.
     """
@@ -54,6 +55,7 @@ class ScalingRule:
     rslora: bool = False
     pissa: bool = False
     dora: bool = field(default=False, kw_only=True)
+    kind: str = field(default="lora", kw_only=True)
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 

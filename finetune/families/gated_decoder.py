@@ -58,6 +58,14 @@ def require_values(config: dict[str, Any], name: str, **allowed: Any) -> None:
             )
 
 
+def with_padding_field(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration for transformers that says where there is no padding token.
+
+    Classes of large models take a missing one to be a number that a smaller vocabulary does not have.
+    """
+    return {"pad_token_id": None, **config}
+
+
 def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
     """config.json of a tiny decoder, without the fields that name the model.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,49 +21,17 @@ from finetune.families.decoder_description import (
 from finetune.families.head_facts import TWO_NORMS, NormNames
 
 
-@dataclass(frozen=True)
-class GatedVariant:
-    """What decoders of that layout have of their own.
-
-    Attributes:
-        norms: Names of a layer's norms.
-        windowed_layers: See `DecoderShape`, as the others.
-        score_scale: Factor on the scores.
-        score_cap: Of the scores.
-        logit_cap: Of the logits.
-        normed_head: Whether the output layer's weights of each token are divided by their length.
-        head_order: Order of the places of a head.
-        rotary_amplitude: See `DecoderDescription`, as the last.
-        local_frequencies: Of layers with a window.
-    """
-
-    norms: NormNames = TWO_NORMS
-    windowed_layers: tuple[bool, ...] | None = None
-    score_scale: float | None = None
-    score_cap: float | None = None
-    logit_cap: float | None = None
-    normed_head: bool = False
-    head_order: NDArray[Any] | None = None
-    rotary_amplitude: float = 1.0
-    local_frequencies: NDArray[Any] | None = None
-
-
-_PLAIN = GatedVariant()
-
-
 def describe_gated_decoder(
     model: Any,
     decoder: Any,
     *,
     rotary_frequencies: NDArray[Any] | None,
-    activation: str = "silu",
+    norms: NormNames = TWO_NORMS,
     norm_offset: float = 0.0,
-    embedding_scale: float = 1.0,
-    head_dim: int | None = None,
-    window: int | None = None,
     tied: bool = False,
-    distance_slopes: NDArray[Any] | None = None,
-    variant: GatedVariant = _PLAIN,
+    normed_head: bool = False,
+    more: Mapping[str, Any] | None = None,
+    **shape: Any,
 ) -> DecoderDescription:
     """Describes a model of that layout.
 
@@ -72,49 +39,37 @@ def describe_gated_decoder(
         model: The causal language model.
         decoder: Its decoder, with `embed_tokens`, `layers` and `norm`.
         rotary_frequencies: [head dim / 2]; None: no rotary positions.
-        activation: Of the gate.
+        norms: Names of a layer's norms.
         norm_offset: What the norms add to their weights.
-        embedding_scale: Factor on word embeddings.
-        head_dim: Size of a head where it is not hidden size / heads.
-        window: Sliding window of attention.
         tied: Whether the output layer is the input embedding.
-        distance_slopes: See `DecoderDescription`.
-        variant: What few models have.
+        normed_head: Whether the output layer's weights of each token are divided by their length.
+        more: Further fields of `DecoderDescription`.
+        **shape: Fields of `DecoderShape` that are not Llama's.
     """
     config = model.config
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
 
     def norm(layer: Any) -> Norm:
         return Norm(array(layer.weight) + np.float32(norm_offset), float(config.rms_norm_eps))
 
     def layer(number: int) -> LayerWeights:
-        return _layer_weights(decoder.layers[number], norm, variant.norms)
+        return _layer_weights(decoder.layers[number], norm, norms)
 
+    sizes = {
+        "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "activation": "silu",
+        "max_positions": config.max_position_embeddings,
+    }
     return DecoderDescription(
-        shape=DecoderShape(
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=head_dim,
-            activation=activation,
-            gated=True,
-            embedding_scale=embedding_scale,
-            max_positions=config.max_position_embeddings,
-            window=window,
-            windowed_layers=variant.windowed_layers,
-            score_scale=variant.score_scale,
-            score_cap=variant.score_cap,
-            logit_cap=variant.logit_cap,
-            head_order=variant.head_order,
-        ),
+        shape=DecoderShape(gated=True, **sizes | shape),
         embedding=array(decoder.embed_tokens.weight),
         layer=layer,
         final_norm=norm(decoder.norm),
-        head=None if tied else _head(model.lm_head.weight, normed=variant.normed_head),
+        head=None if tied else _head(model.lm_head.weight, normed=normed_head),
         rotary_frequencies=rotary_frequencies,
-        rotary_amplitude=variant.rotary_amplitude,
-        local_frequencies=variant.local_frequencies,
-        distance_slopes=distance_slopes,
+        **more or {},
     )
 
 
@@ -149,16 +104,15 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) ->
 
 
 def _projections(attention: Any) -> tuple[Linear, Linear, Linear]:
-    """Layers to queries, keys and values; those that one layer gives are taken out of it."""
+    """Layers to queries, keys and values; those that one layer gives stand one behind the other in it."""
     if hasattr(attention, "q_proj"):
         return linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)
-    columns = np.arange(attention.query_key_value_proj.weight.shape[1])
-    num_kv_heads, head_dim = attention.num_kv_heads, attention.head_dim
-    if attention.facts.grouped_input:
-        groups = columns.reshape(num_kv_heads, -1, head_dim)
-        parts = [groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()]
-    else:
-        num_queries = attention.num_heads * head_dim
-        parts = np.split(columns, [num_queries, num_queries + num_kv_heads * head_dim])
-    query, key, value = (linear(attention.query_key_value_proj, part) for part in parts)
+    num_queries, num_keys = (
+        number * attention.head_dim for number in (attention.num_heads, attention.num_kv_heads)
+    )
+    stops = (num_queries, num_queries + num_keys, num_queries + 2 * num_keys)
+    starts = (0, *stops[:2])
+    query, key, value = (
+        linear(attention.query_key_value_proj, slice(*ends)) for ends in zip(starts, stops, strict=True)
+    )
     return query, key, value

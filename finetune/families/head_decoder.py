@@ -31,6 +31,7 @@ class HeadConfig(Qwen2Config):
     Args:
         head_dim: Size of a head; None: hidden size / heads.
         rope_scaling: Stretched rotary positions; see `finetune.families.rotary_config`.
+        text_positions: Most tokens of a text; None: `max_position_embeddings`.
         num_key_value_heads: None: as many as heads.
         **fields: As PaddleNLP's Qwen2 has them.
     """
@@ -39,11 +40,13 @@ class HeadConfig(Qwen2Config):
         self,
         head_dim: int | None = None,
         rope_scaling: dict[str, Any] | None = None,
+        text_positions: int | None = None,
         num_key_value_heads: int | None = None,
         **fields: Any,
     ):
         super().__init__(num_key_value_heads=num_key_value_heads, **fields)
         self.rope_scaling = rope_scaling
+        self.text_positions = text_positions or self.max_position_embeddings
         self.head_dim = head_dim or self.hidden_size // self.num_attention_heads
 
 
@@ -165,7 +168,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
                 past_length,
                 places=places,
                 window=self.facts.window if narrow else None,
-                fused=self.config.use_flash_attention and self.facts.score_cap is None,
+                fused=self.config.use_flash_attention,
             )
             for narrow in {layer.has_window for layer in self.layers}
         }

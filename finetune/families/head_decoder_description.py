@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.families.decoder_description import DecoderDescription, array
-from finetune.families.gated_decoder_description import GatedVariant, describe_gated_decoder
+from finetune.families.gated_decoder_description import describe_gated_decoder
 from finetune.families.gated_layers import distance_slopes
 from finetune.families.head_facts import RotaryAngles
 
@@ -23,24 +23,27 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         model,
         model.get_decoder(),
         rotary_frequencies=None if facts.distances else np.concatenate([angles.frequencies, still]),
-        distance_slopes=array(distance_slopes(config.num_attention_heads)) if facts.distances else None,
-        activation=facts.activation,
+        norms=facts.norms,
         norm_offset=facts.norm_offset,
+        tied=bool(config.tie_word_embeddings),
+        normed_head=facts.normed_head,
+        more={
+            "rotary_amplitude": angles.amplitude,
+            "local_frequencies": None if angles.local is None else np.concatenate([angles.local, still]),
+            "distance_slopes": array(distance_slopes(config.num_attention_heads))
+            if facts.distances
+            else None,
+        },
+        activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,
+        max_positions=config.text_positions,
         window=facts.window,
-        tied=bool(config.tie_word_embeddings),
-        variant=GatedVariant(
-            norms=facts.norms,
-            windowed_layers=facts.windowed_layers,
-            score_scale=facts.score_scale,
-            score_cap=facts.score_cap,
-            logit_cap=facts.logit_cap,
-            normed_head=facts.normed_head,
-            head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves),
-            rotary_amplitude=angles.amplitude,
-            local_frequencies=None if angles.local is None else np.concatenate([angles.local, still]),
-        ),
+        windowed_layers=facts.windowed_layers,
+        score_scale=facts.score_scale,
+        score_cap=facts.score_cap,
+        logit_cap=facts.logit_cap,
+        head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves),
     )
 
 

@@ -79,7 +79,10 @@ def find_candidates(config: Mapping[str, Any], folder: Path | None = None) -> li
         UserError: There is none; the message lists the families.
     """
     known, model_type = families(), config.get("model_type")
-    architectures = set(_architectures(config))
+    # A classifier or a reward model is of the family of the causal model that it was made of.
+    architectures = {
+        name.replace("ForSequenceClassification", "ForCausalLM") for name in _architectures(config)
+    }
     found = [
         family
         for family in known.values()

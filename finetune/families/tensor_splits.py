@@ -15,9 +15,9 @@ shape (optimizer moments). Loading, saving and the merge scripts all use these r
 
 Layers that keep query, key and value of each head (or group) together are plain COLUMNS.
 
-A low-rank update W + A @ B of a layer that is split by columns has B split exactly as W is; by rows, A. The lengths of columns (DoRA)
-are divided as a bias is. PaddleNLP's own
-LoRA cuts B into plain stretches even where W has blocks, so that its whole B fits W at one degree only.
+A low-rank update W + A @ B of a layer that is split by columns has B split exactly as W is; by rows, A. What has
+one number per column (DoRA's lengths, VeRA's b) is divided as a bias is. PaddleNLP's own LoRA cuts B into plain stretches
+even where W has blocks, so that its whole B fits W at one degree only.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ HEAD = "head"
 HALVES = "halves"
 QUERY_KEY_VALUE = "query_key_value"
 
-_NAME = re.compile(r"(?P<layer>.+)\.(?P<tensor>weight|decoder_weight|bias|lora_A|lora_B|lora_magnitude)")
+_NAME = re.compile(
+    r"(?P<layer>.+)\.(?P<tensor>weight|decoder_weight|bias|lora_A|lora_B|lora_magnitude|vera_lambda_b)"
+)
 _LAST = -1
 
 
@@ -57,7 +59,7 @@ def find_split(family: Family, name: str, config: Any, *, degree: int | None = N
         return None
     split = _SPLITS[kind](family, config)
     by_rows = split.axis == 0
-    if match["tensor"] in (("bias", "lora_B", "lora_magnitude") if by_rows else ("lora_A",)):
+    if match["tensor"] in (("bias", "lora_B", "lora_magnitude", "vera_lambda_b") if by_rows else ("lora_A",)):
         return None
     return None if degree is not None and not split.applies(degree) else split
 

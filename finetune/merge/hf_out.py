@@ -16,6 +16,7 @@ from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
 from finetune.models.hf_names import is_tied
+from finetune.models.reward_head import is_reward_config, reward_architecture
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.stored_format import without_format
@@ -27,10 +28,14 @@ _OWN_FIELDS = (
     "pipeline_parallel_degree", "recompute", "rope_scaling_factor", "rope_scaling_type", "sep_parallel_degree",
     "sequence_parallel", "tensor_parallel_", "use_flash_attention", "use_last_token_for_generation",
     "use_long_sequence_strategies", "use_recompute", "virtual_pp_degree", "context_parallel_degree",
-    "quantization_config_",
+    "quantization_config_", "text_positions",
 )  # fmt: skip
 # PaddleNLP's name of a tokenizer's class -> transformers'.
-_TOKENIZER_CLASSES = {"GPTTokenizer": "GPT2Tokenizer", "BloomTokenizer": "BloomTokenizerFast"}
+_TOKENIZER_CLASSES = {
+    "GPTTokenizer": "GPT2Tokenizer",
+    "BloomTokenizer": "BloomTokenizerFast",
+    "JsonTokenizer": "PreTrainedTokenizerFast",
+}
 # PaddleNLP's notes on where a tokenizer came from; with "from_slow" transformers refuses a tokenizer.json.
 _TOKENIZER_NOTES = ("from_slow", "_from_auto", "name_or_path", "special_tokens_map_file")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -92,6 +97,8 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
     kept = {name: value for name, value in settings.items() if name not in _TOKENIZER_NOTES}
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
+        if name == "PreTrainedTokenizerFast":  # else it gives types of tokens, which few models take
+            kept.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if source := template_source(folder, family.tokenizer):
         keep_named(folder, settings)
         (folder / TEMPLATE_FILE).write_text(source, encoding="utf-8")
@@ -122,6 +129,8 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     if factor := _linear_scaling(adapted):
         theirs["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": factor}
     theirs = family.hugging_face.config(theirs)
+    if is_reward_config(config):
+        theirs["architectures"] = [reward_architecture(family)]
     return theirs | {"tie_word_embeddings": is_tied(config, family), "torch_dtype": dtype}
 
 

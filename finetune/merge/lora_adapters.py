@@ -6,9 +6,8 @@ PaddleNLP's `lora_model_state.pdparams`, both beside `lora_config.json`, and pef
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,27 @@ from finetune.adapters.adapter_folder import (
     PREFIX_CONFIG,
     START_STEM,
     check_paddle_lora,
+    name_paddlenlp_kind,
     paddle_rule,
     read_num_tokens,
 )
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
-from finetune.adapters.peft_folder import Matrices, WholeTensor, check_matrices, check_patterns
+from finetune.adapters.peft_folder import WholeTensor, check_patterns
+from finetune.adapters.projections import (
+    PROJECTIONS_FILE,
+    Projections,
+    draw_projections,
+    read_projections,
+)
 from finetune.adapters.scaling import ScalingRule
+from finetune.adapters.update_tensors import Matrices, name_parts
 from finetune.errors import UserError
-from finetune.merge.row_blocks import Update
+from finetune.merge.layer_updates import FindProjections, LayerTensors, unknown_inputs
+from finetune.merge.row_blocks import AnyUpdate, Update
 from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.checkpoints import TensorFiles, open_indexed
 from finetune.storage.dtypes import as_float32
 from finetune.storage.files import read_json_if_present
-
-_MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<matrix>A|B|AB|magnitude)")
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,21 @@ class Adapter:
         num_tokens: Tokens of the tokenizer it was trained with; None when that is not on record.
         is_peft: Whether it is in peft's form.
         has_starts: Whether the updates take out what A and B started from, which is on record.
+        matrices: PaddleNLP's name of a layer -> the tensors that its update is made of.
+        projections: VeRA's shared matrices.
     """
 
     folder: Path
     path: Path
     config: Mapping[str, Any]
     rule: ScalingRule
-    updates: Mapping[str, Update]
+    updates: Mapping[str, AnyUpdate]
     whole: Mapping[str, WholeTensor]
     num_tokens: int | None = None
     is_peft: bool = False
     has_starts: bool = False
+    matrices: Mapping[str, Matrices] = field(default_factory=dict)
+    projections: Projections | None = None
 
     @property
     def needs_unchanged_base(self) -> bool:
@@ -85,6 +95,8 @@ def check_adapter_folder(folder: Path) -> None:
     if (folder / PEFT_CONFIG).is_file():
         check_peft_type(folder, read_json_if_present(folder / PEFT_CONFIG))
     if not any((folder / name).is_file() for name in (LORA_CONFIG, PEFT_CONFIG)):
+        if fault := name_paddlenlp_kind(folder):
+            raise UserError(f"--lora_path {folder} {fault}")
         what = "a whole model, which needs no merge" if (folder / "config.json").is_file() else "no adapter"
         raise UserError(
             f"--lora_path {folder} holds {what}: expected {LORA_CONFIG} or {PEFT_CONFIG} there. Give the output "
@@ -99,8 +111,12 @@ def named_base(folder: Path) -> str | None:
     return str(base) if base else None
 
 
-def read_paddle_adapter(folder: Path) -> Adapter:
+def read_paddle_adapter(folder: Path, num_inputs: Callable[[str], int] = unknown_inputs) -> Adapter:
     """Reads an adapter of this project or of PaddleNLP; its tensors stay in their files.
+
+    Args:
+        folder: Of the adapter.
+        num_inputs: Gives the rows of the base's weight of a layer, by PaddleNLP's name; 0 where it has none.
 
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged.
@@ -116,14 +132,17 @@ def read_paddle_adapter(folder: Path) -> Adapter:
     matrices: dict[str, Matrices] = {}
     whole = {}
     for tensor in source.tensors():
-        if match := _MATRIX.fullmatch(tensor.name):
-            found = matrices.setdefault(match["layer"], Matrices(tensor.parts[0].path))
-            found.tensors[match["matrix"]] = tensor
+        if parts := name_parts(tensor.name):
+            found = matrices.setdefault(parts[0], Matrices(tensor.parts[0].path))
+            found.tensors[parts[1]] = tensor
         else:
             whole[tensor.name] = WholeTensor(tensor)
     rule = paddle_rule(config)
     check_patterns(folder / LORA_CONFIG, rule, list(matrices))
-    updates = {layer: make_update(layer, found, rule, turned=False) for layer, found in matrices.items()}
+    layers = LayerTensors(
+        matrices, rule, num_inputs=num_inputs, find_projections=_projections_finder(folder, config, rule)
+    )
+    updates, projections = layers.updates()
     num_tokens = read_num_tokens(folder)
     starts = _open_starts(folder)
     if starts:
@@ -133,7 +152,32 @@ def read_paddle_adapter(folder: Path) -> Adapter:
             f"{folder} was trained with init_lora_weights olora and lacks {START_STEM}.safetensors, what it started from: "
             "copy it there from the output folder of the run"
         )
-    return Adapter(folder, path, config, rule, updates, whole, num_tokens, has_starts=starts is not None)
+    return Adapter(
+        folder,
+        path,
+        config,
+        rule,
+        updates,
+        whole,
+        num_tokens,
+        has_starts=starts is not None,
+        matrices=matrices,
+        projections=projections,
+    )
+
+
+def _projections_finder(folder: Path, config: Mapping[str, Any], rule: ScalingRule) -> FindProjections:
+    """Finds VeRA's shared matrices beside an adapter, or makes them from its key."""
+
+    def find(num_in: int, num_out: int) -> Projections:
+        found = read_projections(folder)
+        if found is None:
+            key = int(config.get("projection_prng_key") or 0)
+            return draw_projections(key, rank=rule.rank, num_in=num_in, num_out=num_out)
+        found.check(folder / PROJECTIONS_FILE, rank=rule.rank, num_in=num_in, num_out=num_out)
+        return found
+
+    return find
 
 
 def _open_starts(folder: Path) -> TensorFiles | None:
@@ -144,8 +188,9 @@ def _open_starts(folder: Path) -> TensorFiles | None:
     return TensorFiles([folder / name]) if (folder / name).is_file() else None
 
 
-def _without_start(layer: str, update: Update, rule: ScalingRule, starts: TensorFiles) -> Update:
+def _without_start(layer: str, update: AnyUpdate, rule: ScalingRule, starts: TensorFiles) -> AnyUpdate:
     """The update of the base as it was: A and B as trained, less what they started from."""
+    assert isinstance(update, Update)
     if missing := [end for end in ("lora_A", "lora_B") if f"{layer}.{end}" not in starts.names]:
         raise UserError(
             f"{update.path.parent} lacks {layer}.{missing[0]} in {START_STEM}: copy the adapter again"
@@ -160,42 +205,7 @@ def _without_start(layer: str, update: Update, rule: ScalingRule, starts: Tensor
     return replace(update, factors=factors)
 
 
-def make_update(layer: str, found: Matrices, rule: ScalingRule, *, turned: bool) -> Update:
-    """The update of a layer's weight [in, out].
-
-    Args:
-        layer: Name for messages and for the rule's patterns.
-        found: Its matrices: A and B, and AB between them where it was trained so.
-        rule: Rank and factor.
-        turned: Whether A is [r, in] and B [out, r], as peft has them.
-
-    Raises:
-        UserError: One of the two is missing, or their shapes are not those of the rank on record.
-    """
-    magnitude = found.tensors.get("magnitude")
-    if (magnitude is not None) != rule.dora:
-        raise UserError(
-            f"{found.path}: {layer} has {'lengths' if magnitude else 'no lengths'} of columns, but the configuration "
-            f"has use_dora {str(rule.dora).lower()}: copy both from the same run"
-        )
-    shapes = check_matrices(layer, found, rule.rank_of(layer), turned=turned)
-    if magnitude is not None and magnitude.shape != (shapes["B"][1],):
-        raise UserError(
-            f"{found.path}: {layer} has lengths {list(magnitude.shape)} for {shapes['B'][1]} columns"
-        )
-    factor = np.float32(rule.factor_of(layer))
-    tensors = {name: tensor for name, tensor in found.tensors.items() if name != "magnitude"}
-
-    def factors() -> tuple[NDArray[Any], NDArray[Any]]:
-        arrays = {name: as_float32(tensor.load()) for name, tensor in tensors.items()}
-        left, right = (arrays[name].T if turned else arrays[name] for name in ("A", "B"))
-        return (left @ arrays["AB"] if "AB" in arrays else left) * factor, right
-
-    lengths = None if magnitude is None else lambda: as_float32(magnitude.load())
-    return Update((shapes["A"][0], shapes["B"][1]), factors, found.path, lengths)
-
-
-def pissa_update(update: Update, rank: int, weight: Callable[[], NDArray[Any]]) -> Update:
+def pissa_update(update: AnyUpdate, rank: int, weight: Callable[[], NDArray[Any]]) -> Update:
     """The update of a base that has not been changed: A and B as trained, less what they started from.
 
     PiSSA starts with A @ B = the part of W along its `rank` leading singular vectors and trains beside
@@ -207,6 +217,7 @@ def pissa_update(update: Update, rank: int, weight: Callable[[], NDArray[Any]]) 
         rank: Rank of the adapter.
         weight: Reads W [in, out].
     """
+    assert isinstance(update, Update)
 
     def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         left, right = update.factors()

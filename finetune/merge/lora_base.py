@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
-from finetune.merge.row_blocks import Update
+from finetune.merge.row_blocks import AnyUpdate
 from finetune.merge.source import MODEL, open_source
 from finetune.models.hf_names import (
     embedding_name,
@@ -19,13 +19,16 @@ from finetune.models.hf_names import (
     is_output,
     is_tied,
     is_turned,
+    joined_parts,
     to_paddle,
 )
-from finetune.models.own_head import with_own_head
+from finetune.models.own_head import refuse_packed_copy, with_own_head
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.dtypes import array_dtype
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.scheme import QuantisationScheme
+from finetune.storage.quantisation.side_files import with_side_facts
 from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
 from finetune.storage.quantisation.stored_tensors import PackedTensor, with_packed
 
@@ -48,7 +51,7 @@ class Entry:
     tensor: JoinedTensor
     is_turned: bool
     dtype: np.dtype[Any]
-    updates: list[Update] = field(default_factory=list)
+    updates: list[AnyUpdate] = field(default_factory=list)
     size: int | None = None
     scheme: QuantisationScheme | None = None
 
@@ -88,6 +91,12 @@ class Base:
         """The configuration as the family adapts it."""
         return self.family.adapt_config(dict(self.config))
 
+    def num_inputs(self, layer: str) -> int:
+        """Rows of the weight of a layer, or of the parts of a joined one; 0 where there is none."""
+        names = (f"{each}.weight" for each in (layer, *joined_parts(layer)))
+        shapes = (self.entries[name].shape for name in names if name in self.entries)
+        return next((shape[0] for shape in shapes), 0)
+
 
 def open_base(folder: Path) -> Base:
     """Finds a base's tensors; a copy of a tied embedding is left out.
@@ -100,6 +109,7 @@ def open_base(folder: Path) -> Base:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
+    config = with_side_facts(config, folder)
     family = find_family(config, folder)
     source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
@@ -109,6 +119,7 @@ def open_base(folder: Path) -> Base:
     tensors, form = source.tensors(), stored_format(config, folder)
     if form:
         tensors = list(with_packed({tensor.name: tensor for tensor in tensors}, form, folder).values())
+        refuse_packed_copy(config, {each.name: each for each in tensors}, family, folder)
     return base_of(folder, config, family, tensors)
 
 
@@ -137,7 +148,7 @@ def _result_dtype(tensor: JoinedTensor) -> np.dtype[Any]:
 def is_linear(entry: Entry, base: Base) -> bool:
     """Whether a tensor is the weight of a linear layer other than the output layer."""
     turns = is_turned(entry.name, entry.shape, base.family, tied=base.is_tied)
-    return turns and not is_output(entry.name)
+    return turns and not is_output(entry.name) and entry.name != REWARD_WEIGHT
 
 
 def linear_layers(base: Base) -> list[str]:
@@ -155,6 +166,12 @@ def vocabulary_axis(name: str, family: Family) -> int | None:
     if is_table(name, family) or name == family.hugging_face.own_head:
         return 0
     return -1 if name.endswith(f"{family.head_module}.weight") else None
+
+
+def drop_output_layer(entries: dict[str, Entry], family: Family) -> None:
+    """Takes out what a reward head stands in the place of."""
+    for name in [each for each in entries if is_output(each) or family.head_module in each.split(".")]:
+        del entries[name]
 
 
 def _drop_copies(entries: dict[str, Entry], family: Family) -> None:

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_config import PEFT_CONFIG, SEQUENCE_CLASSIFICATION
 from finetune.adapters.peft_folder import FIRST_PART, PeftFolder, WholeTensor, open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights
 from finetune.adapters.scaling import ScalingRule
 from finetune.adapters.targets import value_patterns
+from finetune.adapters.update_tensors import LORA, name_parts
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.record_parts import OUTPUT_LAYER
-from finetune.merge.lora_adapters import Adapter, make_update
-from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
+from finetune.merge.layer_updates import LayerTensors, unknown_inputs
+from finetune.merge.lora_adapters import Adapter
+from finetune.merge.peft_relatives import relative_config, relative_tensors
+from finetune.merge.row_blocks import AnyUpdate, Update, finite_factors, stored_rows, turned_rows
 from finetune.models.hf_names import (
     embedding_name,
     is_output,
@@ -30,28 +33,41 @@ from finetune.models.hf_names import (
     to_hugging_face,
     to_paddle,
 )
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.files import write_json
 from finetune.storage.writer import ComputedTensor, Tensor
 
 
-def read_peft_adapter(folder: Path, family: Family, *, tied: bool) -> Adapter:
+def read_peft_adapter(
+    folder: Path, family: Family, *, tied: bool, num_inputs: Callable[[str], int] = unknown_inputs
+) -> Adapter:
     """Reads an adapter that peft wrote; its tensors stay in their file.
 
     Args:
         folder: Of the adapter.
         family: Record of its base.
         tied: Whether the base's output layer is its embedding.
+        num_inputs: Gives the rows of the base's weight of a layer, by PaddleNLP's name; 0 where it has none.
 
     Raises:
         UserError: Files are missing or damaged, or it is of a kind that cannot be merged here.
     """
     read = open_peft_folder(folder, family, tied=tied)
-    updates = {
-        # The same for an embedding: its A is [r, rows] and its B [width, r].
-        to_paddle(layer, family): make_update(layer, found, read.rule, turned=True)
-        for layer, found in read.matrices.items()
-    }
-    return Adapter(folder, read.path, read.config, _own_rule(read, family), updates, read.whole, is_peft=True)
+
+    def own_name(layer: str) -> str:
+        return to_paddle(layer, family)
+
+    # The same for an embedding: its A is [r, rows] and its B [width, r].
+    layers = LayerTensors(
+        read.matrices, read.rule, is_peft=True, own_name=own_name, num_inputs=num_inputs,
+        find_projections=lambda num_in, num_out: read.find_projections(num_in=num_in, num_out=num_out),
+    )  # fmt: skip
+    updates, projections = layers.updates()
+    matrices = {own_name(layer): found for layer, found in read.matrices.items()}
+    return Adapter(
+        folder, read.path, read.config, _own_rule(read, family), updates, read.whole,
+        is_peft=True, matrices=matrices, projections=projections,
+    )  # fmt: skip
 
 
 def _own_rule(read: PeftFolder, family: Family) -> ScalingRule:
@@ -107,20 +123,10 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
             f"{adapter.folder} has a low-rank update of {layers[0]}, but embedding and output layer of this base are "
             "one tensor, of which peft would change one use alone. Merge it (--save_format hf)"
         )
-    for layer, update in adapter.updates.items():
-        rank, factor = peft_rank(adapter, layer), adapter.rule.factor_of(layer)
-        for part, each in split_joined(layer, update, config, family):
-            name = f"{FIRST_PART}{to_hugging_face(part, family)}"
-            dtype, shapes = np.dtype("<f4"), ((rank, each.shape[0]), (each.shape[1], rank))
-            tensors += [
-                ComputedTensor(f"{name}.lora_A.weight", dtype, shapes[0], _factor_blocks(each, factor)),
-                ComputedTensor(f"{name}.lora_B.weight", dtype, shapes[1], _factor_blocks(each)),
-            ]
-            if (read := each.lengths) is not None:
-                blocks = _length_blocks(read)
-                tensors.append(
-                    ComputedTensor(f"{name}.lora_magnitude_vector", dtype, (each.shape[1],), blocks)
-                )
+    if adapter.rule.kind == LORA:
+        tensors += _lora_tensors(adapter, family, config)
+    else:
+        tensors += relative_tensors(adapter, family)
     for name, stored in _both_names(adapter.whole, family) if tied else adapter.whole.items():
         rows = stored_rows(stored.tensor)
         turned = is_turned(name, stored.tensor.shape, family, tied=tied)
@@ -130,6 +136,23 @@ def peft_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any], *,
             theirs = f"{theirs.removesuffix('.bias')}.base_layer.bias"
         tensors.append(replace(rows, name=f"{FIRST_PART}{theirs}"))
     return tensors
+
+
+def _lora_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any]) -> Iterator[Tensor]:
+    """A and B of all layers, and the lengths of DoRA."""
+    for layer, update in adapter.updates.items():
+        rank, factor = peft_rank(adapter, layer), adapter.rule.factor_of(layer)
+        for part, each in split_joined(layer, update, config, family):
+            name = f"{FIRST_PART}{to_hugging_face(part, family)}"
+            assert isinstance(each, Update)
+            dtype, shapes = np.dtype("<f4"), ((rank, each.shape[0]), (each.shape[1], rank))
+            is_table = _is_table(layer, family)
+            ends = ("embedding_A", "embedding_B") if is_table else ("A.weight", "B.weight")
+            yield ComputedTensor(f"{name}.lora_{ends[0]}", dtype, shapes[0], _factor_blocks(each, factor))
+            yield ComputedTensor(f"{name}.lora_{ends[1]}", dtype, shapes[1], _factor_blocks(each))
+            if (read := each.lengths) is not None:
+                blocks = _length_blocks(read)
+                yield ComputedTensor(f"{name}.lora_magnitude_vector", dtype, (each.shape[1],), blocks)
 
 
 def _is_table(name: str, family: Family) -> bool:
@@ -151,8 +174,8 @@ def _both_names(whole: Mapping[str, WholeTensor], family: Family) -> list[tuple[
 
 
 def split_joined(
-    layer: str, update: Update, config: Mapping[str, Any], family: Family
-) -> Sequence[tuple[str, Update]]:
+    layer: str, update: AnyUpdate, config: Mapping[str, Any], family: Family
+) -> Sequence[tuple[str, AnyUpdate]]:
     """The update of each part of a joined layer, or the one update of any other."""
     parts = joined_parts(layer)
     if not parts:
@@ -165,33 +188,18 @@ def write_peft_config(
     adapter: Adapter, tensors: Sequence[Tensor], folder: Path, *, family: Family, base: str | None
 ) -> None:
     """Writes `adapter_config.json` for the tensors of `peft_tensors`."""
-    layers = [
-        tensor.name.removesuffix(".lora_A.weight")
-        for tensor in tensors
-        if tensor.name.endswith(".lora_A.weight")
-    ]
-    whole = [tensor.name.rpartition(".")[0] for tensor in tensors if ".lora_" not in tensor.name]
+    parts = [part for layer in adapter.updates for part in joined_parts(layer) or (layer,)]
+    layers = [f"{FIRST_PART}{to_hugging_face(part, family)}" for part in parts]
+    whole = [tensor.name.rpartition(".")[0] for tensor in tensors if not _is_of_update(tensor.name)]
     weights = {tensor.name for tensor in tensors if tensor.name.endswith(".weight")}
     biases = {name for name in whole if f"{name}.weight" not in weights}
     whole = [name for name in whole if name not in biases]
     rule = adapter.rule
     of_layers = {f"{name}.base_layer" for name in layers}
-    ranks, alphas = {}, {}
-    for layer in adapter.updates:
-        for name in (to_hugging_face(part, family) for part in joined_parts(layer) or (layer,)):
-            ranks[name] = peft_rank(adapter, layer)
-            alphas[name] = _peft_alpha(adapter, layer)
     content: dict[str, Any] = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        **(_lora_config(adapter, family) if rule.kind == LORA else relative_config(adapter, family)),
+        "task_type": SEQUENCE_CLASSIFICATION if REWARD_WEIGHT in adapter.whole else "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rule.rank,
-        "lora_alpha": rule.alpha,
-        "use_dora": rule.dora,
-        "lora_dropout": float(adapter.config.get("lora_dropout") or 0.0),
-        "use_rslora": rule.rslora,
-        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != rule.rank},
-        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != rule.alpha},
         "bias": "none" if not biases else "lora_only" if biases <= of_layers else "all",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -199,3 +207,29 @@ def write_peft_config(
         "modules_to_save": sorted({name.rpartition(".")[2] for name in whole}) or None,
     }
     write_json(folder / PEFT_CONFIG, content)
+
+
+def _is_of_update(name: str) -> bool:
+    """Whether a tensor of `peft_tensors` is a part of an update, not one that was trained whole."""
+    inner = name.removeprefix(FIRST_PART)
+    return inner.startswith("base_model.vera_") or name_parts(inner, is_peft=True) is not None
+
+
+def _lora_config(adapter: Adapter, family: Family) -> dict[str, Any]:
+    """What the configuration of a LoRA adapter says of ranks and factors."""
+    rule = adapter.rule
+    ranks, alphas = {}, {}
+    for layer in adapter.updates:
+        for name in (to_hugging_face(part, family) for part in joined_parts(layer) or (layer,)):
+            ranks[name] = peft_rank(adapter, layer)
+            alphas[name] = _peft_alpha(adapter, layer)
+    return {
+        "peft_type": "LORA",
+        "r": rule.rank,
+        "lora_alpha": rule.alpha,
+        "use_dora": rule.dora,
+        "lora_dropout": float(adapter.config.get("lora_dropout") or 0.0),
+        "use_rslora": rule.rslora,
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != rule.rank},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != rule.alpha},
+    }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from finetune.families.family import Family
 from finetune.families.record_parts import OUTPUT_LAYER
+from finetune.models.reward_head import REWARD_HEAD, is_reward_config, reward_architecture
 
 JOINED_LAYERS = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -39,6 +40,8 @@ def is_hugging_face(names: Iterable[str], family: Family) -> bool:
 
 def to_paddle(name: str, family: Family) -> str:
     """PaddleNLP's name for Hugging Face's, for a tensor or a layer; unknown ones keep their ends."""
+    if f"{name}.".startswith(f"{REWARD_HEAD}."):
+        return name
     return family.hugging_face.paddle_name(name, family.base_prefix)
 
 
@@ -80,7 +83,12 @@ def is_token_table(name: str) -> bool:
 
 
 def is_tied(config: Mapping[str, Any], family: Family) -> bool:
-    """Whether the output layer is the embedding; for some families it is unless the configuration denies it."""
+    """Whether the output layer is the embedding; for some families it is unless the configuration denies it.
+
+    A reward model has no output layer.
+    """
+    if is_reward_config(config):
+        return False
     said = config.get("tie_word_embeddings")
     return family.hugging_face.always_tied if said is None else bool(said)
 
@@ -120,4 +128,6 @@ def paddle_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> d
     """A configuration in PaddleNLP's fields."""
     names = ("torch_dtype", "transformers_version", "_name_or_path")
     adapted = {name: value for name, value in family.adapt_config(dict(config)).items() if name not in names}
-    return adapted | {"architectures": [family.class_path(config).rpartition(".")[2]], "dtype": dtype}
+    causal = family.class_path(config).rpartition(".")[2]
+    architecture = reward_architecture(family) if is_reward_config(config) else causal
+    return adapted | {"architectures": [architecture], "dtype": dtype}

@@ -25,6 +25,7 @@ from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
 from finetune.storage.files import read_json_if_present
 from finetune.storage.lfs_pointers import refuse_pointers
+from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
 
 GENERATION_CONFIG = "generation_config.json"
@@ -152,6 +153,25 @@ def quantised_twice(resolved: ResolvedModel) -> UserError:
     return UserError(
         f"model {resolved.name} is quantised already ({resolved.stored_format.label}), and weight_quantize_algo would "
         "quantise it once more: leave weight_quantize_algo out, or give the model that it was made from"
+    )
+
+
+def trained_over_another(
+    resolved: ResolvedModel, adapter: object, scheme: QuantisationScheme, *, remedy: str | None = None
+) -> UserError:
+    """What to tell where an adapter's record says that its base was quantised otherwise than the folder is.
+
+    Args:
+        resolved: The model.
+        adapter: The adapter's folder.
+        scheme: How its base was quantised.
+        remedy: What to set to use the adapter over this model all the same; None: that cannot be done.
+    """
+    assert resolved.stored_format is not None
+    return UserError(
+        f"the adapter in {adapter} was trained over a base in {scheme.label}, and model {resolved.name} is quantised "
+        f"already ({resolved.stored_format.label}): give the model that the adapter was trained over"
+        f"{f', or {remedy} to use it over this one' if remedy else ''}"
     )
 
 

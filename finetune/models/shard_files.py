@@ -9,6 +9,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.tensor_splits import find_split
+from finetune.models.own_head import refuse_packed_copy
 from finetune.storage.checkpoints import Checkpoint, ShardedCheckpoint, TensorFiles, has_weights
 from finetune.storage.quantisation.stored_format import stored_format
 from finetune.storage.quantisation.stored_tensors import with_packed
@@ -67,4 +68,5 @@ def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> 
     checkpoint = Checkpoint(folder)
     if form:
         checkpoint.tensors = with_packed(checkpoint.tensors, form, folder)
+        refuse_packed_copy(family.adapt_config(dict(config)), checkpoint.tensors, family, folder)
     return checkpoint

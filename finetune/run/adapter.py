@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults
+from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults, paddle_rule
 from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
+from finetune.adapters.update_tensors import LOKR, VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
-from finetune.models.resolve import quantised_twice
+from finetune.models.resolve import quantised_twice, trained_over_another
 from finetune.run.model import parameter_dtype
 from finetune.settings.quantisation import scheme_of
 from finetune.storage.files import read_json_if_present
@@ -60,8 +61,11 @@ def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
     if form is None:
         return
     shown = f"model {resolved.name} is quantised ({form.label})"
-    if scheme_of(vars(model)):
-        raise quantised_twice(resolved)
+    if scheme := scheme_of(vars(model)):
+        if "weight_quantize_algo" in args.given or not model.lora_path:
+            raise quantised_twice(resolved)
+        remedy = 'set weight_quantize_algo to "off"'
+        raise trained_over_another(resolved, model.lora_path, scheme, remedy=remedy)
     if args.training.do_train and not model.lora:
         raise UserError(
             f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"
@@ -91,22 +95,21 @@ def _differences(args: Arguments, folder: Path) -> list[str]:
 def _settings_of(folder: Path) -> dict[str, object]:
     """Values of the settings that the adapter's own configuration decides."""
     if (folder / LORA_CONFIG).is_file():
-        config = read_json_if_present(folder / LORA_CONFIG)
-        return {
-            "lora_rank": config["r"],
-            "lora_alpha": config["lora_alpha"],
-            "rslora": bool(config.get("rslora")),
-            "pissa": bool(config.get("pissa")),
-            "use_dora": bool(config.get("use_dora")),
-        }
-    rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    return {
-        "lora_rank": rule.rank,
-        "lora_alpha": rule.alpha,
+        rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
+    else:
+        rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
+    facts: dict[str, object] = {
         "rslora": rule.rslora,
-        "pissa": False,
+        "pissa": rule.pissa,
         "use_dora": rule.dora,
+        "vera": rule.kind == VERA,
+        "lokr": rule.kind == LOKR,
     }
+    if rule.kind == VERA:
+        return facts | {"vera_rank": rule.rank}
+    if rule.kind == LOKR:
+        return facts | {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha}
+    return facts | {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
 
 
 def _shown(value: object) -> str:

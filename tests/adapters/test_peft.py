@@ -173,7 +173,7 @@ def test_ranks_and_factors_that_are_none(field, value, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "what"), [("PREFIX_TUNING", "a prefix of peft"), ("ADALORA", "AdaLoRA"), ("IA3", "IA3"), ("VERA", "type VERA")]
+    ("kind", "what"), [("PREFIX_TUNING", "a prefix of peft"), ("ADALORA", "AdaLoRA"), ("IA3", "IA3"), ("LOHA", "type LOHA")]
 )  # fmt: skip
 def test_other_types_are_named_for_what_they_are(kind, what, tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))

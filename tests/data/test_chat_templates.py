@@ -52,6 +52,10 @@ WRITTEN = {
         "sys\n\n[Round 1]\n\n问：q1\n\n答：{a1}\n\n[Round 2]\n\n问：q2\n\n答：{a2}",
         "[Round 1]\n\n问：q\n\n答：{a}",
     ),
+    "glm4": (
+        "§[gMASK]§<sop>§<|system|>\nsys§<|user|>\nq1§<|assistant|>{\na1}§<|user|>\nq2§<|assistant|>{\na2}",
+        "§[gMASK]§<sop>§<|user|>\nq§<|assistant|>{\na}",
+    ),
     "internlm": (
         "<|System|>:sys\n<|User|>:q1\n<|Bot|>:{a1}{§<eoa>}\n<|User|>:q2\n<|Bot|>:{a2}{§<eoa>}",
         "<|User|>:q\n<|Bot|>:{a}{§<eoa>}",
@@ -67,10 +71,6 @@ WRITTEN = {
     "openbuddy": (
         "sys\n\nUser: q1\nAssistant:{ a1}\nUser: q2\nAssistant:{ a2}",
         "User: q\nAssistant:{ a}",
-    ),
-    "glm4": (
-        "§[gMASK]§<sop>§<|system|>\nsys§<|user|>\nq1§<|assistant|>{\na1}§<|user|>\nq2§<|assistant|>{\na2}",
-        "§[gMASK]§<sop>§<|user|>\nq§<|assistant|>{\na}",
     ),
     "alpaca": (
         "sys\n\n### Instruction:\nq1\n\n### Response:\n{a1}\n\n### Instruction:\nq2\n\n### Response:\n{a2}",

@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from finetune.errors import UserError
+from finetune.serving.decoding.options import ModelOptions
+from finetune.serving.predict.loading import plan_model
 from tests.conftest import launch, losses, run_entry
 from tests.quantised_folders import write_hugging_face, write_quantised
 from tests.serving.export.builders import export_folder
@@ -75,3 +78,20 @@ def test_what_cannot_be_done_with_it_is_told_first(base, write_run, capsys, sett
     arguments, _ = write_run("refused", **LORA | settings, max_steps=8, model_name_or_path=str(base))
     assert run_entry(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_adapter_over_another_quantised_base_is_told(base, sharp_llama, write_run, tmp_path, capsys):
+    arguments, out = write_run("other", **LORA, max_steps=4, model_name_or_path=str(sharp_llama),
+                               weight_quantize_algo="nf4")  # fmt: skip
+    assert run_entry(arguments) == 0
+    again, _ = write_run("again", **LORA, max_steps=4, model_name_or_path=str(base), lora_path=str(out))
+    capsys.readouterr()
+    assert run_entry(again) == 2
+    said = "was trained over a base in nf4 in blocks of 64, and model"
+    told = capsys.readouterr().err
+    assert said in told and 'or set weight_quantize_algo to "off" to use it over this one' in told
+    with pytest.raises(UserError, match="add --base original to use it over this one"):
+        plan_model(ModelOptions(model_name_or_path=str(base), lora_path=out))
+    plan_model(ModelOptions(model_name_or_path=str(base), lora_path=out, base="original"))
+    with pytest.raises(UserError, match=said):
+        export_folder(base, tmp_path / "graph", lora_path=out)

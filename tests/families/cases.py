@@ -69,6 +69,13 @@ _QWEN2 = Framing(
     chat_ends=("<|im_end|>",),
 )
 
+_GEMMA = Framing(
+    frame=[(2, "<bos>")],
+    source=[(261, "a"), (275, "red"), (276, "dress")],
+    target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
+    end=(1, "<eos>"),
+    pad_token_id=0,
+)
 _INTERNLM = replace(
     SENTENCEPIECE,
     source=[(262, "a"), (276, "red"), (277, "dress")],
@@ -165,18 +172,9 @@ CASES = (
         ),
     ),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2),
-    FamilyCase(
-        "gemma",
-        {"num_key_value_heads": 1},
-        num_kv_heads=1,
-        framing=Framing(
-            frame=[(2, "<bos>")],
-            source=[(261, "a"), (275, "red"), (276, "dress")],
-            target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
-            end=(1, "<eos>"),
-            pad_token_id=0,
-        ),
-    ),
+    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=_GEMMA),
+    FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_GEMMA),
+    FamilyCase("gemma3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_GEMMA),
 )
 IDS = [f"{case.name}-kv{case.num_kv_heads}" for case in CASES]
 
@@ -203,6 +201,7 @@ class FamilyFacts:
         ids_from: The library that says which ids are right.
         blank_in_front: Whether the published vocabulary puts a blank in front of texts, where the tiny one does.
         adds_distances: Whether the scores get distances (ALiBi), so that every mask is a dense one.
+        caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
     """
@@ -224,6 +223,7 @@ class FamilyFacts:
     ids_from: str = "transformers"
     blank_in_front: bool = True
     adds_distances: bool = False
+    caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
 
@@ -275,7 +275,7 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         splits_rows=True,
-        curve_learning_rate=1e-2,
+        curve_learning_rate=5e-3,
         rotary_function="finetune.families.head_attention.turn",
     ),
     "phi3": FamilyFacts(
@@ -365,6 +365,23 @@ FACTS = {
         curve_learning_rate=1e-2,
         norm_offset=1.0,
     ),
+    **{
+        name: FamilyFacts(
+            _GATED,
+            known_to_paddlenlp=False,
+            blank_in_front=False,
+            groups_heads=True,
+            small=_GROUPED,
+            splits_rows=True,
+            tied_embedding="embed_tokens",
+            fast_tokenizer_agrees=False,
+            curve_learning_rate=1e-3 if name == "gemma3" else 3e-3,
+            rotary_function="finetune.families.head_attention.turn",
+            caps_scores=name == "gemma2",
+            norm_offset=1.0,
+        )
+        for name in ("gemma2", "gemma3")
+    },
 }
 
 

@@ -68,7 +68,8 @@ def add_random_lora(
     given = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, "rslora": False, "lora_plus_scale": 1.0,
              "pissa": False, "lora_target_modules": None, "modules_to_save": None,
              "use_dora": False, "lora_use_mixer": False, "rank_pattern": None, "alpha_pattern": None, "lora_bias": "none", "lora_dtype": None,
-             "init_lora_weights": "default",
+             "init_lora_weights": "default", "vera": False, "vera_rank": 16, "projection_prng_key": 3, "d_initial": 0.1,
+             "save_projection": True, "lokr": False, "lokr_dim": 3, "lokr_alpha": None, "lokr_factor": -1, "decompose_both": False,
              "model_name_or_path": str(base)} | settings  # fmt: skip
     adapted = add_lora(model, SimpleNamespace(**given), family=resolved.family, dtype="float32", seed=3)
     generator = np.random.default_rng(9)

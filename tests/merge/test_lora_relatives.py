@@ -12,11 +12,12 @@ from finetune.errors import UserError
 from finetune.merge.lora import MergeOptions, export_peft
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
-from tests.merge.lora_writing import folder_logits, logits, write_adapter, write_base
+from tests.merge.lora_writing import add_random_lora, folder_logits, logits, write_adapter, write_base
 from tests.merge.test_lora import run_merge
 
 DORA = {"use_dora": True}
 PATTERNS = {"rank_pattern": {"q_proj": 2, r"layers\.1\..*": 3}, "alpha_pattern": {r"mlp\.down_proj": 5}}
+EMBEDDING = {"lora_target_modules": ["embed_tokens", "default"]}
 CASES = [
     ("llama", DORA | PATTERNS),
     ("llama", PATTERNS | {"rslora": True}),
@@ -28,6 +29,23 @@ CASES = [
     ("bloom", DORA | {"lora_bias": "lora_only"}),
     ("chatglm2", DORA),
     ("opt", {"init_lora_weights": "olora", "lora_bias": "lora_only"}),
+    ("llama", {"vera": True}),
+    ("chatglm2", {"vera": True, "save_projection": False}),
+    (
+        "llama",
+        {"lokr": True, "lokr_alpha": 6.0, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"up_proj": 5}},
+    ),
+    ("qwen2", {"lokr": True, "lokr_factor": 8, "lokr_dim": 1, "decompose_both": True}),
+    ("bloom", {"lokr": True, "lokr_factor": 3, "lokr_dim": 40}),
+    ("llama", EMBEDDING),
+    (
+        "chatglm2",
+        {
+            "lora_target_modules": ["word_embeddings", "default"],
+            "rank_pattern": {"word_embeddings": 2},
+            "rslora": True,
+        },
+    ),
 ]
 
 
@@ -48,6 +66,18 @@ def test_merged_and_loaded_it_is_what_was_trained(family, settings, hugging_face
     assert largest(logits(load_adapted(base, tmp_path / "adapter")), expected) < 1e-4
     merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged", verify=True)
     assert largest(folder_logits(merged), expected) < 1e-3
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES[:4] + CASES[6:8] + CASES[10:])
+def test_merged_in_memory_as_the_export_does(family, settings, tmp_path):
+    adapted = add_random_lora(write_base(tmp_path / "base", family), **settings)
+    expected = logits(adapted)
+    adapted.merge()
+    assert largest(logits(adapted.model), expected) < 1e-4
+    for _, layer in adapted.model.named_sublayers():
+        if getattr(layer, "merged", False):
+            layer.disable_lora = True  # the weights alone
+    assert largest(logits(adapted.model), expected) < 1e-4
 
 
 @pytest.mark.parametrize("start", [{"pissa": True}, {"init_lora_weights": "olora"}])
@@ -79,7 +109,7 @@ def test_lengths_are_those_of_one_base(tmp_path):
         run_merge(base, tmp_path / "dora", output=tmp_path / "out")
 
 
-@pytest.mark.parametrize(("family", "settings"), CASES[:4] + CASES[6:8])
+@pytest.mark.parametrize(("family", "settings"), CASES[:4] + CASES[6:8] + CASES[10:])
 def test_peft_s_form_comes_back(family, settings, tmp_path):
     base = write_base(tmp_path / "base", family)
     expected = write_adapter(tmp_path / "adapter", base, **settings)

@@ -49,7 +49,7 @@ loaded = held("VmHWM")
 settings = dict(lora_target_modules=None, lora_rank=8, lora_alpha=16, lora_dropout=0.0, rslora=False,
                 lora_plus_scale=1.0, pissa=False, model_name_or_path="large", modules_to_save=None,
                 use_dora=False, lora_use_mixer=False, rank_pattern=None, alpha_pattern=None, lora_bias="none", lora_dtype=None,
-                init_lora_weights="default")
+                init_lora_weights="default", vera=False, lokr=False)
 model = add_lora(model, SimpleNamespace(**settings), family=resolved.family, dtype="float32")
 model.mark_only_lora_as_trainable()
 model.train()
@@ -107,8 +107,11 @@ def test_with_recompute_little_is_held_beside_the_model(folder, algorithm):
     assert training < size + 600e6
 
 
-def test_beside_float32_only_one_matrix_is_added(folder):
-    size, _, training = measure(folder, "nf4")
+def test_without_recompute_only_one_matrix_is_added_beside_float32(folder):
+    size, loading, training = measure(folder, "nf4")
+    assert size < 0.3e9
+    assert loading < size + 4 * LARGEST + 400e6
+    assert training < size + 600e6
     plain_size, _, plain = measure(folder, "none")
     assert plain_size > 1.1e9
     # Values of the matrix in use, and what the allocator leaves unused between tensors of other sizes.

@@ -46,6 +46,8 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,
     "gemma": _GROUPED,
+    "gemma2": _GROUPED,
+    "gemma3": _GROUPED,
 }
 """What each compared family adds to `SHAPE`."""
 

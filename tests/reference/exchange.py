@@ -34,19 +34,19 @@ def check_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found - expected).max() < TOLERANCE * max(1.0, float(expected.std()))
 
 
-def train_peft(base: Path, folder: Path, **settings):
+def train_peft(base: Path, folder: Path, config_class: str = "LoraConfig", **settings):
     """Two steps of peft's on a base in Hugging Face's form; gives the adapted model."""
     import peft
     import torch
 
     torch.manual_seed(0)
-    given = {
+    given = {"lora_alpha": 6} if config_class == "LoraConfig" else {}
+    given |= {
         "r": 4,
-        "lora_alpha": 6,
         "target_modules": ["q_proj", "up_proj", "down_proj"],
         "task_type": "CAUSAL_LM",
     }
-    model = peft.get_peft_model(load_theirs(base), peft.LoraConfig(**given | settings))
+    model = peft.get_peft_model(load_theirs(base), getattr(peft, config_class)(**given | settings))
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.05)
     for _ in range(2):
         ids = torch.randint(3, 90, (2, 12))

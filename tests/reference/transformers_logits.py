@@ -30,7 +30,8 @@ from tests.reference.logits import (
 
 def build_reference(case: LogitCase, scale: float) -> torch.nn.Module:
     """The transformers model with the drawn weights in it."""
-    config = getattr(transformers, f"{case.transformers_class}Config")(**case.config)
+    config_class = case.config_class or f"{case.transformers_class}Config"
+    config = getattr(transformers, config_class)(**case.config)
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{case.transformers_class}ForCausalLM")(config).float().eval()
     drawn = draw_weights(case, shapes_of(model), scale)

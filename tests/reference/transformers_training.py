@@ -50,6 +50,7 @@ class Reference:
         fields: Fields of the config, as (transformers' name, the tiny checkpoint's name).
         renamed: (pattern, replacement) that turn the tiny checkpoint's weight names into transformers'.
         lora_layers: Last parts of the names of the layers that LoRA adapts.
+        config_class: Of transformers, where it has another prefix.
         change: Gives the model layers that transformers' has not.
     """
 
@@ -57,6 +58,7 @@ class Reference:
     fields: tuple[tuple[str, str], ...]
     renamed: tuple[tuple[str, str], ...]
     lora_layers: tuple[str, ...]
+    config_class: str = ""
     change: Callable[[Any], None] = lambda model: None
 
     def rename(self, name: str) -> str:
@@ -101,6 +103,11 @@ def _rotary(name: str, *extra: str) -> Reference:
     return Reference(name, fields, (_DECODER,), layers)
 
 
+def _gemma(name: str, transformers_class: str, *extra: str) -> Reference:
+    names = ("head_dim", "hidden_activation", "query_pre_attn_scalar", "sliding_window", *extra)
+    return replace(_rotary(transformers_class, *names), renamed=((rf"^{name}\.", "model."),))
+
+
 REFERENCES = {
     "llama": _rotary("Llama"),
     "qwen2": _rotary("Qwen2"),
@@ -118,6 +125,10 @@ REFERENCES = {
         (*_SIZES, *_same("head_dim", "pad_token_id", "attention_bias", "partial_rotary_factor")),
         ((r"^glm4\.", "model."),),
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
+    "gemma2": _gemma("gemma2", "Gemma2", "attn_logit_softcapping", "final_logit_softcapping"),
+    "gemma3": replace(
+        _gemma("gemma3", "Gemma3", "rope_local_base_freq", "layer_types"), config_class="Gemma3TextConfig"
     ),
     "phi3": Reference(
         "Phi3",
@@ -156,8 +167,10 @@ def load_reference_model(folder: Path, family: str = "llama") -> Any:
     reference = REFERENCES[family]
     config = json.loads((folder / "config.json").read_text())
     settings = {theirs: config[ours] for theirs, ours in reference.fields}
-    config_class = getattr(transformers, f"{reference.transformers_class}Config")
-    model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(config_class(**settings))
+    config_class = getattr(transformers, reference.config_class or f"{reference.transformers_class}Config")
+    model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(
+        config_class(**settings, attn_implementation="eager")  # the others leave caps of scores out
+    )
     reference.change(model)
     state = {}
     for name, array in load_file(folder / "model.safetensors").items():

@@ -115,7 +115,7 @@ def test_right_settings(settings):
         {"sharding": "stage4"},
         {"optim": "adafactor"},
         {"do_ptq": True},
-        {"vera": True},
+        {"reft": True},
         {"continue_training": False},
         {"use_expert_parallel": True},
     ],

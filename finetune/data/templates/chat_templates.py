@@ -81,6 +81,14 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         user="[Round {round}]\n\n问：{content}\n\n答：",
         after="\n\n",
     ),
+    "glm4": ChatFormat(
+        opening="[gMASK]<sop>",
+        system="<|system|>\n{content}",
+        user="<|user|>\n{content}<|assistant|>",
+        tool="<|observation|>\n{content}<|assistant|>",
+        answer="\n{content}",
+        special_tokens=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
     "internlm": ChatFormat(
         system="<|System|>:{content}\n",
         user="<|User|>:{content}\n<|Bot|>:",
@@ -94,14 +102,6 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
     "ziya": ChatFormat(user="<human>:{content}\n<bot>:", after="\n"),
     "openbuddy": ChatFormat(
         system="{content}\n\n", user="User: {content}\nAssistant:", answer=" {content}", after="\n"
-    ),
-    "glm4": ChatFormat(
-        opening="[gMASK]<sop>",
-        system="<|system|>\n{content}",
-        user="<|user|>\n{content}<|assistant|>",
-        tool="<|observation|>\n{content}<|assistant|>",
-        answer="\n{content}",
-        special_tokens=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     ),
     "alpaca": ChatFormat(
         system="{content}\n\n",

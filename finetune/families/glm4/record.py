@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
+from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
     join_inner_layers,
     require_values,
+    with_padding_field,
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
@@ -90,6 +91,8 @@ GLM4 = register(
             tokenizer_class="finetune.families.json_tokenizer.JsonTokenizer",
             own_class=True,
         ),
+        chat_template="glm4",
+        hugging_face=HuggingFaceForm(config=with_padding_field),
         tiny=TinyRecipe(
             tokenizer="byte_level_glm4", config=_tiny_config, weights=_tiny_weights, head_dim_multiple=2
         ),

@@ -18,12 +18,13 @@ def describe(model: Any) -> DecoderDescription:
     if hasattr(model, "facts"):
         return describe_head_decoder(model)
     config, attention = model.config, model.llama.layers[0].self_attn
+    slopes = array(distance_slopes(config.num_attention_heads)) if config.alibi else None
     return describe_gated_decoder(
         model,
         model.llama,
         rotary_frequencies=None if config.alibi else _frequencies(attention.rotary_emb),
         tied=bool(config.tie_word_embeddings),
-        distance_slopes=array(distance_slopes(config.num_attention_heads)) if config.alibi else None,
+        more={"distance_slopes": slopes},
     )
 
 

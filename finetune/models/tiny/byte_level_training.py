@@ -173,6 +173,7 @@ GLM4_KIND = ByteLevelKind(
     write_files=_write_tokenizer_json,
     settings={
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
         "additional_special_tokens": [
             "[gMASK]",
             "<sop>",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.adapters.update_tensors import name_parts
 from finetune.families.family import Family
 from finetune.merge.hf_out import hugging_face_config
 from finetune.models.hf_names import is_tied, is_turned, to_hugging_face
@@ -23,8 +24,6 @@ from finetune.storage.quantisation.packed_weights import PackedMatrix
 from finetune.storage.quantisation.stored_writing import format_facts, stored_parts
 from finetune.storage.writer import ComputedTensor, Layout, write_tensors
 
-_MERGED = ("lora_A", "lora_B")
-"""Parameters of an adapter that is in the weights already."""
 _JOINING = ("fuse_attention_qkv", "fuse_attention_ffn")
 
 
@@ -68,7 +67,7 @@ def _named_arrays(
 ) -> Iterator[tuple[str, Array]]:
     for name, tensor in named_weights(model).items():
         layer, _, ending = name.rpartition(".")
-        if ending in _MERGED:
+        if name_parts(name):  # of an adapter that is in the weights already
             continue
         theirs = to_hugging_face(name, family)
         if ending == "weight" and layer in packed:
