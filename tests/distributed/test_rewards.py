@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.layouts import LAYOUTS, METHODS, ONE
-from tests.distributed.test_preferences import (
-    ALL_FAMILIES,
-    ALL_LAYOUTS,
+from tests.distributed.preference_runs import (
     PACKED,
     PRECISIONS,
     SETTINGS,
@@ -20,6 +18,7 @@ from tests.distributed.test_preferences import (
     build_preferences,
     figures_of,
 )
+from tests.distributed.test_preferences import ALL_FAMILIES, ALL_LAYOUTS
 
 pytestmark = pytest.mark.distributed
 
@@ -32,7 +31,7 @@ ALL_METHODS: dict[str, dict[str, Any]] = {
 CASES = [
     ("llama", "lora", "tp2", "float32", True),
     ("opt", "sft", "pp2", "float32", False),
-    ("llama", "sft", "sharding2 stage2", "bf16", True),
+    ("llama", "sft", "sharding2 stage2", "float32", True),
 ]
 
 
@@ -44,7 +43,12 @@ def matrix() -> list[Any]:
         method = ("sft", "lora")[place % 2]
         precision = tuple(PRECISIONS)[place // 2 % 2]
         cases.append((family, method, layout, precision, place % 3 == 0))
-    return [*cases, *(("llama", "quantised", layout, "float32", True) for layout in ("dp2", "tp2", "pp2"))]
+    cases += [("llama", "quantised", layout, "float32", True) for layout in ("dp2", "tp2", "pp2")]
+    return [
+        *cases,
+        ("llama", "lora", "tp2 sequence", "float32", True),
+        ("bloom", "sft", "pp2 virtual2", "float32", True),
+    ]
 
 
 def write_pairs(folder: Path) -> Path:
@@ -92,4 +96,5 @@ def test_every_family_in_every_layout(bench, case):
 def test_the_matrix_has_every_value_of_each_side():
     families, methods, layouts, precisions, packed = (set(side) for side in zip(*matrix(), strict=True))
     assert (families, methods) == (set(ALL_FAMILIES), set(ALL_METHODS))
-    assert (layouts, precisions, packed) == (set(ALL_LAYOUTS), set(PRECISIONS), {False, True})
+    assert layouts == {*ALL_LAYOUTS, "tp2 sequence", "pp2 virtual2"}
+    assert (precisions, packed) == (set(PRECISIONS), {False, True})

@@ -19,8 +19,10 @@ from tests.reference.test_preference_curves import assert_same
 
 HAS_TRL = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft", "trl"))
 REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
+ORDINARY = (("reward_centred", False), ("reward_margins", True))
+"""Part of every run of the tests; the others are compared under the mark `slow`."""
 RUNS = [
-    pytest.param(name, lora, marks=[pytest.mark.slow] if lora and name == "reward" else [])
+    pytest.param(name, lora, marks=[] if (name, lora) in ORDINARY else [pytest.mark.slow])
     for lora in (False, True)
     for name in CASES
 ]

@@ -191,8 +191,7 @@ def write_sentencepiece_tokenizer(
         "eos_token": processor.id_to_piece(eos_id),
         "unk_token": processor.id_to_piece(unk_id),
     }
-    pad_id = processor.pad_id()
-    if pad_id >= 0:
+    if (pad_id := processor.pad_id()) >= 0:
         tokens["pad_token"] = processor.id_to_piece(pad_id)
     settings = {
         **tokens,
