@@ -137,7 +137,7 @@ class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]
         self._ranks = ranks
         spare = optimizer._parameter_list[0]
         super().__init__(optimizer, topology)
-        # Paddle's optimizers look at their first parameter, which need not have a gradient.
+        # Paddle's optimizers look at their first parameter; on a rank that owns none Fleet updates nothing.
         if not self._inner_opt._parameter_list:
             self._set_inner_opt_attr("_parameter_list", [spare])
             self._set_inner_opt_attr("_param_groups", [spare])
