@@ -10,6 +10,7 @@ from finetune.adapters.targets import layer_patterns
 from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
+from finetune.models.hf_names import is_tied
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.models.quantised.layers import is_packed
@@ -80,6 +81,37 @@ def trained_whole(model: Any, names: Collection[str]) -> list[str]:
     """PaddleNLP's patterns for the modules that are trained whole: the named ones, and the head of a reward model."""
     leaves = [*names, *[REWARD_HEAD] * is_reward_model(model)]
     return [saved_pattern(leaf) for leaf in dict.fromkeys(leaves)]
+
+
+def check_embedding(layers: Collection[str], settings: Any, config: Any, family: Family) -> None:
+    """Refuses an update of the embedding where it has none.
+
+    Args:
+        layers: Names of the adapted layers.
+        settings: The model arguments.
+        config: PaddleNLP's configuration of the model.
+        family: Record of the model.
+
+    Raises:
+        UserError: The embedding is the output layer, too, or the update is none of plain LoRA's.
+    """
+    found = next((name for name in layers if name.rpartition(".")[2] == family.embedding_module), None)
+    if found is None:
+        return
+    if is_tied(config.to_dict(), family):
+        raise UserError(
+            f"lora_target_modules: {found} is the output layer of this model as well, and an update (as in peft) would "
+            "change one of its two uses: name it in modules_to_save to train it whole, or narrow the pattern"
+        )
+    kinds = ("vera", "lokr", "use_dora", "lora_use_mixer", "pissa")
+    other = next((name for name in kinds if getattr(settings, name)), None)
+    if settings.init_lora_weights in ("pissa", "olora"):
+        other = f"init_lora_weights {settings.init_lora_weights}"
+    if other:
+        raise UserError(
+            f"lora_target_modules: {found} is an embedding, and {other} is for linear layers: leave {other} out, or "
+            "narrow the pattern"
+        )
 
 
 def check_not_packed(modules: Mapping[str, Any], names: list[str]) -> None:

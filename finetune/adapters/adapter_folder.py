@@ -21,7 +21,7 @@ from finetune.adapters.peft_config import (
     read_peft_rule,
 )
 from finetune.adapters.scaling import ScalingRule
-from finetune.adapters.update_tensors import LORA, VERA
+from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
 from finetune.models.reward_head import REWARD_HEAD, REWARD_WEIGHT
 from finetune.storage.files import read_json_if_present
@@ -34,6 +34,11 @@ START_STEM = "initial_factors"
 """Begins the names of files with what A and B started from where that has left the base."""
 PADDING_FACT = "pad_token_id"
 """Of a reward model, among the facts beside an adapter: what rows are padded with."""
+_PADDLENLP_KINDS = {
+    "vera_config.json": "PaddleNLP's VeRA, which trains the matrices of every layer as well",
+    "lokr_config.json": "a LoKr adapter in PaddleNLP's form",
+    "reft_config.json": "an adapter of ReFT",
+}
 _PATTERNS = {"rank_pattern": (1, "ranks above 0"), "alpha_pattern": (-math.inf, "numbers")}
 """Fields with values of single layers: the least value, and what they are."""
 _OPTION_OF = {LORA_CONFIG: "lora_path", PEFT_CONFIG: "lora_path", PREFIX_CONFIG: "prefix_path"}
@@ -58,6 +63,8 @@ def find_adapter_faults(setting: str, folder: Path) -> list[str]:
             check_peft_type(folder, read_json_if_present(folder / PEFT_CONFIG))
     except UserError as error:
         return list(error.faults)
+    if fault := name_paddlenlp_kind(folder):
+        return [f"{setting} {folder} {fault}"]
     if other := next((each for each in _OPTION_OF if (folder / each).is_file()), None):
         return [f"{setting} {folder} holds {other}: give it as {_OPTION_OF[other]}"]
     what = " but a whole model" if (folder / "config.json").is_file() else ""
@@ -80,6 +87,14 @@ def recorded_padding(folder: Path) -> dict[str, Any]:
     """The field of config.json that says what rows of a reward model are padded with; empty where nothing is known."""
     facts = read_json_if_present(folder / FACTS_FILE)
     return {PADDING_FACT: facts[PADDING_FACT]} if PADDING_FACT in facts else {}
+
+
+def name_paddlenlp_kind(folder: Path) -> str | None:
+    """Of an adapter of PaddleNLP that is none of LoRA's form: what it holds and what to do; None for any other folder."""
+    found = next((name for name in _PADDLENLP_KINDS if (folder / name).is_file()), None)
+    if found is None:
+        return None
+    return f"holds {found}, {_PADDLENLP_KINDS[found]}, which is not read here: train it anew, or merge it with PaddleNLP"
 
 
 def _check_content(folder: Path, name: str) -> None:
@@ -115,7 +130,7 @@ def check_paddle_lora(folder: Path, config: Mapping[str, Any]) -> None:
         value = config.get(name)
         if value is not None and not _are_patterns([value] if isinstance(value, str) else value):
             raise UserError(f"{path} has {name} {value!r}, but regular expressions are needed: copy it again")
-    for name in ("lora_dropout", "lora_plus_scale", "d_initial", "projection_prng_key"):
+    for name in ("lora_dropout", "lora_plus_scale", "d_initial", "projection_prng_key", "lokr_factor"):
         if config.get(name) is not None and not _is_number(config[name]):
             raise UserError(f"{path} has {name} {config[name]!r}, but a number is needed: copy it again")
     for name, (least, what) in _PATTERNS.items():
@@ -142,7 +157,7 @@ def paddle_rule(config: Mapping[str, Any]) -> ScalingRule:
         bool(config.get("rslora")),
         bool(config.get("pissa")),
         dora=bool(config.get("use_dora")),
-        kind=VERA if config.get("vera") else LORA,
+        kind=VERA if config.get("vera") else LOKR if config.get("lokr") else LORA,
         rank_pattern={name: int(value) for name, value in (config.get("rank_pattern") or {}).items()},
         alpha_pattern=config.get("alpha_pattern") or {},
     )

@@ -17,12 +17,10 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
-import paddle
-from paddlenlp import peft
-
 from finetune.adapters.adapted_modules import (
     adaptable,
     adapted_sizes,
+    check_embedding,
     check_not_packed,
     check_saved_modules,
     modules_of,
@@ -30,11 +28,9 @@ from finetune.adapters.adapted_modules import (
     whole_patterns,
 )
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
-from finetune.adapters.dora import add_magnitude
-from finetune.adapters.files import AdapterWeights, StartWeights, load_adapter_weights, open_starts
-from finetune.adapters.initial_weights import draw_input_matrix, find_start, take_start
-from finetune.adapters.lora_config import BIAS_ENDING, LayeredLoRAConfig
-from finetune.adapters.mixed_lora import add_mixer
+from finetune.adapters.files import AdapterWeights, load_adapter_weights, open_starts
+from finetune.adapters.lora_config import BIAS_ENDING, LayeredLoRAConfig, kind_fields
+from finetune.adapters.lora_model import LoRAModel
 from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import PeftFolder, open_peft_folder
@@ -42,7 +38,6 @@ from finetune.adapters.peft_weights import PeftWeights, check_layers
 from finetune.adapters.projections import (
     PROJECTIONS_FILE,
     Projections,
-    draw_projections,
     read_projections,
 )
 from finetune.adapters.scaling import end_patterns
@@ -53,115 +48,15 @@ from finetune.adapters.targets import (
     resolve_targets,
     value_patterns,
 )
-from finetune.adapters.update_tensors import VERA
-from finetune.adapters.vera import LocalProjections, add_vectors
-from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
+from finetune.adapters.update_tensors import LOKR, VERA
+from finetune.checkpoints.tensors_of_ranks import family_of
 from finetune.errors import UserError
 from finetune.families.family import Family
-from finetune.machine.randomness.seeding import derive_seed
-from finetune.models.hf_names import is_tied
+from finetune.models.hf_names import embedding_name, is_tied
 from finetune.models.local_layers import is_stage
-from finetune.models.quantised.layers import hold_packed, is_packed, release_packed
 from finetune.storage.files import is_present, read_json_object
 
 _FIELDS = frozenset(each.name for each in fields_of(LayeredLoRAConfig))
-
-
-class LoRAModel(peft.LoRAModel):
-    """PaddleNLP's, for a model that may be one process's part of a larger one.
-
-    Args:
-        model: The model with its weights.
-        config: The adapter's settings.
-        seed: The seed of the run. Every A is drawn whole by its module's name and then cut, so that it does
-            not depend on how the model is divided.
-        starts: What the matrices of a saved adapter started from, where that has left the base's weights; found
-            again by default.
-        projections: The shared matrices of a saved VeRA adapter; made from the configuration's key by default.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        config: LayeredLoRAConfig,
-        *,
-        seed: int = 0,
-        starts: StartWeights | None = None,
-        projections: Projections | None = None,
-    ):
-        if config.vera and projections is None:
-            num_in, num_out = adapted_sizes(model, config.target_modules)
-            key = config.projection_prng_key
-            projections = draw_projections(key, rank=config.r, num_in=num_in, num_out=num_out)
-        config.tensor_parallel_degree = model.config.tensor_parallel_degree  # PaddleNLP warns otherwise
-        # PaddleNLP has the matrix between A and B in one process only.
-        is_mixed, config.lora_use_mixer = config.lora_use_mixer, False
-        super().__init__(model, config)
-        config.lora_use_mixer = is_mixed
-        self.projections = LocalProjections(projections, model.config) if projections else None
-        for name, layer in model.named_sublayers():
-            if getattr(layer, "lora_A", None) is not None:
-                self._start_layer(name, layer, seed=derive_seed(seed, "lora", name), starts=starts)
-
-    def _start_layer(self, name: str, layer: Any, *, seed: int, starts: StartWeights | None) -> None:
-        config, base = self.lora_config, self.model.config
-        if self.projections:
-            add_vectors(name, layer, self.projections, rank=config.r, d_initial=config.d_initial)
-            return
-        layer.scaling = config.rule.factor_of(name)
-        if config.changes_base:
-            _check_start_rank(name, layer, base, config)
-            found = starts.read(name) if starts else find_start(name, layer, base, kind=config.start)
-            layer.start_factors = take_start(name, layer, base, found)
-        else:
-            draw_input_matrix(layer.lora_A, base, kind=config.start, seed=seed)
-        if config.lora_use_mixer:
-            add_mixer(layer, seed=seed)
-        if config.use_dora:
-            add_magnitude(layer)
-
-    def _find_and_replace_module(
-        self, model: Any, module_name: str, lora_config: LayeredLoRAConfig, enable_lora: Any
-    ) -> None:
-        layer = model.get_sublayer(module_name)
-        if getattr(layer, "is_placeholder", False):
-            return
-        own = lora_config.of_layer(module_name)
-        try:
-            if is_packed(layer):
-                self._replace_packed(model, module_name, own, enable_lora)
-            else:
-                super()._find_and_replace_module(model, module_name, own, enable_lora)
-        except ValueError as error:
-            raise UserError(
-                f"lora_target_modules: {module_name} is a {type(layer).__name__}, but only linear layers can get "
-                "a low-rank update: name it in modules_to_save to train it whole, or narrow the pattern."
-            ) from error
-
-    def _replace_packed(self, model: Any, module_name: str, *settings: Any) -> None:
-        """Puts the update over a layer with a packed weight; PaddleNLP's layer is made without memory for one."""
-        packed = release_packed(model.get_sublayer(module_name))
-        with paddle.LazyGuard():
-            super()._find_and_replace_module(model, module_name, *settings)
-        adapted = model.get_sublayer(module_name)
-        adapted.lora_A.initialize()
-        adapted.lora_B.initialize()
-        hold_packed(adapted, packed)
-
-
-def _check_start_rank(name: str, layer: Any, base: Any, config: LayeredLoRAConfig) -> None:
-    """A matrix has no more singular vectors, or orthogonal columns, than its smaller side is long."""
-    split = find_local_split(f"{name}.weight", base)
-    shape = (
-        split.whole_shape(tuple(layer.weight.shape), base.tensor_parallel_degree)
-        if split
-        else layer.weight.shape
-    )
-    if layer.r > min(shape):
-        raise UserError(
-            f"lora_rank is {layer.r}, but {config.start} needs at most {min(shape)} for {name}, a matrix of "
-            f"{list(shape)}: lower lora_rank, or start from something else"
-        )
 
 
 def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 0) -> LoRAModel:
@@ -192,6 +87,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     trained = trained_whole(model, saved or ())
     trained += _bias_patterns(model, settings.lora_bias, targets)
     layers = [name for name in modules if any(re.fullmatch(each, name) for each in targets)]
+    check_embedding(layers, settings, model.config, family)
     config = LayeredLoRAConfig(
         target_modules=targets,
         trainable_modules=trained or None,
@@ -201,7 +97,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         init_lora_weights="pissa" if settings.pissa else settings.init_lora_weights,
         rank_pattern=resolve_layer_patterns("rank_pattern", settings.rank_pattern, family, layers),
         alpha_pattern=resolve_layer_patterns("alpha_pattern", settings.alpha_pattern, family, layers),
-        **_kind_fields(settings),
+        **kind_fields(settings),
         lora_dropout=settings.lora_dropout,
         rslora=settings.rslora,
         lora_plus_scale=settings.lora_plus_scale,
@@ -211,18 +107,6 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         base_model_name_or_path=str(settings.model_name_or_path),
     )
     return LoRAModel(model, config, seed=seed)
-
-
-def _kind_fields(settings: Any) -> dict[str, Any]:
-    """Rank and factor of the update, and what else its kind has."""
-    if settings.vera:
-        names = ("vera", "projection_prng_key", "d_initial", "save_projection")
-        return {name: getattr(settings, name) for name in names} | _vera_rank(settings.vera_rank)
-    return {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}
-
-
-def _vera_rank(rank: int) -> dict[str, Any]:
-    return {"r": rank, "lora_alpha": float(rank)}  # a factor of 1
 
 
 def _bias_patterns(model: Any, which: str, targets: list[str]) -> list[str]:
@@ -323,7 +207,9 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     weights = PeftWeights(source, family, tied=tied)
     modules = modules_of(model, family)
     linear = adaptable(modules, family)[1]
-    check_layers(folder, weights, linear)
+    table = embedding_name(family).removesuffix(".weight")
+    check_layers(folder, weights, [*linear, table])
+    linear = [*linear, table]
     fields = {
         "target_modules": layer_patterns(weights.ranks, linear),
         "trainable_modules": whole_patterns(weights.whole, modules) or None,
@@ -343,5 +229,11 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
             "d_initial": float(source.config.get("d_initial") or 0.0),
             "save_projection": bool(source.projections),
             "lora_dropout": float(source.config.get("vera_dropout") or 0.0),
+        }
+    if source.rule.kind == LOKR:
+        fields |= {
+            "lokr": True,
+            "lokr_factor": int(source.config.get("decompose_factor", -1)),
+            "decompose_both": bool(source.config.get("decompose_both")),
         }
     return fields, weights, source

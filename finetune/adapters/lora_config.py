@@ -14,11 +14,16 @@ from paddlenlp.peft import LoRAConfig
 
 from finetune.adapters.initial_weights import CHANGING
 from finetune.adapters.scaling import ScalingRule
-from finetune.adapters.update_tensors import LORA, VERA
+from finetune.adapters.update_tensors import LOKR, LORA, VERA
 
 BIAS_ENDING = r"\.bias"
 """Ends the patterns of biases that are trained beside the updates."""
-_OF_VERA = {"vera", "projection_prng_key", "d_initial", "save_projection"}
+_OF_KIND: dict[str, set[str]] = {
+    LORA: set(),
+    VERA: {"vera", "projection_prng_key", "d_initial", "save_projection"},
+    LOKR: {"lokr", "lokr_factor", "decompose_both"},
+}
+"""Kind of the update -> fields that are written for it alone."""
 
 
 @dataclass
@@ -35,6 +40,9 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
         projection_prng_key: What VeRA's A and B are made from.
         d_initial: What VeRA's vectors of the rank start from.
         save_projection: Whether VeRA's A and B are written beside the adapter.
+        lokr: Whether the update is a Kronecker product (`lokr.py`).
+        lokr_factor: How LoKr divides the sizes of a layer (`kronecker.factor_pair`).
+        decompose_both: Whether both matrices of LoKr may be products.
     """
 
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
@@ -46,17 +54,20 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
     projection_prng_key: int = 0
     d_initial: float = 0.1
     save_projection: bool = False
+    lokr: bool = False
+    lokr_factor: int = -1
+    decompose_both: bool = False
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
         """What is written: PaddleNLP's fields, and those beyond them that say something."""
         known = set(_paddlenlp_fields())
-        spoken = known | (_OF_VERA if self.vera else set())
+        spoken, of_kinds = known | _OF_KIND[self.kind], set.union(*_OF_KIND.values())
         silent = (False, "none", "default")
         return {
             name: value
             for name, value in asdict(self).items()
-            if name in spoken or (name not in _OF_VERA and value and value not in silent)
+            if name in spoken or (name not in of_kinds and value and value not in silent)
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +91,7 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
     @property
     def kind(self) -> str:
         """Which matrices make the update (`update_tensors.py`)."""
-        return VERA if self.vera else LORA
+        return VERA if self.vera else LOKR if self.lokr else LORA
 
     @property
     def saved_patterns(self) -> set[str]:
@@ -108,3 +119,15 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
 
 def _paddlenlp_fields() -> list[str]:
     return [each.name for each in fields(LoRAConfig)]
+
+
+def kind_fields(settings: Any) -> dict[str, Any]:
+    """Rank and alpha of the update that the model arguments ask for, and what else its kind has."""
+    if settings.vera:
+        own = {"r": settings.vera_rank, "lora_alpha": float(settings.vera_rank)}  # a factor of 1
+        return own | {name: getattr(settings, name) for name in _OF_KIND[VERA]}
+    if settings.lokr:
+        alpha = float(settings.lokr_dim) if settings.lokr_alpha is None else settings.lokr_alpha
+        own = {"r": settings.lokr_dim, "lora_alpha": alpha}
+        return own | {name: getattr(settings, name) for name in _OF_KIND[LOKR]}
+    return {"r": settings.lora_rank, "lora_alpha": settings.lora_alpha}

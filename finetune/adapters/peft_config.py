@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.adapters.scaling import ScalingRule
-from finetune.adapters.update_tensors import LORA, VERA
+from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
 
 SEQUENCE_CLASSIFICATION = "SEQ_CLS"
@@ -30,6 +30,10 @@ _HOW_IT_WAS_MADE = frozenset((
 
 _HOW_VERA_WAS_MADE = _HOW_IT_WAS_MADE | frozenset((
     "d_initial", "init_weights", "projection_prng_key", "save_projection", "vera_dropout",
+))  # fmt: skip
+_HOW_LOKR_WAS_MADE = _HOW_IT_WAS_MADE | frozenset((
+    "alpha", "decompose_both", "decompose_factor", "init_weights", "module_dropout", "rank_dropout", "rank_dropout_scale",
+    "use_effective_conv2d",
 ))  # fmt: skip
 
 _WHAT_IT_CHANGES = {
@@ -56,12 +60,12 @@ _TYPES = {
 }
 _UNCHANGED_BASE = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_KINDS = {"LORA": LORA, "VERA": VERA}
+_KINDS = {"LORA": LORA, "VERA": VERA, "LOKR": LOKR}
 _USE_PEFT = "Use it with peft"
 _REMEDY = "Merge it with peft's merge_and_unload, and use the merged model"
 
 
-_KNOWN_FIELDS = {LORA: _HOW_IT_WAS_MADE, VERA: _HOW_VERA_WAS_MADE}
+_KNOWN_FIELDS = {LORA: _HOW_IT_WAS_MADE, VERA: _HOW_VERA_WAS_MADE, LOKR: _HOW_LOKR_WAS_MADE}
 
 
 def _kind(config: Mapping[str, Any]) -> str:
@@ -79,7 +83,7 @@ def check_peft_type(folder: Path, config: Mapping[str, Any]) -> None:
         return
     what = _TYPES.get(str(kind), f"an adapter of type {kind}")
     raise UserError(
-        f"{folder / PEFT_CONFIG} has peft_type {kind!r}: it is {what}, and only LoRA and VeRA are read here. Use it with peft, "
+        f"{folder / PEFT_CONFIG} has peft_type {kind!r}: it is {what}, and only LoRA, VeRA and LoKr are read here. Use it with peft, "
         "or train with --lora true or --prefix_tuning true"
     )
 
@@ -98,13 +102,20 @@ def read_peft_rule(folder: Path, config: Mapping[str, Any]) -> ScalingRule:
     path = folder / PEFT_CONFIG
     if faults := [*_changes(config), *_base_faults(config)]:
         raise UserError(f"{path} has {'; '.join(faults)}")
-    if _kind(config) == VERA:
+    kind = _kind(config)
+    if kind == VERA:
         return _vera_rule(path, config)
+    if kind == LOKR and not isinstance(factor := config.get("decompose_factor", -1), int):
+        raise UserError(
+            f"{path} has decompose_factor {factor!r}, but a whole number is needed: copy it again"
+        )
+    alpha = "alpha" if kind == LOKR else "lora_alpha"
     return ScalingRule(
         int(_positive(path, "r", config.get("r"))),
-        _number(path, "lora_alpha", config.get("lora_alpha")),
+        _number(path, alpha, config.get(alpha)),
         bool(config.get("use_rslora")),
         dora=bool(config.get("use_dora")),
+        kind=kind,
         rank_pattern={
             name: int(_positive(path, f"rank_pattern {name!r}", value))
             for name, value in _pattern(path, "rank_pattern", config).items()

@@ -30,7 +30,7 @@ from finetune.storage.joined_tensors import JoinedTensor
 WEIGHTS_STEM = "adapter_model"
 FIRST_PART = "base_model.model."
 _PROJECTION = re.compile(r"base_model\.vera_(?P<matrix>[AB])(?:\.default)?")
-_OF_UPDATES = (".lora_", ".vera_", "trainable_tokens")
+_OF_UPDATES = (".lora_", ".vera_", ".lokr_", "trainable_tokens")
 _WRAPPERS = re.compile(r"\.(?:modules_to_save(?:\.default)?|original_module|base_layer|token_adapter)(?=\.)")
 
 

@@ -109,7 +109,7 @@ def check_layers(folder: Path, weights: PeftWeights, linear: Iterable[str]) -> N
     )
     raise UserError(
         f"the adapter in {folder} updates {listed}, which this model does not have as linear layers. Layers that are "
-        "joined here (fuse_attention_qkv, fuse_attention_ffn) have to be apart: set both to false. Embeddings and "
-        f"output layers take up an update only when it is merged: merge_lora_params.py --lora_path {folder}. Otherwise "
+        "joined here (fuse_attention_qkv, fuse_attention_ffn) have to be apart: set both to false. Output "
+        f"layers take up an update only when it is merged: merge_lora_params.py --lora_path {folder}. Otherwise "
         "it was trained on another base"
     )

@@ -1,6 +1,7 @@
 """The tensors that make the update of one layer, by kind: their names in files, and their shapes.
 
     lora    lora_A [in, r], lora_B [r, out]; lora_AB [r, r] (MosLoRA), lora_magnitude [out] (DoRA) besides
+    lokr    lokr_w1 [l, m] or lokr_w1_a [l, r], lokr_w1_b [r, m]; lokr_w2 likewise (`kronecker.py`)
     vera    vera_lambda_d [r], vera_lambda_b [out]; A and B are shared (`projections.py`)
 
 peft has A and B of LoRA turned, and ends some names differently. Nothing is imported that a merge could do without.
@@ -16,13 +17,15 @@ from finetune.adapters.scaling import ScalingRule
 from finetune.errors import UserError
 from finetune.storage.joined_tensors import JoinedTensor
 
-LORA, VERA = "lora", "vera"
-PREFIXES = {LORA: "lora_", VERA: "vera_lambda_"}
+LORA, VERA, LOKR = "lora", "vera", "lokr"
+PREFIXES = {LORA: "lora_", VERA: "vera_lambda_", LOKR: "lokr_"}
 """Kind -> what begins the last part of its tensors' names."""
-_OURS = re.compile(r"(?P<layer>.+)\.(?:lora_(?P<lora>A|B|AB|magnitude)|vera_lambda_(?P<vera>d|b))")
+_OURS = re.compile(
+    r"(?P<layer>.+)\.(?:lora_(?P<lora>A|B|AB|magnitude)|vera_lambda_(?P<vera>d|b)|lokr_(?P<lokr>w[12](?:_[ab])?))"
+)
 _PEFTS = re.compile(
-    r"(?P<layer>.+)\.(?:lora_(?:embedding_)?(?P<lora>[AB]|magnitude)(?:_vector)?|vera_lambda_(?P<vera>d|b))"
-    r"(?:\.default)?(?:\.weight)?"
+    r"(?P<layer>.+)\.(?:lora_(?:embedding_)?(?P<lora>[AB]|magnitude)(?:_vector)?|vera_lambda_(?P<vera>d|b)"
+    r"|lokr_(?P<lokr>w[12](?:_[ab])?))(?:\.default)?(?:\.weight)?"
 )
 
 
@@ -32,7 +35,8 @@ class Matrices:
 
     Attributes:
         path: A file that holds some of it.
-        tensors: By the end of the name: "A", "B", "AB" and "magnitude" of LoRA, "d" and "b" of VeRA.
+        tensors: By the end of the name: "A", "B", "AB" and "magnitude" of LoRA, "d" and "b" of VeRA, "w1", "w2" and their
+            parts of LoKr.
     """
 
     path: Path
@@ -101,7 +105,22 @@ def _check_vera(layer: str, found: Matrices, rule: ScalingRule, turned: bool) ->
     return None, outer[0]
 
 
-_CHECKS = {LORA: _check_lora, VERA: _check_vera}
+def _check_lokr(layer: str, found: Matrices, rule: ScalingRule, turned: bool) -> tuple[int, int]:
+    rank, sizes = rule.rank_of(layer), []
+    for name in ("w1", "w2"):
+        parts = (name,) if name in found.tensors else (f"{name}_a", f"{name}_b")
+        _check_names(layer, found, parts, prefix="lokr_")
+        shapes = [found.tensors[each].shape for each in parts]
+        fits = all(len(shape) == 2 for shape in shapes) and (
+            len(shapes) == 1 or shapes[0][1] == shapes[1][0] == rank
+        )
+        if not fits or any(f"{name}_{end}" in found.tensors for end in "ab" if len(parts) == 1):
+            raise _misfit(layer, found, rank, prefix="lokr_")
+        sizes.append((shapes[0][0], shapes[-1][1]))
+    return sizes[0][1] * sizes[1][1], sizes[0][0] * sizes[1][0]
+
+
+_CHECKS = {LORA: _check_lora, VERA: _check_vera, LOKR: _check_lokr}
 
 
 def _check_names(layer: str, found: Matrices, needed: tuple[str, ...], *, prefix: str) -> None:

@@ -172,6 +172,44 @@ def distance_bias(slopes: Any, key_positions: Any, visible: Any) -> Any:
         return paddle.where(visible, bias, paddle.finfo(paddle.float32).min)
 
 
+def distances_and_mask(
+    slopes: Any, given: Any, shape: tuple[int, int], past_length: int, *, position_ids: Any
+) -> Any:
+    """`distance_bias` of what was given, with distances within each text of a row, float32 [batch, heads, length, keys].
+
+    Args:
+        slopes: float32 [heads].
+        given: [batch, past + length] with 1 for tokens, or [batch, 1, length, past + length], true for what may be
+            seen. None: all tokens.
+        shape: Rows of the batch and tokens of each.
+        past_length: Keys in front of the row.
+        position_ids: [batch, length], of each text from 0 in a row of several; used with the second kind of mask.
+
+    Raises:
+        ValueError: Rows of packed samples.
+    """
+    if are_packed_rows(given):
+        raise ValueError("rows of packed samples, which no kernel takes together with distances: give a mask")
+    if given is None:
+        given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
+    visible = causal_mask(given, shape, past_length)
+    return distance_bias(slopes, _key_positions(given, position_ids, past_length), visible)
+
+
+def _key_positions(attention_mask: Any, position_ids: Any, past_length: int) -> Any:
+    """Positions [batch, keys]: tokens counted from 0, what lies in the past first."""
+    if attention_mask.ndim == 2:
+        tokens = attention_mask.astype("int64")
+        return (tokens.cumsum(axis=-1) - 1) * tokens
+    batch_size, num_keys = attention_mask.shape[0], attention_mask.shape[-1]
+    if position_ids is None:
+        return paddle.arange(num_keys).expand([batch_size, num_keys])
+    past = paddle.arange(past_length, dtype=position_ids.dtype).expand(
+        [batch_size, past_length]
+    )  # [batch, past]
+    return paddle.concat([past, position_ids + past_length], axis=1)
+
+
 def additive(visible: Any, dtype: Any) -> Any:
     """A bool mask or a bias in the form that is added to scores of some type: finite, its minimum for the unseen."""
     lowest = paddle.finfo(dtype).min

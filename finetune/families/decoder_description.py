@@ -192,7 +192,7 @@ def array(tensor: Any) -> NDArray[Any]:
     return values
 
 
-def linear(layer: Any, columns: slice = slice(None)) -> Linear:
+def linear(layer: Any, columns: slice | NDArray[Any] = slice(None)) -> Linear:
     """A linear layer of PaddleNLP's, or some of its outputs."""
     bias = getattr(layer, "bias", None)
     return Linear(array(layer.weight)[:, columns], None if bias is None else array(bias)[columns])

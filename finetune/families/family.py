@@ -48,6 +48,8 @@ class Family:
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
+        understood: Fields of config.json that are read or refused beside those of the tiny configuration and of
+            `fields`; see `config_fields`.
         variants: config.json -> dotted path of another class where `model_class` does not compute it; None elsewhere.
         base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
@@ -111,6 +113,7 @@ class Family:
     positions_end: bool = True
     cpu_layers: str | None = None
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
+    understood: tuple[str, ...] = ()
     variants: Callable[[Mapping[str, Any]], str | None] = _no_variant
     covers: Callable[[Mapping[str, Any], Path | None], bool] = _any_config
     told_by: str = ""
@@ -168,7 +171,9 @@ class Family:
             return "block"
         if self.fused_packing == "refused":
             return None
-        has_distances = bool(_read(config, self.distance_option))
+        # What a config.json leaves unsaid is known once it is adapted.
+        said = self.adapt_config(dict(config)) if isinstance(config, Mapping) else config
+        has_distances = bool(_read(said, self.distance_option))
         takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
         takes_rows = takes_rows and not (shares_prompts and _read(config, self.window_option))
         return "start_end" if takes_rows else "block"

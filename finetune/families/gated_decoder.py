@@ -98,6 +98,7 @@ def gated_decoder_weights(
     *,
     norm_fill: str = "ones",
     qkv_bias: bool = False,
+    output_bias: bool = False,
     tied: bool = False,
     head_dim: int | None = None,
     head_norms: bool = False,
@@ -110,6 +111,7 @@ def gated_decoder_weights(
         prefix: First part of the names.
         norm_fill: What norms start with: "ones", or "zeros" where the layer adds one.
         qkv_bias: Whether query, key and value projections have a bias.
+        output_bias: Whether the projection back has one.
         tied: Whether the embedding is the output projection, too.
         head_dim: Size of a head; None: hidden size / heads.
         head_norms: Whether queries and keys are normed, head by head.
@@ -129,6 +131,7 @@ def gated_decoder_weights(
             weights[f"{layer}self_attn.{name}.weight"] = TensorSpec((head_dim,), norm_fill)
         weights |= {
             layer + "self_attn.o_proj.weight": TensorSpec((query_size, hidden)),
+            **({layer + "self_attn.o_proj.bias": TensorSpec((hidden,), "zeros")} if output_bias else {}),
             layer + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
@@ -144,7 +147,12 @@ def gated_decoder_weights(
 
 def joined_decoder_weights(shape: TinyShape, prefix: str) -> dict[str, TensorSpec]:
     """The same where one layer gives queries, keys and values, and one both halves of the feed-forward layer."""
-    weights, joined = gated_decoder_weights(shape, prefix), {}
+    return join_inner_layers(join_input_layers(gated_decoder_weights(shape, prefix)))
+
+
+def join_input_layers(weights: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """The same weights where one layer gives queries, keys and values."""
+    joined = {}
     for name, spec in weights.items():
         layer, _, part = name.rpartition(".")[0].rpartition(".")
         if part == "q_proj":
@@ -152,7 +160,7 @@ def joined_decoder_weights(shape: TinyShape, prefix: str) -> dict[str, TensorSpe
             joined[f"{layer}.query_key_value_proj.weight"] = TensorSpec((spec.shape[0], sum(sizes)))
         elif part not in ("k_proj", "v_proj"):
             joined[name] = spec
-    return join_inner_layers(joined)
+    return joined
 
 
 def join_inner_layers(weights: dict[str, TensorSpec]) -> dict[str, TensorSpec]:

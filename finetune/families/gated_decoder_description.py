@@ -29,6 +29,7 @@ def describe_gated_decoder(
     norms: NormNames = TWO_NORMS,
     norm_offset: float = 0.0,
     tied: bool = False,
+    normed_head: bool = False,
     more: Mapping[str, Any] | None = None,
     **shape: Any,
 ) -> DecoderDescription:
@@ -41,6 +42,7 @@ def describe_gated_decoder(
         norms: Names of a layer's norms.
         norm_offset: What the norms add to their weights.
         tied: Whether the output layer is the input embedding.
+        normed_head: Whether the output layer's weights of each token are divided by their length.
         more: Further fields of `DecoderDescription`.
         **shape: Fields of `DecoderShape` that are not Llama's.
     """
@@ -65,10 +67,15 @@ def describe_gated_decoder(
         embedding=array(decoder.embed_tokens.weight),
         layer=layer,
         final_norm=norm(decoder.norm),
-        head=None if tied else array(model.lm_head.weight),
+        head=None if tied else _head(model.lm_head.weight, normed=normed_head),
         rotary_frequencies=rotary_frequencies,
         **more or {},
     )
+
+
+def _head(weight: Any, *, normed: bool) -> NDArray[Any]:
+    head = array(weight)  # [hidden, vocabulary]
+    return head / np.maximum(np.linalg.norm(head, axis=0), np.float32(1e-12)) if normed else head
 
 
 def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) -> LayerWeights:

@@ -101,6 +101,8 @@ class HeadAttention(nn.Layer):
         query, key, value = self._projections(hidden)
         if self.facts.normed:
             query, key = self.q_norm(query), self.k_norm(key)
+        if self.facts.distances:
+            return query, key, value
         cos, sin = self.tables.at(position_ids)
         return self._turned(query, cos, sin), self._turned(key, cos, sin), value
 
@@ -114,13 +116,17 @@ class HeadAttention(nn.Layer):
     def _projections(self, hidden: Any) -> tuple[Any, Any, Any]:
         rows = [-1, self.seq_length] if self.config.sequence_parallel else [0, 0]
         if self.facts.joined_input:
-            return self._parts(self.query_key_value_proj(hidden), rows)
+            part = self._groups if self.facts.grouped_input else self._parts
+            return part(self.query_key_value_proj(hidden), rows)
         if not self.config.fuse_attention_qkv:
             query = self.q_proj(hidden).reshape([*rows, self.num_heads, self.head_dim])
             key = self.k_proj(hidden).reshape([*rows, self.num_kv_heads, self.head_dim])
             return query, key, self.v_proj(hidden).reshape([*rows, self.num_kv_heads, self.head_dim])
+        return self._groups(self.qkv_proj(hidden), rows)
+
+    def _groups(self, joined: Any, rows: list[int]) -> tuple[Any, Any, Any]:
         num_groups = self.num_heads // self.num_kv_heads
-        joined = self.qkv_proj(hidden).reshape([*rows, self.num_kv_heads, num_groups + 2, self.head_dim])
+        joined = joined.reshape([*rows, self.num_kv_heads, num_groups + 2, self.head_dim])
         query, key, value = paddle.split(joined, [num_groups, 1, 1], axis=3)
         return query.flatten(2, 3), key.squeeze(3), value.squeeze(3)
 

@@ -17,10 +17,11 @@ from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.qwen2 import modeling
 
 from finetune.families.attention import visible_in_window
+from finetune.families.family import get_family
 from finetune.families.gated_layers import GatedDecoder
 from finetune.families.head_attention import HeadAttention
 from finetune.families.head_facts import HeadFacts, RotaryAngles
-from finetune.families.head_layers import CappedHead, GatedFeedForward, OffsetNorm
+from finetune.families.head_layers import CappedHead, GatedFeedForward, NormedHead, OffsetNorm
 from finetune.families.rotary_tables import RotaryTables
 
 
@@ -30,6 +31,7 @@ class HeadConfig(Qwen2Config):
     Args:
         head_dim: Size of a head; None: hidden size / heads.
         rope_scaling: Stretched rotary positions; see `finetune.families.rotary_config`.
+        text_positions: Most tokens of a text; None: `max_position_embeddings`.
         num_key_value_heads: None: as many as heads.
         **fields: As PaddleNLP's Qwen2 has them.
     """
@@ -38,11 +40,13 @@ class HeadConfig(Qwen2Config):
         self,
         head_dim: int | None = None,
         rope_scaling: dict[str, Any] | None = None,
+        text_positions: int | None = None,
         num_key_value_heads: int | None = None,
         **fields: Any,
     ):
         super().__init__(num_key_value_heads=num_key_value_heads, **fields)
         self.rope_scaling = rope_scaling
+        self.text_positions = text_positions
         self.head_dim = head_dim or self.hidden_size // self.num_attention_heads
 
 
@@ -153,6 +157,8 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
         self, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, position_ids: Any
     ) -> dict[bool, Any]:
         """What layers without and with a window get as their mask."""
+        if self.facts.distances:
+            return {False: self._distances(given, shape, past_length, position_ids)}
         # Masks of several texts in a row are met in training only, where nothing but a prefix is past.
         places = position_ids + past_length
         return {
@@ -162,7 +168,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
                 past_length,
                 places=places,
                 window=self.facts.window if narrow else None,
-                fused=self.config.use_flash_attention and self.facts.score_cap is None,
+                fused=self.config.use_flash_attention,
             )
             for narrow in {layer.has_window for layer in self.layers}
         }
@@ -192,7 +198,7 @@ def _tables(config: Any, facts: HeadFacts) -> dict[bool, RotaryTables]:
 class HeadForCausalLM(modeling.Qwen2ForCausalLM):
     """The decoder with its output layer.
 
-    `base_model_prefix` names the decoder in the names of parameters. A family whose facts depend on its config.json
+    `base_model_prefix` names the decoder in the names of parameters, and the family. A family whose facts depend on its config.json
     overrides `facts_of`.
     """
 
@@ -210,6 +216,8 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         head: Any = modeling.Qwen2LMHead
         if self.facts.logit_cap is not None:
             head = functools.partial(CappedHead, cap=self.facts.logit_cap)
+        if self.facts.normed_head:
+            head = NormedHead
         self.lm_head = head(config, embedding_weights=shared, transpose_y=tied)
         if tied:
             self.tie_weights()
@@ -232,8 +240,11 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         names = ["embed_tokens.weight", "norm.weight"]
         for number in range(config.num_hidden_layers):
             names += [f"layers.{number}.{name}" for name in _layer_tensors(cls.facts_of(config))]
-        table = [_mapping(f"model.{_published(name)}", f"{cls.base_model_prefix}.{name}") for name in names]
-        return table if config.tie_word_embeddings else [*table, _mapping("lm_head.weight", "lm_head.weight")]
+        prefix = cls.base_model_prefix
+        form = get_family(prefix).hugging_face
+        ours = [f"{prefix}.{name}" for name in names]
+        ours += [] if config.tie_word_embeddings else ["lm_head.weight"]
+        return [_mapping(form.published_name(name, prefix), name) for name in ours]
 
     @classmethod
     def _get_fuse_or_split_param_mappings(cls, config: Any, is_fuse: bool = False) -> dict[Any, Any]:
@@ -259,11 +270,7 @@ def _layer_tensors(facts: HeadFacts) -> list[str]:
     return [*(f"{name}.weight" for name in layers), *(f"{name}.bias" for name in biased)]
 
 
-def _published(name: str) -> str:
-    return name.replace("query_key_value_proj", "qkv_proj")
-
-
 def _mapping(theirs: str, ours: str) -> Any:
     """Matrices of linear layers are stored as [out, in] there."""
-    is_matrix = theirs.endswith(("_proj.weight", "lm_head.weight"))
+    is_matrix = ours.endswith(("_proj.weight", "lm_head.weight"))
     return StateDictNameMapping(theirs, ours, "transpose" if is_matrix else None)

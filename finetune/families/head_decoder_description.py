@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.families.decoder_description import DecoderDescription
+from finetune.families.decoder_description import DecoderDescription, array
 from finetune.families.gated_decoder_description import describe_gated_decoder
+from finetune.families.gated_layers import distance_slopes
 from finetune.families.head_facts import RotaryAngles
 
 
@@ -21,17 +22,22 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
     return describe_gated_decoder(
         model,
         model.get_decoder(),
-        rotary_frequencies=np.concatenate([angles.frequencies, still]),
+        rotary_frequencies=None if facts.distances else np.concatenate([angles.frequencies, still]),
         norms=facts.norms,
         norm_offset=facts.norm_offset,
         tied=bool(config.tie_word_embeddings),
+        normed_head=facts.normed_head,
         more={
             "rotary_amplitude": angles.amplitude,
             "local_frequencies": None if angles.local is None else np.concatenate([angles.local, still]),
+            "distance_slopes": array(distance_slopes(config.num_attention_heads))
+            if facts.distances
+            else None,
         },
         activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,
+        max_positions=config.text_positions or config.max_position_embeddings,
         window=facts.window,
         windowed_layers=facts.windowed_layers,
         score_scale=facts.score_scale,

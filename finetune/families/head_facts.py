@@ -44,11 +44,13 @@ class HeadFacts:
         normed: Whether queries and keys pass an RMS norm over the head before they are turned.
         halves: Whether rotary positions pair place i with place i + turned places / 2; else with its neighbour.
         turned_share: Share of a head that rotary positions turn: its first places.
+        distances: Whether scores get distances (ALiBi, Press et al. 2022) in place of rotary positions.
         scaling: How the angles of rotary positions are stretched; None: not at all.
         local_base: Base of the angles, unscaled, in layers with a window; None: that of all layers.
         window: A token sees this many tokens, itself included; None: all before it.
         windowed_layers: For each layer whether it has the window; None: all have.
         joined_input: Whether one layer gives queries, keys and values, one behind the other.
+        grouped_input: Whether that layer gives the queries of a key head, its key, its value, then the next key head's.
         joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
         input_bias: Whether the projections to queries, keys and values have a bias.
         output_bias: Whether the projection back has one.
@@ -59,17 +61,20 @@ class HeadFacts:
         score_scale: Factor on the scores; None: 1 / sqrt(head dim).
         score_cap: Scores s become cap * tanh(s / cap), Gemma 2 (2024); None: they stay.
         logit_cap: The same of the logits.
+        normed_head: Whether the output layer's weights of each token are divided by their length.
         embedding_scale: Factor on word embeddings.
     """
 
     normed: bool = False
     halves: bool = True
     turned_share: float = 1.0
+    distances: bool = False
     scaling: RotaryScaling | None = None
     local_base: float | None = None
     window: int | None = None
     windowed_layers: tuple[bool, ...] | None = None
     joined_input: bool = False
+    grouped_input: bool = False
     joined_inner: bool = False
     input_bias: bool = False
     output_bias: bool = False
@@ -80,6 +85,7 @@ class HeadFacts:
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
+    normed_head: bool = False
     embedding_scale: float = 1.0
 
     def has_window(self, layer: int) -> bool:

@@ -7,9 +7,12 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_sequence_parallel_parameter
+from paddle.distributed.fleet.utils.sequence_parallel_utils import (
+    GatherOp,
+    mark_as_sequence_parallel_parameter,
+)
 from paddlenlp.transformers import linear_utils
-from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead
+from paddlenlp.transformers.qwen2.modeling import Qwen2LMHead, parallel_matmul
 
 from finetune.families.attention import soft_capped
 from finetune.families.head_facts import HeadFacts
@@ -114,6 +117,42 @@ class CappedHead(Qwen2LMHead):
         logits = super().forward(hidden, tensor_parallel_output=tensor_parallel_output)
         with paddle.amp.auto_cast(enable=False):
             return soft_capped(logits.astype("float32"), self.cap).astype(logits.dtype)
+
+
+class NormedHead(Qwen2LMHead):
+    """An output layer that divides the weights of each token by their length, Yang et al., "Baichuan 2" (2023)."""
+
+    def __init__(self, *arguments: Any, **more: Any):
+        super().__init__(*arguments, **more)
+        self._kept: tuple[Any, Any] | None = None
+
+    def forward(self, hidden: Any, tensor_parallel_output: bool | None = None) -> Any:
+        """[batch, length, hidden] -> logits."""
+        config = self.config
+        if config.sequence_parallel:
+            hidden = GatherOp.apply(hidden).reshape([-1, config.seq_length, config.hidden_size])
+        if tensor_parallel_output is None:
+            tensor_parallel_output = config.tensor_parallel_output
+        return parallel_matmul(
+            hidden,
+            self._unit_weight(),
+            transpose_y=self.transpose_y,
+            tensor_parallel_output=tensor_parallel_output,
+        )
+
+    def _unit_weight(self) -> Any:
+        """The weight with columns of length 1; worked out once for all the tokens of an answer."""
+        keeps = not (self.training or paddle.is_grad_enabled())
+        version = self.weight.inplace_version
+        if keeps and self._kept is not None and self._kept[0] == version:
+            return self._kept[1]
+        with paddle.amp.auto_cast(enable=False):
+            wide = self.weight.astype("float32")
+            unit = F.normalize(wide, axis=1 if self.transpose_y else 0).astype(self.weight.dtype)
+        # Asked for by PaddleNLP's product.
+        unit.is_distributed = self.weight.is_distributed
+        self._kept = (version, unit) if keeps else None
+        return unit
 
 
 def _tanh_gelu(x: Any) -> Any:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from finetune.adapters.projections import Projections
 from finetune.adapters.scaling import ScalingRule
-from finetune.adapters.update_tensors import VERA, Matrices, check_update
-from finetune.merge.row_blocks import Update
+from finetune.adapters.update_tensors import LOKR, VERA, Matrices, check_update
+from finetune.merge.kronecker_update import KroneckerUpdate
+from finetune.merge.row_blocks import AnyUpdate, Update
 from finetune.storage.dtypes import as_float32
 
 FindProjections = Callable[[int, int], Projections]
@@ -43,7 +44,7 @@ class LayerTensors:
     num_inputs: Callable[[str], int] = unknown_inputs
     find_projections: FindProjections | None = field(default=None, kw_only=True)
 
-    def updates(self) -> tuple[dict[str, Update], Projections | None]:
+    def updates(self) -> tuple[dict[str, AnyUpdate], Projections | None]:
         """PaddleNLP's name of a layer -> update of its weight [in, out]; and VeRA's shared matrices.
 
         Raises:
@@ -62,10 +63,12 @@ class LayerTensors:
         num_in, num_out = check_update(layer, self.matrices[layer], self.rule, turned=self.is_peft)
         return self.num_inputs(self.own_name(layer)) if num_in is None else num_in, num_out
 
-    def _update(self, layer: str, shape: tuple[int, int], projections: Projections | None) -> Update:
+    def _update(self, layer: str, shape: tuple[int, int], projections: Projections | None) -> AnyUpdate:
         found = self.matrices[layer]
         if projections:
             return _vera_update(found, shape, projections)
+        if self.rule.kind == LOKR:
+            return _lokr_update(found, shape, self.rule.factor_of(layer))
         return _lora_update(found, shape, self.rule.factor_of(layer), turned=self.is_peft)
 
 
@@ -91,3 +94,12 @@ def _vera_update(found: Matrices, shape: tuple[int, int], projections: Projectio
         return projections.left[: shape[0]] * inner, projections.right[:, : shape[1]] * outer
 
     return Update(shape, factors, found.path)
+
+
+def _lokr_update(found: Matrices, shape: tuple[int, int], factor: float) -> KroneckerUpdate:
+    def read(name: str) -> NDArray[Any]:
+        names = (name,) if name in found.tensors else (f"{name}_a", f"{name}_b")
+        arrays = [as_float32(found.tensors[each].load()) for each in names]
+        return arrays[0] if len(arrays) == 1 else arrays[0] @ arrays[1]
+
+    return KroneckerUpdate(shape, lambda: (read("w1") * np.float32(factor), read("w2")), found.path)

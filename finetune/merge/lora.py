@@ -39,7 +39,7 @@ from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.quantised_base import DEQUANTISED, ORIGINAL
 from finetune.merge.tokenizer_files import copy_tokenizer
-from finetune.models.hf_names import is_tied, paddle_config
+from finetune.models.hf_names import embedding_name, is_tied, paddle_config
 from finetune.models.hubs.adapters import local_adapter
 from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, reward_config
 from finetune.storage.files import read_json_if_present
@@ -227,7 +227,8 @@ def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:
     for folder in options.adapters:
         if (folder / LORA_CONFIG).is_file():
             adapters.append(adapter := read_paddle_adapter(folder, base.num_inputs))
-            check_complete(folder / LORA_CONFIG, adapter.config, linear_layers(base), adapter.updates)
+            layers = [*linear_layers(base), embedding_name(base.family).removesuffix(".weight")]
+            check_complete(folder / LORA_CONFIG, adapter.config, layers, adapter.updates)
         else:
             adapters.append(
                 read_peft_adapter(folder, base.family, tied=base.is_tied, num_inputs=base.num_inputs)

@@ -19,6 +19,7 @@ from finetune.adapters.adapter_folder import (
     PREFIX_CONFIG,
     START_STEM,
     check_paddle_lora,
+    name_paddlenlp_kind,
     paddle_rule,
     read_num_tokens,
 )
@@ -34,7 +35,7 @@ from finetune.adapters.scaling import ScalingRule
 from finetune.adapters.update_tensors import Matrices, name_parts
 from finetune.errors import UserError
 from finetune.merge.layer_updates import FindProjections, LayerTensors, unknown_inputs
-from finetune.merge.row_blocks import Update
+from finetune.merge.row_blocks import AnyUpdate, Update
 from finetune.merge.source import ADAPTER, LORA, open_source
 from finetune.storage.checkpoints import TensorFiles, open_indexed
 from finetune.storage.dtypes import as_float32
@@ -63,7 +64,7 @@ class Adapter:
     path: Path
     config: Mapping[str, Any]
     rule: ScalingRule
-    updates: Mapping[str, Update]
+    updates: Mapping[str, AnyUpdate]
     whole: Mapping[str, WholeTensor]
     num_tokens: int | None = None
     is_peft: bool = False
@@ -94,6 +95,8 @@ def check_adapter_folder(folder: Path) -> None:
     if (folder / PEFT_CONFIG).is_file():
         check_peft_type(folder, read_json_if_present(folder / PEFT_CONFIG))
     if not any((folder / name).is_file() for name in (LORA_CONFIG, PEFT_CONFIG)):
+        if fault := name_paddlenlp_kind(folder):
+            raise UserError(f"--lora_path {folder} {fault}")
         what = "a whole model, which needs no merge" if (folder / "config.json").is_file() else "no adapter"
         raise UserError(
             f"--lora_path {folder} holds {what}: expected {LORA_CONFIG} or {PEFT_CONFIG} there. Give the output "
@@ -185,8 +188,9 @@ def _open_starts(folder: Path) -> TensorFiles | None:
     return TensorFiles([folder / name]) if (folder / name).is_file() else None
 
 
-def _without_start(layer: str, update: Update, rule: ScalingRule, starts: TensorFiles) -> Update:
+def _without_start(layer: str, update: AnyUpdate, rule: ScalingRule, starts: TensorFiles) -> AnyUpdate:
     """The update of the base as it was: A and B as trained, less what they started from."""
+    assert isinstance(update, Update)
     if missing := [end for end in ("lora_A", "lora_B") if f"{layer}.{end}" not in starts.names]:
         raise UserError(
             f"{update.path.parent} lacks {layer}.{missing[0]} in {START_STEM}: copy the adapter again"
@@ -201,7 +205,7 @@ def _without_start(layer: str, update: Update, rule: ScalingRule, starts: Tensor
     return replace(update, factors=factors)
 
 
-def pissa_update(update: Update, rank: int, weight: Callable[[], NDArray[Any]]) -> Update:
+def pissa_update(update: AnyUpdate, rank: int, weight: Callable[[], NDArray[Any]]) -> Update:
     """The update of a base that has not been changed: A and B as trained, less what they started from.
 
     PiSSA starts with A @ B = the part of W along its `rank` leading singular vectors and trains beside
@@ -213,6 +217,7 @@ def pissa_update(update: Update, rank: int, weight: Callable[[], NDArray[Any]]) 
         rank: Rank of the adapter.
         weight: Reads W [in, out].
     """
+    assert isinstance(update, Update)
 
     def factors() -> tuple[NDArray[Any], NDArray[Any]]:
         left, right = update.factors()

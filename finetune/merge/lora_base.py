@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
-from finetune.merge.row_blocks import Update
+from finetune.merge.row_blocks import AnyUpdate
 from finetune.merge.source import MODEL, open_source
 from finetune.models.hf_names import (
     embedding_name,
@@ -51,7 +51,7 @@ class Entry:
     tensor: JoinedTensor
     is_turned: bool
     dtype: np.dtype[Any]
-    updates: list[Update] = field(default_factory=list)
+    updates: list[AnyUpdate] = field(default_factory=list)
     size: int | None = None
     scheme: QuantisationScheme | None = None
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetune.adapters.peft_folder import WholeTensor
 from finetune.machine.memory_limit import check_address_space
 from finetune.merge import row_blocks
+from finetune.merge.kronecker_update import KroneckerUpdate
 from finetune.merge.lora_adapters import Adapter, pissa_update
 from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name
@@ -213,9 +214,12 @@ def _set(model: Any, name: str, whole: WholeTensor) -> None:
     model.state_dict()[name].set_value(np.ascontiguousarray(array.T if whole.is_turned else array))
 
 
-def _hook(layer: Any, update: row_blocks.Update) -> Any:
+def _hook(layer: Any, update: row_blocks.AnyUpdate) -> Any:
     import paddle
 
+    if isinstance(update, KroneckerUpdate):
+        dense = paddle.to_tensor(update.whole())  # [in, out]
+        return layer.register_forward_post_hook(lambda _, inputs, output: output + inputs[0] @ dense)
     left, right = (paddle.to_tensor(np.ascontiguousarray(factor)) for factor in update.factors())
     if update.lengths is not None:
         return layer.register_forward_post_hook(_scaling_hook(layer, left, right, update.lengths()))

@@ -23,7 +23,7 @@ from finetune.families.record_parts import OUTPUT_LAYER
 from finetune.merge.layer_updates import LayerTensors, unknown_inputs
 from finetune.merge.lora_adapters import Adapter
 from finetune.merge.peft_relatives import relative_config, relative_tensors
-from finetune.merge.row_blocks import Update, finite_factors, stored_rows, turned_rows
+from finetune.merge.row_blocks import AnyUpdate, Update, finite_factors, stored_rows, turned_rows
 from finetune.models.hf_names import (
     embedding_name,
     is_output,
@@ -144,9 +144,12 @@ def _lora_tensors(adapter: Adapter, family: Family, config: Mapping[str, Any]) -
         rank, factor = peft_rank(adapter, layer), adapter.rule.factor_of(layer)
         for part, each in split_joined(layer, update, config, family):
             name = f"{FIRST_PART}{to_hugging_face(part, family)}"
+            assert isinstance(each, Update)
             dtype, shapes = np.dtype("<f4"), ((rank, each.shape[0]), (each.shape[1], rank))
-            yield ComputedTensor(f"{name}.lora_A.weight", dtype, shapes[0], _factor_blocks(each, factor))
-            yield ComputedTensor(f"{name}.lora_B.weight", dtype, shapes[1], _factor_blocks(each))
+            is_table = _is_table(layer, family)
+            ends = ("embedding_A", "embedding_B") if is_table else ("A.weight", "B.weight")
+            yield ComputedTensor(f"{name}.lora_{ends[0]}", dtype, shapes[0], _factor_blocks(each, factor))
+            yield ComputedTensor(f"{name}.lora_{ends[1]}", dtype, shapes[1], _factor_blocks(each))
             if (read := each.lengths) is not None:
                 blocks = _length_blocks(read)
                 yield ComputedTensor(f"{name}.lora_magnitude_vector", dtype, (each.shape[1],), blocks)
@@ -171,8 +174,8 @@ def _both_names(whole: Mapping[str, WholeTensor], family: Family) -> list[tuple[
 
 
 def split_joined(
-    layer: str, update: Update, config: Mapping[str, Any], family: Family
-) -> Sequence[tuple[str, Update]]:
+    layer: str, update: AnyUpdate, config: Mapping[str, Any], family: Family
+) -> Sequence[tuple[str, AnyUpdate]]:
     """The update of each part of a joined layer, or the one update of any other."""
     parts = joined_parts(layer)
     if not parts:
@@ -194,7 +197,7 @@ def write_peft_config(
     rule = adapter.rule
     of_layers = {f"{name}.base_layer" for name in layers}
     content: dict[str, Any] = {
-        **(_lora_config(adapter, family) if rule.kind == LORA else relative_config(adapter)),
+        **(_lora_config(adapter, family) if rule.kind == LORA else relative_config(adapter, family)),
         "task_type": SEQUENCE_CLASSIFICATION if REWARD_WEIGHT in adapter.whole else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "bias": "none" if not biases else "lora_only" if biases <= of_layers else "all",

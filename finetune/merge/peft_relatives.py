@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.adapters.peft_folder import FIRST_PART
-from finetune.adapters.update_tensors import PREFIXES, VERA
+from finetune.adapters.update_tensors import LOKR, PREFIXES, VERA
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.merge.lora_adapters import Adapter
@@ -19,7 +19,7 @@ from finetune.models.hf_names import joined_parts, to_hugging_face
 from finetune.storage.dtypes import as_float32
 from finetune.storage.writer import ComputedTensor, Tensor
 
-_LABELS = {VERA: "VeRA"}
+_LABELS = {VERA: "VeRA", LOKR: "LoKr"}
 
 
 def relative_tensors(adapter: Adapter, family: Family) -> list[Tensor]:
@@ -60,9 +60,30 @@ def saves_projection(adapter: Adapter) -> bool:
     return bool(adapter.config.get("save_projection", adapter.is_peft))
 
 
-def relative_config(adapter: Adapter) -> dict[str, Any]:
+def single_layers(adapter: Adapter, family: Family) -> dict[str, dict[str, float]]:
+    """Ranks and alphas that are not the common ones, by peft's names of the layers."""
+    rule, names = adapter.rule, {layer: to_hugging_face(layer, family) for layer in adapter.updates}
+    ranks = {names[layer]: rule.rank_of(layer) for layer in names}
+    alphas = {names[layer]: rule.alpha_of(layer) for layer in names}
+    return {
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != rule.rank},
+        "alpha_pattern": {name: alpha for name, alpha in alphas.items() if alpha != rule.alpha},
+    }
+
+
+def relative_config(adapter: Adapter, family: Family) -> dict[str, Any]:
     """What peft's configuration says of such an adapter beside the layers."""
     config = adapter.config
+    if adapter.rule.kind == LOKR:
+        factor = config.get("decompose_factor" if adapter.is_peft else "lokr_factor", -1)
+        return {
+            "peft_type": "LOKR",
+            "r": adapter.rule.rank,
+            "alpha": adapter.rule.alpha,
+            "decompose_both": bool(config.get("decompose_both")),
+            "decompose_factor": int(factor),
+            **single_layers(adapter, family),
+        }
     return {
         "peft_type": "VERA",
         "r": adapter.rule.rank,

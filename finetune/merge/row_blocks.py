@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import UserError
+from finetune.merge.kronecker_update import KroneckerUpdate
 from finetune.storage.dtypes import BFLOAT16, add_bfloat16, as_float32, num_bytes, rounded
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.packed_weights import pack_matrix
@@ -65,6 +66,9 @@ class Update:
         read = self.lengths
         lengths = None if read is None else lambda: np.ascontiguousarray(read()[chosen])
         return replace(self, shape=(self.shape[0], len(chosen)), factors=factors, lengths=lengths)
+
+
+AnyUpdate = Update | KroneckerUpdate
 
 
 def stored_rows(tensor: JoinedTensor) -> ComputedTensor:
@@ -158,17 +162,20 @@ def quantised_rows(rows: ComputedTensor, scheme: QuantisationScheme, *, is_turne
     return replace(rows, dtype=np.dtype(np.float32), blocks=blocks)
 
 
-def updated_rows(rows: ComputedTensor, updates: Sequence[Update], *, sign: float = 1.0) -> ComputedTensor:
-    """W + left @ right of all updates, in float32, rounded once to the weight's type.
+def updated_rows(rows: ComputedTensor, updates: Sequence[AnyUpdate], *, sign: float = 1.0) -> ComputedTensor:
+    """W + left @ right of all updates, or their Kronecker products, in float32, rounded once to the weight's type.
 
     Raises:
         UserError: While blocks are made: an adapter holds values that are not finite, or a sum is beyond float16.
     """
 
     def blocks() -> Iterator[NDArray[Any]]:
-        read = [finite_factors(update) for update in updates]
-        left = np.ascontiguousarray(np.concatenate([pair[0] for pair in read], axis=1) * np.float32(sign))
-        right = np.ascontiguousarray(np.concatenate([pair[1] for pair in read], axis=0))
+        low = [finite_factors(each) for each in updates if isinstance(each, Update)]
+        readers = [each.rows_reader() for each in updates if isinstance(each, KroneckerUpdate)]
+        none = np.zeros((rows.shape[0], 0), np.float32), np.zeros((0, rows.shape[1]), np.float32)
+        low = low or [none]
+        left = np.ascontiguousarray(np.concatenate([pair[0] for pair in low], axis=1) * np.float32(sign))
+        right = np.ascontiguousarray(np.concatenate([pair[1] for pair in low], axis=0))
         product, wide = np.empty((0, 0), np.float32), np.empty((0, 0), np.uint32)
         begin = 0
         for block in rows.blocks():
@@ -177,14 +184,17 @@ def updated_rows(rows: ComputedTensor, updates: Sequence[Update], *, sign: float
                 product = np.empty((count, rows.shape[1]), np.float32)
                 wide = np.empty((count, rows.shape[1]), np.uint32)
             total = np.matmul(left[begin : begin + count], right, out=product[:count])
+            for read in readers:
+                total += np.float32(sign) * read(begin, count)
             begin += count
             yield _added(block, total, wide[:count], updates[0].path)
 
     return replace(rows, blocks=blocks)
 
 
-def scaled_rows(rows: ComputedTensor, update: Update) -> ComputedTensor:
+def scaled_rows(rows: ComputedTensor, update: AnyUpdate) -> ComputedTensor:
     """A weight with one update whose columns get their trained lengths (DoRA), rounded once to the weight's type."""
+    assert isinstance(update, Update)
     wide = updated_rows(converted_rows(rows, np.dtype(np.float32)), [update])
 
     def blocks() -> Iterator[NDArray[Any]]:

@@ -47,7 +47,8 @@ class ParallelModel:
         layers: Decoder layers of this rank, for sharding stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         pipeline_words: Of the setting `pipeline_parallel_config`.
-        overlaps_sums: Whether plain replicas sum gradients while backward passes compute.
+        overlaps_sums: Whether ranks exchange gradients and weights while they compute, where the engine can.
+        sharding_words: Of the setting `sharding_parallel_config`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class ParallelModel:
         master_gradients: bool = False,
         pipeline_words: Collection[str] = (),
         overlaps_sums: bool = True,
+        sharding_words: Collection[str] = (),
     ):
         self.model, self.groups = model, groups
         self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
@@ -75,6 +77,8 @@ class ParallelModel:
             layers=layers,
             master_gradients=master_gradients,
             overlaps=overlaps_sums,
+            sharding_words=sharding_words,
+            shared=self._held_twice,
         )
         self.logits_group = _logits_group(model, groups)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
@@ -102,8 +106,14 @@ class ParallelModel:
             engines["pipeline"] = self.pipeline.engine
         for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
             if degree > 1:
-                engines[axis] = f"finetune {type(self.replicas).__name__}"
+                engines[axis] = self.replicas.engine(axis)
         return engines
+
+    def count_updated(self) -> list[int]:
+        """How many parameters each rank updates, and keeps optimizer state of."""
+        updated = set(self.replicas.tensor_names())
+        own = sum(each.size for each in self.replicas.optimizer_parameters() if each.name in updated)
+        return [int(each) for each in self.groups.world.gather_objects(int(own))]
 
     def count_parameters(self) -> tuple[int, int, list[int]]:
         """Parameters of the whole model, those of them that are trained, and how many each rank holds."""
@@ -134,13 +144,15 @@ class ParallelModel:
         Raises:
             ReplicasDiverged: With the weights and the ranks that differ.
         """
+        self.replicas.finish_updates()
         is_sliced = self.replicas.stage == 3
         if is_sliced:
             names = self.replicas.tensor_names()
             tensors = {names[each.name]: each for each in self.replicas.optimizer_parameters()}
         else:
             tensors = named_weights(self.model)
-        whole = [name for name, each in tensors.items() if not getattr(each, "is_distributed", False)]
+        parameters = self.replicas.trained if is_sliced else tensors
+        whole = [name for name in tensors if not getattr(parameters[name], "is_distributed", False)]
         check_replicas(tensors, self.groups, what, same_over_tensor=whole, is_sliced_over_sharding=is_sliced)
 
     def train(self, work: MicroBatchComputation, num_micro_batches: int) -> Any:

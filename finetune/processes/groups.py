@@ -101,14 +101,23 @@ class Group:
         dist.all_gather(parts, tensor.contiguous(), group=self.handle)
         return parts
 
-    def reduce_scatter(self, output: Any, source: Any) -> None:
-        """Sets `output` [n] to this rank's part of the sum of all ranks' `source` [size * n]."""
+    def begin_all_gather(self, output: Any, tensor: Any) -> Any:
+        """Begins to fill `output` [size * n] with all ranks' `tensor` [n].
+
+        Both must be left alone until `wait()` of the result returns.
+        """
         import paddle.distributed as dist
 
-        if self.size == 1:
-            output.copy_(source, True)
-        else:
-            dist.reduce_scatter(output, source, group=self.handle)
+        return dist.stream.all_gather(output, tensor, group=self.handle, sync_op=False)
+
+    def begin_reduce_scatter(self, output: Any, source: Any) -> Any:
+        """Begins to set `output` [n] to this rank's part of the sum of all ranks' `source` [size * n].
+
+        Both must be left alone until `wait()` of the result returns.
+        """
+        import paddle.distributed as dist
+
+        return dist.reduce_scatter(output, source, group=self.handle, sync_op=False)
 
     def send(self, tensor: Any, to: int) -> None:
         """Sends to the rank at a position; returns when the tensor may be changed again."""

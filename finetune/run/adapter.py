@@ -10,10 +10,11 @@ from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
-from finetune.adapters.update_tensors import VERA
+from finetune.adapters.update_tensors import LOKR, VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
 from finetune.models.resolve import quantised_twice, trained_over_another
+from finetune.models.shard_files import check_packed
 from finetune.run.model import parameter_dtype
 from finetune.settings.quantisation import scheme_of
 from finetune.storage.files import read_json_if_present
@@ -66,6 +67,8 @@ def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
             raise quantised_twice(resolved)
         remedy = 'set weight_quantize_algo to "off"'
         raise trained_over_another(resolved, model.lora_path, scheme, remedy=remedy)
+    if resolved.folder is not None and resolved.remote is None:
+        check_packed(resolved.folder, resolved.family, resolved.config)
     if args.training.do_train and not model.lora:
         raise UserError(
             f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"
@@ -98,15 +101,18 @@ def _settings_of(folder: Path) -> dict[str, object]:
         rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
     else:
         rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    facts: dict[str, object] = {
+    own: dict[str, object] = {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
+    if rule.kind == VERA:
+        own = {"vera_rank": rule.rank}
+    if rule.kind == LOKR:
+        own = {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha}
+    return own | {
         "rslora": rule.rslora,
         "pissa": rule.pissa,
         "use_dora": rule.dora,
         "vera": rule.kind == VERA,
+        "lokr": rule.kind == LOKR,
     }
-    if rule.kind == VERA:
-        return facts | {"vera_rank": rule.rank}
-    return facts | {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
 
 
 def _shown(value: object) -> str:

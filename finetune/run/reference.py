@@ -167,8 +167,8 @@ class Reference:
         if self._args.training.do_train:
             return [f"the reference log-probabilities of {split} are not in the output folder: computed anew"]
         return [
-            f"{REFERENCE_FILE} in the output folder does not know these data: the reference is the model given, so "
-            "rewards are 0 where no adapter is"
+            f"{REFERENCE_FILE} in the output folder does not know these data: the model is compared with itself, so that "
+            "rewards are 0; give the model that it was aligned from as reference_model (base: without the adapter)"
         ]
 
 

@@ -86,7 +86,8 @@ class Report:
                 f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})"
             )
         if layout.world > 1:
-            self.show_message(describe_layout(layout, held))
+            updated = parallel.count_updated() if layout.sharding > 1 else None
+            self.show_message(describe_layout(layout, held, updated))
             engines = parallel.engines
             self.show_message("\n".join(f"  {axis}: {engine}" for axis, engine in engines.items()))
             if parallel.groups.is_first and self.args.training.do_train and not self.run.trained:

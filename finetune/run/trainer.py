@@ -124,6 +124,7 @@ def _build_parts(
         continues_on_save_error=args.model.on_save_error == "continue",
         objective=build_objective(args),
         pipeline_words=split_words(args.training.pipeline_parallel_config),
+        sharding_words=split_words(args.training.sharding_parallel_config),
         overlaps_sums="gradient_sync_after_accumulate" not in split_words(args.training.data_parallel_config),
     )
 

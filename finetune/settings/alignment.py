@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from finetune.settings.records import POSITIVE, Range, setting
@@ -32,6 +32,16 @@ _SIGNS = (
 )
 _FACTOR = Range(0, 10**6)
 _REWARD_FILE = re.compile(r"rm(_.*)?\.json$")
+_USED_BY = {
+    "beta": frozenset(LOSS_TYPES) - {"or", REWARD},
+    "label_smoothing": frozenset({"sigmoid", "robust", "exo_pair", "simpo", "cpo"}),
+    "simpo_gamma": frozenset({"simpo"}),
+    "dpop_lambda": frozenset({"dpop"}),
+    "desirable_weight": frozenset({"kto"}),
+    "undesirable_weight": frozenset({"kto"}),
+}
+"""The losses that use a setting."""
+_DROPOUTS = ("lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 # One row per setting: default, help, help in Chinese, further facts.
 # fmt: off
@@ -119,14 +129,25 @@ def resolve_alignment(values: MutableMapping[str, Any], given: frozenset[str]) -
     """Settles the share of supervised fine-tuning; returns what is given and has no effect."""
     if values["sft_loss_ratio"] is None:
         values["sft_loss_ratio"] = 1.0 if values["loss_type"] in SUPERVISED_BESIDE else 0.0
-    if values["loss_type"] is None or not values["disable_dropout"]:
-        return []
-    return [
-        f"{name} {values[name]:g} has no effect with loss_type {values['loss_type']}: preference methods train without "
-        "dropout, as in TRL and PaddleNLP; disable_dropout false trains with it"
-        for name in ("lora_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
-        if name in given and values[name]
-    ]
+    return [] if values["loss_type"] is None else [*_find_ineffective(values, given)]
+
+
+def _find_ineffective(values: Mapping[str, Any], given: frozenset[str]) -> Iterator[str]:
+    """One line for each setting that is given and that the loss does not use."""
+    loss_type = values["loss_type"]
+    for name, users in _USED_BY.items():
+        default = next(field.default for field in fields(AlignmentArguments) if field.name == name)
+        if name in given and values[name] != default and loss_type not in users:
+            yield (
+                f"{name} {values[name]:g} has no effect with loss_type {loss_type}: "
+                f"it is for {', '.join(each for each in LOSS_TYPES if each in users)}"
+            )
+    for name in _DROPOUTS if values["disable_dropout"] else ():
+        if name in given and values[name]:
+            yield (
+                f"{name} {values[name]:g} has no effect with loss_type {loss_type}: preference methods train without "
+                "dropout, as in TRL and PaddleNLP; disable_dropout false trains with it"
+            )
 
 
 def check_alignment(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune.processes.layout import count_processes
+from finetune.settings.sharding_words import check_sharding_words
 
 Faults = Iterator[tuple[tuple[str, ...], str]]
 
-_AT_END = "gradients are summed over the sharding group at the end of a step"
+_AT_END = "with sharding the gradients of replicas are summed at the end of a step"
 _STATIC = "it is for PaddleNLP's static graphs"
 _COMPARED = (
     "what it would broadcast is the same on all tensor ranks to the bit, which replica_check_steps compares; "
@@ -25,7 +26,6 @@ _REFUSED = {
     "pipeline_parallel_config": {
         "best_unbalanced_scheduler": "virtual stages run in one order, which takes any number of micro-batches",
         "enable_send_recv_overlap": _STATIC,
-        "enable_sharding_comm_overlap": _AT_END,
         "enable_split_backward": _STATIC,
         "enable_timer": "Fleet's timers of a pipeline's parts are not shown",
         "use_dualpipev": "pipelines run in the order of 1F1B",
@@ -46,6 +46,7 @@ _DEGREES = {
     "pipeline_parallel_config": "pipeline_parallel_degree",
     "tensor_parallel_config": "tensor_parallel_degree",
 }
+_OF_SHARDING = ("sharding_parallel_config", "pipeline_parallel_config", "data_parallel_config")
 _OF_LAYERS = ("enable_mp_async_allreduce", "enable_mp_skip_c_identity", "enable_sp_async_reduce_scatter")
 
 
@@ -69,6 +70,9 @@ def check_engine_words(values: Mapping[str, Any]) -> Faults:
     if values["pipeline_parallel_degree"] > 1:
         yield from _check_overlap(values)
         yield from _check_messages(values)
+    words = {name: set(split_words(values[name])) for name in _OF_SHARDING}
+    for name, word, other, reason in check_sharding_words(values, words):
+        yield _fault(name, word, other, reason)
 
 
 def _check_tensor_words(values: Mapping[str, Any]) -> Faults:
@@ -129,4 +133,5 @@ def _check_messages(values: Mapping[str, Any]) -> Faults:
 
 
 def _fault(name: str, word: str, other: str, reason: str) -> tuple[tuple[str, ...], str]:
-    return (name, other), f'{name} holds "{word}", but {reason}: remove the word'
+    remedy = " remove the word" if reason.endswith(", or") else ": remove the word"
+    return (name, other), f'{name} holds "{word}", but {reason}{remedy}'

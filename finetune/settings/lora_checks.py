@@ -4,17 +4,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _NEEDS_LORA = ("rslora", "pissa", "use_dora", "lora_use_mixer", "rank_pattern", "alpha_pattern", "lora_dtype")
-_OFF_WITH_VERA: dict[str, Any] = {
+_OFF_WITH_BOTH: dict[str, Any] = {
     "use_dora": False,
     "lora_use_mixer": False,
     "pissa": False,
     "init_lora_weights": "default",
     "rslora": False,
-    "rank_pattern": None,
-    "alpha_pattern": None,
     "lora_plus_scale": 1.0,
 }
 """Setting -> the value with which it asks for nothing."""
+_OFF_WITH_VERA: dict[str, Any] = {"rank_pattern": None, "alpha_pattern": None}
+_OFF_WITH_LOKR: dict[str, Any] = {"lora_dropout": 0.0}
 _MAX_RANK = 65_536
 
 
@@ -46,20 +46,25 @@ def check_lora(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
             "lora_use_mixer is true, which goes with neither use_dora nor pissa or olora: choose one of them"
         )
         yield ("lora_use_mixer", "use_dora", "pissa", "init_lora_weights"), fault
-    if values["vera"]:
-        yield from _check_vera(values)
+    yield from _check_kinds(values)
     yield from _check_patterns(values)
     yield from _check_type(values)
 
 
-def _check_vera(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    for name, is_off in _OFF_WITH_VERA.items():
-        if (values[name] or None) != (is_off or None):
-            shown = "is given" if isinstance(values[name], dict) else f"is {str(values[name]).lower()}"
-            yield (
-                ("vera", name),
-                f"vera is true and {name} {shown}, which VeRA does not have: remove one of both",
-            )
+def _check_kinds(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """VeRA and LoKr have other matrices than LoRA, and little of what belongs to those."""
+    if values["vera"] and values["lokr"]:
+        yield ("vera", "lokr"), "vera and lokr are both true: choose one"
+    for kind, label, extra in (("vera", "VeRA", _OFF_WITH_VERA), ("lokr", "LoKr", _OFF_WITH_LOKR)):
+        for name, is_off in (_OFF_WITH_BOTH | extra).items():
+            if values[kind] and (values[name] or None) != (is_off or None):
+                shown = "is given" if isinstance(values[name], dict) else f"is {str(values[name]).lower()}"
+                yield (
+                    (kind, name),
+                    f"{kind} is true and {name} {shown}, which {label} does not have: remove one of both",
+                )
+    if values["lokr"] and values["lokr_factor"] == 0:
+        yield ("lokr_factor",), "lokr_factor is 0: give -1, or a number from 1 on"
 
 
 def _check_patterns(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -42,9 +42,9 @@ class ModelArguments:
     lora_dropout: float = setting(0.0, "Dropout on the input of the LoRA update.",
         "LoRA 增量输入端的 dropout。", range=SHARE_BELOW_ONE)
     lora_target_modules: list[str] | None = setting(None,
-        "Linear layers that LoRA adapts: all, default, ends of names as PaddleNLP or Hugging Face have them "
+        "Linear layers, and the embedding, that LoRA adapts: all, default, ends of names as PaddleNLP or Hugging Face have them "
         "(q_proj,v_proj), or regular expressions for whole names; null: what suits the model family.",
-        "LoRA 所作用的线性层：all、default、PaddleNLP 或 Hugging Face 名称的末段（q_proj,v_proj），"
+        "LoRA 所作用的线性层和词嵌入：all、default、PaddleNLP 或 Hugging Face 名称的末段（q_proj,v_proj），"
         "或匹配完整名称的正则表达式；null：按模型系列选取。")
     modules_to_save: list[str] | None = setting(None,
         "Modules that LoRA trains and saves whole, by the last part of their names: embed_tokens,lm_head "
@@ -70,6 +70,19 @@ class ModelArguments:
     save_projection: bool = setting(True,
         "Write VeRA's shared matrices beside the adapter; false: they are made from projection_prng_key again.",
         "把 VeRA 的共用矩阵存于适配器旁；false：由 projection_prng_key 重新生成。", common=False)
+    lokr: bool = setting(False,
+        "Train two small matrices of every layer whose Kronecker product is the update (LoKr); switches lora on.",
+        "训练每层的两个小矩阵，其克罗内克积即为增量（LoKr）；同时启用 lora。")
+    lokr_dim: int = setting(8, "Rank of LoKr's matrices where they are products.",
+        "LoKr 的矩阵写成乘积时的秩。", range=Range(1, 65_536), common=False)
+    lokr_alpha: float | None = setting(None, "The LoKr update is scaled by lokr_alpha / lokr_dim; null: lokr_dim.",
+        "LoKr 增量按 lokr_alpha / lokr_dim 缩放；null：lokr_dim。", range=POSITIVE, common=False)
+    lokr_factor: int = setting(-1,
+        "Size of LoKr's first matrix where it divides the layer's, at most the root of it otherwise; -1: near the root.",
+        "LoKr 第一个矩阵的大小（能整除层的大小时），否则为不超过其平方根的上限；-1：接近平方根。",
+        range=Range(-1, 65_536), common=False)
+    decompose_both: bool = setting(False, "Write LoKr's first matrix as a product of the rank, too.",
+        "LoKr 的第一个矩阵也写成该秩的乘积。", common=False)
     rank_pattern: dict[str, Any] | None = setting(None,
         "Ranks of single layers: end of a layer's name, as a regular expression, to rank; null: lora_rank for all.",
         "个别层的秩：层名末尾（正则表达式）到秩的映射；null：全部用 lora_rank。", common=False)

@@ -36,7 +36,7 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
         is_word = name == "reference_model" and values[name] in (START, BASE)
         if values[name] and not is_word and "://" not in values[name] and not looks_like_path(values[name]):
             values[name] = f"aistudio://{values[name]}"
-    if values["vera"]:
+    if values["vera"] or values["lokr"]:
         values["lora"] = True
     if values["lora_alpha"] is None and values["lora_rank"] > 0:
         values["lora_alpha"] = 2.0 * values["lora_rank"]

@@ -38,7 +38,8 @@ class RunParts:
         continues_on_save_error: Whether training goes on when the disk takes no checkpoint.
         objective: The loss of preference data; None: of label tokens.
         pipeline_words: Of the setting `pipeline_parallel_config`.
-        overlaps_sums: Whether plain replicas sum gradients while backward passes compute.
+        overlaps_sums: Whether ranks exchange gradients and weights while they compute, where the engine can.
+        sharding_words: Of the setting `sharding_parallel_config`.
     """
 
     groups: ProcessGroups = field(default_factory=ProcessGroups)
@@ -56,6 +57,7 @@ class RunParts:
     objective: PreferenceObjective | RewardObjective | None = None
     pipeline_words: Sequence[str] = ()
     overlaps_sums: bool = True
+    sharding_words: Sequence[str] = ()
 
     def build_parallel(self, model: Any) -> ParallelModel:
         """This rank's part of a model, to be trained."""
@@ -68,4 +70,5 @@ class RunParts:
             master_gradients=self.master_gradients,
             pipeline_words=self.pipeline_words,
             overlaps_sums=self.overlaps_sums,
+            sharding_words=self.sharding_words,
         )

@@ -16,7 +16,7 @@ SETTINGS = {
     "lora_target_modules": None, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "rslora": False,
     "lora_plus_scale": 1.0, "pissa": False, "model_name_or_path": "tiny", "modules_to_save": None,
     "use_dora": False, "lora_use_mixer": False, "rank_pattern": None, "alpha_pattern": None, "lora_bias": "none", "lora_dtype": None,
-    "init_lora_weights": "default", "vera": False,
+    "init_lora_weights": "default", "vera": False, "lokr": False,
     "num_prefix_tokens": 3,
 }  # fmt: skip
 

@@ -16,6 +16,9 @@ DORA = {"use_dora": True}
 PATTERNS = {"rank_pattern": {r"layers\.\d+\.self_attn\.q_proj": 2}, "alpha_pattern": {"down_proj": 3}}
 MIXED = {"lora_use_mixer": True}
 VERA = {"vera": True, "vera_rank": 16, "lora": False}
+LOKR = {"lokr": True, "lokr_dim": 2, "lokr_alpha": 4.0, "lora_dropout": 0.0}
+PATTERNS_OF_CHATGLM = {"rank_pattern": {"dense": 1}, "alpha_pattern": {"dense_4h_to_h": 7}}
+EMBEDDING = {"lora_target_modules": ["embed_tokens", "default"]}
 BIAS = {"lora_bias": "all"}
 HALF = {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True}
 CASES = [
@@ -25,8 +28,23 @@ CASES = [
     ("chatglm2", "sharding2 stage2", "packed", DORA),
     ("llama", "tp2", "padded", MIXED),
     ("llama", "tp2 sequence", "packed", VERA),
+    ("chatglm2", "tp2", "padded", LOKR | PATTERNS_OF_CHATGLM),
 ]
 SLOW_CASES = [
+    ("llama", "tp2", "padded", EMBEDDING),
+    ("llama", "tp2 sequence", "packed", EMBEDDING),
+    ("chatglm2", "pp2", "packed", {"lora_target_modules": ["word_embeddings", "default"]}),
+    ("qwen", "sharding2 stage2", "padded", {"lora_target_modules": ["wte", "default"]} | HALF),
+    ("llama", "sharding2 stage3", "padded", EMBEDDING),
+    ("llama", "tp2", "packed", EMBEDDING | {"weight_quantize_algo": "nf4"}),
+    ("llama", "tp2 sequence", "packed", LOKR),
+    ("qwen", "tp2", "packed", LOKR | {"weight_quantize_algo": "nf4", "lokr_factor": 3}),
+    ("qwen2", "pp2", "packed", LOKR),
+    ("bloom", "dp2", "padded", LOKR),
+    ("opt", "sharding2 stage1", "packed", LOKR | {"decompose_both": True, "lokr_dim": 1}),
+    ("llama", "sharding2 stage2", "padded", LOKR),
+    ("llama", "sharding2 stage3", "padded", LOKR),
+    ("llama", "tp2", "padded", LOKR | HALF),
     ("chatglm2", "tp2", "padded", VERA | {"save_projection": False}),
     ("qwen", "tp2", "packed", VERA | {"weight_quantize_algo": "nf4"}),
     ("qwen2", "pp2", "packed", VERA | {"lora_target_modules": [r".*layers\.0\..*(q|down)_proj", ".*o_proj"]}),

@@ -1,7 +1,8 @@
 """DPO, KTO, ORPO and SimPO in every family, layout and precision: `pytest -m slow_distributed` on this file.
 
 With FINETUNE_ALIGNMENT_RESULTS=<file> every case adds a line to that file, from which `tools/alignment_table.py` makes
-the table in the documentation; with FINETUNE_ALIGNMENT_CONTINUE=1 cases that stand there are skipped.
+the table in the documentation; with FINETUNE_ALIGNMENT_CONTINUE=1 cases that stand there are skipped. FINETUNE_ALIGNMENT_PART=1/7
+takes every seventh case, spread over all sides.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.distributed.preference_runs import PRECISIONS, differences, faults_of
 pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 
 RESULTS = os.environ.get("FINETUNE_ALIGNMENT_RESULTS")
+PART, NUM_PARTS = map(int, os.environ.get("FINETUNE_ALIGNMENT_PART", "1/1").split("/"))
 LOSSES = {"DPO": "sigmoid", "KTO": "kto", "ORPO": "orpo", "SimPO": "simpo"}
 FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt")
 PLACES = {"one": LayoutCase(1, 2)} | {
@@ -31,7 +33,7 @@ CASES = [
     for family in FAMILIES
     for precision in PRECISIONS
     for layout in PLACES
-]
+][PART - 1 :: NUM_PARTS]
 
 
 def method_of(loss: str, family: str, precision: str) -> tuple[str, bool]:

@@ -24,7 +24,14 @@ COMMON = {
 KEPT = ("checkpoint-3", "train_log.jsonl", "arguments.json", REFERENCE_FILE)
 METHODS = {
     "full": {"loss_type": "sigmoid"},
-    "lora": {"loss_type": "kto", "lora": True, "lora_rank": 4, "lora_dropout": 0.1, "zero_padding": True},
+    "lora": {
+        "loss_type": "kto",
+        "lora": True,
+        "lora_rank": 4,
+        "lora_dropout": 0.1,
+        "disable_dropout": False,
+        "zero_padding": True,
+    },
     "prefix": {"loss_type": "ipo", "prefix_tuning": True, "num_prefix_tokens": 4},
     "quantised": {"loss_type": "sigmoid", "lora": True, "lora_rank": 4, "weight_quantize_algo": "nf4"},
 }

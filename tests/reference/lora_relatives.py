@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from finetune.adapters.kronecker import kronecker_shapes
 from tests.reference.curves import COMMON, HERE, LORA_RANK, build_adapter, build_model
 
 GOLDEN_RELATIVES = HERE / "golden_lora_relatives.json"
@@ -34,6 +35,12 @@ RELATIVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "pissa": ("llama", {"pissa": True, "lora_alpha": LORA_RANK}, {"init_lora_weights": "pissa", "lora_alpha": LORA_RANK}),
     "olora": ("llama", {"init_lora_weights": "olora"}, {"init_lora_weights": "olora"}),
     "vera": ("llama", {"vera": True, "vera_rank": 16, "projection_prng_key": 7}, {"r": 16, "projection_prng_key": 7}),
+    "lokr": ("llama", {"lokr": True, "lokr_dim": 2, "lokr_alpha": 6.0}, {"r": 2, "alpha": 6.0}),
+    "qwen2_lokr": (
+        "qwen2",
+        {"lokr": True, "lokr_dim": 2, "lokr_alpha": 8.0, "lokr_factor": 8, "decompose_both": True},
+        {"r": 2, "alpha": 8, "decompose_factor": 8, "decompose_both": True},
+    ),
     "bloom_vera": ("bloom", {"vera": True, "vera_rank": 24}, {"r": 24}),
 }  # fmt: skip
 """Name -> family, our settings, peft's."""
@@ -47,7 +54,18 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def kind_of(name: str) -> str:
     """Which matrices a relative has."""
-    return next((kind for kind in ("vera",) if RELATIVES[name][1].get(kind)), "lora")
+    return next((kind for kind in ("vera", "lokr") if RELATIVES[name][1].get(kind)), "lora")
+
+
+def _tensor_shapes(ours: dict[str, Any], num_in: int, num_out: int) -> dict[str, tuple[int, ...]]:
+    """Name of each tensor of a layer's update -> shape."""
+    if ours.get("vera"):
+        return {"vera_lambda_d": (ours["vera_rank"],), "vera_lambda_b": (num_out,)}
+    shapes = kronecker_shapes(
+        num_in, num_out, rank=ours["lokr_dim"], factor=ours.get("lokr_factor", -1),
+        decompose_both=ours.get("decompose_both", False),
+    )  # fmt: skip
+    return {f"lokr_{end}": shape for end, shape in shapes.items()}
 
 
 def _write_other_kind(folder: Path, model: Path, name: str) -> Path:
@@ -55,6 +73,7 @@ def _write_other_kind(folder: Path, model: Path, name: str) -> Path:
     import numpy as np
     from safetensors.numpy import load_file, save_file
 
+    from finetune.adapters.lora_config import LayeredLoRAConfig
     from finetune.storage.checkpoints import Checkpoint
 
     family, ours, _ = RELATIVES[name]
@@ -63,12 +82,12 @@ def _write_other_kind(folder: Path, model: Path, name: str) -> Path:
     for key in load_file(folder / "weights.safetensors"):
         layer, _, end = key.rpartition(".")
         if end == "lora_A":
-            _, num_out = base.names[f"{layer}.weight"]
-            tensors[f"{layer}.vera_lambda_d"] = random.normal(0, 0.3, ours["vera_rank"])
-            tensors[f"{layer}.vera_lambda_b"] = random.normal(0, 0.3, num_out)
+            shapes = _tensor_shapes(ours, *base.names[f"{layer}.weight"])
+            tensors |= {f"{layer}.{part}": random.normal(0, 0.3, shape) for part, shape in shapes.items()}
     config = json.loads((folder / "lora_config.json").read_text())
-    more = {"vera": True, "r": ours["vera_rank"], "projection_prng_key": ours.get("projection_prng_key", 0)}
-    (folder / "lora_config.json").write_text(json.dumps(config | more))
+    more = {"r": ours.get("vera_rank") or ours["lokr_dim"], "lora_alpha": ours.get("lokr_alpha", 1)}
+    own = {each: ours[each] for each in ours if each in LayeredLoRAConfig.__dataclass_fields__}
+    (folder / "lora_config.json").write_text(json.dumps(config | more | own))
     save_file({key: each.astype(np.float32) for key, each in tensors.items()}, folder / "weights.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "weights.safetensors")}
     (folder / "peft_model.safetensors.index.json").write_text(json.dumps(index))
@@ -110,7 +129,7 @@ def write_start(folder: Path, model: Path, name: str) -> Path:
 def reference_curves() -> dict[str, list[dict[str, float]]]:
     """peft's curves of all relatives."""
     import torch
-    from peft import LoraConfig, VeraConfig, get_peft_model
+    from peft import LoKrConfig, LoraConfig, VeraConfig, get_peft_model
     from safetensors.numpy import load_file
 
     from tests.reference.transformers_training import (
@@ -130,7 +149,7 @@ def reference_curves() -> dict[str, list[dict[str, float]]]:
             base, targets = load_reference_model(folder, family), list(REFERENCES[family].lora_layers)
             kind = kind_of(relative)
             common = {"r": LORA_RANK, "lora_alpha": 2 * LORA_RANK} if kind == "lora" else {}
-            settings = {"lora": LoraConfig, "vera": VeraConfig}[kind]
+            settings = {"lora": LoraConfig, "vera": VeraConfig, "lokr": LoKrConfig}[kind]
             model = get_peft_model(base, settings(**common | {"target_modules": targets} | theirs))
             if relative not in STARTS_FROM_BASE:
                 start = load_file(

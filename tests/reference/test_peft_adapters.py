@@ -25,7 +25,20 @@ pytestmark = [
     ),
 ]
 
-FAMILIES = ("llama", "qwen2", "qwen3", "ernie4_5", "glm4", "phi3", "bloom", "opt", "mistral", "gemma")
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "ernie4_5",
+    "glm4",
+    "phi3",
+    "bloom",
+    "opt",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3",
+)
 SETTINGS = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -37,6 +50,7 @@ SETTINGS = {
     "whole": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "norms": {"modules_to_save": ["input_layernorm"]},
     "one layer": {"layers_to_transform": [1]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 3}},
     "dora": {"use_dora": True, "rank_pattern": {"q_proj": 2}},
 }
 
@@ -90,6 +104,7 @@ CURVES = {
     "alphas": {"alpha_pattern": {"q_proj": 24, r"layers\.1\.mlp\.up_proj": 1}},
     "ranks": {"rank_pattern": {"q_proj": 2, "down_proj": 9}, "alpha_pattern": {"q_proj": 3}, "modules_to_save": ["lm_head"]},
     "rslora": SETTINGS["patterns"],
+    "embedding": {"target_modules": ["up_proj", "embed_tokens"]},
 }  # fmt: skip
 NUM_STEPS = 20
 
@@ -166,13 +181,4 @@ def test_parted_tied_layers_are_refused(tmp_path):
     base = write_base(tmp_path / "base", "qwen2", hugging_face=True, tie_word_embeddings=True)
     train_peft(base, tmp_path / "adapter", modules_to_save=["embed_tokens"])
     with pytest.raises(UserError, match="embedding and output layer of this base are one tensor"):
-        load_here(base, tmp_path / "adapter")
-
-
-def test_an_embedding_takes_an_update_up_only_when_merged(tmp_path):
-    from finetune.errors import UserError
-
-    base = write_base(tmp_path / "base", "llama", hugging_face=True)
-    train_peft(base, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(UserError, match=r"updates llama\.embed_tokens.*merge_lora_params\.py"):
         load_here(base, tmp_path / "adapter")

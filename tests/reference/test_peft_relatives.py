@@ -14,11 +14,20 @@ from tests.reference.test_peft_adapters import check_both_ways, load_here, our_c
 
 __all__ = ["pytestmark"]
 
-VERA = "VeraConfig"
+VERA, LOKR = "VeraConfig", "LoKrConfig"
 CASES = {
     "vera": (VERA, {"r": 16, "projection_prng_key": 5}),
     "vera of the key": (VERA, {"r": 12, "save_projection": False, "d_initial": 0.4}),
     "vera with a module": (VERA, {"r": 16, "modules_to_save": ["lm_head"], "target_modules": "all-linear"}),
+    "lokr": (
+        LOKR,
+        {"alpha": 6, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.1\.mlp\.up_proj": 3}},
+    ),
+    "lokr of both": (LOKR, {"r": 1, "decompose_both": True, "decompose_factor": 8}),
+    "lokr as lycoris": (
+        LOKR,
+        {"init_weights": "lycoris", "decompose_factor": 3, "target_modules": "all-linear"},
+    ),
 }
 
 
@@ -54,5 +63,6 @@ def test_training_goes_on_as_in_peft_and_comes_back(case, tmp_path):
     written, original = (
         json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("exported", "adapter")
     )
-    given = {name: original[name] for name in settings if name != "target_modules"}
+    spelt_otherwise = {"target_modules", "rank_pattern", "alpha_pattern", "init_weights"}
+    given = {name: original[name] for name in settings.keys() - spelt_otherwise}
     assert {name: written[name] for name in given} == given

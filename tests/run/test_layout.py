@@ -267,6 +267,12 @@ def test_the_table_of_a_small_layout():
     )
 
 
+def test_the_table_tells_how_much_each_rank_updates():
+    lines = describe_layout(Layout(sharding=2), [900, 900], [500, 400]).splitlines()
+    assert lines[1].split() == ["rank", "data", "pipeline", "sharding", "tensor", "parameters", "updated"]
+    assert [line.split()[-2:] for line in lines[2:]] == [["900", "500"], ["900", "400"]]
+
+
 def test_long_tables_are_shortened():
     assert len(describe_layout(Layout(data=16)).splitlines()) == 18
     lines = describe_layout(Layout(data=32, tensor=2)).splitlines()

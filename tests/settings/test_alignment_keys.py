@@ -100,3 +100,28 @@ def test_what_is_not_here_is_answered_by_name(parse, settings, words):
 
 def test_keep_start_cuts_the_ends(parse):
     assert parse(loss_type="sigmoid", truncation_mode="keep_start").data.truncation == "right"
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_told"),
+    [
+        (
+            {"loss_type": "hinge", "label_smoothing": 0.1},
+            "label_smoothing 0.1 has no effect with loss_type hinge",
+        ),
+        (
+            {"loss_type": "sigmoid", "simpo_gamma": 1.5},
+            "simpo_gamma 1.5 has no effect with loss_type sigmoid",
+        ),
+        (
+            {"loss_type": "sigmoid", "desirable_weight": 2},
+            "desirable_weight 2 has no effect with loss_type sigmoid",
+        ),
+        ({"loss_type": "sigmoid", "simpo_gamma": 0.5, "dpop_lambda": 50, "label_smoothing": 0.1}, None),
+        ({"loss_type": "cpo", "label_smoothing": 0.1, "lora_dropout": 0.0}, None),
+        ({"loss_type": "kto", "undesirable_weight": 2, "beta": 0.3}, None),
+    ],
+)
+def test_what_the_loss_does_not_use_is_told(parse, settings, is_told):
+    lines = [line for line in parse(**settings).warnings if "no effect" in line]
+    assert lines[0].startswith(is_told) if is_told else not lines

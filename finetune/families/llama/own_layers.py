@@ -1,4 +1,4 @@
-"""Llama on the attention that is described by facts, for what PaddleNLP's has not: biases, heads of any size."""
+"""Llama on the attention that is described by facts, for what PaddleNLP's has not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.families.head_attention import HeadFacts
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
+from finetune.families.rotary_config import scaling_of
 
 
 class LlamaConfig(HeadConfig):
@@ -32,6 +33,8 @@ class LlamaForCausalLM(HeadForCausalLM):
 
     @classmethod
     def facts_of(cls, config: Any) -> HeadFacts:
-        """Biases as the configuration has them."""
+        """Biases and stretched positions as the configuration has them."""
         bias = bool(config.attention_bias)
-        return HeadFacts(input_bias=bias, output_bias=bias, inner_bias=bool(config.mlp_bias))
+        return HeadFacts(
+            scaling=scaling_of(config), input_bias=bias, output_bias=bias, inner_bias=bool(config.mlp_bias)
+        )

@@ -15,10 +15,11 @@ from finetune.families.gated_decoder import (
     require_values,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import split_rotary
+from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _LINEAR_SCALING = ("linear",)
+_OWN_SCALING = ("yarn", "dynamic")
 _UNSCALED = (None, "default")
 
 
@@ -36,6 +37,11 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"config.json has hidden_act {activation!r}, but PaddleNLP's Llama computes silu only. Use other weights"
         )
+    if _variant(config):
+        require_values(
+            config, "a Llama with biases, a head_dim of its own or such rotary scaling", alibi=False
+        )
+        return with_scaling(config)
     adapted, rope = split_rotary(config)
     if config.get("model_type") == "skywork":
         adapted |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -48,25 +54,19 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     elif kind not in _UNSCALED:
         raise UserError(
             f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce; allowed: "
-            "none, linear, llama3. Use weights without that scaling"
+            "none, linear, dynamic, llama3, yarn. Use weights without that scaling"
         )
-    if _variant(config):
-        if kind not in _UNSCALED:
-            raise UserError(
-                f"config.json asks for rotary scaling {kind!r} together with biases or with heads that are not "
-                "hidden_size / heads, which this stack computes without scaling only. Use other weights"
-            )
-        require_values(config, "a Llama with biases or a head_dim of its own", alibi=False)
     return adapted
 
 
 def _variant(config: Mapping[str, Any]) -> str | None:
-    """The class for what PaddleNLP's Llama has not: biases, heads of a size of their own."""
+    """The class for what PaddleNLP's Llama has not: biases, heads of a size of their own, further scalings."""
     head_dim, num_heads, hidden = (
         config.get(name) for name in ("head_dim", "num_attention_heads", "hidden_size")
     )
     wide = bool(head_dim and num_heads and hidden and head_dim * num_heads != hidden)
     is_own = wide or config.get("attention_bias") or config.get("mlp_bias")
+    is_own = is_own or kind_of_scaling(dict(config)) in _OWN_SCALING
     return "finetune.families.llama.own_layers.LlamaForCausalLM" if is_own else None
 
 
@@ -111,6 +111,7 @@ LLAMA = register(
         ),
         sequence_parallel=True,
         adapt_config=_adapt_config,
+        understood=("alibi", "attention_bias", "head_dim", "mlp_bias", "rope_parameters", "rope_scaling"),
         variants=_variant,
         tensor_splits=TENSOR_SPLITS,
     )

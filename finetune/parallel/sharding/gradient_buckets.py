@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from finetune.errors import RunError
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast, plan_buckets
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class ArrivalCounts:
         Args:
             num_micro_batches: Of the step that begins, on this rank.
         """
-        if self._num_micro_batches:
+        if self._num_micro_batches and any(
+            self._counts.values()
+        ):  # not by a rank that had nothing to compute
             for name, count in self._counts.items():
                 each, rest = divmod(count, self._num_micro_batches)
                 self._per_micro_batch[name] = 0 if rest else each
@@ -60,18 +63,20 @@ class ArrivalCounts:
 
 
 @dataclass
-class _Bucket:
+class Bucket:
     """Parameters whose gradients travel together.
 
     Attributes:
         names: Of the parameters.
         awaited: Those whose last gradient of the step has not come yet.
+        is_begun: Whether the sum of this step has begun.
         flat: Their gradients one after the other, from the beginning of the sum on.
         task: Of the sum.
     """
 
     names: list[str]
     awaited: set[str] = field(default_factory=set)
+    is_begun: bool = False
     flat: Any = None
     task: Any = None
 
@@ -103,7 +108,7 @@ class GradientBuckets:
         self._overlaps = overlaps
         names = list(parameters)[::-1]
         planned = plan_buckets([parameters[name] for name in names], max_bytes)
-        self._buckets = [_Bucket([names[place] for place in places]) for places in planned]
+        self._buckets = [Bucket([names[place] for place in places]) for places in planned]
         self._bucket_of = {name: bucket for bucket in self._buckets for name in bucket.names}
         self._arrivals = ArrivalCounts(names)
         self._present: set[str] = set()
@@ -124,7 +129,7 @@ class GradientBuckets:
         self._num_begun = 0
         self._late.clear()
         for bucket in self._buckets:
-            bucket.awaited = set(bucket.names)
+            bucket.awaited, bucket.is_begun = set(bucket.names), False
 
     def finish(self) -> set[str]:
         """Leaves the sums where the optimizer looks, in `parameter.grad`; a gradient that this rank lacks counts as zero.
@@ -132,17 +137,28 @@ class GradientBuckets:
         Returns:
             Names of the parameters for which this rank had a gradient.
         """
+        self.begin_rest()
+        return self.take()
+
+    def begin_rest(self) -> None:
+        """Begins all sums of the step that have not begun."""
         if self._late:
-            raise RuntimeError(
-                f"{self._late[0]} got a gradient after the sum of its gradients had begun: its backward passes differ "
-                "from those of the step before"
+            raise RunError(
+                f"{self._late[0]} got a gradient after the sum of its gradients over the replicas had begun: this step "
+                "uses it more often than the step before did. Continue with --data_parallel_config "
+                "gradient_sync_after_accumulate, with which sums wait for all backward passes"
             )
         self.num_early = self._num_begun
         with no_grad_no_autocast():
             while self._num_begun < len(self._buckets):
                 self._begin(self._buckets[self._num_begun])
-            for bucket in self._buckets:
-                self._take_sums(bucket)
+
+    def take(self) -> set[str]:
+        """Waits for all sums that have begun; what it leaves and returns is that of `finish`."""
+        with no_grad_no_autocast():
+            self._take_sums()
+        for bucket in self._buckets:
+            bucket.is_begun = False
         present, self._present = self._present, set()
         self._num_begun = 0
         return present
@@ -150,7 +166,7 @@ class GradientBuckets:
     def _make_hook(self, name: str) -> Callable[[], None]:
         def note() -> None:
             bucket = self._bucket_of[name]
-            if bucket.task is not None:
+            if bucket.is_begun:
                 self._late.append(name)
             if self._arrivals.note(name) and self._overlaps:
                 bucket.awaited.discard(name)
@@ -164,24 +180,29 @@ class GradientBuckets:
             while self._num_begun < len(self._buckets) and not self._buckets[self._num_begun].awaited:
                 self._begin(self._buckets[self._num_begun])
 
-    def _begin(self, bucket: _Bucket) -> None:
-        parts = []
+    def _begin(self, bucket: Bucket) -> None:
+        gradients = []
         for name in bucket.names:
             parameter = self._parameters[name]
             if self._local.exists(parameter):
                 self._present.add(name)
-            parts.append(self._local.get(parameter).flatten())
+            gradients.append(self._local.get(parameter).flatten())  # keeps the memory
             self._local.clear(parameter)
-        # Always new memory: a backward pass may use a gradient's elsewhere still, and sums are written in place.
-        bucket.flat = parts[0].clone() if len(parts) == 1 else paddle.concat(parts)
-        bucket.task = self._group.begin_all_reduce(bucket.flat)
+        self._begin_sum(bucket, gradients)
+        bucket.is_begun = True
         self._num_begun += 1
 
-    def _take_sums(self, bucket: _Bucket) -> None:
-        """Waits for the sums of a bucket and hands them to its parameters."""
-        bucket.task.wait()
-        parameters = [self._parameters[name] for name in bucket.names]
-        parts = paddle.split(bucket.flat, [parameter.size for parameter in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.reshape(parameter.shape)
-        bucket.flat = bucket.task = None
+    def _begin_sum(self, bucket: Bucket, gradients: Sequence[Any]) -> None:
+        # Always new memory: a backward pass may use a gradient's elsewhere still, and sums are written in place.
+        bucket.flat = gradients[0].clone() if len(gradients) == 1 else paddle.concat(list(gradients))
+        bucket.task = self._group.begin_all_reduce(bucket.flat)
+
+    def _take_sums(self) -> None:
+        """Waits for the sums and hands them to the parameters."""
+        for bucket in self._buckets:
+            bucket.task.wait()
+            parameters = [self._parameters[name] for name in bucket.names]
+            parts = paddle.split(bucket.flat, [parameter.size for parameter in parameters])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part.reshape(parameter.shape)
+            bucket.flat = bucket.task = None

@@ -128,6 +128,21 @@ class CpuProcessGroup:
 
         return self._exchange(exchange, output, sync_op)
 
+    def reduce(self, tensor: Any, dst: int, op: Any = None, sync_op: bool = True) -> Task:
+        """Reduces a tensor in place on the rank at position `dst`; the others keep theirs."""
+        array: NDArray[Any] = tensor.numpy()
+        operation = _reduction(op, tensor)
+
+        def exchange() -> NDArray[Any]:
+            if dst != self._position:
+                self._send(dst, array)
+                return array
+            parts = (array if peer == dst else self._receive(peer, array) for peer in range(self.size()))
+            total: NDArray[Any] = reduce(operation, parts)
+            return total
+
+        return self._exchange(exchange, tensor, sync_op)
+
     def reduce_scatter_tensor(self, output: Any, tensor: Any, op: Any = None, sync_op: bool = True) -> Task:
         """Reduces a tensor [n * d, ...] and keeps this rank's part [d, ...]."""
         parts = np.split(tensor.numpy().reshape(-1), self.size())
@@ -198,6 +213,7 @@ class CpuProcessGroup:
 
     all_reduce_on_calc_stream = all_reduce
     all_gather_into_tensor_on_calc_stream = all_gather_into_tensor
+    reduce_on_calc_stream = reduce
     reduce_scatter_tensor_on_calc_stream = reduce_scatter_tensor
     reduce_scatter_on_calc_stream = reduce_scatter
     broadcast_on_calc_stream = broadcast

@@ -52,6 +52,8 @@ def _in_place(name: str, stored: NDArray[Any], is_used: NDArray[np.bool_]) -> By
     """The integers from 0 on, [out, in], in the one order in which they reach the bounds of their scales."""
     shape, flat = (stored.shape[0], stored.shape[1]), np.ascontiguousarray(stored).view(np.uint8)
     found = {title: made for title, order in _ORDERS.items() if (made := order(flat, shape)) is not None}
+    if not is_used.any():
+        return np.full(shape, _MIDDLE, np.uint8)
     fitting = [title for title, made in found.items() if _reaches_bounds(made[is_used])]
     if len(fitting) != 1:
         seen = " and ".join(fitting) if fitting else "none"

@@ -97,7 +97,9 @@ def stored_format(config: Mapping[str, Any], folder: object) -> StoredFormat | N
     dtype = config.get("torch_dtype") or config.get("dtype")
     dtype = dtype if dtype in _HALF_TYPES else "float16"
     if not method:
-        return _paddlenlp(origin, str(own), dtype)
+        if not isinstance(own, str):
+            raise _refused(origin, "several algorithms", "PaddleNLP's algorithms by layer")
+        return _paddlenlp(origin, own, dtype)
     if not isinstance(method, str) or method not in _FORMATS:
         bits = facts.get("bits") or facts.get("num_bits") or facts.get("nbits")
         raise _refused(origin, str(method), f"the method {method}{f', {bits} bits' if bits else ''}")

@@ -89,6 +89,7 @@ def test_what_says_nothing(facts):
         ),
         ({"weight_quantize_algo": "weight_only_int4"}, "in an order of the GPU that wrote them"),
         ({"weight_quantize_algo": "nf4"}, "across the rows"),
+        ({"weight_quantize_algo": {"weight_only_int8": [".*mlp.*"]}}, "PaddleNLP's algorithms by layer"),
         ({"quant_type": "a8w8"}, "with quantised activations"),
         ({"bits": 4}, "4 bits in a way that it does not name"),
     ],

@@ -230,6 +230,11 @@ def test_paddlenlps_order_of_a_gpu_is_found(tmp_path, arch):
     check(tmp_path / "a.safetensors", (parts, values), PADDLE_ONLY, turned=False)
 
 
+def test_a_layer_of_paddlenlp_without_scales_is_zero(tmp_path):
+    parts = {"quant_weight": np.zeros((48, 256), np.int8), "quant_scale": np.zeros(48, np.float16)}
+    assert not open_layer(tmp_path / "a.safetensors", parts, PADDLE_ONLY).load().any()
+
+
 def test_paddlenlps_bytes_in_no_order_that_is_known_are_refused(tmp_path):
     integers = np.random.default_rng(2).integers(-100, 100, (48, 256)).astype(np.int8)
     parts = {"quant_weight": integers ^ np.int8(-128), "quant_scale": np.ones(48, np.float16)}
