@@ -39,25 +39,27 @@ def main() -> None:
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
     from finetune.processes.phases import PhaseRecord
-    from finetune.run.adapter import adapt, check_adapter
-    from finetune.run.adapter_source import fetch_adapter
-    from finetune.run.alignment import add_reference, comparison_of
+    from finetune.run.adapter import adapt
+    from finetune.run.alignment import comparison_of, gives_rewards
     from finetune.run.data import check_positions, find_files, read_data
     from finetune.run.directory import open_run_directory
     from finetune.run.model import load_base_model
     from finetune.run.preview.preview import show
     from finetune.run.processes import plan_layout, start_processes
+    from finetune.run.reference import find_reference
     from finetune.run.report import Report
+    from finetune.run.start_model import check_start
     from finetune.run.template_day import use_day
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
-    adapter_notes = [*fetch_adapter(args), *check_adapter(args, resolved)]
+    resolved, start_notes = check_start(args, resolved)
     layout = plan_layout(args, resolved)
     files = find_files(args)
     if args.data.preview:
         return show(args, resolved, files)
+    reference = find_reference(args, resolved)
     phases = PhaseRecord()
     with ExitStack() as stack:
         groups = stack.enter_context(start_processes(args, layout, phases))
@@ -70,11 +72,13 @@ def main() -> None:
         if args.model.rehearse_half_precision:
             stack.enter_context(half_precision_on_cpu())
         pair = load_tokenizer_pair(args, resolved)
-        report.notes([*adapter_notes, *use_day(run), *vocabulary_notes(args, resolved, pair, layout)])
+        report.notes([*start_notes, *use_day(run), *vocabulary_notes(args, resolved, pair, layout)])
         phases.enter("reading data")
         data = read_data(args, files, pair)
         report.data(data)
-        check_positions(data, args.data, resolved, comparison_of(args))
+        check_positions(data, args.data, resolved, comparison_of(args), reads_ends=gives_rewards(args))
+        report.notes(reference.describe())
+        reference.ask_other(run, data, pair, groups=groups, phases=phases)
         phases.enter("loading weights")
         base, stage = load_base_model(args, resolved, pair, groups)
         model = adapt(base, args, resolved, groups)
@@ -82,17 +86,14 @@ def main() -> None:
             args, run, model, data, pair, resolved=resolved, groups=groups, stage=stage, phases=phases
         )
         report.model(trainer.parallel)
-        report.notes(add_reference(args, run, trainer))
-        metrics: dict[str, float] = {}
-        if args.training.do_train:
-            metrics |= train(args, run, trainer, report, base_folder=resolved.folder)
-        if args.training.do_eval:
-            metrics |= trainer.evaluate()
+        report.notes(reference.add(run, trainer))
+        metrics = train(args, run, trainer, report, resolved.folder) if args.training.do_train else {}
+        metrics |= trainer.evaluate() if args.training.do_eval else {}
         report.results(trainer, metrics)
 
 
 def train(
-    args: Arguments, run: RunDirectory, trainer: FinetuneTrainer, report: Report, *, base_folder: Path | None
+    args: Arguments, run: RunDirectory, trainer: FinetuneTrainer, report: Report, base_folder: Path | None
 ) -> dict[str, float]:
     """Trains and puts the result into the output folder, unless it stands there already; the metrics of the training."""
     from finetune.run.base_weights import compare_base

@@ -242,13 +242,14 @@ def write_hugging_face(base: Path, folder: Path, dtype: str = "float32") -> Path
     return folder
 
 
-def write_quantised(base: Path, folder: Path, kind: str) -> Path:
+def write_quantised(base: Path, folder: Path, kind: str, layers: re.Pattern[str] = _LINEAR) -> Path:
     """Writes a model in Hugging Face's form quantised, and beside it, as `<folder>-values`, what that stands for.
 
     Args:
         base: With Hugging Face's names.
         folder: To make.
         kind: Of `KINDS`.
+        layers: Names of the weights that are quantised.
     """
     facts, quantise = KINDS[kind]
     values = Path(f"{folder}-values")
@@ -259,7 +260,7 @@ def write_quantised(base: Path, folder: Path, kind: str) -> Path:
     packed, plain = {}, {}
     for name, array in load_file(base / "model.safetensors").items():
         plain[name] = packed[name] = array
-        if _LINEAR.search(name):
+        if layers.search(name):
             parts, stands_for = quantise(np.ascontiguousarray(array.T, np.float32))
             del packed[name]
             packed |= {
@@ -269,4 +270,26 @@ def write_quantised(base: Path, folder: Path, kind: str) -> Path:
             plain[name] = np.ascontiguousarray(stands_for.T.astype(np.float32))
     save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
     save_file(plain, values / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_paddlenlp(base: Path, folder: Path) -> Path:
+    """Writes a model in PaddleNLP's form as its llm.int8 stores it, and beside it, as `<folder>-values`, what that stands for."""
+    values = Path(f"{folder}-values")
+    for target in (folder, values):
+        shutil.copytree(base, target)
+    config = json.loads((base / "config.json").read_text())
+    facts = {"quantization_config": {"weight_quantize_algo": "llm.int8"}}
+    (folder / "config.json").write_text(json.dumps(config | facts))
+    family = find_family(config)
+    packed, plain = {}, {}
+    for name, array in load_file(base / "model.safetensors").items():
+        plain[name] = packed[name] = array
+        if array.ndim == 2 and _LINEAR.search(to_hugging_face(name, family)):
+            parts, stands_for = paddlenlp_layer(array)
+            del packed[name]
+            packed |= {f"{name.removesuffix('weight')}{end}": part for end, part in parts.items()}
+            plain[name] = stands_for.astype(np.float32)
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pd"})
+    save_file(plain, values / "model.safetensors", metadata={"format": "pd"})
     return folder

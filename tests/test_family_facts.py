@@ -20,7 +20,12 @@ FAMILIES = ROOT / "finetune" / "families"
 MODELS = ROOT / "finetune" / "models"
 
 # Who reads the names of families and config.json's own words for them.
-READS_CONFIG = {FAMILIES / "family.py", MODELS / "hf_names.py", MODELS / "loading.py"}
+READS_CONFIG = {
+    FAMILIES / "family.py",
+    FAMILIES / "registry.py",
+    MODELS / "hf_names.py",
+    MODELS / "loading.py",
+}
 ALLOWED_NAMES = {
     "finetune/data/templates/chat_templates.py": "names of conversation formats, which users choose and no code compares",
     "finetune/demo.py": "the demonstration is one run, of one family",

@@ -14,6 +14,7 @@ from finetune.models.hf_names import is_tied
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import is_stage, layer_numbers
 from finetune.models.quantised.layers import is_packed
+from finetune.models.reward_head import REWARD_HEAD, is_reward_model
 
 
 def modules_of(model: Any, family: Family) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def adaptable(modules: Mapping[str, Any], family: Family) -> tuple[list[str], li
         if hasattr(layer, "weight") or getattr(layer, "is_placeholder", False)
     ]
     shapes = {name: getattr(getattr(modules[name], "weight", None), "shape", ()) for name in layers}
-    ends = (family.embedding_module, family.head_module)
+    ends = (family.embedding_module, family.head_module, REWARD_HEAD)
     linear = [name for name in layers if len(shapes[name]) == 2 and name.rpartition(".")[2] not in ends]
     return layers, linear
 
@@ -74,6 +75,12 @@ def whole_patterns(names: Collection[str], modules: Collection[str]) -> list[str
 def saved_pattern(name: str) -> str:
     """PaddleNLP's pattern for all parameters of the modules whose names end in `name`."""
     return rf"(.*\.)?{re.escape(name)}\.[^.]+"
+
+
+def trained_whole(model: Any, names: Collection[str]) -> list[str]:
+    """PaddleNLP's patterns for the modules that are trained whole: the named ones, and the head of a reward model."""
+    leaves = [*names, *[REWARD_HEAD] * is_reward_model(model)]
+    return [saved_pattern(leaf) for leaf in dict.fromkeys(leaves)]
 
 
 def check_embedding(layers: Collection[str], settings: Any, config: Any, family: Family) -> None:

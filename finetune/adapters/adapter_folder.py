@@ -13,10 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type, read_peft_rule
+from finetune.adapters.pattern_matching import match_names
+from finetune.adapters.peft_config import (
+    PEFT_CONFIG,
+    SEQUENCE_CLASSIFICATION,
+    check_peft_type,
+    read_peft_rule,
+)
 from finetune.adapters.scaling import ScalingRule
 from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
+from finetune.models.reward_head import REWARD_HEAD, REWARD_WEIGHT
 from finetune.storage.files import read_json_if_present
 from finetune.storage.quantisation.record import FACTS_FILE
 
@@ -25,6 +32,8 @@ CONFIG_FILES = {"lora_path": (LORA_CONFIG, PEFT_CONFIG), "prefix_path": (PREFIX_
 """Setting that names an adapter -> configuration files that such a folder may have."""
 START_STEM = "initial_factors"
 """Begins the names of files with what A and B started from where that has left the base."""
+PADDING_FACT = "pad_token_id"
+"""Of a reward model, among the facts beside an adapter: what rows are padded with."""
 _PADDLENLP_KINDS = {
     "vera_config.json": "PaddleNLP's VeRA, which trains the matrices of every layer as well",
     "lokr_config.json": "a LoKr adapter in PaddleNLP's form",
@@ -62,6 +71,22 @@ def find_adapter_faults(setting: str, folder: Path) -> list[str]:
     return [
         f"{setting} {folder} holds no {' or '.join(expected)}{what}: give the output folder of a fine-tuning run"
     ]
+
+
+def has_reward_head(folder: Path) -> bool:
+    """Whether a LoRA adapter was trained with the head of a reward model, which it holds whole."""
+    if (folder / LORA_CONFIG).is_file():
+        patterns = read_json_if_present(folder / LORA_CONFIG).get("trainable_modules") or ()
+        return any(match_names([patterns] if isinstance(patterns, str) else patterns, [REWARD_WEIGHT]))
+    config = read_json_if_present(folder / PEFT_CONFIG)
+    saved = config.get("modules_to_save") or ()
+    return config.get("task_type") == SEQUENCE_CLASSIFICATION or REWARD_HEAD in saved
+
+
+def recorded_padding(folder: Path) -> dict[str, Any]:
+    """The field of config.json that says what rows of a reward model are padded with; empty where nothing is known."""
+    facts = read_json_if_present(folder / FACTS_FILE)
+    return {PADDING_FACT: facts[PADDING_FACT]} if PADDING_FACT in facts else {}
 
 
 def name_paddlenlp_kind(folder: Path) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune.adapters.adapter_folder import START_STEM, read_num_tokens
+from finetune.adapters.adapter_folder import PADDING_FACT, START_STEM, read_num_tokens
 from finetune.adapters.base import base_model
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import open_peft_folder
@@ -25,6 +25,7 @@ from finetune.errors import UserError, list_some
 from finetune.families.family import Family
 from finetune.models.hf_names import embedding_name
 from finetune.models.parameters import assign
+from finetune.models.reward_head import is_reward_model
 from finetune.processes.joint_steps import fail_on_all_ranks
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
 from finetune.storage.dtypes import Array
@@ -106,6 +107,8 @@ def save_adapter(
         if is_lora and getattr(config, "save_projection", False):
             write_projections(folder, model.projections.whole)
         facts: dict[str, Any] = {} if num_tokens is None else {"num_tokens": num_tokens}
+        if is_reward_model(base_model(model)):
+            facts[PADDING_FACT] = base_model(model).config.pad_token_id
         if scheme := getattr(base_model(model), "base_quantisation", None):
             facts[QUANTISATION] = scheme.to_json()
         if facts:

@@ -22,7 +22,8 @@ from finetune.adapters.pattern_matching import match_names
 from finetune.adapters.targets import expected_parameters, split_names
 from finetune.errors import UserError, list_some
 from finetune.families.family import Family
-from finetune.models.hf_names import OUTPUT_LAYER, embedding_name, is_tied, to_hugging_face
+from finetune.families.record_parts import OUTPUT_LAYER
+from finetune.models.hf_names import embedding_name, is_tied, to_hugging_face
 
 if TYPE_CHECKING:
     from finetune.processes.groups import ProcessGroups

@@ -24,7 +24,7 @@ from finetune.adapters.adapted_modules import (
     check_not_packed,
     check_saved_modules,
     modules_of,
-    saved_pattern,
+    trained_whole,
     whole_patterns,
 )
 from finetune.adapters.adapter_folder import LORA_CONFIG, check_paddle_lora
@@ -84,7 +84,7 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
     if saved:
         check_saved_modules(modules, saved, targets=targets)
         check_not_packed(modules, saved)
-    trained = [saved_pattern(name) for name in saved or ()]
+    trained = trained_whole(model, saved or ())
     trained += _bias_patterns(model, settings.lora_bias, targets)
     layers = [name for name in modules if any(re.fullmatch(each, name) for each in targets)]
     check_embedding(layers, settings, model.config, family)
@@ -159,10 +159,9 @@ def load_lora(
         )
     family = family_of(model.config)
     saved = modules_to_save and resolve_saved(modules_to_save, family, modules_of(model, family))
-    patterns = [saved_pattern(name) for name in saved or ()]
     if (
-        patterns
-        and set(patterns)
+        saved
+        and set(trained_whole(model, saved))
         != LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields}).saved_patterns
     ):
         raise UserError(

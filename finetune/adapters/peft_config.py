@@ -15,6 +15,8 @@ from finetune.adapters.scaling import ScalingRule
 from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
 
+SEQUENCE_CLASSIFICATION = "SEQ_CLS"
+"""What peft calls the task of a reward model."""
 PEFT_CONFIG = "adapter_config.json"
 
 _HOW_IT_WAS_MADE = frozenset((

@@ -18,8 +18,10 @@ from typing import Any
 from finetune.adapters.pattern_matching import match_names
 from finetune.errors import UserError
 from finetune.families.family import Family, families
+from finetune.families.record_parts import OUTPUT_LAYER
 from finetune.families.tiny_recipe import TinyShape
-from finetune.models.hf_names import JOINED_ELSEWHERE, JOINED_LAYERS, OUTPUT_LAYER, to_hugging_face
+from finetune.models.hf_names import JOINED_ELSEWHERE, JOINED_LAYERS, to_hugging_face
+from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config
 
 ALL_LINEAR = ("all", "all-linear", "all_linear")
 DEFAULT = "default"
@@ -169,8 +171,13 @@ def expected_parameters(family: Family, config: Mapping[str, Any]) -> list[str]:
         config: Configuration of the model as the family adapts it.
     """
     layers = [f"{name}.{end}" for name in expected_layers(family, config) for end in ("weight", "bias")]
-    heads = [f"{head}.weight" for head in (family.head_module, OUTPUT_LAYER)]
-    return list(dict.fromkeys([*_expected_shapes(family, config), *layers, *heads]))
+    names = [*_expected_shapes(family, config), *layers]
+    if is_reward_config(config):
+        names = [name for name in names if family.head_module not in name.split(".")]
+        heads = [REWARD_WEIGHT]
+    else:
+        heads = [f"{head}.weight" for head in (family.head_module, OUTPUT_LAYER)]
+    return list(dict.fromkeys([*names, *heads]))
 
 
 def value_patterns(values: Mapping[str, float], known: Sequence[str], *, common: float) -> dict[str, float]:

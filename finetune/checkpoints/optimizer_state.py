@@ -23,10 +23,10 @@ from finetune.checkpoints.tensors_of_ranks import (
 )
 from finetune.checkpoints.writers import TensorSet, TensorSetWriter
 from finetune.errors import UserError
-from finetune.families.tensor_splits import is_scalar, tensor_of
+from finetune.families.tensor_splits import is_scalar
 from finetune.models.parameters import release_pages
 from finetune.storage.checkpoints import ShardedCheckpoint, TensorFiles, open_indexed
-from finetune.storage.dtypes import Array, dtype_name, to_tensor
+from finetune.storage.dtypes import Array, to_tensor
 
 OPTIMIZER_FILES = TensorSet("optimizer", "optimizer", ".pdopt")
 PADDLENLP_MASTERS_INDEX = "master_weights.safetensors.index.json"
@@ -44,20 +44,37 @@ _NUMBER = "_0"
 class SlicedState(Protocol):
     """What is asked of `finetune.parallel.sharding.replicas.Replicas`."""
 
-    def tensor_names(self) -> dict[str, str]:
-        """Generated name of each tensor that the optimizer updates -> structured name of the parameter."""
+    @property
+    def trained(self) -> Mapping[str, Any]:
+        """Trained parameters by structured name."""
 
-    def whole_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a trained parameter."""
+    def tensor_names(self) -> dict[str, str]:
+        """Generated name of each tensor that this rank's optimizer updates -> structured name of the parameter."""
+
+    def collect_state(self, state: Mapping[str, Any]) -> Mapping[str, WholeState]:
+        """State of all ranks of the sharding group from what this one keeps, by the names in the files."""
 
     def slice_of(self, name: str, whole: Any) -> Any:
         """What this rank updates out of a tensor that has a parameter's shape."""
 
-    def whole_of(self, name: str, part: Any) -> Any:
-        """The whole tensor of which the ranks of the sharding group hold slices; all must call it."""
+    def share_updated(self) -> None:
+        """Takes what ranks changed in what they update over into the parameters."""
 
-    def after_update(self) -> None:
-        """Takes changed slices over into the parameters."""
+
+class WholeState(Protocol):
+    """What is asked of `finetune.parallel.sharding.whole_state.StateTensor`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+
+    @property
+    def dtype(self) -> str:
+        """Paddle's name of its type."""
+
+    @property
+    def read(self) -> Callable[[], Any]:
+        """Gives it to the first rank of the sharding group; all must call it."""
 
 
 def save_optimizer(
@@ -92,14 +109,15 @@ def _local_state(model: Any, optimizer: Any, replicas: SlicedState) -> dict[str,
     """This rank's state by the names in the files."""
     config = _config(model)
     family = family_of(config) if config is not None else None
+    state = replicas.collect_state(_named_state(optimizer, replicas.tensor_names()))
     return {
         key: LocalTensor(
-            shape=tuple(tensor.shape) if is_scalar(key) else replicas.whole_shape(tensor_of(key)),
-            dtype=dtype_name(tensor.dtype),
-            read=_reader(replicas, key, tensor),
+            shape=tensor.shape,
+            dtype=tensor.dtype,
+            read=tensor.read,
             split=find_local_split(key, config, family) if config is not None else None,
         )
-        for key, tensor in sorted(_named_state(optimizer, replicas.tensor_names()).items())
+        for key, tensor in sorted(state.items())
     }
 
 
@@ -125,12 +143,6 @@ def _named_state(optimizer: Any, names: Mapping[str, str]) -> dict[str, Any]:
     if unknown:
         raise RuntimeError(f"optimizer state that belongs to no parameter: {sorted(unknown)[:5]}")
     return found
-
-
-def _reader(replicas: SlicedState, key: str, tensor: Any) -> Callable[[], Any]:
-    if is_scalar(key):
-        return lambda: tensor
-    return lambda: replicas.whole_of(tensor_of(key), tensor)
 
 
 def load_optimizer(
@@ -167,14 +179,13 @@ def load_optimizer(
         return
     files = _open_state(folder, family, config)
     keys = {key: key.rpartition("/")[0] for key in files.names}
-    unknown = set(keys.values()) - parameters.keys()
+    unknown = set(keys.values()) - replicas.trained.keys()
     if unknown and not is_stage:
         raise RuntimeError(f"{folder} has optimizer state for unknown parameters: {sorted(unknown)[:5]}")
     known = set(keys.values()) & parameters.keys()
     _create_state(optimizer, [parameters[name] for name in sorted(known)])
     _check_masters(folder, optimizer, {name: parameters[name] for name in known}, set(keys))
     state = _named_state(optimizer, names)
-    is_own_master = False
     for key in (key for key, name in keys.items() if name in known):
         array = files.read(key)
         if split := find_local_split(key, config, family) if config is not None else None:
@@ -185,14 +196,14 @@ def load_optimizer(
             tensor = replicas.slice_of(keys[key], tensor)
         target = state.get(key)
         if target is None and key.endswith(f"/{_MASTER}"):
-            target, is_own_master = parameters[keys[key]], True  # in float32
+            target = parameters[keys[key]]  # in float32
         if target is None:
             raise UserError(
                 f"{folder} holds {key}, which the optimizer of this run does not keep: continue with the same optim"
             )
         target.set_value(tensor.astype(target.dtype))
-    if is_own_master:
-        replicas.after_update()
+    if any(key.endswith(f"/{_MASTER}") for key in keys):
+        replicas.share_updated()
 
 
 def _create_state(optimizer: Any, parameters: list[Any]) -> None:

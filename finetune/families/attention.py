@@ -172,6 +172,44 @@ def distance_bias(slopes: Any, key_positions: Any, visible: Any) -> Any:
         return paddle.where(visible, bias, paddle.finfo(paddle.float32).min)
 
 
+def distances_and_mask(
+    slopes: Any, given: Any, shape: tuple[int, int], past_length: int, *, position_ids: Any
+) -> Any:
+    """`distance_bias` of what was given, with distances within each text of a row, float32 [batch, heads, length, keys].
+
+    Args:
+        slopes: float32 [heads].
+        given: [batch, past + length] with 1 for tokens, or [batch, 1, length, past + length], true for what may be
+            seen. None: all tokens.
+        shape: Rows of the batch and tokens of each.
+        past_length: Keys in front of the row.
+        position_ids: [batch, length], of each text from 0 in a row of several; used with the second kind of mask.
+
+    Raises:
+        ValueError: Rows of packed samples.
+    """
+    if are_packed_rows(given):
+        raise ValueError("rows of packed samples, which no kernel takes together with distances: give a mask")
+    if given is None:
+        given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
+    visible = causal_mask(given, shape, past_length)
+    return distance_bias(slopes, _key_positions(given, position_ids, past_length), visible)
+
+
+def _key_positions(attention_mask: Any, position_ids: Any, past_length: int) -> Any:
+    """Positions [batch, keys]: tokens counted from 0, what lies in the past first."""
+    if attention_mask.ndim == 2:
+        tokens = attention_mask.astype("int64")
+        return (tokens.cumsum(axis=-1) - 1) * tokens
+    batch_size, num_keys = attention_mask.shape[0], attention_mask.shape[-1]
+    if position_ids is None:
+        return paddle.arange(num_keys).expand([batch_size, num_keys])
+    past = paddle.arange(past_length, dtype=position_ids.dtype).expand(
+        [batch_size, past_length]
+    )  # [batch, past]
+    return paddle.concat([past, position_ids + past_length], axis=1)
+
+
 def additive(visible: Any, dtype: Any) -> Any:
     """A bool mask or a bias in the form that is added to scores of some type: finite, its minimum for the unseen."""
     lowest = paddle.finfo(dtype).min
@@ -212,7 +250,14 @@ def fused_attention(query: Any, key: Any, value: Any, visible: Any = None, *, dr
 
 
 def plain_attention(
-    query: Any, key: Any, value: Any, visible: Any = None, *, drop: Callable[[Any], Any] | None = None
+    query: Any,
+    key: Any,
+    value: Any,
+    visible: Any = None,
+    *,
+    drop: Callable[[Any], Any] | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Any:
     """Attention by products and a softmax; shapes as in `fused_attention`.
 
@@ -222,24 +267,30 @@ def plain_attention(
         value: The values.
         visible: See the module's text.
         drop: Applied to the probabilities [batch, heads, queries, keys].
+        scale: Factor on the scores; None: 1 / sqrt(head dim).
+        cap: Scores s become cap * tanh(s / cap) before the mask; None: they stay.
     """
     num_groups = query.shape[2] // key.shape[2]
     query, key, value = (part.transpose([0, 2, 1, 3]) for part in (query, key, value))
     if num_groups > 1:
         key, value = (_repeat_heads(part, num_groups) for part in (key, value))
     # Before the product, which could exceed what float16 holds.
-    scores = paddle.matmul(
-        query * (query.shape[-1] ** -0.5), key, transpose_y=True
-    )  # [batch, heads, queries, keys]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = paddle.matmul(query * scale, key, transpose_y=True)  # [batch, heads, queries, keys]
     if visible is None or visible.dtype == paddle.int32:
         shape, past_length = (scores.shape[0], scores.shape[2]), scores.shape[3] - scores.shape[2]
         visible = dense_mask(visible, shape, past_length)
     with paddle.amp.auto_cast(enable=False):
-        scores = _as_float32(scores) + additive(visible, paddle.float32)
+        scores = soft_capped(_as_float32(scores), cap) + additive(visible, paddle.float32)
         weights = F.softmax(scores, axis=-1).astype(value.dtype)
     if drop is not None:
         weights = drop(weights)
     return paddle.matmul(weights, value).transpose([0, 2, 1, 3])
+
+
+def soft_capped(values: Any, cap: float | None) -> Any:
+    """Values v as cap * tanh(v / cap), between -cap and cap; without a cap as they are."""
+    return values if cap is None else paddle.tanh(values / cap) * cap
 
 
 def _repeat_heads(part: Any, num_groups: int) -> Any:

@@ -11,13 +11,16 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.storage.files import is_present, read_json_object
+from finetune.storage.quantisation.side_files import with_side_facts
 
 _MAX_SIZE = 2**40
 _Check = Callable[[Any], bool]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder; a `quantization_config` of null, which says nothing, is left out.
+    """config.json of a model folder, with what a file beside it says of packed weights.
+
+    A `quantization_config` of null, which says nothing, is left out.
 
     Raises:
         UserError: It is missing, is no JSON object, or a field holds another kind of value than fields of its name do.
@@ -30,7 +33,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         del config["quantization_config"]
     if faults := list(find_wrong_fields(config)):
         raise UserError([f"{path}: {fault}: copy it again" for fault in faults])
-    return config
+    return with_side_facts(config, folder)
 
 
 def find_wrong_fields(config: Mapping[str, Any]) -> Iterator[str]:

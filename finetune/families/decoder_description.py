@@ -62,6 +62,8 @@ class LayerWeights:
         inner_norm: Norm of the feed-forward layers.
         inner: To the inner size; with a gate to twice that, the gate's half first.
         outer: From the inner size to hidden.
+        attention_output_norm: Norm of what attention gives, before it is added; None where there is none.
+        inner_output_norm: The same of what the feed-forward layers give.
         query_norm: RMS norm of every query head before it is turned, [head dim]; None where there is none.
         key_norm: The same of key heads; there is one where there is one of queries.
     """
@@ -74,6 +76,8 @@ class LayerWeights:
     inner_norm: Norm
     inner: Linear
     outer: Linear
+    attention_output_norm: Norm | None = None
+    inner_output_norm: Norm | None = None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
 
@@ -90,6 +94,10 @@ class DecoderShape:
         embedding_scale: Factor on word embeddings.
         max_positions: Most tokens of a text; None without a limit.
         window: A token sees this many tokens, itself included; None: all before it.
+        windowed_layers: For each layer whether it has the window; None: all have.
+        score_scale: Factor on the scores; None: 1 / sqrt(head dim).
+        score_cap: Scores s become cap * tanh(s / cap); None: they stay.
+        logit_cap: The same of the logits.
         head_order: Where each place of a head is found in the model's own head, for queries and keys:
             rotary positions turn place i together with place i + head dim / 2.
     """
@@ -105,7 +113,20 @@ class DecoderShape:
     embedding_scale: float = 1.0
     max_positions: int | None = None
     window: int | None = None
+    windowed_layers: tuple[bool, ...] | None = None
+    score_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
     head_order: NDArray[Any] | None = None
+
+    @property
+    def score_factor(self) -> float:
+        """Factor on the scores."""
+        return self.head_dim**-0.5 if self.score_scale is None else self.score_scale
+
+    def has_window(self, layer: int) -> bool:
+        """Whether a layer sees the last tokens only."""
+        return bool(self.window) and (self.windowed_layers is None or self.windowed_layers[layer])
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,8 @@ class DecoderDescription:
         embedding_norm: Norm of the word embeddings.
         rotary_frequencies: Radians per position of each pair of a head's places, [head dim / 2]; 0 for
             places that do not turn. None: no rotary positions (Su et al. 2021).
+        rotary_amplitude: What cos and sin of places that turn are multiplied with.
+        local_frequencies: The same in layers with a window, with amplitude 1; None: those of all layers.
         distance_slopes: What a key's position adds to the scores of each head, [heads] (ALiBi, Press et
             al. 2022). None: nothing.
         positions: Table of learned positions [positions, hidden], the first text position first.
@@ -135,6 +158,8 @@ class DecoderDescription:
     head: NDArray[Any] | None
     embedding_norm: Norm | None = None
     rotary_frequencies: NDArray[Any] | None = None
+    rotary_amplitude: float = 1.0
+    local_frequencies: NDArray[Any] | None = None
     distance_slopes: NDArray[Any] | None = None
     positions: NDArray[Any] | None = None
     project_in: Linear | None = None
@@ -167,7 +192,7 @@ def array(tensor: Any) -> NDArray[Any]:
     return values
 
 
-def linear(layer: Any, columns: slice = slice(None)) -> Linear:
+def linear(layer: Any, columns: slice | NDArray[Any] = slice(None)) -> Linear:
     """A linear layer of PaddleNLP's, or some of its outputs."""
     bias = getattr(layer, "bias", None)
     return Linear(array(layer.weight)[:, columns], None if bias is None else array(bias)[columns])
@@ -184,8 +209,3 @@ def joined(first: Linear, second: Linear) -> Linear:
 def layer_norm(layer: Any) -> Norm:
     """A layer norm of Paddle's."""
     return Norm(array(layer.weight), float(layer._epsilon), array(layer.bias))
-
-
-def inverse_frequencies(base: float, dim: int) -> NDArray[Any]:
-    """Radians per position of `dim` / 2 pairs, Su et al. 2021: base^(-2i / dim)."""
-    return (1.0 / base ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)

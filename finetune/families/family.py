@@ -2,119 +2,41 @@
 
 A record holds facts only: class paths as dotted strings (imported when used), names of fields in
 config.json, name patterns of modules. Whoever needs a fact asks the record; nobody branches on a
-model type. A new family is one folder in this package whose `record.py` says `NAME = register(` at its top
-level: such folders are found by themselves. A record from anywhere else counts once its module has been
-imported.
+model type. A new family is one folder in this package, found by itself; see `finetune.families.registry`.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
+from finetune.families.record_parts import (
+    ConfigFields,
+    HuggingFaceForm,
+    PrefixGeometry,
+    TokenizerFacts,
+    unchanged,
+)
+from finetune.families.registry import families, find_family, get_family, register
 from finetune.families.tiny_recipe import TinyRecipe
 
-_PACKAGE = "finetune.families"
-_REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
-
-_registry: dict[str, Family] = {}
-
-
-@dataclass(frozen=True)
-class ConfigFields:
-    """Names under which a family's config.json keeps its sizes (None: the family has no such field)."""
-
-    num_layers: str = "num_hidden_layers"
-    num_heads: str = "num_attention_heads"
-    num_kv_heads: str | None = None
-    hidden_size: str = "hidden_size"
-    head_dim: str | None = None
-    max_positions: str = "max_position_embeddings"
+__all__ = [
+    "ConfigFields", "Family", "HuggingFaceForm", "PrefixGeometry", "TokenizerFacts", "families", "find_family",
+    "get_family", "import_object", "register",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class PrefixGeometry:
-    """Sizes of the keys and values that prefix tuning puts before every layer.
-
-    Attributes:
-        postprocess: Dotted path of the function that turns a tensor
-            (batch, prefix length, 2 x layers, kv heads, head dim) into the family's past key values.
-    """
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    postprocess: str
+def _no_variant(config: Mapping[str, Any]) -> str | None:
+    return None
 
 
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """How prompts are framed. A token is named by its role ("bos", "eos", "pad", "unk") or by its text.
-
-    Attributes:
-        prefix: Tokens that open every sequence.
-        end_of_answer: Token that ends an answer and stops generation.
-        pad_fallback: Token used for padding when the tokenizer names none.
-        chat_ends: Tokens by which chat templates end an answer; generation stops at them too, where the
-            tokenizer has them.
-        vocab_files: Vocabulary file names that the PaddleNLP tokenizer can read, in the order of
-            preference; the first is the name it writes itself.
-        tokenizer_class: Dotted path of the tokenizer for folders that do not name one.
-        reads_add_bos: Whether `add_bos_token` of tokenizer_config.json, where it is given, decides about "bos" in
-            `prefix`.
-        own_class: Whether `tokenizer_class` is used even where a folder names another, because what
-            folders name is not the right one.
-    """
-
-    prefix: tuple[str, ...]
-    end_of_answer: str
-    pad_fallback: str
-    vocab_files: tuple[str, ...]
-    tokenizer_class: str
-    own_class: bool = False
-    chat_ends: tuple[str, ...] = ()
-    reads_add_bos: bool = False
-
-
-def _unchanged(config: dict[str, Any]) -> dict[str, Any]:
-    return config
-
-
-def _any_config(config: Mapping[str, Any]) -> bool:
+def _any_config(config: Mapping[str, Any], folder: Path | None) -> bool:
     return True
-
-
-@dataclass(frozen=True)
-class HuggingFaceForm:
-    """How Hugging Face's files of a family differ from PaddleNLP's, beyond the first part of the names.
-
-    Attributes:
-        prefix: First part of Hugging Face's names inside the model; `bare`: published files also leave it out.
-        pairs: Hugging Face's and PaddleNLP's names after the first part where they differ; {} is a number.
-        tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
-            tokens first.
-        always_tied: Whether the output layer is the embedding unless the configuration denies it.
-        config: PaddleNLP's configuration as the family adapts it -> transformers' fields.
-        needs_files: Modeling files to copy beside the weights, for families that transformers does not have.
-        own_head: PaddleNLP's name of an output layer that its files hold even where it equals the embedding.
-    """
-
-    prefix: str = "model"
-    bare: bool = False
-    pairs: tuple[tuple[str, str], ...] = ()
-    tables: tuple[str, ...] = ("embed_tokens",)
-    always_tied: bool = False
-    config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
-    needs_files: str = ""
-    own_head: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +48,9 @@ class Family:
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
+        understood: Fields of config.json that are read or refused beside those of the tiny configuration and of
+            `fields`; see `config_fields`.
+        variants: config.json -> dotted path of another class where `model_class` does not compute it; None elsewhere.
         base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
         embedding_module: Last part of the input embedding's module name.
@@ -148,8 +73,10 @@ class Family:
         chat_template: Name of the template for conversations, None for plain text.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
-        covers: Whether a config.json with one of `model_types` really is of this family; for names
-            that several architectures share.
+        covers: Whether a config.json with one of `model_types`, and the folder that it stands in (None where there
+            is none), really are of this family; for names that several architectures share. Where neither tells,
+            all of their records say yes, and the model is refused.
+        told_by: What tells this family from those that share its names, for that message.
         source_prefix: First part of the names in Hugging Face's files where PaddleNLP's name table
             lacks it on both sides; `base_prefix` then takes its place.
         computed_weights: Regular expressions of tensors that some files hold and others lack, because
@@ -185,8 +112,11 @@ class Family:
     window_option: str | None = None
     positions_end: bool = True
     cpu_layers: str | None = None
-    adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
-    covers: Callable[[Mapping[str, Any]], bool] = _any_config
+    adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
+    understood: tuple[str, ...] = ()
+    variants: Callable[[Mapping[str, Any]], str | None] = _no_variant
+    covers: Callable[[Mapping[str, Any], Path | None], bool] = _any_config
+    told_by: str = ""
     source_prefix: str = ""
     computed_weights: tuple[str, ...] = ()
     hidden_length_first: bool = False
@@ -210,6 +140,10 @@ class Family:
             head_dim=int(head_dim),
             postprocess=self.prefix_postprocess,
         )
+
+    def class_path(self, config: Mapping[str, Any]) -> str:
+        """Dotted path of the class that computes the model of a config.json."""
+        return self.variants(config) or self.model_class
 
     def width(self, config: Any) -> int:
         """Size of the hidden states, from a config dict or a PaddleNLP config object."""
@@ -237,7 +171,9 @@ class Family:
             return "block"
         if self.fused_packing == "refused":
             return None
-        has_distances = bool(_read(config, self.distance_option))
+        # What a config.json leaves unsaid is known once it is adapted.
+        said = self.adapt_config(dict(config)) if isinstance(config, Mapping) else config
+        has_distances = bool(_read(said, self.distance_option))
         takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
         takes_rows = takes_rows and not (shares_prompts and _read(config, self.window_option))
         return "start_end" if takes_rows else "block"
@@ -265,71 +201,6 @@ class Family:
         if num_layers is not None:
             faults += stage_faults(num_layers, pipeline_degree, virtual_degree)
         return faults
-
-
-def register(family: Family) -> Family:
-    """Adds a record; its module calls this once on import.
-
-    Raises:
-        ValueError: A record of that name, or one that claims the same model type, is there already.
-    """
-    for other in _registry.values():
-        shared = set(other.model_types) & set(family.model_types)
-        if other.name == family.name or shared:
-            raise ValueError(f"family {family.name} collides with family {other.name}: {sorted(shared)}")
-    _registry[family.name] = family
-    return family
-
-
-def families() -> dict[str, Family]:
-    """All records by name."""
-    for module in _record_modules():
-        importlib.import_module(module)
-    return dict(_registry)
-
-
-@functools.cache
-def _record_modules() -> tuple[str, ...]:
-    folders = importlib.import_module(_PACKAGE).__path__
-    files = [path for folder in folders for path in sorted(Path(folder).glob("*/record.py"))]
-    return tuple(
-        f"{_PACKAGE}.{path.parent.name}.record"
-        for path in files
-        if _REGISTERS.search(path.read_text(encoding="utf-8"))
-    )
-
-
-def get_family(name: str) -> Family:
-    """The record called `name`.
-
-    Raises:
-        UserError: No such family; the message lists those there are.
-    """
-    known = families()
-    if name not in known:
-        raise UserError(f"unknown model family {name!r}; covered families: {', '.join(sorted(known))}")
-    return known[name]
-
-
-def find_family(config: Mapping[str, Any]) -> Family:
-    """The record that covers a config.json, by `model_type`, or by `architectures` where that is missing.
-
-    Raises:
-        UserError: No record covers it; the message lists the families.
-    """
-    known = families()
-    model_type = config.get("model_type")
-    architectures = [str(name) for name in config.get("architectures") or ()]
-    for family in known.values():
-        named = model_type in family.model_types
-        if model_type is None:
-            named = bool(set(architectures) & set(family.architectures))
-        if named and family.covers(config):
-            return family
-    raise UserError(
-        f"no family covers model_type {model_type!r} with architectures {architectures}; "
-        f"covered families: {', '.join(sorted(known))}"
-    )
 
 
 def import_object(dotted_path: str) -> Any:

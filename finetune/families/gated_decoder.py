@@ -58,6 +58,14 @@ def require_values(config: dict[str, Any], name: str, **allowed: Any) -> None:
             )
 
 
+def with_padding_field(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration for transformers that says where there is no padding token.
+
+    Classes of large models take a missing one to be a number that a smaller vocabulary does not have.
+    """
+    return {"pad_token_id": None, **config}
+
+
 def gated_decoder_config(shape: TinyShape, **more: Any) -> dict[str, Any]:
     """config.json of a tiny decoder, without the fields that name the model.
 
@@ -90,9 +98,11 @@ def gated_decoder_weights(
     *,
     norm_fill: str = "ones",
     qkv_bias: bool = False,
+    output_bias: bool = False,
     tied: bool = False,
     head_dim: int | None = None,
     head_norms: bool = False,
+    more_norms: tuple[str, ...] = (),
 ) -> dict[str, TensorSpec]:
     """PaddleNLP's parameters of a tiny decoder, in the order in which they are drawn.
 
@@ -101,9 +111,11 @@ def gated_decoder_weights(
         prefix: First part of the names.
         norm_fill: What norms start with: "ones", or "zeros" where the layer adds one.
         qkv_bias: Whether query, key and value projections have a bias.
+        output_bias: Whether the projection back has one.
         tied: Whether the embedding is the output projection, too.
         head_dim: Size of a head; None: hidden size / heads.
         head_norms: Whether queries and keys are normed, head by head.
+        more_norms: Further norms of hidden states in every layer.
     """
     hidden, inner = shape.hidden_size, shape.intermediate_size
     head_dim = head_dim or hidden // shape.num_heads
@@ -119,12 +131,14 @@ def gated_decoder_weights(
             weights[f"{layer}self_attn.{name}.weight"] = TensorSpec((head_dim,), norm_fill)
         weights |= {
             layer + "self_attn.o_proj.weight": TensorSpec((query_size, hidden)),
+            **({layer + "self_attn.o_proj.bias": TensorSpec((hidden,), "zeros")} if output_bias else {}),
             layer + "mlp.gate_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.up_proj.weight": TensorSpec((hidden, inner)),
             layer + "mlp.down_proj.weight": TensorSpec((inner, hidden)),
             layer + "input_layernorm.weight": TensorSpec((hidden,), norm_fill),
             layer + "post_attention_layernorm.weight": TensorSpec((hidden,), norm_fill),
         }
+        weights |= {f"{layer}{name}.weight": TensorSpec((hidden,), norm_fill) for name in more_norms}
     weights[f"{prefix}.norm.weight"] = TensorSpec((hidden,), norm_fill)
     if not tied:
         weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
@@ -133,14 +147,29 @@ def gated_decoder_weights(
 
 def joined_decoder_weights(shape: TinyShape, prefix: str) -> dict[str, TensorSpec]:
     """The same where one layer gives queries, keys and values, and one both halves of the feed-forward layer."""
-    weights, joined = gated_decoder_weights(shape, prefix), {}
+    return join_inner_layers(join_input_layers(gated_decoder_weights(shape, prefix)))
+
+
+def join_input_layers(weights: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """The same weights where one layer gives queries, keys and values."""
+    joined = {}
     for name, spec in weights.items():
         layer, _, part = name.rpartition(".")[0].rpartition(".")
         if part == "q_proj":
             sizes = [weights[f"{layer}.{each}_proj.weight"].shape[1] for each in "qkv"]
             joined[f"{layer}.query_key_value_proj.weight"] = TensorSpec((spec.shape[0], sum(sizes)))
-        elif part == "gate_proj":
+        elif part not in ("k_proj", "v_proj"):
+            joined[name] = spec
+    return joined
+
+
+def join_inner_layers(weights: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """The same weights where one layer gives both halves of the feed-forward layer."""
+    joined = {}
+    for name, spec in weights.items():
+        layer, _, part = name.rpartition(".")[0].rpartition(".")
+        if part == "gate_proj":
             joined[f"{layer}.gate_up_proj.weight"] = TensorSpec((spec.shape[0], 2 * spec.shape[1]))
-        elif part not in ("k_proj", "v_proj", "up_proj"):
+        elif part != "up_proj":
             joined[name] = spec
     return joined

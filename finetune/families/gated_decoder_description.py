@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from finetune.families.decoder_description import (
     joined,
     linear,
 )
+from finetune.families.head_facts import TWO_NORMS, NormNames
 
 
 def describe_gated_decoder(
@@ -25,14 +26,12 @@ def describe_gated_decoder(
     decoder: Any,
     *,
     rotary_frequencies: NDArray[Any] | None,
-    activation: str = "silu",
+    norms: NormNames = TWO_NORMS,
     norm_offset: float = 0.0,
-    embedding_scale: float = 1.0,
-    head_dim: int | None = None,
-    window: int | None = None,
     tied: bool = False,
-    distance_slopes: NDArray[Any] | None = None,
-    head_order: NDArray[Any] | None = None,
+    normed_head: bool = False,
+    more: Mapping[str, Any] | None = None,
+    **shape: Any,
 ) -> DecoderDescription:
     """Describes a model of that layout.
 
@@ -40,47 +39,49 @@ def describe_gated_decoder(
         model: The causal language model.
         decoder: Its decoder, with `embed_tokens`, `layers` and `norm`.
         rotary_frequencies: [head dim / 2]; None: no rotary positions.
-        activation: Of the gate.
+        norms: Names of a layer's norms.
         norm_offset: What the norms add to their weights.
-        embedding_scale: Factor on word embeddings.
-        head_dim: Size of a head where it is not hidden size / heads.
-        window: Sliding window of attention.
         tied: Whether the output layer is the input embedding.
-        distance_slopes: See `DecoderDescription`.
-        head_order: See `DecoderShape`.
+        normed_head: Whether the output layer's weights of each token are divided by their length.
+        more: Further fields of `DecoderDescription`.
+        **shape: Fields of `DecoderShape` that are not Llama's.
     """
     config = model.config
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
 
     def norm(layer: Any) -> Norm:
         return Norm(array(layer.weight) + np.float32(norm_offset), float(config.rms_norm_eps))
 
     def layer(number: int) -> LayerWeights:
-        return _layer_weights(decoder.layers[number], norm)
+        return _layer_weights(decoder.layers[number], norm, norms)
 
+    sizes = {
+        "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads,
+        "head_dim": config.hidden_size // config.num_attention_heads,
+        "activation": "silu",
+        "max_positions": config.max_position_embeddings,
+    }
     return DecoderDescription(
-        shape=DecoderShape(
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=head_dim,
-            activation=activation,
-            gated=True,
-            embedding_scale=embedding_scale,
-            max_positions=config.max_position_embeddings,
-            window=window,
-            head_order=head_order,
-        ),
+        shape=DecoderShape(gated=True, **sizes | shape),
         embedding=array(decoder.embed_tokens.weight),
         layer=layer,
         final_norm=norm(decoder.norm),
-        head=None if tied else array(model.lm_head.weight),
+        head=None if tied else _head(model.lm_head.weight, normed=normed_head),
         rotary_frequencies=rotary_frequencies,
-        distance_slopes=distance_slopes,
+        **more or {},
     )
 
 
-def _layer_weights(block: Any, norm: Callable[[Any], Norm]) -> LayerWeights:
+def _head(weight: Any, *, normed: bool) -> NDArray[Any]:
+    head = array(weight)  # [hidden, vocabulary]
+    return head / np.maximum(np.linalg.norm(head, axis=0), np.float32(1e-12)) if normed else head
+
+
+def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) -> LayerWeights:
+    def named(name: str | None) -> Norm | None:
+        return None if name is None else norm(getattr(block, name))
+
     attention, mlp = block.self_attn, block.mlp
     normed = hasattr(attention, "q_norm")
     query, key, value = _projections(attention)
@@ -89,12 +90,14 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm]) -> LayerWeights:
     return LayerWeights(
         query_norm=norm(block.self_attn.q_norm) if normed else None,
         key_norm=norm(block.self_attn.k_norm) if normed else None,
-        attention_norm=norm(block.input_layernorm),
+        attention_norm=norm(getattr(block, names.attention)),
+        attention_output_norm=named(names.attention_output),
+        inner_output_norm=named(names.inner_output),
         query=query,
         key=key,
         value=value,
         output=linear(block.self_attn.o_proj),
-        inner_norm=norm(block.post_attention_layernorm),
+        inner_norm=norm(getattr(block, names.inner)),
         inner=gate_up,
         outer=linear(block.mlp.down_proj),
     )

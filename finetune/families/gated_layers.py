@@ -17,8 +17,7 @@ from paddlenlp.transformers.model_outputs import BaseModelOutputWithPastAndCross
 
 from finetune.families.attention import (
     HALF_TYPES,
-    dense_mask,
-    distance_bias,
+    distances_and_mask,
     fused_attention,
     plain_attention,
     refuse_packed_rows,
@@ -83,11 +82,11 @@ class GatedDecoder:
         return (hidden, cache) if use_cache else (hidden,)
 
     def _visible(
-        self: Any, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, _position_ids: Any
+        self: Any, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, position_ids: Any
     ) -> Any:
         """What the layers get as their mask."""
         if getattr(self.config, "alibi", False):
-            return self._distances(dense_mask(given, shape, past_length))
+            return self._distances(given, shape, past_length, position_ids)
         if self.config.use_flash_attention:
             return visible_keys(given, shape, past_length)
         refuse_packed_rows(given)
@@ -95,14 +94,15 @@ class GatedDecoder:
             given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
         return self._prepare_decoder_attention_mask(given, shape, past_length, dtype)
 
-    def _distances(self: Any, visible: Any) -> Any:
+    def _distances(self: Any, given: Any, shape: tuple[int, int], past_length: int, position_ids: Any) -> Any:
         """The bias of this rank's heads, float32 [batch, heads, queries, keys]."""
-        num_heads, num_keys = self.config.num_attention_heads, visible.shape[-1]
+        num_heads = self.config.num_attention_heads
         slopes = distance_slopes(num_heads)
         own = num_heads // max(self.config.tensor_parallel_degree, 1)
         first = own * max(self.config.tensor_parallel_rank, 0)
-        positions = paddle.arange(num_keys).unsqueeze(0)  # [1, keys]
-        return distance_bias(slopes[first : first + own], positions, visible)
+        return distances_and_mask(
+            slopes[first : first + own], given, shape, past_length, position_ids=position_ids
+        )
 
     def _enter(self: Any, hidden: Any) -> Any:
         """Word embeddings -> what the first layer gets."""
@@ -110,13 +110,17 @@ class GatedDecoder:
             return hidden
         return ScatterOp.apply(hidden.flatten(0, 1))  # [batch * length / ranks, hidden]
 
+    def _seen_by(self: Any, _layer: Any, visible: Any) -> Any:
+        """A layer's part of what `_visible` gave."""
+        return visible
+
     def _run_layers(
         self: Any, hidden: Any, position_ids: Any, visible: Any, pasts: list[Any], use_cache: bool
     ) -> tuple[Any, tuple[Any, ...]]:
         cache: tuple[Any, ...] = ()
         for index, layer in enumerate(self.layers):
             past, pasts[index] = pasts[index], None  # not kept longer than needed
-            arguments = (hidden, position_ids, visible, False, past, use_cache)
+            arguments = (hidden, position_ids, self._seen_by(layer, visible), False, past, use_cache)
             recomputed = self.enable_recompute and self.recompute_granularity == "full"
             if recomputed and index not in self.no_recompute_layers and not hidden.stop_gradient:
                 outputs = self.recompute_training_full(layer, *arguments)

@@ -1,115 +1,27 @@
 """Grouped attention whose heads are described by facts, for decoders that PaddleNLP has no model of.
 
 PaddleNLP's layers take the size of a head to be hidden size / heads, turn whole heads and norm none of them. Here
-each of these is a fact: the size of a head, an RMS norm of every query and key head, which places
-form a pair and which layers are joined. The linear layers are Paddle's, tensor-parallel and sequence-parallel forms
+each of these is a fact: the size of a head, biases, an RMS norm of every query and key head, the share of a head that
+is turned and which places form a pair, which layers are joined, factors and caps of the scores. The linear layers are Paddle's, tensor-parallel and sequence-parallel forms
 among them, so that LoRA, quantised bases and sharding treat them as they do in other families.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
-from paddlenlp.transformers import linear_utils
 
 from finetune.families.attention import fused_attention, plain_attention
+from finetune.families.head_facts import HeadFacts
+from finetune.families.head_layers import HeadNorm, column_layer, row_layer
 from finetune.families.rotary import turn
+from finetune.families.rotary_tables import RotaryTables
 
-
-@dataclass(frozen=True)
-class HeadFacts:
-    """What tells one family's attention from another's.
-
-    Attributes:
-        normed: Whether queries and keys pass an RMS norm over the head before they are turned.
-        halves: Whether rotary positions pair place i with place i + head dim / 2; else with its neighbour.
-        windowed: Whether config.json's `sliding_window` holds.
-        joined_input: Whether one layer gives queries, keys and values, one behind the other.
-        joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
-    """
-
-    normed: bool = False
-    halves: bool = True
-    windowed: bool = False
-    joined_input: bool = False
-    joined_inner: bool = False
-
-
-class HeadNorm(nn.Layer):
-    """RMS norm over the places of a head, Zhang and Sennrich 2019, in float32; one weight for all heads.
-
-    Args:
-        size: Of a head.
-        epsilon: Added to the mean square.
-    """
-
-    def __init__(self, size: int, epsilon: float):
-        super().__init__()
-        self.epsilon = epsilon
-        self.weight = self.create_parameter([size], default_initializer=nn.initializer.Constant(1.0))
-        # A tensor-parallel rank has the gradient of its own heads only: to be summed, as of norms of divided rows.
-        self.weight.sequence_parallel = True
-
-    def forward(self, heads: Any) -> Any:
-        """[batch, length, heads, head dim] -> the same shape and type."""
-        with paddle.amp.auto_cast(enable=False):
-            wide = heads.astype("float32")
-            normed = wide * paddle.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
-            return (normed * self.weight.astype("float32")).astype(heads.dtype)
-
-
-class RotaryTables:
-    """Cosine and sine at the positions of a batch, float32, worked out once for all layers of a model.
-
-    Args:
-        base: Of the angles, base^(-2i / head dim), Su et al., "RoFormer" (2021).
-        head_dim: Size of a head.
-        halves: See `HeadFacts`.
-    """
-
-    def __init__(self, base: float, head_dim: int, *, halves: bool):
-        self.base, self.head_dim, self.halves = base, head_dim, halves
-        self._last: tuple[Any, Any, Any] | None = None
-
-    def at(self, position_ids: Any) -> tuple[Any, Any]:
-        """Cosine and sine [batch, length, 1, head dim] at positions [batch, length]."""
-        # Every layer is called with the same tensor.
-        if self._last is None or self._last[0] is not position_ids:
-            self._last = (position_ids, *self._work_out(position_ids))
-        return self._last[1:]
-
-    def _work_out(self, position_ids: Any) -> tuple[Any, Any]:
-        with paddle.amp.auto_cast(enable=False), paddle.no_grad():
-            places = paddle.arange(0, self.head_dim, 2, dtype="float32") / self.head_dim
-            frequencies = 1.0 / self.base**places  # [head dim / 2]
-            angles = (
-                position_ids.astype("float32").unsqueeze(-1) * frequencies
-            )  # [batch, length, head dim / 2]
-            if self.halves:
-                angles = paddle.concat([angles, angles], axis=-1)  # [batch, length, head dim]
-            else:
-                angles = paddle.stack([angles, angles], axis=-1).flatten(2)
-            angles = angles.unsqueeze(2)
-            return angles.cos(), angles.sin()
-
-
-class JoinedFeedForward(nn.Layer):
-    """silu(gate) * up, Shazeer 2020, where one layer gives the gate and, behind it, what it multiplies."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_up_proj = column_layer(config, hidden, 2 * inner)
-        self.down_proj = row_layer(config, inner, hidden)
-
-    def forward(self, x: Any) -> Any:
-        """[..., hidden] -> the same shape."""
-        return self.down_proj(F.swiglu(self.gate_up_proj(x)))
+__all__ = ["HeadAttention", "HeadFacts"]
 
 
 class HeadAttention(nn.Layer):
@@ -135,18 +47,20 @@ class HeadAttention(nn.Layer):
         hidden, queries = config.hidden_size, config.num_attention_heads * self.head_dim
         keys = config.num_key_value_heads * self.head_dim
         if facts.joined_input:
-            self.query_key_value_proj = column_layer(config, hidden, queries + 2 * keys)
+            self.query_key_value_proj = column_layer(
+                config, hidden, queries + 2 * keys, has_bias=facts.input_bias
+            )
         elif config.fuse_attention_qkv:
             # The queries of a key head, its key, its value; then the next key head's.
-            self.qkv_proj = column_layer(config, hidden, queries + 2 * keys)
+            self.qkv_proj = column_layer(config, hidden, queries + 2 * keys, has_bias=facts.input_bias)
         else:
-            self.q_proj = column_layer(config, hidden, queries)
-            self.k_proj = column_layer(config, hidden, keys)
-            self.v_proj = column_layer(config, hidden, keys)
-        self.o_proj = row_layer(config, queries, hidden)
+            self.q_proj = column_layer(config, hidden, queries, has_bias=facts.input_bias)
+            self.k_proj = column_layer(config, hidden, keys, has_bias=facts.input_bias)
+            self.v_proj = column_layer(config, hidden, keys, has_bias=facts.input_bias)
+        self.o_proj = row_layer(config, queries, hidden, has_bias=facts.output_bias)
         if facts.normed:
-            self.q_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm = HeadNorm(self.head_dim, config.rms_norm_eps)
+            self.q_norm = HeadNorm(self.head_dim, config.rms_norm_eps, offset=facts.norm_offset)
+            self.k_norm = HeadNorm(self.head_dim, config.rms_norm_eps, offset=facts.norm_offset)
 
     def forward(
         self,
@@ -187,20 +101,32 @@ class HeadAttention(nn.Layer):
         query, key, value = self._projections(hidden)
         if self.facts.normed:
             query, key = self.q_norm(query), self.k_norm(key)
+        if self.facts.distances:
+            return query, key, value
         cos, sin = self.tables.at(position_ids)
-        halves = self.facts.halves
-        return turn(query, cos, sin, halves=halves), turn(key, cos, sin, halves=halves), value
+        return self._turned(query, cos, sin), self._turned(key, cos, sin), value
+
+    def _turned(self, heads: Any, cos: Any, sin: Any) -> Any:
+        turned, halves = cos.shape[-1], self.facts.halves
+        if turned == self.head_dim:
+            return turn(heads, cos, sin, halves=halves)
+        first, rest = heads[..., :turned], heads[..., turned:]
+        return paddle.concat([turn(first, cos, sin, halves=halves), rest], axis=-1)
 
     def _projections(self, hidden: Any) -> tuple[Any, Any, Any]:
         rows = [-1, self.seq_length] if self.config.sequence_parallel else [0, 0]
         if self.facts.joined_input:
-            return self._parts(self.query_key_value_proj(hidden), rows)
+            part = self._groups if self.facts.grouped_input else self._parts
+            return part(self.query_key_value_proj(hidden), rows)
         if not self.config.fuse_attention_qkv:
             query = self.q_proj(hidden).reshape([*rows, self.num_heads, self.head_dim])
             key = self.k_proj(hidden).reshape([*rows, self.num_kv_heads, self.head_dim])
             return query, key, self.v_proj(hidden).reshape([*rows, self.num_kv_heads, self.head_dim])
+        return self._groups(self.qkv_proj(hidden), rows)
+
+    def _groups(self, joined: Any, rows: list[int]) -> tuple[Any, Any, Any]:
         num_groups = self.num_heads // self.num_kv_heads
-        joined = self.qkv_proj(hidden).reshape([*rows, self.num_kv_heads, num_groups + 2, self.head_dim])
+        joined = joined.reshape([*rows, self.num_kv_heads, num_groups + 2, self.head_dim])
         query, key, value = paddle.split(joined, [num_groups, 1, 1], axis=3)
         return query.flatten(2, 3), key.squeeze(3), value.squeeze(3)
 
@@ -213,30 +139,13 @@ class HeadAttention(nn.Layer):
 
     def _attend(self, query: Any, key: Any, value: Any, visible: Any) -> Any:
         rate = float(getattr(self.config, "attention_dropout", None) or 0.0) if self.training else 0.0
-        if self.config.use_flash_attention:
+        facts = self.facts
+        if self.config.use_flash_attention and facts.score_cap is None:
+            if facts.score_scale is not None:
+                query = query * (facts.score_scale * self.head_dim**0.5)  # the kernels divide by that root
             return fused_attention(query, key, value, visible, drop_rate=rate)
         # Looked up when called: dropout whose masks follow the samples takes the function's place.
         drop = (lambda weights: F.dropout(weights, p=rate, training=True)) if rate else None
-        return plain_attention(query, key, value, visible, drop=drop)
-
-
-def column_layer(config: Any, num_in: int, num_out: int) -> Any:
-    """A linear layer whose outputs tensor parallelism divides."""
-    if config.tensor_parallel_degree <= 1:
-        return nn.Linear(num_in, num_out, bias_attr=False)
-    kind = (
-        linear_utils.ColumnSequenceParallelLinear
-        if config.sequence_parallel
-        else linear_utils.ColumnParallelLinear
-    )
-    return kind(num_in, num_out, has_bias=False, gather_output=False)
-
-
-def row_layer(config: Any, num_in: int, num_out: int) -> Any:
-    """A linear layer whose inputs tensor parallelism divides."""
-    if config.tensor_parallel_degree <= 1:
-        return nn.Linear(num_in, num_out, bias_attr=False)
-    kind = (
-        linear_utils.RowSequenceParallelLinear if config.sequence_parallel else linear_utils.RowParallelLinear
-    )
-    return kind(num_in, num_out, has_bias=False, input_is_parallel=True)
+        return plain_attention(
+            query, key, value, visible, drop=drop, scale=facts.score_scale, cap=facts.score_cap
+        )

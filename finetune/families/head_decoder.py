@@ -6,17 +6,23 @@ feed-forward layers, recomputation, generation and the output layer are PaddleNL
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 from paddle import nn
 from paddle.distributed.fleet.layers.mpu.mp_layers import VocabParallelEmbedding
+from paddle.distributed.fleet.utils import recompute
 from paddlenlp.transformers import Qwen2Config
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.qwen2 import modeling
 
 from finetune.families.attention import visible_in_window
+from finetune.families.family import get_family
 from finetune.families.gated_layers import GatedDecoder
-from finetune.families.head_attention import HeadAttention, HeadFacts, JoinedFeedForward, RotaryTables
+from finetune.families.head_attention import HeadAttention
+from finetune.families.head_facts import HeadFacts, RotaryAngles
+from finetune.families.head_layers import CappedHead, GatedFeedForward, NormedHead, OffsetNorm
+from finetune.families.rotary_tables import RotaryTables
 
 
 class HeadConfig(Qwen2Config):
@@ -24,36 +30,101 @@ class HeadConfig(Qwen2Config):
 
     Args:
         head_dim: Size of a head; None: hidden size / heads.
+        rope_scaling: Stretched rotary positions; see `finetune.families.rotary_config`.
+        text_positions: Most tokens of a text; None: `max_position_embeddings`.
+        num_key_value_heads: None: as many as heads.
         **fields: As PaddleNLP's Qwen2 has them.
     """
 
-    def __init__(self, head_dim: int | None = None, **fields: Any):
-        super().__init__(**fields)
+    def __init__(
+        self,
+        head_dim: int | None = None,
+        rope_scaling: dict[str, Any] | None = None,
+        text_positions: int | None = None,
+        num_key_value_heads: int | None = None,
+        **fields: Any,
+    ):
+        super().__init__(num_key_value_heads=num_key_value_heads, **fields)
+        self.rope_scaling = rope_scaling
+        self.text_positions = text_positions
         self.head_dim = head_dim or self.hidden_size // self.num_attention_heads
 
 
-class HeadDecoderLayer(modeling.Qwen2DecoderLayer):
-    """Attention and feed-forward layer of one depth."""
+class HeadDecoderLayer(nn.Layer):
+    """Attention and feed-forward layer of one depth.
 
-    def __init__(self, config: Any, facts: HeadFacts, tables: RotaryTables, *, layerwise_recompute: bool):
-        super(modeling.Qwen2DecoderLayer, self).__init__()
-        self.config, self.hidden_size = config, config.hidden_size
-        self.skip_recompute_ops: dict[str, bool] = {}
+    Args:
+        config: Sizes and degrees of parallelism.
+        facts: Of the decoder.
+        tables: Rotary positions, shared by all layers that turn by the same angles.
+        has_window: Whether this layer sees the last tokens only.
+        layerwise_recompute: Whether this layer may be computed again in the backward pass.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        facts: HeadFacts,
+        tables: RotaryTables,
+        *,
+        has_window: bool,
+        layerwise_recompute: bool,
+    ):
+        super().__init__()
+        self.config, self.names, self.has_window = config, facts.norms, has_window
+        self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
-        self.mlp = JoinedFeedForward(config) if facts.joined_inner else modeling.Qwen2MLP(config)
-        self.input_layernorm = modeling.Qwen2RMSNorm(config)
-        self.post_attention_layernorm = modeling.Qwen2RMSNorm(config)
+        self.mlp = GatedFeedForward(config, facts)
+        for name in facts.norms.all:
+            self.add_sublayer(name, hidden_norm(config, facts))
         # Set from outside where recomputation is wanted.
         self.enable_recompute, self.layerwise_recompute = False, layerwise_recompute
-        self.recompute_granularity = config.recompute_granularity
+
+    def forward(
+        self,
+        hidden: Any,
+        position_ids: Any = None,
+        attention_mask: Any = None,
+        output_attentions: bool = False,
+        past_key_value: Any = None,
+        use_cache: bool = False,
+        *unused: Any,
+    ) -> Any:
+        """Output like `hidden`; with `use_cache` a pair of it and (keys, values).
+
+        Args:
+            hidden: [batch, length, hidden]; under sequence parallelism [batch * length / ranks, hidden].
+            position_ids: [batch, length].
+            attention_mask: See `finetune.families.attention`.
+            output_attentions: PaddleNLP's request for probabilities, which nothing here makes.
+            past_key_value: Keys and values [batch, past, kv heads, head dim].
+            use_cache: Return keys and values.
+            *unused: What PaddleNLP hands on besides.
+        """
+        names, config = self.names, self.config
+        normed = self._normed(names.attention, hidden)
+        arguments = (normed, position_ids, past_key_value, attention_mask, output_attentions, use_cache)
+        repeated = self.enable_recompute and self.layerwise_recompute and not normed.stop_gradient
+        if repeated and config.recompute_granularity == "full_attn":
+            attended = recompute(self.self_attn, *arguments, use_reentrant=config.recompute_use_reentrant)
+        else:
+            attended = self.self_attn(*arguments)
+        attended, cache = attended if use_cache else (attended, None)
+        hidden = hidden + self._normed(names.attention_output, attended)
+        inner = self.mlp(self._normed(names.inner, hidden))
+        hidden = hidden + self._normed(names.inner_output, inner)
+        return (hidden, cache) if use_cache else hidden
+
+    def _normed(self, name: str | None, hidden: Any) -> Any:
+        return hidden if name is None else self._sub_layers[name](hidden)
 
 
 class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
     """The decoder without its output layer.
 
     Args:
-        config: Sizes.
-        facts: How the heads are.
+        config: Sizes. `own_layers`: numbers of the layers to build, where a stage of a pipeline holds some of them.
+        facts: What tells this decoder from others.
     """
 
     def __init__(self, config: Any, facts: HeadFacts):
@@ -68,29 +139,67 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
         is_split = degree > 1 and config.vocab_size % degree == 0
         embedding = VocabParallelEmbedding if is_split else nn.Embedding
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
-        tables = RotaryTables(config.rope_theta, config.head_dim, halves=facts.halves)
+        numbers = getattr(config, "own_layers", None) or range(config.num_hidden_layers)
+        tables = _tables(config, facts)
         self.layers = nn.LayerList(
             HeadDecoderLayer(
-                config, facts, tables, layerwise_recompute=number not in self.no_recompute_layers
+                config,
+                facts,
+                tables[facts.has_window(number)],
+                has_window=facts.has_window(number),
+                layerwise_recompute=index not in self.no_recompute_layers,
             )
-            for number in range(config.num_hidden_layers)
+            for index, number in enumerate(numbers)
         )
-        self.norm = modeling.Qwen2RMSNorm(config)
+        self.norm = hidden_norm(config, facts)
 
     def _visible(
         self, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, position_ids: Any
-    ) -> Any:
+    ) -> dict[bool, Any]:
+        """What layers without and with a window get as their mask."""
+        if self.facts.distances:
+            return {False: self._distances(given, shape, past_length, position_ids)}
         # Masks of several texts in a row are met in training only, where nothing but a prefix is past.
         places = position_ids + past_length
-        window = self.config.sliding_window if self.facts.windowed else None
-        fused = self.config.use_flash_attention
-        return visible_in_window(given, shape, past_length, places=places, window=window, fused=fused)
+        return {
+            narrow: visible_in_window(
+                given,
+                shape,
+                past_length,
+                places=places,
+                window=self.facts.window if narrow else None,
+                fused=self.config.use_flash_attention,
+            )
+            for narrow in {layer.has_window for layer in self.layers}
+        }
+
+    def _seen_by(self, layer: Any, visible: Any) -> Any:
+        return visible[layer.has_window]
+
+    def _enter(self, hidden: Any) -> Any:
+        entered = super()._enter(hidden)
+        return entered if self.facts.embedding_scale == 1.0 else entered * self.facts.embedding_scale
+
+
+def hidden_norm(config: Any, facts: HeadFacts) -> Any:
+    """An RMS norm of hidden states."""
+    return OffsetNorm(config) if facts.norm_offset else modeling.Qwen2RMSNorm(config)
+
+
+def _tables(config: Any, facts: HeadFacts) -> dict[bool, RotaryTables]:
+    """Rotary positions of layers without and with a window."""
+    angles = RotaryAngles.of(facts, base=config.rope_theta, head_dim=config.head_dim)
+    whole = RotaryTables(angles.frequencies, halves=facts.halves, amplitude=angles.amplitude)
+    if angles.local is None:
+        return {False: whole, True: whole}
+    return {False: whole, True: RotaryTables(angles.local, halves=facts.halves)}
 
 
 class HeadForCausalLM(modeling.Qwen2ForCausalLM):
     """The decoder with its output layer.
 
-    `base_model_prefix` names the decoder in the names of parameters.
+    `base_model_prefix` names the decoder in the names of parameters, and the family. A family whose facts depend on its config.json
+    overrides `facts_of`.
     """
 
     config_class: ClassVar[Any] = HeadConfig
@@ -98,15 +207,27 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
 
     def __init__(self, config: Any):
         super(modeling.Qwen2ForCausalLM, self).__init__(config)
+        # Of this model, under the name by which those of the class are known.
+        self.facts = self.facts_of(config)  # type: ignore[misc]
         decoder = HeadDecoder(config, self.facts)
         self.add_sublayer(self.base_model_prefix, decoder)
         tied = bool(config.tie_word_embeddings)
         shared = decoder.embed_tokens.weight if tied else None
-        self.lm_head = modeling.Qwen2LMHead(config, embedding_weights=shared, transpose_y=tied)
+        head: Any = modeling.Qwen2LMHead
+        if self.facts.logit_cap is not None:
+            head = functools.partial(CappedHead, cap=self.facts.logit_cap)
+        if self.facts.normed_head:
+            head = NormedHead
+        self.lm_head = head(config, embedding_weights=shared, transpose_y=tied)
         if tied:
             self.tie_weights()
         self.criterion = modeling.Qwen2PretrainingCriterion(config)
         self.vocab_size = config.vocab_size
+
+    @classmethod
+    def facts_of(cls, config: Any) -> HeadFacts:
+        """The facts of a model with this configuration."""
+        return cls.facts
 
     @property
     def qwen2(self) -> Any:
@@ -118,9 +239,21 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         """Hugging Face's names of all tensors, and PaddleNLP's."""
         names = ["embed_tokens.weight", "norm.weight"]
         for number in range(config.num_hidden_layers):
-            names += [f"layers.{number}.{name}" for name in _layer_tensors(cls.facts)]
-        table = [_mapping(f"model.{_published(name)}", f"{cls.base_model_prefix}.{name}") for name in names]
-        return table if config.tie_word_embeddings else [*table, _mapping("lm_head.weight", "lm_head.weight")]
+            names += [f"layers.{number}.{name}" for name in _layer_tensors(cls.facts_of(config))]
+        prefix = cls.base_model_prefix
+        form = get_family(prefix).hugging_face
+        ours = [f"{prefix}.{name}" for name in names]
+        ours += [] if config.tie_word_embeddings else ["lm_head.weight"]
+        return [_mapping(form.published_name(name, prefix), name) for name in ours]
+
+    @classmethod
+    def _get_fuse_or_split_param_mappings(cls, config: Any, is_fuse: bool = False) -> dict[Any, Any]:
+        """PaddleNLP's functions that join and take apart layers, for the biases of feed-forward layers, too."""
+        actions: dict[Any, Any] = super()._get_fuse_or_split_param_mappings(config, is_fuse=is_fuse)
+        inner = {names: action for names, action in actions.items() if "gate_up_fused_proj" in names[-1]}
+        for names, action in inner.items():
+            actions[tuple(name.replace(".weight", ".bias") for name in names)] = action
+        return actions
 
 
 def _layer_tensors(facts: HeadFacts) -> list[str]:
@@ -130,14 +263,14 @@ def _layer_tensors(facts: HeadFacts) -> list[str]:
     layers = [f"self_attn.{name}" for name in (*inputs, "o_proj")]
     layers += [f"self_attn.{name}" for name in ("q_norm", "k_norm") if facts.normed]
     layers += [f"mlp.{name}" for name in (*inner, "down_proj")]
-    return [f"{name}.weight" for name in (*layers, "input_layernorm", "post_attention_layernorm")]
-
-
-def _published(name: str) -> str:
-    return name.replace("query_key_value_proj", "qkv_proj")
+    biased = [f"self_attn.{name}" for name in inputs if facts.input_bias]
+    biased += ["self_attn.o_proj"] if facts.output_bias else []
+    biased += [f"mlp.{name}" for name in (*inner, "down_proj") if facts.inner_bias]
+    layers += facts.norms.all
+    return [*(f"{name}.weight" for name in layers), *(f"{name}.bias" for name in biased)]
 
 
 def _mapping(theirs: str, ours: str) -> Any:
     """Matrices of linear layers are stored as [out, in] there."""
-    is_matrix = theirs.endswith(("_proj.weight", "lm_head.weight"))
+    is_matrix = ours.endswith(("_proj.weight", "lm_head.weight"))
     return StateDictNameMapping(theirs, ours, "transpose" if is_matrix else None)

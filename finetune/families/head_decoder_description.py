@@ -7,27 +7,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.families.decoder_description import DecoderDescription, inverse_frequencies
+from finetune.families.decoder_description import DecoderDescription, array
 from finetune.families.gated_decoder_description import describe_gated_decoder
+from finetune.families.gated_layers import distance_slopes
+from finetune.families.head_facts import RotaryAngles
 
 
 def describe_head_decoder(model: Any) -> DecoderDescription:
     """Describes a `finetune.families.head_decoder.HeadForCausalLM`."""
     config, facts = model.config, model.facts
     head_dim = config.head_dim
+    angles = RotaryAngles.of(facts, base=config.rope_theta, head_dim=head_dim)
+    still = np.zeros(head_dim // 2 - len(angles.frequencies), np.float32)  # pairs that do not turn
     return describe_gated_decoder(
         model,
         model.get_decoder(),
-        rotary_frequencies=inverse_frequencies(config.rope_theta, head_dim),
-        head_dim=head_dim,
-        head_order=None if facts.halves else _neighbours_apart(head_dim),
-        window=(config.sliding_window or None) if facts.windowed else None,
+        rotary_frequencies=None if facts.distances else np.concatenate([angles.frequencies, still]),
+        norms=facts.norms,
+        norm_offset=facts.norm_offset,
         tied=bool(config.tie_word_embeddings),
+        normed_head=facts.normed_head,
+        more={
+            "rotary_amplitude": angles.amplitude,
+            "local_frequencies": None if angles.local is None else np.concatenate([angles.local, still]),
+            "distance_slopes": array(distance_slopes(config.num_attention_heads))
+            if facts.distances
+            else None,
+        },
+        activation=facts.activation,
+        embedding_scale=facts.embedding_scale,
+        head_dim=head_dim,
+        max_positions=config.text_positions or config.max_position_embeddings,
+        window=facts.window,
+        windowed_layers=facts.windowed_layers,
+        score_scale=facts.score_scale,
+        score_cap=facts.score_cap,
+        logit_cap=facts.logit_cap,
+        head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves),
     )
 
 
-def _neighbours_apart(head_dim: int) -> NDArray[Any]:
-    """Brings the two places of each pair of neighbours to i and i + head dim / 2."""
-    places = np.arange(head_dim)
-    order: NDArray[Any] = np.concatenate([places[::2], places[1::2]])
+def _head_order(head_dim: int, turned: int, *, halves: bool) -> NDArray[Any] | None:
+    """Brings the two places of each pair to i and i + head dim / 2: those that turn first, then the others."""
+    if halves and turned == head_dim:
+        return None
+    places, rest = np.arange(turned), np.arange(turned, head_dim)
+    first, second = np.split(places, 2) if halves else (places[::2], places[1::2])
+    rest_first, rest_second = np.split(rest, 2)
+    order: NDArray[Any] = np.concatenate([first, rest_first, second, rest_second])
     return order

@@ -5,8 +5,129 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.rotary_scaling import RotaryScaling, longrope_amplitude, yarn_amplitude
 
 _UNSCALED = (None, "default")
+_SETTINGS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+}
+"""Kind of scaling -> settings that it needs."""
+_MAY_HAVE = {
+    "yarn": (
+        *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": ("factor", "attention_factor", "original_max_position_embeddings"),
+}
+_SAME_KIND = {"su": "longrope"}  # as the first published files call it
+ANY_LENGTH = ("linear", "dynamic", "llama3", "yarn")
+"""Kinds that every decoder of ours can have."""
+TEXT_POSITIONS = "text_positions"
+"""Field of an adapted configuration: most tokens of a text, where its positions allow more."""
+
+
+def kind_of_scaling(config: dict[str, Any]) -> str | None:
+    """Kind of scaling that a config.json asks for; None for none."""
+    settings = split_rotary(config)[1]
+    kind = settings.get("rope_type", settings.get("type"))
+    return None if kind in _UNSCALED else _SAME_KIND.get(str(kind), str(kind))
+
+
+def with_scaling(
+    config: dict[str, Any], *, kinds: tuple[str, ...] = ANY_LENGTH, may_turn_parts: bool = False
+) -> dict[str, Any]:
+    """The config with `rope_theta` at the top and the scaling in `rope_scaling`, for decoders of ours.
+
+    Stretched by the length of the texts ("dynamic") nothing is computed: up to `max_position_embeddings`, where texts
+    end, it changes nothing. "longrope" is computed for texts of the original length, where texts end, too.
+
+    Args:
+        config: As found.
+        kinds: Those that are allowed.
+        may_turn_parts: Whether positions on a part of each head are computed.
+
+    Raises:
+        UserError: Another kind, a setting that is missing, or one that is not known.
+    """
+    kind, (bare, settings) = kind_of_scaling(config), split_rotary(config)
+    share = settings.pop("partial_rotary_factor", None)
+    adapted = without_scaling(bare | ({} if share is None else {"partial_rotary_factor": share}),
+                              may_turn_parts=may_turn_parts)  # fmt: skip
+    if kind is None:
+        return adapted
+    if kind not in kinds:
+        raise _unknown_kind(kind, ", ".join(("none", *kinds)))
+    settings = {name: value for name, value in settings.items() if name not in ("type", "rope_type")}
+    missing = [name for name in _SETTINGS[kind] if settings.get(name) is None]
+    extra = settings.keys() - {*_SETTINGS[kind], *_MAY_HAVE.get(kind, ())}
+    if missing or extra:
+        what = (
+            f"lacks {', '.join(missing)}"
+            if missing
+            else f"has {', '.join(sorted(extra))}, which is not computed"
+        )
+        raise UserError(
+            f"config.json asks for rotary scaling {kind!r}, but {what}: use the published config.json"
+        )
+    adapted["rope_scaling"] = {"rope_type": kind, **settings}
+    if kind == "longrope":
+        adapted |= _longrope_lengths(adapted)
+    return adapted
+
+
+def _longrope_lengths(adapted: dict[str, Any]) -> dict[str, Any]:
+    settings, name = adapted["rope_scaling"], "original_max_position_embeddings"
+    original = adapted.get(name) or settings.get(name) or adapted["max_position_embeddings"]
+    return {name: original, TEXT_POSITIONS: original}
+
+
+def scaling_of(config: Any) -> RotaryScaling | None:
+    """How a model's positions are stretched, from PaddleNLP's object of a configuration of `with_scaling`."""
+    settings = config.rope_scaling or {}
+    kind, longest = settings.get("rope_type"), config.max_position_embeddings
+    factor = float(settings.get("factor") or 1.0)
+    original = settings.get("original_max_position_embeddings") or longest
+    if kind == "linear":
+        return RotaryScaling(kind, factor)
+    if kind == "llama3":
+        low, high = settings["low_freq_factor"], settings["high_freq_factor"]
+        return RotaryScaling(kind, factor, original, low=low, high=high)
+    if kind == "yarn":
+        return RotaryScaling(
+            kind,
+            factor,
+            original,
+            low=settings.get("beta_slow") or 1.0,
+            high=settings.get("beta_fast") or 32.0,
+            rounded=settings.get("truncate", True),
+            amplitude=_yarn_amplitude(settings, factor),
+        )
+    if kind == "longrope":
+        original = config.original_max_position_embeddings
+        amplitude = settings.get("attention_factor") or longrope_amplitude(longest / original, original)
+        return RotaryScaling(kind, pair_factors=tuple(settings["short_factor"]), amplitude=amplitude)
+    return None
+
+
+def _yarn_amplitude(settings: dict[str, Any], factor: float) -> float:
+    if settings.get("attention_factor") is not None:
+        return float(settings["attention_factor"])
+    weight, divisor = settings.get("mscale"), settings.get("mscale_all_dim")
+    if weight and divisor:
+        return yarn_amplitude(factor, weight) / yarn_amplitude(factor, divisor)
+    return yarn_amplitude(factor)
+
+
+def _unknown_kind(kind: str, allowed: str) -> UserError:
+    return UserError(
+        f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce for this "
+        f"family; allowed: {allowed}. Use weights without that scaling, or delete the "
+        "setting if all your texts are shorter than the model's original length"
+    )
 
 
 def split_rotary(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -26,8 +147,12 @@ def split_rotary(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return adapted, scaling
 
 
-def without_scaling(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with `rope_theta` at the top, for models that PaddleNLP runs with unscaled positions only.
+def without_scaling(config: dict[str, Any], *, may_turn_parts: bool = False) -> dict[str, Any]:
+    """The config with `rope_theta` at the top, for models that are run with unscaled positions only.
+
+    Args:
+        config: As found.
+        may_turn_parts: Whether positions on a part of each head are computed.
 
     Raises:
         UserError: The config asks for a scaling, or for positions on a part of each head.
@@ -35,13 +160,9 @@ def without_scaling(config: dict[str, Any]) -> dict[str, Any]:
     adapted, scaling = split_rotary(config)
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind not in _UNSCALED:
-        raise UserError(
-            f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce for this "
-            "family; allowed: none. Use weights without that scaling, or delete the "
-            "setting if all your texts are shorter than the model's original length"
-        )
+        raise _unknown_kind(kind, "none")
     share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
-    if share != 1.0:
+    if share != 1.0 and not may_turn_parts:
         raise UserError(
             f"config.json has partial_rotary_factor {share}, but this model family is run with 1.0 only: "
             "these weights cannot be used"

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.families.sentencepiece_names import take_names
 from finetune.storage.files import read_json_object
 
 
@@ -89,19 +90,24 @@ class SentencePieceBackend:
     Args:
         path: The model file.
         num_threads: Threads that texts are spread over.
+        takes_names: Whether user-defined pieces that are names of tokens spell no text.
+
+    Attributes:
+        names: Ids of these.
 
     Raises:
         UnsupportedTokenizerError: The file is no such model.
     """
 
-    def __init__(self, path: Path, num_threads: int):
+    def __init__(self, path: Path, num_threads: int, *, takes_names: bool = False):
         import sentencepiece
 
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._content = path.read_bytes()
+            content = path.read_bytes()
+            self._content, self.names = take_names(content) if takes_names else (content, {})
             self.processor.LoadFromSerializedProto(self._content)
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError, ValueError):
             raise UnsupportedTokenizerError(f"{path.name} is no SentencePiece model") from None
         self.num_pieces = int(self.processor.get_piece_size())
         if sum(map(self.processor.is_byte, range(self.num_pieces))) != 256:

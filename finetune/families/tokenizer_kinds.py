@@ -33,6 +33,7 @@ class TokenizerKind:
         composes: Whether texts are brought into Unicode's composed form (NFC) first.
         has_prefix: Whether the vocabulary puts a blank in front of texts.
         marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for, prefix or not.
+        first_only: Whether that blank comes in front of the first stretch of a text only, whatever the folder says.
         unset: Settings of tokenizer_config.json that must not be true.
     """
 
@@ -44,6 +45,7 @@ class TokenizerKind:
     composes: bool = False
     has_prefix: bool = False
     marks_blanks: bool = False
+    first_only: bool = False
     unset: tuple[str, ...] = ()
 
 
@@ -67,6 +69,11 @@ CHATGLM2_PATTERN = (
 def _open_sentencepiece(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
     backend = SentencePieceBackend(path, num_threads)
     return backend, backend.control_ids()
+
+
+def _open_named_pieces(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+    backend = SentencePieceBackend(path, num_threads, takes_names=True)
+    return backend, backend.control_ids() | backend.names
 
 
 def _open_chatglm2(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
@@ -119,6 +126,13 @@ TEKKEN = "TekkenTokenizer"
 
 KINDS: dict[str, TokenizerKind] = {
     "LlamaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_LLAMA_ROLES, has_prefix=True),
+    # Whether a blank comes in front is left to the vocabulary.
+    "InternLMTokenizer": TokenizerKind(
+        open=_open_named_pieces, roles=_LLAMA_ROLES, names=("<eoh>", "<eoa>"), first_only=True
+    ),
+    "InternLM2Tokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES, first_only=True),
+    # Every message of a conversation is spelled as a text of its own.
+    "BaichuanTokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES),
     "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES, marks_blanks=True),
     "ChatGLMv2Tokenizer": TokenizerKind(
         open=_open_chatglm2,

@@ -52,6 +52,13 @@ def _tensor_parallel_operators() -> Iterator[StandIn]:
             yield StandIn(
                 f"{module}.{name}", _SEVERAL, "the operator is compiled for GPUs only", _PADDLE, _BACKEND_TEST
             )
+    yield StandIn(
+        "paddle._legacy_C_ops.c_identity",
+        _SEVERAL,
+        "the operator, which tensor-parallel layers call under enable_mp_async_allreduce, is compiled for GPUs only",
+        _PADDLE,
+        "tests/distributed/test_tensor_words.py",
+    )
 
 
 def _process_groups() -> Iterator[StandIn]:

@@ -16,6 +16,7 @@ from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
 from finetune.models.hf_names import is_tied
+from finetune.models.reward_head import is_reward_config, reward_architecture
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.stored_format import without_format
@@ -30,7 +31,11 @@ _OWN_FIELDS = (
     "quantization_config_",
 )  # fmt: skip
 # PaddleNLP's name of a tokenizer's class -> transformers'.
-_TOKENIZER_CLASSES = {"GPTTokenizer": "GPT2Tokenizer", "BloomTokenizer": "BloomTokenizerFast"}
+_TOKENIZER_CLASSES = {
+    "GPTTokenizer": "GPT2Tokenizer",
+    "BloomTokenizer": "BloomTokenizerFast",
+    "JsonTokenizer": "PreTrainedTokenizerFast",
+}
 # PaddleNLP's notes on where a tokenizer came from; with "from_slow" transformers refuses a tokenizer.json.
 _TOKENIZER_NOTES = ("from_slow", "_from_auto", "name_or_path", "special_tokens_map_file")
 TEMPLATE_FILE = "chat_template.jinja"
@@ -58,7 +63,7 @@ def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
         raise UserError(
             "--save_format hf writes whole models; for an adapter use merge_lora_params.py --save_format peft"
         )
-    family = find_family(config)
+    family = find_family(config, folder)
     base = base_of(folder, config, family, tensors)
     written, _ = plan(base, [], hugging_face=True)
     if base.is_tied != is_tied(config, family):  # the files say otherwise
@@ -92,6 +97,8 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
     kept = {name: value for name, value in settings.items() if name not in _TOKENIZER_NOTES}
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
+        if name == "PreTrainedTokenizerFast":  # else it gives types of tokens, which few models take
+            kept.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if source := template_source(folder, family.tokenizer):
         keep_named(folder, settings)
         (folder / TEMPLATE_FILE).write_text(source, encoding="utf-8")
@@ -122,6 +129,8 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     if factor := _linear_scaling(adapted):
         theirs["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": factor}
     theirs = family.hugging_face.config(theirs)
+    if is_reward_config(config):
+        theirs["architectures"] = [reward_architecture(family)]
     return theirs | {"tie_word_embeddings": is_tied(config, family), "torch_dtype": dtype}
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.adapters.adapter_folder import LORA_CONFIG
+from finetune.adapters.adapter_folder import LORA_CONFIG, recorded_padding
 from finetune.adapters.missing_updates import check_complete, describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import WEIGHTS_STEM
@@ -41,6 +41,7 @@ from finetune.merge.quantised_base import DEQUANTISED, ORIGINAL
 from finetune.merge.tokenizer_files import copy_tokenizer
 from finetune.models.hf_names import embedding_name, is_tied, paddle_config
 from finetune.models.hubs.adapters import local_adapter
+from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, reward_config
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
@@ -258,6 +259,8 @@ def _write_companions(
         config["tie_word_embeddings"] = base.is_tied
     if num_tokens:
         config = hf_out.with_vocabulary(config, num_tokens)
+    if any(REWARD_WEIGHT in adapter.whole for adapter in adapters) and not is_reward_config(config):
+        config = reward_config(config, base.family) | recorded_padding(adapters[-1].folder)
     if base.is_hugging_face and not hugging_face:
         config = paddle_config(config, base.family, dtype=dtype)
     hf_out.write_config(path, config)

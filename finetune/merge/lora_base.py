@@ -22,11 +22,13 @@ from finetune.models.hf_names import (
     joined_parts,
     to_paddle,
 )
-from finetune.models.own_head import with_own_head
+from finetune.models.own_head import refuse_packed_copy, with_own_head
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.dtypes import array_dtype
 from finetune.storage.files import read_json_if_present
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.scheme import QuantisationScheme
+from finetune.storage.quantisation.side_files import with_side_facts
 from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
 from finetune.storage.quantisation.stored_tensors import PackedTensor, with_packed
 
@@ -107,7 +109,8 @@ def open_base(folder: Path) -> Base:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
-    family = find_family(config)
+    config = with_side_facts(config, folder)
+    family = find_family(config, folder)
     source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(
@@ -116,6 +119,7 @@ def open_base(folder: Path) -> Base:
     tensors, form = source.tensors(), stored_format(config, folder)
     if form:
         tensors = list(with_packed({tensor.name: tensor for tensor in tensors}, form, folder).values())
+        refuse_packed_copy(config, {each.name: each for each in tensors}, family, folder)
     return base_of(folder, config, family, tensors)
 
 
@@ -144,7 +148,7 @@ def _result_dtype(tensor: JoinedTensor) -> np.dtype[Any]:
 def is_linear(entry: Entry, base: Base) -> bool:
     """Whether a tensor is the weight of a linear layer other than the output layer."""
     turns = is_turned(entry.name, entry.shape, base.family, tied=base.is_tied)
-    return turns and not is_output(entry.name)
+    return turns and not is_output(entry.name) and entry.name != REWARD_WEIGHT
 
 
 def linear_layers(base: Base) -> list[str]:
@@ -162,6 +166,12 @@ def vocabulary_axis(name: str, family: Family) -> int | None:
     if is_table(name, family) or name == family.hugging_face.own_head:
         return 0
     return -1 if name.endswith(f"{family.head_module}.weight") else None
+
+
+def drop_output_layer(entries: dict[str, Entry], family: Family) -> None:
+    """Takes out what a reward head stands in the place of."""
+    for name in [each for each in entries if is_output(each) or family.head_module in each.split(".")]:
+        del entries[name]
 
 
 def _drop_copies(entries: dict[str, Entry], family: Family) -> None:

@@ -5,15 +5,17 @@ Everything is decided from names and shapes before a weight is read; the faults 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from finetune.errors import UserError, list_some
 from finetune.families.family import Family
 from finetune.merge import row_blocks
 from finetune.merge.lora_adapters import Adapter, pissa_update
-from finetune.merge.lora_base import Base, Entry, is_linear, is_table, vocabulary_axis
+from finetune.merge.lora_base import Base, Entry, drop_output_layer, is_linear, is_table, vocabulary_axis
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import (
     embedding_name,
@@ -23,6 +25,7 @@ from finetune.models.hf_names import (
     joined_parts,
     to_hugging_face,
 )
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage import dtypes
 from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.storage.writer import ComputedTensor, Tensor, count_bytes
@@ -55,6 +58,8 @@ def plan(
     for position, adapter in enumerate(adapters):
         _check_order(adapter, position, unmerge=unmerge)
         _check_faults(adapter, base, _apply(adapter, base, entries, growth=growth))
+    if REWARD_WEIGHT in entries:
+        drop_output_layer(entries, base.family)
     if growth:
         _grow(base, adapters, entries, growth)
     if scheme:
@@ -64,7 +69,7 @@ def plan(
         written = _written(entry, base, hugging_face=hugging_face, sign=-1.0 if unmerge else 1.0)
         tensors += written
         copied = base.is_tied and not hugging_face and is_table(entry.name, base.family)
-        if copied and (head := base.family.hugging_face.own_head):
+        if copied and REWARD_WEIGHT not in entries and (head := base.family.hugging_face.own_head):
             tensors.append(replace(written[0], name=head))  # PaddleNLP would start the layer at random
     return tensors, growth
 
@@ -111,6 +116,11 @@ def _apply(adapter: Adapter, base: Base, entries: dict[str, Entry], *, growth: i
         target = entries.get(name) or entries.get(
             embedding_name(base.family) if _may_be_tied(name, base) else ""
         )
+        if target is None and name == REWARD_WEIGHT:
+            entries[name] = Entry(
+                name, whole.tensor, whole.is_turned, _float_type(entries, whole.tensor.dtype)
+            )
+            continue
         if target is None:
             faults.append(f"the base has no {name}")
             continue
@@ -139,6 +149,12 @@ def _apply(adapter: Adapter, base: Base, entries: dict[str, Entry], *, growth: i
                 each = pissa_update(each, adapter.rule.rank_of(layer), _reader(found))
             found.updates.append(each)
     return faults
+
+
+def _float_type(entries: Mapping[str, Entry], default: np.dtype[Any]) -> np.dtype[Any]:
+    """Element type of the base's weights."""
+    types = (entry.dtype for entry in entries.values())
+    return next((each for each in types if "float" in dtypes.dtype_name(each)), default)
 
 
 def _may_be_tied(name: str, base: Base) -> bool:

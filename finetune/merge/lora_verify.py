@@ -8,7 +8,7 @@ and by hooks that add x @ A @ B to a layer's output. Both are independent of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from finetune.merge.lora_base import Base, open_base
 from finetune.merge.lora_plan import dtype_name
 from finetune.merge.peft_adapters import split_joined
 from finetune.models.hf_names import embedding_name, is_output, is_turned, joined_parts
+from finetune.models.reward_head import REWARD_WEIGHT, reward_config
 from finetune.storage.dtypes import as_float32
 
 if TYPE_CHECKING:
@@ -130,12 +131,20 @@ def _prompts(base: Base) -> NDArray[Any]:
     return np.random.default_rng(0).integers(0, vocabulary, (_NUM_PROMPTS, _LENGTH))
 
 
-def _load(folder: Path, num_tokens: int | None = None, scheme: QuantisationScheme | None = None) -> Any:
+def _load(
+    folder: Path,
+    num_tokens: int | None = None,
+    scheme: QuantisationScheme | None = None,
+    *,
+    gives_rewards: bool = False,
+) -> Any:
     from finetune.models.loading import load_model
     from finetune.models.resolve import resolve_model
     from finetune.models.vocabulary import find_growth
 
     resolved = resolve_model(folder)
+    if gives_rewards:
+        resolved = replace(resolved, config=reward_config(resolved.config, resolved.family))
     vocabulary = resolved.family.adapt_config(resolved.config).get("vocab_size")
     growth = find_growth(vocabulary, num_tokens or 0, family=resolved.family, other_tokenizer=True)
     return load_model(resolved, dtype="float32", growth=growth, quantisation=scheme, keep_packed=False)
@@ -154,7 +163,8 @@ def _logits(model: Any, prompts: NDArray[Any]) -> NDArray[Any]:
 
 def _adapted_model(base: Base, adapters: Sequence[Adapter], scheme: QuantisationScheme | None = None) -> Any:
     num_tokens = max((_num_tokens(adapter, base) for adapter in adapters), default=0)
-    model = _load(base.folder, num_tokens, scheme)
+    gives_rewards = any(REWARD_WEIGHT in adapter.whole for adapter in adapters)
+    model = _load(base.folder, num_tokens, scheme, gives_rewards=gives_rewards)
     if len(adapters) == 1 and not adapters[0].is_peft and not _joined_layers_in_parts(base, adapters[0]):
         from finetune.adapters.lora import load_lora
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.adapters.peft_config import PEFT_CONFIG
+from finetune.adapters.peft_config import PEFT_CONFIG, SEQUENCE_CLASSIFICATION
 from finetune.adapters.peft_folder import FIRST_PART, PeftFolder, WholeTensor, open_peft_folder
 from finetune.adapters.peft_weights import PeftWeights
 from finetune.adapters.scaling import ScalingRule
@@ -19,12 +19,12 @@ from finetune.adapters.targets import value_patterns
 from finetune.adapters.update_tensors import LORA, name_parts
 from finetune.errors import UserError
 from finetune.families.family import Family
+from finetune.families.record_parts import OUTPUT_LAYER
 from finetune.merge.layer_updates import LayerTensors, unknown_inputs
 from finetune.merge.lora_adapters import Adapter
 from finetune.merge.peft_relatives import relative_config, relative_tensors
 from finetune.merge.row_blocks import AnyUpdate, Update, finite_factors, stored_rows, turned_rows
 from finetune.models.hf_names import (
-    OUTPUT_LAYER,
     embedding_name,
     is_output,
     is_turned,
@@ -33,6 +33,7 @@ from finetune.models.hf_names import (
     to_hugging_face,
     to_paddle,
 )
+from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.files import write_json
 from finetune.storage.writer import ComputedTensor, Tensor
 
@@ -197,7 +198,7 @@ def write_peft_config(
     of_layers = {f"{name}.base_layer" for name in layers}
     content: dict[str, Any] = {
         **(_lora_config(adapter, family) if rule.kind == LORA else relative_config(adapter, family)),
-        "task_type": "CAUSAL_LM",
+        "task_type": SEQUENCE_CLASSIFICATION if REWARD_WEIGHT in adapter.whole else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "bias": "none" if not biases else "lora_only" if biases <= of_layers else "all",
         "fan_in_fan_out": False,

@@ -229,13 +229,15 @@ def _find_model(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family and its configuration, from the folder or from the base that an adapter names."""
     config, *adapters = (read_json_if_present(folder / name) for name in _CONFIGS)
     base = next((adapter.get("base_model_name_or_path") for adapter in adapters if adapter), None)
+    place = folder
     if not config and base:
-        config = read_json_if_present(locate_base(str(base), folder) / "config.json")
+        place = locate_base(str(base), folder)
+        config = read_json_if_present(place / "config.json")
     if not config:
         raise UserError(
             f"{folder} has no config.json, which tells how ranks divide tensors: copy the model's there"
         )
-    family = find_family(config)
+    family = find_family(config, place)
     return family, family.adapt_config(config)
 
 

@@ -6,7 +6,6 @@ the family's record. PaddleNLP has tables of its own, but they need Paddle; the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.families.family import Family
+from finetune.families.record_parts import OUTPUT_LAYER
+from finetune.models.reward_head import REWARD_HEAD, is_reward_config, reward_architecture
 
 JOINED_LAYERS = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -31,10 +32,6 @@ JOINED_ELSEWHERE = {
 }
 """What other people's models call a joined layer -> its name here."""
 
-_NUMBER = "{}"
-OUTPUT_LAYER = "lm_head"
-"""Both call it so."""
-
 
 def is_hugging_face(names: Iterable[str], family: Family) -> bool:
     """Whether a model's tensors bear Hugging Face's names."""
@@ -43,22 +40,14 @@ def is_hugging_face(names: Iterable[str], family: Family) -> bool:
 
 def to_paddle(name: str, family: Family) -> str:
     """PaddleNLP's name for Hugging Face's, for a tensor or a layer; unknown ones keep their ends."""
-    form = family.hugging_face
-    if f"{name}.".startswith(f"{OUTPUT_LAYER}."):
-        return form.own_head if form.own_head and name == f"{OUTPUT_LAYER}.weight" else name
-    inner = name.removeprefix(f"{form.prefix}.")
-    if inner == name and not form.bare:
+    if f"{name}.".startswith(f"{REWARD_HEAD}."):
         return name
-    return f"{family.base_prefix}.{_translate(inner, form.pairs)}"
+    return family.hugging_face.paddle_name(name, family.base_prefix)
 
 
 def to_hugging_face(name: str, family: Family) -> str:
     """Hugging Face's name for PaddleNLP's."""
-    form = family.hugging_face
-    inner = name.removeprefix(f"{family.base_prefix}.")
-    if inner == name:
-        return name.replace(".decoder_weight", ".weight")
-    return f"{form.prefix}.{_translate(inner, [(there, here) for here, there in form.pairs])}"
+    return family.hugging_face.published_name(name, family.base_prefix)
 
 
 def is_turned(name: str, shape: tuple[int, ...], family: Family, *, tied: bool) -> bool:
@@ -90,11 +79,16 @@ def is_output(name: str) -> bool:
 
 def is_token_table(name: str) -> bool:
     """Whether a layer, or its weight, is the tokens' embedding under any family's name in Hugging Face's files."""
-    return name.removesuffix(".weight").endswith(("embed_tokens", "word_embeddings"))
+    return name.removesuffix(".weight").endswith(("embed_tokens", "word_embeddings", "tok_embeddings"))
 
 
 def is_tied(config: Mapping[str, Any], family: Family) -> bool:
-    """Whether the output layer is the embedding; for some families it is unless the configuration denies it."""
+    """Whether the output layer is the embedding; for some families it is unless the configuration denies it.
+
+    A reward model has no output layer.
+    """
+    if is_reward_config(config):
+        return False
     said = config.get("tie_word_embeddings")
     return family.hugging_face.always_tied if said is None else bool(said)
 
@@ -130,17 +124,10 @@ def joined_columns(layer: str, width: int, config: Mapping[str, Any], family: Fa
     ]
 
 
-def _translate(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    for here, there in pairs:
-        pattern = re.escape(here).replace(re.escape(_NUMBER), r"(\d+)")
-        if match := re.fullmatch(rf"{pattern}(\..+)?", name):
-            *numbers, rest = match.groups()
-            return there.format(*numbers) + (rest or "")
-    return name
-
-
 def paddle_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> dict[str, Any]:
     """A configuration in PaddleNLP's fields."""
     names = ("torch_dtype", "transformers_version", "_name_or_path")
     adapted = {name: value for name, value in family.adapt_config(dict(config)).items() if name not in names}
-    return adapted | {"architectures": [family.architectures[0]], "dtype": dtype}
+    causal = family.class_path(config).rpartition(".")[2]
+    architecture = reward_architecture(family) if is_reward_config(config) else causal
+    return adapted | {"architectures": [architecture], "dtype": dtype}

@@ -23,6 +23,7 @@ from finetune.families.family import find_family, import_object
 from finetune.models.layers import decoder_layers
 from finetune.models.parameters import assign
 from finetune.models.resolve import GENERATION_CONFIG, ResolvedModel, quantised_twice, with_weights
+from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, reward_class
 from finetune.models.shard_files import open_checkpoint
 from finetune.models.tensor_readers import plan_packed, plan_readers
 from finetune.models.vocabulary import VocabularyGrowth, assign_grown
@@ -61,6 +62,7 @@ def load_model(
     build: Callable[[Any, Any], Any] | None = None,
     quantisation: QuantisationScheme | None = None,
     keep_packed: bool = True,
+    head_seed: int = 0,
 ) -> Any:
     """Builds the model and sets all its weights.
 
@@ -75,9 +77,10 @@ def load_model(
             pipeline. None: `model_class(config)`.
         quantisation: Quantises the linear layers, each as it is read; None leaves them as they are in the files.
         keep_packed: Whether they hold the packed weights, which cannot be trained; else what those stand for.
+        head_seed: Draws the head of a reward model where the files have none.
 
     Returns:
-        A PaddleNLP causal language model.
+        A PaddleNLP causal language model, or a reward model (see `reward_head`) if the configuration says so.
 
     Raises:
         UserError: Weights missing, unknown or of another shape, all in one message; quantised in the files already.
@@ -90,7 +93,7 @@ def load_model(
     assert folder is not None
     checkpoint = open_checkpoint(folder, resolved.family, resolved.config)
     overrides = dict(config_overrides or {}) | ({"vocab_size": growth.new} if growth else {})
-    model_class = import_object(resolved.family.model_class)
+    model_class = find_model_class(resolved)
     config = build_config(resolved, model_class, dtype=dtype, overrides=overrides)
     is_stored_packed = resolved.stored_format is not None
     if is_stored_packed and quantisation is not None:
@@ -99,10 +102,18 @@ def load_model(
     with dtype_guard(dtype), no_init_weights(), paddle.LazyGuard() if is_packed else nullcontext():
         model = _build_model(build or (lambda cls, facts: cls(facts)), model_class, config, resolved.name)
     filler = _find_filler(model, checkpoint, resolved, quantisation, keep_packed=keep_packed)
-    _fill_parameters(model, checkpoint, resolved, growth=growth, filler=filler)
+    absent = _fill_parameters(model, checkpoint, resolved, growth=growth, filler=filler)
+    if REWARD_WEIGHT in absent:
+        model.score.draw(config, head_seed)
     _set_generation_config(model, folder, encoder)
     model.eval()
     return model
+
+
+def find_model_class(resolved: ResolvedModel) -> Any:
+    """The class that its configuration asks for: the family's causal model, or the reward model on it."""
+    model_class = import_object(resolved.family.class_path(resolved.config))
+    return reward_class(model_class, resolved.family) if is_reward_config(resolved.config) else model_class
 
 
 def _find_filler(
@@ -145,7 +156,7 @@ def load_weights(model: Any, folder: Path) -> None:
         UserError: Weights missing, unknown or of another shape, all in one message.
     """
     config = read_config(folder)
-    source = ResolvedModel(folder, str(folder), config, find_family(config))
+    source = ResolvedModel(folder, str(folder), config, find_family(config, folder))
     _fill_parameters(model, open_checkpoint(folder, source.family, config), source)
 
 
@@ -177,7 +188,7 @@ def build_config(
     if resolved.stored_format or adapted.get("quantization_config", False) is None:
         adapted = without_format(adapted)  # the layers are ordinary ones to PaddleNLP
     if not adapted.get("architectures"):
-        adapted["architectures"] = [resolved.family.architectures[0]]
+        adapted["architectures"] = [model_class.__name__]
     config = model_class.config_class.from_dict(adapted)
     # Set afterwards: the config's constructor loses some of the fuse flags on the way.
     for name, value in {**(overrides or {}), "dtype": dtype}.items():
@@ -204,8 +215,12 @@ def _fill_parameters(
     *,
     growth: VocabularyGrowth | None = None,
     filler: PackedLayerFiller | None = None,
-) -> None:
-    """Sets every parameter, or raises one UserError that lists all that does not fit."""
+) -> list[str]:
+    """Sets every parameter, or raises one UserError that lists all that does not fit.
+
+    Returns:
+        Parameters that the files lack and may lack.
+    """
     model_class, config = type(model), model.config
     computed = list(resolved.family.computed_weights)
     planned = plan_readers(
@@ -244,6 +259,7 @@ def _fill_parameters(
         extra=_without(extra, model_class._keys_to_ignore_on_load_unexpected or []),
         shapes=shapes,
     )
+    return missing
 
 
 def _without(names: list[str], patterns: list[str]) -> list[str]:

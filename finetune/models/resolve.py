@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.config_fields import unknown_fields
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
+from finetune.families.registry import find_candidates
 from finetune.models import hub
 from finetune.models.hubs.hugging_face import is_offline
 from finetune.models.hubs.repository import (
@@ -24,6 +26,7 @@ from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
 from finetune.storage.files import read_json_if_present
 from finetune.storage.lfs_pointers import refuse_pointers
+from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.storage.quantisation.stored_format import StoredFormat, stored_format
 
 GENERATION_CONFIG = "generation_config.json"
@@ -75,7 +78,7 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         return _resolve_remote(name)
     refuse_pointers(folder)
     config = read_config(folder)
-    family = _covered(config, name)
+    family = _covered(config, name, folder)
     stored_format(config, folder)  # one that is not read is refused by name, before any weight is read
     read_json_if_present(folder / GENERATION_CONFIG)  # a fault of it is told before any weight is read
     if needs_weights and not is_sharded(folder):
@@ -97,7 +100,7 @@ def _resolve_remote(name: str) -> ResolvedModel:
         elif hub.has_model(name):
             config = read_config(hub.download_config(name))
             stored_format(config, name)
-            return ResolvedModel(None, name, config, _covered(config, name))
+            return ResolvedModel(None, name, config, _covered(config, name, None))
         else:
             reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) has no model of that name")
     repository, others = find_remote(name)
@@ -105,9 +108,10 @@ def _resolve_remote(name: str) -> ResolvedModel:
         raise hub.absence(name, [*reasons, *others] or ["it is no name that a hub could have"])
     repository, folder = fetch_description(repository)
     config = read_config(folder)
-    family = _covered(config, name)
+    _check_covered(config, name)
     stored_format(config, name)
-    return ResolvedModel(fetch_small_files(repository), name, config, family, repository)
+    folder = fetch_small_files(repository)
+    return ResolvedModel(folder, name, config, _covered(config, name, folder), repository)
 
 
 def with_weights(resolved: ResolvedModel) -> ResolvedModel:
@@ -129,9 +133,20 @@ def _with_own_head(folder: Path, family: Family, config: dict[str, Any]) -> dict
     return with_own_head(config, open_checkpoint(folder, family, config).tensors, family)
 
 
-def _covered(config: dict[str, Any], name: str) -> Family:
+def _covered(config: dict[str, Any], name: str, folder: Path | None) -> Family:
     try:
-        return find_family(config)
+        family = find_family(config, folder)
+    except UserError as error:
+        raise UserError(f"model {name} is not supported: {error}") from None
+    if faults := [f"model {name}: {fault}" for fault in unknown_fields(config, family)]:
+        raise UserError(faults)
+    return family
+
+
+def _check_covered(config: dict[str, Any], name: str) -> None:
+    """Refuses a model that no family covers; which of several does may depend on files that are not there yet."""
+    try:
+        find_candidates(config)
     except UserError as error:
         raise UserError(f"model {name} is not supported: {error}") from None
 
@@ -142,6 +157,25 @@ def quantised_twice(resolved: ResolvedModel) -> UserError:
     return UserError(
         f"model {resolved.name} is quantised already ({resolved.stored_format.label}), and weight_quantize_algo would "
         "quantise it once more: leave weight_quantize_algo out, or give the model that it was made from"
+    )
+
+
+def trained_over_another(
+    resolved: ResolvedModel, adapter: object, scheme: QuantisationScheme, *, remedy: str | None = None
+) -> UserError:
+    """What to tell where an adapter's record says that its base was quantised otherwise than the folder is.
+
+    Args:
+        resolved: The model.
+        adapter: The adapter's folder.
+        scheme: How its base was quantised.
+        remedy: What to set to use the adapter over this model all the same; None: that cannot be done.
+    """
+    assert resolved.stored_format is not None
+    return UserError(
+        f"the adapter in {adapter} was trained over a base in {scheme.label}, and model {resolved.name} is quantised "
+        f"already ({resolved.stored_format.label}): give the model that the adapter was trained over"
+        f"{f', or {remedy} to use it over this one' if remedy else ''}"
     )
 
 

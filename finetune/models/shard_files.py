@@ -9,9 +9,10 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.tensor_splits import find_split
+from finetune.models.own_head import refuse_packed_copy
 from finetune.storage.checkpoints import Checkpoint, ShardedCheckpoint, TensorFiles, has_weights
 from finetune.storage.quantisation.stored_format import stored_format
-from finetune.storage.quantisation.stored_tensors import with_packed
+from finetune.storage.quantisation.stored_tensors import PackedTensor, with_packed
 from finetune.storage.rank_files import MODEL_STEM, find_rank_files
 
 
@@ -67,4 +68,21 @@ def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> 
     checkpoint = Checkpoint(folder)
     if form:
         checkpoint.tensors = with_packed(checkpoint.tensors, form, folder)
+        refuse_packed_copy(family.adapt_config(dict(config)), checkpoint.tensors, family, folder)
     return checkpoint
+
+
+def check_packed(folder: Path, family: Family, config: Mapping[str, Any]) -> None:
+    """Reads the names of a quantised folder's tensors and its first packed layer, to tell early what cannot be read.
+
+    Args:
+        folder: Of the model; without weights nothing is read.
+        family: Record of the model.
+        config: Its config.json.
+
+    Raises:
+        UserError: Layers lack tensors, or the first one does not fit together or contradicts its configuration.
+    """
+    if has_weights(folder):
+        tensors = open_checkpoint(folder, family, config).tensors
+        next(each for each in tensors.values() if isinstance(each, PackedTensor)).read_packed()

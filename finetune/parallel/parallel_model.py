@@ -24,6 +24,7 @@ from finetune.adapters.base import base_model
 from finetune.adapters.prefix import partial_gradients
 from finetune.models.layers import named_weights
 from finetune.models.quantised.layers import packed_layers
+from finetune.models.reward_head import is_reward_model
 from finetune.models.sequence_parallel import set_row_length
 from finetune.parallel.pipe.engine import Pipeline
 from finetune.parallel.pipe.loss_sum import LossSum
@@ -46,6 +47,8 @@ class ParallelModel:
         layers: Decoder layers of this rank, for sharding stage 3.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
         pipeline_words: Of the setting `pipeline_parallel_config`.
+        overlaps_sums: Whether ranks exchange gradients and weights while they compute, where the engine can.
+        sharding_words: Of the setting `sharding_parallel_config`.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class ParallelModel:
         layers: Sequence[Any] = (),
         master_gradients: bool = False,
         pipeline_words: Collection[str] = (),
+        overlaps_sums: bool = True,
+        sharding_words: Collection[str] = (),
     ):
         self.model, self.groups = model, groups
         self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
@@ -66,7 +71,14 @@ class ParallelModel:
         self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
         self._held_twice = self._find_shared(weights)
         self.replicas = start_replicas(
-            model, groups, sharding_stage, layers=layers, master_gradients=master_gradients
+            model,
+            groups,
+            sharding_stage,
+            layers=layers,
+            master_gradients=master_gradients,
+            overlaps=overlaps_sums,
+            sharding_words=sharding_words,
+            shared=self._held_twice,
         )
         self.logits_group = _logits_group(model, groups)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
@@ -94,8 +106,14 @@ class ParallelModel:
             engines["pipeline"] = self.pipeline.engine
         for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
             if degree > 1:
-                engines[axis] = f"finetune {type(self.replicas).__name__}"
+                engines[axis] = self.replicas.engine(axis)
         return engines
+
+    def count_updated(self) -> list[int]:
+        """How many parameters each rank updates, and keeps optimizer state of."""
+        updated = set(self.replicas.tensor_names())
+        own = sum(each.size for each in self.replicas.optimizer_parameters() if each.name in updated)
+        return [int(each) for each in self.groups.world.gather_objects(int(own))]
 
     def count_parameters(self) -> tuple[int, int, list[int]]:
         """Parameters of the whole model, those of them that are trained, and how many each rank holds."""
@@ -126,13 +144,15 @@ class ParallelModel:
         Raises:
             ReplicasDiverged: With the weights and the ranks that differ.
         """
+        self.replicas.finish_updates()
         is_sliced = self.replicas.stage == 3
         if is_sliced:
             names = self.replicas.tensor_names()
             tensors = {names[each.name]: each for each in self.replicas.optimizer_parameters()}
         else:
             tensors = named_weights(self.model)
-        whole = [name for name, each in tensors.items() if not getattr(each, "is_distributed", False)]
+        parameters = self.replicas.trained if is_sliced else tensors
+        whole = [name for name in tensors if not getattr(parameters[name], "is_distributed", False)]
         check_replicas(tensors, self.groups, what, same_over_tensor=whole, is_sliced_over_sharding=is_sliced)
 
     def train(self, work: MicroBatchComputation, num_micro_batches: int) -> Any:
@@ -141,6 +161,7 @@ class ParallelModel:
         Returns:
             Its share of the loss, float64 [1], on the device: nothing waits for it.
         """
+        self.replicas.begin_step(num_micro_batches)
         if self.pipeline:
             return self.pipeline.train(work, num_micro_batches)
         total = LossSum()
@@ -248,6 +269,8 @@ class ParallelModel:
 
 def _logits_group(model: Any, groups: ProcessGroups) -> Group:
     """Ranks that each have a part of the vocabulary's logits; PaddleNLP splits a vocabulary that divides evenly."""
-    config = getattr(base_model(model), "config", None)
+    base = base_model(model)
+    config = getattr(base, "config", None)
     is_split = config is not None and config.vocab_size % groups.tensor.size == 0
+    is_split = is_split and not is_reward_model(base)  # every rank has the whole value
     return groups.tensor if is_split else Group()

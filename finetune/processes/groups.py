@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,13 @@ _IS_OF_NETWORK = re.compile(r"TCP|[Ss]ocket|[Cc]onnection")
 # Paddle's TP layers are filled with the model's own weights afterwards, so any seed will do; left alone, Fleet would
 # draw one from NumPy's global state and seed Paddle's with it.
 _TENSOR_INIT_SEED = 1
+
+_TENSOR_WORDS = {
+    "enable_mp_async_allreduce": "mp_async_allreduce",
+    "enable_mp_skip_c_identity": "mp_skip_c_identity",
+    "enable_sp_async_reduce_scatter": "sp_async_reduce_scatter",
+}
+"""Words of `tensor_parallel_config` to the fields of Fleet's strategy that its layers look at when they are made."""
 
 _ONE_PROCESS = Layout()
 
@@ -61,6 +68,12 @@ class Group:
 
             dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op.upper()), group=self.handle)
 
+    def begin_all_reduce(self, tensor: Any) -> Any:
+        """Begins to sum a tensor in place; it must be left alone until `wait()` of the result returns."""
+        import paddle.distributed as dist
+
+        return dist.all_reduce(tensor, group=self.handle, sync_op=False)
+
     def all_reduce_numbers(self, values: Sequence[float], op: str = "sum") -> list[float]:
         """Reduces a few numbers in float64."""
         if self.size == 1:
@@ -88,14 +101,23 @@ class Group:
         dist.all_gather(parts, tensor.contiguous(), group=self.handle)
         return parts
 
-    def reduce_scatter(self, output: Any, source: Any) -> None:
-        """Sets `output` [n] to this rank's part of the sum of all ranks' `source` [size * n]."""
+    def begin_all_gather(self, output: Any, tensor: Any) -> Any:
+        """Begins to fill `output` [size * n] with all ranks' `tensor` [n].
+
+        Both must be left alone until `wait()` of the result returns.
+        """
         import paddle.distributed as dist
 
-        if self.size == 1:
-            output.copy_(source, True)
-        else:
-            dist.reduce_scatter(output, source, group=self.handle)
+        return dist.stream.all_gather(output, tensor, group=self.handle, sync_op=False)
+
+    def begin_reduce_scatter(self, output: Any, source: Any) -> Any:
+        """Begins to set `output` [n] to this rank's part of the sum of all ranks' `source` [size * n].
+
+        Both must be left alone until `wait()` of the result returns.
+        """
+        import paddle.distributed as dist
+
+        return dist.reduce_scatter(output, source, group=self.handle, sync_op=False)
 
     def send(self, tensor: Any, to: int) -> None:
         """Sends to the rank at a position; returns when the tensor may be changed again."""
@@ -188,12 +210,19 @@ class ProcessGroups:
         return self.rank == 0
 
 
-def start_groups(layout: Layout, *, device: str, timeout_seconds: float = _CONNECT_SECONDS) -> ProcessGroups:
+def start_groups(
+    layout: Layout,
+    *,
+    device: str,
+    tensor_words: Collection[str] = (),
+    timeout_seconds: float = _CONNECT_SECONDS,
+) -> ProcessGroups:
     """Connects the processes of a run and makes its groups; must be called on every rank.
 
     Args:
         layout: The degrees; their product is the number of processes.
         device: "cpu" or a GPU's name; on CPU the calls that have GPU kernels only are stood in for.
+        tensor_words: Of the setting `tensor_parallel_config`, for Fleet's tensor-parallel layers.
         timeout_seconds: Longest wait for the making of the groups; the process ends with code 1 beyond it.
     """
     if layout.world == 1:
@@ -205,7 +234,7 @@ def start_groups(layout: Layout, *, device: str, timeout_seconds: float = _CONNE
         install(timeout_seconds=timeout_seconds)
     with time_limit(timeout_seconds, "connecting the processes and making their groups"):
         try:
-            return _make_groups(layout)
+            return _make_groups(layout, tensor_words)
         except (ValueError, RuntimeError) as error:
             if not _IS_OF_NETWORK.search(str(error)):
                 raise
@@ -235,7 +264,7 @@ def _refuse_pickles() -> None:
         replace(module, "convert_tensor_to_object", refuse)
 
 
-def _make_groups(layout: Layout) -> ProcessGroups:
+def _make_groups(layout: Layout, tensor_words: Collection[str]) -> ProcessGroups:
     """Fleet's groups for the four axes, and the three that it lacks."""
     import paddle.distributed as dist
     from paddle.distributed import fleet
@@ -248,6 +277,7 @@ def _make_groups(layout: Layout) -> ProcessGroups:
         "pp_degree": layout.pipeline,
         "sharding_degree": layout.sharding,
         "order": ["dp", "pp", "sharding", "sep", "mp"],
+        "mp_configs": {field: word in tensor_words for word, field in _TENSOR_WORDS.items()},
     }
     fleet.init(is_collective=True, strategy=strategy, log_level="ERROR")
     hybrid, rank = fleet.get_hybrid_communicate_group(), dist.get_rank()

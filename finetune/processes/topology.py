@@ -85,23 +85,28 @@ def nearest_line(num_processes: int, nearest: Sequence[Layout]) -> str:
     return f"layouts of {processes} that fit, the nearest first: {'; '.join(map(str, nearest))}"
 
 
-def describe_layout(layout: Layout, parameters_per_rank: Sequence[int] | None = None) -> str:
+def describe_layout(
+    layout: Layout,
+    parameters_per_rank: Sequence[int] | None = None,
+    updated_per_rank: Sequence[int] | None = None,
+) -> str:
     """A table of where every rank stands; long ones are shortened in the middle.
 
     Args:
         layout: The degrees.
         parameters_per_rank: Number of parameters that each rank holds, by rank.
+        updated_per_rank: Number of those of which it keeps optimizer state.
     """
     header = ["rank", "data", "pipeline", "sharding", "tensor"]
-    header += ["parameters"] if parameters_per_rank else []
+    counts = {"parameters": parameters_per_rank, "updated": updated_per_rank}
+    header += [name for name, per_rank in counts.items() if per_rank]
     rows = [header]
     ranks = range(layout.world)
     shown = list(ranks) if layout.world <= _MOST_ROWS else [*ranks[: _MOST_ROWS - 1], ranks[-1]]
     for rank in shown:
         place = layout.coordinates(rank)
         row = [str(number) for number in (rank, place.data, place.pipeline, place.sharding, place.tensor)]
-        if parameters_per_rank:
-            row.append(_format_count(parameters_per_rank[rank]))
+        row += [_format_count(per_rank[rank]) for per_rank in counts.values() if per_rank]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

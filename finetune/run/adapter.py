@@ -13,7 +13,8 @@ from finetune.adapters.targets import expected_layers, resolve_targets
 from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
-from finetune.models.resolve import quantised_twice
+from finetune.models.resolve import quantised_twice, trained_over_another
+from finetune.models.shard_files import check_packed
 from finetune.run.model import parameter_dtype
 from finetune.settings.quantisation import scheme_of
 from finetune.storage.files import read_json_if_present
@@ -61,8 +62,13 @@ def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
     if form is None:
         return
     shown = f"model {resolved.name} is quantised ({form.label})"
-    if scheme_of(vars(model)):
-        raise quantised_twice(resolved)
+    if scheme := scheme_of(vars(model)):
+        if "weight_quantize_algo" in args.given or not model.lora_path:
+            raise quantised_twice(resolved)
+        remedy = 'set weight_quantize_algo to "off"'
+        raise trained_over_another(resolved, model.lora_path, scheme, remedy=remedy)
+    if resolved.folder is not None and resolved.remote is None:
+        check_packed(resolved.folder, resolved.family, resolved.config)
     if args.training.do_train and not model.lora:
         raise UserError(
             f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"

@@ -63,7 +63,12 @@ def find_files(args: Arguments) -> dict[str, list[DataSource]]:
 
 
 def check_positions(
-    data: RunData, settings: DataArguments, resolved: ResolvedModel, comparison: str | None = None
+    data: RunData,
+    settings: DataArguments,
+    resolved: ResolvedModel,
+    comparison: str | None = None,
+    *,
+    reads_ends: bool = False,
 ) -> None:
     """Every sample must fit into the positions of the model.
 
@@ -72,13 +77,14 @@ def check_positions(
         settings: Where max_length is named.
         resolved: The model.
         comparison: What a preference method compares; None: the samples are those of supervised fine-tuning.
+        reads_ends: Whether the last token of each answer enters the model, as in a reward model.
 
     Raises:
         UserError: The longest sample, or in a stream the longest that may come, has more tokens.
     """
     if comparison is not None:
         compared = PreferenceData(data.train, data.dev, data.reports)
-        check_preference_positions(compared, settings, resolved)
+        check_preference_positions(compared, settings, resolved, reads_ends=reads_ends)
         return
     limit = resolved.family.position_limit(resolved.config)
     examples: Iterable[Any] = itertools.chain(data.train, data.dev, data.prompts)

@@ -39,6 +39,7 @@ def load_base_model(
     from finetune.machine.processor import keep_freed_memory
     from finetune.machine.randomness.seeding import seed_everything
     from finetune.models.loading import load_model
+    from finetune.models.reward_head import is_reward_model
     from finetune.run.processes import prepare_device
     from finetune.settings.quantisation import scheme_of
 
@@ -68,9 +69,23 @@ def load_base_model(
         growth=plan_vocabulary(args, resolved, pair),
         build=build_own_stage if groups.pipeline.size > 1 else None,
         quantisation=scheme_of(vars(args.model)),
+        head_seed=args.training.seed,
     )
     model.generation_config.use_cache = True
+    if is_reward_model(model):
+        _note_padding(model, pair)
     return BaseModel(model, stage)
+
+
+def _note_padding(model: Any, pair: TokenizerPair) -> None:
+    """Puts on record what rows are padded with: transformers reads a value at the last token that is no padding.
+
+    Where padding is the token that ends answers, that would be the token before the end. Without a padding token
+    transformers refuses rows of several lengths instead.
+    """
+    encoder = pair.encoder
+    is_end = encoder.pad_token_id in (encoder.eos_token_id, *encoder.chat_end_ids)
+    model.config.pad_token_id = None if is_end else encoder.pad_token_id
 
 
 def parameter_dtype(args: Arguments) -> str:

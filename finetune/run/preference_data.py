@@ -16,6 +16,7 @@ from finetune.data.reading.splits import read_splits
 from finetune.data.samples.data_report import DataReport
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
+from finetune.run.alignment import gives_rewards
 from finetune.run.tokenizer import tokenizer_folder
 
 if TYPE_CHECKING:
@@ -66,19 +67,27 @@ def read_preference_samples(
         folder,
         lambda: vars(_encode(args, files, pair, comparison)),
         kind=PreferenceStore,
-        comparison=comparison,
+        comparison=f"{comparison} with ends" if gives_rewards(args) else comparison,
     )
     return PreferenceData(**{name: found[name] for name in ("train", "dev", "reports")})
 
 
-def check_positions(data: PreferenceData, settings: DataArguments, resolved: ResolvedModel) -> None:
+def check_positions(
+    data: PreferenceData, settings: DataArguments, resolved: ResolvedModel, *, reads_ends: bool = False
+) -> None:
     """Every prompt with one of its answers must fit into the positions of the model.
+
+    Args:
+        data: The samples.
+        settings: Where max_length is named.
+        resolved: The model.
+        reads_ends: Whether the last token of each answer enters the model.
 
     Raises:
         UserError: The longest has more tokens.
     """
     limit = resolved.family.position_limit(resolved.config)
-    longest = max(map(_longest_text, filter(len, (data.train, data.dev))), default=0)
+    longest = max(map(_longest_text, filter(len, (data.train, data.dev))), default=0) + reads_ends
     if limit and longest > limit:
         raise UserError(
             f"prompts with an answer have up to {longest} tokens, but this model has positions for {limit} only: "
@@ -109,6 +118,7 @@ def _encode(
         "max_length": settings.max_length,
         "truncation": settings.truncation,
         "system": settings.system,
+        "reads_ends": gives_rewards(args),
     }
     data = PreferenceData(train=[], dev=[], reports={})
     for split, is_wanted, found in (("train", do_train, splits.train), ("dev", do_eval, splits.dev)):

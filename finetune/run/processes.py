@@ -15,6 +15,7 @@ from finetune.processes.layout import Layout, count_processes
 from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.watch import start_watch
 from finetune.run.layout import check_topology, layout_of
+from finetune.settings.engine_words import split_words
 
 if TYPE_CHECKING:
     from finetune.models.resolve import ResolvedModel
@@ -51,7 +52,8 @@ def start_processes(args: Arguments, layout: Layout, phases: PhaseRecord) -> Ite
     phases.enter("importing libraries")
     silence_libraries()
     prepare_device(args, layout.world)  # before groups are made, which belong to a card
-    yield start_groups(layout, device=args.training.device)
+    words = split_words(args.training.tensor_parallel_config)
+    yield start_groups(layout, device=args.training.device, tensor_words=words)
 
 
 def prepare_device(args: Arguments, num_processes: int) -> None:

@@ -13,6 +13,7 @@ from finetune.processes.launch import is_first_process
 from finetune.processes.topology import describe_layout
 from finetune.reporting.report import print_summary, write_generations, write_results
 from finetune.run.aistudio import upload
+from finetune.run.alignment import gives_rewards
 from finetune.run.directory import RESULTS_FILE
 from finetune.storage.files import read_json_or_empty
 
@@ -85,7 +86,8 @@ class Report:
                 f"Model: {total:,} parameters, {trained:,} of them trained ({trained / total:.2%})"
             )
         if layout.world > 1:
-            self.show_message(describe_layout(layout, held))
+            updated = parallel.count_updated() if layout.sharding > 1 else None
+            self.show_message(describe_layout(layout, held, updated))
             engines = parallel.engines
             self.show_message("\n".join(f"  {axis}: {engine}" for axis, engine in engines.items()))
             if parallel.groups.is_first and self.args.training.do_train and not self.run.trained:
@@ -154,13 +156,17 @@ class Report:
     def _use_commands(self, out: str) -> dict[str, str]:
         """How to talk with what was trained, and how to make one model of an adapter."""
         model = self.args.model
-        talk = ["predict_generation.py", "--model_name_or_path"]
+        talk, use = ["predict_generation.py", "--model_name_or_path"], "talk with it"
+        if gives_rewards(self.args):
+            files = ["--data_file", "answers.jsonl", "--output_file", "rewards.jsonl"]
+            talk, use = (
+                ["predict_generation.py", *files, "--model_name_or_path"],
+                "score the answers of a file",
+            )
         if not (model.lora or model.prefix_tuning):
-            return {"talk with it": shlex.join([python_name(), *talk, out])}
+            return {use: shlex.join([python_name(), *talk, out])}
         option = "--lora_path" if model.lora else "--prefix_path"
-        commands = {
-            "talk with it": shlex.join([python_name(), *talk, str(model.model_name_or_path), option, out])
-        }
+        commands = {use: shlex.join([python_name(), *talk, str(model.model_name_or_path), option, out])}
         if model.lora:
             merge = ["merge_lora_params.py", "--lora_path", out, "--merge_model_path", f"{out}-merged"]
             base = ["--model_name_or_path", str(model.model_name_or_path)]

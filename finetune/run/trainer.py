@@ -11,6 +11,7 @@ from finetune.data.samples.sample_store import sample_lengths
 from finetune.data.samples.tokenize import Sample
 from finetune.data.templates.trained_template import drop_template, record_default
 from finetune.models.layers import find_layer
+from finetune.models.reward_head import REWARD_HEAD, is_reward_model
 from finetune.run.alignment import (
     build_objective,
     build_preference_evaluation,
@@ -19,6 +20,7 @@ from finetune.run.alignment import (
 )
 from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
+from finetune.settings.engine_words import split_words
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
@@ -59,7 +61,7 @@ def build_trainer(
     label_positions = None
     if stage is None or stage.plan.holds_last:
         label_positions = LabelPositions(
-            find_layer(base, resolved.family.head_module),
+            find_layer(base, REWARD_HEAD if is_reward_model(base) else resolved.family.head_module),
             length_first=resolved.family.hidden_length_first,
             rows_divided=bool(getattr(base.config, "sequence_parallel", False)),
         )
@@ -121,7 +123,9 @@ def _build_parts(
         max_skipped_steps=args.model.max_skipped_steps,
         continues_on_save_error=args.model.on_save_error == "continue",
         objective=build_objective(args),
-        pipeline_words=(args.training.pipeline_parallel_config or "").replace(",", " ").split(),
+        pipeline_words=split_words(args.training.pipeline_parallel_config),
+        sharding_words=split_words(args.training.sharding_parallel_config),
+        overlaps_sums="gradient_sync_after_accumulate" not in split_words(args.training.data_parallel_config),
     )
 
 
@@ -130,20 +134,27 @@ def _build_randomness(
 ) -> list[Any]:
     """What draws by sample in training: dropout, and NEFTune noise where the embedding is."""
     from finetune.machine.randomness.dropout import KeyedDropout
-    from finetune.machine.randomness.embedding_noise import EmbeddingNoise
+    from finetune.machine.randomness.no_dropout import NoDropout
 
-    seed = args.training.seed
+    if comparison_of(args) is not None and args.alignment.disable_dropout:
+        return [NoDropout(base), *_build_noise(args, base, family, stage)]
     dropout = KeyedDropout(
         base,
-        seed=seed,
+        seed=args.training.seed,
         length_first=family.hidden_length_first,
         tensor_degree=groups.tensor.size,
         tensor_rank=groups.tensor.position,
     )
+    return [dropout, *_build_noise(args, base, family, stage)]
+
+
+def _build_noise(args: Arguments, base: Any, family: Family, stage: Stage | None) -> list[Any]:
+    from finetune.machine.randomness.embedding_noise import EmbeddingNoise
+
     if not args.model.neftune or (stage is not None and not stage.plan.holds_first):
-        return [dropout]
+        return []
     embedding = find_layer(base, family.embedding_module)
-    return [dropout, EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=seed)]
+    return [EmbeddingNoise(embedding, alpha=args.model.neftune_noise_alpha, seed=args.training.seed)]
 
 
 def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> None:
@@ -169,7 +180,9 @@ def _record_template(args: Arguments, run: RunDirectory, data: RunData) -> None:
     if args.training.do_train:
         drop_template(run.path)
         if args.data.chat_template is None:
-            record_default(run.path, uses_own=data.reports["train"].num_in_own_template > 0)
+            record_default(
+                run.path, tokenizer_folder(args), uses_own=data.reports["train"].num_in_own_template > 0
+            )
 
 
 def _build_batches(
@@ -181,7 +194,7 @@ def _build_batches(
 
     if data.stream:
         make_rows = make_row_builder(
-            _padding(args, pair), _mask_kind(args, resolved) if args.data.zero_padding else None
+            padding_of(args, pair), _mask_kind(args, resolved) if args.data.zero_padding else None
         )
         folder = tokenizer_folder(args)
         return build_stream_source(
@@ -199,7 +212,7 @@ def _build_batches(
     if comparison_of(args) is None:
         rows, kind = _build_rows(args, data.train, pair, resolved), MapSource
     else:
-        padding = _padding(args, pair)
+        padding = padding_of(args, pair)
         rows = build_preference_rows(args, data.train, resolved, padding=padding)
         kind = PreferenceSource
     micro_batch_size, world = settings.per_device_train_batch_size, layout.data_world
@@ -214,7 +227,8 @@ def _build_batches(
     )
 
 
-def _padding(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
+def padding_of(args: Arguments, pair: TokenizerPair) -> dict[str, Any]:
+    """How rows are filled up: the id, and what their lengths are a multiple of."""
     multiple = args.data.pad_to_multiple_of
     if args.training.sequence_parallel:  # every tensor-parallel rank has as many tokens of a row as the next
         multiple = math.lcm(multiple or 1, args.training.tensor_parallel_degree)
@@ -240,7 +254,7 @@ def _build_rows(
     from finetune.data.batches.rows import PackedRows, PaddedRows
     from finetune.data.packing.packing import PackedSamples, pack
 
-    padding = _padding(args, pair)
+    padding = padding_of(args, pair)
     if not args.data.zero_padding:
         return PaddedRows(samples, **padding)
     lengths = sample_lengths(samples)
@@ -264,7 +278,7 @@ def _build_evaluation(
         return None
     batch_size = args.training.per_device_eval_batch_size
     if comparison_of(args) is not None:
-        padding = _padding(args, pair)
+        padding = padding_of(args, pair)
         groups_of_dev = build_preference_rows(args, data.dev, resolved, padding=padding)
         return build_preference_evaluation(
             args, groups_of_dev, label_positions=label_positions, groups=groups

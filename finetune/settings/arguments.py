@@ -126,7 +126,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     given = read_given(argv)
     values = {name: setting.default for name, setting in known_settings().items()} | given.values
     names = frozenset(given.values)
-    warnings = infer_loss_type(values, names, given.raw)
+    warnings = infer_loss_type(values, names, given.raw, given.file_name)
     warnings += resolve(values, names, given.foreign)
     faults = given.faults
     if not (

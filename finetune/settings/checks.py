@@ -16,6 +16,7 @@ from finetune.machine.device import find_device_fault
 from finetune.settings.alignment import check_alignment
 from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
+from finetune.settings.engine_words import check_engine_words
 from finetune.settings.lora_checks import check_lora
 from finetune.settings.paths import (
     describe_missing,
@@ -68,7 +69,7 @@ def _check_required(values: Values) -> Faults:
     for names, remedy in remedies.items():
         if not any(values[name] for name in names):
             yield names, f"{names[0]} is missing: {remedy}"
-    if not (values["do_train"] or values["do_eval"]):
+    if not (values["do_train"] or values["do_eval"] or values["do_ptq"] or values["do_gptq"]):
         yield ("do_train", "do_eval"), "nothing to do: set do_train or do_eval to true"
 
 
@@ -132,7 +133,13 @@ def _check_credentials(values: Values) -> Faults:
 
 def _check_paths(values: Values) -> Faults:
     looked = f"(looked in {Path.cwd()}): check the path"
-    for name in ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path"):
+    for name in (
+        "model_name_or_path",
+        "tokenizer_name_or_path",
+        "lora_path",
+        "prefix_path",
+        "reference_model",
+    ):
         if values[name] and looks_like_path(values[name]) and not os.path.exists(values[name]):
             yield (name,), f'{name} is "{shorten(values[name])}", {describe_missing(values[name])}'
     for method, name in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
@@ -223,5 +230,6 @@ _CHECKS = (
     _check_paths,
     _check_best_model,
     check_degrees,
+    check_engine_words,
     _check_surroundings,
 )

@@ -41,7 +41,9 @@ def convert_json(setting: Setting, value: Any) -> Any:
         return None
     check_text(value)
     if setting.group == "foreign":
-        return _convert_foreign(value)
+        return None if value in ([], {}) else _convert_foreign(value)
+    if setting.choices and setting.type == "str":  # TRL writes one word as a list
+        value = take_word(value) or value
     if setting.is_pair_of_names and isinstance(value, list):
         return _join_names(value)
     if (

@@ -1,7 +1,6 @@
 """What is wrong with the degrees of parallelism that were asked for, before any process meets another."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,17 +10,6 @@ from finetune.processes.layout import SHARDING_STAGES, count_processes, split_pr
 _LAUNCHER = "python -m paddle.distributed.launch"
 _CARDS_PER_NODE = 8
 _DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree")
-
-_REFUSED_PIPELINE_WORDS = {
-    "best_unbalanced_scheduler": "virtual stages run in one order, which takes any number of micro-batches",
-    "enable_dp_comm_overlap": "gradients are summed over the replicas at the end of a step",
-    "enable_send_recv_overlap": "it is for PaddleNLP's static graphs",
-    "enable_sharding_comm_overlap": "gradients are summed over the replicas at the end of a step",
-    "enable_split_backward": "it is for PaddleNLP's static graphs",
-    "enable_timer": "Fleet's timers of a pipeline's parts are not shown",
-    "use_dualpipev": "pipelines run in the order of 1F1B",
-}
-"""Words of `pipeline_parallel_config` that ask for what the engines do not do; docs/parallel.md has the others."""
 
 Faults = Iterator[tuple[tuple[str, ...], str]]
 
@@ -33,7 +21,6 @@ def check_degrees(values: Mapping[str, Any]) -> Faults:
         values: Settings by name.
     """
     yield from _check_sharding(values)
-    yield from _check_pipeline_words(values)
     yield from _check_processes(values)
 
 
@@ -55,17 +42,6 @@ def _check_sharding(values: Mapping[str, Any]) -> Faults:
             ("sharding", "sharding_parallel_degree"),
             f"sharding_parallel_degree is {degree}, but sharding does not say what to share out: "
             "add --sharding stage1 (or stage2, stage3), or remove the degree to train plain replicas",
-        )
-
-
-def _check_pipeline_words(values: Mapping[str, Any]) -> Faults:
-    if values["pipeline_parallel_degree"] <= 1:
-        return
-    given = re.split(r"[\s,]+", values["pipeline_parallel_config"] or "")
-    for word in sorted(set(given) & set(_REFUSED_PIPELINE_WORDS)):
-        yield (
-            ("pipeline_parallel_config", "pipeline_parallel_degree"),
-            f'pipeline_parallel_config holds "{word}", but {_REFUSED_PIPELINE_WORDS[word]}: remove the word',
         )
 
 

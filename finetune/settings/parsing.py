@@ -32,6 +32,7 @@ class GivenSettings:
     translated: dict[str, str] = field(default_factory=dict)  # key of another tool -> how it is read
     faults: list[str] = field(default_factory=list)  # one line per fault found so far
     is_other_method: bool = False  # the settings are those of a method that this command does not have
+    file_name: str = ""  # of the argument file
     lacks_file: bool = False  # an argument file was named but could not be read
 
 
@@ -47,6 +48,7 @@ def read_given(argv: Sequence[str]) -> GivenSettings:
         )
     given.lacks_file = bool(stray) and not named
     if named:
+        given.file_name = Path(positional[0]).name
         from_file = _read_file(Path(positional[0]), given.faults)
         given.lacks_file = from_file is None
         _take(from_file or {}, given, origin=f"in {positional[0]}", convert=convert_json)

@@ -1,5 +1,6 @@
 """The settings of a quantised base: what they say together, and what an adapter says about its own."""
 
+import shlex
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,24 @@ def find_export_command(values: Mapping[str, Any]) -> str | None:
     if not (values["do_ptq"] or values["do_gptq"]):
         return None
     form = "int4" if values["do_gptq"] or "int4" in str(values["quant_type"]) else "int8"
-    words = ["python export_model.py", f"--model_name_or_path {values['model_name_or_path'] or '<model>'}"]
+    words = [
+        "python export_model.py",
+        f"--model_name_or_path {_quoted(values, 'model_name_or_path', '<model>')}",
+    ]
     if values["lora_path"]:
-        words.append(f"--lora_path {values['lora_path']}")
-    words += [f"--output_path {values['output_dir'] or '<output>'}", f"--quantize {form}"]
-    if data := values["dataset_name_or_path"]:
-        data = data if isinstance(data, str) else data[0]
-        words.append(f"--{'calibration' if values['do_gptq'] else 'perplexity'}_data {data}")
+        words.append(f"--lora_path {_quoted(values, 'lora_path')}")
+    words += [f"--output_path {_quoted(values, 'output_dir', '<output>')}", f"--quantize {form}"]
+    if values["dataset_name_or_path"]:
+        purpose = "calibration" if values["do_gptq"] else "perplexity"
+        words.append(f"--{purpose}_data {_quoted(values, 'dataset_name_or_path')}")
     return " ".join(words)
+
+
+def _quoted(values: Mapping[str, Any], name: str, missing: str = "") -> str:
+    """A setting as a word of a command line; the first of several."""
+    value = values[name]
+    value = value[0] if isinstance(value, list | tuple) and value else value
+    return shlex.quote(str(value)) if value else missing
 
 
 def check_quantisation(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -72,8 +83,8 @@ def check_quantisation(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, .
         name = "do_gptq" if values["do_gptq"] else "do_ptq"
         yield (
             (name,),
-            f"{name} is true, which this version does not have in training: quantise with `{command}`; to train with this "
-            f"file, remove {name}",
+            f"{name} is true, which this version does not have in training: quantise with `{command}` (the weights; "
+            f"activations stay as they are); to train with this file, remove {name}",
         )
     for name in BLOCK_SIZE_FIELDS:
         size = values[name]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from finetune.machine.device import detect_device, device_kind
-from finetune.settings.alignment import METRICS, resolve_alignment
+from finetune.settings.alignment import BASE, METRICS, REWARD, REWARD_METRICS, START, resolve_alignment
 from finetune.settings.paths import looks_like_path
 from finetune.settings.quantisation import resolve_quantisation
 from finetune.settings.registry import foreign_settings, known_settings
@@ -18,7 +18,7 @@ _GENERATION_METRICS = ("bleu4", "rouge1", "rouge2", "rougel")
 _METRIC_ALIASES = {"ppl": "perplexity"} | _ALIGNMENT_ALIASES
 _HALF_PRECISION = ("fp16", "bf16", "fp16_full_eval", "bf16_full_eval")
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity", "rewards_rejected", "logps_rejected"})
-_HUB_NAMES = ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path")
+_HUB_NAMES = ("model_name_or_path", "tokenizer_name_or_path", "lora_path", "prefix_path", "reference_model")
 
 
 def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Mapping[str, Any]) -> list[str]:
@@ -33,7 +33,8 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
         if setting.is_path and values[name]:
             values[name] = os.path.expanduser(values[name])
     for name in _HUB_NAMES if values["from_aistudio"] else ():
-        if values[name] and "://" not in values[name] and not looks_like_path(values[name]):
+        is_word = name == "reference_model" and values[name] in (START, BASE)
+        if values[name] and not is_word and "://" not in values[name] and not looks_like_path(values[name]):
             values[name] = f"aistudio://{values[name]}"
     if values["vera"] or values["lokr"]:
         values["lora"] = True
@@ -46,8 +47,8 @@ def resolve(values: MutableMapping[str, Any], given: frozenset[str], foreign: Ma
         values["do_train"] = True  # the samples to look at
     if "src_length" not in given and values["src_length"] >= values["max_length"] > 1:
         values["src_length"] = values["max_length"] // 2
-    resolve_alignment(values)
-    warnings = _resolve_evaluation(values, given)
+    warnings = resolve_alignment(values, given)
+    warnings += _resolve_evaluation(values, given)
     warnings += resolve_quantisation(values)
     for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
         if values[path] and not values[method]:
@@ -66,7 +67,7 @@ def canonical_metric(name: str) -> str:
 def possible_metrics(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The metrics that the evaluation of a run produces, the one that decides by default first."""
     if values["loss_type"] is not None:
-        return METRICS
+        return REWARD_METRICS if values["loss_type"] == REWARD else METRICS
     return _GENERATION_METRICS if values["eval_with_do_generation"] else _LOSS_METRICS
 
 
@@ -93,7 +94,10 @@ def _resolve_evaluation(values: MutableMapping[str, Any], given: frozenset[str])
         )
     metric, possible = values["metric_for_best_model"], possible_metrics(values)
     if metric is not None:  # one that is not possible stays as it was written, for the fault line
-        metric = canonical_metric(metric) if canonical_metric(metric) in possible else metric
+        names = [canonical_metric(metric)]
+        if values["loss_type"] == REWARD:  # TRL's reward trainer says accuracy and margin
+            names.append(f"rewards_{names[0]}")
+        metric = next((name for name in names if name in possible), metric)
     elif values["load_best_model_at_end"]:
         metric = possible[0]
     values["metric_for_best_model"] = metric

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.storage.arrays import StoredArray
 from finetune.storage.dtypes import Array, dtype_name
 from finetune.storage.files import read_json_object
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.pdparams_files import read_pdparams
+from finetune.storage.quantisation.side_files import find_old_start, read_side_facts
 from finetune.storage.rank_files import RankFiles
 from finetune.storage.safetensors_files import FileContent, read_safetensors
 from finetune.storage.splits import Split
@@ -25,12 +26,18 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 """Names of the files that start a checkpoint, in the order of preference."""
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".pdparams")
 NOT_ONE_RUN = "they are not of one run and step: copy the files of all ranks from the same checkpoint"
 
 
 def find_start(folder: Path) -> Path | None:
-    """The file that a checkpoint starts with."""
-    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    """The file that a checkpoint starts with; old folders of AutoGPTQ name theirs in a file beside it."""
+    if start := next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None):
+        return start
+    if not (facts := read_side_facts(folder)):
+        return None
+    name = find_old_start((path.name for path in folder.iterdir() if path.is_file()), facts)
+    return folder / name if name else None
 
 
 def has_weights(folder: Path) -> bool:
@@ -47,7 +54,9 @@ def check_weights(folder: Path) -> Path:
     """
     start = find_start(folder)
     if start is None:
-        raise UserError(f"{folder} holds no weights: put one of {', '.join(WEIGHT_FILES)} there")
+        others = sorted(path.name for path in folder.glob("*") if path.suffix in _WEIGHT_SUFFIXES)
+        held = f" under a name that is read here (it holds {list_some(others, 4)})" if others else ""
+        raise UserError(f"{folder} holds no weights{held}: put one of {', '.join(WEIGHT_FILES)} there")
     find_shards(start)
     return start
 

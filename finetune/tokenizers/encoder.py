@@ -182,7 +182,7 @@ class _PaddleBackend:
 def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> TokenEncoder:
     """PaddleNLP's tokenizer with the tokens that the files of its folder name."""
     facts, kind = family.tokenizer, find_kind(tokenizer) or TokenizerKind(open=_not_opened)
-    backend = _PaddleBackend(tokenizer, has_prefix=kind.has_prefix)
+    backend = _PaddleBackend(tokenizer, has_prefix=kind.has_prefix or kind.first_only)
     special = {
         str(name): index
         for name in (*tokenizer.all_special_tokens, *kind.names)

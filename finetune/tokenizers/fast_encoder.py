@@ -138,7 +138,12 @@ def _refuse_settings(kind: TokenizerKind, config: Mapping[str, Any]) -> None:
 def find_spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path) -> Spelling:
     """Where blanks are put in front: as tokenizer.json says, unless a setting has transformers convert anew."""
     if not kind.has_prefix:
-        return Spelling(composes=kind.composes, marks_blanks=kind.marks_blanks)
+        return Spelling(
+            composes=kind.composes,
+            marks_blanks=kind.marks_blanks,
+            first_only=kind.first_only,
+            even_blanks=kind.first_only,
+        )
     is_legacy = config.get("legacy") is not False
     if config.get("add_prefix_space") is None and as_json.is_file():
         content = _read(as_json)

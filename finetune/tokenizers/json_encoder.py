@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def open_json_encoder(
     }
     ids = {name: int(tokenizer.token_to_id(name)) for name in tokens}
     named = named_ids(facts, found.roles, ids, tokenizer.token_to_id, config=found.config)
+    if facts.opened_by_file:
+        named = replace(named, prefix=(*_opening_ids(tokenizer), *named.prefix))
     return JsonEncoder(tokenizer, TokenTable(tokens=tokens, ids=ids), named, splits_special=splits_special)
 
 
@@ -110,6 +113,13 @@ def open_tokenizer(path: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _opening_ids(tokenizer: Any) -> tuple[int, ...]:
+    """What the file's own last step puts in front of a text."""
+    bare, framed = (tokenizer.encode("0", add_special_tokens=adds).ids for adds in (False, True))
+    starts = (start for start in range(len(framed)) if framed[start : start + len(bare)] == bare)
+    return tuple(framed[: next(starts, 0)])
 
 
 def _add(tokenizer: Any, token: AddedToken) -> None:

@@ -96,7 +96,7 @@ def _family_of(folder: Path) -> Family | None:
     from finetune.families.config_file import read_config
     from finetune.families.family import find_family
 
-    return find_family(read_config(folder)) if (folder / "config.json").is_file() else None
+    return find_family(read_config(folder), folder) if (folder / "config.json").is_file() else None
 
 
 def _load_from_folder(folder: Path, family: Family | None) -> Any:
@@ -107,7 +107,8 @@ def _load_from_folder(folder: Path, family: Family | None) -> Any:
     if vocabulary is None:
         raise UserError(f"folder {folder} holds no tokenizer: put one of {_names(facts.vocab_files)} there")
     _check_files(folder)
-    if vocabulary.name == JSON_FILE and facts.vocab_files[0] != JSON_FILE:
+    is_plain = facts.tokenizer_class.endswith(".JsonTokenizer")  # not one of a family with roles of its own
+    if vocabulary.name == JSON_FILE and (is_plain or facts.vocab_files[0] != JSON_FILE):
         return _load_json(vocabulary)
     if vocabulary.name == TEKKEN_FILE:
         return _load_tekken(vocabulary)

@@ -45,6 +45,7 @@ class Spelling:
         marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for.
         prefixed: Whether every stretch between tokens gets a blank in front.
         first_only: Whether only the first stretch of a text does.
+        even_blanks: Whether it does although it begins with a blank.
         unprefixed: Whether none does although the vocabulary would put one there.
         splits_special: Whether names of special tokens in data are plain text.
     """
@@ -53,6 +54,7 @@ class Spelling:
     marks_blanks: bool = False
     prefixed: bool = False
     first_only: bool = False
+    even_blanks: bool = False
     unprefixed: bool = False
     splits_special: bool = True
 
@@ -153,6 +155,7 @@ class TokenEncoder:
         self._all = self._splitter([*special, *ordinary])
         self._in_data = self._splitter(ordinary) if spelling.splits_special else self._all
         self._special = self._splitter(special)
+        self._skips_blanks = spelling.first_only and not spelling.even_blanks
         self.splits_special = spelling.splits_special
         self._special_ids = frozenset(table.ids[token.content] for token in special)
         self._names = {index: name for name, index in table.ids.items()}
@@ -234,6 +237,7 @@ class TokenEncoder:
             marks_blanks=spelling.marks_blanks,
             prefixed=spelling.prefixed,
             first_only=spelling.first_only,
+            even_blanks=spelling.even_blanks,
         )
 
     def _encode(self, texts: Sequence[str], splitter: TokenSplitter, *, inner: bool) -> Sequence[Ids]:
@@ -241,7 +245,7 @@ class TokenEncoder:
         split = {
             number: list(splitter.split(text, inner=inner))
             for number, text in enumerate(texts)
-            if splitter.may_split(text) or (self._spelling.first_only and text.startswith(PREFIXES))
+            if splitter.may_split(text) or (self._skips_blanks and text.startswith(PREFIXES))
         }
         if not split:
             return self._spell(texts, inner=inner)

@@ -61,6 +61,7 @@ class TokenSplitter:
         marks_blanks: Whether that turns blanks into SentencePiece's sign for them.
         prefixed: Whether that includes a blank in front of every stretch.
         first_only: Whether the vocabulary puts a blank in front of the first stretch only.
+        even_blanks: Whether it does where that begins with a blank.
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class TokenSplitter:
         marks_blanks: bool = False,
         prefixed: bool = False,
         first_only: bool = False,
+        even_blanks: bool = False,
     ):
         listed = [token for token in tokens if token.content and token.behind is not None]
         self._ids, self._normalize = ids, normalize
         self._prefixed, self._first_only = prefixed, first_only
+        self._unblanked = () if even_blanks else PREFIXES
         marks = marks_blanks or prefixed
         self._plain = _Finder([token for token in listed if not token.normalized])
         self._normalized = _Finder(
@@ -121,7 +124,7 @@ class TokenSplitter:
             if token is not None:
                 yield Stretch("", self._ids[token.content])
             else:
-                is_inner = self._first_only and (not is_first or part.startswith(PREFIXES))
+                is_inner = self._first_only and (not is_first or part.startswith(self._unblanked))
                 yield from self._split_normalized(part, inner=is_inner)
             is_first = False
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.parallel.pipe.stage import Stage
     from finetune.training.loss import LabelPositions
     from finetune.training.preference.objective import PreferenceObjective
+    from finetune.training.preference.reward_objective import RewardObjective
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class RunParts:
         continues_on_save_error: Whether training goes on when the disk takes no checkpoint.
         objective: The loss of preference data; None: of label tokens.
         pipeline_words: Of the setting `pipeline_parallel_config`.
+        overlaps_sums: Whether ranks exchange gradients and weights while they compute, where the engine can.
+        sharding_words: Of the setting `sharding_parallel_config`.
     """
 
     groups: ProcessGroups = field(default_factory=ProcessGroups)
@@ -51,8 +54,10 @@ class RunParts:
     master_gradients: bool = False
     max_skipped_steps: int = 20
     continues_on_save_error: bool = False
-    objective: PreferenceObjective | None = None
+    objective: PreferenceObjective | RewardObjective | None = None
     pipeline_words: Sequence[str] = ()
+    overlaps_sums: bool = True
+    sharding_words: Sequence[str] = ()
 
     def build_parallel(self, model: Any) -> ParallelModel:
         """This rank's part of a model, to be trained."""
@@ -64,4 +69,6 @@ class RunParts:
             layers=self.layers,
             master_gradients=self.master_gradients,
             pipeline_words=self.pipeline_words,
+            overlaps_sums=self.overlaps_sums,
+            sharding_words=self.sharding_words,
         )

@@ -18,7 +18,7 @@ import paddle
 from finetune.errors import RunError
 from finetune.machine.randomness.seeding import derive_seed
 from finetune.training.loss import logits_of, token_loss_sum
-from finetune.training.preference.objective import SUMS, Divisors
+from finetune.training.preference.objective import Divisors, PreferenceObjective
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import StepBatch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from finetune.processes.phases import PhaseRecord
     from finetune.training.loss import LabelPositions
     from finetune.training.overflow import OverflowGuard
-    from finetune.training.preference.objective import PreferenceObjective
+    from finetune.training.preference.reward_objective import RewardObjective
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ForwardParts:
     label_positions: LabelPositions | None = None
     randomness: Sequence[Randomness] = ()
     overflow: OverflowGuard | None = None
-    objective: PreferenceObjective | None = None
+    objective: PreferenceObjective | RewardObjective | None = None
 
 
 class StepComputation:
@@ -73,12 +73,12 @@ class StepComputation:
         self._divergences: Any = None
         self.figures: Any = None
         if parts.objective:
-            self.figures = paddle.zeros([len(SUMS)], dtype="float64")
+            self.figures = paddle.zeros([parts.objective.num_sums], dtype="float64")
 
     def estimate(self) -> None:
         """For losses that compare with an estimate over the global batch: makes it, in a forward pass of its own."""
         parts, objective = self.parts, self.parts.objective
-        if objective is None or not objective.settings.estimates_divergence:
+        if not isinstance(objective, PreferenceObjective) or not objective.settings.estimates_divergence:
             return
         sums = paddle.zeros([2], dtype="float64")
         for number, batch in enumerate(self.batches):

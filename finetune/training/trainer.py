@@ -119,7 +119,8 @@ class FinetuneTrainer(Trainer):
         optimizer = super().create_optimizer(lr_scheduler)
         optimizer._grad_clip = None
         optimizer._apply_decay_param_fun = replicas.is_decayed
-        return optimizer
+        self.optimizer = replicas.distribute(optimizer)
+        return self.optimizer
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> dict[str, float]:
         """Trains to the last step, from the start or from a checkpoint.

@@ -20,6 +20,9 @@ from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter
 from finetune.errors import UserError
 from finetune.families.family import get_family, import_object
 from finetune.families.tensor_splits import find_split
+from finetune.parallel.sharding.fleet_stage1 import OwnedReplicas
+from finetune.parallel.sharding.replicas import Replicas
+from finetune.parallel.sharding.sliced_replicas import SlicedGradientReplicas
 from finetune.processes.groups import ProcessGroups
 from finetune.processes.layout import Layout
 from finetune.storage.checkpoints import TensorFiles
@@ -36,6 +39,7 @@ LAYOUTS = [
     Layout(pipeline=2, tensor=2),
     Layout(data=2, tensor=2),
 ]
+KINDS = (OwnedReplicas, SlicedGradientReplicas)  # stages 1 and 2: whole parameters and slices of them
 RANK = 3  # of the low-rank matrices
 
 
@@ -88,6 +92,15 @@ class RankModel:
     def named_parameters(self):
         return list(self.named.items())
 
+    def parameters(self):
+        return list(self.named.values())
+
+    def sublayers(self, include_self=False):
+        return []
+
+    def register_forward_pre_hook(self, hook):
+        """It has no forward."""
+
     def state_dict(self):
         return dict(self.named)
 
@@ -98,64 +111,53 @@ def _parameter(array: np.ndarray, dtype: str):
     return parameter
 
 
-class Slices:
-    """Flat slices of the sharding group's ranks, as parameters."""
+def _replicas(model: RankModel, groups: ProcessGroups, kind: type[Replicas]) -> Replicas:
+    """What updates the model, with a count of how often updates were shared out."""
+    if groups.sharding.size == 1:
+        kind = Replicas
+    replicas = kind(model, groups)
+    replicas.updates = 0
+    share = replicas.share_updated
 
-    def __init__(self, model: RankModel, groups: ProcessGroups):
-        self.model, self.group = model, groups.sharding
-        self.slices = {
-            name: _parameter(
-                self.slice_of(name, each.astype("float32")).numpy(), str(each.dtype).rpartition(".")[2]
-            )
-            for name, each in model.named.items()
-        }
-        self.updates = 0
+    def count_and_share() -> None:
+        replicas.updates += 1
+        share()
 
-    def tensor_names(self):
-        return {each.name: name for name, each in self.slices.items()}
-
-    def whole_shape(self, name):
-        return tuple(self.model.named[name].shape)
-
-    def slice_of(self, name, whole):
-        flat = whole.numpy().ravel()
-        padded = np.concatenate([flat, np.zeros(-len(flat) % self.group.size, flat.dtype)])
-        return paddle.to_tensor(np.split(padded, self.group.size)[self.group.position])
-
-    def whole_of(self, name, part):
-        shape = self.whole_shape(name)
-        parts = self.group.gather_objects(part.numpy())
-        return paddle.to_tensor(np.concatenate(parts)[: int(np.prod(shape))].reshape(shape))
-
-    def after_update(self):
-        self.updates += 1
+    replicas.share_updated = count_and_share
+    return replicas
 
 
-def _optimizer(slices: Slices, *, multi_precision: bool = True):
+def _updated(replicas: Replicas) -> dict[str, paddle.Tensor]:
+    """What this rank updates, by the parameter's name."""
+    names = replicas.tensor_names()
+    return {names[each.name]: each for each in replicas.optimizer_parameters() if each.name in names}
+
+
+def _optimizer(replicas: Replicas, *, multi_precision: bool = True):
     """Paddle's own."""
     return paddle.optimizer.AdamW(
-        0.1, parameters=list(slices.slices.values()), multi_precision=multi_precision
+        0.1, parameters=list(_updated(replicas).values()), multi_precision=multi_precision
     )
 
 
-def _expected(slices: Slices, *, masters: bool) -> dict[str, np.ndarray]:
+def _expected(replicas: Replicas, *, masters: bool) -> dict[str, np.ndarray]:
     """State that follows from the weights, so that every rank can tell what it must find."""
     state: dict[str, np.ndarray] = {}
-    for name, each in slices.model.named.items():
-        whole = each.astype("float32")
-        state[f"{name}/moment1_0"] = slices.slice_of(name, 2 * whole).numpy()
-        state[f"{name}/moment2_0"] = slices.slice_of(name, 2 * whole**2).numpy()
+    for name in _updated(replicas):
+        whole = replicas.trained[name].astype("float32")
+        state[f"{name}/moment1_0"] = replicas.slice_of(name, 2 * whole).numpy()
+        state[f"{name}/moment2_0"] = replicas.slice_of(name, 2 * whole**2).numpy()
         state[f"{name}/beta1_pow_acc_0"] = np.array([0.25], np.float32)
         state[f"{name}/beta2_pow_acc_0"] = np.array([0.5], np.float32)
         if masters:
-            state[f"{name}/master_weight"] = slices.slice_of(name, whole + 2**-20).numpy()
+            state[f"{name}/master_weight"] = replicas.slice_of(name, whole + 2**-20).numpy()
     return state
 
 
-def _found(optimizer, slices: Slices) -> dict[str, paddle.Tensor]:
+def _found(optimizer, replicas: Replicas) -> dict[str, paddle.Tensor]:
     """What Paddle's optimizer keeps, looked up as its own step looks it up."""
     state = {}
-    for name, each in slices.slices.items():
+    for name, each in _updated(replicas).items():
         for accumulator in ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc"):
             state[f"{name}/{accumulator}_0"] = optimizer._get_accumulator_master(accumulator, each)
         if each.dtype != paddle.float32:
@@ -167,52 +169,71 @@ def _writer(groups: ProcessGroups, unified: bool):
     return WholeTensorWriter(groups) if unified else RankFileWriter(groups)
 
 
-def _save(folder: Path, layout: Layout, wholes, *, unified: bool, dtype: str = "float32") -> None:
+def _save(
+    folder: Path,
+    layout: Layout,
+    wholes,
+    *,
+    unified: bool,
+    dtype: str = "float32",
+    kind: type[Replicas] = OwnedReplicas,
+) -> None:
     def work(groups):
         model = RankModel(groups, wholes, dtype=dtype)
-        slices = Slices(model, groups)
-        optimizer = _optimizer(slices)
+        replicas = _replicas(model, groups, kind)
+        optimizer = _optimizer(replicas)
         block = framework.default_main_program().global_block()
         optimizer._create_accumulators(block, optimizer._parameter_list)
-        expected = _expected(slices, masters=dtype != "float32")
-        for key, tensor in _found(optimizer, slices).items():
+        expected = _expected(replicas, masters=dtype != "float32")
+        for key, tensor in _found(optimizer, replicas).items():
             tensor.set_value(expected[key])
-        save_optimizer(folder, model, optimizer, _writer(groups, unified), replicas=slices)
+        save_optimizer(folder, model, optimizer, _writer(groups, unified), replicas=replicas)
 
     assert run_ranks(layout, work) == [None] * layout.world
 
 
-def _check(folder: Path, layout: Layout, wholes, *, dtype: str = "float32") -> None:
+def _check(
+    folder: Path, layout: Layout, wholes, *, dtype: str = "float32", kind: type[Replicas] = OwnedReplicas
+) -> None:
     def work(groups):
         model = RankModel(groups, wholes, dtype=dtype)
-        slices = Slices(model, groups)
-        optimizer = _optimizer(slices)
-        load_optimizer(folder, model, optimizer, replicas=slices, is_stage=layout.pipeline > 1)
-        found, expected = _found(optimizer, slices), _expected(slices, masters=dtype != "float32")
+        replicas = _replicas(model, groups, kind)
+        optimizer = _optimizer(replicas)
+        before = {name: each.astype("float32").numpy() for name, each in model.named.items()}
+        load_optimizer(folder, model, optimizer, replicas=replicas, is_stage=layout.pipeline > 1)
+        found, expected = _found(optimizer, replicas), _expected(replicas, masters=dtype != "float32")
         assert found.keys() == expected.keys()
         for key, tensor in found.items():
             assert tensor.dtype == paddle.float32
             np.testing.assert_array_equal(tensor.numpy(), expected[key], err_msg=key)
-        assert slices.updates == 0
+        assert replicas.updates == (dtype != "float32")
+        for name, each in model.named.items():
+            np.testing.assert_array_equal(each.astype("float32").numpy(), before[name], err_msg=name)
 
     results = run_ranks(layout, work)
     assert results == [None] * layout.world
 
 
 @pytest.mark.parametrize(
-    ("source", "unified"),
-    [*((layout, True) for layout in LAYOUTS), (LAYOUTS[4], False), (LAYOUTS[5], False)],
-    ids=str,
+    ("source", "unified", "kind"),
+    [
+        *((layout, True, OwnedReplicas) for layout in LAYOUTS),
+        *((layout, True, SlicedGradientReplicas) for layout in LAYOUTS if layout.sharding > 1),
+        *((LAYOUTS[4], False, kind) for kind in KINDS),
+        (LAYOUTS[5], False, OwnedReplicas),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else str(value),
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_state_goes_from_any_layout_to_any(tmp_path, source, unified, dtype):
+def test_state_goes_from_any_layout_to_any(tmp_path, source, unified, kind, dtype):
     wholes = _wholes(adapter=False)
-    _save(tmp_path, source, wholes, unified=unified, dtype=dtype)
-    kind = "optimizer*.safetensors" if unified else "optimizer*.pdopt"
+    _save(tmp_path, source, wholes, unified=unified, dtype=dtype, kind=kind)
+    files = "optimizer*.safetensors" if unified else "optimizer*.pdopt"
     expected = source.pipeline * (1 if unified else source.tensor)
-    assert len(list(tmp_path.glob(kind))) == expected
+    assert len(list(tmp_path.glob(files))) == expected
     for target in LAYOUTS:
-        _check(tmp_path, target, wholes, dtype=dtype)
+        for kind_there in KINDS if target.sharding > 1 else KINDS[:1]:
+            _check(tmp_path, target, wholes, dtype=dtype, kind=kind_there)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -225,25 +246,31 @@ def test_names_in_the_file_are_those_of_a_float32_run_and_master_weights(tmp_pat
     assert {files.read(name).dtype for name in files.names} == {np.dtype("float32")}
 
 
-def test_a_float32_run_continues_from_the_master_weights_of_a_half_precision_run(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", [Layout(), Layout(sharding=2), Layout(data=2, sharding=2)], ids=str)
+def test_a_float32_run_continues_from_the_master_weights_of_a_half_precision_run(tmp_path, layout, kind):
     wholes = _wholes(adapter=False)
     _save(tmp_path, Layout(tensor=2), wholes, unified=True, dtype="bfloat16")
-    model = RankModel(ProcessGroups(), wholes)
-    slices = Slices(model, ProcessGroups())
-    load_optimizer(tmp_path, model, _optimizer(slices), replicas=slices)
-    assert slices.updates == 1
-    for name, each in slices.slices.items():
-        rounded = paddle.to_tensor(wholes[name]).astype("bfloat16").astype("float32").numpy()
-        np.testing.assert_array_equal(each.numpy(), (rounded + np.float32(2**-20)).ravel(), err_msg=name)
+
+    def work(groups):
+        model = RankModel(groups, wholes)
+        replicas = _replicas(model, groups, kind)
+        load_optimizer(tmp_path, model, _optimizer(replicas), replicas=replicas)
+        assert replicas.updates == 1
+        for name, each in model.named.items():
+            rounded = paddle.to_tensor(wholes[name]).astype("bfloat16").astype("float32").numpy()
+            np.testing.assert_array_equal(each.numpy(), rounded + np.float32(2**-20), err_msg=name)
+
+    assert run_ranks(layout, work) == [None] * layout.world
 
 
 def test_half_precision_refuses_a_checkpoint_without_master_weights(tmp_path):
     wholes = _wholes(adapter=False)
     _save(tmp_path, Layout(), wholes, unified=True)
     model = RankModel(ProcessGroups(), wholes, dtype="bfloat16")
-    slices = Slices(model, ProcessGroups())
+    replicas = Replicas(model, ProcessGroups())
     with pytest.raises(UserError, match="holds no master weights, so fp16_opt_level O2 cannot continue it"):
-        load_optimizer(tmp_path, model, _optimizer(slices), replicas=slices)
+        load_optimizer(tmp_path, model, _optimizer(replicas), replicas=replicas)
 
 
 def test_master_weights_in_files_of_their_own_are_read(tmp_path):
@@ -272,8 +299,8 @@ def test_a_second_optimizer_of_the_same_parameters_writes_the_same_names(tmp_pat
     """Paddle numbers the accumulators that a process makes under one name."""
     wholes = _wholes(adapter=False)
     model = RankModel(ProcessGroups(), wholes)
-    slices = Slices(model, ProcessGroups())
-    parameters = list(slices.slices.values())
+    replicas = Replicas(model, ProcessGroups())
+    parameters = replicas.optimizer_parameters()
     names = []
     for attempt in ("first", "second"):
         optimizer = paddle.optimizer.AdamW(0.1, parameters=parameters)
@@ -282,7 +309,7 @@ def test_a_second_optimizer_of_the_same_parameters_writes_the_same_names(tmp_pat
         optimizer.step()
         folder = tmp_path / attempt
         folder.mkdir()
-        save_optimizer(folder, model, optimizer, WholeTensorWriter(), replicas=slices)
+        save_optimizer(folder, model, optimizer, WholeTensorWriter(), replicas=replicas)
         names.append(sorted(TensorFiles([folder / OPTIMIZER_FILES.file_name]).names))
     assert names[0] == names[1]
 
@@ -292,9 +319,9 @@ def test_state_of_another_model_is_refused(tmp_path):
     _save(tmp_path, Layout(), wholes, unified=True)
     wholes.pop("chatglm_v2.output_layer.weight")
     model = RankModel(ProcessGroups(), wholes)
-    slices = Slices(model, ProcessGroups())
+    replicas = Replicas(model, ProcessGroups())
     with pytest.raises(RuntimeError, match=r"unknown parameters: \['chatglm_v2\.output_layer\.weight'\]"):
-        load_optimizer(tmp_path, model, _optimizer(slices), replicas=slices)
+        load_optimizer(tmp_path, model, _optimizer(replicas), replicas=replicas)
 
 
 def _adapter(groups: ProcessGroups, wholes, *, fill: bool = True):

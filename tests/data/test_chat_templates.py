@@ -52,6 +52,26 @@ WRITTEN = {
         "sys\n\n[Round 1]\n\n问：q1\n\n答：{a1}\n\n[Round 2]\n\n问：q2\n\n答：{a2}",
         "[Round 1]\n\n问：q\n\n答：{a}",
     ),
+    "glm4": (
+        "§[gMASK]§<sop>§<|system|>\nsys§<|user|>\nq1§<|assistant|>{\na1}§<|user|>\nq2§<|assistant|>{\na2}",
+        "§[gMASK]§<sop>§<|user|>\nq§<|assistant|>{\na}",
+    ),
+    "internlm": (
+        "<|System|>:sys\n<|User|>:q1\n<|Bot|>:{a1}{§<eoa>}\n<|User|>:q2\n<|Bot|>:{a2}{§<eoa>}",
+        "<|User|>:q\n<|Bot|>:{a}{§<eoa>}",
+    ),
+    "xverse": (
+        "sys\n\nHuman: q1\n\nAssistant: {a1}Human: q2\n\nAssistant: {a2}",
+        "Human: q\n\nAssistant: {a}",
+    ),
+    "ziya": (
+        "sys<human>:q1\n<bot>:{a1}\n<human>:q2\n<bot>:{a2}",
+        "<human>:q\n<bot>:{a}",
+    ),
+    "openbuddy": (
+        "sys\n\nUser: q1\nAssistant:{ a1}\nUser: q2\nAssistant:{ a2}",
+        "User: q\nAssistant:{ a}",
+    ),
     "alpaca": (
         "sys\n\n### Instruction:\nq1\n\n### Response:\n{a1}\n\n### Instruction:\nq2\n\n### Response:\n{a2}",
         ALPACA + "\n\n### Instruction:\nq\n\n### Response:\n{a}",
@@ -74,6 +94,8 @@ WRITTEN = {
         VICUNA + " USER: q ASSISTANT:{ a}",
     ),
 }
+
+WRITTEN |= dict.fromkeys(("internlm2", "yi"), WRITTEN["chatml"])
 
 
 def show(pieces):

@@ -54,6 +54,7 @@ def shown(conversation):
         {"input": {"messages": [Q], "tools": []}, "preferred_output": [A], "non_preferred_output": [B]},
         {"src": ["q"], "tgt": [], "response": ["a", "b"], "sort": [1, 0]},
         {"src": "q", "tgt": "", "response": ["b", "a"], "sort": [1, 2]},
+        {"src": ["q"], "tgt": [], "response": [["a"], ["b"]], "sort": [1, 0]},
         {"instruction": "q", "output": ["a", "b"]},
         {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
         {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " a".strip(), "rejected": "b"},
@@ -248,6 +249,28 @@ def test_faults_of_pairs(write_lines, fields, reason):
 def test_faults_of_marked_answers(write_lines, fields, reason):
     with pytest.raises(UserError, match=rf"train\.json:1: .*{reason}"):
         read(write_lines, fields, options=MARKED)
+
+
+BEGUN = [Q, {"role": "assistant", "content": "The answer is"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        ({"prompt": BEGUN, "chosen": [A], "rejected": [B]}, PAIRS),
+        ({"messages": BEGUN, "chosen": "a", "rejected": "b"}, PAIRS),
+        ({"conversations": BEGUN, "chosen": A, "rejected": B}, PAIRS),
+        ({"prompt": BEGUN, "chosen": [A], "rejected": [B]}, MARKED),
+        ({"prompt": BEGUN, "completion": [A], "label": True}, MARKED),
+    ],
+)
+def test_an_answer_that_the_prompt_begins_is_refused_and_counted(write_lines, fields, options):
+    with pytest.raises(UserError, match=r"train\.json:1: .* ends with a message of the assistant"):
+        read(write_lines, fields, options=options)
+    faults = FaultCollector(skip=True)
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    found = read(write_lines, fields, good, options=options, faults=faults)
+    assert len(found) == (1 if options is PAIRS else 2) and faults.num_faults == 1
 
 
 def test_a_held_back_prompt_is_trained_on_with_no_answer(write_lines):

@@ -19,6 +19,7 @@ from finetune.data.templates.trained_template import (
 )
 from finetune.errors import UserError
 from finetune.families.family import get_family
+from finetune.models.tiny.checkpoint import build_tiny
 from finetune.tokenizers.fast_encoder import load_fast_encoder
 
 JINJA = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -75,6 +76,22 @@ def test_pairs_stay_plain_unless_the_folder_is_paddlenlps(llama_folder, tmp_path
     assert text_of(load_template("tokenizer", llama_folder), pair) == "[user] q</s>[assistant] a</s>"
     give_template(llama_folder, "json")
     assert text_of(load_template(None, llama_folder), pair) == "QqAa"
+
+
+def test_the_familys_own_form_serves_a_folder_without_a_template(tmp_path):
+    folder = build_tiny("xverse", tmp_path / "model", vocab_size=330, num_layers=1, hidden_size=32)
+    (conversation,), (pair,) = (read(tmp_path, record) for record in (SHAPES["messages"], PAIR))
+    assert text_of(load_template(None, folder), conversation) == "Human: q\n\nAssistant: a"
+    assert text_of(load_template(None, folder), pair) == "qa"
+    run = tmp_path / "run"
+    run.mkdir()
+    for uses_own, name in ((True, "xverse"), (False, "none")):
+        record_default(run, folder, uses_own=uses_own)
+        assert trained_template(run) == name
+    give_template(folder, "string")
+    record_default(run, folder, uses_own=True)
+    assert trained_template(run) == "tokenizer"
+    assert text_of(load_template(None, folder), conversation).startswith("[user] q")
 
 
 def test_functions_on_offer_choose_the_template_for_them(llama_folder, tmp_path):
@@ -138,7 +155,7 @@ def test_what_was_trained_is_found_and_carried(llama_folder, tmp_path):
     settings = {"chat_template": None, "system": "Be brief.", "model_name_or_path": str(llama_folder)}
     (run / "arguments.json").write_text(json.dumps(settings))
     assert trained_template(run) == "none", "runs of earlier versions trained plain text"
-    record_default(run, uses_own=True)
+    record_default(run, llama_folder, uses_own=True)
     checkpoint = run / "checkpoint-3"
     checkpoint.mkdir()
     for folder in (run, checkpoint):

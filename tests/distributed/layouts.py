@@ -23,19 +23,10 @@ NUM_STEPS = 20
 GLOBAL_BATCH_SIZE = 8
 TOLERANCE = 1e-5
 
-FAMILIES = (
-    "llama",
-    "chatglm2",
-    "qwen",
-    "bloom",
-    "opt",
-    "qwen2",
-    "qwen3",
-    "ernie4_5",
-    "phi3",
-    "mistral",
-    "gemma",
-)
+FAMILIES = tuple(FACTS)
+_SECOND = ("chatglm2", "bloom", "qwen2", "ernie4_5", "mistral", "glm4")
+"""Families that begin with the second variation; of those that came later it is left to their names."""
+_FIRST = ("llama", "qwen", "opt", "qwen3", "phi3", "gemma")
 
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {},
@@ -139,7 +130,8 @@ def variation_of(family: str, method: str, layout: str) -> str:
     The lazy ones, which start a process more per rank, come with three layouts; which of the two is left to family
     and method, so that a row of the matrix needs two curves of one process.
     """
-    is_second = (FAMILIES.index(family) + list(METHODS).index(method)) % 2
+    begins_second = family in _SECOND or (family not in _FIRST and sum(family.encode()) % 2)
+    is_second = (begins_second + list(METHODS).index(method)) % 2
     pair = ("lazy", "lazy packed") if layout in LAZY_LAYOUTS else ("packed", "padded")
     return pair[is_second]
 

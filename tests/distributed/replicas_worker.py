@@ -7,6 +7,7 @@ on all micro-batches, computed by every rank before it starts.
 import dataclasses
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.recompute import recompute
 
-from finetune.parallel.sharding import gathered_layers
+from finetune.parallel.sharding import gathered_layers, updated_weights
 from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import Group, start_groups
 from finetune.processes.layout import Layout
@@ -24,16 +25,27 @@ IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none
 CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
+    "stage 1, adapter": {"stage": 1, "adapter": "lora"},
+    "stage 1, one parameter": {"stage": 1, "adapter": "embedding"},
+    "stage 1, slices": {"stage": 1, "words": ("split_param",)},
+    "stage 1, slices, recompute, reentrant": {"stage": 1, "words": ("split_param",), "reentrant": True},
+    "stage 1, slices, waiting": {"stage": 1, "words": ("split_param",), "overlaps": False},
+    "stage 1, slices, own memory": {"stage": 1, "words": ("split_param",), "own_memory": True},
+    "stage 2, waiting": {"stage": 2, "overlaps": False},
+    "stage 2, two forwards first": {"stage": 2, "in_flight": 2},
+    "stage 2, recompute, reentrant": {"stage": 2, "reentrant": True},
+    "stage 3, waiting": {"stage": 3, "overlaps": False},
+    "stage 1, master gradients": {"stage": 1, "master": True},
     "stage 2": {"stage": 2},
     "stage 3": {"stage": 3},
     "stage 3, recompute, reentrant": {"stage": 3, "reentrant": True},
     "stage 3, recompute, not reentrant": {"stage": 3, "reentrant": False},
     "stage 3, two forwards first": {"stage": 3, "in_flight": 2},
-    "stage 0, adapter": {"stage": 0, "adapter": True},
-    "stage 2, adapter": {"stage": 2, "adapter": True},
-    "stage 3, adapter": {"stage": 3, "adapter": True},
-    "stage 3, adapter, recompute, reentrant": {"stage": 3, "adapter": True, "reentrant": True},
-    "stage 3, adapter, recompute, not reentrant": {"stage": 3, "adapter": True, "reentrant": False},
+    "stage 0, adapter": {"stage": 0, "adapter": "lora"},
+    "stage 2, adapter": {"stage": 2, "adapter": "lora"},
+    "stage 3, adapter": {"stage": 3, "adapter": "lora"},
+    "stage 3, adapter, recompute, reentrant": {"stage": 3, "adapter": "lora", "reentrant": True},
+    "stage 3, adapter, recompute, not reentrant": {"stage": 3, "adapter": "lora", "reentrant": False},
 }
 
 
@@ -87,9 +99,9 @@ class Toy(nn.Layer):
 def make_model(case):
     paddle.seed(3)
     model = Toy(case.get("reentrant"))
-    if case.get("adapter"):
+    if part := case.get("adapter"):
         for name, parameter in model.named_parameters():
-            parameter.stop_gradient = "lora" not in name
+            parameter.stop_gradient = part not in name
     return model
 
 
@@ -132,6 +144,7 @@ def run_micro_batches(model, replicas, groups, step, in_flight):
     share = groups.layout.data_rank(groups.rank)
     mine = [(ids, 1.0) for ids in every[share :: groups.data.size]]
     most = -(-len(every) // groups.data.size)
+    replicas.begin_step(len(mine))
     while replicas.runs_every_micro_batch and len(mine) < most:
         mine.append((every[0], 0.0))
     for begin in range(0, most, in_flight):
@@ -158,19 +171,45 @@ def watch_layers(model, seen):
         layer.up.register_forward_post_hook(note)
 
 
+def watch_arrivals(model, replicas, seen):
+    """Notes how many layers' weights are under way while each layer computes."""
+    weights = getattr(replicas, "_weights", None)
+    arrivals = weights._arrivals if weights else getattr(replicas, "_units", [])
+    for layer in model.layers:
+        layer.up.register_forward_post_hook(
+            lambda *_: seen.append(
+                sum(
+                    bool(getattr(each, "under_way", None) or getattr(each, "arriving", None))
+                    for each in arrivals
+                )
+            )
+        )
+
+
 def train(case, groups):
     model = make_model(case)
-    replicas = start_replicas(model, groups, case["stage"], layers=list(model.layers))
+    updated_weights._OWN_MEMORY_BYTES = 1 if case.get("own_memory") else 1 << 20
+    replicas = start_replicas(
+        model,
+        groups,
+        case["stage"],
+        layers=list(model.layers),
+        master_gradients=case.get("master", False),
+        overlaps=case.get("overlaps", True),
+        sharding_words=case.get("words", ()),
+    )
     optimizer = paddle.optimizer.AdamW(
         0.05,
         parameters=replicas.optimizer_parameters(),
         weight_decay=0.1,
         apply_decay_param_fun=replicas.is_decayed,
     )
-    norms, seen, gathers = [], [], []
+    optimizer = replicas.distribute(optimizer)
+    norms, seen, gathers, arriving = [], [], [], []
     watch_layers(model, seen)
-    gather = gathered_layers.gather
-    gathered_layers.gather = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
+    watch_arrivals(model, replicas, arriving)
+    gather = gathered_layers.GatheredTensors
+    gathered_layers.GatheredTensors = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
     for step in range(NUM_STEPS):
         run_micro_batches(model, replicas, groups, step, case.get("in_flight", 1))
         replicas.sum_gradients()
@@ -184,7 +223,8 @@ def train(case, groups):
         replicas.after_update()
         replicas.clear_gradients()
     facts = {"norms": norms, "left": [n for n, p in model.named_parameters() if p.grad is not None]}
-    gathered_layers.gather = gather
+    gathered_layers.GatheredTensors = gather
+    facts["most_arriving"] = max(arriving)
     facts["most_layers_whole"], facts["num_gathers"] = max(seen), len(gathers)
     facts["num_parameters"] = sum(p.size for p in model.parameters())
     facts["num_held"] = held([model])
@@ -196,24 +236,28 @@ def train(case, groups):
     facts["num_held_after_evaluation"] = held([model])
     with replicas.whole_parameters():
         weights = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+        facts["digest"] = sha256(b"".join(each.tobytes() for each in weights.values())).hexdigest()
         facts["evaluated_whole"] = float(loss_of(model, batches(0)[0]))
         name = next(iter(replicas.trained))
         replicas.trained[name].set_value(replicas.trained[name] + 1)
     with replicas.whole_parameters():
         facts["change_kept"] = float(np.abs(replicas.trained[name].numpy() - weights[name] - 1).max())
-    (updated,) = (p for p in replicas.optimizer_parameters() if replicas.tensor_names()[p.name] == name)
-    facts["slice_changed"] = float(np.abs(replicas.whole_of(name, updated).numpy() - weights[name] - 1).max())
+    for updated in replicas.optimizer_parameters():
+        if replicas.tensor_names().get(updated.name) == name:
+            part = replicas.whole_of(name, updated)
+            facts["slice_changed"] = float(np.abs(part.numpy() - weights[name] - 1).max())
     return weights, facts
 
 
 def main():
     data, sharding, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    expected = {flag: reference({"adapter": flag}) for flag in (False, True)}
+    parts = {case.get("adapter") for case in CASES.values()}
+    expected = {part: reference({"adapter": part}) for part in parts}
     groups = start_groups(Layout(data=data, sharding=sharding), device="cpu")
     results = {}
     for name, case in CASES.items():
         weights, facts = train(case, groups)
-        wanted, norms = expected[case.get("adapter", False)]
+        wanted, norms = expected[case.get("adapter")]
         facts["errors"] = {key: float(np.abs(weights[key] - wanted[key]).max()) for key in wanted}
         facts["norm_error"] = max(abs(a / b - 1) for a, b in zip(facts["norms"], norms, strict=True))
         facts["moved"] = float(max(np.abs(wanted[key] - start.numpy()).max() for key, start in begin(case)))
@@ -222,7 +266,7 @@ def main():
     alone = dataclasses.replace(groups, replicas=groups.data, sharding=Group((groups.rank,)))
     weights, _ = train({"stage": 3}, alone)
     results["replicas only"] = max(
-        float(np.abs(weights[key] - expected[False][0][key]).max()) for key in weights
+        float(np.abs(weights[key] - expected[None][0][key]).max()) for key in weights
     )
     (folder / f"results.{groups.rank}.json").write_text(json.dumps(results))
 

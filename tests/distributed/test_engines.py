@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 
 import pytest
+from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
 from paddle.distributed.fleet.meta_parallel import PipelineParallel
 
 from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
+from finetune.parallel.sharding.fleet_stage1 import OwnedParametersOptimizer
 from tests.distributed.layouts import TOLERANCE, LayoutCase, largest_difference
 
 pytestmark = pytest.mark.distributed
 
 FLEET, VIRTUAL = "fleet PipelineParallel", "finetune InterleavedPipeline"
+STAGE1 = {"sharding": "stage1", "sharding_parallel_degree": 2}
+SHARDING = "fleet DygraphShardingOptimizer"
 TENSOR = "paddlenlp layers over fleet.meta_parallel"
 PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
 TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
+TP = {"tensor_parallel_degree": 2}
+ASYNC, SCATTERS = "enable_mp_async_allreduce", "enable_sp_async_reduce_scatter"
 WORDS = "disable_batch_p2p_comm disable_partial_send_recv, disable_p2p_cache_shape enable_delay_scale_loss"
 CASES = [
     ("gemma", "lora", PP4, {"pipeline": FLEET}),
@@ -30,7 +36,7 @@ CASES = [
         "llama",
         "sft",
         LayoutCase(4, 1, {"pipeline_parallel_degree": 2}, 2),
-        {"pipeline": FLEET, "data": "finetune Replicas"},
+        {"pipeline": FLEET, "data": "finetune BucketedReplicas"},
     ),
     (
         "llama",
@@ -40,9 +46,51 @@ CASES = [
     ),
     (
         "llama",
+        "lora",
+        LayoutCase(2, 2, {"data_parallel_config": "gradient_sync_after_accumulate"}, 2),
+        {"data": "finetune BucketedReplicas after all passes"},
+    ),
+    ("qwen2", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": ASYNC}), {"tensor": TENSOR}),
+    (
+        "llama",
+        "sft",
+        LayoutCase(2, 2, TP | {"sequence_parallel": True, "tensor_parallel_config": SCATTERS}),
+        {"tensor": TENSOR},
+    ),
+    (
+        "llama",
         "sft",
         LayoutCase(2, 2, {"sharding": "stage1", "sharding_parallel_degree": 2}, 2),
-        {"sharding": "finetune SlicedReplicas"},
+        {"sharding": SHARDING},
+    ),
+    (
+        "llama",
+        "pt",
+        LayoutCase(4, 2, STAGE1 | {"pipeline_parallel_degree": 2}, 2),
+        {"pipeline": FLEET, "sharding": SHARDING},
+    ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(4, 2, TP | {"sequence_parallel": True, "sharding": "stage3"}, 2),
+        {"tensor": TENSOR, "sharding": "finetune GatheredReplicas"},
+    ),
+    ("llama", "lora", LayoutCase(4, 1, STAGE1, 4), {"sharding": SHARDING, "data": "fleet fused_allreduce_gradients"}),
+    (
+        "gemma",
+        "sft",
+        LayoutCase(
+            4,
+            2,
+            STAGE1
+            | {
+                "sharding_parallel_config": "split_param",
+                "pipeline_parallel_degree": 2,
+                "pipeline_parallel_config": "enable_sharding_comm_overlap",
+            },
+            2,
+        ),
+        {"pipeline": FLEET, "sharding": "finetune SlicedReplicas"},
     ),
 ]  # fmt: skip
 
@@ -51,6 +99,13 @@ def test_the_pipeline_without_virtual_stages_is_fleets():
     assert issubclass(FleetPipeline, PipelineParallel)
     assert FleetPipeline.forward_backward_pipeline is PipelineParallel.forward_backward_pipeline
     assert FleetPipeline.engine_name == FLEET
+
+
+def test_stage_1_is_fleets():
+    optimizer = OwnedParametersOptimizer
+    assert issubclass(optimizer, DygraphShardingOptimizer)
+    for name in ("reduce_gradients", "step", "_sharding_sync_parameters"):
+        assert getattr(optimizer, name) is getattr(DygraphShardingOptimizer, name)
 
 
 @pytest.mark.parametrize(("family", "method", "layout", "engines"), CASES)

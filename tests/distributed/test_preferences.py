@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.layouts import COMMON, LAYOUTS, METHODS, ONE
+from tests.distributed.layouts import METHODS
+from tests.distributed.preference_runs import PRECISIONS, check
 
 pytestmark = pytest.mark.distributed
-
-TOLERANCE = {"float32": 2e-5, "bf16": 5e-2}
-NUM_STEPS = 6
-SETTINGS: dict[str, Any] = {**COMMON, "max_steps": NUM_STEPS, "eval_steps": 3, "warmup_steps": 0, "src_length": 48,
-                            "max_length": 112, "per_device_eval_batch_size": 3}  # fmt: skip
-PRECISIONS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "bf16": {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True},
-}
-PACKED = {"zero_padding": True, "recompute": True}
-FIGURES = ("loss", "grad_norm", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected",
-           "eval_loss", "eval_rewards_margin", "eval_rewards_accuracy")  # fmt: skip
 
 # Family, method, loss, layout, precision, packed.
 CASES = [
@@ -52,73 +39,6 @@ def matrix() -> list[Any]:
     return cases
 
 
-def build_preferences(folder: Path) -> Path:
-    """21 and 5 short pairs: the last batch of an epoch is a small one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    things, ways = (
-        ("裙子", "shoes", "帽子", "a bag", "外套"),
-        ("好吗", "price?", "怎么样", "colour?", "在哪里", "size?"),
-    )
-    prompts = [f"{thing} {way}" for thing, way in itertools.product(things, ways)]
-    rows = [
-        {
-            "prompt": prompt,
-            "chosen": f"您好 {prompt[:3]} 很好。"[: 6 + number % 7],
-            "rejected": "no idea, 随便"[: 4 + number % 5],
-        }
-        for number, prompt in enumerate(prompts)
-    ]
-    for split, part in (("train", rows[:21]), ("dev", rows[21:26])):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
-        (folder / f"{split}.json").write_text(text, encoding="utf-8")
-    return folder
-
-
-def figures_of(folder: Path) -> dict[str, dict[int, float]]:
-    """What is compared, by name and step."""
-    found: dict[str, dict[int, float]] = {}
-    for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        for name in FIGURES:
-            if name in record:
-                found.setdefault(name, {})[record["step"]] = record[name]
-    return found
-
-
-def differences(bench: Any, case: tuple[Any, ...]) -> dict[str, float]:
-    """How far each figure of a layout is from that of one process, relative to its largest value."""
-    family, method, loss, layout, precision, packed = case
-    settings = SETTINGS | METHODS[method] | PRECISIONS[precision] | (PACKED if packed else {})
-    settings |= {
-        "loss_type": loss,
-        "model_name_or_path": str(bench.model(family)),
-        "dataset_name_or_path": str(build_preferences(bench.folder / "preferences")),
-    }
-    many = LAYOUTS[layout]
-    curves = [
-        figures_of(bench.server.run(settings | each.arguments(), each.world).check().folder)
-        for each in (many, ONE)
-    ]
-    found = {}
-    for name in FIGURES:
-        if name not in curves[1]:
-            continue
-        assert list(curves[0][name]) == list(curves[1][name])
-        scale = max(abs(value) for value in curves[1][name].values())
-        apart = [abs(curves[0][name][step] - value) for step, value in curves[1][name].items()]
-        found[name] = max(apart) / max(scale, 0.1)
-    return found
-
-
-def check(bench: Any, case: tuple[Any, ...]) -> None:
-    found = differences(bench, case)
-    assert {"loss", "grad_norm", "logps_chosen", "eval_loss", "eval_rewards_accuracy"} <= found.keys()
-    tolerance = TOLERANCE[case[4]]
-    # In half precision an answer on the border of right and wrong may cross it.
-    exact = {name: value for name, value in found.items() if case[4] == "float32" or "accuracy" not in name}
-    assert max(exact.values()) <= tolerance, found
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(map(str, case)))
 def test_every_layout_gives_one_curve(bench, case):
     check(bench, case)
@@ -128,6 +48,14 @@ def test_every_layout_gives_one_curve(bench, case):
 @pytest.mark.parametrize("case", matrix(), ids=lambda case: " ".join(map(str, case)))
 def test_every_family_in_every_layout(bench, case):
     check(bench, case)
+
+
+@pytest.mark.slow_distributed
+@pytest.mark.parametrize(("family", "reference"), [("llama", "base"), ("bloom", "folder")])
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
+def test_a_reference_of_its_own_in_every_layout(bench, family, reference, layout):
+    precision = tuple(PRECISIONS)[ALL_LAYOUTS.index(layout) % 2]
+    check(bench, (family, "lora", "sigmoid", layout, precision, False), reference)
 
 
 def test_the_matrix_has_every_value_of_each_side():

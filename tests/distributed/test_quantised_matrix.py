@@ -1,4 +1,8 @@
-"""Every way of holding a base, family, layout and precision: `pytest -m slow_distributed` on this file.
+"""Every way of holding a base, family and layout: `pytest -m slow_distributed` on this file, about half an hour.
+
+Each is run in one of two precisions, which alternate like the fields of a chessboard: every base, every family and every
+pair of layout and base or family meets both. How a matrix is cut or placed does not depend on the precision that its
+values are rounded to, so that the other half would repeat what is known.
 
 With FINETUNE_QUANTISED_RESULTS=<file> every case adds a line to that file, from which `tools/quantised_table.py` makes the
 table in the documentation; with FINETUNE_QUANTISED_CONTINUE=1 cases that stand there are skipped.
@@ -14,7 +18,7 @@ import pytest
 
 from tests.distributed.layouts import LAYOUTS, ONE, LayoutCase, largest_difference
 from tests.distributed.precisions import TOLERANCES, differences
-from tests.quantised_folders import write_hugging_face, write_quantised
+from tests.quantised_folders import write_hugging_face, write_paddlenlp, write_quantised
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 
@@ -33,6 +37,7 @@ BASES = {
     "compressed-tensors int8 folder": "compressed int8",
     "bitsandbytes nf4 folder": "nf4",
     "bitsandbytes int8 folder": "int8",
+    "PaddleNLP int8 folder": "paddlenlp",
 }
 PLACES = {"one": LayoutCase(1, 2)} | {
     name: LAYOUTS[name] for name in ("dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2")
@@ -41,11 +46,18 @@ BFLOAT16 = {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": Tru
 PRECISIONS = {"float32": {}, "bfloat16": BFLOAT16}
 STEPS = {"max_steps": 10, "eval_steps": 10, "learning_rate": 1e-2, "warmup_steps": 2}
 FLOAT32_TOLERANCE = 1e-5
+
+
+def precision_of(base: str, family: str, layout: str) -> str:
+    """The precision of a case: neighbours along any of the three have the other one."""
+    numbers = list(BASES).index(base), FAMILIES.index(family), list(PLACES).index(layout)
+    return list(PRECISIONS)[sum(numbers) % 2]
+
+
 CASES = [
-    (base, family, precision, layout)
+    (base, family, precision_of(base, family, layout), layout)
     for base in BASES
     for family in FAMILIES
-    for precision in PRECISIONS
     for layout in PLACES
 ]
 
@@ -61,7 +73,10 @@ def settings_of(bench, base: str, family: str, precision: str) -> dict:
     if isinstance(BASES[base], dict):
         return settings | BASES[base]
     folder = bench.folder / "quantised" / f"{family} {base}".replace(" ", "-")
-    if not folder.exists():
+    if BASES[base] == "paddlenlp" and not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
+        write_paddlenlp(bench.model(family), folder)
+    elif not folder.exists():
         plain = bench.folder / "quantised" / family
         if not plain.exists():
             plain.parent.mkdir(exist_ok=True)

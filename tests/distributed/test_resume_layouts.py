@@ -17,6 +17,7 @@ CASES = [
     ("llama", "sft", "padded", "one", "tp2 x pp2", {}),
     ("qwen", "lora", "packed", "tp2", "sharding2 stage2", {}),
     ("llama", "sft", "padded", "tp2 x pp2", "one", NOT_UNIFIED),
+    ("bloom", "sft", "padded", "sharding2 stage1", "pp2 x sharding2", {}),
 ]
 SLOW_CASES = [
     ("chatglm2", "lora", "padded", "one", "tp2 x pp2", {}),
@@ -26,6 +27,10 @@ SLOW_CASES = [
     ("chatglm2", "sft", "lazy", "dp2", "tp2", {}),
     ("opt", "lora", "lazy packed", "dp2", "tp2", {}),
     ("qwen", "sft", "packed", "sharding2 stage3", "pp2 virtual2", {}),
+    ("llama", "lora", "packed", "tp2", "sharding2 stage1", {}),
+    ("llama", "sft", "padded", "sharding2 stage1", "one", {"sharding_parallel_config": "split_param"}),
+    ("llama", "sft", "padded", "sharding2 stage2", "sharding2 stage1", {}),
+    ("gemma", "pt", "padded", "pp2 x sharding2", "sharding2 stage3", NOT_UNIFIED),
     ("bloom", "pt", "padded", "tp2", "pp2", {}),
     ("llama", "lora", "padded", "tp2 x pp2", "one", NOT_UNIFIED),
     ("qwen", "sft", "padded", "tp2 x sharding2", "dp2 x tp2", NOT_UNIFIED),

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.run.alignment import REFERENCE_FILE
+from finetune.models.tiny.checkpoint import build_tiny
+from finetune.run.reference import REFERENCE_FILE
 from finetune.settings.arguments import parse_arguments
 from tests.conftest import ROOT, losses, read_log, run_entry, write_arguments
 
@@ -23,7 +24,14 @@ COMMON = {
 KEPT = ("checkpoint-3", "train_log.jsonl", "arguments.json", REFERENCE_FILE)
 METHODS = {
     "full": {"loss_type": "sigmoid"},
-    "lora": {"loss_type": "kto", "lora": True, "lora_rank": 4, "lora_dropout": 0.1, "zero_padding": True},
+    "lora": {
+        "loss_type": "kto",
+        "lora": True,
+        "lora_rank": 4,
+        "lora_dropout": 0.1,
+        "disable_dropout": False,
+        "zero_padding": True,
+    },
     "prefix": {"loss_type": "ipo", "prefix_tuning": True, "num_prefix_tokens": 4},
     "quantised": {"loss_type": "sigmoid", "lora": True, "lora_rank": 4, "weight_quantize_algo": "nf4"},
 }
@@ -97,6 +105,26 @@ def test_what_was_trained_is_evaluated_against_its_reference(trained, capfd):
     assert run_entry(file, *options) == 0
     found = json.loads((out / "all_results.json").read_text())["eval_rewards_margin"]
     assert found == pytest.approx(known, abs=1e-4) and abs(known) > 1e-3
+
+
+@pytest.mark.parametrize(("settings", "is_zero"), [({}, True), ({"disable_dropout": False}, False)])
+def test_dropout_is_no_difference_from_the_reference(tmp_path, capfd, settings, is_zero):
+    model = tmp_path / "opt"
+    build_tiny("opt", model, hidden_size=32, num_layers=2, num_heads=4, vocab_size=600, max_length=256)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.3, "dropout": 0.3}))
+    places = {"model_name_or_path": str(model), "output_dir": str(tmp_path / "out")}
+    more = {
+        "loss_type": "sigmoid",
+        "do_eval": False,
+        "evaluation_strategy": "no",
+        "max_steps": 1,
+        "lora": True,
+    }
+    file = write_arguments(tmp_path / "a.json", **COMMON | places | more | {"lora_dropout": 0.5} | settings)
+    assert run_entry(file) == 0
+    assert (abs(read_log(tmp_path / "out")[0]["rewards_margin"]) < 1e-5) == is_zero
+    assert ("lora_dropout 0.5 has no effect with loss_type sigmoid" in capfd.readouterr().err) == is_zero
 
 
 def test_without_a_reference_none_is_asked(tmp_path, tiny_llama):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
+from finetune.errors import UserError
+from finetune.serving.decoding.options import ModelOptions
+from finetune.serving.predict.loading import plan_model
 from tests.conftest import launch, losses, run_entry
 from tests.quantised_folders import write_hugging_face, write_quantised
 from tests.serving.export.builders import export_folder
@@ -75,3 +79,34 @@ def test_what_cannot_be_done_with_it_is_told_first(base, write_run, capsys, sett
     arguments, _ = write_run("refused", **LORA | settings, max_steps=8, model_name_or_path=str(base))
     assert run_entry(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_adapter_over_another_quantised_base_is_told(base, sharp_llama, write_run, tmp_path, capsys):
+    arguments, out = write_run("other", **LORA, max_steps=4, model_name_or_path=str(sharp_llama),
+                               weight_quantize_algo="nf4")  # fmt: skip
+    assert run_entry(arguments) == 0
+    again, _ = write_run("again", **LORA, max_steps=4, model_name_or_path=str(base), lora_path=str(out))
+    capsys.readouterr()
+    assert run_entry(again) == 2
+    said = "was trained over a base in nf4 in blocks of 64, and model"
+    told = capsys.readouterr().err
+    assert said in told and 'or set weight_quantize_algo to "off" to use it over this one' in told
+    with pytest.raises(UserError, match="add --base original to use it over this one"):
+        plan_model(ModelOptions(model_name_or_path=str(base), lora_path=out))
+    plan_model(ModelOptions(model_name_or_path=str(base), lora_path=out, base="original"))
+    with pytest.raises(UserError, match=said):
+        export_folder(base, tmp_path / "graph", lora_path=out)
+
+
+def test_what_no_layer_can_be_read_from_is_told_before_data_are(base, write_run, tmp_path, capsys):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    facts = config["quantization_config"] | {"sym": True}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": facts}))
+    arguments, out = write_run("contradiction", **LORA, max_steps=8, model_name_or_path=str(folder),
+                               dataset_name_or_path="data_that_is_never_read")  # fmt: skip
+    assert run_entry(arguments) == 2
+    told = capsys.readouterr().err
+    assert "zero points are not 8" in told and "although sym is true in config.json" in told
+    assert not out.exists()

@@ -69,6 +69,26 @@ _QWEN2 = Framing(
     chat_ends=("<|im_end|>",),
 )
 
+_GEMMA = Framing(
+    frame=[(2, "<bos>")],
+    source=[(261, "a"), (275, "red"), (276, "dress")],
+    target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
+    end=(1, "<eos>"),
+    pad_token_id=0,
+)
+_INTERNLM = replace(
+    SENTENCEPIECE,
+    source=[(262, "a"), (276, "red"), (277, "dress")],
+    target=[(289, "f"), (263, "it"), (300, "s"), (269, "w"), (294, "ell"), (274, "上衣")],
+    chat_ends=("<eoa>",),
+)
+_INTERNLM2 = replace(
+    SENTENCEPIECE,
+    source=[(301, "a"), (274, " red"), (275, " dress")],
+    target=[(326, "f"), (293, "its"), (268, " w"), (290, "ell"), (295, " "), (264, "上衣")],
+    chat_ends=("<|im_end|>",),
+)
+
 CASES = (
     FamilyCase("llama", fused_layers=True),
     FamilyCase("llama", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
@@ -102,7 +122,34 @@ CASES = (
     ),
     FamilyCase("qwen2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase("ernie4_5", _GROUPED, num_kv_heads=2, fused_layers=True, framing=BARE),
+    FamilyCase(
+        "glm4",
+        _GROUPED,
+        num_kv_heads=2,
+        framing=replace(
+            _QWEN2,
+            frame=[(322, "[gMASK]"), (324, "<sop>")],
+            end=(320, "<|endoftext|>"),
+            pad_token_id=320,
+            chat_ends=("<|user|>", "<|observation|>"),
+        ),
+    ),
     FamilyCase("phi3", _GROUPED, num_kv_heads=2),
+    FamilyCase("internlm", framing=_INTERNLM),
+    FamilyCase("internlm2", _GROUPED, num_kv_heads=2, framing=_INTERNLM2),
+    FamilyCase("baichuan", framing=replace(_INTERNLM, frame=[], pad_token_id=0, chat_ends=())),
+    FamilyCase("baichuan2", framing=replace(_INTERNLM2, frame=[], pad_token_id=0, chat_ends=())),
+    FamilyCase(
+        "xverse",
+        fused_layers=True,
+        framing=Framing(
+            frame=[],
+            source=[(68, "a"), (290, " red"), (291, " dress")],
+            target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
+            end=(3, "<|endoftext|>"),
+            pad_token_id=1,
+        ),
+    ),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
     FamilyCase(
         "bloom",
@@ -125,18 +172,9 @@ CASES = (
         ),
     ),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2),
-    FamilyCase(
-        "gemma",
-        {"num_key_value_heads": 1},
-        num_kv_heads=1,
-        framing=Framing(
-            frame=[(2, "<bos>")],
-            source=[(261, "a"), (275, "red"), (276, "dress")],
-            target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
-            end=(1, "<eos>"),
-            pad_token_id=0,
-        ),
-    ),
+    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=_GEMMA),
+    FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_GEMMA),
+    FamilyCase("gemma3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_GEMMA),
 )
 IDS = [f"{case.name}-kv{case.num_kv_heads}" for case in CASES]
 
@@ -163,6 +201,7 @@ class FamilyFacts:
         ids_from: The library that says which ids are right.
         blank_in_front: Whether the published vocabulary puts a blank in front of texts, where the tiny one does.
         adds_distances: Whether the scores get distances (ALiBi), so that every mask is a dense one.
+        caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
     """
@@ -184,12 +223,29 @@ class FamilyFacts:
     ids_from: str = "transformers"
     blank_in_front: bool = True
     adds_distances: bool = False
+    caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
 
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"})
+
+_JOINED_INPUT = frozenset({"query_key_value_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+
+_NEW_GEMMA = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    blank_in_front=False,
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    tied_embedding="embed_tokens",
+    fast_tokenizer_agrees=False,
+    curve_learning_rate=3e-3,
+    rotary_function="finetune.families.head_attention.turn",
+    norm_offset=1.0,
+)
 
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
@@ -227,6 +283,15 @@ FACTS = {
         curve_learning_rate=2e-3,
         rotary_function="finetune.families.head_attention.turn",
     ),
+    "glm4": FamilyFacts(
+        frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        curve_learning_rate=5e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
     "phi3": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "gate_up_proj", "down_proj"}),
         known_to_paddlenlp=False,
@@ -245,6 +310,44 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
+    ),
+    "internlm": FamilyFacts(
+        _GATED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "internlm2": FamilyFacts(
+        _JOINED_INPUT,
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+        blank_in_front=False,
+    ),
+    "baichuan": FamilyFacts(
+        _JOINED_INPUT,
+        known_to_paddlenlp=False,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "baichuan2": FamilyFacts(
+        _JOINED_INPUT,
+        known_to_paddlenlp=False,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_tables=0,
+        adds_distances=True,
+        blank_in_front=False,
+    ),
+    "xverse": FamilyFacts(
+        _GATED,
+        splits_rows=True,
+        curve_learning_rate=2e-3,
+        rotary_function="finetune.families.head_attention.turn",
     ),
     "bloom": FamilyFacts(
         _FUSED,
@@ -276,6 +379,8 @@ FACTS = {
         curve_learning_rate=1e-2,
         norm_offset=1.0,
     ),
+    "gemma2": replace(_NEW_GEMMA, caps_scores=True),
+    "gemma3": replace(_NEW_GEMMA, curve_learning_rate=1e-3),
 }
 
 

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from finetune.errors import UserError
+from finetune.families import registry
 from finetune.families.family import families, find_family, get_family, import_object, register
 from finetune.families.llama.record import LLAMA
 
@@ -25,9 +28,42 @@ def test_unknown_family_lists_the_families():
         get_family("lama")
 
 
-def test_registering_a_claimed_model_type_is_an_error():
-    with pytest.raises(ValueError, match=r"collides with family llama"):
+def test_two_families_of_one_name_are_an_error():
+    with pytest.raises(ValueError, match=r"two families llama"):
         register(LLAMA)
+
+
+def _has_tokens(name):
+    """Covers what stands in no folder, or in one whose tokenizer has the token."""
+    return lambda _config, folder: folder is None or name in (folder / "tokenizer_config.json").read_text()
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """Two families of one model_type, told apart by the tokenizer."""
+    families()
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    for name in ("left", "right"):
+        family = replace(LLAMA, name=name, model_types=("twin",), covers=_has_tokens(f"<{name}>"))
+        register(replace(family, told_by=f"its tokenizer has <{name}>"))
+
+
+@pytest.mark.parametrize("name", ["left", "right"])
+def test_families_that_share_a_model_type_are_told_apart_by_the_folder(name, twins, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(f"<{name}>")
+    assert find_family({"model_type": "twin"}, tmp_path).name == name
+
+
+def test_a_model_that_two_families_cover_is_refused_by_their_names(twins, tmp_path):
+    message = r"model_type 'twin' .* shared by the families left \(its tokenizer has <left>\), right \("
+    with pytest.raises(UserError, match=message):
+        find_family({"model_type": "twin"})
+    (tmp_path / "tokenizer_config.json").write_text("<left><right>")
+    with pytest.raises(UserError, match=message):
+        find_family({"model_type": "twin"}, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("")
+    with pytest.raises(UserError, match="no family covers model_type 'twin'"):
+        find_family({"model_type": "twin"}, tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(families()))
@@ -87,4 +123,4 @@ def test_rotary_scaling_that_cannot_be_expressed_is_refused():
 
 def test_other_head_size_is_refused():
     with pytest.raises(UserError, match=r"head_dim 16 with 8 heads"):
-        LLAMA.adapt_config({**LLAMA_SIZES, "head_dim": 16})
+        get_family("qwen2").adapt_config({**LLAMA_SIZES, "head_dim": 16})

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.family import get_family
+from finetune.families.family import find_family, get_family
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
 UNSCALED = ("qwen2", "mistral", "gemma")
@@ -52,6 +52,10 @@ REFUSED = [
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm True"),
     ("bloom", {"tie_word_embeddings": False}, "tie_word_embeddings False, but BLOOM is run with True only"),
     ("bloom", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    ("xverse", {"hidden_act": "gelu"}, "hidden_act 'gelu', but XVERSE is run with 'silu' only"),
+    ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary positions of type 'linear'"),
+    ("internlm2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
+    ("internlm2", {"bias": True}, "bias True, but InternLM2 is run with False only"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu', but PaddleNLP's Llama computes silu only"),
 ]
 
@@ -75,6 +79,75 @@ ACCEPTED = [
 def test_what_is_computed_rightly_is_accepted(name, settings):
     adapted = get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
     assert settings.items() <= adapted.items()
+
+
+def test_skywork_is_a_llama():
+    published = {"model_type": "skywork", "architectures": ["SkyworkForCausalLM"], **SIZES}
+    assert find_family(published).name == "llama"
+    adapted = get_family("llama").adapt_config(published)
+    assert adapted == SIZES | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+INTERNLM = [
+    ("internlm", {"architectures": ["InternLMForCausalLM"]}),
+    ("internlm2", {"architectures": ["InternLM2ForCausalLM"]}),
+    ("internlm2", {"auto_map": {"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"}}),
+    ("internlm2", {"model_type": "internlm2"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), INTERNLM)
+def test_generations_of_internlm_are_told_by_their_classes(name, settings):
+    assert find_family({"model_type": "internlm", **SIZES, **settings}).name == name
+
+
+def test_an_internlm_of_no_generation_is_refused_by_both_names():
+    with pytest.raises(UserError, match=r"families internlm \(.*InternLM\.\.\.\), internlm2 \(.*InternLM2"):
+        find_family({"model_type": "internlm", **SIZES})
+
+
+BAICHUAN = [
+    ("baichuan", {"vocab_size": 64000, "max_position_embeddings": 4096}, False),
+    ("baichuan", {"vocab_size": 64000, "model_max_length": 4096}, True),
+    ("baichuan2", {"vocab_size": 125696, "max_position_embeddings": 4096}, False),
+    ("baichuan2", {"vocab_size": 125700, "z_loss_weight": 0, "model_max_length": 4096}, True),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "has_distances"), BAICHUAN)
+def test_generations_and_sizes_of_baichuan_are_told_apart(name, settings, has_distances):
+    config = {"model_type": "baichuan", **SIZES, **settings}
+    family = find_family(config)
+    adapted = family.adapt_config(config)
+    assert (family.name, adapted["has_distances"], adapted["normed_head"]) == (
+        name,
+        has_distances,
+        name == "baichuan2",
+    )
+    assert family.position_limit(config) == 4096
+    rows = {"fused": True, "half": True, "has_prefix": False}
+    assert family.packed_mask(config, **rows) == ("block" if has_distances else "start_end")
+    # A folder that a run leaves behind, and what is published again, are of the same kind.
+    for again in (adapted, family.hugging_face.config(adapted)):
+        assert find_family(again) is family
+        assert family.adapt_config(again)["has_distances"] == has_distances
+    assert family.adapt_config(adapted) == adapted
+
+
+def test_a_baichuan_of_no_generation_is_refused_by_both_names():
+    with pytest.raises(
+        UserError, match=r"families baichuan \(vocab_size 64000\), baichuan2 \(vocab_size 125696"
+    ):
+        find_family({"model_type": "baichuan", "vocab_size": 64002})
+
+
+def test_rotary_settings_of_internlm():
+    adapt = get_family("internlm").adapt_config
+    adapted = adapt({"rotary": {"base": 50000, "type": "dynamic"}, "bias": False, **SIZES})
+    assert adapted == {"rope_theta": 50000, "bias": False, **SIZES}
+    assert get_family("internlm").hugging_face.config(adapted)["rotary"]["base"] == 50000
+    scaling = {"type": "dynamic", "factor": 2.0}
+    assert get_family("internlm2").adapt_config({"rope_scaling": scaling, **SIZES})["rope_scaling"] == scaling
 
 
 def test_a_window_that_no_layer_uses_is_accepted():

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune.checkpoints.folder import list_checkpoints, newest_valid_checkpoint, step_of
+from finetune.run.reference import REFERENCE_FILE
 from tests.distributed.layouts import LAYOUTS, METHODS, ONE, VARIATIONS, Bench, LayoutCase
+from tests.distributed.preference_runs import build_preferences
 from tests.distributed.server_runs import Kill, Run
 from tests.kills.chat_server import MOMENTS, ChatServer, find_interpreter
 from tests.kills.chat_server import NAME as CHAT_SERVER
@@ -25,7 +27,8 @@ _LOG = "train_log.jsonl"
 _CHANGING = frozenset({_LOG, ".lock", "all_results.json", "arguments.json", "loss.png", ".trained.json"})
 """Files with times or paths in them; of the log the figures are compared."""
 _FIGURES = ("step", "kind", "loss", "grad_norm", "learning_rate", "num_tokens", "num_label_tokens", "loss_scale",
-            "eval_loss", "eval_perplexity", "eval_accuracy")  # fmt: skip
+            "eval_loss", "eval_perplexity", "eval_accuracy", "rewards_chosen", "rewards_rejected", "rewards_accuracy",
+            "eval_rewards_margin", "eval_rewards_accuracy")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,9 @@ def num_saved(folder: Path) -> int:
     return step_of(found) if found else 0
 
 
+_OTHER = "another model"
+"""Stands for a folder with the weights of a training."""
+
 TRAININGS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "sft": ("sft", "padded", "one", {"do_eval": True}),
     "lora": ("lora", "padded", "one", {"do_eval": True}),
@@ -124,6 +130,17 @@ TRAININGS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "sharding stage 3": ("sft", "padded", "sharding2 stage3", {}),
     "file per rank": ("sft", "padded", "tp2", {"unified_checkpoint": False}),
     "lazy, dp2": ("sft", "lazy", "dp2", {}),
+    "QLoRA": ("lora", "packed", "one", {"weight_quantize_algo": "nf4", "weight_double_quant": True}),
+    "QLoRA, tp2": ("lora", "padded", "tp2", {"weight_quantize_algo": "llm.int8", "do_eval": True}),
+    "DPO": ("lora", "padded", "one", {"loss_type": "sigmoid", "do_eval": True}),
+    "KTO": ("sft", "packed", "one", {"loss_type": "kto", "do_eval": True}),
+    "DPO against a folder": (
+        "sft",
+        "padded",
+        "one",
+        {"loss_type": "sigmoid", "do_eval": True, "reference_model": _OTHER},
+    ),
+    "DPO, dp2": ("lora", "packed", "dp2", {"loss_type": "sigmoid", "do_eval": True}),
 }
 """By name: method, variation of the data, layout, further settings."""
 
@@ -136,11 +153,13 @@ def training(bench: Bench, name: str) -> Subject:
         bench.settings("llama", method, variation) | case.arguments() | {"do_eval": False} | _LENGTH | more
     )
     assert variation in VARIATIONS and method in METHODS
+    settings |= _preference_settings(bench, settings)
 
     def start(output: Path, kill: Kill | None) -> Run:
         return bench.server.run(settings, case.world, folder=output, kill=kill)
 
     moments = (
+        *([f".{REFERENCE_FILE}.tmp", REFERENCE_FILE] if "loss_type" in settings else []),
         _LOG,
         "tmp-checkpoint-*",
         "checkpoint-*",
@@ -150,6 +169,21 @@ def training(bench: Bench, name: str) -> Subject:
         "loss.png",
     )
     return Subject(name, case.world, moments, start, run_contents, is_training=True)
+
+
+def _preference_settings(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a training on preferences has otherwise: its data, and a reference of its own where it asks for one."""
+    if "loss_type" not in settings:
+        return {}
+    # A prompt with both its answers takes more room; nothing of the noise of supervised training.
+    changed = {"dataset_name_or_path": str(build_preferences(bench.folder / "preferences")), "neftune": False}
+    changed |= {"src_length": 48, "max_length": 112}
+    if settings.get("reference_model") == _OTHER:
+        other = bench.folder / "reference"
+        if not other.exists():
+            training(bench, "sft").start(other, None).check()
+        changed |= {"reference_model": str(other)}
+    return changed
 
 
 def script(bench: Bench, name: str, sources: Path) -> Subject:

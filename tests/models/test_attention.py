@@ -20,7 +20,8 @@ from finetune.training.loss import logits_of, token_loss_sum
 from tests.families import decoding
 from tests.families.cases import FACTS, small_options
 
-FAMILIES = list(FACTS)
+FAMILIES = [name for name, facts in FACTS.items() if not facts.caps_scores]
+CAPPED = [name for name, facts in FACTS.items() if facts.caps_scores]
 LENGTHS = [6, 3, 5]
 
 
@@ -339,3 +340,27 @@ def test_a_window_narrows_end_rows(corpus, tmp_path, kernels):
     unwindowed = decoding.load_sharp(folder)
     batch = packed(rows, "block")
     assert np.abs(decoding.logits(unwindowed, batch.pop("ids"), **batch) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["block", "start_end"])
+@pytest.mark.parametrize("name", CAPPED)
+def test_capped_scores_are_worked_out_without_a_kernel(name, kind, corpus, tmp_path, kernels):
+    folder = build_tiny(name, tmp_path / "m", corpus=corpus, vocab_size=330, num_layers=2, hidden_size=32)
+    plain, fused = (
+        decoding.load_sharp(folder, sliding_window=3, use_flash_attention=on) for on in (False, True)
+    )
+    rows = decoding.random_rows([8, 5])
+    separate = np.concatenate([decoding.logits(plain, row[None])[0] for row in rows])
+    batch = packed(rows, kind)
+    together = decoding.logits(fused, batch.pop("ids"), **batch)[0]
+    np.testing.assert_allclose(together, separate, atol=1e-5 * max(1, np.abs(separate).max()))
+    assert not kernels.flashmask and not kernels.dense
+
+
+def test_only_layers_with_a_window_get_narrow_rows(corpus, tmp_path, kernels):
+    folder = build_tiny("gemma3", tmp_path / "m", corpus=corpus, vocab_size=330, num_layers=2, hidden_size=32)
+    model = decoding.load_sharp(folder, sliding_window=3, use_flash_attention=True)
+    batch = packed(decoding.random_rows([8, 5]), "start_end")
+    decoding.logits(model, batch.pop("ids"), **batch)
+    narrow, whole = (call["rows"][0, 0, :, 0].tolist() for call in kernels.flashmask)
+    assert narrow == [3, 4, 5, 6, 7, 8, 8, 8, 11, 12, 13, 13, 13] and whole == [8] * 8 + [13] * 5

@@ -107,8 +107,11 @@ def test_with_recompute_little_is_held_beside_the_model(folder, algorithm):
     assert training < size + 600e6
 
 
-def test_beside_float32_only_one_matrix_is_added(folder):
-    size, _, training = measure(folder, "nf4")
+def test_without_recompute_only_one_matrix_is_added_beside_float32(folder):
+    size, loading, training = measure(folder, "nf4")
+    assert size < 0.3e9
+    assert loading < size + 4 * LARGEST + 400e6
+    assert training < size + 600e6
     plain_size, _, plain = measure(folder, "none")
     assert plain_size > 1.1e9
     # Values of the matrix in use, and what the allocator leaves unused between tensors of other sizes.

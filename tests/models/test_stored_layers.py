@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,14 +12,17 @@ import pytest
 
 from finetune.adapters.lora import add_lora
 from finetune.errors import UserError
+from finetune.families.family import get_family
+from finetune.merge.lora import MergeOptions, merge
+from finetune.merge.lora_base import open_base
 from finetune.models.loading import load_model
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.resolve import resolve_model
 from finetune.storage.quantisation.scheme import QuantisationScheme
 from finetune.training.loss import logits_of
-from tests.merge.lora_writing import write_base
+from tests.merge.lora_writing import folder_logits, write_adapter, write_base
 from tests.models.test_quantised_layers import LORA
-from tests.quantised_folders import KINDS, write_quantised
+from tests.quantised_folders import KINDS, write_paddlenlp, write_quantised
 
 IDS = np.random.default_rng(0).integers(5, 60, (2, 12))
 
@@ -98,6 +103,56 @@ def test_lora_over_a_packed_folder_trains_as_over_its_values(folder_of, kind):
         found.append(train(model))
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     assert found[0][-1] < found[0][0] - 0.05
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "compressed int8", "compressed int4", "nf4", "int8"])
+def test_layers_that_were_left_out_and_a_packed_output_layer(tmp_path, kind):
+    plain = write_base(tmp_path / "plain", "llama", hugging_face=True)
+    layers = re.compile(r"layers\.0\..*(q|k|up|down)_proj\.weight$|lm_head\.weight$")
+    folder = write_quantised(plain, tmp_path / "packed", kind, layers)
+    packed, values = load(folder), load(f"{folder}-values")
+    names = [name.rpartition(".")[2] for name in packed_layers(packed)]
+    assert names == ["q_proj", "k_proj", "up_proj", "down_proj"]
+    np.testing.assert_allclose(logits(packed), logits(values), atol=1e-5)
+    found = []
+    for model in (packed, values):
+        adapted = add_lora(
+            model, SimpleNamespace(**LORA), family=get_family("llama"), dtype="float32", seed=1
+        )
+        adapted.mark_only_lora_as_trainable()
+        adapted.train()
+        found.append(train(adapted))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    expected = write_adapter(tmp_path / "adapter", folder)
+    merge(MergeOptions(folder, (tmp_path / "adapter",), tmp_path / "out", into="dequantised"))
+    np.testing.assert_allclose(folder_logits(tmp_path / "out"), expected, atol=2e-2)
+
+
+def test_a_packed_output_layer_that_is_said_to_be_the_embedding_is_refused(tmp_path):
+    plain = write_base(tmp_path / "plain", "llama", hugging_face=True)
+    folder = write_quantised(plain, tmp_path / "packed", "gptq", re.compile(r"(q_proj|lm_head)\.weight$"))
+    expected = logits(load(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    message = "lm_head.weight is quantised, while config.json says .* set tie_word_embeddings to false"
+    with pytest.raises(UserError, match=message):
+        load(folder)
+    with pytest.raises(UserError, match=message):
+        open_base(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    np.testing.assert_array_equal(logits(load(folder)), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_paddlenlps_own_folders(tmp_path, family):
+    folder = write_paddlenlp(write_base(tmp_path / "plain", family), tmp_path / "packed")
+    packed, plain = load(folder), load(f"{folder}-values")
+    assert packed_layers(packed)
+    for name, layer in packed_layers(packed).items():
+        np.testing.assert_array_equal(
+            layer.packed.values().numpy().T, plain.get_sublayer(name).weight.numpy()
+        )
+    np.testing.assert_allclose(logits(packed), logits(plain), atol=1e-5)
 
 
 def test_a_quantised_folder_is_not_quantised_once_more(folder_of):

@@ -1,4 +1,4 @@
-"""Collectives in half precision add in float32 and round once per rank; ranks are threads here."""
+"""Collectives add in the order of ranks, half precision in float32, waited for or not; ranks are threads here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import paddle
 import pytest
 from paddle.base import core
 
+from finetune.processes.cpu.links import PeerLostError
 from finetune.processes.cpu.process_group import CpuProcessGroup
 from tests.machine.half_precision.rounding import DTYPES, rounded
 from tests.machine.half_precision.tensors import draw, values
@@ -149,3 +150,42 @@ def test_parts_of_a_tensor_are_sent_and_put_together():
     results = on_all_ranks(work)
     assert results[1][0] == [[-1.0, -1.0, -1.0], [-1.0, 4.0, 5.0]]
     assert [gathered for _, gathered in results] == [[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]] * 3
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float32"])
+def test_sums_that_run_beside_the_computation_have_the_bits_of_those_that_are_waited_for(dtype):
+    parts = shares((3, 20_000), "float32" if dtype == "float32" else dtype)
+
+    def work(group, rank):
+        begun = [paddle.to_tensor(parts[rank] * factor).astype(dtype) for factor in (1, 2)]
+        share, gathered = paddle.zeros([20_000], dtype), paddle.zeros([3 * 60_000], dtype)
+        tasks = [group.all_reduce(tensor, sync_op=False) for tensor in begun]
+        tasks.append(group.reduce_scatter_tensor(share, begun[0], sync_op=False))
+        tasks.append(group.all_gather_into_tensor(gathered, begun[0], sync_op=False))
+        untouched = values(begun[0])  # nothing is written before somebody waits
+        waited = [paddle.to_tensor(parts[rank] * factor).astype(dtype) for factor in (1, 2)]
+        for tensor in waited:  # comes after those that have begun
+            group.all_reduce(tensor)
+        for task in reversed(tasks):
+            assert task.wait() and task.is_completed()
+        return begun, waited, untouched, values(share), values(gathered)
+
+    for rank, (begun, waited, untouched, share, gathered) in enumerate(on_all_ranks(work)):
+        own = paddle.to_tensor(parts[rank]).astype(dtype)
+        np.testing.assert_array_equal(untouched, values(own))
+        for first, second in zip(begun, waited, strict=True):
+            np.testing.assert_array_equal(values(first), values(second))
+        np.testing.assert_array_equal(share, values(waited[0])[rank].reshape(-1))
+        np.testing.assert_array_equal(gathered, np.concatenate([each.reshape(-1) for each in parts]))
+
+
+def test_a_lost_rank_is_told_to_those_who_wait():
+    class Broken(QueuedLinks):
+        def receive(self, peer, channel, num_bytes):
+            raise PeerLostError(f"rank {peer} ended")
+
+    group = CpuProcessGroup(Broken(0, defaultdict(queue.SimpleQueue)), range(WORLD), 0)
+    task = group.all_reduce(paddle.ones([2]), sync_op=False)
+    task.finish()
+    with pytest.raises(PeerLostError, match="rank 1 ended"):
+        task.wait()

@@ -8,18 +8,30 @@ from hypothesis import strategies as st
 from paddle import nn
 
 from finetune.parallel.sharding.flat_slices import (
+    FilledTensor,
+    GatheredTensors,
+    ScatteredSums,
     cut,
-    gather,
     join,
     plan_buckets,
-    reduce_scatter,
     slice_length,
     sum_over,
 )
 from finetune.parallel.sharding.start import start_replicas
+from finetune.processes.cpu.process_group import Finished
 from finetune.processes.groups import Group, ProcessGroups
 
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3)
+
+
+class Late:
+    """A task whose result is there when it is waited for."""
+
+    def __init__(self, output, value):
+        self._output, self._value = output, value.clone()
+
+    def wait(self):
+        self._output.set_value(self._value)
 
 
 class FakeGroup(Group):
@@ -29,14 +41,18 @@ class FakeGroup(Group):
     def size(self):
         return 2
 
-    def all_gather(self, tensor):
-        return [tensor * -3, tensor]
+    def begin_all_reduce(self, tensor):
+        self.all_reduce(tensor)
+        return Finished()
+
+    def begin_all_gather(self, output, tensor):
+        return Late(output, paddle.concat([tensor * -3, tensor]))
 
     def all_reduce(self, tensor, op="sum"):
         paddle.assign(tensor * -2, output=tensor)
 
-    def reduce_scatter(self, output, source):
-        output.copy_(paddle.split(source * -2, 2)[1], True)
+    def begin_reduce_scatter(self, output, source):
+        return Late(output, paddle.split(source * -2, 2)[1])
 
 
 def numbers(shape, start=1.0):
@@ -70,13 +86,27 @@ def test_sums_are_in_place_and_of_each_tensor():
 
 
 def test_reduce_scatter_gives_this_ranks_slices():
-    parts = reduce_scatter([numbers([5]), numbers([2, 2], 10.0)], FakeGroup())
+    wholes = [numbers([5]), numbers([2, 2], 10.0)]
+    sums = ScatteredSums(wholes, FakeGroup())
+    for whole in wholes:  # given up when the sums begin
+        whole.zero_()
+    parts = sums.wait()
     assert [part.tolist() for part in parts] == [[-8, -10, 0], [-24, -26]]
 
 
 def test_gather_takes_the_slices_of_a_bucket_apart():
-    wholes = gather([numbers([3]), numbers([2], 7.0)], [[5], [2, 2]], FakeGroup())
-    assert [whole.tolist() for whole in wholes] == [[-3, -6, -9, 1, 2], [[-21, -24], [7, 8]]]
+    slices = [numbers([3]), numbers([2], 7.0)]
+    gathered = GatheredTensors(slices, [[5], [2, 2]], FakeGroup())
+    assert [whole.tolist() for whole in gathered.wait()] == [[-3, -6, -9, 1, 2], [[-21, -24], [7, 8]]]
+
+
+def test_a_tensor_is_filled_in_place_when_it_is_waited_for():
+    parameter = paddle.create_parameter([2, 3], "float32")
+    before = parameter.tolist()
+    filled = FilledTensor(parameter, numbers([3]), FakeGroup())
+    assert parameter.tolist() == before
+    filled.wait()
+    assert parameter.tolist() == [[-3, -6, -9], [1, 2, 3]]
 
 
 def small_model():

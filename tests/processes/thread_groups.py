@@ -21,6 +21,11 @@ class _Exchange:
         self.boxes = {(a, b): queue.Queue() for a in range(size) for b in range(size)}
 
 
+class _Done:
+    def wait(self) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class ThreadGroup(Group):
     """A group of threads; `handle` is their exchange."""
@@ -38,6 +43,18 @@ class ThreadGroup(Group):
         import paddle
 
         return [paddle.to_tensor(array) for array in self.gather_objects(tensor.numpy())]
+
+    def begin_all_gather(self, output: Any, tensor: Any) -> Any:
+        import paddle
+
+        output.set_value(paddle.concat(self.all_gather(tensor)))
+        return _Done()
+
+    def broadcast(self, tensor: Any, source: int = 0) -> None:
+        import paddle
+
+        values = self.gather_objects(tensor.numpy() if self.position == source else None)
+        paddle.assign(paddle.to_tensor(values[source]), output=tensor)
 
     def barrier(self) -> None:
         self.gather_objects(None)

@@ -34,12 +34,20 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "llama": _GROUPED,
     "qwen2": _GROUPED,
     "qwen3": _GROUPED,
+    "glm4": _GROUPED,
     "phi3": _GROUPED,
     "ernie4_5": _GROUPED,
+    "xverse": {"intermediate_size": 80},
+    "internlm": {"intermediate_size": 80},
+    "internlm2": _GROUPED,
+    "baichuan": {"intermediate_size": 80},
+    "baichuan2": {"intermediate_size": 80},
     "bloom": {},
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,
     "gemma": _GROUPED,
+    "gemma2": _GROUPED,
+    "gemma3": _GROUPED,
 }
 """What each compared family adds to `SHAPE`."""
 

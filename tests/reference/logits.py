@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.reference import published_forms
+from tests.reference.published_forms import PublishedForm
+
 HERE = Path(__file__).resolve().parent
 GOLDEN_LOGITS = HERE / "golden_logits.npz"
 GOLDEN_CHECKPOINTS = HERE / "golden_logits.json"
@@ -31,6 +34,7 @@ _ROTARY = _SIZES | {
     "max_position_embeddings": 64,
     "rope_theta": 50000.0,
 }
+_WHOLE_HEADS = _ROTARY | {"num_key_value_heads": 4, "rope_theta": 10000.0}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -38,6 +42,33 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_LINEAR = {"rope_type": "linear", "factor": 4.0}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_YARN_MSCALE = _YARN | {
+    "beta_fast": 8.0,
+    "beta_slow": 0.5,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.3,
+    "truncate": False,
+}
+_LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 6.0]}
+_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+_GEMMA2 = _ROTARY | {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+    "sliding_window": 4,
+    "layer_types": _LAYERS,
+}
+_GEMMA3 = _ROTARY | {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 4,
+    "layer_types": _LAYERS,
+    "rope_local_base_freq": 100.0,
+}
+_GLM = _ROTARY | {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5}
 _OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
 
 
@@ -50,12 +81,32 @@ class LogitCase:
         transformers_class: Prefix of transformers' class names ("Llama" in LlamaForCausalLM).
         config: Arguments of its config.
         norm_mean: Mean of the norm weights. Gemma stores them as differences from one.
+        config_class: Of transformers, where it has another prefix.
+        changes: Functions of `llama_changes` that change transformers' model.
+        form: How a published folder holds it, where transformers has no code of the family.
     """
 
     name: str
     transformers_class: str
     config: dict[str, Any] = field(default_factory=dict)
     norm_mean: float = 1.0
+    config_class: str = ""
+    form: PublishedForm = field(default_factory=PublishedForm)
+    changes: tuple[str, ...] = ()
+
+    def write(
+        self, folder: Path, config: dict[str, Any], shapes: dict[str, list[int]], scale: float = LARGE
+    ) -> Path:
+        """A folder of the published form, its weights drawn.
+
+        Args:
+            folder: To create.
+            config: config.json of transformers' model.
+            shapes: Of its weights.
+            scale: See `draw_weights`.
+        """
+        weights = self.form.rearrange(draw_weights(self, shapes, scale), config)
+        return write_checkpoint(folder, self.form.config_of(config), weights)
 
 
 CASES = {
@@ -63,9 +114,39 @@ CASES = {
     for case in (
         LogitCase("llama", "Llama", _ROTARY),
         LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
+        LogitCase("llama_biases", "Llama", _ROTARY | {"attention_bias": True, "mlp_bias": True}),
+        LogitCase("llama_wide_heads", "Llama", _ROTARY | {"head_dim": 16}),
+        LogitCase("xverse", "Llama", _ROTARY | {"num_key_value_heads": 4}, form=published_forms.XVERSE),
+        LogitCase(
+            "internlm",
+            "Llama",
+            _ROTARY | {"num_key_value_heads": 4, "attention_bias": True},
+            form=published_forms.INTERNLM,
+        ),
+        LogitCase("internlm2", "Llama", _ROTARY, form=published_forms.INTERNLM2),
+        LogitCase("baichuan", "Llama", _WHOLE_HEADS, form=published_forms.BAICHUAN),
+        LogitCase(
+            "baichuan_13b",
+            "Llama",
+            _WHOLE_HEADS | {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6},
+            form=published_forms.BAICHUAN_13B,
+            changes=("add_distances",),
+        ),
+        LogitCase(
+            "baichuan2", "Llama", _WHOLE_HEADS, form=published_forms.BAICHUAN2, changes=("norm_head",)
+        ),
+        LogitCase(
+            "baichuan2_13b",
+            "Llama",
+            _WHOLE_HEADS,
+            form=published_forms.BAICHUAN2_13B,
+            changes=("norm_head", "add_distances"),
+        ),
         LogitCase("qwen2", "Qwen2", _ROTARY),
         LogitCase("qwen2_tied", "Qwen2", _ROTARY | {"tie_word_embeddings": True}),
         LogitCase("ernie4_5", "Ernie4_5", _ROTARY | {"head_dim": 16}),
+        LogitCase("glm", "Glm", _GLM),
+        LogitCase("glm4", "Glm4", _GLM),
         LogitCase("phi3", "Phi3", _ROTARY | {"pad_token_id": 0, "sliding_window": 4}),
         LogitCase("qwen3", "Qwen3", _ROTARY | {"head_dim": 16}),
         LogitCase("qwen3_tied", "Qwen3", _ROTARY | {"head_dim": 16, "tie_word_embeddings": True}),
@@ -75,6 +156,16 @@ CASES = {
         LogitCase("opt_350m", "OPT", _OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
+        LogitCase("gemma2", "Gemma2", _GEMMA2, norm_mean=0.0),
+        LogitCase("gemma2_no_window", "Gemma2", _GEMMA2 | {"sliding_window": 64}, norm_mean=0.0),
+        LogitCase("gemma3", "Gemma3", _GEMMA3, norm_mean=0.0, config_class="Gemma3TextConfig"),
+        LogitCase("gemma3_linear", "Gemma3", _GEMMA3 | {"rope_scaling": _LINEAR}, norm_mean=0.0, config_class="Gemma3TextConfig"),
+        LogitCase("phi3_longrope", "Phi3", _ROTARY | {"pad_token_id": 0, "sliding_window": None, "rope_scaling": _LONGROPE, "original_max_position_embeddings": 16, "partial_rotary_factor": 0.5}),
+        LogitCase("llama_yarn", "Llama", _ROTARY | {"rope_scaling": _YARN}),
+        LogitCase("llama_yarn_mscale", "Llama", _ROTARY | {"rope_scaling": _YARN_MSCALE}),
+        LogitCase("llama_biases_llama3", "Llama", _ROTARY | {"attention_bias": True, "rope_scaling": _LLAMA3}),
+        LogitCase("llama_dynamic", "Llama", _ROTARY | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        LogitCase("qwen3_yarn", "Qwen3", _ROTARY | {"head_dim": 16, "rope_scaling": _YARN}),
         LogitCase("gemma", "Gemma", _ROTARY | {"head_dim": 16}, norm_mean=0.0),
         LogitCase("gemma_mqa", "Gemma", _ROTARY | {"head_dim": 16, "num_key_value_heads": 1}, norm_mean=0.0),
     )

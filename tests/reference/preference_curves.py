@@ -22,6 +22,7 @@ class PreferenceCase:
     settings: dict[str, Any] = field(default_factory=dict)
     full_learning_rate: float = 1e-3
     lora_learning_rate: float = 5e-3
+    only_lora: bool = False
 
     @property
     def is_marked(self) -> bool:
@@ -46,6 +47,7 @@ CASES = {
         PreferenceCase("sigmoid_smoothed", "sigmoid", {"label_smoothing": 0.1}),
         PreferenceCase("sigmoid_supervised", "sigmoid", {"sft_loss_ratio": 0.5}),
         PreferenceCase("sigmoid_reference_free", "sigmoid", {"reference_free": True}),
+        PreferenceCase("sigmoid_base", "sigmoid", {"reference_model": "base"}, only_lora=True),
         PreferenceCase("hinge", "hinge"),
         PreferenceCase("ipo", "ipo"),
         PreferenceCase("robust", "robust", {"label_smoothing": 0.2}),

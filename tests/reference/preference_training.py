@@ -140,6 +140,8 @@ def train_case(case: PreferenceCase, folder: Path, adapter: Path | None) -> list
     if adapter is not None:
         model = add_reference_lora(model, adapter)
     reference = copy.deepcopy(model).eval()
+    if arguments.get("reference_model") == "base":
+        reference.disable_adapter_layers()  # as in the context in which TRL asks a model that peft holds
     model.train()
     groups = decay_groups(model, arguments["weight_decay"])
     optimizer = torch.optim.AdamW(groups, lr=arguments["learning_rate"], betas=(0.9, 0.999), eps=1e-8)
@@ -197,7 +199,8 @@ def reference_curves(names: Sequence[str] = tuple(CASES)) -> dict[str, list[dict
         folder = build_policy(Path(name) / "llama")
         adapter = build_adapter(Path(name) / "adapter", folder)
         for case in map(CASES.__getitem__, names):
-            curves[case.name] = train_case(case, folder, None)
+            if not case.only_lora:
+                curves[case.name] = train_case(case, folder, None)
             curves[f"{case.name}_lora"] = train_case(case, folder, adapter)
     return curves
 

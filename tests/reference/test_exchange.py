@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from finetune.families.family import get_family
+from finetune.families.family import find_family, get_family
 from finetune.merge.lora import MergeOptions, export_peft, merge
 from finetune.models.tiny.checkpoint import build_tiny
 from tests.families.cases import FACTS, TIED
@@ -27,7 +27,20 @@ from tests.reference.exchange import (
     write_their_config,
 )
 
-FAMILIES = ("llama", "qwen2", "qwen3", "ernie4_5", "phi3", "bloom", "opt", "mistral", "gemma")
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "ernie4_5",
+    "glm4",
+    "phi3",
+    "bloom",
+    "opt",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3",
+)
 NUM_TOKENS = 20
 LARGER = 20
 PROMPTS = ("今天天气很好，我们去公园。", "问题：水在什么时候结冰？ 答案：", "The answer is")
@@ -68,7 +81,8 @@ def their_texts(folder: Path) -> list[tuple[list[int], str]]:
     """The same by transformers, from the exported folder alone."""
     import transformers
 
-    is_fast = FACTS[json.loads((folder / "config.json").read_text())["model_type"]].fast_tokenizer_agrees
+    family = find_family(json.loads((folder / "config.json").read_text()))
+    is_fast = FACTS[family.name].fast_tokenizer_agrees
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=is_fast)
     model, texts = load_theirs(folder), []
     for prompt in PROMPTS:

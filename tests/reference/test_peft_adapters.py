@@ -25,7 +25,20 @@ pytestmark = [
     ),
 ]
 
-FAMILIES = ("llama", "qwen2", "qwen3", "ernie4_5", "phi3", "bloom", "opt", "mistral", "gemma")
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "ernie4_5",
+    "glm4",
+    "phi3",
+    "bloom",
+    "opt",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3",
+)
 SETTINGS = {
     "plain": {},
     "rslora": {"use_rslora": True},

@@ -18,12 +18,13 @@ from tests.reference.preference_curves import CASES, GOLDEN_PREFERENCES, build_p
 
 HAS_TRL = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft", "trl"))
 REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
-ORDINARY = ("sigmoid_supervised", "orpo", "kto")
+ORDINARY = ("sigmoid_supervised", "sigmoid_base", "orpo", "kto")
 """Losses whose LoRA runs are part of every run of the tests; the others are compared under the mark `slow`."""
 RUNS = [
     pytest.param(name, lora, marks=[pytest.mark.slow] if lora and name not in ORDINARY else [])
     for lora in (False, True)
     for name in CASES
+    if lora or not CASES[name].only_lora
 ]
 
 

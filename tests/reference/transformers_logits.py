@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 
+from tests.reference import llama_changes
 from tests.reference.logits import (
     CASES,
     GOLDEN_CHECKPOINTS,
@@ -29,7 +30,8 @@ from tests.reference.logits import (
 
 def build_reference(case: LogitCase, scale: float) -> torch.nn.Module:
     """The transformers model with the drawn weights in it."""
-    config = getattr(transformers, f"{case.transformers_class}Config")(**case.config)
+    config_class = case.config_class or f"{case.transformers_class}Config"
+    config = getattr(transformers, config_class)(**case.config)
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{case.transformers_class}ForCausalLM")(config).float().eval()
     drawn = draw_weights(case, shapes_of(model), scale)
@@ -37,6 +39,8 @@ def build_reference(case: LogitCase, scale: float) -> torch.nn.Module:
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and set(missing) <= set(model._tied_weights_keys or ())
     model.tie_weights()
+    for change in case.changes:
+        getattr(llama_changes, change)(model)
     return model
 
 

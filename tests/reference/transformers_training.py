@@ -14,8 +14,8 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tests.reference.curves import (
     build_adapter,
     build_model,
 )
+from tests.reference.llama_changes import add_distances, join_inputs, norm_head
 
 IGNORED = -100
 
@@ -49,12 +50,16 @@ class Reference:
         fields: Fields of the config, as (transformers' name, the tiny checkpoint's name).
         renamed: (pattern, replacement) that turn the tiny checkpoint's weight names into transformers'.
         lora_layers: Last parts of the names of the layers that LoRA adapts.
+        config_class: Of transformers, where it has another prefix.
+        change: Gives the model layers that transformers' has not.
     """
 
     transformers_class: str
     fields: tuple[tuple[str, str], ...]
     renamed: tuple[tuple[str, str], ...]
     lora_layers: tuple[str, ...]
+    config_class: str = ""
+    change: Callable[[Any], None] = lambda model: None
 
     def rename(self, name: str) -> str:
         for pattern, replacement in self.renamed:
@@ -72,10 +77,35 @@ _SIZES = _same(
 )  # fmt: skip
 
 
+_DECODER = (r"^\w+\.(?=(embed_tokens|layers|norm)\.)", "model.")
+
+
+def _joined(*changes: Callable[[Any], None], grouped: bool = False) -> Reference:
+    """A Llama whose queries, keys and values come from one layer, and with further changes."""
+
+    def change(model: Any) -> None:
+        join_inputs(model, grouped=grouped)
+        for each in changes:
+            each(model)
+
+    return Reference(
+        "Llama",
+        _SIZES,
+        (_DECODER, ("query_key_value_proj", "qkv")),
+        ("qkv", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        change,
+    )
+
+
 def _rotary(name: str, *extra: str) -> Reference:
     fields = (*_SIZES, *_same(*extra))
     layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return Reference(name, fields, ((rf"^{name.lower()}\.", "model."),), layers)
+    return Reference(name, fields, (_DECODER,), layers)
+
+
+def _gemma(name: str, transformers_class: str, *extra: str) -> Reference:
+    names = ("head_dim", "hidden_activation", "query_pre_attn_scalar", "sliding_window", *extra)
+    return replace(_rotary(transformers_class, *names), renamed=((rf"^{name}\.", "model."),))
 
 
 REFERENCES = {
@@ -83,8 +113,23 @@ REFERENCES = {
     "qwen2": _rotary("Qwen2"),
     "qwen3": _rotary("Qwen3", "head_dim"),
     "ernie4_5": _rotary("Ernie4_5", "head_dim"),
+    "xverse": _rotary("Llama"),
+    "internlm": replace(_rotary("Llama"), fields=(*_SIZES, ("attention_bias", "bias"))),
+    "internlm2": _joined(grouped=True),
+    "baichuan": _joined(),
+    "baichuan2": _joined(norm_head, add_distances),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
+    "glm4": Reference(
+        "Glm4",
+        (*_SIZES, *_same("head_dim", "pad_token_id", "attention_bias", "partial_rotary_factor")),
+        ((r"^glm4\.", "model."),),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+    ),
+    "gemma2": _gemma("gemma2", "Gemma2", "attn_logit_softcapping", "final_logit_softcapping"),
+    "gemma3": replace(
+        _gemma("gemma3", "Gemma3", "rope_local_base_freq", "layer_types"), config_class="Gemma3TextConfig"
+    ),
     "phi3": Reference(
         "Phi3",
         (*_SIZES, ("pad_token_id", "pad_token_id")),
@@ -122,8 +167,11 @@ def load_reference_model(folder: Path, family: str = "llama") -> Any:
     reference = REFERENCES[family]
     config = json.loads((folder / "config.json").read_text())
     settings = {theirs: config[ours] for theirs, ours in reference.fields}
-    config_class = getattr(transformers, f"{reference.transformers_class}Config")
-    model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(config_class(**settings))
+    config_class = getattr(transformers, reference.config_class or f"{reference.transformers_class}Config")
+    model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(
+        config_class(**settings, attn_implementation="eager")  # the others leave caps of scores out
+    )
+    reference.change(model)
     state = {}
     for name, array in load_file(folder / "model.safetensors").items():
         is_linear = array.ndim == 2 and "embed" not in name

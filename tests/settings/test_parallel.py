@@ -114,12 +114,65 @@ def test_degrees_are_compared_with_the_number_of_processes(monkeypatch):
 def test_words_that_the_pipeline_does_not_obey_are_refused(monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     name, degree = "--pipeline_parallel_config", ["--pipeline_parallel_degree", "2"]
-    fault = only_fault_of(*degree, name, "disable_p2p_cache_shape enable_dp_comm_overlap")
-    assert 'pipeline_parallel_config holds "enable_dp_comm_overlap"' in fault
-    assert "at the end of a step: remove the word" in fault
+    fault = only_fault_of(
+        *degree, "--sharding", "stage1", name, "disable_p2p_cache_shape enable_sharding_comm_overlap"
+    )
+    assert 'pipeline_parallel_config holds "enable_sharding_comm_overlap"' in fault
+    assert "at the end of a step: add split_param" in fault
     assert "1F1B" in only_fault_of(*degree, name, "use_dualpipev,enable_delay_scale_loss")
+    batched = "disable_non_batch_p2p_comm"
+    assert "in single messages" in only_fault_of(*degree, name, batched, "--virtual_pp_degree", "2")
+    contrary = only_fault_of(*degree, name, f"{batched} disable_batch_p2p_comm")
+    assert 'its contrary "disable_batch_p2p_comm": remove one of them' in contrary
+    assert parse_arguments([*VALID, *degree, name, batched]).warnings == ()
     obeyed = "disable_partial_send_recv disable_batch_p2p_comm enable_overlap_p2p_comm enable_release_grads"
     assert parse_arguments([*VALID, *degree, name, obeyed]).warnings == ()
+
+
+def test_sums_of_replicas_beside_a_pipeline_are_obeyed_unless_something_forbids_it(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    overlap = ["--pipeline_parallel_degree", "2", "--pipeline_parallel_config", "enable_dp_comm_overlap"]
+    assert parse_arguments([*VALID, *overlap]).warnings == ()
+    waits = ["--data_parallel_config", "gradient_sync_after_accumulate"]
+    assert "data_parallel_config holds gradient_sync_after_accumulate" in only_fault_of(*overlap, *waits)
+    assert "with sharding the gradients" in only_fault_of(*overlap, "--sharding", "stage1")
+    assert parse_arguments([*VALID, *waits]).warnings == ()
+
+
+TENSOR = ["--tensor_parallel_degree", "2", "--tensor_parallel_config"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["enable_mp_fused_linear_param_grad_add"], "no test here can run it"),
+        (["replace_with_c_embedding"], "static graphs"),
+        (["enable_delay_scale_loss replace_with_parallel_cross_entropy"], "static graphs"),
+        (["sync_param"], "would hide the fault"),
+        (["sync_grad"], "would hide the fault"),
+        (["sync_moment"], "would hide the fault"),
+        (["enable_mp_skip_c_identity"], "together with enable_mp_async_allreduce only: add that word, or remove"),
+        (["enable_sp_async_reduce_scatter"], "sequence_parallel is false"),
+        (["enable_mp_async_allreduce", "--sequence_parallel", "true"], "enable_sp_async_reduce_scatter is the word"),
+        (["enable_mp_async_allreduce", "--lora", "true"], "this method trains none"),
+        (["enable_mp_async_allreduce", "--prefix_tuning", "true"], "this method trains none"),
+    ],
+)  # fmt: skip
+def test_words_that_no_tensor_parallel_layer_obeys_are_refused(monkeypatch, words, reason):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    fault = only_fault_of(*TENSOR, *words)
+    assert fault.startswith("tensor_parallel_config holds ") and reason in fault
+
+
+def test_words_that_tensor_parallel_layers_obey_are_taken(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    for words in (
+        ["enable_delay_scale_loss,enable_mp_async_allreduce enable_mp_skip_c_identity"],
+        ["enable_sp_async_reduce_scatter", "--sequence_parallel", "true"],
+    ):
+        assert parse_arguments([*VALID, *TENSOR, *words]).warnings == ()
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")  # words of an axis that the run does not have say nothing
+    assert parse_arguments([*VALID, TENSOR[2], "sync_param", "--lora", "true"]).warnings == ()
 
 
 def test_degrees_of_one_need_no_launcher():
@@ -129,6 +182,45 @@ def test_degrees_of_one_need_no_launcher():
             *["--tensor_parallel_degree", "1", "--pipeline_parallel_degree", "1", "--sharding", "stage2"],
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "reason"),
+    [
+        ("stage1", "split_param enable_fuse_optimizer_states", "optimizer state of each parameter"),
+        ("stage2", "enable_overlap", "semi-automatic"),
+        ("stage1", "enable_tensor_fusion", "semi-automatic"),
+        ("stage2", "split_param", 'it is for stage1 and sharding is "stage2"'),
+        ("stage3", "enable_stage1_overlap", 'it is for stage1 and sharding is "stage3"'),
+        ("stage1", "enable_stage2_overlap", 'it is for stage2 and sharding is "stage1"'),
+        ("stage3", "disable_stage1_reduce_avg", "it is for stage1"),
+    ],
+)
+def test_words_that_sharding_does_not_obey_are_refused(stage, words, reason):
+    fault = only_fault_of("--sharding", stage, "--sharding_parallel_config", words)
+    assert f'sharding_parallel_config holds "{words.split()[-1]}", but' in fault and reason in fault
+    assert fault.endswith("remove the word")
+
+
+def test_sums_beside_computing_and_after_it_exclude_each_other(monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    after = ["--data_parallel_config", "gradient_sync_after_accumulate"]
+    words = ["--sharding", "stage2", "--sharding_parallel_config", "enable_stage2_overlap"]
+    assert "the contrary: remove the word" in only_fault_of(*words, *after)
+    name, pipeline = "enable_sharding_comm_overlap", ["--pipeline_parallel_degree", "2"]
+    pipeline += ["--pipeline_parallel_config", name]
+    assert "the contrary" in only_fault_of("--sharding", "stage3", *pipeline, *after)
+    fault = only_fault_of("--sharding", "stage1", *pipeline)
+    assert "add split_param to sharding_parallel_config" in fault and fault.endswith(", or remove the word")
+    sliced = ["--sharding", "stage1", "--sharding_parallel_config", "split_param"]
+    for words in (
+        ["--sharding", "stage2", *pipeline],
+        [*sliced, *pipeline],
+        [*sliced, *after],
+        ["--sharding", "stage1", "--sharding_parallel_config", "enable_stage1_overlap enable_release_grads"],
+        ["--sharding", "stage1", "--sharding_parallel_config", "disable_stage1_reduce_avg"],
+    ):
+        assert parse_arguments([*VALID, *words]).warnings == ()
 
 
 @pytest.mark.parametrize("name", PARALLEL_WORDS)

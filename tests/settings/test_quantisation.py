@@ -126,8 +126,8 @@ def test_an_adapter_without_a_record_leaves_the_base_alone():
         ({"do_ptq": True, "quant_type": "weight_only_int4"}, "--quantize int4 --perplexity_data data`"),
         ({"do_gptq": True, "gptq_step": 8}, "--quantize int4 --calibration_data data`"),
         (
-            {"do_gptq": True, "lora": True, "lora_path": "mine"},
-            "--lora_path mine --output_path out --quantize int4",
+            {"do_gptq": True, "lora": True, "lora_path": "my own"},
+            "--lora_path 'my own' --output_path out --quantize int4",
         ),
     ],
 )
@@ -138,3 +138,4 @@ def test_files_for_quantising_after_training_are_answered_with_the_command(setti
     (found,) = (each for each in caught.value.faults if each.startswith("do_"))
     assert "`python export_model.py --model_name_or_path model " in found
     assert command in found
+    assert not any("nothing to do" in each for each in caught.value.faults)

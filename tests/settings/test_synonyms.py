@@ -131,7 +131,7 @@ def test_what_means_something_else_is_answered(key):
 
 
 METHODS = [
-    ({"stage": "rm"}, "a reward model"),
+    ({"process_reward": True}, "a process reward model"),
     ({"input_dir": "./data", "max_seq_length": 4096, "min_learning_rate": 3e-6}, "pre-training"),
     ({"stage": "pt", "cutoff_len": 128}, "pre-training"),
     ({"actor_model_name_or_path": "a", "train_datasets": "b", "kl_coeff": 0.02}, "PPO or GRPO"),

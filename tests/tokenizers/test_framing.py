@@ -141,7 +141,7 @@ def test_the_folder_says_whether_a_text_is_opened(folder, family, encoder, tmp_p
     """`add_bos_token`, as transformers' classes of these families read it; its general class does not."""
     if not family.tokenizer.reads_add_bos:
         pytest.skip("transformers' class of this family does not read it")
-    bos = encoder.prefix_ids
+    bos = (encoder.tokenizer.bos_token_id,)
     for number, (changes, expected) in enumerate(
         [
             ({"add_bos_token": False}, ()),

@@ -62,7 +62,7 @@ class PreferenceBatch(Batch):
         return replace(self, num_tokens=0, num_label_tokens=0, num_groups=0, weight=0.0)
 
 
-class _Segment(NamedTuple):
+class Segment(NamedTuple):
     """Tokens that stand together in a row.
 
     Attributes:
@@ -80,7 +80,7 @@ class _Segment(NamedTuple):
     starts: int
 
 
-_Row = list[_Segment]
+Row = list[Segment]
 
 
 class PreferenceRows:
@@ -119,6 +119,11 @@ class PreferenceRows:
 
     def __len__(self) -> int:
         return len(self.samples if self.packing is None else self.packing)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the answers of a group stand behind one prompt."""
+        return self._mask is not None
 
     @functools.cached_property
     def lengths(self) -> NDArray[Any]:
@@ -163,10 +168,10 @@ class PreferenceRows:
         """The rows of some units."""
         groups: list[tuple[int, ...]] = []
         lengths: list[int] = []
-        rows: list[_Row] = []
+        rows: list[Row] = []
         counted: list[list[tuple[int, int]]] = []
         for index in indices:
-            unit: list[_Row] = []
+            unit: list[Row] = []
             of_unit: list[list[tuple[int, int]]] = []
             for number in self.sample_numbers(np.array([index])):
                 answers = self._answers(number)
@@ -207,22 +212,22 @@ class PreferenceRows:
             return answers
         return (*answers, self.samples[int(self.partners[number])].answers[0])
 
-    def _group_rows(self, number: int, answers: Sequence[NDArray[Any]], first: int) -> list[_Row]:
+    def _group_rows(self, number: int, answers: Sequence[NDArray[Any]], first: int) -> list[Row]:
         """One row of trunk and branches, or one of prompt and answer for each answer."""
         prompt = self.samples[number].prompt_ids
         labels = prompt[1:] if self._learns_prompts else np.full(len(prompt) - 1, IGNORE_INDEX, np.int32)
         unlearned = np.full(len(prompt) - 1, IGNORE_INDEX, np.int32)
         none = np.full(len(prompt) - 1, -1, np.int32)
         if self._mask is not None and len(answers) > 1:
-            row = [_Segment(prompt[:-1], labels, none, 0, 0)]
+            row = [Segment(prompt[:-1], labels, none, 0, 0)]
             for place, answer in enumerate(answers):
                 ids = np.concatenate([prompt[-1:], answer[:-1]])
                 own = np.full(len(answer), first + place, np.int32)
-                row.append(_Segment(ids, answer, own, len(prompt) - 1, place + 1))
+                row.append(Segment(ids, answer, own, len(prompt) - 1, place + 1))
             return [row]
         return [
             [
-                _Segment(
+                Segment(
                     np.concatenate([prompt, answer[:-1]]),
                     np.concatenate([unlearned if place else labels, answer]),
                     np.concatenate([none, np.full(len(answer), first + place, np.int32)]),
@@ -233,7 +238,7 @@ class PreferenceRows:
             for place, answer in enumerate(answers)
         ]
 
-    def _collate(self, rows: list[_Row]) -> dict[str, Any]:
+    def _collate(self, rows: list[Row]) -> dict[str, Any]:
         """Inputs, labels and what a mask is made of."""
         sizes = [[len(part.labels) for part in row] for row in rows]
         row_length = -(-max(map(sum, sizes)) // self._multiple) * self._multiple
@@ -271,7 +276,11 @@ class PreferenceRows:
 
 
 def group_lengths(
-    samples: Sequence[PreferenceSample], *, partners: NDArray[Any] | None = None, shares_prompt: bool = True
+    samples: Sequence[PreferenceSample],
+    *,
+    partners: NDArray[Any] | None = None,
+    shares_prompt: bool = True,
+    reads_ends: bool = False,
 ) -> NDArray[Any]:
     """Tokens of each group that enter the model, for `finetune.data.packing.packing.pack`.
 
@@ -279,6 +288,7 @@ def group_lengths(
         samples: The data set.
         partners: As for `PreferenceRows`.
         shares_prompt: Whether its answers stand behind one prompt, or each behind its own.
+        reads_ends: Whether the last token of each answer enters the model.
 
     Returns:
         int64 [samples].
@@ -289,5 +299,5 @@ def group_lengths(
         if partners is not None:
             answers.append(len(samples[int(partners[number])].answers[0]))
         num_prompts = 1 if shares_prompt else len(answers)
-        lengths.append((len(sample.prompt_ids) - 1) * num_prompts + sum(answers))
+        lengths.append((len(sample.prompt_ids) - 1 + reads_ends) * num_prompts + sum(answers))
     return np.array(lengths, dtype=np.int64)

@@ -30,6 +30,7 @@ def load_preferences(
     truncation: str = "left",
     system: str | None = None,
     faults: FaultCollector | None = None,
+    reads_ends: bool = False,
 ) -> tuple[PreferenceStore, DataReport]:
     """Encodes examples of a preference method.
 
@@ -42,6 +43,7 @@ def load_preferences(
         truncation: What happens to longer ones.
         system: The system text of conversations that have none; None leaves that to the template.
         faults: Where those go that the template cannot write; one that skips counts them.
+        reads_ends: Whether the last token of each answer enters the model, as where a reward is read there.
 
     Returns:
         The samples in order, and the report.
@@ -49,14 +51,15 @@ def load_preferences(
     Raises:
         UserError: Examples that cannot be written or are too long, all of them, or no sample is left.
     """
-    report = DataReport(
-        files=tuple(dict.fromkeys(str(each.file) for each in conversations)),
-        # A line gives several examples in a row: a pair its two marked answers, a ranked list its pairs.
-        num_lines=sum(1 for _ in itertools.groupby(conversations, lambda each: each.place)),
-    )
+    report = _new_report(conversations)
     conversations = with_system(conversations, system)
     builder = PreferenceBuilder(
-        encoder, template, src_length=src_length, max_length=max_length, truncation=truncation
+        encoder,
+        template,
+        src_length=src_length,
+        max_length=max_length,
+        truncation=truncation,
+        reads_ends=reads_ends,
     )
     too_long = FaultCollector()
     refused = FaultCollector() if faults is None else faults
@@ -72,13 +75,26 @@ def load_preferences(
     if truncation == "error":
         too_long.raise_if_any()
     if not samples:
-        raise UserError(
-            f"{', '.join(report.files) or 'the data set'}: none of the {report.num_lines:,} examples can be used with "
-            f"src_length {src_length}, max_length {max_length} (dropped: {describe_reasons(report.num_dropped)}). "
-            "Leave more room: a larger max_length, which holds a prompt and all its answers, or a smaller src_length."
-        )
+        raise _nothing_left(report, f"src_length {src_length}, max_length {max_length}")
     _count_samples(samples, report)
+    report.num_tokens += reads_ends * len(samples)
     return PreferenceStore.of(samples), report
+
+
+def _new_report(conversations: Sequence[Conversation]) -> DataReport:
+    return DataReport(
+        files=tuple(dict.fromkeys(str(each.file) for each in conversations)),
+        # A record gives several examples in a row: a pair its two marked answers, a ranked list its pairs.
+        num_lines=sum(1 for _ in itertools.groupby(conversations, lambda each: each.origin)),
+    )
+
+
+def _nothing_left(report: DataReport, lengths: str) -> UserError:
+    return UserError(
+        f"{', '.join(report.files) or 'the data set'}: none of the {report.num_lines:,} examples can be used with "
+        f"{lengths} (dropped: {describe_reasons(report.num_dropped)}). Leave more room: a larger max_length, which holds a "
+        "prompt and all its answers, or a smaller src_length."
+    )
 
 
 def _count_samples(samples: Sequence[PreferenceSample], report: DataReport) -> None:

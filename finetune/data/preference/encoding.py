@@ -75,6 +75,7 @@ class PreferenceBuilder:
         template: Gives the pieces.
         src_length: Most tokens of prefix and prompt where something has to be cut.
         max_length: Most tokens of a sample.
+        reads_ends: Whether the last token of each answer enters the model, as where a reward is read there.
         truncation: One of `finetune.data.samples.tokenize.TRUNCATIONS`.
 
     Raises:
@@ -89,12 +90,15 @@ class PreferenceBuilder:
         src_length: int,
         max_length: int,
         truncation: str = "left",
+        reads_ends: bool = False,
     ):
         self._texts = _AnswerTexts(
             encoder, template, src_length=src_length, truncation=truncation, train_on="last"
         )
         self._prefix = as_ids(encoder.prefix_ids)
-        self._src_length, self._max_length = src_length, max_length
+        # A prompt's last token begins each answer; where answers' ends are read, it stands in the trunk besides.
+        self._src_length, self._max_length = src_length, max_length - reads_ends
+        self._num_ends = int(reads_ends)
         self._cuts, self._cuts_prompt = truncation in ("left", "right"), truncation == "left"
 
     def build(self, conversations: Iterable[Conversation]) -> Iterator[PreferenceSample | Dropped]:
@@ -122,7 +126,7 @@ class PreferenceBuilder:
             if num_tokens <= self._max_length:
                 break
             if not self._cuts:
-                raise TooLongError(num_tokens, self._max_length)
+                raise TooLongError(num_tokens + self._num_ends, self._max_length + self._num_ends)
         if not num_prompt:
             return Dropped(conversation, EMPTY_PROMPT)
         num_lost = 0

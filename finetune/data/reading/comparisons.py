@@ -32,6 +32,7 @@ PAIRS, MARKED = "pairs", "marked"
 """What a method compares: two answers, or one with its mark."""
 
 _MAX_MARGIN = 1e6
+_ANSWERS = (ASSISTANT, TOOL_CALL)
 
 _ReadOne = Callable[[Record, ReadingNotes], Conversation]
 _REJECTED_NAMES = ("rejected", *sorted(REJECTED_FIELDS - {"rejected"}))
@@ -54,6 +55,7 @@ def read_comparisons(
     record = use_usual_names(record)
     margin = _read_margin(record)
     record = record.with_fields({name: value for name, value in record.fields.items() if name != "margin"})
+    _refuse_begun_answer(record)
     if (answers := _find_ranked(record)) is not None:
         if len(answers) == 1:
             yield from _of_single(record, kind, answers[0], notes, read_one)
@@ -74,6 +76,28 @@ def read_comparisons(
             yield replace(chosen, comparison=Comparison(desirable=True))
             other = (*chosen.messages[:-1], rejected)
             yield replace(chosen, messages=other, comparison=Comparison(desirable=False))
+
+
+def _refuse_begun_answer(record: Record) -> None:
+    """A prompt whose last message is the beginning of the answer, which the answers beside it go on with."""
+    fields = record.fields
+    answer = next((fields[name] for name in ("chosen", "completion") if not is_null(fields.get(name))), None)
+    name = next(
+        (name for name in ("prompt", "messages", "conversations") if _is_list_of(fields.get(name), dict)),
+        None,
+    )
+    if answer is None or name is None:
+        return
+    roles = [each.role for each in read_messages(record, fields[name], name, ReadingNotes())]
+    is_whole = _is_list_of(answer, dict) and (
+        read_messages(record, answer, "chosen", ReadingNotes())[0].role not in _ANSWERS
+    )
+    if roles[-1] in _ANSWERS and not is_whole:
+        raise RecordError(
+            record,
+            f"{name} ends with a message of the assistant, which the answers would go on with: write it at the "
+            "beginning of each answer instead",
+        )
 
 
 # --- two answers ---
@@ -108,7 +132,7 @@ def _read_rejected(record: Record, name: str, chosen: Conversation, notes: Readi
         messages = [Message(ASSISTANT, read_text(record, value, name, notes))]
     if not messages:
         raise RecordError(record, f"{name} is an empty list, expected an answer")
-    if messages[0].role in (ASSISTANT, TOOL_CALL):
+    if messages[0].role in _ANSWERS:
         system, ordered = order_messages(record, [*chosen.messages[:-1], *messages], name, notes)
     else:
         system, ordered = order_messages(record, messages, name, notes)
@@ -154,7 +178,11 @@ def _find_ranked(record: Record) -> list[tuple[Any, Record]] | None:
 
 
 def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value)
+    return _is_list_of(value, str) and len(value) > 1
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
 
 
 def _read_ranked_pairs(

@@ -75,6 +75,8 @@ class Conversation:
         is_pair: Whether the data gave a bare prompt and its answer (``src`` and ``tgt``), which a model's own
             template is not meant for unless someone asks for it; not compared.
         comparison: In data of a preference method, what the last answer is compared with.
+        record_end: In such data, where its record ends in the file: examples of one record have the same, although
+            many records may stand on one line; not compared.
     """
 
     messages: tuple[Message, ...]
@@ -84,6 +86,7 @@ class Conversation:
     tools: str | None = None
     is_pair: bool = field(default=False, compare=False)
     comparison: Comparison | None = None
+    record_end: int = field(default=0, compare=False)
 
     @property
     def is_text(self) -> bool:
@@ -107,6 +110,11 @@ class Conversation:
     def place(self) -> str:
         """``FILE:LINE``, for messages."""
         return f"{self.file}:{self.line_number}"
+
+    @property
+    def origin(self) -> tuple[Path, int, int]:
+        """The record that the example is of."""
+        return self.file, self.line_number, self.record_end
 
     def system_text(self, default: str | None = None) -> str:
         """The system text with the functions that may be called; "" when there is neither."""

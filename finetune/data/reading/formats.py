@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,8 @@ def _compare(
             return _read_other(single, notes)
         return to_conversation(single, name, notes)
 
-    return list(comparisons.read_comparisons(record, str(options.comparison), notes, read_one))
+    found = comparisons.read_comparisons(record, str(options.comparison), notes, read_one)
+    return [replace(each, record_end=record.end.offset) for each in found]
 
 
 def _has_rejected(record: Record) -> bool:

@@ -137,6 +137,8 @@ def read_ranked(record: Record) -> list[tuple[float, Record]]:
     answers, ranks = fields.pop("response"), fields.pop("sort")
     if isinstance(answers, str) and not isinstance(ranks, list):
         answers, ranks = [answers], [ranks]
+    if isinstance(answers, list):  # PaddleNLP's later files have each answer in a list of its own
+        answers = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in answers]
     are_lists = isinstance(answers, list) and isinstance(ranks, list)
     if not (are_lists and answers and len(answers) == len(ranks) and all(map(_is_number, ranks))):
         raise RecordError(

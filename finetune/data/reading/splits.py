@@ -112,10 +112,12 @@ def read_splits(
     if training or holds_back:
         groups = _read(data, sources, "train", splits, comparison)
     if holds_back:
-        # What one line gives stays together: a prompt whose other answer was trained on is not held back.
-        lines, held_back = hold_out([_by_line(group) for group in groups], data.validation_split or 0, seed)
-        groups = [[each for line in group for each in line] for group in lines]
-        splits.dev = [each for line in held_back for each in line]
+        # What one record gives stays together: a prompt whose other answer was trained on is not held back.
+        records, held_back = hold_out(
+            [_by_record(group) for group in groups], data.validation_split or 0, seed
+        )
+        groups = [[each for record in group for each in record] for group in records]
+        splits.dev = [each for record in held_back for each in record]
     elif evaluating:
         splits.dev = [each for group in _read(data, sources, "dev", splits, comparison) for each in group]
     splits.dev = _limit(splits.dev, data.max_eval_samples, f"{seed}:dev")
@@ -187,11 +189,11 @@ def _read(
     return read_sources(found, make_options(data, comparison), faults)
 
 
-def _by_line(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
-    """The examples of each line; only data of a preference method have several."""
+def _by_record(conversations: Sequence[Conversation]) -> list[list[Conversation]]:
+    """The examples of each record; only data of a preference method have several."""
     if not any(each.comparison for each in conversations):
         return [[each] for each in conversations]
-    return [list(run) for _, run in itertools.groupby(conversations, lambda each: each.place)]
+    return [list(run) for _, run in itertools.groupby(conversations, lambda each: each.origin)]
 
 
 def _limit(conversations: list[Conversation], most: int | None, seed: str) -> list[Conversation]:

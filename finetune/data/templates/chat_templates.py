@@ -81,6 +81,28 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         user="[Round {round}]\n\n问：{content}\n\n答：",
         after="\n\n",
     ),
+    "glm4": ChatFormat(
+        opening="[gMASK]<sop>",
+        system="<|system|>\n{content}",
+        user="<|user|>\n{content}<|assistant|>",
+        tool="<|observation|>\n{content}<|assistant|>",
+        answer="\n{content}",
+        special_tokens=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
+    "internlm": ChatFormat(
+        system="<|System|>:{content}\n",
+        user="<|User|>:{content}\n<|Bot|>:",
+        end="<eoa>",
+        after="\n",
+        special_tokens=("<eoa>",),
+    ),
+    "xverse": ChatFormat(system="{content}\n\n", user="Human: {content}\n\nAssistant: "),
+    "internlm2": _CHATML,
+    "yi": _CHATML,
+    "ziya": ChatFormat(user="<human>:{content}\n<bot>:", after="\n"),
+    "openbuddy": ChatFormat(
+        system="{content}\n\n", user="User: {content}\nAssistant:", answer=" {content}", after="\n"
+    ),
     "alpaca": ChatFormat(
         system="{content}\n\n",
         user="### Instruction:\n{content}\n\n### Response:\n",

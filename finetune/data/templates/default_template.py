@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.templates.pieces import Piece, Template
+from finetune.errors import UserError
+from finetune.families.family import find_family
+from finetune.storage.files import read_json_or_empty
 
 
 class DefaultTemplate:
@@ -42,6 +46,15 @@ class DefaultTemplate:
     def render_prompt(self, conversation: Conversation) -> list[Piece]:
         """What stands before the last answer."""
         return self.choose(conversation).render_prompt(conversation)
+
+
+def family_format(folder: Path) -> str | None:
+    """Name of the format that the family of a model in a folder is trained with; None where nothing tells one."""
+    config = read_json_or_empty(folder / "config.json")
+    try:
+        return find_family(config, folder).chat_template if config else None
+    except UserError:  # told where the model is loaded
+        return None
 
 
 class TemplateByTools:

@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.data.reading.conversation import Conversation, make_conversation
 from finetune.data.templates.chat_templates import CHAT_FORMATS, NamedTemplate
-from finetune.data.templates.default_template import DefaultTemplate, TemplateByTools
+from finetune.data.templates.default_template import DefaultTemplate, TemplateByTools, family_format
 from finetune.data.templates.jinja_environment import PART
 from finetune.data.templates.jinja_templates import JinjaTemplate
 from finetune.data.templates.own_templates import (
@@ -164,8 +164,8 @@ def load_template(name_or_path: str | Path | None, tokenizer_folder: str | Path 
     """The template that the setting ``chat_template`` asks for.
 
     Args:
-        name_or_path: None for the default: the template in the tokenizer's folder for conversations, if there is
-            one, see `DefaultTemplate`; "none" or "plain" for no template at all; a key of `CHAT_FORMATS`;
+        name_or_path: None for the default: the template in the tokenizer's folder for conversations, or that of
+            the family, see `DefaultTemplate`; "none" or "plain" for no template at all; a key of `CHAT_FORMATS`;
             "tokenizer" for the one in the tokenizer's folder; the name of one of several in that folder; otherwise the path of a file (JSON of the shape of
             `JsonTemplate`, or with a key ``chat_template`` that holds jinja text, or jinja by its name), or of a
             folder that holds one of these as a tokenizer's folder does.
@@ -237,7 +237,9 @@ def asks_for_time(name_or_path: str | None, folder: Path) -> bool:
 
 def _load_default(folder: Path | None) -> Template:
     if folder is None or not has_own_template(folder):
-        return PlainTemplate(is_for_want_of_another=True)
+        if folder is None or (name := family_format(folder)) is None:
+            return PlainTemplate(is_for_want_of_another=True)
+        return DefaultTemplate(lambda: load_template(name, folder), PlainTemplate(), takes_pairs=False)
 
     def load() -> Template:
         try:

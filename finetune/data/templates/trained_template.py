@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.templates.default_template import family_format
 from finetune.data.templates.own_templates import DEFAULT, read_own_templates
 from finetune.storage.files import read_json_object, read_json_or_empty, read_text, write_json
 
@@ -50,16 +51,20 @@ def trained_system(folder: Path) -> str | None:
     return system if isinstance(system, str) else None
 
 
-def record_default(folder: Path, *, uses_own: bool) -> None:
+def record_default(folder: Path, tokenizer_folder: Path, *, uses_own: bool) -> None:
     """Notes in a run's folder which template was trained where the setting leaves it to the model.
 
     Args:
         folder: The run's.
-        uses_own: Whether any example was written by the model's own template.
+        tokenizer_folder: Where the template was looked for.
+        uses_own: Whether any example was written by the model's own template, or by that of its family.
     """
-    from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES
+    from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES, has_own_template
 
-    write_json(folder / RECORD_FILE, {_KEY: OWN_NAME if uses_own else PLAIN_NAMES[0]})
+    name = PLAIN_NAMES[0]
+    if uses_own:
+        name = (not has_own_template(tokenizer_folder) and family_format(tokenizer_folder)) or OWN_NAME
+    write_json(folder / RECORD_FILE, {_KEY: name})
 
 
 def _find_note(folder: Path) -> dict[str, Any]:

@@ -22,9 +22,7 @@ from paddlenlp.transformers.bloom import modeling
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 
 from finetune.families.attention import (
-    are_packed_rows,
-    causal_mask,
-    distance_bias,
+    distances_and_mask,
     fused_attention,
     plain_attention,
 )
@@ -122,14 +120,7 @@ class BloomModel(modeling.BloomModel):
 
     def _bias(self, given: Any, position_ids: Any, shape: tuple[int, int], past_length: int) -> Any:
         """Distances and mask for the heads of this card, float32 [batch, heads, length, past + length]."""
-        if are_packed_rows(given):
-            raise ValueError(
-                "rows of packed samples, which no kernel takes together with distances: give a mask"
-            )
-        if given is None:
-            given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
-        visible = causal_mask(given, shape, past_length)
-        return distance_bias(self._slopes(), _key_positions(given, position_ids, past_length), visible)
+        return distances_and_mask(self._slopes(), given, shape, past_length, position_ids=position_ids)
 
     def _slopes(self) -> paddle.Tensor:
         """[heads of this card]."""
@@ -163,17 +154,3 @@ class BloomForCausalLM(modeling.BloomForCausalLM):
         mappings = super()._get_name_mappings(config)
         bare = [replace(each, source_name=each.source_name.removeprefix("transformer.")) for each in mappings]
         return [*mappings, *bare, StateDictNameMapping("lm_head.weight", "lm_head.decoder_weight")]
-
-
-def _key_positions(attention_mask: paddle.Tensor, position_ids: Any, past_length: int) -> paddle.Tensor:
-    """Positions [batch, keys]: tokens counted from 0, what lies in the past first."""
-    if attention_mask.ndim == 2:
-        tokens = attention_mask.astype("int64")
-        return (tokens.cumsum(axis=-1) - 1) * tokens
-    batch_size, num_keys = attention_mask.shape[0], attention_mask.shape[-1]
-    if position_ids is None:
-        return paddle.arange(num_keys).expand([batch_size, num_keys])
-    past = paddle.arange(past_length, dtype=position_ids.dtype).expand(
-        [batch_size, past_length]
-    )  # [batch, past]
-    return paddle.concat([past, position_ids + past_length], axis=1)

@@ -13,9 +13,9 @@ from finetune.families.decoder_description import (
     LayerWeights,
     Norm,
     array,
-    inverse_frequencies,
     linear,
 )
+from finetune.families.rotary_scaling import inverse_frequencies
 
 _ROTARY_BASE = 10000.0
 

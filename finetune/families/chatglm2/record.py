@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
@@ -28,7 +29,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _covers(config: Mapping[str, Any]) -> bool:
+def _covers(config: Mapping[str, Any], _folder: Path | None) -> bool:
     """ChatGLM-6B has the same `model_type` in Hugging Face's folders, but another architecture."""
     return "ffn_hidden_size" in config
 
@@ -167,6 +168,10 @@ CHATGLM2 = register(
             "recompute_use_reentrant": "Paddle's PyLayer form of recomputation fails on the layers of this model"
         },
         adapt_config=_adapt_config,
+        understood=(
+            *(*_RENAMED, *_FIXED, "apply_residual_connection_post_layernorm", "multi_query_attention"),
+            "hidden_size_per_attention_head",
+        ),
         tensor_splits={
             "word_embeddings": "vocabulary",
             "output_layer": "head",

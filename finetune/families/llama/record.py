@@ -1,7 +1,8 @@
-"""Llama 1, 2 and 3, with grouped-query attention, and the models that share its architecture."""
+"""Llama 1, 2 and 3, with grouped-query attention, and what shares its architecture: Yi, Skywork, Ziya, OpenBuddy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
@@ -11,12 +12,14 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import check_head_dim, split_rotary
+from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _LINEAR_SCALING = ("linear",)
+_OWN_SCALING = ("yarn", "dynamic")
 _UNSCALED = (None, "default")
 
 
@@ -26,14 +29,22 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     Newer Hugging Face folders keep `rope_theta` and the scaling inside `rope_parameters`, older ones
     keep the scaling in `rope_scaling`. PaddleNLP reads a top-level `rope_theta`, the Llama 3 scaling
     from `rope_scaling`, and linear scaling from two fields of its own; what it does not find there it
-    silently replaces by its default. Its feed-forward layer is SwiGLU whatever `hidden_act` says.
+    silently replaces by its default. Its feed-forward layer is SwiGLU whatever `hidden_act` says. Skywork's folders have
+    names of their own for the same model.
     """
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise UserError(
             f"config.json has hidden_act {activation!r}, but PaddleNLP's Llama computes silu only. Use other weights"
         )
+    if _variant(config):
+        require_values(
+            config, "a Llama with biases, a head_dim of its own or such rotary scaling", alibi=False
+        )
+        return with_scaling(config)
     adapted, rope = split_rotary(config)
+    if config.get("model_type") == "skywork":
+        adapted |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     kind = rope.get("rope_type", rope.get("type"))
     if kind == "llama3":
         adapted["rope_scaling"] = {**rope, "rope_type": "llama3"}
@@ -43,10 +54,20 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     elif kind not in _UNSCALED:
         raise UserError(
             f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce; allowed: "
-            "none, linear, llama3. Use weights without that scaling"
+            "none, linear, dynamic, llama3, yarn. Use weights without that scaling"
         )
-    check_head_dim(config)
     return adapted
+
+
+def _variant(config: Mapping[str, Any]) -> str | None:
+    """The class for what PaddleNLP's Llama has not: biases, heads of a size of their own, further scalings."""
+    head_dim, num_heads, hidden = (
+        config.get(name) for name in ("head_dim", "num_attention_heads", "hidden_size")
+    )
+    wide = bool(head_dim and num_heads and hidden and head_dim * num_heads != hidden)
+    is_own = wide or config.get("attention_bias") or config.get("mlp_bias")
+    is_own = is_own or kind_of_scaling(dict(config)) in _OWN_SCALING
+    return "finetune.families.llama.own_layers.LlamaForCausalLM" if is_own else None
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -60,8 +81,8 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 LLAMA = register(
     Family(
         name="llama",
-        model_types=("llama",),
-        architectures=("LlamaForCausalLM", "LlamaForCausalLMPipe"),
+        model_types=("llama", "skywork"),
+        architectures=("LlamaForCausalLM", "LlamaForCausalLMPipe", "SkyworkForCausalLM"),
         model_class="finetune.families.llama.layers.LlamaForCausalLM",
         base_prefix="llama",
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
@@ -75,13 +96,13 @@ LLAMA = register(
             prefix=("bos",),
             end_of_answer="eos",
             pad_fallback="eos",
-            chat_ends=("<|eot_id|>",),  # of Llama 3
+            chat_ends=("<|eot_id|>", "<|im_end|>"),  # of Llama 3 and of Yi
             vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
         # PaddleNLP would do the same with key and value heads, but then each rank's gradients, those of the
         # layer's input among them, are of its own heads only, and nothing adds them up.
@@ -90,6 +111,8 @@ LLAMA = register(
         ),
         sequence_parallel=True,
         adapt_config=_adapt_config,
+        understood=("alibi", "attention_bias", "head_dim", "mlp_bias", "rope_parameters", "rope_scaling"),
+        variants=_variant,
         tensor_splits=TENSOR_SPLITS,
     )
 )

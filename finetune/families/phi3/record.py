@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: Llama's architecture with joined layers, as published without a longer context."""
+"""Phi-3 and Phi-4: Llama's architecture with joined layers, up to the context of their pretraining."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     joined_decoder_weights,
     require_values,
+    with_padding_field,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import check_head_dim, without_scaling
+from finetune.families.rotary_config import ANY_LENGTH, TEXT_POSITIONS, check_head_dim, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Refuses what the layers do not compute."""
-    adapted = without_scaling(config)
+    adapted = with_scaling(config, kinds=(*ANY_LENGTH, "longrope"), may_turn_parts=True)
     check_head_dim(config)
     require_values(config, "Phi-3", attention_bias=False, hidden_act="silu", resid_pdrop=0.0, embd_pdrop=0.0)
-    return {**adapted, "sliding_window": config.get("sliding_window")}
+    positions = {TEXT_POSITIONS: adapted.get(TEXT_POSITIONS) or adapted.get("max_position_embeddings")}
+    return {**adapted, **positions, "sliding_window": config.get("sliding_window")}
 
 
 def _to_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
-    """Transformers takes a missing padding token to be number 32000, which a smaller vocabulary does not have."""
-    return {"pad_token_id": None, **config}
+    """Transformers' class takes three settings of a scaling, under the name that they had at first."""
+    theirs = with_padding_field({name: value for name, value in config.items() if name != TEXT_POSITIONS})
+    if scaling := theirs.get("rope_scaling"):
+        names = {"type": scaling["rope_type"], "short_factor": None, "long_factor": None}
+        theirs["rope_scaling"] = {name: value or scaling[name] for name, value in names.items()}
+    return theirs
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -71,13 +77,21 @@ PHI3 = register(
             config=_to_hugging_face,
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", max_positions=TEXT_POSITIONS),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
+        understood=(
+            "embd_pdrop",
+            "head_dim",
+            "partial_rotary_factor",
+            "resid_pdrop",
+            "rope_parameters",
+            "rope_scaling",
+        ),
         tensor_splits=JOINED_SPLITS,
     )
 )

@@ -14,10 +14,10 @@ from finetune.families.decoder_description import (
     LayerWeights,
     Norm,
     array,
-    inverse_frequencies,
     joined,
     linear,
 )
+from finetune.families.rotary_scaling import inverse_frequencies
 
 
 def describe(model: Any) -> DecoderDescription:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.families.decoder_description import DecoderDescription, inverse_frequencies
+from finetune.families.decoder_description import DecoderDescription
 from finetune.families.gated_decoder_description import describe_gated_decoder
+from finetune.families.rotary_scaling import inverse_frequencies
 
 
 def describe(model: Any) -> DecoderDescription:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetune.families.head_attention import HeadFacts
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
+from finetune.families.rotary_config import scaling_of
 
 
 class Qwen3Config(HeadConfig):
@@ -17,4 +20,8 @@ class Qwen3ForCausalLM(HeadForCausalLM):
 
     config_class = Qwen3Config
     base_model_prefix = "qwen3"
-    facts = HeadFacts(normed=True)
+
+    @classmethod
+    def facts_of(cls, config: Any) -> HeadFacts:
+        """Normed heads; stretched positions where the configuration asks for them."""
+        return HeadFacts(normed=True, scaling=scaling_of(config))

@@ -14,13 +14,13 @@ from finetune.families.gated_decoder import (
     require_values,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import without_scaling
+from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Brings the rotary base to the top; refuses windows, biases and activations that the layers do not compute."""
-    adapted = without_scaling(config)
+    adapted = with_scaling(config)
     windowed = "sliding_attention" in (config.get("layer_types") or ())
     if windowed or config.get("use_sliding_window"):
         raise UserError(
@@ -83,6 +83,7 @@ QWEN3 = register(
         sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
+        understood=("layer_types", "rope_parameters", "rope_scaling"),
         tensor_splits=TENSOR_SPLITS,
     )
 )

@@ -24,6 +24,7 @@ from finetune.models.hubs.modelscope import ModelScope
 from finetune.models.hubs.reach import is_reachable
 from finetune.storage.checkpoints import WEIGHT_FILES, has_weights, shard_names
 from finetune.storage.files import is_present, read_json, write_json
+from finetune.storage.quantisation.side_files import SIDE_FILES, find_old_start, read_side_facts
 
 _NAME = re.compile(r"(?:(?P<hub>\w+)://)?(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 SMALL_FILES = re.compile(r"[^/]+\.(json|txt|model|tiktoken|jinja)|additional_chat_templates/[^/]+\.jinja")
@@ -148,7 +149,7 @@ def fetch_description(repository: Repository) -> tuple[Repository, Path]:
         raise UserError(
             f"{repository} has no config.json, so it is no model that can be read here; it holds {list_some(names, 6)}"
         )
-    folder = repository.fetch(["config.json"])
+    folder = repository.fetch(["config.json", *(name for name in SIDE_FILES if name in names)])
     if repository.hub == "hf" and re.fullmatch("[0-9a-f]{40}", folder.name):
         repository = replace(repository, revision=folder.name)
     return repository, folder
@@ -168,6 +169,9 @@ def fetch_weights(repository: Repository) -> Path:
     """
     names = repository.files() or []
     start = next((name for name in WEIGHT_FILES if name in names), None)
+    if start is None and any(name in names for name in SIDE_FILES):
+        facts = read_side_facts(repository.fetch([name for name in SIDE_FILES if name in names]))
+        start = find_old_start(names, facts)
     if start is None:
         raise UserError(
             f"{repository} has no weights that can be read here (one of {', '.join(WEIGHT_FILES)}); it holds "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.text_patterns import GPT2_PATTERN, QWEN_PATTERN
+from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
 from finetune.models.tiny.sentencepiece_training import NUM_BYTES, corpus_lines
 from finetune.storage.files import write_json
 
@@ -132,6 +132,15 @@ BLOOM_KIND = ByteLevelKind(
     settings={"tokenizer_class": "BloomTokenizerFast", "add_prefix_space": False},
 )
 
+XVERSE_KIND = ByteLevelKind(
+    special_tokens=("<unk>", "<pad>", "<|startoftext|>", "<|endoftext|>"),
+    roles={"unk": "<unk>", "pad": "<pad>", "bos": "<|startoftext|>", "eos": "<|endoftext|>"},
+    pattern=GPT2_PATTERN,
+    special_first=True,
+    write_files=_write_tokenizer_json,
+    settings={"tokenizer_class": "PreTrainedTokenizerFast"},
+)
+
 OPT_KIND = ByteLevelKind(
     special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
     roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},
@@ -150,5 +159,28 @@ QWEN2_KIND = ByteLevelKind(
     settings={
         "tokenizer_class": "Qwen2Tokenizer",
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+    },
+)
+
+GLM4_KIND = ByteLevelKind(
+    special_tokens=(
+        *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+        *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
+    roles={"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
+    pattern=LLAMA3_PATTERN,
+    special_first=False,
+    write_files=_write_tokenizer_json,
+    settings={
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "additional_special_tokens": [
+            "[gMASK]",
+            "<sop>",
+            "<|system|>",
+            "<|user|>",
+            "<|assistant|>",
+            "<|observation|>",
+        ],
     },
 )

@@ -150,16 +150,27 @@ def _sentencepiece_writer(options: TinyOptions) -> Callable[[Path], dict[str, An
     return write
 
 
-def _gemma_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
-    """The same for Gemma, whose control tokens have other ids and names."""
-    model = _sentencepiece_model(options, control_pieces=sentencepiece_training.GEMMA_CONTROL_PIECES)
+def _special_writer(
+    pieces: dict[str, Any],
+    tokenizer_class: str,
+    *,
+    names: dict[str, str] | None = None,
+    more: dict[str, Any] | None = None,
+) -> Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]:
+    """The same for a family whose pieces have other ids and names, or more of them."""
 
-    def write(folder: Path) -> dict[str, Any]:
-        return sentencepiece_training.write_sentencepiece_tokenizer(
-            folder, model, max_length=options.max_length, tokenizer_class="GemmaTokenizer"
+    def prepare(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+        model = _sentencepiece_model(options, control_pieces=pieces)
+        return lambda folder: sentencepiece_training.write_sentencepiece_tokenizer(
+            folder,
+            model,
+            max_length=options.max_length,
+            tokenizer_class=tokenizer_class,
+            names=names,
+            more=more,
         )
 
-    return write
+    return prepare
 
 
 def _byte_level_writer(
@@ -223,12 +234,28 @@ def _tiktoken_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
     return write
 
 
+_BAICHUAN_SETTINGS = {"add_bos_token": False, "pad_token": "<unk>"}
+
 TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]] = {
     "sentencepiece": _sentencepiece_writer,
-    "sentencepiece_gemma": _gemma_writer,
+    "sentencepiece_gemma": _special_writer(sentencepiece_training.GEMMA_CONTROL_PIECES, "GemmaTokenizer"),
+    "sentencepiece_internlm": _special_writer(sentencepiece_training.INTERNLM_PIECES, "InternLMTokenizer"),
+    "sentencepiece_internlm2": _special_writer(
+        sentencepiece_training.INTERNLM2_PIECES,
+        "InternLM2Tokenizer",
+        names=sentencepiece_training.INTERNLM2_NAMES,
+    ),
+    "sentencepiece_baichuan": _special_writer(
+        sentencepiece_training.BAICHUAN_PIECES, "BaichuanTokenizer", more=_BAICHUAN_SETTINGS
+    ),
+    "sentencepiece_baichuan2": _special_writer(
+        sentencepiece_training.BAICHUAN2_PIECES, "BaichuanTokenizer", more=_BAICHUAN_SETTINGS
+    ),
     "byte_level_bloom": _byte_level_writer(byte_level_training.BLOOM_KIND),
     "byte_level_opt": _byte_level_writer(byte_level_training.OPT_KIND),
+    "byte_level_xverse": _byte_level_writer(byte_level_training.XVERSE_KIND),
     "byte_level_qwen2": _byte_level_writer(byte_level_training.QWEN2_KIND),
+    "byte_level_glm4": _byte_level_writer(byte_level_training.GLM4_KIND),
     "sentencepiece_chatglm2": _chatglm2_writer,
     "tiktoken": _tiktoken_writer,
 }

@@ -12,7 +12,7 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,20 @@ def corpus_lines(path: Path) -> Iterator[str]:
 
 
 LLAMA_CONTROL_PIECES = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+INTERNLM_PIECES = {**LLAMA_CONTROL_PIECES, "user_defined_symbols": ["<eoh>", "<eoa>"]}
+INTERNLM2_NAMES = {"<|im_start|>": "[UNUSED_TOKEN_146]", "<|im_end|>": "[UNUSED_TOKEN_145]"}
+"""Names that a folder gives to pieces which the vocabulary keeps free."""
+INTERNLM2_PIECES = {
+    **LLAMA_CONTROL_PIECES,
+    "user_defined_symbols": list(INTERNLM2_NAMES.values()),
+    "add_dummy_prefix": False,
+}
+BAICHUAN_PIECES = {**LLAMA_CONTROL_PIECES, "user_defined_symbols": ["<reserved_102>", "<reserved_103>"]}
+BAICHUAN2_PIECES = {
+    **LLAMA_CONTROL_PIECES,
+    "user_defined_symbols": ["<reserved_106>", "<reserved_107>"],
+    "add_dummy_prefix": False,
+}
 GEMMA_CONTROL_PIECES = {
     **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
     **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
@@ -143,9 +157,23 @@ def open_sentencepiece(model: bytes) -> Any:
 
 
 def write_sentencepiece_tokenizer(
-    out_dir: Path, model: bytes, *, max_length: int, tokenizer_class: str = "LlamaTokenizer"
+    out_dir: Path,
+    model: bytes,
+    *,
+    max_length: int,
+    tokenizer_class: str = "LlamaTokenizer",
+    names: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the files that PaddleNLP's and Hugging Face's LlamaTokenizer, or GemmaTokenizer, read.
+    """Writes the files that PaddleNLP's and Hugging Face's LlamaTokenizer, or one of its kind, read.
+
+    Args:
+        out_dir: Folder.
+        model: The serialised model.
+        max_length: Most tokens of a text.
+        tokenizer_class: Name of the class that reads it.
+        more: Further settings of tokenizer_config.json, or other values.
+        names: Names that the folder gives to pieces -> these pieces.
 
     Returns:
         The ids for config.json: `vocab_size`, `bos_token_id`, `eos_token_id`, `pad_token_id`. Padding
@@ -163,8 +191,7 @@ def write_sentencepiece_tokenizer(
         "eos_token": processor.id_to_piece(eos_id),
         "unk_token": processor.id_to_piece(unk_id),
     }
-    pad_id = processor.pad_id()
-    if pad_id >= 0:
+    if (pad_id := processor.pad_id()) >= 0:
         tokens["pad_token"] = processor.id_to_piece(pad_id)
     settings = {
         **tokens,
@@ -173,7 +200,14 @@ def write_sentencepiece_tokenizer(
         "legacy": True,
         "model_max_length": max_length,
         "tokenizer_class": tokenizer_class,
+        **(more or {}),
     }
+    if names:
+        flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        settings["added_tokens_decoder"] = {
+            str(processor.piece_to_id(piece)): {"content": name, **flags} for name, piece in names.items()
+        }
+        settings["additional_special_tokens"] = list(names)
     write_json(out_dir / "tokenizer_config.json", settings)
     write_json(out_dir / "special_tokens_map.json", tokens)
     return {

@@ -210,7 +210,9 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
     own = [number for part in numbers for number in part]
     local_config = copy.deepcopy(config)
     setattr(local_config, family.fields.num_layers, len(own))
+    local_config.own_layers = own  # for layers that are not all alike
     model = model_class(local_config)
+    del local_config.own_layers
     setattr(local_config, family.fields.num_layers, getattr(config, family.fields.num_layers))
     built = layer_list(model)._sub_layers.values()
     layers = replace_layers(model, dict(zip(own, built, strict=True)))

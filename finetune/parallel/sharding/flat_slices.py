@@ -49,11 +49,13 @@ def no_grad_no_autocast() -> Iterator[None]:
         yield
 
 
-def plan_buckets(tensors: Iterable[Any], max_bytes: int = BUCKET_BYTES) -> list[list[int]]:
-    """Places of tensors that travel together: one dtype, up to `max_bytes` unless a single tensor has more.
+def plan_buckets(tensors: Iterable[Any], max_bytes: int | None = None) -> list[list[int]]:
+    """Places of tensors that travel together: one dtype, up to `max_bytes` (`BUCKET_BYTES`) unless one has more.
 
     Only dtypes and shapes are looked at.
     """
+    if max_bytes is None:
+        max_bytes = BUCKET_BYTES
     buckets: list[list[int]] = []
     is_open: dict[Any, tuple[list[int], int]] = {}
     for place, tensor in enumerate(tensors):
@@ -83,24 +85,77 @@ def sum_over(tensors: Sequence[Any], group: Group) -> None:
             paddle.assign(part.reshape(member.shape), output=member)
 
 
-def reduce_scatter(wholes: Sequence[Any], group: Group) -> list[Any]:
-    """This rank's slice [n] of the sum over the group of each tensor; they must share a dtype."""
-    pieces = [cut(whole, group.size) for whole in wholes]
-    lengths = [piece.shape[1] for piece in pieces]
-    source = pieces[0] if len(pieces) == 1 else paddle.concat(pieces, axis=1)
-    del pieces
-    mine = paddle.empty([source.shape[1]], dtype=source.dtype)
-    group.reduce_scatter(mine, source.flatten())
-    # Copies: a slice must not keep the memory of the whole bucket.
-    return [mine] if len(lengths) == 1 else [part.clone() for part in paddle.split(mine, lengths)]
+class ScatteredSums:
+    """Sums of tensors over a group, of which each rank gets its slices; begun when it is made.
+
+    Args:
+        wholes: Of one dtype.
+        group: Ranks that all have tensors of these shapes.
+
+    Attributes:
+        num_bytes: Of the copy that is summed.
+    """
+
+    def __init__(self, wholes: Sequence[Any], group: Group):
+        pieces = [cut(whole, group.size) for whole in wholes]
+        self._lengths = [piece.shape[1] for piece in pieces]
+        # Always new memory: a backward pass may still use a gradient's elsewhere.
+        source = pieces[0].clone() if len(pieces) == 1 else paddle.concat(pieces, axis=1)
+        self._source = source.flatten()  # [size * n]
+        self.num_bytes = self._source.size * self._source.element_size()
+        self._mine = paddle.empty([source.shape[1]], dtype=source.dtype)
+        self._task = group.begin_reduce_scatter(self._mine, self._source)
+
+    def wait(self) -> list[Any]:
+        """This rank's slice [n] of each sum."""
+        self._task.wait()
+        self._source = None
+        # Copies: a slice must not keep the memory of the whole bucket.
+        if len(self._lengths) == 1:
+            return [self._mine]
+        return [part.clone() for part in paddle.split(self._mine, self._lengths)]
 
 
-def gather(slices: Sequence[Any], shapes: Sequence[Sequence[int]], group: Group) -> list[Any]:
-    """The whole tensors, in new memory, whose slices [n] the ranks of a group hold; they must share a dtype."""
-    lengths = [piece.shape[0] for piece in slices]
-    parts = group.all_gather(slices[0] if len(slices) == 1 else paddle.concat(list(slices)))
-    wholes, begin = [], 0
-    for length, shape in zip(lengths, shapes, strict=True):
-        wholes.append(join([part[begin : begin + length] for part in parts], shape))
-        begin += length
-    return wholes
+class GatheredTensors:
+    """Whole tensors from the slices [n] that the ranks of a group hold; begun when it is made.
+
+    Args:
+        slices: This rank's, of one dtype.
+        shapes: Of the whole tensors.
+        group: The ranks that hold the slices.
+    """
+
+    def __init__(self, slices: Sequence[Any], shapes: Sequence[Sequence[int]], group: Group):
+        self._lengths, self._shapes = [piece.shape[0] for piece in slices], shapes
+        self._own = slices[0].clone() if len(slices) == 1 else paddle.concat(list(slices))
+        self._parts = paddle.empty([group.size * sum(self._lengths)], dtype=self._own.dtype)
+        self._task, self._size = group.begin_all_gather(self._parts, self._own), group.size
+
+    def wait(self) -> list[Any]:
+        """The tensors, in new memory."""
+        self._task.wait()
+        parts = self._parts.reshape([self._size, -1])  # [ranks, slices one after the other]
+        self._own = self._parts = None
+        wholes, begin = [], 0
+        for length, shape in zip(self._lengths, self._shapes, strict=True):
+            wholes.append(join(list(parts[:, begin : begin + length]), shape))
+            begin += length
+        return wholes
+
+
+class FilledTensor:
+    """A tensor that is filled, in place, from the slices that the ranks of a group hold; begun when it is made.
+
+    Args:
+        tensor: Whose elements the ranks share out evenly, without filling up.
+        piece: This rank's slice [n].
+        group: The ranks that hold the slices.
+    """
+
+    def __init__(self, tensor: Any, piece: Any, group: Group):
+        self._memory = tensor.detach().view([-1])
+        self._task = group.begin_all_gather(self._memory, piece.detach())
+
+    def wait(self) -> None:
+        """Returns when the tensor holds the slices of all ranks."""
+        self._task.wait()

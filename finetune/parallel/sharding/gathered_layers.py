@@ -2,8 +2,9 @@
 
 A unit is a decoder layer's parameters; one more, the frame, has all others (embedding, last norm, head, and whatever
 several layers share). Cost per micro-batch: every layer is gathered twice, for forward and for backward, and its
-gradients are scattered once; the frame is gathered once and stays until the micro-batch ends. Nothing overlaps with
-computing.
+gradients are scattered once; the frame is gathered once and stays until the micro-batch ends. While a layer computes,
+the next one's weights are on their way, and the sums of the gradients of those before: in a forward pass the next
+layer's, in a backward pass the previous layer's, if that had a backward pass in the micro-batch before.
 
 When a layer's parameters are freed, the Parameter objects stay and lose their memory. What autograd saved for backward
 refers to the same objects, so it sees the weights again as soon as the memory is given back: before the gradient of
@@ -25,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from finetune.models.layers import named_weights
-from finetune.parallel.sharding.flat_slices import gather, no_grad_no_autocast, plan_buckets
-from finetune.parallel.sharding.replicas import SlicedGradientReplicas
+from finetune.parallel.sharding.flat_slices import GatheredTensors, no_grad_no_autocast, plan_buckets
+from finetune.parallel.sharding.layer_units import divide
+from finetune.parallel.sharding.sliced_replicas import SliceHolders
 
 if TYPE_CHECKING:
     from finetune.processes.groups import ProcessGroups
@@ -41,14 +42,24 @@ class _Unit:
         parameters: By structured name, frozen ones too.
         is_whole: Whether they have their memory now.
         in_backward: Whether they were gathered for backward, which is not over.
+        had_backward: Whether that happened in the micro-batch that was the last to end.
+        has_backward: The same of the one that goes on.
+        arriving: Gathers that have begun, each with the names of what it brings.
+        next: The unit of the layer behind this one, if any.
+        previous: The unit of the layer before.
     """
 
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any]
     is_whole: bool = True
     in_backward: bool = False
+    had_backward: bool = False
+    has_backward: bool = False
+    arriving: list[tuple[list[str], GatheredTensors]] = field(default_factory=list)
+    next: _Unit | None = None
+    previous: _Unit | None = None
 
 
-class GatheredReplicas(SlicedGradientReplicas):
+class GatheredReplicas(SliceHolders):
     """Stage 3: each rank keeps its slice of every parameter, trained or frozen.
 
     All ranks of the sharding group must run forward and backward equally often, also in evaluation; where they
@@ -59,18 +70,27 @@ class GatheredReplicas(SlicedGradientReplicas):
         groups: The process groups.
         layers: Its decoder layers; the first tensor that they are given is the hidden states.
         master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        overlaps: Whether ranks exchange while they compute; the bits are the same either way.
     """
 
     stage = 3
     runs_every_micro_batch = True
 
     def __init__(
-        self, model: Any, groups: ProcessGroups, *, layers: Sequence[Any], master_gradients: bool = False
+        self,
+        model: Any,
+        groups: ProcessGroups,
+        *,
+        layers: Sequence[Any],
+        master_gradients: bool = False,
+        overlaps: bool = True,
     ):
-        super().__init__(model, groups, master_gradients=master_gradients)
-        self._all_whole = 0
-        self._backward_began = False
-        self._frame, self._units = _divide(model, layers)
+        super().__init__(model, groups, master_gradients=master_gradients, overlaps=overlaps)
+        self._overlaps, self._all_whole, self._backward_began = overlaps, 0, False
+        frame, units = divide(model, layers)
+        self._frame, self._units = _Unit(frame), [_Unit(unit) for unit in units]
+        for unit, following in zip(self._units, self._units[1:], strict=False):
+            unit.next, following.previous = following, unit
         self._stored: dict[str, Any] = dict(self._slices)
         for unit in (self._frame, *self._units):
             for name, parameter in unit.parameters.items():
@@ -111,10 +131,14 @@ class GatheredReplicas(SlicedGradientReplicas):
             if unit is self._frame or has_gradient:
                 self._scatter_gradients(unit)
             unit.in_backward = False
+            unit.had_backward, unit.has_backward = unit.has_backward, False
             self._free(unit)
 
-    def after_update(self) -> None:
-        """Nothing to do: the updated slices are gathered when a layer needs them."""
+    def sum_gradients(self) -> None:
+        """Leaves the sums of all micro-batches in the slices' gradients."""
+        with no_grad_no_autocast():
+            self._sums.finish()
+            self._sum_over_replicas()
 
     # ---------------------------------------------------------------- hooks
 
@@ -137,6 +161,8 @@ class GatheredReplicas(SlicedGradientReplicas):
 
         def before(_layer: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             self._gather(unit)
+            if unit.next and not (self._backward_began or unit.in_backward):
+                self._begin_early(unit.next)
             if paddle.is_grad_enabled() and not unit.in_backward:
                 hidden = next(_tensors((arguments, keywords)), None)
                 if hidden is not None and not hidden.stop_gradient:
@@ -153,8 +179,10 @@ class GatheredReplicas(SlicedGradientReplicas):
 
     def _begin_backward(self, unit: _Unit) -> None:
         self._backward_began = True
-        unit.in_backward = True
+        unit.in_backward = unit.has_backward = True
         self._gather(unit)
+        if unit.previous and unit.previous.had_backward:
+            self._begin_early(unit.previous)
 
     def _end_backward(self, unit: _Unit) -> None:
         if unit.in_backward:
@@ -164,25 +192,38 @@ class GatheredReplicas(SlicedGradientReplicas):
 
     # ---------------------------------------------------------------- memory of a unit
 
-    def _gather(self, unit: _Unit) -> None:
-        """Gives the parameters their memory and values."""
-        if unit.is_whole:
+    def _begin_early(self, unit: _Unit) -> None:
+        """Begins to gather what will be needed next."""
+        if self._overlaps:
+            self._begin_gather(unit)
+
+    def _begin_gather(self, unit: _Unit) -> None:
+        if unit.is_whole or unit.arriving:
             return
-        unit.is_whole = True
         names = list(unit.parameters)
         with no_grad_no_autocast():
             for bucket in plan_buckets(unit.parameters.values()):
                 members = [names[place] for place in bucket]
-                wholes = gather(
-                    [self._stored[name] for name in members],
-                    [self._shapes[name] for name in members],
-                    self.groups.sharding,
-                )
-                for name, whole in zip(members, wholes, strict=True):
+                slices = [self._stored[name] for name in members]
+                shapes = [self._shapes[name] for name in members]
+                unit.arriving.append((members, GatheredTensors(slices, shapes, self.groups.sharding)))
+
+    def _gather(self, unit: _Unit) -> None:
+        """Gives the parameters their memory and values."""
+        if unit.is_whole:
+            return
+        self._begin_gather(unit)
+        unit.is_whole = True
+        with no_grad_no_autocast():
+            for names, gathered in unit.arriving:
+                for name, whole in zip(names, gathered.wait(), strict=True):
                     whole._share_buffer_to(unit.parameters[name])
+        unit.arriving.clear()
 
     def _free(self, unit: _Unit) -> None:
         """Takes the parameters' memory, unless all are to stay whole."""
+        while unit.arriving:  # nothing came to need it
+            unit.arriving.pop()[1].wait()
         if unit.is_whole and not self._all_whole:
             unit.is_whole = False
             for parameter in unit.parameters.values():
@@ -194,30 +235,17 @@ class GatheredReplicas(SlicedGradientReplicas):
             paddle.assign(self.slice_of(name, parameter), output=self._stored[name])
 
     def _scatter_gradients(self, unit: _Unit) -> None:
+        names = [name for name in unit.parameters if name in self.trained]
         with no_grad_no_autocast():
-            self._reduce(name for name in unit.parameters if name in self.trained)
-
-
-def _divide(model: Any, layers: Sequence[Any]) -> tuple[_Unit, list[_Unit]]:
-    """The frame and one unit per layer; what two layers share belongs to the frame."""
-    owners: dict[int, set[int]] = {}
-    for number, layer in enumerate(layers):
-        for parameter in layer.parameters():
-            owners.setdefault(id(parameter), set()).add(number)
-    inner = {id(module) for layer in layers for module in layer.sublayers(include_self=True)}
-    outside = {
-        id(parameter)
-        for module in model.sublayers(include_self=True)
-        if id(module) not in inner
-        for parameter in module.parameters(include_sublayers=False)
-    }
-    frame, units = _Unit(), [_Unit() for _ in layers]
-    for name, parameter in named_weights(model).items():
-        numbers = owners.get(id(parameter), set())
-        alone = len(numbers) == 1 and id(parameter) not in outside
-        unit = units[next(iter(numbers))] if alone else frame
-        unit.parameters[name] = parameter
-    return frame, units
+            for bucket in plan_buckets(self.trained[name] for name in names):
+                members = [names[place] for place in bucket]
+                gradients = []
+                for name in members:
+                    if self._local.exists(self.trained[name]):
+                        self._seen.add(name)
+                    gradients.append(self._local.get(self.trained[name]).flatten())  # keeps the memory
+                    self._local.clear(self.trained[name])
+                self._sums.begin(members, gradients)
 
 
 def _tensors(values: Any) -> Iterator[Any]:

@@ -29,10 +29,14 @@ class ParameterGradients:
             return paddle.zeros(parameter.shape, dtype=parameter.dtype)
         return parameter.grad
 
-    def hand_over(self, parameter: Any) -> None:
-        """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""
+    def fill(self, parameter: Any) -> None:
+        """Puts zeros where there is no gradient."""
         if parameter.grad is None:
             parameter.grad = self.get(parameter)
+
+    def hand_over(self, parameter: Any) -> None:
+        """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""
+        self.fill(parameter)
 
     def clear(self, parameter: Any) -> None:
         """Drops the gradient."""
@@ -60,6 +64,10 @@ class MasterGradients:
         if parameter.main_grad is None:
             return paddle.zeros(parameter.shape, dtype="float32")
         return parameter.main_grad
+
+    def fill(self, parameter: Any) -> None:
+        """Puts zeros where there is no gradient."""
+        parameter.main_grad = self.get(parameter)
 
     def hand_over(self, parameter: Any) -> None:
         """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""

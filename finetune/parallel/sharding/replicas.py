@@ -4,45 +4,38 @@ Replicas hold the same weights and take different samples. Gradients are sums ov
 number of label tokens of the whole global batch beforehand), so the gradient of a step is their plain sum over all
 replicas. ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) spares memory among the s ranks of the sharding group:
 
-    stage 0   every rank holds all weights, gradients and optimizer state
-    stage 1   each rank updates 1/s of every parameter: optimizer state / s
+    stage 0   every rank holds all weights, gradients and optimizer state (`bucketed_replicas.py`)
+    stage 1   each rank updates about 1/s of the parameters: optimizer state / s. Fleet gives whole parameters to ranks
+              (`fleet_stage1.py`), or ranks have slices of every parameter (`sliced_replicas.py`)
     stage 2   gradients are summed after every micro-batch, each rank keeps 1/s: gradients / s between micro-batches
+              (`sliced_replicas.py`)
     stage 3   weights too are kept as slices and gathered layer by layer (`gathered_layers.py`)
-
-Slices are flat (`flat_slices.py`), which suits optimizers that treat every element alike, as AdamW does. A slice is a
-Parameter itself, so that moments and float32 master weights are made for it as for any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import paddle
-from paddle.base.framework import EagerParamBase
-from paddle.utils import unique_name
 
+from finetune.families.tensor_splits import is_scalar, tensor_of
 from finetune.models.layers import named_weights
-from finetune.parallel.sharding.flat_slices import (
-    cut,
-    gather,
-    join,
-    no_grad_no_autocast,
-    plan_buckets,
-    reduce_scatter,
-    sum_over,
-)
+from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 from finetune.parallel.sharding.local_gradients import MasterGradients, ParameterGradients
+from finetune.parallel.sharding.whole_state import StateTensor
+from finetune.storage.dtypes import dtype_name
 
 if TYPE_CHECKING:
     from finetune.processes.groups import Group, ProcessGroups
 
 
 class Replicas:
-    """Stage 0, and the interface of all stages.
+    """A single replica, and the interface of all stages.
 
-    A step is: for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norm`
+    A step is: `begin_step`; for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norm`
     for clipping, `drop_absent` and `scale_gradients`, the optimizer's step, `after_update`, `clear_gradients`. All ranks must call
     `after_micro_batch` equally often (a rank without samples calls it alone); stage 3 moreover needs a forward and
     backward of some micro-batch, which may weigh nothing, before each call.
@@ -64,6 +57,10 @@ class Replicas:
         self._local = MasterGradients(self.trained.values()) if master_gradients else ParameterGradients()
         self._seen: set[str] = set()
 
+    def engine(self, axis: str) -> str:
+        """What drives the axis "data" or "sharding", as "package name"."""
+        return f"finetune {type(self).__name__}"
+
     # ---------------------------------------------------------------- for the optimizer and checkpoints
 
     def optimizer_parameters(self) -> list[Any]:
@@ -77,6 +74,25 @@ class Replicas:
     def is_decayed(self, tensor_name: str) -> bool:
         """Whether weight decay is for a tensor that the optimizer updates, by Paddle's name: matrices only."""
         return tensor_name in self._decayed
+
+    def distribute(self, optimizer: Any) -> Any:
+        """The optimizer to step with, made from one of `optimizer_parameters`."""
+        return optimizer
+
+    def collect_state(self, state: Mapping[str, Any]) -> dict[str, StateTensor]:
+        """Optimizer state as checkpoints have it; all ranks of the sharding group must call this.
+
+        Args:
+            state: What this rank keeps, by `<parameter>/<accumulator>`.
+        """
+        return {key: self._state_tensor(key, tensor) for key, tensor in state.items()}
+
+    def _state_tensor(self, key: str, tensor: Any) -> StateTensor:
+        dtype = dtype_name(tensor.dtype)
+        if is_scalar(key):
+            return StateTensor(tuple(tensor.shape), dtype, lambda: tensor)
+        name = tensor_of(key)
+        return StateTensor(self.whole_shape(name), dtype, lambda: self.whole_of(name, tensor))
 
     def slice_of(self, name: str, whole: Any) -> Any:
         """What this rank updates out of a tensor that has a parameter's shape, say a moment."""
@@ -95,7 +111,16 @@ class Replicas:
         """Within it the model's parameters are whole, to be read or changed; all ranks must enter."""
         yield
 
+    def share_updated(self) -> None:
+        """Puts into the parameters what the ranks of the sharding group changed in what they update."""
+
+    def finish_updates(self) -> None:
+        """Returns when the parameters may be read elsewhere than in the model's forward pass."""
+
     # ---------------------------------------------------------------- in a step
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """To be called before the first forward pass of a step, with the number of micro-batches of this rank."""
 
     def after_micro_batch(self) -> None:
         """To be called when a micro-batch's backward is done."""
@@ -108,11 +133,8 @@ class Replicas:
         """
         with no_grad_no_autocast():
             self._note_present()
-            is_alone = self.groups.data.size == 1
-            summed = [each for name, each in self.trained.items() if name in self._seen or not is_alone]
-            for parameter in summed:
-                self._local.hand_over(parameter)
-            sum_over([parameter.grad for parameter in summed], self.groups.data)
+            for name in self._seen:
+                self._local.hand_over(self.trained[name])
 
     def presence(self) -> Any:
         """float64 [trained] or [0]: above 0 where a replica has a gradient of the parameter; for `drop_absent`.
@@ -186,122 +208,12 @@ class Replicas:
         """Ranks that hold the same gradients once these are summed."""
         return self.groups.data
 
-    @property
+    @cached_property
     def _decayed(self) -> set[str]:
-        updated = self._updated()
-        return {updated[name].name for name, parameter in self.trained.items() if parameter.ndim > 1}
+        return {tensor.name for name, tensor in self._updated().items() if self.trained[name].ndim > 1}
 
     def _updated(self) -> dict[str, Any]:
         return self.trained
 
     def _note_present(self) -> None:
         self._seen.update(name for name, each in self.trained.items() if self._local.exists(each))
-
-
-class SlicedReplicas(Replicas):
-    """Stage 1: each rank of the sharding group updates its slice of every trained parameter.
-
-    The slices are copies: weights take (1 + 1/s) of their size at stages 1 and 2.
-    """
-
-    stage = 1
-
-    def __init__(self, model: Any, groups: ProcessGroups, *, master_gradients: bool = False):
-        super().__init__(model, groups, master_gradients=master_gradients)
-        self._shapes = {name: list(parameter.shape) for name, parameter in self.trained.items()}
-        self._slices = {name: self._new_slice(name, parameter) for name, parameter in self.trained.items()}
-
-    def slice_of(self, name: str, whole: Any) -> Any:
-        """This rank's slice [n] of a tensor that has a parameter's shape."""
-        group = self.groups.sharding
-        with no_grad_no_autocast():
-            return cut(whole, group.size)[group.position].clone()
-
-    def whole_of(self, name: str, part: Any) -> Any:
-        """The tensor, of the parameter's shape, of which the ranks of the sharding group hold slices [n]."""
-        with no_grad_no_autocast():
-            return join(self.groups.sharding.all_gather(part), self._shapes[name])
-
-    def whole_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a trained parameter, also while its memory is freed."""
-        return tuple(self._shapes[name])
-
-    @contextmanager
-    def whole_parameters(self) -> Iterator[None]:
-        """Takes changes of the parameters over into the slices when it ends."""
-        yield
-        for name, parameter in self.trained.items():
-            paddle.assign(self.slice_of(name, parameter), output=self._slices[name])
-
-    def sum_gradients(self) -> None:
-        """Leaves the sums in the slices' gradients; the parameters' own are freed."""
-        with no_grad_no_autocast():
-            self._reduce(self.trained)
-            self._sum_over_replicas()
-
-    def after_update(self) -> None:
-        """Puts the updated slices of all ranks together in the parameters."""
-        with no_grad_no_autocast():
-            names = list(self.trained)
-            for bucket in plan_buckets(self.trained.values()):
-                members = [names[place] for place in bucket]
-                wholes = gather(
-                    [self._slices[name] for name in members],
-                    [self._shapes[name] for name in members],
-                    self.groups.sharding,
-                )
-                for name, whole in zip(members, wholes, strict=True):
-                    paddle.assign(whole, output=self.trained[name])
-
-    @property
-    def _copies(self) -> Group:
-        return self.groups.replicas
-
-    def _updated(self) -> dict[str, Any]:
-        return self._slices
-
-    def _new_slice(self, name: str, parameter: Any) -> Any:
-        part = self.slice_of(name, parameter)
-        piece = EagerParamBase(shape=part.shape, dtype=part.dtype, name=unique_name.generate(f"{name}@slice"))
-        part._share_buffer_to(piece)
-        piece.optimize_attr = dict(parameter.optimize_attr)
-        piece.regularizer = parameter.regularizer
-        return piece
-
-    def _reduce(self, names: Iterable[str]) -> None:
-        """Adds the sums over the sharding group to the slices' gradients and frees the parameters' own."""
-        names = list(names)
-        for bucket in plan_buckets(self.trained[name] for name in names):
-            members = [names[place] for place in bucket]
-            self._seen.update(name for name in members if self._local.exists(self.trained[name]))
-            parts = reduce_scatter(
-                [self._local.get(self.trained[name]) for name in members], self.groups.sharding
-            )
-            for name, part in zip(members, parts, strict=True):
-                self._local.clear(self.trained[name])
-                piece = self._slices[name]
-                if piece.grad is None:
-                    piece.grad = part
-                else:
-                    piece.grad.add_(part)
-
-    def _sum_over_replicas(self) -> None:
-        """Sums the slices' gradients over the replicas; they have them of the same parameters."""
-        pieces = self._slices.values()
-        sum_over([piece.grad for piece in pieces if piece.grad is not None], self.groups.replicas)
-
-
-class SlicedGradientReplicas(SlicedReplicas):
-    """Stage 2: whole gradients live only until the end of their micro-batch."""
-
-    stage = 2
-
-    def after_micro_batch(self) -> None:
-        """Sums the micro-batch's gradients over the sharding group into the slices' gradients."""
-        with no_grad_no_autocast():
-            self._reduce(self.trained)
-
-    def sum_gradients(self) -> None:
-        """Sums the slices' gradients over the replicas."""
-        with no_grad_no_autocast():
-            self._sum_over_replicas()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from finetune.machine.stand_ins import replace
+from finetune.machine.stand_ins import replace, replace_import
 
 # This process's connections, made with the first group.
 _links: Any = None
@@ -122,6 +122,7 @@ def _connect(store: Any, timeout_seconds: float) -> Any:
 
 def _replace_tensor_parallel_operators() -> None:
     """Puts the operators of `collectives` where Paddle's layers and PaddleNLP's models look for them."""
+    import paddle
     from paddle.distributed import collective
     from paddle.distributed.fleet.layers.mpu import mp_ops
 
@@ -140,3 +141,10 @@ def _replace_tensor_parallel_operators() -> None:
     ):  # the second one carries the first one's functions under the same names
         for name, operator in operators.items():
             replace(module, name, operator)
+    # Called by Fleet's linear layer that sums gradients itself; Paddle gives this module another's name.
+    replace_import(
+        paddle._legacy_C_ops,
+        "c_identity",
+        lambda tensor, *_: tensor.clone(),
+        source="paddle._legacy_C_ops.c_identity",
+    )

@@ -57,6 +57,8 @@ class Links:
         self.world = len(endpoints)
         self._timeout_seconds = timeout_seconds
         self._sockets: dict[int, socket.socket] = {}
+        # A message is sent in two pieces, and by the threads of several groups.
+        self._sending: dict[int, threading.Lock] = {}
         self._inboxes: dict[tuple[int, int], queue.SimpleQueue[bytearray | None]] = defaultdict(
             queue.SimpleQueue
         )
@@ -66,6 +68,7 @@ class Links:
         # A forked data worker would hold the sockets open after its parent's death, and so hide it.
         os.register_at_fork(after_in_child=self._close)
         for peer, connection in self._sockets.items():
+            self._sending[peer] = threading.Lock()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.settimeout(None)
@@ -82,8 +85,9 @@ class Links:
         """
         connection = self._sockets[peer]
         try:
-            connection.sendall(_HEADER.pack(channel, data.nbytes))
-            connection.sendall(data)
+            with self._sending[peer]:
+                connection.sendall(_HEADER.pack(channel, data.nbytes))
+                connection.sendall(data)
         except OSError as error:
             raise PeerLostError(f"rank {self.rank} lost rank {peer} while sending: {error}") from error
 

@@ -8,7 +8,8 @@
 - It has no reduce-scatter, and no calls "on the calculation stream".
 
 This one works on NumPy arrays over `cpu_links.Links`. Sums are taken in the order of the ranks, so a result does not
-depend on timing and is the same, to the last bit, on every rank. Half-precision numbers are added in float32 and
+depend on timing and is the same, to the last bit, on every rank, whether the caller waits for it (`sync_op`) or goes
+on meanwhile (`background.py`). Half-precision numbers are added in float32 and
 rounded after each rank's, as NCCL does; NumPy does so for float16, and has bfloat16 as bits in uint16.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.processes.cpu.background import BackgroundThread, Exchange, Pending
 from finetune.processes.cpu.links import Links
 from finetune.storage.dtypes import as_float32, rounded
 
@@ -33,7 +35,7 @@ _Reduction = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
 
 
 class Finished:
-    """The task that Paddle's callers wait for: every call here is done when it returns."""
+    """The task that Paddle's callers wait for, of a call that is done when it returns."""
 
     def wait(self, *_: Any) -> bool:
         """Returns at once."""
@@ -43,6 +45,7 @@ class Finished:
 
 
 _FINISHED = Finished()
+Task = Finished | Pending
 
 
 class Arrival:
@@ -86,6 +89,7 @@ class CpuProcessGroup:
         # Collectives and messages of a group do not wait for one another.
         self._collectives, self._messages = 2 * group_id, 2 * group_id + 1
         self._begun: dict[int, deque[Arrival]] = defaultdict(deque)
+        self._background = BackgroundThread(f"group-{group_id}")
 
     def rank(self) -> int:
         """This process's place in the group."""
@@ -99,45 +103,62 @@ class CpuProcessGroup:
         """What Paddle shows as the backend."""
         return "CPU"
 
-    def all_reduce(self, tensor: Any, op: Any = None, sync_op: bool = True) -> Finished:
+    def all_reduce(self, tensor: Any, op: Any = None, sync_op: bool = True) -> Task:
         """Reduces a tensor in place."""
-        _write(tensor, self._reduced(tensor.numpy(), _reduction(op, tensor)))
-        return _FINISHED
+        array, operation = tensor.numpy(), _reduction(op, tensor)
+        return self._exchange(lambda: self._reduced(array, operation), tensor, sync_op)
 
     allreduce = all_reduce
 
-    def all_gather(self, first: Any, second: Any, sync_op: bool | None = None) -> Finished:
+    def all_gather(self, first: Any, second: Any, sync_op: bool | None = None) -> Task:
         """Gathers tensors; with `sync_op` (outputs, tensor), without it (tensor, output), as Paddle has both."""
         if sync_op is None:
             return self.all_gather_into_tensor(second, first)
+        self._background.finish_earlier()
         for output, part in zip(first, self._gathered(second.numpy()), strict=True):
             _write(output, part)
         return _FINISHED
 
-    def all_gather_into_tensor(self, output: Any, tensor: Any, sync_op: bool = True) -> Finished:
+    def all_gather_into_tensor(self, output: Any, tensor: Any, sync_op: bool = True) -> Task:
         """Joins the tensors of all ranks along the first dim."""
-        parts = self._gathered(tensor.numpy())
-        _write(output, np.concatenate([part.reshape(-1) for part in parts]).reshape(output.shape))
-        return _FINISHED
+        array = tensor.numpy()
 
-    def reduce_scatter_tensor(
-        self, output: Any, tensor: Any, op: Any = None, sync_op: bool = True
-    ) -> Finished:
+        def exchange() -> NDArray[Any]:
+            return np.concatenate([part.reshape(-1) for part in self._gathered(array)])
+
+        return self._exchange(exchange, output, sync_op)
+
+    def reduce(self, tensor: Any, dst: int, op: Any = None, sync_op: bool = True) -> Task:
+        """Reduces a tensor in place on the rank at position `dst`; the others keep theirs."""
+        array: NDArray[Any] = tensor.numpy()
+        operation = _reduction(op, tensor)
+
+        def exchange() -> NDArray[Any]:
+            if dst != self._position:
+                self._send(dst, array)
+                return array
+            parts = (array if peer == dst else self._receive(peer, array) for peer in range(self.size()))
+            total: NDArray[Any] = reduce(operation, parts)
+            return total
+
+        return self._exchange(exchange, tensor, sync_op)
+
+    def reduce_scatter_tensor(self, output: Any, tensor: Any, op: Any = None, sync_op: bool = True) -> Task:
         """Reduces a tensor [n * d, ...] and keeps this rank's part [d, ...]."""
         parts = np.split(tensor.numpy().reshape(-1), self.size())
-        _write(output, self._reduced_part(parts, _reduction(op, tensor)).reshape(output.shape))
-        return _FINISHED
+        operation = _reduction(op, tensor)
+        return self._exchange(lambda: self._reduced_part(parts, operation), output, sync_op)
 
     def reduce_scatter(
         self, output: Any, tensors: Sequence[Any], op: Any = None, sync_op: bool = True
-    ) -> Finished:
+    ) -> Task:
         """Reduces one tensor for each rank and keeps this rank's."""
-        operation = _reduction(op, tensors[0])
-        _write(output, self._reduced_part([tensor.numpy() for tensor in tensors], operation))
-        return _FINISHED
+        arrays, operation = [tensor.numpy() for tensor in tensors], _reduction(op, tensors[0])
+        return self._exchange(lambda: self._reduced_part(arrays, operation), output, sync_op)
 
     def broadcast(self, tensor: Any, src: int, sync_op: bool = True) -> Finished:
         """Sets a tensor to what the rank at position `src` holds."""
+        self._background.finish_earlier()
         if src == self._position:
             for peer in self._others():
                 self._send(peer, tensor.numpy())
@@ -173,6 +194,7 @@ class CpuProcessGroup:
         self, output: Any, tensor: Any, num_parts: int, part: int
     ) -> Finished:
         """Fills the equal parts of a tensor's flat form with those of the group's ranks, one each."""
+        self._background.finish_earlier()
         own = np.split(tensor.numpy().reshape(-1), num_parts)[part]
         _write(output, np.concatenate(self._gathered(own)))
         return _FINISHED
@@ -185,20 +207,30 @@ class CpuProcessGroup:
 
     def barrier(self, device_id: int = -1) -> Finished:
         """Returns when every rank has come here."""
+        self._background.finish_earlier()
         self._gathered(np.zeros(1, dtype="int8"))
         return _FINISHED
 
     all_reduce_on_calc_stream = all_reduce
     all_gather_into_tensor_on_calc_stream = all_gather_into_tensor
+    reduce_on_calc_stream = reduce
     reduce_scatter_tensor_on_calc_stream = reduce_scatter_tensor
     reduce_scatter_on_calc_stream = reduce_scatter
     broadcast_on_calc_stream = broadcast
     send_on_calc_stream = send
     recv_on_calc_stream = recv
 
-    def all_gather_on_calc_stream(self, outputs: Sequence[Any], tensor: Any) -> Finished:
+    def all_gather_on_calc_stream(self, outputs: Sequence[Any], tensor: Any) -> Task:
         """`all_gather` with the outputs first."""
         return self.all_gather(outputs, tensor, True)
+
+    def _exchange(self, exchange: Exchange, output: Any, sync_op: bool) -> Task:
+        """Runs a collective, at once or in the background, and writes its result into a tensor."""
+        if not sync_op:
+            return self._background.begin(Pending(exchange, lambda array: _write(output, array)))
+        self._background.finish_earlier()
+        _write(output, exchange())
+        return _FINISHED
 
     def _others(self) -> list[int]:
         """The other positions, each rank beginning with its neighbour so that not all send to the same one."""

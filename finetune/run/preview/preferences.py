@@ -62,16 +62,19 @@ def _parts(sample: PreferenceSample, number: int) -> Iterator[tuple[str, Example
         yield f"{kind} {number}: {title}", Example(ids=answer.tolist(), learned=[True] * len(answer))
 
 
-def count_preferences(samples: Sequence[PreferenceSample], *, pack_to: int | None, seed: int) -> Figures:
+def count_preferences(
+    samples: Sequence[PreferenceSample], *, pack_to: int | None, seed: int, reads_ends: bool = False
+) -> Figures:
     """Figures of samples.
 
     Args:
         samples: All of a split.
         pack_to: Tokens of a packed row; None: prompts do not share rows.
         seed: Decides the packing, as in a run.
+        reads_ends: Whether the last token of each answer enters the model, as in a reward model.
     """
     partners = None if samples[0].desirable is None else find_partners(samples)
-    lengths = group_lengths(samples, partners=partners)
+    lengths = group_lengths(samples, partners=partners, reads_ends=reads_ends)
     return Figures(
         lengths=lengths,
         num_duplicates=count_repeated([_end_marked(sample) for sample in samples]),

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from finetune.data.preference.sample import PreferenceSample
+from finetune.run.alignment import gives_rewards
 from finetune.run.preview.preferences import count_preferences, print_preferences
 from finetune.run.preview.tables import Figures, count_prompts, count_samples, print_figures
 from finetune.run.preview.tokens import Example, TokenReader, print_example, uses_marks
@@ -79,12 +80,11 @@ def _count(args: Arguments, data: RunData, split: str) -> Figures:
     if split == "dev" and args.data.eval_with_do_generation:
         return count_prompts(data.prompts)
     samples = data.train if split == "train" else data.dev
-    count = count_preferences if isinstance(samples[0], PreferenceSample) else count_samples
-    return count(
-        samples,
-        pack_to=args.data.max_length if args.data.zero_padding else None,
-        seed=args.training.seed,
-    )
+    pack_to = args.data.max_length if args.data.zero_padding else None
+    if isinstance(samples[0], PreferenceSample):
+        reads_ends = gives_rewards(args)
+        return count_preferences(samples, pack_to=pack_to, seed=args.training.seed, reads_ends=reads_ends)
+    return count_samples(samples, pack_to=pack_to, seed=args.training.seed)
 
 
 def _print_examples(console: Console, examples: list[Example], reader: TokenReader) -> None:

@@ -63,6 +63,9 @@ class DecodingSettings:
         kwargs: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
             "min_new_tokens": self.min_new_tokens,
+            # Else a folder's old limits take the place of a new one that has PaddleNLP's default, 20 and 0.
+            "max_length": 0,
+            "min_length": 0,
             "repetition_penalty": self.repetition_penalty,
         }
         if self.is_greedy:

@@ -87,7 +87,7 @@ class GenerationGraph(nn.Layer):
         logits, caches = self.decoder(
             ids,
             (paddle.arange(start, end).unsqueeze(0) - loop.first.unsqueeze(1)).clip(min=0),
-            loop.prompt_mask(start),
+            loop.prompt_masks(start),
             _pairs(pasts),
             _extend,
         )
@@ -125,6 +125,7 @@ class _Loop:
     def __init__(self, graph: GenerationGraph, choice: Choice, padding: Any, *, end: Any, history_end: Any):
         self.decoder, self.window = graph.decoder, graph.shape.window
         self.num_kv_heads = graph.shape.num_kv_heads
+        self.kinds = {layer.has_window for layer in graph.decoder.layers}
         self.choice, self.end, self.history_end = choice, end, history_end
         self.num_steps = _size(choice.draws, 1)
         self.first = padding + choice.num_prefix
@@ -145,17 +146,19 @@ class _Loop:
         added = slopes.reshape([0, 0, 1, 1, 1]) * places.unsqueeze(1)
         return paddle.where(real.unsqueeze(1), added, self.never)
 
-    def _mask(self, queries: Any, columns: Any, keys: Any) -> Any:
-        """Hides what comes behind a query, and what lies before its window."""
+    def _masks(self, queries: Any, columns: Any, keys: Any) -> dict[bool, Any]:
+        """Hides what comes behind a query, in layers with a window also what lies before that."""
         visible = columns <= queries
-        if self.window:
-            visible = visible & (columns > queries - self.window)
-        return paddle.where(visible, keys, self.never)
+        masks = {}
+        for narrow in self.kinds:
+            seen = visible & (columns > queries - self.window) if narrow else visible
+            masks[narrow] = paddle.where(seen, keys, self.never)
+        return masks
 
-    def prompt_mask(self, start: Any) -> Any:
-        """The mask of all new tokens of the prompt, [B, S, P + S]."""
+    def prompt_masks(self, start: Any) -> dict[bool, Any]:
+        """The masks of all new tokens of the prompt, [B, S, P + S], of layers without and with a window."""
         queries = paddle.arange(start, self.end).unsqueeze(1)
-        return self._mask(queries, paddle.arange(self.end), self.keys[..., : self.end])
+        return self._masks(queries, paddle.arange(self.end), self.keys[..., : self.end])
 
     def take(self, logits: Any, step: Any, finished: Any, tokens: Any, history: Any) -> list[Any]:
         """Chooses the tokens of a step; returns them [B, 1], finished [B, 1], all tokens and the history."""
@@ -182,8 +185,8 @@ class _Loop:
             return _write(past[0], new[0], place, axis=3), _write(past[1], new[1], place, axis=3)
 
         positions = (place - self.first).unsqueeze(1)
-        mask = self._mask(place, self.columns, self.keys)
-        logits, pairs = self.decoder(chosen, positions, mask, _pairs(caches), store)
+        masks = self._masks(place, self.columns, self.keys)
+        logits, pairs = self.decoder(chosen, positions, masks, _pairs(caches), store)
         state = self.take(logits, step, finished, tokens, history)
         return [step + 1, *state, *(each for pair in pairs for each in pair)]
 

@@ -5,7 +5,7 @@ and every further operation is overhead. Here, before anything is exported,
 
 - query, key and value become one matrix, its columns ordered [group, kv head, place], so that one
   transposition separates them and every group of query heads meets the keys by broadcasting;
-- 1 / sqrt(head dim) goes into the queries, the weight of an RMS norm into the matrix that follows it,
+- the factor on the scores goes into the queries, the weight of an RMS norm into the matrix that follows it,
   what is left of that norm is x / sqrt(sum(x^2) + n * epsilon), one kernel.
 
 The last is for float32 only: products of weights would be rounded in half precision, while training rounds neither.
@@ -39,6 +39,8 @@ class PackedLayer:
     inner_norm: Norm
     inner: Linear
     outer: Linear
+    attention_output_norm: Norm | None = None
+    inner_output_norm: Norm | None = None
     heads_norm: NDArray[Any] | None = None
     heads_epsilon: float = 0.0
 
@@ -51,7 +53,7 @@ def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -
         shape: Sizes of the decoder.
         fold: Whether factors are taken into matrices.
     """
-    scale = 1 / math.sqrt(shape.head_dim) if fold else 1.0
+    scale = shape.score_factor if fold else 1.0
     normed = layer.query_norm is not None
     qkv = _query_key_value(layer, shape, scale=1.0 if normed else scale)
     return PackedLayer(
@@ -61,6 +63,8 @@ def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -
         inner_norm=layer.inner_norm,
         inner=fold_norm(layer.inner_norm, layer.inner) if fold else layer.inner,
         outer=layer.outer,
+        attention_output_norm=layer.attention_output_norm,
+        inner_output_norm=layer.inner_output_norm,
         heads_norm=_heads_gain(layer, shape, scale=scale) if normed else None,
         heads_epsilon=layer.query_norm.epsilon if layer.query_norm is not None else 0.0,
     )

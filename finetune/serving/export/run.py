@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.adapters.adapter_folder import has_reward_head
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError, find_remedy
-from finetune.models.resolve import ResolvedModel, with_weights
+from finetune.models.resolve import ResolvedModel, trained_over_another, with_weights
+from finetune.models.reward_head import is_reward_config
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, ExportedFacts
 from finetune.serving.decoding.exported_weights import check_exported_weights
 from finetune.serving.export.options import ExportOptions
@@ -49,6 +51,11 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     Raises:
         UserError: Weights, tokenizer or adapter cannot be used, or the disk is full.
     """
+    if is_reward_config(resolved.config) or (options.lora_path and has_reward_head(options.lora_path)):
+        raise UserError(
+            f"{options.lora_path or options.model_name_or_path} is a reward model, and a static graph writes text: score "
+            "the lines of a file with predict_generation.py --data_file ... --output_file ..., or give a model that writes"
+        )
     output = options.output_path
     with contextlib.ExitStack() as stack:
         try:
@@ -153,6 +160,8 @@ def _load(
     dtype = "float32" if options.lora_path else options.dtype
     # What an adapter was trained over, as ordinary weights, so that the graph answers as the adapter does.
     scheme = read_scheme(options.lora_path) if options.lora_path else None
+    if scheme and resolved.stored_format:
+        raise trained_over_another(resolved, options.lora_path, scheme)
     overrides: dict[str, Any] = {"use_cache": True}
     if options.quantize:  # files have the parts
         overrides |= {"fuse_attention_qkv": False, "fuse_attention_ffn": False}

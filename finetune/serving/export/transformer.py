@@ -21,6 +21,7 @@ import paddle.nn.functional as F
 from numpy.typing import NDArray
 from paddle import _C_ops, nn
 
+from finetune.families.attention import soft_capped
 from finetune.families.decoder_description import DecoderDescription, Linear, Norm
 from finetune.serving.export.layout import fold_norm, pack_layer, rms_gain
 from finetune.serving.export.packed_layers import GraphMatrix, PackedLinearLayer
@@ -106,7 +107,7 @@ class DecoderLayer(nn.Layer):
         matrices: Mapping[str, GraphMatrix] | None = None,
     ):
         super().__init__()
-        self.shape = description.shape
+        self.shape, self.has_window = description.shape, description.shape.has_window(number)
         # Factors are not taken into matrices that are rounded, or packed.
         self.is_unfolded = dtype != "float32" or matrices is not None
         packed = pack_layer(description.layer(number), self.shape, fold=not self.is_unfolded)
@@ -120,6 +121,8 @@ class DecoderLayer(nn.Layer):
         self.qkv, self.output = linear("qkv"), linear("output")
         self.inner_norm = NormLayer(packed.inner_norm, dtype, keep_gain=self.is_unfolded)
         self.inner, self.outer = linear("inner"), linear("outer")
+        self.attention_output_norm = _optional(packed.attention_output_norm, dtype)
+        self.inner_output_norm = _optional(packed.inner_output_norm, dtype)
         self.heads_gain = None if packed.heads_norm is None else parameter(packed.heads_norm, "float32")
         self.heads_epsilon = packed.heads_epsilon
 
@@ -135,11 +138,16 @@ class DecoderLayer(nn.Layer):
         """
         normed = self.attention_norm(x) if self.shape.norm_first else x
         attended, cache = self._attend(normed, turn, mask, past, store)
+        if self.attention_output_norm is not None:
+            attended = self.attention_output_norm(attended)
         x = (normed if self.shape.residual_from_norm else x) + attended
         if not self.shape.norm_first:
             x = self.attention_norm(x)
         normed = self.inner_norm(x) if self.shape.norm_first else x
-        x = (normed if self.shape.residual_from_norm else x) + self._feed_forward(normed)
+        inner = self._feed_forward(normed)
+        if self.inner_output_norm is not None:
+            inner = self.inner_output_norm(inner)
+        x = (normed if self.shape.residual_from_norm else x) + inner
         return (x if self.shape.norm_first else self.inner_norm(x)), cache
 
     def _attend(self, x: Any, turn: Any, mask: Any, past: KeyValue, store: Store) -> tuple[Any, KeyValue]:
@@ -156,10 +164,9 @@ class DecoderLayer(nn.Layer):
         keys, values = store(past, (key, value))
         scores = paddle.matmul(query, keys, transpose_y=True)
         if self.is_unfolded:
-            weights = F.softmax(scores.astype("float32") * shape.head_dim**-0.5 + mask, axis=-1)
-            weights = weights.astype(values.dtype)
-        else:
-            weights = F.softmax(scores + mask, axis=-1)
+            scores = scores.astype("float32") * shape.score_factor
+        weights = F.softmax(soft_capped(scores, shape.score_cap) + mask, axis=-1)
+        weights = _rounded(weights, values.dtype)
         attended = paddle.matmul(weights, values).transpose([2, 3, 0, 1, 4])
         return self.output(attended.reshape([0, 0, shape.num_heads * shape.head_dim])), (keys, values)
 
@@ -209,28 +216,33 @@ class Decoder(nn.Layer):
             head = Linear(description.head)
             self.head = LinearLayer(head if norm is None or keep_gain else fold_norm(norm, head), dtype)
         self.frequencies = _optional(description.rotary_frequencies, "float32")
+        self.local_frequencies = _optional(description.local_frequencies, "float32")
+        self.amplitudes = _optional(_amplitudes(description), "float32")
         self.slopes = _optional(description.distance_slopes, "float32")
         self.half_turn = None
         if self.frequencies is not None:
             self.half_turn = parameter(_half_turn(self.shape.head_dim), "float32")
 
     def forward(
-        self, ids: Any, positions: Any, mask: Any, pasts: list[KeyValue], store: Store
+        self, ids: Any, positions: Any, masks: Mapping[bool, Any], pasts: list[KeyValue], store: Store
     ) -> tuple[Any, list[KeyValue]]:
         """Logits [B, 1, vocabulary] of the last token, float32, and the cache of every layer.
 
         Args:
             ids: [B, S].
             positions: [B, S], the first token of a text at 0.
-            mask: See `DecoderLayer.forward`.
+            masks: Of layers without (False) and with (True) a window; see `DecoderLayer.forward`.
             pasts: Keys and values so far, per layer.
             store: (past, new) -> all keys and values of a layer.
         """
         x = self._embed(ids, positions)
-        turn = self._turn(positions)
+        turn = local = self._turn(positions, self.frequencies, self.amplitudes)
+        if self.local_frequencies is not None:
+            local = self._turn(positions, self.local_frequencies)
         caches = []
         for number, layer in enumerate(self.layers):
-            x, cache = layer(x, turn, mask, pasts[number], store)
+            narrow = layer.has_window
+            x, cache = layer(x, local if narrow else turn, masks[narrow], pasts[number], store)
             caches.append(cache)
         return self._logits(x[:, -1:]), caches
 
@@ -244,21 +256,31 @@ class Decoder(nn.Layer):
             x = self.project_in(x)
         return x if self.positions is None else x + F.embedding(positions, self.positions)
 
-    def _turn(self, positions: Any) -> Any:
-        if self.frequencies is None:
+    def _turn(self, positions: Any, frequencies: Any, amplitudes: Any = None) -> Any:
+        if frequencies is None:
             return None
-        angles = positions.astype("float32").unsqueeze(-1) * self.frequencies  # [B, S, D / 2]
+        angles = positions.astype("float32").unsqueeze(-1) * frequencies  # [B, S, D / 2]
         angles = paddle.concat([angles, angles], axis=-1)
-        return paddle.cos(angles), paddle.sin(angles), self.half_turn
+        cos, sin = paddle.cos(angles), paddle.sin(angles)
+        if amplitudes is not None:
+            cos, sin = cos * amplitudes, sin * amplitudes
+        return cos, sin, self.half_turn
 
     def _logits(self, x: Any) -> Any:
         if self.final_norm is not None:
             x = self.final_norm(x)
         if self.project_out is not None:
             x = self.project_out(x)
-        if self.head is None:
-            return paddle.matmul(x, self.embedding, transpose_y=True).astype("float32")
-        return self.head(x).astype("float32")
+        logits = paddle.matmul(x, self.embedding, transpose_y=True) if self.head is None else self.head(x)
+        return soft_capped(logits.astype("float32"), self.shape.logit_cap)
+
+
+def _amplitudes(description: DecoderDescription) -> NDArray[Any] | None:
+    """What cos and sin of each place are multiplied with, [D]; None for nothing. Places that do not turn stay."""
+    frequencies, amplitude = description.rotary_frequencies, description.rotary_amplitude
+    if frequencies is None or amplitude == 1.0:
+        return None
+    return np.tile(np.where(frequencies == 0, np.float32(1.0), np.float32(amplitude)), 2)
 
 
 def _turned(heads: Any, cos: Any, sin: Any, half_turn: Any) -> Any:

@@ -6,18 +6,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.adapters.adapter_folder import has_reward_head
 from finetune.adapters.missing_updates import describe_missing
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
 from finetune.machine.device import device_kind
+from finetune.models.reward_head import is_reward_config, reward_config
 from finetune.serving.decoding.exported import read_facts
-from finetune.serving.decoding.options import DTYPES, ModelOptions
+from finetune.serving.decoding.options import BASES, DTYPES, ModelOptions
 from finetune.serving.predict.responder import Responder, stop_ids
 from finetune.tokenizers.fast_encoder import find_vocabulary
 
 if TYPE_CHECKING:
     from finetune.data.templates.pieces import Template
     from finetune.models.resolve import ResolvedModel
+    from finetune.serving.predict.scoring import Scorer
 
 
 @dataclass
@@ -57,13 +60,17 @@ class PlannedModel:
         return [line, *self.adapter_notes]
 
 
-def plan_model(options: ModelOptions) -> PlannedModel:
+def plan_model(options: ModelOptions, *, takes_rewards: bool = False) -> PlannedModel:
     """Checks everything about a model that needs neither Paddle nor weights.
+
+    Args:
+        options: What was asked for.
+        takes_rewards: Whether a reward model, which writes no text, will do.
 
     Raises:
         UserError: Options that contradict each other, no such model, or a faulty template.
     """
-    from finetune.models.resolve import resolve_model
+    from finetune.models.resolve import resolve_model, trained_over_another
 
     if faults := options.faults():
         raise UserError(faults)
@@ -71,6 +78,15 @@ def plan_model(options: ModelOptions) -> PlannedModel:
     if faults := options.faults():
         raise UserError(faults)
     resolved = resolve_model(options.model_name_or_path, needs_weights=not options.is_static)
+    resolved = _with_head(options, resolved)
+    if is_reward_config(resolved.config) and not takes_rewards:
+        raise UserError(
+            f"{options.adapter or options.model_name_or_path} is a reward model, which gives values and no text: score the "
+            "lines of a file with predict_generation.py --data_file ... --output_file ..., or give a model that writes"
+        )
+    if resolved.stored_format and (scheme := options.base_quantisation):
+        remedy = f"add --base {BASES[1]}"
+        raise trained_over_another(resolved, options.lora_path, scheme, remedy=remedy)
     adapter = options.adapter
     has_own = adapter is not None and find_vocabulary(adapter, resolved.family.tokenizer) is not None
     tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
@@ -78,6 +94,27 @@ def plan_model(options: ModelOptions) -> PlannedModel:
     template = load_template(name, Path(tokenizer))
     notes = describe_missing(adapter, resolved.family, resolved.config) if adapter else []
     return PlannedModel(options, resolved, template, name, tokenizer, notes)
+
+
+def _with_head(options: ModelOptions, resolved: ResolvedModel) -> ResolvedModel:
+    """The model as a reward model where the adapter has a head; one that is a reward model without."""
+    has_head = options.lora_path is not None and has_reward_head(options.lora_path)
+    if not has_head and not is_reward_config(resolved.config):
+        return resolved
+    return replace(resolved, config=reward_config(resolved.config, resolved.family))
+
+
+def load_scorer(plan: PlannedModel) -> Scorer:
+    """Loads a reward model.
+
+    Raises:
+        UserError: Weights, tokenizer or adapter cannot be used, or do not belong together.
+    """
+    from finetune.serving.predict.scoring import Scorer
+    from finetune.tokenizers.encoder import load_encoder
+
+    encoder = load_encoder(plan.tokenizer, plan.resolved.family, models=[plan.resolved.folder])
+    return Scorer(plan, encoder, _load_model(plan, encoder))
 
 
 def load_responder(plan: PlannedModel) -> Responder:
@@ -117,13 +154,25 @@ def load_pair(plan: PlannedModel) -> tuple[Responder, Responder]:
 
 
 def _load_dynamic(plan: PlannedModel, encoder: Any) -> Any:
+    from finetune.serving.predict.dynamic import DynamicDecoder
+
+    return DynamicDecoder(
+        _load_model(plan, encoder),
+        plan.resolved.family,
+        stop_ids=stop_ids(encoder, plan.template),
+        pad_token_id=encoder.pad_token_id,
+        device=plan.options.device,
+    )
+
+
+def _load_model(plan: PlannedModel, encoder: Any) -> Any:
+    """The model with its adapter, in evaluation mode, on the device."""
     import paddle
 
     from finetune.adapters.files import check_tokenizer, count_embeddings
     from finetune.families.family import import_object
     from finetune.models.loading import load_model
     from finetune.models.vocabulary import find_growth, is_other_tokenizer
-    from finetune.serving.predict.dynamic import DynamicDecoder
 
     options, resolved = plan.options, plan.resolved
     family, dtype = resolved.family, _dtype(plan)
@@ -149,13 +198,7 @@ def _load_dynamic(plan: PlannedModel, encoder: Any) -> Any:
         growth=growth,
         quantisation=options.base_quantisation,
     )
-    return DynamicDecoder(
-        _adapt(model, options, family, dtype),
-        family,
-        stop_ids=stop_ids(encoder, plan.template),
-        pad_token_id=encoder.pad_token_id,
-        device=options.device,
-    )
+    return _adapt(model, options, family, dtype)
 
 
 def _adapt(model: Any, options: ModelOptions, family: Any, dtype: str) -> Any:

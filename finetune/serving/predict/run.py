@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.errors import UserError
 from finetune.serving.decoding.options import (
@@ -17,6 +18,9 @@ from finetune.serving.decoding.options import (
     model_options,
 )
 from finetune.serving.decoding.settings import DecodingSettings
+
+if TYPE_CHECKING:
+    from finetune.serving.predict.loading import PlannedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +96,15 @@ def predict(options: PredictOptions) -> None:
         UserError: Model, data or files cannot be used as given.
     """
     from finetune.machine.quiet import silence_libraries
+    from finetune.models.reward_head import is_reward_config
     from finetune.serving.predict.journal import Journal, check_output
     from finetune.serving.predict.loading import load_responder, plan_model
     from finetune.serving.predict.responder import check_room
 
-    plan = plan_model(options.model)
+    plan = plan_model(options.model, takes_rewards=options.data_file is not None)
+    if is_reward_config(plan.resolved.config):
+        _score(options, plan)
+        return
     check_room(plan.position_limit, options.settings)
     if options.data_file is None or options.output_file is None:
         silence_libraries()
@@ -115,3 +123,21 @@ def predict(options: PredictOptions) -> None:
         print(*plan.notes, sep="\n", file=sys.stderr)
         responder = load_responder(plan)
         run_batches(responder, requests, options.settings, journal, batch_size=options.batch_size)
+
+
+def _score(options: PredictOptions, plan: PlannedModel) -> None:
+    """Writes the rewards of the answers in a file."""
+    from finetune.machine.quiet import silence_libraries
+    from finetune.serving.predict.batch_run import describe_run
+    from finetune.serving.predict.journal import Journal, check_output
+    from finetune.serving.predict.loading import load_scorer
+    from finetune.serving.predict.scored_rows import read_rows
+    from finetune.serving.predict.scoring import score_rows
+
+    assert options.data_file is not None and options.output_file is not None, "`check` wants both or neither"
+    check_output(options.output_file)
+    rows = read_rows(options.data_file)
+    with Journal(options.output_file, describe_run(plan, options.settings, options.data_file)) as journal:
+        silence_libraries()
+        print(*plan.notes, sep="\n", file=sys.stderr)
+        score_rows(load_scorer(plan), rows, journal, batch_size=options.batch_size)

@@ -7,7 +7,7 @@
     weight.quant_map          values of the codes, float32 [16]
     weight.quant_state.*      shape, block sizes, offset and element type, JSON in bytes
 
-Eight bits: weight int8 [out, in] and SCB float32 [out].
+Eight bits: weight int8 [out, in] and SCB float32 [out]; weight_format, where there is one, is 0 for rows.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ def read_int8(name: str, parts: Parts, form: StoredFormat) -> Int8Matrix:
         UserError: The tensors do not fit together.
     """
     codes, scales = parts["weight"], parts["SCB"].reshape(-1).astype(np.float32)
+    if "weight_format" in parts and np.any(parts["weight_format"]):
+        raise UserError(
+            f"{name} is stored in tiles for one kind of GPU (weight_format {parts['weight_format'].tolist()}), which cannot "
+            "be read here: give the model that it was made from"
+        )
     if codes.dtype != np.int8 or codes.ndim != 2 or scales.size != codes.shape[0]:
         raise _unfit(name, f"weight is {list(codes.shape)} ({codes.dtype}), SCB {list(scales.shape)}")
     return Int8Matrix(np.array(codes), scales)

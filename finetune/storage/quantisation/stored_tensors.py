@@ -22,10 +22,10 @@ from finetune.storage.quantisation.integer_tensors import (
     read_awq,
     read_gptq,
     read_integers,
-    read_paddlenlp,
     read_words,
 )
 from finetune.storage.quantisation.packed_weights import PackedMatrix
+from finetune.storage.quantisation.paddlenlp_tensors import read_paddlenlp
 from finetune.storage.quantisation.stored_format import (
     AWQ,
     BITSANDBYTES,
@@ -113,7 +113,7 @@ _FOUR_BIT_PARTS = (
 _GPTQ_PARTS = ("qweight", "qzeros", "scales")
 _LAYOUTS = {
     f"{BITSANDBYTES} 4": _Layout(("weight.absmax", "weight"), _FOUR_BIT_PARTS, read_four_bit, _four_bit_facts),
-    f"{BITSANDBYTES} 8": _Layout(("SCB", "weight"), (), read_int8, _int8_facts, ("weight_format",)),
+    f"{BITSANDBYTES} 8": _Layout(("SCB", "weight"), ("weight_format",), read_int8, _int8_facts),
     GPTQ: _Layout(_GPTQ_PARTS, ("g_idx",), read_gptq, _gptq_facts),
     AWQ: _Layout(_GPTQ_PARTS, (), read_awq, _awq_facts),
     f"{COMPRESSED} {PACKED_FORM}": _Layout(
@@ -203,8 +203,8 @@ def with_packed(tensors: Stored, form: StoredFormat, folder: object) -> dict[str
     layers = sorted(name.removesuffix(marker) for name in tensors if name.endswith(marker))
     if not layers:
         raise UserError(
-            f"model {folder} is quantised by its config.json ({form.label}), but its files hold no {marker[1:]}: "
-            "if they are ordinary weights, remove quantization_config from config.json; else copy the model again"
+            f"model {folder} is quantised by its {form.told_by} ({form.label}), but its files hold no {marker[1:]}: "
+            f"if they are ordinary weights, remove {_place(form)}; else copy the model again"
         )
     ends = (*layout.needed, *layout.optional)
     taken = {f"{layer}.{end}" for layer in layers for end in (*ends, *layout.ignored)}
@@ -216,14 +216,18 @@ def with_packed(tensors: Stored, form: StoredFormat, folder: object) -> dict[str
                 f"model {folder}: {layer} is quantised ({form.label}), but its files lack the layer's "
                 f"{', '.join(missing)}: copy the model again"
             )
-        name = f"{layer}.weight"
-        shape, dtype = layout.facts(name, parts, form)
+        name, own = f"{layer}.weight", form.for_layer(layer)
+        shape, dtype = layout.facts(name, parts, own)
         found[name] = PackedTensor(
             name,
             parts[layout.needed[0]].parts,
             stored=parts,
-            form=form,
+            form=own,
             matrix_shape=shape,
             value_dtype=dtype,
         )
     return found
+
+
+def _place(form: StoredFormat) -> str:
+    return "quantization_config from config.json" if form.told_by == "config.json" else form.told_by

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
-from finetune.training.preference.objective import SUMS, Divisors, PreferenceObjective
+from finetune.training.preference.objective import Divisors, PreferenceObjective
 
 if TYPE_CHECKING:
     from finetune.parallel.parallel_model import ParallelModel
     from finetune.training.preference.passes import PreferencePasses
+    from finetune.training.preference.reward_objective import RewardObjective
 
 
 class PreferenceEvaluation:
@@ -25,7 +26,7 @@ class PreferenceEvaluation:
 
     label = "Evaluating"
 
-    def __init__(self, passes: PreferencePasses, objective: PreferenceObjective):
+    def __init__(self, passes: PreferencePasses, objective: PreferenceObjective | RewardObjective):
         self.passes, self.objective = passes, objective
         num_rounds = 2 if objective.settings.estimates_divergence else 1
         self.num_batches = passes.num_batches * num_rounds
@@ -40,7 +41,7 @@ class PreferenceEvaluation:
         divergences: Any = None
         if objective.settings.estimates_divergence:
             divergences = self._estimate(parallel, advance, divisors.num_groups)
-        sums = paddle.zeros([1 + len(SUMS)], dtype="float64")  # read once, at the end
+        sums = paddle.zeros([1 + objective.num_sums], dtype="float64")  # read once, at the end
         for batch, logits, label_ids in self.passes.run(parallel):
             if logits is not None and batch.weight:
                 with no_grad_no_autocast():
@@ -60,6 +61,7 @@ class PreferenceEvaluation:
     def _estimate(self, parallel: ParallelModel, advance: Callable[[], None], num_groups: int) -> Any:
         import paddle
 
+        assert isinstance(self.objective, PreferenceObjective)
         sums = paddle.zeros([2], dtype="float64")
         for batch, logits, label_ids in self.passes.run(parallel):
             if logits is not None and batch.weight:

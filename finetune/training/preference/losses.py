@@ -15,10 +15,10 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
+from finetune.settings.alignment import REFERENCE_FREE
+
 AVERAGED = frozenset({"ipo", "orpo", "or", "simpo"})
 """Losses of log-probabilities per token."""
-REFERENCE_FREE = frozenset({"orpo", "or", "simpo", "cpo"})
-"""Losses that know no reference model."""
 ESTIMATING = frozenset({"kto", "kto_pair"})
 """Losses that compare with an estimate of the divergence from the reference over the whole global batch."""
 _SMALLEST_SMOOTHING = 1e-3  # exo_pair takes a logarithm of it
@@ -38,6 +38,7 @@ class LossSettings:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     reference_free: bool = False
+    center_rewards_coefficient: float | None = None
 
     @property
     def uses_reference(self) -> bool:

@@ -63,6 +63,8 @@ class PreferenceObjective:
         reference: The same; may be given after the model was built.
     """
 
+    num_sums = len(SUMS)
+
     def __init__(self, settings: LossSettings, reference: NDArray[Any] | None = None):
         self.settings, self.reference = settings, reference
 

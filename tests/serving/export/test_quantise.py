@@ -21,13 +21,21 @@ from tests.merge.lora_writing import add_random_lora
 from tests.serving.export.builders import build_sharp, dynamic_model, dynamic_text, export_folder, prompts
 
 SETTINGS = DecodingSettings(max_new_tokens=30, stop_ids=())
-CASES = [("chatglm2", "nf4"), ("qwen", "int8"), ("opt", "int4")]
+CASES = [("chatglm2", "nf4"), ("qwen", "int8"), ("opt", "int4"), ("bloom", "int8")]
+OTHERS = [
+    pytest.param(family, method, marks=pytest.mark.slow_distributed)
+    for family in ("llama", "chatglm2", "qwen", "bloom", "opt")
+    for method in ("int8", "int4", "nf4", "gptq int4", "gptq int8")
+    if (family, method) not in CASES
+]
 
 
-@pytest.mark.parametrize(("family", "method"), CASES)
-def test_graph_and_weights_answer_alike(tmp_path, family, method):
+@pytest.mark.parametrize(("family", "method"), [*CASES, *OTHERS])
+def test_graph_and_weights_answer_alike(tmp_path, small_data, family, method):
     model = build_sharp(family, tmp_path / "model")
-    out = export_folder(model, tmp_path / "out", quantize=method)
+    is_fitted = method.startswith("gptq")
+    data = {"calibration_data": small_data / "train.json"} if is_fitted else {}
+    out = export_folder(model, tmp_path / "out", quantize=method.rpartition(" ")[2], max_length=96, **data)
     loaded = load_model(resolve_model(out), dtype="float32")
     assert packed_layers(loaded)
     expected = dynamic_text(loaded, prompts(), SETTINGS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 BNB4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+BNB8 = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 PADDLE = {"weight_quantize_algo": "llm.int8"}
+PADDLE_ONLY = {"weight_quantize_algo": "weight_only_int8"}
 
 
 def compressed(bits: int, size: int = 128, form: str = "pack-quantized", **weights: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from finetune.storage.quantisation import packed_weights
 from finetune.storage.quantisation.code_tables import dynamic_values, four_bit_values
 from finetune.storage.quantisation.packed_weights import FourBitMatrix, nest_scales, pack_matrix
 from finetune.storage.quantisation.scheme import ALGORITHMS, QuantisationScheme, scheme_from_json
+from tools.marked_tables import table_marks
+from tools.weight_bytes_table import DOCS, NAME, render
 
 SCHEMES = [
     QuantisationScheme(algorithm="nf4"),
@@ -113,3 +115,11 @@ def test_a_record_is_read_back_or_refused():
     for fields in ({}, good | {"algorithm": "int2"}, good | {"block_size": 7}, good | {"more": 1}):
         with pytest.raises(UserError, match=r"facts.json: the record of how the base was quantised"):
             scheme_from_json(fields, "facts.json")
+
+
+@pytest.mark.parametrize("page", ["quantised_bases.md", "quantised_bases_zh.md"])
+def test_the_table_of_bytes_is_what_matrices_take(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert f"{table_marks(NAME)[0]}\n{render(page)}\n{table_marks(NAME)[1]}" in text, (
+        "run python tools/weight_bytes_table.py"
+    )

@@ -23,6 +23,8 @@ from tests.storage.quantisation.formats import AWQ, BNB4, GPTQ, PADDLE, compress
         (compressed(8, -1, "int-quantized"), "compressed-tensors, 8 bits, whole rows"),
         (compressed(8, -1, "naive-quantized"), "compressed-tensors, 8 bits, whole rows"),
         (PADDLE, "PaddleNLP's llm.int8"),
+        (PADDLE | {"weight_quantize_algo": "weight_only_int8"}, "PaddleNLP's weight_only_int8"),
+        (GPTQ | {"told_by": "quantize_config.json"}, "GPTQ, 4 bits, groups of 128"),
     ],
 )
 def test_what_is_read(facts, label):
@@ -62,8 +64,32 @@ def test_what_says_nothing(facts):
         (compressed(4) | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "a sparse form"),
         (compressed(4) | {"transform_config": {"config_groups": {"u": {}}}}, "turned by a transform"),
         (compressed(4) | {"config_groups": {}}, "in several forms, or in none"),
-        ({"weight_quantize_algo": "weight_only_int8"}, "in an order of the GPU that wrote them"),
-        ({"weight_quantize_algo": "nf4"}, "their order is not on record"),
+        (GPTQ | {"dynamic": {"+:.*mlp.*": {"bits": 3}}}, "gptq in 3 bits"),
+        (GPTQ | {"dynamic": {"+:*": {"bits": 8}}}, "the pattern '+:*' of dynamic"),
+        (GPTQ | {"dynamic": ["x"]}, "dynamic is no object"),
+        (
+            GPTQ | {"bits": 3, "told_by": "quantize_config.json"},
+            "is quantised (quantize_config.json: gptq, 3 bits)",
+        ),
+        (
+            compressed(4)
+            | {
+                "config_groups": compressed(4)["config_groups"]
+                | {"b": compressed(8)["config_groups"]["group_0"]}
+            },
+            "in several forms, of 4, 8 bits",
+        ),
+        (
+            compressed(4)
+            | {
+                "config_groups": compressed(4)["config_groups"]
+                | {"b": compressed(4, 64)["config_groups"]["group_0"]}
+            },
+            "in several forms, of 4, 4 bits",
+        ),
+        ({"weight_quantize_algo": "weight_only_int4"}, "in an order of the GPU that wrote them"),
+        ({"weight_quantize_algo": "nf4"}, "across the rows"),
+        ({"weight_quantize_algo": {"weight_only_int8": [".*mlp.*"]}}, "PaddleNLP's algorithms by layer"),
         ({"quant_type": "a8w8"}, "with quantised activations"),
         ({"bits": 4}, "4 bits in a way that it does not name"),
     ],
@@ -73,3 +99,19 @@ def test_what_is_not_read_is_named(facts, name):
         stored_format({"quantization_config": facts}, "folder")
     assert name in str(caught.value)
     assert "give the folder of the model that it was made from" in str(caught.value)
+
+
+def test_layers_of_other_settings_are_found_by_their_names():
+    dynamic = {
+        "-:.*gate.*": {},
+        "+:.*down_proj": {"bits": 8, "group_size": 32},
+        r"model\.layers\.1\.": {"desc_act": True},
+    }
+    form = stored_format({"quantization_config": GPTQ | {"dynamic": dynamic}}, "folder")
+    found = {
+        name: form.for_layer(f"model.layers.{name}")
+        for name in ("0.mlp.down_proj", "1.mlp.down_proj", "1.mlp.up_proj", "1.mlp.gate_proj")
+    }
+    assert [(each.bits, each.group_size, each.is_ordered) for each in found.values()] == [
+        (8, 32, False), (8, 32, False), (4, 128, True), (4, 128, False),
+    ]  # fmt: skip

@@ -63,7 +63,7 @@ def values_for(loss_type):
 
 
 def test_every_loss_that_can_be_set_is_there():
-    assert {*PAIR_LOSSES, "kto", "kto_pair"} == {*LOSS_TYPES}
+    assert {*PAIR_LOSSES, "kto", "kto_pair", "reward"} == {*LOSS_TYPES}
 
 
 @pytest.mark.parametrize("loss_type", PAIR_LOSSES)

@@ -1,0 +1,9 @@
+"""Baichuan's tokenizer: a SentencePiece model of which the folder names the class that reads it."""
+
+from __future__ import annotations
+
+from paddlenlp.transformers import LlamaTokenizer
+
+
+class BaichuanTokenizer(LlamaTokenizer):  # type: ignore[misc]
+    """SentencePiece as Llama's tokenizer reads it."""

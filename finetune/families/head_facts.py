@@ -1,0 +1,119 @@
+"""What tells one gated decoder from another, in one record; the layers are in `head_attention` and `head_decoder`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from finetune.families.rotary_scaling import RotaryScaling, inverse_frequencies
+
+
+@dataclass(frozen=True)
+class NormNames:
+    """The norms of a layer, as the family's files call them.
+
+    Attributes:
+        attention: Of what attention gets.
+        inner: Of what the feed-forward layers get.
+        attention_output: Of what attention gives, before it is added; None where there is none.
+        inner_output: The same of the feed-forward layers.
+    """
+
+    attention: str = "input_layernorm"
+    inner: str = "post_attention_layernorm"
+    attention_output: str | None = None
+    inner_output: str | None = None
+
+    @property
+    def all(self) -> list[str]:
+        """The names of those that there are."""
+        names = (self.attention, self.inner, self.attention_output, self.inner_output)
+        return [name for name in names if name]
+
+
+TWO_NORMS = NormNames()
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """What tells one family's decoder from another's.
+
+    Attributes:
+        normed: Whether queries and keys pass an RMS norm over the head before they are turned.
+        halves: Whether rotary positions pair place i with place i + turned places / 2; else with its neighbour.
+        turned_share: Share of a head that rotary positions turn: its first places.
+        distances: Whether scores get distances (ALiBi, Press et al. 2022) in place of rotary positions.
+        scaling: How the angles of rotary positions are stretched; None: not at all.
+        local_base: Base of the angles, unscaled, in layers with a window; None: that of all layers.
+        window: A token sees this many tokens, itself included; None: all before it.
+        windowed_layers: For each layer whether it has the window; None: all have.
+        joined_input: Whether one layer gives queries, keys and values, one behind the other.
+        grouped_input: Whether that layer gives the queries of a key head, its key, its value, then the next key head's.
+        joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
+        input_bias: Whether the projections to queries, keys and values have a bias.
+        output_bias: Whether the projection back has one.
+        inner_bias: Whether the feed-forward layers have biases.
+        activation: Of the gate: "silu" or "gelu_tanh".
+        norms: Names of a layer's norms.
+        norm_offset: What norms add to their weights.
+        score_scale: Factor on the scores; None: 1 / sqrt(head dim).
+        score_cap: Scores s become cap * tanh(s / cap), Gemma 2 (2024); None: they stay.
+        logit_cap: The same of the logits.
+        normed_head: Whether the output layer's weights of each token are divided by their length.
+        embedding_scale: Factor on word embeddings.
+    """
+
+    normed: bool = False
+    halves: bool = True
+    turned_share: float = 1.0
+    distances: bool = False
+    scaling: RotaryScaling | None = None
+    local_base: float | None = None
+    window: int | None = None
+    windowed_layers: tuple[bool, ...] | None = None
+    joined_input: bool = False
+    grouped_input: bool = False
+    joined_inner: bool = False
+    input_bias: bool = False
+    output_bias: bool = False
+    inner_bias: bool = False
+    activation: str = "silu"
+    norms: NormNames = TWO_NORMS
+    norm_offset: float = 0.0
+    score_scale: float | None = None
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    normed_head: bool = False
+    embedding_scale: float = 1.0
+
+    def has_window(self, layer: int) -> bool:
+        """Whether a layer, by its number in the whole model, sees the last tokens only."""
+        if not self.window:
+            return False
+        return self.windowed_layers is None or self.windowed_layers[layer]
+
+
+@dataclass(frozen=True)
+class RotaryAngles:
+    """Rotary positions of a model, worked out.
+
+    Attributes:
+        frequencies: Radians per position of each pair of places, float32 [turned / 2].
+        amplitude: What cos and sin are multiplied with.
+        local: The frequencies in layers with a window, with amplitude 1; None: those of all layers.
+    """
+
+    frequencies: NDArray[Any]
+    amplitude: float = 1.0
+    local: NDArray[Any] | None = None
+
+    @classmethod
+    def of(cls, facts: HeadFacts, *, base: float, head_dim: int) -> RotaryAngles:
+        """Those of a model with heads of this size."""
+        turned = int(head_dim * facts.turned_share)
+        local = None if facts.local_base is None else inverse_frequencies(facts.local_base, turned)
+        if facts.scaling is None:
+            return cls(inverse_frequencies(base, turned), local=local)
+        return cls(facts.scaling.frequencies(base, turned), facts.scaling.amplitude, local)

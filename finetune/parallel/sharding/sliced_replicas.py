@@ -1,0 +1,179 @@
+"""Replicas that update slices of every parameter: stages 1 and 2, and what stage 3 has in common with them.
+
+Slices are flat (`flat_slices.py`), which suits optimizers that treat every element alike, as AdamW does, and equal for
+all ranks. A slice is a Parameter itself, so that moments and float32 master weights are made for it as for any other.
+Slices are copies: weights take (1 + 1/s) of their size at stages 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import paddle
+from paddle.base.framework import EagerParamBase
+from paddle.utils import unique_name
+
+from finetune.parallel.sharding.flat_slices import GatheredTensors, cut, no_grad_no_autocast, sum_over
+from finetune.parallel.sharding.replicas import Replicas
+from finetune.parallel.sharding.slice_sums import SliceBuckets, SliceSums
+from finetune.parallel.sharding.updated_weights import UpdatedWeights
+
+if TYPE_CHECKING:
+    from finetune.processes.groups import Group, ProcessGroups
+
+
+class SliceHolders(Replicas):
+    """Each rank of the sharding group updates its slice of every trained parameter.
+
+    Args:
+        model: The Layer whose forward is called.
+        groups: The process groups.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        overlaps: Whether ranks exchange while they compute; the bits are the same either way.
+    """
+
+    def __init__(
+        self, model: Any, groups: ProcessGroups, *, master_gradients: bool = False, overlaps: bool = True
+    ):
+        super().__init__(model, groups, master_gradients=master_gradients)
+        self._shapes = {name: list(parameter.shape) for name, parameter in self.trained.items()}
+        self._slices = {name: self._new_slice(name, parameter) for name, parameter in self.trained.items()}
+        self._sums = SliceSums(self._slices, groups.sharding, overlaps=overlaps)
+
+    def slice_of(self, name: str, whole: Any) -> Any:
+        """This rank's slice [n] of a tensor that has a parameter's shape."""
+        group = self.groups.sharding
+        with no_grad_no_autocast():
+            return cut(whole, group.size)[group.position].clone()
+
+    def whole_of(self, name: str, part: Any) -> Any:
+        """The tensor, of the parameter's shape, of which the ranks of the sharding group hold slices [n]."""
+        with no_grad_no_autocast():
+            return GatheredTensors([part], [self._shapes[name]], self.groups.sharding).wait()[0]
+
+    def whole_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a trained parameter, also while its memory is freed."""
+        return tuple(self._shapes[name])
+
+    @property
+    def _copies(self) -> Group:
+        return self.groups.replicas
+
+    def _updated(self) -> dict[str, Any]:
+        return self._slices
+
+    def _new_slice(self, name: str, parameter: Any) -> Any:
+        part = self.slice_of(name, parameter)
+        piece = EagerParamBase(shape=part.shape, dtype=part.dtype, name=unique_name.generate(f"{name}@slice"))
+        part._share_buffer_to(piece)
+        piece.optimize_attr = dict(parameter.optimize_attr)
+        piece.regularizer = parameter.regularizer
+        return piece
+
+    def _sum_over_replicas(self) -> None:
+        """Sums the slices' gradients over the replicas; they have them of the same parameters."""
+        pieces = self._slices.values()
+        sum_over([piece.grad for piece in pieces if piece.grad is not None], self.groups.replicas)
+
+
+class SlicedReplicas(SliceHolders):
+    """Stage 1 in slices: gradients are summed beside the last backward pass.
+
+    Args:
+        model: The Layer whose forward is called.
+        groups: The process groups.
+        layers: Its decoder layers, which wait for their updated weights one by one.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        overlaps: Whether ranks exchange while they compute; the bits are the same either way.
+    """
+
+    stage = 1
+
+    def __init__(
+        self,
+        model: Any,
+        groups: ProcessGroups,
+        *,
+        layers: Sequence[Any] = (),
+        master_gradients: bool = False,
+        overlaps: bool = True,
+    ):
+        super().__init__(model, groups, master_gradients=master_gradients, overlaps=overlaps)
+        self.buckets = SliceBuckets(
+            self.trained, self._local, groups.sharding, sums=self._sums, overlaps=overlaps
+        )
+        self._weights = UpdatedWeights(
+            model,
+            layers,
+            trained=self.trained,
+            slices=self._slices,
+            group=groups.sharding,
+            overlaps=overlaps,
+        )
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Takes changes of the parameters over into the slices when it ends."""
+        self.finish_updates()
+        yield
+        for name, parameter in self.trained.items():
+            paddle.assign(self.slice_of(name, parameter), output=self._slices[name])
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """To be called before the first forward pass of a step."""
+        self.buckets.begin_step(num_micro_batches)
+
+    def sum_gradients(self) -> None:
+        """Leaves the sums in the slices' gradients; the parameters' own are freed."""
+        self.finish_updates()
+        self._seen |= self.buckets.finish()
+        with no_grad_no_autocast():
+            self._sum_over_replicas()
+
+    def after_update(self) -> None:
+        """Begins to put the updated slices of all ranks together in the parameters."""
+        self._weights.begin()
+
+    def share_updated(self) -> None:
+        """The same, to its end."""
+        self.after_update()
+        self.finish_updates()
+
+    def finish_updates(self) -> None:
+        """Returns when the parameters hold the updated slices of all ranks."""
+        self._weights.finish()
+
+
+class SlicedGradientReplicas(SlicedReplicas):
+    """Stage 2: whole gradients live only until the end of their micro-batch's backward pass, or a little longer."""
+
+    stage = 2
+
+    def __init__(
+        self,
+        model: Any,
+        groups: ProcessGroups,
+        *,
+        layers: Sequence[Any] = (),
+        master_gradients: bool = False,
+        overlaps: bool = True,
+    ):
+        super().__init__(model, groups, layers=layers, master_gradients=master_gradients, overlaps=overlaps)
+        self.buckets.begin_step(1)
+
+    def begin_step(self, num_micro_batches: int) -> None:
+        """Nothing to do: to the buckets, every micro-batch is a step."""
+
+    def after_micro_batch(self) -> None:
+        """Begins those sums of the micro-batch's gradients that its backward pass has not begun."""
+        self.buckets.begin_rest()
+        self.buckets.begin_step(1)
+
+    def sum_gradients(self) -> None:
+        """Leaves the sums of all micro-batches in the slices' gradients."""
+        self.finish_updates()
+        self._seen |= self.buckets.take()
+        with no_grad_no_autocast():
+            self._sum_over_replicas()
