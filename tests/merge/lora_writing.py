@@ -16,7 +16,7 @@ from finetune.models.hf_names import is_tied, is_turned, to_hugging_face
 from tests.merge.rank_writing import tiny_model
 
 VOCABULARY = 96
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5  # of an update added to the weights, and beside them: sums in another order
 SCALE = 0.2
 """Spread of the weights: logits of order one."""
 
