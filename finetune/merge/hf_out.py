@@ -15,7 +15,7 @@ from finetune.data.templates.own_templates import keep_named
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
-from finetune.models.hf_names import says_tied
+from finetune.models.hf_names import is_tied, says_tied
 from finetune.models.reward_head import is_reward_config, with_reward_class
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
