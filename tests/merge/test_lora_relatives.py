@@ -118,3 +118,12 @@ def test_peft_s_form_comes_back(family, settings, tmp_path):
     assert largest(logits(load_adapted(base, tmp_path / "peft")), expected) < 1e-4
     merged = run_merge(base, tmp_path / "peft", output=tmp_path / "merged", verify=True)
     assert largest(folder_logits(merged), expected) < 1e-3
+
+
+@pytest.mark.parametrize(("kind", "word"), [({"vera": True}, "vera_only"), ({}, "lora_only")])
+def test_peft_s_word_for_biases_of_adapted_layers(kind, word, tmp_path):
+    """Any other word for a kind makes peft give up."""
+    base = write_base(tmp_path / "base", "opt")
+    write_adapter(tmp_path / "adapter", base, lora_bias="lora_only", **kind)
+    export_peft(MergeOptions(base, (tmp_path / "adapter",), tmp_path / "peft"))
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["bias"] == word
