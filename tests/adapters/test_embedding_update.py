@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import paddle
 import pytest
+from safetensors.numpy import save_file
 
-from finetune.adapters.lora import add_lora
+from finetune.adapters.lora import add_lora, load_lora
 from finetune.errors import UserError
 
 
@@ -56,3 +59,25 @@ def test_it_is_the_update_of_peft_and_starts_at_nothing(load, settings):
 def test_where_there_is_none(family, more, fault, load, settings):
     with pytest.raises(UserError, match=fault):
         add(load, settings, family, **{"lora_target_modules": ["embed_tokens"]} | more)
+
+
+def test_an_adapter_of_peft_with_lengths_of_it(load, tmp_path):
+    """Which a merge takes up, so that is what the message says."""
+    model, _ = load("llama")
+    num_tokens, width = model.get_sublayer("llama.embed_tokens").weight.shape
+    name = "base_model.model.model.embed_tokens.lora_"
+    shapes = {"embedding_A": (4, num_tokens), "embedding_B": (width, 4), "magnitude_vector": (width,)}
+    save_file(
+        {f"{name}{end}": np.ones(shape, np.float32) for end, shape in shapes.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "use_dora": True,
+        "target_modules": ["embed_tokens"],
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="DoRA of an embedding is not computed here: merge it"):
+        load_lora(model, tmp_path)
