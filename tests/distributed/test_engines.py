@@ -116,6 +116,7 @@ def test_a_run_tells_what_drives_each_axis_and_has_the_curve_of_one_process(
     run = bench.server.run(settings, layout.world).check()
     assert json.loads((run.folder / "arguments.json").read_text())["layout_engines"] == engines
     assert "\n".join(f"  {axis}: {engine}" for axis, engine in engines.items()) in run.logs[0]
+    assert ("parameters  updated\n" in run.logs[0]) == ("sharding" in engines)
     differences = largest_difference(run.curve(), bench.expected(family, method, "padded"))
     assert max(differences.values()) <= TOLERANCE, differences
 
