@@ -171,6 +171,16 @@ CASES = (
             pad_token_id=1,
         ),
     ),
+    FamilyCase(
+        "gpt2",
+        framing=Framing(
+            frame=[],
+            source=[(64, "a"), (286, " red"), (287, " dress")],
+            target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+            end=(329, "<|endoftext|>"),
+            pad_token_id=329,
+        ),
+    ),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2),
     FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=_GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_GEMMA),
@@ -349,6 +359,15 @@ FACTS = {
         # At the kink of OPT's ReLU the order of a sum decides between two gradients: about one step in two
         # hundred would differ by 1e-4, in that step's norm alone.
         smooth_config={"activation_function": "gelu_new"},
+        curve_learning_rate=1e-3,
+        rotary_tables=0,
+        norm_centres=True,
+    ),
+    "gpt2": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        small={"seed": 1},  # one that does not say the same of everything
+        tied_embedding="embed_tokens",
         curve_learning_rate=1e-3,
         rotary_tables=0,
         norm_centres=True,
