@@ -47,7 +47,7 @@ BYTES_PER_ELEMENT = 2 * 4096 * 4096 / UNIT
 MATRICES = (1, 1, 1, 1, 2.6875, 2.6875, 2.6875)
 """Sizes of a layer's matrices, in attention matrices: a Llama 7B's."""
 EMBEDDING = 7.8125
-NUM_WARM_UP_STEPS = 3
+NUM_WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ class RecordedTopology:
 
 
 class TimedPass(PyLayer):
-    """Takes the time of a layer's passes on the clock; all its gradients come at the end of that."""
+    """Takes the time of a matrix's passes on the clock; both its gradients come at the end of that."""
 
     @staticmethod
-    def forward(ctx: Any, clock: Clock, seconds: float, hidden: Any, *weights: Any) -> Any:
-        ctx.clock, ctx.seconds, ctx.sizes = clock, seconds, [weight.size for weight in weights]
+    def forward(ctx: Any, hidden: Any, weight: Any, clock: Clock, seconds: float) -> Any:
+        ctx.clock, ctx.seconds, ctx.size = clock, seconds, weight.size
         ctx.is_first = hidden.stop_gradient  # nothing asks for a gradient of tokens
         clock.compute(seconds)
         return hidden.clone()
@@ -185,21 +185,22 @@ class TimedPass(PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Any) -> Any:
         ctx.clock.compute(2 * ctx.seconds)
-        received = None if ctx.is_first else gradient.clone()
-        return received, *(paddle.zeros([size]) for size in ctx.sizes)
+        return None if ctx.is_first else gradient.clone(), paddle.zeros([ctx.size])
 
 
 class TimedLayer(nn.Layer):
-    """Weights, and the time that a layer which has them takes."""
+    """Matrices that one hidden state goes through, and the time that this takes."""
 
     def __init__(self, sizes: Sequence[float], clock: Clock, seconds: float):
         super().__init__()
-        self._clock, self._seconds = clock, seconds
+        self._clock, self._seconds = clock, seconds / sum(sizes) / UNIT
         for number, size in enumerate(sizes):
             self.add_parameter(f"weight_{number}", self.create_parameter([round(size * UNIT)]))
 
     def forward(self, hidden: Any) -> Any:
-        return TimedPass.apply(self._clock, self._seconds, hidden, *self.parameters(include_sublayers=False))
+        for weight in self.parameters(include_sublayers=False):
+            hidden = TimedPass.apply(hidden, weight, self._clock, self._seconds * weight.size)
+        return hidden
 
 
 class TimedModel(nn.Layer):

@@ -94,14 +94,16 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         use_dora=settings.use_dora,
         lora_use_mixer=settings.lora_use_mixer,
         lora_bias=settings.lora_bias,
-        init_lora_weights="pissa" if settings.pissa else settings.init_lora_weights,
+        init_lora_weights="pissa"
+        if settings.pissa and settings.init_lora_weights == "default"
+        else settings.init_lora_weights,
         rank_pattern=resolve_layer_patterns("rank_pattern", settings.rank_pattern, family, layers),
         alpha_pattern=resolve_layer_patterns("alpha_pattern", settings.alpha_pattern, family, layers),
         **kind_fields(settings),
         lora_dropout=settings.lora_dropout,
         rslora=settings.rslora,
         lora_plus_scale=settings.lora_plus_scale,
-        pissa=settings.pissa or settings.init_lora_weights == "pissa",
+        pissa=settings.pissa or settings.init_lora_weights.startswith("pissa"),
         merge_weights=False,
         dtype=settings.lora_dtype or dtype,
         base_model_name_or_path=str(settings.model_name_or_path),

@@ -48,6 +48,8 @@ class Family:
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
+        understood: Fields of config.json that are read or refused beside those of the tiny configuration and of
+            `fields`; see `config_fields`.
         variants: config.json -> dotted path of another class where `model_class` does not compute it; None elsewhere.
         base_prefix: First part of PaddleNLP's parameter names ("llama" in "llama.norm.weight").
         lora_target_modules: Regular expressions of the linear layers that LoRA adapts by default.
@@ -111,6 +113,7 @@ class Family:
     positions_end: bool = True
     cpu_layers: str | None = None
     adapt_config: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
+    understood: tuple[str, ...] = ()
     variants: Callable[[Mapping[str, Any]], str | None] = _no_variant
     covers: Callable[[Mapping[str, Any], Path | None], bool] = _any_config
     told_by: str = ""

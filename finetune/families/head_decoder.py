@@ -47,7 +47,7 @@ class HeadConfig(Qwen2Config):
     ):
         super().__init__(num_key_value_heads=num_key_value_heads, **fields)
         self.rope_scaling = rope_scaling
-        self.text_positions = text_positions or self.max_position_embeddings
+        self.text_positions = text_positions
         self.head_dim = head_dim or self.hidden_size // self.num_attention_heads
 
 

@@ -42,7 +42,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,
-        max_positions=config.text_positions,
+        max_positions=config.text_positions or config.max_position_embeddings,
         window=facts.window,
         windowed_layers=facts.windowed_layers,
         score_scale=facts.score_scale,

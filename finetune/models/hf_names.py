@@ -88,8 +88,11 @@ def is_tied(config: Mapping[str, Any], family: Family) -> bool:
 
     A reward model has no output layer.
     """
-    if is_reward_config(config):
-        return False
+    return not is_reward_config(config) and says_tied(config, family)
+
+
+def says_tied(config: Mapping[str, Any], family: Family) -> bool:
+    """What a configuration says of the output layer, also that of a reward model, which keeps the field."""
     said = config.get("tie_word_embeddings")
     return family.hugging_face.always_tied if said is None else bool(said)
 

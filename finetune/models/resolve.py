@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.config_fields import unknown_fields
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
 from finetune.families.registry import find_candidates
@@ -134,9 +135,12 @@ def _with_own_head(folder: Path, family: Family, config: dict[str, Any]) -> dict
 
 def _covered(config: dict[str, Any], name: str, folder: Path | None) -> Family:
     try:
-        return find_family(config, folder)
+        family = find_family(config, folder)
     except UserError as error:
         raise UserError(f"model {name} is not supported: {error}") from None
+    if faults := [f"model {name}: {fault}" for fault in unknown_fields(config, family)]:
+        raise UserError(faults)
+    return family
 
 
 def _check_covered(config: dict[str, Any], name: str) -> None:

@@ -151,7 +151,8 @@ class ParallelModel:
             tensors = {names[each.name]: each for each in self.replicas.optimizer_parameters()}
         else:
             tensors = named_weights(self.model)
-        whole = [name for name, each in tensors.items() if not getattr(each, "is_distributed", False)]
+        parameters = self.replicas.trained if is_sliced else tensors
+        whole = [name for name in tensors if not getattr(parameters[name], "is_distributed", False)]
         check_replicas(tensors, self.groups, what, same_over_tensor=whole, is_sliced_over_sharding=is_sliced)
 
     def train(self, work: MicroBatchComputation, num_micro_batches: int) -> Any:

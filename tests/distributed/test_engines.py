@@ -22,7 +22,6 @@ PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
 TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
 TP = {"tensor_parallel_degree": 2}
 ASYNC, SCATTERS = "enable_mp_async_allreduce", "enable_sp_async_reduce_scatter"
-SKIPS = "enable_mp_async_allreduce enable_mp_skip_c_identity"
 WORDS = "disable_batch_p2p_comm disable_partial_send_recv, disable_p2p_cache_shape enable_delay_scale_loss"
 CASES = [
     ("gemma", "lora", PP4, {"pipeline": FLEET}),
@@ -45,8 +44,13 @@ CASES = [
         LayoutCase(2, 2, {"pipeline_parallel_degree": 2, "virtual_pp_degree": 2}),
         {"pipeline": VIRTUAL},
     ),
+    (
+        "llama",
+        "lora",
+        LayoutCase(2, 2, {"data_parallel_config": "gradient_sync_after_accumulate"}, 2),
+        {"data": "finetune BucketedReplicas after all passes"},
+    ),
     ("qwen2", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": ASYNC}), {"tensor": TENSOR}),
-    ("llama", "sft", LayoutCase(2, 2, TP | {"tensor_parallel_config": SKIPS}), {"tensor": TENSOR}),
     (
         "llama",
         "sft",
@@ -64,6 +68,12 @@ CASES = [
         "pt",
         LayoutCase(4, 2, STAGE1 | {"pipeline_parallel_degree": 2}, 2),
         {"pipeline": FLEET, "sharding": SHARDING},
+    ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(4, 2, TP | {"sequence_parallel": True, "sharding": "stage3"}, 2),
+        {"tensor": TENSOR, "sharding": "finetune GatheredReplicas"},
     ),
     ("llama", "lora", LayoutCase(4, 1, STAGE1, 4), {"sharding": SHARDING, "data": "fleet fused_allreduce_gradients"}),
     (
@@ -106,6 +116,7 @@ def test_a_run_tells_what_drives_each_axis_and_has_the_curve_of_one_process(
     run = bench.server.run(settings, layout.world).check()
     assert json.loads((run.folder / "arguments.json").read_text())["layout_engines"] == engines
     assert "\n".join(f"  {axis}: {engine}" for axis, engine in engines.items()) in run.logs[0]
+    assert ("parameters  updated\n" in run.logs[0]) == ("sharding" in engines)
     differences = largest_difference(run.curve(), bench.expected(family, method, "padded"))
     assert max(differences.values()) <= TOLERANCE, differences
 

@@ -185,6 +185,20 @@ _FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", 
 
 _JOINED_INPUT = frozenset({"query_key_value_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
+_NEW_GEMMA = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    blank_in_front=False,
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    tied_embedding="embed_tokens",
+    fast_tokenizer_agrees=False,
+    curve_learning_rate=3e-3,
+    rotary_function="finetune.families.head_attention.turn",
+    norm_offset=1.0,
+)
+
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
     "chatglm2": FamilyFacts(
@@ -326,23 +340,8 @@ FACTS = {
         curve_learning_rate=1e-2,
         norm_offset=1.0,
     ),
-    **{
-        name: FamilyFacts(
-            _GATED,
-            known_to_paddlenlp=False,
-            blank_in_front=False,
-            groups_heads=True,
-            small=_GROUPED,
-            splits_rows=True,
-            tied_embedding="embed_tokens",
-            fast_tokenizer_agrees=False,
-            curve_learning_rate=1e-3 if name == "gemma3" else 3e-3,
-            rotary_function="finetune.families.head_attention.turn",
-            caps_scores=name == "gemma2",
-            norm_offset=1.0,
-        )
-        for name in ("gemma2", "gemma3")
-    },
+    "gemma2": replace(_NEW_GEMMA, caps_scores=True),
+    "gemma3": replace(_NEW_GEMMA, curve_learning_rate=1e-3),
 }
 
 

@@ -37,6 +37,7 @@ CASES = [
     ),
     ("qwen2", {"lokr": True, "lokr_factor": 8, "lokr_dim": 1, "decompose_both": True}),
     ("bloom", {"lokr": True, "lokr_factor": 3, "lokr_dim": 40}),
+    ("llama", {"init_lora_weights": "pissa_niter_2"}),
     ("llama", EMBEDDING),
     (
         "chatglm2",

@@ -20,7 +20,9 @@ def load_theirs(folder: Path):
     import torch
     import transformers
 
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    # The other forms of attention leave caps of scores out.
+    settings = {"torch_dtype": torch.float32, "attn_implementation": "eager"}
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
 
 
 def their_logits(model) -> np.ndarray:

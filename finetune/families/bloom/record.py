@@ -121,6 +121,13 @@ BLOOM = register(
         positions_end=False,
         parallel=ParallelLimits(tensor_divides=("n_head", "vocab_size")),
         adapt_config=_adapt_config,
+        understood=(
+            *_OTHER_NAMES,
+            "apply_residual_connection_post_layernorm",
+            "n_inner",
+            "offset_alibi",
+            "tie_word_embeddings",
+        ),
         tensor_splits={
             "word_embeddings": "vocabulary",
             "lm_head": "vocabulary",  # the embedding once more

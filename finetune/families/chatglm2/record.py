@@ -168,6 +168,10 @@ CHATGLM2 = register(
             "recompute_use_reentrant": "Paddle's PyLayer form of recomputation fails on the layers of this model"
         },
         adapt_config=_adapt_config,
+        understood=(
+            *(*_RENAMED, *_FIXED, "apply_residual_connection_post_layernorm", "multi_query_attention"),
+            "hidden_size_per_attention_head",
+        ),
         tensor_splits={
             "word_embeddings": "vocabulary",
             "output_layer": "head",

@@ -76,6 +76,7 @@ ERNIE4_5 = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
+        understood=("rope_parameters", "rope_scaling"),
         tensor_splits=TENSOR_SPLITS,
     )
 )

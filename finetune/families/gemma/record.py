@@ -84,6 +84,7 @@ GEMMA = register(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
         adapt_config=_adapt_config,
+        understood=("alibi", "attention_bias", "rope_parameters", "rope_scaling"),
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",

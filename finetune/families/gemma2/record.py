@@ -77,6 +77,7 @@ GEMMA2 = register(
         ),
         sequence_parallel=True,
         adapt_config=_adapt_config,
+        understood=("rope_parameters", "rope_scaling", "use_bidirectional_attention"),
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",

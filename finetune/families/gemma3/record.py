@@ -91,6 +91,10 @@ GEMMA3 = register(
         ),
         sequence_parallel=True,
         adapt_config=_adapt_config,
+        understood=(
+            *("attn_logit_softcapping", "final_logit_softcapping", "rope_parameters", "rope_scaling"),
+            "use_bidirectional_attention",
+        ),
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",

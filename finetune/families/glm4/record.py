@@ -103,6 +103,7 @@ GLM4 = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
+        understood=("rope_parameters", "rope_scaling"),
         tensor_splits={**TENSOR_SPLITS, "gate_up_proj": "halves"},
     )
 )

@@ -101,6 +101,7 @@ INTERNLM = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
+        understood=("bias", "rope_scaling", "rope_theta", "rotary"),
         covers=_covers,
         told_by=f"architectures or auto_map name {FIRST}...",
         tensor_splits=TENSOR_SPLITS,

@@ -109,6 +109,7 @@ INTERNLM2 = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
+        understood=("bias", "rope_scaling"),
         covers=_covers,
         told_by=f"architectures or auto_map name {SECOND}...",
         # The queries of a key head, its key, its value; then the next key head's.

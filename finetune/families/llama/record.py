@@ -111,6 +111,7 @@ LLAMA = register(
         ),
         sequence_parallel=True,
         adapt_config=_adapt_config,
+        understood=("alibi", "attention_bias", "head_dim", "mlp_bias", "rope_parameters", "rope_scaling"),
         variants=_variant,
         tensor_splits=TENSOR_SPLITS,
     )

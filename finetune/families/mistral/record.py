@@ -70,6 +70,7 @@ MISTRAL = register(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
         ),
         adapt_config=_adapt_config,
+        understood=("head_dim", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
         tensor_splits=TENSOR_SPLITS,
         argument_folder="llama",
     )

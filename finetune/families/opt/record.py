@@ -170,6 +170,7 @@ OPT = register(
             tensor_divides=("num_attention_heads", "intermediate_size", "vocab_size", "word_embed_proj_dim")
         ),
         adapt_config=_adapt_config,
+        understood=(*_OTHER_NAMES, *_FIXED, "tie_word_embeddings"),
         tensor_splits={
             "word_embeddings": "vocabulary",
             "lm_head": "vocabulary",  # the embedding once more, or of its shape

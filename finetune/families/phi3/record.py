@@ -84,6 +84,14 @@ PHI3 = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
+        understood=(
+            "embd_pdrop",
+            "head_dim",
+            "partial_rotary_factor",
+            "resid_pdrop",
+            "rope_parameters",
+            "rope_scaling",
+        ),
         tensor_splits=JOINED_SPLITS,
     )
 )

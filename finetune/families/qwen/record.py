@@ -126,6 +126,7 @@ QWEN = register(
         refused_options={"fuse_attention_ffn": "PaddleNLP has no rule that joins the weights w1 and w2"},
         computed_weights=(r"rotary_emb\.inv_freq$",),
         adapt_config=_adapt_config,
+        understood=("attn_dropout_prob", "emb_dropout_prob", "scale_attn_weights", "use_logn_attn"),
         tensor_splits={
             "wte": "vocabulary",
             "lm_head": "head",

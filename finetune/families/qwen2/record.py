@@ -78,6 +78,14 @@ QWEN2 = register(
         sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
+        understood=(
+            "head_dim",
+            "layer_types",
+            "partial_rotary_factor",
+            "rope_parameters",
+            "rope_scaling",
+            "sliding_window",
+        ),
         tensor_splits=TENSOR_SPLITS,
     )
 )

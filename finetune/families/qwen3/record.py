@@ -83,6 +83,7 @@ QWEN3 = register(
         sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
+        understood=("layer_types", "rope_parameters", "rope_scaling"),
         tensor_splits=TENSOR_SPLITS,
     )
 )

@@ -26,6 +26,11 @@ class BucketedReplicas(Replicas):
     ):
         super().__init__(model, groups, master_gradients=master_gradients)
         self.buckets = GradientBuckets(self.trained, self._local, groups.data, overlaps=overlaps)
+        self._overlaps = overlaps
+
+    def engine(self, axis: str) -> str:
+        """What drives the axis "data", and whether it waits for all backward passes."""
+        return super().engine(axis) + ("" if self._overlaps else " after all passes")
 
     def begin_step(self, num_micro_batches: int) -> None:
         """To be called before the first forward pass of a step."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from finetune.errors import RunError
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast, plan_buckets
 
 if TYPE_CHECKING:
@@ -142,9 +143,10 @@ class GradientBuckets:
     def begin_rest(self) -> None:
         """Begins all sums of the step that have not begun."""
         if self._late:
-            raise RuntimeError(
-                f"{self._late[0]} got a gradient after the sum of its gradients had begun: its backward passes differ "
-                "from those of the step before"
+            raise RunError(
+                f"{self._late[0]} got a gradient after the sum of its gradients over the replicas had begun: this step "
+                "uses it more often than the step before did. Continue with --data_parallel_config "
+                "gradient_sync_after_accumulate, with which sums wait for all backward passes"
             )
         self.num_early = self._num_begun
         with no_grad_no_autocast():
