@@ -114,7 +114,6 @@ def test_sharding_stage(words, stage):
 # family -> (name of a size, a value that 2 does not divide as needed)
 GATED_SIZES = [("num_attention_heads", 5), ("num_key_value_heads", 1), ("intermediate_size", 97)]
 ODD_SIZES = dict.fromkeys(families(), GATED_SIZES) | {
-    "mistral": [("num_key_value_heads", 1), ("intermediate_size", 97), ("vocab_size", 321)],
     "qwen": [("intermediate_size", 94), ("vocab_size", 321)],
     "chatglm2": [("multi_query_group_num", 1), ("ffn_hidden_size", 97), ("vocab_size", 321)],
     "bloom": [("n_head", 5), ("vocab_size", 321)],
