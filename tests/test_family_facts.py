@@ -25,6 +25,7 @@ READS_CONFIG = {
     FAMILIES / "registry.py",
     MODELS / "hf_names.py",
     MODELS / "loading.py",
+    MODELS / "reward_head.py",
 }
 ALLOWED_NAMES = {
     "finetune/data/templates/chat_templates.py": "names of conversation formats, which users choose and no code compares",
@@ -101,6 +102,10 @@ ALLOWED_WORDS = {
     "finetune/demo.py": "sizes of the tiny checkpoint, arguments of finetune.models.tiny",
     "finetune/models/tiny/__main__.py": "options of the command, which happen to be called like sizes of Llama's",
     "finetune/models/tiny/checkpoint.py": "the same options",
+    "finetune/adapters/kronecker.py": "LoKr's names of its factors, which two layers of Qwen happen to share",
+    "finetune/adapters/lokr.py": "the same names",
+    "finetune/adapters/update_tensors.py": "the same names",
+    "finetune/merge/layer_updates.py": "the same names",
     "finetune/models/hf_names.py": "names of Hugging Face's files and of the layers that PaddleNLP's options join",
     "finetune/storage/quantisation/stored_format.py": "compressed-tensors' word for weights that are not sparse",
     "finetune/models/sequence_parallel.py": "the attribute in which PaddleNLP's attention layers keep the row length",

@@ -45,7 +45,7 @@ _HARMLESS_NAMES = """
 
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 _HARMLESS_KINDS = re.compile(
-    r"^(_|unsloth_|output_|use_fused_|fuse_|long_sequence_|use_long_sequence_|tensor_parallel_|pipeline_parallel_|"
+    r"^(_|unsloth_|summary_|output_|use_fused_|fuse_|long_sequence_|use_long_sequence_|tensor_parallel_|pipeline_parallel_|"
     r"virtual_pp_|sequence_parallel|sep_parallel_|context_parallel_|quantization_config_)"
     r"|(dropout|dropout_prob|_pdrop|_token_ids?)$|^(use_last_token|use_flash_attention)_for_generation$"
 )

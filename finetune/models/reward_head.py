@@ -51,12 +51,22 @@ def reward_config(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         check_labels(config)
         return dict(config)
     labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    return {**config, **labels, "architectures": [reward_architecture(family)]}
+    return with_reward_class({**config, **labels}, family)
 
 
 def reward_architecture(family: Family) -> str:
     """Name of the class in transformers."""
     return _CAUSAL.sub("", family.architectures[0]) + _SUFFIX
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """The class that the configuration of a reward model names."""
+    return str(config["architectures"][0])
+
+
+def with_reward_class(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The configuration naming transformers' class."""
+    return {**config, "architectures": [reward_architecture(family)]}
 
 
 def check_labels(config: Mapping[str, Any]) -> None:
@@ -69,7 +79,7 @@ def check_labels(config: Mapping[str, Any]) -> None:
     number = len(labels) if isinstance(labels, Mapping) else config.get("num_labels", 2)
     if number != 1:
         raise UserError(
-            f"config.json has {config['architectures'][0]} with {number} labels, but a reward model has one: give a "
+            f"config.json has {class_name(config)} with {number} labels, but a reward model has one: give a "
             "reward model, or the causal model to train one on"
         )
 

@@ -10,7 +10,7 @@ from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
-from finetune.adapters.update_tensors import LOKR, VERA
+from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
 from finetune.models.resolve import quantised_twice, trained_over_another
@@ -73,9 +73,12 @@ def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
         raise UserError(
             f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"
         )
-    if model.lora and model.pissa:
+    start = "pissa" if model.pissa else model.init_lora_weights
+    if model.lora and start.startswith(("pissa", "olora")):
+        given = "pissa is true" if model.pissa else f"init_lora_weights is {start}"
         raise UserError(
-            f"{shown} and pissa is true, which would change the packed weights that it starts from: set pissa false"
+            f"{shown} and {given}, which would change the packed weights that it starts from: "
+            f"{'set pissa false' if model.pissa else 'leave init_lora_weights out'}"
         )
 
 
@@ -101,12 +104,12 @@ def _settings_of(folder: Path) -> dict[str, object]:
         rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
     else:
         rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    own: dict[str, object] = {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
-    if rule.kind == VERA:
-        own = {"vera_rank": rule.rank}
-    if rule.kind == LOKR:
-        own = {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha}
-    return own | {
+    of_kind: dict[str, dict[str, object]] = {
+        LORA: {"lora_rank": rule.rank, "lora_alpha": rule.alpha},
+        VERA: {"vera_rank": rule.rank},
+        LOKR: {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha},
+    }
+    return of_kind[rule.kind] | {
         "rslora": rule.rslora,
         "pissa": rule.pissa,
         "use_dora": rule.dora,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.adapters.adapter_folder import has_reward_head
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
-from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, reward_config
+from finetune.models.reward_head import REWARD_WEIGHT, class_name, is_reward_config, reward_config
 from finetune.run.adapter import check_adapter
 from finetune.run.adapter_source import fetch_adapter
 from finetune.run.alignment import gives_rewards
@@ -53,7 +53,7 @@ def _resolve_head(args: Arguments, resolved: ResolvedModel) -> tuple[ResolvedMod
 
 def _refuse_rewards(args: Arguments, resolved: ResolvedModel) -> None:
     if is_reward_config(resolved.config):
-        name = resolved.config["architectures"][0]
+        name = class_name(resolved.config)
         raise UserError(
             f"model {resolved.name} is a {name}, which gives values and no text: set loss_type to reward to train a "
             "reward model further, or give a causal language model"

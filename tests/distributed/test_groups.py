@@ -48,6 +48,7 @@ def test_one_process_has_groups_of_one():
 def test_members_and_every_call():
     results = run(
         """
+import paddle.distributed as dist
 x = lambda dtype: paddle.to_tensor([groups.rank % 2, 1, 0]).astype(dtype)
 for name in ("world", "tensor", "pipeline", "sharding", "replicas", "data", "model", "ends"):
     group = getattr(groups, name)
@@ -66,14 +67,21 @@ out["view"] = view.tolist()
 scalar = paddle.to_tensor(float(groups.rank)); groups.world.broadcast(scalar, source=2)
 out["broadcast"] = scalar.item()
 out["all_gather"] = [part.tolist() for part in groups.pipeline.all_gather(paddle.to_tensor([groups.rank]))]
-part = paddle.zeros([2]); groups.world.reduce_scatter(part, paddle.arange(8, dtype="float32"))
-out["reduce_scatter"] = part.tolist()
+part, whole = paddle.zeros([2]), paddle.zeros([8])
+begun = [
+    groups.world.begin_reduce_scatter(part, paddle.arange(8, dtype="float32")),
+    groups.world.begin_all_gather(whole, paddle.full([2], float(groups.rank))),
+]
+for task in begun: task.wait()
+out["reduce_scatter"], out["begun all_gather"] = part.tolist(), whole.tolist()
+total = paddle.full([2], float(groups.rank))
+dist.reduce(total, dst=2)  # what Fleet's stage 1 calls; the other ranks keep theirs
+out["reduce"] = total.tolist()
 out["objects"] = groups.world.gather_objects({"rank": groups.rank, "text": "x" * groups.rank})
 value = [(None, True, groups.rank), {1: 0.5, "a": float("inf")}, Path("x") / "\\udcff", "\u4e2d", []]
 out["types"] = groups.world.gather_objects(value) == [
     [(None, True, rank), *value[1:]] for rank in range(4)
 ]
-import paddle.distributed as dist
 try:
     dist.all_gather_object([], 1)
 except RuntimeError as error:
@@ -98,6 +106,8 @@ groups.world.barrier()
         assert out["big"] and out["view"] == [[0, 4, 4, 0]] * 3
         assert out["broadcast"] == 2 and out["all_gather"] == [[tensor], [tensor + 2]]
         assert out["reduce_scatter"] == [8 * rank, 8 * rank + 4]
+        assert out["begun all_gather"] == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert out["reduce"] == [6.0 if rank == 2 else rank] * 2
         assert out["objects"] == [{"rank": r, "text": "x" * r} for r in range(4)]
         assert out["types"] and "is not unpickled" in out["pickle"]
         assert out["numbers"] == pytest.approx([0.2, 4 * pipeline + 1])

@@ -70,6 +70,16 @@ REFUSED = [
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm True"),
     ("bloom", {"tie_word_embeddings": False}, "tie_word_embeddings False, but BLOOM is run with True only"),
     ("bloom", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    (
+        "gpt2",
+        {"activation_function": "relu"},
+        "activation_function 'relu'; allowed for GPT-2: gelu_new, gelu_fast",
+    ),
+    (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx True, but GPT-2 is run with",
+    ),
     ("xverse", {"hidden_act": "gelu"}, "hidden_act 'gelu', but XVERSE is run with 'silu' only"),
     ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary positions of type 'linear'"),
     ("internlm2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
@@ -164,6 +174,28 @@ def test_a_baichuan_of_no_generation_is_refused_by_both_names():
         UserError, match=r"families baichuan \(vocab_size 64000\), baichuan2 \(vocab_size 125696"
     ):
         find_family({"model_type": "baichuan", "vocab_size": 64002})
+
+
+def test_fields_of_gpt2_there_and_back():
+    found = {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": None,
+        "resid_pdrop": 0.0,
+    }
+    family = get_family("gpt2")
+    adapted = family.adapt_config(found)
+    assert adapted == {
+        "model_type": "gpt2", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-5,
+        "intermediate_size": 256, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+        "attention_dropout": 0.1, "branch_dropout": 0.0, "embedding_dropout": 0.1,
+    }  # fmt: skip
+    assert family.adapt_config(family.hugging_face.config(adapted)) == adapted | {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+    }
 
 
 def test_rotary_settings_of_internlm():

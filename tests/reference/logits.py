@@ -35,6 +35,14 @@ _ROTARY = _SIZES | {
     "rope_theta": 50000.0,
 }
 _WHOLE_HEADS = _ROTARY | {"num_key_value_heads": 4, "rope_theta": 10000.0}
+_GPT2 = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
+}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -154,6 +162,8 @@ CASES = {
         LogitCase("bloom_6_heads", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "n_layer": 2, "n_head": 6}),
         LogitCase("opt", "OPT", _OPT),
         LogitCase("opt_350m", "OPT", _OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+        LogitCase("gpt2", "GPT2", _GPT2),
+        LogitCase("gpt2_inner", "GPT2", _GPT2 | {"n_inner": 48, "activation_function": "gelu_fast"}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
         LogitCase("mistral_nemo", "Mistral", _ROTARY | {"sliding_window": None, "head_dim": 16}),

@@ -16,7 +16,7 @@ RESOLVED = SimpleNamespace(
 )
 MODEL = {
     "lora": True, "lora_path": None, "lora_rank": 8, "lora_alpha": 16.0, "rslora": False, "pissa": False, "use_dora": False,
-    "vera": False,
+    "vera": False, "lokr": False,
     "lora_target_modules": None, "prefix_tuning": False, "prefix_path": None, "modules_to_save": None,
     "freeze_layers": 0, "freeze_parameters_ratio": 0.0, "freeze_parameters": None, "trainable_parameters": None,
 }  # fmt: skip

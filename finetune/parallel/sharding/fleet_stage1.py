@@ -69,7 +69,9 @@ class OwnedReplicas(Replicas):
         return list(self.trained.values())
 
     def distribute(self, optimizer: Any) -> Any:
-        """Hands an optimizer to Fleet's."""
+        """Hands an optimizer to Fleet's, once."""
+        if optimizer is self._optimizer:
+            return optimizer
         _set_strategy(averages=self._averages)
         ranks = {parameter.name: self._owners[name] for name, parameter in self.trained.items()}
         self._optimizer = OwnedParametersOptimizer(optimizer, fleet.get_hybrid_communicate_group(), ranks)
@@ -137,7 +139,7 @@ class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]
         self._ranks = ranks
         spare = optimizer._parameter_list[0]
         super().__init__(optimizer, topology)
-        # Paddle's optimizers look at their first parameter, which need not have a gradient.
+        # Paddle's optimizers look at their first parameter; on a rank that owns none Fleet updates nothing.
         if not self._inner_opt._parameter_list:
             self._set_inner_opt_attr("_parameter_list", [spare])
             self._set_inner_opt_attr("_param_groups", [spare])
