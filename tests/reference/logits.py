@@ -166,6 +166,7 @@ CASES = {
         LogitCase("gpt2_inner", "GPT2", _GPT2 | {"n_inner": 48, "activation_function": "gelu_fast"}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
+        LogitCase("mistral_nemo", "Mistral", _ROTARY | {"sliding_window": None, "head_dim": 16}),
         LogitCase("gemma2", "Gemma2", _GEMMA2, norm_mean=0.0),
         LogitCase("gemma2_no_window", "Gemma2", _GEMMA2 | {"sliding_window": 64}, norm_mean=0.0),
         LogitCase("gemma3", "Gemma3", _GEMMA3, norm_mean=0.0, config_class="Gemma3TextConfig"),

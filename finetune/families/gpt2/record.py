@@ -153,6 +153,17 @@ GPT2 = register(
         argument_folder="opt",
         understood=(*_FIELDS, *_FIXED, *_OF_THE_CLASS, "activation_function", "n_ctx"),
         adapt_config=_adapt_config,
+        understood=(
+            *(
+                *_FIELDS,
+                "n_ctx",
+                "activation_function",
+                "scale_attn_weights",
+                "scale_attn_by_inverse_layer_idx",
+            ),
+            # PaddleNLP's object of the configuration has these, too; nothing here reads them.
+            *("hidden_act", "num_key_value_heads", "rope_theta", "head_dim"),
+        ),
         tensor_splits=TENSOR_SPLITS | {"query_key_value_proj": "query_key_value"},
     )
 )
