@@ -22,7 +22,7 @@ from finetune.families.tiny_recipe import TinyShape
 _HARMLESS_NAMES = """
     architectures auto_map base_model_name_or_path license language model_type tokenizer_class tokenizer_type
     chat_format chat_template name revision transformers_version paddlenlp_version adapters finetuning_task task problem_type
-    task_specific_params id2label label2id num_labels num_choices classifier_dropout summary_type
+    task_specific_params id2label label2id num_labels num_choices classifier_dropout
     dtype torch_dtype bf16 fp16 fp32 use_bfloat16 torchscript tf_legacy_loss onnx_safe return_dict
     return_dict_in_generate use_return_dict use_cache cache_implementation use_cache_kernel use_cache_quantization
     attn_implementation use_flash_attn flash_attention use_flash_attention use_sdpa softmax_in_fp32
@@ -45,7 +45,7 @@ _HARMLESS_NAMES = """
 
 _HARMLESS = frozenset(_HARMLESS_NAMES.split())
 _HARMLESS_KINDS = re.compile(
-    r"^(_|unsloth_|output_|use_fused_|fuse_|long_sequence_|use_long_sequence_|tensor_parallel_|pipeline_parallel_|"
+    r"^(_|unsloth_|output_|summary_|use_fused_|fuse_|long_sequence_|use_long_sequence_|tensor_parallel_|pipeline_parallel_|"
     r"virtual_pp_|sequence_parallel|sep_parallel_|context_parallel_|quantization_config_)"
     r"|(dropout|dropout_prob|_pdrop|_token_ids?)$|^(use_last_token|use_flash_attention)_for_generation$"
 )

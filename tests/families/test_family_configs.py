@@ -29,7 +29,26 @@ def test_the_rotary_base_goes_to_the_top(name, settings):
 
 YARN = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
 REFUSED = [
-    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in UNSCALED),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
+    (
+        "gemma2",
+        {"layer_types": ["chunked_attention"] * 4},
+        "chunked_attention, but must name one of full_attention",
+    ),
+    ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu', but Gemma 2 is run with"),
+    ("gemma3", {"tie_word_embeddings": False}, "tie_word_embeddings False, but Gemma 3"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+    ("glm4", {"hidden_act": "gelu"}, "hidden_act 'gelu', but GLM-4"),
+    ("glm4", {"rope_scaling": {"type": "longrope"}}, r"rotary scaling 'longrope'.*allowed: none, linear"),
+    ("qwen3", {"rope_scaling": {"type": "yarn"}}, "rotary scaling 'yarn', but lacks factor"),
+    (
+        "qwen3",
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}},
+        "has alpha, which is not computed",
+    ),
+    ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0]}}, "'longrope', but lacks long_factor"),
+    ("llama", {"rope_scaling": {"type": "dynamic"}}, "'dynamic', but lacks factor"),
+    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in ("mistral", "gemma")),
     ("mistral", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
     ("mistral", {"head_dim": 32}, "head_dim 32 with 4 heads"),
     ("mistral", {"tie_word_embeddings": True}, "tie_word_embeddings true"),
@@ -77,6 +96,13 @@ def test_what_paddlenlp_would_compute_wrongly_is_refused(name, settings, message
 
 
 ACCEPTED = [
+    ("gemma2", {"layer_types": ["sliding_attention", "full_attention"] * 2}),
+    ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    (
+        "qwen3",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+    ),
+    ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
     ("gemma", {"hidden_activation": None, "hidden_act": "gelu"}),  # the first published configs
     ("gemma", {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
     ("opt", {"tie_word_embeddings": True}),
@@ -201,3 +227,37 @@ def test_names_of_opt_fields_are_paddlenlps():
         "hidden_size": 64, "intermediate_size": 128, "normalize_before": False, "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.0, "hidden_act": "gelu", "word_embed_proj_dim": 64,
     }  # fmt: skip
+
+
+def test_layers_without_a_list_have_the_windows_of_the_published_models():
+    two, three = (get_family(name).adapt_config({"num_hidden_layers": 7}) for name in ("gemma2", "gemma3"))
+    narrow, whole = "sliding_attention", "full_attention"
+    assert two["layer_types"] == [narrow, whole, narrow, whole, narrow, whole, narrow]
+    assert three["layer_types"] == [narrow] * 5 + [whole, narrow]
+    assert three["rope_local_base_freq"] == 10000.0 and three["rope_theta"] == 1000000.0
+
+
+def test_both_rotary_settings_of_gemma_3_in_the_form_of_transformers_5():
+    kinds = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+    }
+    adapted = get_family("gemma3").adapt_config({"num_hidden_layers": 2, "rope_parameters": kinds})
+    assert adapted["rope_theta"] == 2e6 and adapted["rope_local_base_freq"] == 5e3
+    assert adapted["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert get_family("gemma3").adapt_config(adapted) == adapted
+    kinds["sliding_attention"]["rope_type"] = "yarn"
+    with pytest.raises(UserError, match=r"rotary scaling 'yarn'.*allowed: none"):
+        get_family("gemma3").adapt_config({"num_hidden_layers": 2, "rope_parameters": kinds})
+
+
+def test_texts_of_a_longrope_model_end_at_the_length_of_its_pretraining():
+    scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    phi3 = get_family("phi3")
+    assert phi3.position_limit(SIZES | lengths | {"rope_scaling": scaling}) == 4096
+    assert phi3.position_limit(SIZES | lengths) == 131072
+    adapted = phi3.adapt_config(SIZES | lengths | {"rope_scaling": scaling})
+    assert phi3.adapt_config(adapted) == adapted
+    theirs = phi3.hugging_face.config(adapted)
+    assert theirs["rope_scaling"] == scaling and theirs["max_position_embeddings"] == 131072

@@ -175,6 +175,8 @@ CASES = {
         LogitCase("llama_yarn_mscale", "Llama", _ROTARY | {"rope_scaling": _YARN_MSCALE}),
         LogitCase("llama_biases_llama3", "Llama", _ROTARY | {"attention_bias": True, "rope_scaling": _LLAMA3}),
         LogitCase("llama_dynamic", "Llama", _ROTARY | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        LogitCase("qwen2_yarn", "Qwen2", _ROTARY | {"rope_scaling": _YARN}),
+        LogitCase("glm4_linear", "Glm4", _GLM | {"rope_scaling": _LINEAR}),
         LogitCase("qwen3_yarn", "Qwen3", _ROTARY | {"head_dim": 16, "rope_scaling": _YARN}),
         LogitCase("gemma", "Gemma", _ROTARY | {"head_dim": 16}, norm_mean=0.0),
         LogitCase("gemma_mqa", "Gemma", _ROTARY | {"head_dim": 16, "num_key_value_heads": 1}, norm_mean=0.0),

@@ -25,19 +25,20 @@ _FIELDS = {
 # What transformers takes for fields that a config.json leaves out; dropout is left to it.
 _DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 1024, "tie_word_embeddings": True}
 _DROPOUT = dict.fromkeys(("attention_dropout", "branch_dropout", "embedding_dropout"), 0.1)
+_FIXED = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+}
+# What PaddleNLP's object writes beside them, of the models that its class was made for.
+_OF_THE_CLASS = ("hidden_act", "num_key_value_heads", "rope_theta")
 _ACTIVATIONS = (None, "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # three names of one function
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Hugging Face's field names -> those of the layers; refuses what they do not compute."""
-    require_values(
-        config,
-        "GPT-2",
-        scale_attn_weights=True,
-        scale_attn_by_inverse_layer_idx=False,
-        reorder_and_upcast_attn=False,
-        add_cross_attention=False,
-    )
+    require_values(config, "GPT-2", **_FIXED)
     if config.get("activation_function") not in _ACTIVATIONS:
         raise UserError(
             f"config.json has activation_function {config['activation_function']!r}; allowed for GPT-2: "
@@ -162,6 +163,7 @@ GPT2 = register(
         ),
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
         argument_folder="opt",
+        understood=(*_FIELDS, *_FIXED, *_OF_THE_CLASS, "activation_function", "n_ctx"),
         adapt_config=_adapt_config,
         tensor_splits=TENSOR_SPLITS | {"query_key_value_proj": "query_key_value"},
     )
