@@ -149,18 +149,6 @@ GPT2 = register(
         tiny=TinyRecipe(
             tokenizer="byte_level_gpt2", config=_tiny_config, weights=_tiny_weights, grouped_heads=False
         ),
-        understood=(
-            *(
-                *_FIELDS,
-                "n_ctx",
-                "activation_function",
-                "scale_attn_weights",
-                "scale_attn_by_inverse_layer_idx",
-            ),
-            *("reorder_and_upcast_attn", "summary_use_proj", "summary_proj_to_labels"),
-            # Of PaddleNLP's class, in folders that a run leaves behind: nothing is computed from them.
-            *("hidden_act", "num_key_value_heads", "rope_theta"),
-        ),
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
         argument_folder="opt",
         understood=(*_FIELDS, *_FIXED, *_OF_THE_CLASS, "activation_function", "n_ctx"),
