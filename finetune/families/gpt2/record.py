@@ -32,7 +32,7 @@ _FIXED = {
     "add_cross_attention": False,
 }
 # What PaddleNLP's object writes beside them, of the models that its class was made for.
-_OF_THE_CLASS = ("hidden_act", "num_key_value_heads", "rope_theta")
+_OF_THE_CLASS = ("hidden_act", "num_key_value_heads", "rope_theta", "head_dim")
 _ACTIVATIONS = (None, "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # three names of one function
 
 
@@ -153,17 +153,6 @@ GPT2 = register(
         argument_folder="opt",
         understood=(*_FIELDS, *_FIXED, *_OF_THE_CLASS, "activation_function", "n_ctx"),
         adapt_config=_adapt_config,
-        understood=(
-            *(
-                *_FIELDS,
-                "n_ctx",
-                "activation_function",
-                "scale_attn_weights",
-                "scale_attn_by_inverse_layer_idx",
-            ),
-            # PaddleNLP's object of the configuration has these, too; nothing here reads them.
-            *("hidden_act", "num_key_value_heads", "rope_theta", "head_dim"),
-        ),
         tensor_splits=TENSOR_SPLITS | {"query_key_value_proj": "query_key_value"},
     )
 )
