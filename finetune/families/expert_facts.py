@@ -33,10 +33,6 @@ class ExpertFacts:
         """Whether a layer, by its number in the whole model, has experts."""
         return layer not in self.dense_layers and (layer + 1) % self.sparse_step == 0
 
-    def num_sparse(self, num_layers: int) -> int:
-        """How many of so many layers have experts."""
-        return sum(self.has_experts(layer) for layer in range(num_layers))
-
     def linear_layers(self) -> Iterable[str]:
         """Names of the linear layers of a layer with experts, inside its feed-forward layer."""
         yield "gate"

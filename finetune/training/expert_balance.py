@@ -31,7 +31,7 @@ class ExpertBalance:
 
     Args:
         model: This rank's part of the model.
-        num_sparse: Layers with experts of the whole model.
+        num_experts: Of each layer that has some.
         coefficient: What the loss is multiplied by.
         groups: The run's process groups.
 
@@ -39,9 +39,9 @@ class ExpertBalance:
         loss: Of the last global batch that was counted, float64 [1], on the device, the same on every rank.
     """
 
-    def __init__(self, model: Any, num_sparse: int, coefficient: float, groups: ProcessGroups):
+    def __init__(self, model: Any, num_experts: int, coefficient: float, groups: ProcessGroups):
         self._layers = [each for each in model.sublayers() if isinstance(each, ExpertFeedForward)]
-        self._num_sparse, self._coefficient, self._groups = num_sparse, coefficient, groups
+        self._num_experts, self._coefficient, self._groups = num_experts, coefficient, groups
         self._real: Any = None
         self._sums: Any = None
         self._gradient: Any = None
@@ -68,12 +68,9 @@ class ExpertBalance:
             self._real = None
 
     @contextmanager
-    def counting(self, num_experts: int) -> Iterator[None]:
-        """Within the block passes count; after it `loss` and the gradients of the routers are known.
-
-        Args:
-            num_experts: Of each layer.
-        """
+    def counting(self) -> Iterator[None]:
+        """Within the block passes count; after it `loss` and the gradients of the routers are known."""
+        num_experts = self._num_experts
         # Choices, sums of probabilities, and the number of tokens times layers, in float64: [2 * experts + 1].
         self._sums = paddle.zeros([2 * num_experts + 1], dtype="float64")
         try:
@@ -89,8 +86,8 @@ class ExpertBalance:
         self._gradient = (factor * chosen).astype("float32")  # [experts]
 
     def scale(self, factor: float) -> None:
-        """Multiplies the gradients of the step, where its loss is multiplied."""
-        self._gradient = self._gradient * factor
+        """Multiplies loss and gradients of the step, where what it learns is multiplied."""
+        self.loss, self._gradient = self.loss * factor, self._gradient * factor
 
     def see(self, probabilities: Any, chosen: Any) -> Any:
         """See `finetune.families.experts.RoutingObserver`."""

@@ -250,13 +250,14 @@ _NEW_GEMMA = FamilyFacts(
     norm_offset=1.0,
 )
 
+# Larger steps meet tokens between two experts, where rounding decides which one they pass.
 _EXPERTS = FamilyFacts(
     _GATED,
     known_to_paddlenlp=False,
     groups_heads=True,
     small=_GROUPED,
     splits_rows=True,
-    curve_learning_rate=2e-3,
+    curve_learning_rate=1e-3,
     rotary_function="finetune.families.head_attention.turn",
 )
 
@@ -324,7 +325,7 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
     ),
-    "qwen2_moe": _EXPERTS,
+    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3),
     "qwen3_moe": _EXPERTS,
     "mixtral": _EXPERTS,
     "internlm": FamilyFacts(

@@ -257,7 +257,7 @@ def train_reference(model: Any, samples: list, arguments: dict[str, Any]) -> lis
     )
     curve = []
     for batch in batches(samples, arguments):
-        loss = label_loss(model, batch)
+        loss = label_loss(model, batch, arguments.get("router_aux_loss_coef", 0.0))
         loss.backward()
         trained = [p for group in groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, arguments["max_grad_norm"])
@@ -286,12 +286,17 @@ def batches(samples: list, arguments: dict[str, Any]) -> Iterator[dict[str, torc
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def label_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy over label tokens, in float32."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="mean"
+def label_loss(model: Any, batch: dict[str, torch.Tensor], balance: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy over label tokens, in float32, and with experts the loss that spreads tokens over them."""
+    asked = {"output_router_logits": True} if balance else {}
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **asked)
+    tokens = torch.nn.functional.cross_entropy(
+        outputs.logits.float().flatten(0, 1),
+        batch["labels"].flatten(),
+        ignore_index=IGNORED,
+        reduction="mean",
     )
+    return tokens + balance * outputs.aux_loss if balance else tokens
 
 
 def sample_order(num_samples: int, step: int, batch_size: int, seed: int) -> np.ndarray:

@@ -93,7 +93,9 @@ MIXTRAL = register(
         ),
         hugging_face=HuggingFaceForm(pairs=_NAMES),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
+        fields=ConfigFields(
+            num_kv_heads="num_key_value_heads", head_dim="head_dim", num_experts="num_local_experts"
+        ),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

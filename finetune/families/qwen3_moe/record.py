@@ -94,7 +94,9 @@ QWEN3_MOE = register(
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
+        fields=ConfigFields(
+            num_kv_heads="num_key_value_heads", head_dim="head_dim", num_experts="num_experts"
+        ),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(
             tensor_divides=(
