@@ -92,6 +92,9 @@ CASES = (
             pad_token_id=1,
         ),
     ),
+    FamilyCase("qwen2_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("qwen3_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("mixtral", _GROUPED, num_kv_heads=2),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=QWEN2),
     FamilyCase(
         "bloom",
@@ -199,6 +202,17 @@ _NEW_GEMMA = FamilyFacts(
     norm_offset=1.0,
 )
 
+# Larger steps meet tokens between two experts, where rounding decides which one they pass.
+_EXPERTS = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    curve_learning_rate=1e-3,
+    rotary_function="finetune.families.head_attention.turn",
+)
+
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
     "chatglm2": FamilyFacts(
@@ -263,6 +277,9 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
     ),
+    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3),
+    "qwen3_moe": _EXPERTS,
+    "mixtral": _EXPERTS,
     "internlm": FamilyFacts(
         _GATED,
         splits_rows=True,
