@@ -132,7 +132,8 @@ def _convert(setting: Setting, type_name: str, value: Any) -> Any:
         return "stage1" if value else ""
     converted = _CONVERTERS[type_name](value)
     if converted is None or not setting.is_choice(converted):
-        raise ValueError(_describe_allowed(setting))
+        is_unquoted = type_name == "str" and isinstance(value, (bool, int, float)) and not setting.choices
+        raise ValueError(_describe_allowed(setting) + (", in quotes" if is_unquoted else ""))
     return converted
 
 
