@@ -105,7 +105,7 @@ def check_embedding(layers: Collection[str], settings: Any, config: Any, family:
         )
     kinds = ("vera", "lokr", "use_dora", "lora_use_mixer", "pissa")
     other = next((name for name in kinds if getattr(settings, name)), None)
-    if settings.init_lora_weights in ("pissa", "olora"):
+    if settings.init_lora_weights.startswith(("pissa", "olora")):
         other = f"init_lora_weights {settings.init_lora_weights}"
     if other:
         raise UserError(

@@ -3,6 +3,7 @@
 default    A uniform within +-1 / sqrt(in), B zero: PaddleNLP's and peft's, He et al.'s with a slope of sqrt(5)
 gaussian   A normal with deviation 1 / r, B zero: peft's
 pissa      A @ B the part of W along its r leading singular vectors; it leaves W (Meng et al., "PiSSA", 2024)
+pissa_niter_N  The same from N rounds of the randomised decomposition, as peft has it (`leading_vectors.py`)
 olora      W^T = Q R: A the first r rows of R turned, B the first r columns of Q turned; scaling * A @ B leaves W
            (Buyukakyuz, "OLoRA", 2024)
 """
@@ -10,6 +11,7 @@ olora      W^T = Q R: A the first r rows of R turned, B the first r columns of Q
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +20,11 @@ import paddle
 from numpy.typing import NDArray
 from paddle.distributed.fleet.layers.mpu import mp_ops
 
+from finetune.adapters.leading_vectors import leading_vectors, num_rounds_of
 from finetune.checkpoints.tensors_of_ranks import find_local_split
 
 CHANGING = ("pissa", "olora")
-"""Those that change the frozen weight."""
+"""Those that change the frozen weight, and "pissa_niter_<rounds>" besides."""
 
 
 def draw_input_matrix(matrix: Any, config: Any, *, kind: str, seed: int) -> None:
@@ -46,6 +49,9 @@ def draw_input_matrix(matrix: Any, config: Any, *, kind: str, seed: int) -> None
     matrix.set_value(_as_tensor(whole[first : first + num_rows], matrix.dtype))
 
 
+WholeFactors = tuple[NDArray[Any], NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class StartFactors:
     """What the matrices of a layer started from where that has left its weight; this rank's parts, float32.
@@ -59,26 +65,64 @@ class StartFactors:
     right: Any
 
 
-def find_start(name: str, layer: Any, config: Any, *, kind: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both matrices [in, r] and [r, out] of the whole layer, float32; all ranks that share it must call it.
+def find_starts(
+    layers: Mapping[str, Any], config: Any, *, kind: str, seeds: Mapping[str, int]
+) -> Iterator[tuple[str, WholeFactors]]:
+    """Both matrices [in, r] and [r, out] of every whole layer, float32; all ranks that share the layers must call it.
+
+    Tensor-parallel ranks find those of one layer each at a time, and tell the others.
 
     Args:
-        name: Of the layer.
-        layer: One of PaddleNLP's LoRA layers, with the weight that nothing has left yet.
+        layers: Name -> one of PaddleNLP's LoRA layers, with the weight that nothing has left yet.
         config: PaddleNLP's configuration of the model.
-        kind: "pissa" or "olora".
+        kind: "pissa", "pissa_niter_<rounds>" or "olora".
+        seeds: Name -> seed of a layer.
     """
-    whole = _whole_weight(name, layer, config)
-    rank = int(layer.r)
+    degree, rank = max(config.tensor_parallel_degree, 1), max(config.tensor_parallel_rank, 0)
+    names = list(layers)
+    for first in range(0, len(names), degree):
+        found: dict[str, WholeFactors] = {}
+        some = names[first : first + degree]
+        for number, name in enumerate(some):
+            whole = _whole_weight(name, layers[name], config)
+            if number == rank or not _is_shared(name, config):
+                found[name] = _find_factors(whole, int(layers[name].r), kind, seeds[name])
+        for name in some:
+            if _is_shared(name, config):
+                found[name] = _tell(found.get(name), name, layers[name], config)
+            yield name, found[name]
+
+
+def _is_shared(name: str, config: Any) -> bool:
+    return find_local_split(f"{name}.weight", config) is not None
+
+
+def _find_factors(whole: NDArray[Any], rank: int, kind: str, seed: int) -> WholeFactors:
     if kind == "olora":
         ortho, upper = np.linalg.qr(whole.T)  # [out, k], [k, in]
         return np.ascontiguousarray(upper[:rank].T), np.ascontiguousarray(ortho[:, :rank].T)
-    left, sizes, right = np.linalg.svd(whole, full_matrices=False)
-    roots = np.sqrt(sizes[:rank])
-    return left[:, :rank] * roots, roots[:, None] * right[:rank]
+    left, sizes, right = leading_vectors(whole, rank, num_rounds=num_rounds_of(kind), seed=seed)
+    roots = np.sqrt(sizes)
+    return left * roots, roots[:, None] * right
 
 
-def take_start(name: str, layer: Any, config: Any, whole: tuple[NDArray[Any], NDArray[Any]]) -> StartFactors:
+def _tell(mine: WholeFactors | None, name: str, layer: Any, config: Any) -> WholeFactors:
+    """The matrices of a layer from the one rank that has found them."""
+    split = find_local_split(f"{name}.weight", config)
+    assert split is not None
+    num_in, num_out = split.whole_shape(tuple(layer.weight.shape), config.tensor_parallel_degree)
+    shapes = (num_in, int(layer.r)), (int(layer.r), num_out)
+    told = []
+    for number, shape in enumerate(shapes):
+        own = paddle.zeros(shape, "float32") if mine is None else _as_tensor(mine[number], "float32")
+        total = mp_ops._mp_allreduce(
+            own, group=layer.model_parallel_group, use_calc_stream=True, use_model_parallel=True
+        )
+        told.append(total.numpy())
+    return told[0], told[1]
+
+
+def take_start(name: str, layer: Any, config: Any, whole: WholeFactors) -> StartFactors:
     """Takes what A and B start from out of a layer's weight, and gives it to A and B.
 
     Args:

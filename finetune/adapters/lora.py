@@ -17,6 +17,8 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.adapters.adapted_modules import (
     adaptable,
     adapted_sizes,
@@ -49,11 +51,12 @@ from finetune.adapters.targets import (
     value_patterns,
 )
 from finetune.adapters.update_tensors import LOKR, VERA
-from finetune.checkpoints.tensors_of_ranks import family_of
+from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.hf_names import embedding_name, is_tied
 from finetune.models.local_layers import is_stage
+from finetune.storage.dtypes import as_float32
 from finetune.storage.files import is_present, read_json_object
 
 _FIELDS = frozenset(each.name for each in fields_of(LayeredLoRAConfig))
@@ -94,14 +97,16 @@ def add_lora(model: Any, settings: Any, *, family: Any, dtype: str, seed: int = 
         use_dora=settings.use_dora,
         lora_use_mixer=settings.lora_use_mixer,
         lora_bias=settings.lora_bias,
-        init_lora_weights="pissa" if settings.pissa else settings.init_lora_weights,
+        init_lora_weights="pissa"
+        if settings.pissa and settings.init_lora_weights == "default"
+        else settings.init_lora_weights,
         rank_pattern=resolve_layer_patterns("rank_pattern", settings.rank_pattern, family, layers),
         alpha_pattern=resolve_layer_patterns("alpha_pattern", settings.alpha_pattern, family, layers),
         **kind_fields(settings),
         lora_dropout=settings.lora_dropout,
         rslora=settings.rslora,
         lora_plus_scale=settings.lora_plus_scale,
-        pissa=settings.pissa or settings.init_lora_weights == "pissa",
+        pissa=settings.pissa or settings.init_lora_weights.startswith("pissa"),
         merge_weights=False,
         dtype=settings.lora_dtype or dtype,
         base_model_name_or_path=str(settings.model_name_or_path),
@@ -137,7 +142,7 @@ def load_lora(
         folder: The adapter's folder.
         modules_to_save: Modules that the run wants trained whole; None for those of the adapter.
         overrides: Fields of PaddleNLP's configuration that say how and on what it is trained further: `lora_dropout`,
-            `lora_plus_scale`, `base_model_name_or_path`; by default as before.
+            `lora_plus_scale`, `base_model_name_or_path`; by default as before. `dtype` is by default the model's.
 
     Raises:
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
@@ -167,7 +172,7 @@ def load_lora(
             f"trained with {fields.get('trainable_modules') or 'none'}: remove modules_to_save to go on with "
             "the adapter's, or start a new one"
         )
-    # Whatever it was trained in: layers cannot multiply tensors of two types.
+    # Whatever it was trained in, the run says which type it goes on in.
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields})
     _check_time(model, config)
@@ -207,6 +212,7 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     weights = PeftWeights(source, family, tied=tied)
     modules = modules_of(model, family)
     linear = adaptable(modules, family)[1]
+    _drop_frozen_table(model, folder, weights, family)
     table = embedding_name(family).removesuffix(".weight")
     check_layers(folder, weights, [*linear, table])
     linear = [*linear, table]
@@ -237,3 +243,28 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
             "decompose_both": bool(source.config.get("decompose_both")),
         }
     return fields, weights, source
+
+
+def _drop_frozen_table(model: Any, folder: Path, weights: PeftWeights, family: Family) -> None:
+    """Leaves out the copy of the embedding that peft writes beside an update of it, and does not train.
+
+    Raises:
+        UserError: It is not the embedding of this base.
+    """
+    name = embedding_name(family)
+    layer = name.removesuffix(".weight")
+    if layer not in weights.ranks or name not in weights.whole:
+        return
+    held = model.state_dict().get(name)  # on a stage of a pipeline it may be elsewhere
+    if held is not None:
+        copy, own = as_float32(weights.whole[name].tensor.load()), held.astype("float32").numpy()
+        split, config = find_local_split(name, model.config), model.config
+        if split:
+            copy = split.part(copy, config.tensor_parallel_degree, config.tensor_parallel_rank)
+        if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-6):
+            raise UserError(
+                f"the adapter in {folder} has an embedding of its own beside the update of it, and it is not that of this "
+                "base: it was trained on another base, or with more tokens. Merge it (merge_lora_params.py), and go on "
+                "with the merged model"
+            )
+    weights.whole = {each: stored for each, stored in weights.whole.items() if each != name}

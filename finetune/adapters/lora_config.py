@@ -101,12 +101,14 @@ class LayeredLoRAConfig(LoRAConfig):  # type: ignore[misc]
     @property
     def start(self) -> str:
         """What A and B start from; PaddleNLP has a field of its own for one kind."""
+        if self.init_lora_weights.startswith("pissa_niter_"):
+            return self.init_lora_weights
         return "pissa" if self.pissa else self.init_lora_weights
 
     @property
     def changes_base(self) -> bool:
         """Whether what A and B start from leaves the weights of the base."""
-        return self.start in CHANGING
+        return self.start.startswith(CHANGING)
 
     def of_layer(self, name: str) -> LayeredLoRAConfig:
         """The configuration of one layer, by PaddleNLP's name; how it starts is not left to PaddleNLP."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paddle
@@ -13,7 +13,7 @@ from finetune.adapters.adapted_modules import adapted_sizes
 from finetune.adapters.dora import add_magnitude
 from finetune.adapters.embedding_update import add_embedding_update, is_embedding, updated_embeddings
 from finetune.adapters.files import StartWeights
-from finetune.adapters.initial_weights import draw_input_matrix, find_start, take_start
+from finetune.adapters.initial_weights import draw_input_matrix, find_starts, take_start
 from finetune.adapters.lokr import add_kronecker
 from finetune.adapters.lora_config import LayeredLoRAConfig
 from finetune.adapters.mixed_lora import add_mixer
@@ -59,9 +59,15 @@ class LoRAModel(peft.LoRAModel):
         for name in _embeddings_among(model, config.target_modules):
             self._update_embedding(name, seed=derive_seed(seed, "lora", name))
         self.projections = LocalProjections(projections, model.config) if projections else None
-        for name, layer in model.named_sublayers():
-            if getattr(layer, "lora_A", None) is not None and not is_embedding(layer):
-                self._start_layer(name, layer, seed=derive_seed(seed, "lora", name), starts=starts)
+        layers = {
+            name: layer
+            for name, layer in model.named_sublayers()
+            if getattr(layer, "lora_A", None) is not None and not is_embedding(layer)
+        }
+        for name, layer in layers.items():
+            self._start_layer(name, layer, seed=derive_seed(seed, "lora", name))
+        if config.changes_base:
+            self._take_starts(layers, starts, seed)
 
     def merge(self) -> None:
         """Adds all updates to the weights."""
@@ -88,7 +94,7 @@ class LoRAModel(peft.LoRAModel):
         rank, factor = rule.rank_of(name), rule.factor_of(name)
         add_embedding_update(layer, rank=rank, factor=factor, settings=config, seed=seed)
 
-    def _start_layer(self, name: str, layer: Any, *, seed: int, starts: StartWeights | None) -> None:
+    def _start_layer(self, name: str, layer: Any, *, seed: int) -> None:
         config, base = self.lora_config, self.model.config
         if self.projections:
             add_vectors(name, layer, self.projections, rank=config.r, d_initial=config.d_initial)
@@ -99,14 +105,23 @@ class LoRAModel(peft.LoRAModel):
         layer.scaling = config.rule.factor_of(name)
         if config.changes_base:
             _check_start_rank(name, layer, base, config)
-            found = starts.read(name) if starts else find_start(name, layer, base, kind=config.start)
-            layer.start_factors = take_start(name, layer, base, found)
-        else:
-            draw_input_matrix(layer.lora_A, base, kind=config.start, seed=seed)
+            return
+        draw_input_matrix(layer.lora_A, base, kind=config.start, seed=seed)
         if config.lora_use_mixer:
             add_mixer(layer, seed=seed)
         if config.use_dora:
             add_magnitude(layer)
+
+    def _take_starts(self, layers: Mapping[str, Any], starts: StartWeights | None, seed: int) -> None:
+        config, base = self.lora_config, self.model.config
+        seeds = {name: derive_seed(seed, "lora", name) for name in layers}
+        found = (
+            ((name, starts.read(name)) for name in layers)
+            if starts
+            else find_starts(layers, base, kind=config.start, seeds=seeds)
+        )
+        for name, whole in found:
+            layers[name].start_factors = take_start(name, layers[name], base, whole)
 
     def _find_and_replace_module(
         self, model: Any, module_name: str, lora_config: LayeredLoRAConfig, enable_lora: Any

@@ -15,7 +15,7 @@ from finetune.data.templates.own_templates import keep_named
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
-from finetune.models.hf_names import is_tied
+from finetune.models.hf_names import is_tied, says_tied
 from finetune.models.reward_head import is_reward_config, with_reward_class
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
@@ -131,7 +131,7 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     theirs = family.hugging_face.config(theirs)
     if is_reward_config(config):
         theirs = with_reward_class(theirs, family)
-    return theirs | {"tie_word_embeddings": is_tied(config, family), "torch_dtype": dtype}
+    return theirs | {"tie_word_embeddings": says_tied(config, family), "torch_dtype": dtype}
 
 
 def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:

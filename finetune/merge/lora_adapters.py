@@ -23,6 +23,7 @@ from finetune.adapters.adapter_folder import (
     paddle_rule,
     read_num_tokens,
 )
+from finetune.adapters.leading_vectors import leading_vectors
 from finetune.adapters.peft_config import PEFT_CONFIG, check_peft_type
 from finetune.adapters.peft_folder import WholeTensor, check_patterns
 from finetune.adapters.projections import (
@@ -209,8 +210,7 @@ def pissa_update(update: AnyUpdate, rank: int, weight: Callable[[], NDArray[Any]
     """The update of a base that has not been changed: A and B as trained, less what they started from.
 
     PiSSA starts with A @ B = the part of W along its `rank` leading singular vectors and trains beside
-    W - A @ B. That part is worked out again: W V V^T, V from the eigenvectors of W^T W in float64 (or the same with
-    rows and columns exchanged, where W is wide).
+    W - A @ B. That part is worked out again, to a relative error of `leading_vectors.TOLERANCE`.
 
     Args:
         update: A @ B as trained.
@@ -229,19 +229,8 @@ def pissa_update(update: AnyUpdate, rank: int, weight: Callable[[], NDArray[Any]
 
 def leading_part(weight: NDArray[Any], rank: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Two factors [in, rank], [rank, out] of the best approximation of that rank; float32."""
-    if weight.shape[0] < weight.shape[1]:
-        left, right = leading_part(weight.T, rank)
-        return right.T, left.T
-    gram = np.zeros((weight.shape[1],) * 2, np.float64)
-    step = max(1, 2**20 // weight.shape[1])
-    for begin in range(0, weight.shape[0], step):
-        block = as_float32(weight[begin : begin + step]).astype(np.float64)
-        gram += block.T @ block
-    vectors = np.linalg.eigh(gram)[1][:, -rank:].astype(np.float32)
-    left = np.concatenate(
-        [as_float32(weight[begin : begin + step]) @ vectors for begin in range(0, weight.shape[0], step)]
-    )
-    return left, np.ascontiguousarray(vectors.T)
+    left, sizes, right = leading_vectors(weight, rank)
+    return left * sizes, right
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:

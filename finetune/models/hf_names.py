@@ -64,7 +64,8 @@ def is_turned(name: str, shape: tuple[int, ...], family: Family, *, tied: bool) 
         return False
     if layer == OUTPUT_LAYER:
         return not tied
-    return layer.removeprefix(f"{family.base_prefix}.") not in family.hugging_face.tables
+    form = family.hugging_face
+    return form.turned and layer.removeprefix(f"{family.base_prefix}.") not in form.tables
 
 
 def embedding_name(family: Family) -> str:
@@ -87,8 +88,11 @@ def is_tied(config: Mapping[str, Any], family: Family) -> bool:
 
     A reward model has no output layer.
     """
-    if is_reward_config(config):
-        return False
+    return not is_reward_config(config) and says_tied(config, family)
+
+
+def says_tied(config: Mapping[str, Any], family: Family) -> bool:
+    """What a configuration says of the output layer, also that of a reward model, which keeps the field."""
     said = config.get("tie_word_embeddings")
     return family.hugging_face.always_tied if said is None else bool(said)
 

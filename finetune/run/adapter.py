@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
 from finetune.adapters.targets import expected_layers, resolve_targets
-from finetune.adapters.update_tensors import LOKR, VERA
+from finetune.adapters.update_tensors import LOKR, LORA, VERA
 from finetune.errors import UserError
 from finetune.models.hubs.adapters import local_adapter
 from finetune.models.resolve import quantised_twice, trained_over_another
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 # Of a saved adapter's settings these do not change what it computes.
 _TRAINING_ONLY = ("lora_dropout", "lora_plus_scale")
+_ON_RECORD = {
+    "lora_target_modules": "which layers it updates",
+    "rank_pattern": "which rank each layer has",
+    "alpha_pattern": "which alpha each layer has",
+    "init_lora_weights": "where it starts",
+}
+"""Setting -> what a saved adapter says in its place."""
 
 
 def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
@@ -73,9 +81,12 @@ def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
         raise UserError(
             f"{shown}, and packed weights cannot be trained: add --lora true, or give the model that it was made from"
         )
-    if model.lora and model.pissa:
+    start = "pissa" if model.pissa else model.init_lora_weights
+    if model.lora and start.startswith(("pissa", "olora")):
+        given = "pissa is true" if model.pissa else f"init_lora_weights is {start}"
         raise UserError(
-            f"{shown} and pissa is true, which would change the packed weights that it starts from: set pissa false"
+            f"{shown} and {given}, which would change the packed weights that it starts from: "
+            f"{'set pissa false' if model.pissa else 'leave init_lora_weights out'}"
         )
 
 
@@ -83,36 +94,47 @@ def _differences(args: Arguments, folder: Path) -> list[str]:
     """One line for each given setting that the adapter has otherwise; its own counts."""
     lines = []
     for name, theirs in _settings_of(folder).items():
-        ours = getattr(args.model, name)
-        if name in args.given and ours != theirs:
+        if name in args.given and (ours := getattr(args.model, name)) != theirs:
             lines.append(
                 f"warning: {name} is {_shown(ours)}, but the adapter in {folder} was trained with {_shown(theirs)}, "
                 "which is what counts; for another one start without lora_path, on the model that "
                 "merge_lora_params.py makes of it"
             )
-    if "lora_target_modules" in args.given and args.model.lora_target_modules:
-        lines.append(f"lora_target_modules is not used: the adapter in {folder} says which layers it updates")
+    lines += [
+        f"{name} is not used: the adapter in {folder} says {what}"
+        for name, what in _ON_RECORD.items()
+        if name in args.given and getattr(args.model, name) not in (None, "default")
+    ]
     return lines
 
 
 def _settings_of(folder: Path) -> dict[str, object]:
     """Values of the settings that the adapter's own configuration decides."""
     if (folder / LORA_CONFIG).is_file():
-        rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
+        config = read_json_if_present(folder / LORA_CONFIG)
+        rule = paddle_rule(config)
     else:
+        config = _named_as_here(read_json_if_present(folder / PEFT_CONFIG))
         rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
-    own: dict[str, object] = {"lora_rank": rule.rank, "lora_alpha": rule.alpha}
-    if rule.kind == VERA:
-        own = {"vera_rank": rule.rank}
-    if rule.kind == LOKR:
-        own = {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha}
-    return own | {
+    of_kind: dict[str, dict[str, object]] = {
+        LORA: {"lora_rank": rule.rank, "lora_alpha": rule.alpha, "lora_use_mixer": False},
+        VERA: {"vera_rank": rule.rank, "projection_prng_key": 0},
+        LOKR: {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha, "lokr_factor": -1, "decompose_both": False},
+    }
+    recorded = of_kind[rule.kind] | {"lora_bias": "none"}
+    return {name: config.get(name, value) for name, value in recorded.items()} | {
         "rslora": rule.rslora,
         "pissa": rule.pissa,
         "use_dora": rule.dora,
         "vera": rule.kind == VERA,
         "lokr": rule.kind == LOKR,
     }
+
+
+def _named_as_here(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of peft's configuration that have other names here."""
+    names = {"bias": "lora_bias", "decompose_factor": "lokr_factor"}
+    return {names.get(name, name): value for name, value in config.items() if name not in names.values()}
 
 
 def _shown(value: object) -> str:
@@ -139,7 +161,10 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel, groups: ProcessG
             model,
             local_adapter(settings.lora_path),
             modules_to_save=settings.modules_to_save,
-            overrides={"base_model_name_or_path": str(settings.model_name_or_path)}
+            overrides={
+                "base_model_name_or_path": str(settings.model_name_or_path),
+                "dtype": settings.lora_dtype or dtype,
+            }
             | {name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
         )
     if settings.prefix_tuning and settings.prefix_path:

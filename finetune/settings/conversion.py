@@ -131,7 +131,7 @@ def _convert(setting: Setting, type_name: str, value: Any) -> Any:
     if setting.name == "sharding" and isinstance(value, bool):  # PaddleNLP's earlier form of the switch
         return "stage1" if value else ""
     converted = _CONVERTERS[type_name](value)
-    if converted is None or (setting.choices and converted not in setting.choices):
+    if converted is None or not setting.is_choice(converted):
         raise ValueError(_describe_allowed(setting))
     return converted
 

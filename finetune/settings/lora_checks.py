@@ -35,13 +35,14 @@ def check_lora(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
                 (name, "lora"),
                 f"{name} is {values[name]}, but lora is false: add --lora true or remove {name}",
             )
-    if pissa and start not in ("default", "pissa"):
+    takes_parts = pissa or start.startswith(("pissa", "olora"))
+    if pissa and not start.startswith(("default", "pissa")):
         fault = f"pissa is true and init_lora_weights is {start}: choose one"
         yield ("pissa", "init_lora_weights"), fault
-    if values["use_dora"] and (pissa or start in ("pissa", "olora")):
+    if values["use_dora"] and takes_parts:
         fault = "use_dora is true, but the weights start from parts of the base (pissa, olora): choose one of both"
         yield ("use_dora", "pissa", "init_lora_weights"), fault
-    if values["lora_use_mixer"] and (values["use_dora"] or pissa or start in ("pissa", "olora")):
+    if values["lora_use_mixer"] and (values["use_dora"] or takes_parts):
         fault = (
             "lora_use_mixer is true, which goes with neither use_dora nor pissa or olora: choose one of them"
         )

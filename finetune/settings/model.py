@@ -96,9 +96,10 @@ class ModelArguments:
         "LoRA 矩阵的类型；null：与权重相同。权重为半精度时可取 float32。", choices=("float32", "bfloat16", "float16"),
         common=False)
     init_lora_weights: str = setting("default",
-        "What LoRA starts from: A uniform or gaussian and B zero, or parts of the weights (pissa, olora).",
-        "LoRA 的初始值：A 均匀或高斯分布、B 为零，或取自权重本身（pissa、olora）。",
-        choices=("default", "gaussian", "pissa", "olora"), common=False)
+        "What LoRA starts from: A uniform or gaussian and B zero, or parts of the weights (pissa, olora; "
+        "pissa_niter_N: from N rounds of a randomised decomposition).",
+        "LoRA 的初始值：A 均匀或高斯分布、B 为零，或取自权重本身（pissa、olora；pissa_niter_N：用 N 轮随机分解）。",
+        choices=("default", "gaussian", "pissa", "pissa_niter_N", "olora"), common=False)
     lora_plus_scale: float = setting(1.0, "Factor on the learning rate of LoRA's B matrices (LoRA+).",
         "LoRA 的 B 矩阵学习率的倍数（LoRA+）。", range=POSITIVE)
     pissa: bool = setting(False, "Start LoRA from the weight's leading singular vectors (PiSSA).",

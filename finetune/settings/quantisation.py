@@ -100,7 +100,7 @@ def check_quantisation(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, .
     if values["pissa"]:
         fault = f"{shown} and pissa is true, which would change the packed weights that it starts from: choose one"
         yield ("weight_quantize_algo", "pissa"), fault
-    if values["init_lora_weights"] in ("pissa", "olora"):
+    if values["init_lora_weights"].startswith(("pissa", "olora")):
         start = values["init_lora_weights"]
         fault = f"{shown} and init_lora_weights is {start}, which would change the packed weights: choose one"
         yield ("weight_quantize_algo", "init_lora_weights"), fault

@@ -52,7 +52,7 @@ class Setting:
     help: str                           # one or two sentences
     help_zh: str = ""                   # the same in Chinese; PaddleNLP's settings have none
     why: str = ""                       # why it differs from what one would expect, for those who maintain it
-    choices: tuple[str, ...] = ()       # the values allowed, where they can be listed
+    choices: tuple[str, ...] = ()       # the values allowed, where they can be listed; _N at an end: any number from 1 on
     range: Range | None = None          # the numbers allowed
     words: tuple[str, ...] = ()         # the words allowed in a text of several
     aliases: tuple[str, ...] = ()       # other names in files and on the command line
@@ -71,6 +71,20 @@ class Setting:
     quiet: bool = False                 # ignored without a warning, since many files carry it
     quiet_value: Any = None             # value of an ignored setting that asks for what is done anyway
     # fmt: on
+
+    @property
+    def choice_pattern(self) -> str | None:
+        """A regular expression for the values allowed, where one of them has a number; None otherwise."""
+        if not any(each.endswith("_N") for each in self.choices):
+            return None
+        forms = (re.sub(r"_N$", r"_[1-9][0-9]{0,2}", re.escape(each)) for each in self.choices)
+        return f"^({'|'.join(forms)})$"
+
+    def is_choice(self, value: Any) -> bool:
+        """Whether a value is one of the choices, where there are any."""
+        if pattern := self.choice_pattern:
+            return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+        return not self.choices or value in self.choices
 
     def find_faults(self, value: Any) -> Iterator[str]:
         """What is wrong with a value in itself: a number out of range, an unknown word, a refused value."""

@@ -61,7 +61,9 @@ def _describe_type(setting: Setting, type_name: str) -> dict[str, Any]:
         item_type = type_name.removeprefix("list[").removesuffix("]")
         return {"type": "array", "items": _describe_type(setting, item_type)}
     value: dict[str, Any] = {"type": _TYPES[type_name]}
-    if setting.choices:
+    if pattern := setting.choice_pattern:
+        value["pattern"] = pattern
+    elif setting.choices:
         value["enum"] = list(setting.choices)
     if allowed := setting.range:
         value["minimum" if allowed.low_allowed else "exclusiveMinimum"] = allowed.low

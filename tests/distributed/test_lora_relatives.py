@@ -18,7 +18,7 @@ MIXED = {"lora_use_mixer": True}
 VERA = {"vera": True, "vera_rank": 16, "lora": False}
 LOKR = {"lokr": True, "lokr_dim": 2, "lokr_alpha": 4.0, "lora_dropout": 0.0}
 PATTERNS_OF_CHATGLM = {"rank_pattern": {"dense": 1}, "alpha_pattern": {"dense_4h_to_h": 7}}
-EMBEDDING = {"lora_target_modules": ["embed_tokens", "default"]}
+EMBEDDING = {"lora_target_modules": ["embed_tokens", "default"], "lora_alpha": 2}
 BIAS = {"lora_bias": "all"}
 HALF = {"bf16": True, "fp16_opt_level": "O2", "rehearse_half_precision": True}
 CASES = [
@@ -67,6 +67,7 @@ SLOW_CASES = [
     ("bloom", "pp2 x sharding2", "padded", BIAS),
     ("llama", "tp2", "packed", DORA | {"weight_quantize_algo": "nf4"}),
     ("llama", "tp2", "padded", {"init_lora_weights": "olora"}),
+    ("llama", "tp2 sequence", "padded", {"init_lora_weights": "pissa_niter_3"}),
     ("qwen", "tp2", "padded", {"init_lora_weights": "pissa"}),
     ("chatglm2", "tp2", "padded", {"pissa": True}),
     ("bloom", "pp2", "padded", {"init_lora_weights": "gaussian"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -181,6 +182,30 @@ def test_every_shape_of_a_line_is_scored(trained, tmp_path):
     assert found[3]["reward_rejected"] == pytest.approx(found[4]["reward_rejected"][0], abs=1e-6)
     assert found[5]["reward_chosen"] == pytest.approx(found[3]["reward_chosen"], abs=1e-6)
     assert len({each.get("reward") for each in found}) > 2
+
+
+def test_a_killed_scoring_goes_on_where_it_was(trained, tmp_path, monkeypatch):
+    from finetune.serving.predict.scoring import Scorer
+
+    _, out = trained("full")
+    data, model = PAIRS / "train.json", {"model_name_or_path": str(out)}
+    expected = score(tmp_path / "whole.jsonl", data, **model)
+    compute, asked = Scorer.rewards, []
+
+    def counting(self, rows, numbers, *, fails_at=None):
+        if len(asked) == fails_at:
+            raise KeyboardInterrupt
+        asked.append(list(numbers))
+        return compute(self, rows, numbers)
+
+    monkeypatch.setattr(Scorer, "rewards", functools.partialmethod(counting, fails_at=4))
+    with pytest.raises(KeyboardInterrupt):
+        score(tmp_path / "scores.jsonl", data, **model)
+    assert not (tmp_path / "scores.jsonl").exists() and len(asked) == 4
+    monkeypatch.setattr(Scorer, "rewards", functools.partialmethod(counting))
+    assert score(tmp_path / "scores.jsonl", data, **model) == expected
+    numbers = [number for batch in asked for number in batch]
+    assert sorted(numbers) == list(range(2 * len(expected))), "none is asked for twice"
 
 
 BAD_ROWS = [

@@ -149,3 +149,16 @@ def test_a_classifier_of_several_labels_is_refused():
     config = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b"}}
     with pytest.raises(UserError, match="with 2 labels, but a reward model has one"):
         reward_config(config, get_family("llama"))
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_the_configuration_survives_both_forms(folders, name):
+    from finetune.merge.hf_out import hugging_face_config
+    from finetune.models.hf_names import is_tied, paddle_config
+
+    family, config = get_family(name), json.loads((folders(name) / "config.json").read_text())
+    theirs = hugging_face_config(reward_config(config, family), family, dtype="float32")
+    ours = paddle_config(theirs, family, dtype="float32")  # raises for what the family does not have
+    for each in (theirs, ours):
+        assert each["architectures"] == [reward_architecture(family)]
+        assert reward_config(each, family) == each and not is_tied(each, family)

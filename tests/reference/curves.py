@@ -46,6 +46,7 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "baichuan": {"intermediate_size": 80},
     "baichuan2": {"intermediate_size": 80},
     "bloom": {},
+    "gpt2": {"intermediate_size": 80},
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,
     "gemma": _GROUPED,

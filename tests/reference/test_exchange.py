@@ -35,6 +35,7 @@ FAMILIES = (
     "glm4",
     "phi3",
     "bloom",
+    "gpt2",
     "opt",
     "mistral",
     "gemma",

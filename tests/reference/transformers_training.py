@@ -37,6 +37,7 @@ from tests.reference.curves import (
     build_model,
 )
 from tests.reference.llama_changes import add_distances, join_inputs, norm_head
+from tests.reference.transformers_logits import model_class
 
 IGNORED = -100
 
@@ -51,6 +52,7 @@ class Reference:
         renamed: (pattern, replacement) that turn the tiny checkpoint's weight names into transformers'.
         lora_layers: Last parts of the names of the layers that LoRA adapts.
         config_class: Of transformers, where it has another prefix.
+        turned: Whether linear weights are the transposes of the tiny checkpoint's.
         change: Gives the model layers that transformers' has not.
     """
 
@@ -60,6 +62,7 @@ class Reference:
     lora_layers: tuple[str, ...]
     config_class: str = ""
     change: Callable[[Any], None] = lambda model: None
+    turned: bool = True
 
     def rename(self, name: str) -> str:
         for pattern, replacement in self.renamed:
@@ -159,6 +162,23 @@ REFERENCES = {
         ((r"^bloom\.", "transformer."),),
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
+    "gpt2": Reference(
+        "GPT2",
+        (
+            ("vocab_size", "vocab_size"), ("n_embd", "hidden_size"), ("n_inner", "intermediate_size"),
+            ("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"),
+            ("n_positions", "max_position_embeddings"), ("layer_norm_epsilon", "rms_norm_eps"),
+            ("attn_pdrop", "attention_dropout"), ("resid_pdrop", "branch_dropout"), ("embd_pdrop", "embedding_dropout"),
+        ),
+        (
+            (r"^gpt2\.", "transformer."), ("embed_tokens", "wte"), ("embed_positions", "wpe"), (r"layers\.", "h."),
+            (r"transformer\.norm", "transformer.ln_f"), ("input_layernorm", "ln_1"), ("post_attention_layernorm", "ln_2"),
+            ("self_attn.query_key_value_proj", "attn.c_attn"), ("self_attn.o_proj", "attn.c_proj"),
+            ("up_proj", "c_fc"), ("down_proj", "c_proj"),
+        ),
+        ("c_attn", "c_proj", "c_fc"),
+        turned=False,
+    ),
     "opt": Reference(
         "OPT",
         (
@@ -184,13 +204,13 @@ def load_reference_model(folder: Path, family: str = "llama") -> Any:
     config = json.loads((folder / "config.json").read_text())
     settings = {theirs: config[ours] for theirs, ours in reference.fields}
     config_class = getattr(transformers, reference.config_class or f"{reference.transformers_class}Config")
-    model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(
+    model = model_class(reference.transformers_class)(
         config_class(**settings, attn_implementation="eager")  # the others leave caps of scores out
     )
     reference.change(model)
     state = {}
     for name, array in load_file(folder / "model.safetensors").items():
-        is_linear = array.ndim == 2 and "embed" not in name
+        is_linear = array.ndim == 2 and "embed" not in name and reference.turned
         state[reference.rename(name)] = torch.from_numpy(array.T.copy() if is_linear else array)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}

@@ -94,6 +94,14 @@ def test_a_value_of_the_wrong_type_brings_no_further_fault():
         ("--rslora", ["rslora is true, but lora is false", "--lora true"]),
         ("--pissa", ["pissa is true, but lora is false"]),
         ("--vera --use_dora", ["vera is true and use_dora is true, which VeRA does not have"]),
+        (
+            "--lora --init_lora_weights pissa_niter_N",
+            ['init_lora_weights is "pissa_niter_N"', "pissa_niter_N, olora"],
+        ),
+        (
+            "--lora --use_dora --init_lora_weights pissa_niter_4",
+            ["use_dora is true, but the weights start from parts"],
+        ),
         ("--vera --lokr", ["vera and lokr are both true"]),
         ("--lokr --lora_dropout 0.1", ["lokr is true and lora_dropout is 0.1, which LoKr does not have"]),
         ("--lokr --lokr_factor 0", ["lokr_factor is 0"]),

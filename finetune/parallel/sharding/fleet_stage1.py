@@ -69,7 +69,9 @@ class OwnedReplicas(Replicas):
         return list(self.trained.values())
 
     def distribute(self, optimizer: Any) -> Any:
-        """Hands an optimizer to Fleet's."""
+        """Hands an optimizer to Fleet's, once."""
+        if optimizer is self._optimizer:
+            return optimizer
         _set_strategy(averages=self._averages)
         ranks = {parameter.name: self._owners[name] for name, parameter in self.trained.items()}
         self._optimizer = OwnedParametersOptimizer(optimizer, fleet.get_hybrid_communicate_group(), ranks)

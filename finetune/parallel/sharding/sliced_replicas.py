@@ -104,6 +104,7 @@ class SlicedReplicas(SliceHolders):
         self.buckets = SliceBuckets(
             self.trained, self._local, groups.sharding, sums=self._sums, overlaps=overlaps
         )
+        self.buckets.begin_step(1)
         self._weights = UpdatedWeights(
             model,
             layers,
@@ -150,18 +151,6 @@ class SlicedGradientReplicas(SlicedReplicas):
     """Stage 2: whole gradients live only until the end of their micro-batch's backward pass, or a little longer."""
 
     stage = 2
-
-    def __init__(
-        self,
-        model: Any,
-        groups: ProcessGroups,
-        *,
-        layers: Sequence[Any] = (),
-        master_gradients: bool = False,
-        overlaps: bool = True,
-    ):
-        super().__init__(model, groups, layers=layers, master_gradients=master_gradients, overlaps=overlaps)
-        self.buckets.begin_step(1)
 
     def begin_step(self, num_micro_batches: int) -> None:
         """Nothing to do: to the buckets, every micro-batch is a step."""

@@ -71,7 +71,9 @@ def parse_options(argv: Sequence[str] | None = None) -> PredictOptions:
     )
     group = parser.add_argument_group("files (leave both out to talk on the terminal)")
     group.add_argument(
-        "--data_file", type=Path, help="prompts: jsonl, json or csv in any format of training data"
+        "--data_file",
+        type=Path,
+        help="prompts: jsonl, json or csv in any format of training data; for a reward model, answers",
     )
     group.add_argument(
         "--output_file", type=Path, help="one JSON object per line of the input, in its order, with output"

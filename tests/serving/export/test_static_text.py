@@ -67,9 +67,13 @@ def test_a_sliding_window_and_scaled_positions(tmp_path):
     for name, changes in (
         ("mistral", {"sliding_window": 4}),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}}),
+        (
+            "qwen3",
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}},
+        ),
         ("llama", {"alibi": True}),  # with two query heads for each key head
     ):
-        folder = build_sharp(name, tmp_path / next(iter(changes)))
+        folder = build_sharp(name, tmp_path / f"{name}_{next(iter(changes))}")
         plain = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | changes))
