@@ -159,6 +159,7 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
+        feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
     lora_layers: frozenset[str]
@@ -181,6 +182,12 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
+    feed_forwards: int = 1
+
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether tokens pass some of their layers' feed-forward networks only."""
+        return self.feed_forwards > 1
 
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
@@ -203,6 +210,10 @@ _NEW_GEMMA = FamilyFacts(
 )
 
 # Larger steps meet tokens between two experts, where rounding decides which one they pass.
+NUM_TINY_EXPERTS = 4
+"""Experts of each layer of a tiny model that has some."""
+
+_BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
 _EXPERTS = FamilyFacts(
     _GATED,
     known_to_paddlenlp=False,
@@ -211,6 +222,7 @@ _EXPERTS = FamilyFacts(
     splits_rows=True,
     curve_learning_rate=1e-3,
     rotary_function="finetune.families.head_attention.turn",
+    feed_forwards=NUM_TINY_EXPERTS,
 )
 
 FACTS = {
@@ -277,9 +289,10 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
     ),
-    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3),
-    "qwen3_moe": _EXPERTS,
-    "mixtral": _EXPERTS,
+    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3, feed_forwards=NUM_TINY_EXPERTS + 1),
+    # Two families with the loss that balances experts, in all layouts; one without.
+    "qwen3_moe": replace(_EXPERTS, smooth_config=_BALANCED),
+    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
         splits_rows=True,
