@@ -53,9 +53,9 @@ class ExpertFeedForward(nn.Layer):
         self.experts_facts: ExpertFacts = experts
         self.rows_divided = bool(config.sequence_parallel)
         hidden = config.hidden_size
-        self.gate = nn.Linear(hidden, experts.num_experts, bias_attr=False)
+        self.gate = nn.Linear(hidden, experts.num_routed, bias_attr=False)
         inner = _inner_config(config, experts.inner_size)
-        self.experts = nn.LayerList(GatedFeedForward(inner, facts) for _ in range(experts.num_experts))
+        self.experts = nn.LayerList(GatedFeedForward(inner, facts) for _ in range(experts.num_routed))
         if experts.shared_size:
             self.shared_expert = GatedFeedForward(_inner_config(config, experts.shared_size), facts)
             self.shared_expert_gate = nn.Linear(hidden, 1, bias_attr=False)
@@ -79,7 +79,7 @@ class ExpertFeedForward(nn.Layer):
         num_chosen = self.experts_facts.num_chosen
         flat = chosen.flatten()  # [tokens * chosen]
         order = paddle.argsort(flat, stable=True)
-        counts = paddle.bincount(flat, minlength=self.experts_facts.num_experts).tolist()
+        counts = paddle.bincount(flat, minlength=self.experts_facts.num_routed).tolist()
         sorted_tokens = tokens.gather(order // num_chosen)  # [tokens * chosen, hidden]
         pieces = paddle.split(sorted_tokens, [count for count in counts if count])
         busy = [expert for expert, count in zip(self.experts, counts, strict=True) if count]
