@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.machine.command_names import TRAIN, launched_name, usage_name
 from finetune.settings.conversion import convert_json, convert_words, show
 from finetune.settings.records import Setting
 from finetune.settings.registry import foreign_settings, known_aliases, known_settings
@@ -44,7 +45,7 @@ def read_given(argv: Sequence[str]) -> GivenSettings:
     if stray := positional[named : named + 1]:
         given.faults.append(
             f'"{stray[0]}" is neither a --key nor the argument file: write '
-            "`finetune_generation.py ARGS.json --key value ...`, the file first and its name ending in .json"
+            f"`{usage_name(TRAIN)} ARGS.json --key value ...`, the file first and its name ending in .json"
         )
     given.lacks_file = bool(stray) and not named
     if named:
@@ -205,7 +206,7 @@ def describe_unknown(key: str, origin: str) -> str:
     if key in _LAUNCHER_OPTIONS:
         return (
             f'"{key}" {origin} is an option of the launcher: put it before the script, as in '
-            f"`python -m paddle.distributed.launch --{key} VALUE finetune_generation.py ARGS.json`"
+            f"`python -m paddle.distributed.launch --{key} VALUE {launched_name(TRAIN)} ARGS.json`"
         )
     # A lower cutoff would answer "model" with "model_name", which is another setting.
     names = [*known_settings(), *known_aliases(), *known_synonyms()]
