@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.machine.command_names import TRAIN, launched_name, usage_name
 from finetune.settings.argument_file import ENDINGS, FileEntries, is_argument_file, read_argument_file
 from finetune.settings.conversion import convert_json, convert_words, show
 from finetune.settings.records import Setting
@@ -41,7 +42,7 @@ def read_given(argv: Sequence[str]) -> GivenSettings:
     if stray := positional[named : named + 1]:
         given.faults.append(
             f'"{stray[0]}" is neither a --key nor the argument file: write '
-            "`finetune_generation.py ARGS.json --key value ...`, the file first and its name ending in "
+            f"`{usage_name(TRAIN)} ARGS.json --key value ...`, the file first and its name ending in "
             f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
         )
     given.lacks_file = bool(stray) and not named
@@ -148,7 +149,7 @@ def describe_unknown(key: str, origin: str) -> str:
     if key in _LAUNCHER_OPTIONS:
         return (
             f'"{key}" {origin} is an option of the launcher: put it before the script, as in '
-            f"`python -m paddle.distributed.launch --{key} VALUE finetune_generation.py ARGS.json`"
+            f"`python -m paddle.distributed.launch --{key} VALUE {launched_name(TRAIN)} ARGS.json`"
         )
     # A lower cutoff would answer "model" with "model_name", which is another setting.
     names = [*known_settings(), *known_aliases(), *known_synonyms()]
