@@ -28,6 +28,7 @@ REQUEST_FILE, FAULTS_FILE = "request.json", "faults.json"
 _CHILD = f"{__package__}.called_process"
 _PROJECT = Path(__file__).resolve().parents[2]
 _NUM_LAST_LINES = 20
+_NUM_PREVIEWED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +91,11 @@ def evaluate(
 
 
 def preview(arguments: str | os.PathLike[str] | None = None, *, show: bool = True, **settings: Any) -> str:
-    """Shows what a run would train on; returns that text. Arguments and errors are those of `train`."""
-    settings = {"do_train": True, "preview": True} | settings
+    """Shows what a run would train on: three samples (`preview`: how many) and counts of all; returns that text.
+
+    Arguments and errors are those of `train`.
+    """
+    settings = {"do_train": True, "preview": _NUM_PREVIEWED} | settings
     request, _ = _prepare(arguments, settings)
     return _call(request, show)
 
