@@ -17,6 +17,8 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.adapters.adapted_modules import (
     adaptable,
     adapted_sizes,
@@ -49,11 +51,12 @@ from finetune.adapters.targets import (
     value_patterns,
 )
 from finetune.adapters.update_tensors import LOKR, VERA
-from finetune.checkpoints.tensors_of_ranks import family_of
+from finetune.checkpoints.tensors_of_ranks import family_of, find_local_split
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.models.hf_names import embedding_name, is_tied
 from finetune.models.local_layers import is_stage
+from finetune.storage.dtypes import as_float32
 from finetune.storage.files import is_present, read_json_object
 
 _FIELDS = frozenset(each.name for each in fields_of(LayeredLoRAConfig))
@@ -209,6 +212,7 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     weights = PeftWeights(source, family, tied=tied)
     modules = modules_of(model, family)
     linear = adaptable(modules, family)[1]
+    _drop_frozen_table(model, folder, weights, family)
     table = embedding_name(family).removesuffix(".weight")
     check_layers(folder, weights, [*linear, table])
     if source.rule.dora and table in weights.ranks:
@@ -244,3 +248,28 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
             "decompose_both": bool(source.config.get("decompose_both")),
         }
     return fields, weights, source
+
+
+def _drop_frozen_table(model: Any, folder: Path, weights: PeftWeights, family: Family) -> None:
+    """Leaves out the copy of the embedding that peft writes beside an update of it, and does not train.
+
+    Raises:
+        UserError: It is not the embedding of this base.
+    """
+    name = embedding_name(family)
+    layer = name.removesuffix(".weight")
+    if layer not in weights.ranks or name not in weights.whole:
+        return
+    held = model.state_dict().get(name)  # on a stage of a pipeline it may be elsewhere
+    if held is not None:
+        copy, own = as_float32(weights.whole[name].tensor.load()), held.astype("float32").numpy()
+        split, config = find_local_split(name, model.config), model.config
+        if split:
+            copy = split.part(copy, config.tensor_parallel_degree, config.tensor_parallel_rank)
+        if copy.shape != own.shape or not np.allclose(copy, own, rtol=1e-2, atol=1e-6):
+            raise UserError(
+                f"the adapter in {folder} has an embedding of its own beside the update of it, and it is not that of this "
+                "base: it was trained on another base, or with more tokens. Merge it (merge_lora_params.py), and go on "
+                "with the merged model"
+            )
+    weights.whole = {each: stored for each, stored in weights.whole.items() if each != name}

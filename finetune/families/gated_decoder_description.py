@@ -49,7 +49,9 @@ def describe_gated_decoder(
     config = model.config
 
     def norm(layer: Any) -> Norm:
-        return Norm(array(layer.weight) + np.float32(norm_offset), float(config.rms_norm_eps))
+        bias = getattr(layer, "bias", None)
+        weight = array(layer.weight) + np.float32(norm_offset)
+        return Norm(weight, float(config.rms_norm_eps), None if bias is None else array(bias))
 
     def layer(number: int) -> LayerWeights:
         return _layer_weights(decoder.layers[number], norm, norms)
@@ -59,11 +61,12 @@ def describe_gated_decoder(
         "num_heads": config.num_attention_heads,
         "num_kv_heads": config.num_key_value_heads,
         "head_dim": config.hidden_size // config.num_attention_heads,
+        "gated": True,
         "activation": "silu",
         "max_positions": config.max_position_embeddings,
     }
     return DecoderDescription(
-        shape=DecoderShape(gated=True, **sizes | shape),
+        shape=DecoderShape(**sizes | shape),
         embedding=array(decoder.embed_tokens.weight),
         layer=layer,
         final_norm=norm(decoder.norm),
@@ -85,8 +88,6 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) ->
     attention, mlp = block.self_attn, block.mlp
     normed = hasattr(attention, "q_norm")
     query, key, value = _projections(attention)
-    joins_inner = hasattr(mlp, "gate_up_proj")
-    gate_up = linear(mlp.gate_up_proj) if joins_inner else joined(linear(mlp.gate_proj), linear(mlp.up_proj))
     return LayerWeights(
         query_norm=norm(block.self_attn.q_norm) if normed else None,
         key_norm=norm(block.self_attn.k_norm) if normed else None,
@@ -98,21 +99,33 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) ->
         value=value,
         output=linear(block.self_attn.o_proj),
         inner_norm=norm(getattr(block, names.inner)),
-        inner=gate_up,
+        inner=_inner(mlp),
         outer=linear(block.mlp.down_proj),
     )
 
 
+def _inner(mlp: Any) -> Linear:
+    """The layer to the inner size; with a gate that of both, the gate's first."""
+    if hasattr(mlp, "gate_up_proj"):
+        return linear(mlp.gate_up_proj)
+    return (
+        joined(linear(mlp.gate_proj), linear(mlp.up_proj))
+        if hasattr(mlp, "gate_proj")
+        else linear(mlp.up_proj)
+    )
+
+
 def _projections(attention: Any) -> tuple[Linear, Linear, Linear]:
-    """Layers to queries, keys and values; those that one layer gives stand one behind the other in it."""
+    """Layers to queries, keys and values; those that one layer gives are taken out of it."""
     if hasattr(attention, "q_proj"):
         return linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)
-    num_queries, num_keys = (
-        number * attention.head_dim for number in (attention.num_heads, attention.num_kv_heads)
-    )
-    stops = (num_queries, num_queries + num_keys, num_queries + 2 * num_keys)
-    starts = (0, *stops[:2])
-    query, key, value = (
-        linear(attention.query_key_value_proj, slice(*ends)) for ends in zip(starts, stops, strict=True)
-    )
+    layer, head_dim = attention.query_key_value_proj, attention.head_dim
+    columns = np.arange(layer.weight.shape[1])
+    if attention.facts.grouped_input:
+        groups = columns.reshape(attention.num_kv_heads, -1, head_dim)
+        parts = [groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()]
+    else:
+        num_queries, num_keys = attention.num_heads * head_dim, attention.num_kv_heads * head_dim
+        parts = np.split(columns, [num_queries, num_queries + num_keys])
+    query, key, value = (linear(layer, part) for part in parts)
     return query, key, value

@@ -71,6 +71,7 @@ class GatedDecoder:
         given = attention_mask if attn_mask_startend_row_indices is None else attn_mask_startend_row_indices
         if position_ids is None:
             position_ids = paddle.arange(shape[1]).expand(shape)  # [batch, length]
+        hidden = self._placed(hidden, position_ids)
         visible = self._visible(given, shape, past_length, hidden.dtype, position_ids)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         hidden, cache = self._run_layers(self._enter(hidden), position_ids, visible, pasts, use_cache)
@@ -103,6 +104,10 @@ class GatedDecoder:
         return distances_and_mask(
             slopes[first : first + own], given, shape, past_length, position_ids=position_ids
         )
+
+    def _placed(self: Any, hidden: Any, _position_ids: Any) -> Any:
+        """Word embeddings -> what the layers get, with positions where the family adds them."""
+        return hidden
 
     def _enter(self: Any, hidden: Any) -> Any:
         """Word embeddings -> what the first layer gets."""

@@ -101,7 +101,7 @@ class HeadAttention(nn.Layer):
         query, key, value = self._projections(hidden)
         if self.facts.normed:
             query, key = self.q_norm(query), self.k_norm(key)
-        if self.facts.distances:
+        if self.facts.distances or not self.facts.turned_share:
             return query, key, value
         cos, sin = self.tables.at(position_ids)
         return self._turned(query, cos, sin), self._turned(key, cos, sin), value

@@ -7,6 +7,7 @@ feed-forward layers, recomputation, generation and the output layer are PaddleNL
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from paddle import nn
@@ -17,11 +18,12 @@ from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.qwen2 import modeling
 
 from finetune.families.attention import visible_in_window
+from finetune.families.experts import ExpertFeedForward
 from finetune.families.family import get_family
 from finetune.families.gated_layers import GatedDecoder
 from finetune.families.head_attention import HeadAttention
 from finetune.families.head_facts import HeadFacts, RotaryAngles
-from finetune.families.head_layers import CappedHead, GatedFeedForward, NormedHead, OffsetNorm
+from finetune.families.head_layers import CappedHead, FeedForward, GatedFeedForward, NormedHead, OffsetNorm
 from finetune.families.rotary_tables import RotaryTables
 
 
@@ -57,7 +59,7 @@ class HeadDecoderLayer(nn.Layer):
         config: Sizes and degrees of parallelism.
         facts: Of the decoder.
         tables: Rotary positions, shared by all layers that turn by the same angles.
-        has_window: Whether this layer sees the last tokens only.
+        number: Of the layer in the whole model.
         layerwise_recompute: Whether this layer may be computed again in the backward pass.
     """
 
@@ -67,14 +69,14 @@ class HeadDecoderLayer(nn.Layer):
         facts: HeadFacts,
         tables: RotaryTables,
         *,
-        has_window: bool,
+        number: int,
         layerwise_recompute: bool,
     ):
         super().__init__()
-        self.config, self.names, self.has_window = config, facts.norms, has_window
+        self.config, self.names, self.has_window = config, facts.norms, facts.has_window(number)
         self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
-        self.mlp = GatedFeedForward(config, facts)
+        self.mlp = _feed_forward(config, facts, number)
         for name in facts.norms.all:
             self.add_sublayer(name, hidden_norm(config, facts))
         # Set from outside where recomputation is wanted.
@@ -110,10 +112,13 @@ class HeadDecoderLayer(nn.Layer):
         else:
             attended = self.self_attn(*arguments)
         attended, cache = attended if use_cache else (attended, None)
-        hidden = hidden + self._normed(names.attention_output, attended)
+        hidden = hidden + self._normed(names.attention_output, self._dropped(attended))
         inner = self.mlp(self._normed(names.inner, hidden))
-        hidden = hidden + self._normed(names.inner_output, inner)
+        hidden = hidden + self._normed(names.inner_output, self._dropped(inner))
         return (hidden, cache) if use_cache else hidden
+
+    def _dropped(self, branch: Any) -> Any:
+        return dropped(branch, getattr(self.config, "branch_dropout", 0.0), self)
 
     def _normed(self, name: str | None, hidden: Any) -> Any:
         return hidden if name is None else self._sub_layers[name](hidden)
@@ -146,12 +151,20 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
                 config,
                 facts,
                 tables[facts.has_window(number)],
-                has_window=facts.has_window(number),
+                number=number,
                 layerwise_recompute=index not in self.no_recompute_layers,
             )
             for index, number in enumerate(numbers)
         )
         self.norm = hidden_norm(config, facts)
+        if facts.learned_positions:
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def _placed(self, hidden: Any, position_ids: Any) -> Any:
+        if not self.facts.learned_positions or getattr(self.embed_positions, "is_placeholder", False):
+            return hidden  # in a later stage of a pipeline it comes from the one before
+        placed = hidden + self.embed_positions(position_ids)
+        return dropped(placed, getattr(self.config, "embedding_dropout", 0.0), self)
 
     def _visible(
         self, given: Any, shape: tuple[int, int], past_length: int, dtype: Any, position_ids: Any
@@ -181,8 +194,16 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
         return entered if self.facts.embedding_scale == 1.0 else entered * self.facts.embedding_scale
 
 
+def dropped(x: Any, rate: float, layer: Any) -> Any:
+    """Dropout while a layer is trained."""
+    # Looked up when called: dropout whose masks follow the samples takes the function's place.
+    return nn.functional.dropout(x, p=rate, training=True) if rate and layer.training else x
+
+
 def hidden_norm(config: Any, facts: HeadFacts) -> Any:
-    """An RMS norm of hidden states."""
+    """A norm of hidden states: RMS, or one that takes the mean off."""
+    if facts.centred_norms:
+        return nn.LayerNorm(config.hidden_size, epsilon=config.rms_norm_eps)
     return OffsetNorm(config) if facts.norm_offset else modeling.Qwen2RMSNorm(config)
 
 
@@ -237,14 +258,21 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
     @classmethod
     def _get_name_mappings(cls, config: Any) -> list[Any]:
         """Hugging Face's names of all tensors, and PaddleNLP's."""
+        facts = cls.facts_of(config)
         names = ["embed_tokens.weight", "norm.weight"]
+        names += ["embed_positions.weight"] if facts.learned_positions else []
+        names += ["norm.bias"] if facts.centred_norms else []
         for number in range(config.num_hidden_layers):
-            names += [f"layers.{number}.{name}" for name in _layer_tensors(cls.facts_of(config))]
+            names += [f"layers.{number}.{name}" for name in _layer_tensors(facts, number)]
         prefix = cls.base_model_prefix
         form = get_family(prefix).hugging_face
         ours = [f"{prefix}.{name}" for name in names]
         ours += [] if config.tie_word_embeddings else ["lm_head.weight"]
-        return [_mapping(form.published_name(name, prefix), name) for name in ours]
+        table = [_mapping(form.published_name(name, prefix), name, turned=form.turned) for name in ours]
+        if not form.bare:
+            return table
+        first = f"{form.prefix}."
+        return [*table, *(replace(each, source_name=each.source_name.removeprefix(first)) for each in table)]
 
     @classmethod
     def _get_fuse_or_split_param_mappings(cls, config: Any, is_fuse: bool = False) -> dict[Any, Any]:
@@ -256,21 +284,32 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         return actions
 
 
-def _layer_tensors(facts: HeadFacts) -> list[str]:
+def _feed_forward(config: Any, facts: HeadFacts, number: int) -> nn.Layer:
+    if facts.has_experts(number):
+        return ExpertFeedForward(config, facts)
+    return GatedFeedForward(config, facts) if facts.gated else FeedForward(config, has_bias=facts.inner_bias)
+
+
+def _layer_tensors(facts: HeadFacts, number: int) -> list[str]:
     """Tensors of a layer as the files have them, by PaddleNLP's names."""
     inputs = ["query_key_value_proj"] if facts.joined_input else ["q_proj", "k_proj", "v_proj"]
-    inner = ["gate_up_proj"] if facts.joined_inner else ["gate_proj", "up_proj"]
+    inner = (
+        ["gate_up_proj"] if facts.joined_inner else ["gate_proj", "up_proj"] if facts.gated else ["up_proj"]
+    )
     layers = [f"self_attn.{name}" for name in (*inputs, "o_proj")]
     layers += [f"self_attn.{name}" for name in ("q_norm", "k_norm") if facts.normed]
-    layers += [f"mlp.{name}" for name in (*inner, "down_proj")]
+    sparse = facts.experts if facts.has_experts(number) else None
+    inner = [*inner, "down_proj"] if sparse is None else [*sparse.linear_layers()]
+    layers += [f"mlp.{name}" for name in inner]
     biased = [f"self_attn.{name}" for name in inputs if facts.input_bias]
     biased += ["self_attn.o_proj"] if facts.output_bias else []
-    biased += [f"mlp.{name}" for name in (*inner, "down_proj") if facts.inner_bias]
+    biased += [f"mlp.{name}" for name in inner if facts.inner_bias]
     layers += facts.norms.all
+    biased += facts.norms.all if facts.centred_norms else []
     return [*(f"{name}.weight" for name in layers), *(f"{name}.bias" for name in biased)]
 
 
-def _mapping(theirs: str, ours: str) -> Any:
-    """Matrices of linear layers are stored as [out, in] there."""
-    is_matrix = ours.endswith(("_proj.weight", "lm_head.weight"))
+def _mapping(theirs: str, ours: str, *, turned: bool) -> Any:
+    """Matrices of the output layer and of routers, and mostly of linear layers, are stored as [out, in] there."""
+    is_matrix = ours.endswith(("lm_head.weight", "gate.weight")) or (turned and ours.endswith("_proj.weight"))
     return StateDictNameMapping(theirs, ours, "transpose" if is_matrix else None)

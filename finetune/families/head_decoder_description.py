@@ -18,11 +18,12 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
     config, facts = model.config, model.facts
     head_dim = config.head_dim
     angles = RotaryAngles.of(facts, base=config.rope_theta, head_dim=head_dim)
+    turns = bool(facts.turned_share) and not facts.distances
     still = np.zeros(head_dim // 2 - len(angles.frequencies), np.float32)  # pairs that do not turn
     return describe_gated_decoder(
         model,
         model.get_decoder(),
-        rotary_frequencies=None if facts.distances else np.concatenate([angles.frequencies, still]),
+        rotary_frequencies=None if not turns else np.concatenate([angles.frequencies, still]),
         norms=facts.norms,
         norm_offset=facts.norm_offset,
         tied=bool(config.tie_word_embeddings),
@@ -30,10 +31,14 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         more={
             "rotary_amplitude": angles.amplitude,
             "local_frequencies": None if angles.local is None else np.concatenate([angles.local, still]),
+            "positions": array(model.get_decoder().embed_positions.weight)
+            if facts.learned_positions
+            else None,
             "distance_slopes": array(distance_slopes(config.num_attention_heads))
             if facts.distances
             else None,
         },
+        gated=facts.gated,
         activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,
@@ -43,7 +48,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         score_scale=facts.score_scale,
         score_cap=facts.score_cap,
         logit_cap=facts.logit_cap,
-        head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves),
+        head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves) if turns else None,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from finetune.families.expert_facts import ExpertFacts
 from finetune.families.rotary_scaling import RotaryScaling, inverse_frequencies
 
 
@@ -43,7 +45,8 @@ class HeadFacts:
     Attributes:
         normed: Whether queries and keys pass an RMS norm over the head before they are turned.
         halves: Whether rotary positions pair place i with place i + turned places / 2; else with its neighbour.
-        turned_share: Share of a head that rotary positions turn: its first places.
+        turned_share: Share of a head that rotary positions turn: its first places; 0: none.
+        learned_positions: Whether a table gives each position a row that is added to the embedding.
         distances: Whether scores get distances (ALiBi, Press et al. 2022) in place of rotary positions.
         scaling: How the angles of rotary positions are stretched; None: not at all.
         local_base: Base of the angles, unscaled, in layers with a window; None: that of all layers.
@@ -51,23 +54,27 @@ class HeadFacts:
         windowed_layers: For each layer whether it has the window; None: all have.
         joined_input: Whether one layer gives queries, keys and values, one behind the other.
         grouped_input: Whether that layer gives the queries of a key head, its key, its value, then the next key head's.
+        gated: Whether the feed-forward layers have a gate.
         joined_inner: Whether one layer gives both halves of the feed-forward layer, the gate's first.
         input_bias: Whether the projections to queries, keys and values have a bias.
         output_bias: Whether the projection back has one.
         inner_bias: Whether the feed-forward layers have biases.
         activation: Of the gate: "silu" or "gelu_tanh".
         norms: Names of a layer's norms.
+        centred_norms: Whether norms of hidden states take the mean off and have biases.
         norm_offset: What norms add to their weights.
         score_scale: Factor on the scores; None: 1 / sqrt(head dim).
         score_cap: Scores s become cap * tanh(s / cap), Gemma 2 (2024); None: they stay.
         logit_cap: The same of the logits.
         normed_head: Whether the output layer's weights of each token are divided by their length.
         embedding_scale: Factor on word embeddings.
+        experts: Of the layers that have some; None: no layer has.
     """
 
     normed: bool = False
     halves: bool = True
     turned_share: float = 1.0
+    learned_positions: bool = False
     distances: bool = False
     scaling: RotaryScaling | None = None
     local_base: float | None = None
@@ -75,18 +82,25 @@ class HeadFacts:
     windowed_layers: tuple[bool, ...] | None = None
     joined_input: bool = False
     grouped_input: bool = False
+    gated: bool = True
     joined_inner: bool = False
     input_bias: bool = False
     output_bias: bool = False
     inner_bias: bool = False
     activation: str = "silu"
     norms: NormNames = TWO_NORMS
+    centred_norms: bool = False
     norm_offset: float = 0.0
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
     normed_head: bool = False
     embedding_scale: float = 1.0
+    experts: ExpertFacts | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer, by its number in the whole model, has experts."""
+        return self.experts is not None and self.experts.has_experts(layer)
 
     def has_window(self, layer: int) -> bool:
         """Whether a layer, by its number in the whole model, sees the last tokens only."""
@@ -112,6 +126,8 @@ class RotaryAngles:
     @classmethod
     def of(cls, facts: HeadFacts, *, base: float, head_dim: int) -> RotaryAngles:
         """Those of a model with heads of this size."""
+        if not facts.turned_share:
+            return cls(np.zeros(0, np.float32))
         turned = int(head_dim * facts.turned_share)
         local = None if facts.local_base is None else inverse_frequencies(facts.local_base, turned)
         if facts.scaling is None:

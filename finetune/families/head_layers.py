@@ -155,6 +155,24 @@ class NormedHead(Qwen2LMHead):
         return unit
 
 
+class FeedForward(nn.Layer):
+    """GELU (in its tanh form) between two linear layers.
+
+    Args:
+        config: Sizes and degrees of parallelism.
+        has_bias: Whether the layers have biases.
+    """
+
+    def __init__(self, config: Any, *, has_bias: bool):
+        super().__init__()
+        self.up_proj = column_layer(config, config.hidden_size, config.intermediate_size, has_bias=has_bias)
+        self.down_proj = row_layer(config, config.intermediate_size, config.hidden_size, has_bias=has_bias)
+
+    def forward(self, x: Any) -> Any:
+        """[..., hidden] -> the same shape."""
+        return self.down_proj(_tanh_gelu(self.up_proj(x)))
+
+
 def _tanh_gelu(x: Any) -> Any:
     return F.gelu(x, approximate=True)
 

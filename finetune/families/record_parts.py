@@ -27,6 +27,7 @@ class ConfigFields:
     hidden_size: str = "hidden_size"
     head_dim: str | None = None
     max_positions: str = "max_position_embeddings"
+    experts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class HuggingFaceForm:
     Attributes:
         prefix: First part of Hugging Face's names inside the model; `bare`: published files also leave it out.
         head: Hugging Face's name of the output layer.
+        turned: Whether linear layers are [out, in] in its files; the output layer always is.
         pairs: Hugging Face's and PaddleNLP's names after the first part where they differ; {} is a number.
         tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
             tokens first.
@@ -95,6 +97,7 @@ class HuggingFaceForm:
     prefix: str = "model"
     head: str = OUTPUT_LAYER
     bare: bool = False
+    turned: bool = True
     pairs: tuple[tuple[str, str], ...] = ()
     tables: tuple[str, ...] = ("embed_tokens",)
     always_tied: bool = False

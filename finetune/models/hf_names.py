@@ -64,7 +64,8 @@ def is_turned(name: str, shape: tuple[int, ...], family: Family, *, tied: bool) 
         return False
     if layer == OUTPUT_LAYER:
         return not tied
-    return layer.removeprefix(f"{family.base_prefix}.") not in family.hugging_face.tables
+    form = family.hugging_face
+    return form.turned and layer.removeprefix(f"{family.base_prefix}.") not in form.tables
 
 
 def embedding_name(family: Family) -> str:

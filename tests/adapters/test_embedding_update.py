@@ -61,6 +61,26 @@ def test_where_there_is_none(family, more, fault, load, settings):
         add(load, settings, family, **{"lora_target_modules": ["embed_tokens"]} | more)
 
 
+def test_the_copy_of_the_embedding_that_peft_writes_beside_is_not_trained(load, tmp_path):
+    model, _ = load()
+    own = model.get_sublayer("llama.embed_tokens").weight.numpy()
+    prefix, random = "base_model.model.model.embed_tokens", np.random.default_rng(0)
+    tensors = {
+        f"{prefix}.base_layer.weight": own,
+        f"{prefix}.lora_embedding_A": random.random((2, len(own)), np.float32),
+        f"{prefix}.lora_embedding_B": random.random((own.shape[1], 2), np.float32),
+    }
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["embed_tokens"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    adapted = load_lora(model, tmp_path)
+    trained = [name for name, each in adapted.model.state_dict().items() if not each.stop_gradient]
+    assert trained == ["llama.embed_tokens.lora_A", "llama.embed_tokens.lora_B"]
+    save_file(tensors | {f"{prefix}.base_layer.weight": own + 1}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="has an embedding of its own beside the update"):
+        load_lora(load()[0], tmp_path)
+
+
 def test_an_adapter_of_peft_with_lengths_of_it(load, tmp_path):
     """Which a merge takes up, so that is what the message says."""
     model, _ = load("llama")

@@ -60,7 +60,7 @@ def main():
     folder = Path(sys.argv[1])
     groups = start_groups(Layout(data=2), device="cpu")
     results = {}
-    for name, case in (("plain", {}), ("reentrant", {"reentrant": True}), ("adapter", {"adapter": True})):
+    for name, case in (("plain", {}), ("reentrant", {"reentrant": True}), ("adapter", {"adapter": "lora"})):
         early, num_early = train(groups, case, overlaps=True)
         waited, num_waited = train(groups, case, overlaps=False)
         results[name] = {

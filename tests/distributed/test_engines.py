@@ -16,6 +16,7 @@ pytestmark = pytest.mark.distributed
 
 FLEET, VIRTUAL = "fleet PipelineParallel", "finetune InterleavedPipeline"
 STAGE1 = {"sharding": "stage1", "sharding_parallel_degree": 2}
+STAGES_2_AND_3 = [STAGE1 | {"sharding": stage} for stage in ("stage2", "stage3")]
 SHARDING = "fleet DygraphShardingOptimizer"
 TENSOR = "paddlenlp layers over fleet.meta_parallel"
 PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
@@ -119,6 +120,19 @@ def test_a_run_tells_what_drives_each_axis_and_has_the_curve_of_one_process(
     assert ("parameters  updated\n" in run.logs[0]) == ("sharding" in engines)
     differences = largest_difference(run.curve(), bench.expected(family, method, "padded"))
     assert max(differences.values()) <= TOLERANCE, differences
+
+
+@pytest.mark.slow_distributed
+@pytest.mark.parametrize("settings", [STAGE1 | {"sharding_parallel_config": "split_param"}, *STAGES_2_AND_3])
+def test_waiting_for_every_exchange_changes_no_bit_of_the_curve(bench, settings):
+    layout = LayoutCase(2, 2, settings, 2)
+    curves = [
+        bench.server.run(bench.settings("llama", "sft", "padded") | layout.arguments() | waits, layout.world)
+        .check()
+        .curve()
+        for waits in ({}, {"data_parallel_config": "gradient_sync_after_accumulate"})
+    ]
+    assert curves[0] == curves[1]
 
 
 def test_what_a_run_noted_of_its_engines_is_no_setting(bench):

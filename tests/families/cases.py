@@ -5,37 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-Pieces = list[tuple[int, str]]
-
-
-@dataclass(frozen=True)
-class Framing:
-    """How "a red dress" -> "fits well 上衣" is framed: what a reader checks against the published tokenizer.
-
-    Ids with their text, those of the tiny tokenizer of 330 tokens: what opens the prompt, the prompt, the
-    answer, its end; then the token that fills rows, and others that end answers in conversations.
-    """
-
-    frame: Pieces
-    source: Pieces
-    target: Pieces
-    end: tuple[int, str]
-    pad_token_id: int
-    chat_ends: tuple[str, ...] = ()
-
-
-SENTENCEPIECE = Framing(
-    frame=[(1, "<s>")],
-    source=[(260, "a"), (274, "red"), (275, "dress")],
-    target=[(287, "f"), (261, "it"), (300, "s"), (267, "w"), (292, "ell"), (272, "上衣")],
-    end=(2, "</s>"),
-    pad_token_id=2,
-)
-"""The frame of Llama's tokenizer, and of those that are like it."""
-
-
-BARE = replace(SENTENCEPIECE, frame=[], pad_token_id=0)
-"""The same where nothing opens a text and the unknown token fills rows."""
+from tests.families.framings import BARE, GEMMA, INTERNLM, INTERNLM2, QWEN2, SENTENCEPIECE, Framing
 
 
 @dataclass(frozen=True)
@@ -60,34 +30,6 @@ class FamilyCase:
 
 
 _GROUPED = {"num_key_value_heads": 2}
-_QWEN2 = Framing(
-    frame=[],
-    source=[(64, "a"), (286, " red"), (287, " dress")],
-    target=[(300, "fit"), (82, "s"), (276, " w"), (299, "ell"), (220, " "), (265, "上衣")],
-    end=(327, "<|endoftext|>"),
-    pad_token_id=327,
-    chat_ends=("<|im_end|>",),
-)
-
-_GEMMA = Framing(
-    frame=[(2, "<bos>")],
-    source=[(261, "a"), (275, "red"), (276, "dress")],
-    target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
-    end=(1, "<eos>"),
-    pad_token_id=0,
-)
-_INTERNLM = replace(
-    SENTENCEPIECE,
-    source=[(262, "a"), (276, "red"), (277, "dress")],
-    target=[(289, "f"), (263, "it"), (300, "s"), (269, "w"), (294, "ell"), (274, "上衣")],
-    chat_ends=("<eoa>",),
-)
-_INTERNLM2 = replace(
-    SENTENCEPIECE,
-    source=[(301, "a"), (274, " red"), (275, " dress")],
-    target=[(326, "f"), (293, "its"), (268, " w"), (290, "ell"), (295, " "), (264, "上衣")],
-    chat_ends=("<|im_end|>",),
-)
 
 CASES = (
     FamilyCase("llama", fused_layers=True),
@@ -120,14 +62,14 @@ CASES = (
             chat_ends=("<|im_end|>",),
         ),
     ),
-    FamilyCase("qwen2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
+    FamilyCase("qwen2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=QWEN2),
     FamilyCase("ernie4_5", _GROUPED, num_kv_heads=2, fused_layers=True, framing=BARE),
     FamilyCase(
         "glm4",
         _GROUPED,
         num_kv_heads=2,
         framing=replace(
-            _QWEN2,
+            QWEN2,
             frame=[(322, "[gMASK]"), (324, "<sop>")],
             end=(320, "<|endoftext|>"),
             pad_token_id=320,
@@ -135,10 +77,10 @@ CASES = (
         ),
     ),
     FamilyCase("phi3", _GROUPED, num_kv_heads=2),
-    FamilyCase("internlm", framing=_INTERNLM),
-    FamilyCase("internlm2", _GROUPED, num_kv_heads=2, framing=_INTERNLM2),
-    FamilyCase("baichuan", framing=replace(_INTERNLM, frame=[], pad_token_id=0, chat_ends=())),
-    FamilyCase("baichuan2", framing=replace(_INTERNLM2, frame=[], pad_token_id=0, chat_ends=())),
+    FamilyCase("internlm", framing=INTERNLM),
+    FamilyCase("internlm2", _GROUPED, num_kv_heads=2, framing=INTERNLM2),
+    FamilyCase("baichuan", framing=replace(INTERNLM, frame=[], pad_token_id=0, chat_ends=())),
+    FamilyCase("baichuan2", framing=replace(INTERNLM2, frame=[], pad_token_id=0, chat_ends=())),
     FamilyCase(
         "xverse",
         fused_layers=True,
@@ -150,7 +92,10 @@ CASES = (
             pad_token_id=1,
         ),
     ),
-    FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_QWEN2),
+    FamilyCase("qwen2_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("qwen3_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("mixtral", _GROUPED, num_kv_heads=2),
+    FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=QWEN2),
     FamilyCase(
         "bloom",
         framing=Framing(
@@ -171,10 +116,20 @@ CASES = (
             pad_token_id=1,
         ),
     ),
-    FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2),
-    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=_GEMMA),
-    FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_GEMMA),
-    FamilyCase("gemma3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=_GEMMA),
+    FamilyCase(
+        "gpt2",
+        framing=Framing(
+            frame=[],
+            source=[(64, "a"), (286, " red"), (287, " dress")],
+            target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+            end=(329, "<|endoftext|>"),
+            pad_token_id=329,
+        ),
+    ),
+    FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
+    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=GEMMA),
+    FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
+    FamilyCase("gemma3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
 )
 IDS = [f"{case.name}-kv{case.num_kv_heads}" for case in CASES]
 
@@ -204,6 +159,7 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
+        feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
     lora_layers: frozenset[str]
@@ -226,6 +182,12 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
+    feed_forwards: int = 1
+
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether tokens pass some of their layers' feed-forward networks only."""
+        return self.feed_forwards > 1
 
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
@@ -245,6 +207,22 @@ _NEW_GEMMA = FamilyFacts(
     curve_learning_rate=3e-3,
     rotary_function="finetune.families.head_attention.turn",
     norm_offset=1.0,
+)
+
+# Larger steps meet tokens between two experts, where rounding decides which one they pass.
+NUM_TINY_EXPERTS = 4
+"""Experts of each layer of a tiny model that has some."""
+
+_BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
+_EXPERTS = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    curve_learning_rate=1e-3,
+    rotary_function="finetune.families.head_attention.turn",
+    feed_forwards=NUM_TINY_EXPERTS,
 )
 
 FACTS = {
@@ -311,6 +289,10 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
     ),
+    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3, feed_forwards=NUM_TINY_EXPERTS + 1),
+    # Two families with the loss that balances experts, in all layouts; one without.
+    "qwen3_moe": replace(_EXPERTS, smooth_config=_BALANCED),
+    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
         splits_rows=True,
@@ -367,7 +349,25 @@ FACTS = {
         rotary_tables=0,
         norm_centres=True,
     ),
-    "mistral": FamilyFacts(_GATED, groups_heads=True, small=_GROUPED, curve_learning_rate=1e-3),
+    "gpt2": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        small={"seed": 1},  # one that does not say the same of everything
+        tied_embedding="embed_tokens",
+        curve_learning_rate=1e-3,
+        rotary_tables=0,
+        norm_centres=True,
+    ),
+    "mistral": FamilyFacts(
+        _GATED,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        tied_embedding="embed_tokens",
+        tied_config={"tie_word_embeddings": True},
+        curve_learning_rate=1e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
     "gemma": FamilyFacts(
         _GATED,
         blank_in_front=False,

@@ -117,8 +117,10 @@ def test_rotary_settings_go_where_paddlenlp_reads_them(found, adapted):
 
 
 def test_rotary_scaling_that_cannot_be_expressed_is_refused():
-    with pytest.raises(UserError, match=r"rotary scaling 'yarn'.*allowed: none, linear, llama3"):
-        LLAMA.adapt_config({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})
+    with pytest.raises(
+        UserError, match=r"rotary scaling 'longrope'.*allowed: none, linear, dynamic, llama3, yarn"
+    ):
+        LLAMA.adapt_config({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}})
 
 
 def test_other_head_size_is_refused():

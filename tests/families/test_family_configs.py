@@ -29,10 +29,28 @@ def test_the_rotary_base_goes_to_the_top(name, settings):
 
 YARN = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
 REFUSED = [
-    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in UNSCALED),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
+    (
+        "gemma2",
+        {"layer_types": ["chunked_attention"] * 4},
+        "chunked_attention, but must name one of full_attention",
+    ),
+    ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu', but Gemma 2 is run with"),
+    ("gemma3", {"tie_word_embeddings": False}, "tie_word_embeddings False, but Gemma 3"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+    ("glm4", {"hidden_act": "gelu"}, "hidden_act 'gelu', but GLM-4"),
+    ("glm4", {"rope_scaling": {"type": "longrope"}}, r"rotary scaling 'longrope'.*allowed: none, linear"),
+    ("qwen3", {"rope_scaling": {"type": "yarn"}}, "rotary scaling 'yarn', but lacks factor"),
+    (
+        "qwen3",
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}},
+        "has alpha, which is not computed",
+    ),
+    ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0]}}, "'longrope', but lacks long_factor"),
+    ("llama", {"rope_scaling": {"type": "dynamic"}}, "'dynamic', but lacks factor"),
+    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in ("gemma",)),
     ("mistral", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-    ("mistral", {"head_dim": 32}, "head_dim 32 with 4 heads"),
-    ("mistral", {"tie_word_embeddings": True}, "tie_word_embeddings true"),
+    ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu', but Mistral"),
     ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "sliding-window attention from layer 2"),
     ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
     (
@@ -52,6 +70,16 @@ REFUSED = [
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm True"),
     ("bloom", {"tie_word_embeddings": False}, "tie_word_embeddings False, but BLOOM is run with True only"),
     ("bloom", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    (
+        "gpt2",
+        {"activation_function": "relu"},
+        "activation_function 'relu'; allowed for GPT-2: gelu_new, gelu_fast",
+    ),
+    (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx True, but GPT-2 is run with",
+    ),
     ("xverse", {"hidden_act": "gelu"}, "hidden_act 'gelu', but XVERSE is run with 'silu' only"),
     ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary positions of type 'linear'"),
     ("internlm2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
@@ -67,6 +95,13 @@ def test_what_paddlenlp_would_compute_wrongly_is_refused(name, settings, message
 
 
 ACCEPTED = [
+    ("gemma2", {"layer_types": ["sliding_attention", "full_attention"] * 2}),
+    ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    (
+        "qwen3",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+    ),
+    ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
     ("gemma", {"hidden_activation": None, "hidden_act": "gelu"}),  # the first published configs
     ("gemma", {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}),
     ("opt", {"tie_word_embeddings": True}),
@@ -141,6 +176,28 @@ def test_a_baichuan_of_no_generation_is_refused_by_both_names():
         find_family({"model_type": "baichuan", "vocab_size": 64002})
 
 
+def test_fields_of_gpt2_there_and_back():
+    found = {
+        "model_type": "gpt2",
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_inner": None,
+        "resid_pdrop": 0.0,
+    }
+    family = get_family("gpt2")
+    adapted = family.adapt_config(found)
+    assert adapted == {
+        "model_type": "gpt2", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "rms_norm_eps": 1e-5,
+        "intermediate_size": 256, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+        "attention_dropout": 0.1, "branch_dropout": 0.0, "embedding_dropout": 0.1,
+    }  # fmt: skip
+    assert family.adapt_config(family.hugging_face.config(adapted)) == adapted | {
+        "activation_function": "gelu_new",
+        "architectures": ["GPT2LMHeadModel"],
+    }
+
+
 def test_rotary_settings_of_internlm():
     adapt = get_family("internlm").adapt_config
     adapted = adapt({"rotary": {"base": 50000, "type": "dynamic"}, "bias": False, **SIZES})
@@ -169,3 +226,37 @@ def test_names_of_opt_fields_are_paddlenlps():
         "hidden_size": 64, "intermediate_size": 128, "normalize_before": False, "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.0, "hidden_act": "gelu", "word_embed_proj_dim": 64,
     }  # fmt: skip
+
+
+def test_layers_without_a_list_have_the_windows_of_the_published_models():
+    two, three = (get_family(name).adapt_config({"num_hidden_layers": 7}) for name in ("gemma2", "gemma3"))
+    narrow, whole = "sliding_attention", "full_attention"
+    assert two["layer_types"] == [narrow, whole, narrow, whole, narrow, whole, narrow]
+    assert three["layer_types"] == [narrow] * 5 + [whole, narrow]
+    assert three["rope_local_base_freq"] == 10000.0 and three["rope_theta"] == 1000000.0
+
+
+def test_both_rotary_settings_of_gemma_3_in_the_form_of_transformers_5():
+    kinds = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+    }
+    adapted = get_family("gemma3").adapt_config({"num_hidden_layers": 2, "rope_parameters": kinds})
+    assert adapted["rope_theta"] == 2e6 and adapted["rope_local_base_freq"] == 5e3
+    assert adapted["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    assert get_family("gemma3").adapt_config(adapted) == adapted
+    kinds["sliding_attention"]["rope_type"] = "yarn"
+    with pytest.raises(UserError, match=r"rotary scaling 'yarn'.*allowed: none"):
+        get_family("gemma3").adapt_config({"num_hidden_layers": 2, "rope_parameters": kinds})
+
+
+def test_texts_of_a_longrope_model_end_at_the_length_of_its_pretraining():
+    scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    lengths = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    phi3 = get_family("phi3")
+    assert phi3.position_limit(SIZES | lengths | {"rope_scaling": scaling}) == 4096
+    assert phi3.position_limit(SIZES | lengths) == 131072
+    adapted = phi3.adapt_config(SIZES | lengths | {"rope_scaling": scaling})
+    assert phi3.adapt_config(adapted) == adapted
+    theirs = phi3.hugging_face.config(adapted)
+    assert theirs["rope_scaling"] == scaling and theirs["max_position_embeddings"] == 131072

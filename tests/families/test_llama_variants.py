@@ -132,7 +132,7 @@ def test_plain_llamas_keep_paddlenlps_class():
     ("changes", "message"),
     [
         ({"alibi": True}, "alibi True"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear' together"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rotary scaling 'ntk'"),
     ],
 )
 def test_what_they_do_not_compute_is_refused(changes, message):

@@ -120,6 +120,31 @@ def test_peft_s_form_comes_back(family, settings, tmp_path):
     assert largest(folder_logits(merged), expected) < 1e-3
 
 
+def test_kinds_stand_one_after_another_and_are_taken_out(tmp_path):
+    """What is left is the base but for rounding."""
+    base = write_base(tmp_path / "base", "llama")
+    write_adapter(tmp_path / "vera", base, vera=True)
+    write_adapter(tmp_path / "lokr", base, lokr=True)
+    adapters = tmp_path / "vera", tmp_path / "lokr"
+    merged = run_merge(base, *adapters, output=tmp_path / "merged", verify=True)
+    assert largest(folder_logits(merged), folder_logits(base)) > 0.05
+    again = run_merge(merged, *adapters, output=tmp_path / "again", unmerge=True)
+    assert largest(folder_logits(again), folder_logits(base)) < 1e-3
+
+
+@pytest.mark.parametrize("kind", [{"vera": True}, {"lokr": True}])
+def test_joined_layers_go_to_a_base_in_parts_but_not_to_peft(kind, tmp_path):
+    base = write_base(tmp_path / "parts", "llama", hugging_face=True)
+    overrides = {"fuse_attention_qkv": True, "fuse_attention_ffn": True}
+    write_adapter(tmp_path / "adapter", base, overrides=overrides, **kind)
+    merged = run_merge(base, tmp_path / "adapter", output=tmp_path / "merged", verify=True)
+    assert largest(folder_logits(merged), folder_logits(base)) > 0.05
+    with pytest.raises(
+        UserError, match=r"has one (VeRA|LoKr) update of .*, whose parts are layers of their own"
+    ):
+        export_peft(MergeOptions(base, (tmp_path / "adapter",), tmp_path / "peft"))
+
+
 @pytest.mark.parametrize(("kind", "word"), [({"vera": True}, "vera_only"), ({}, "lora_only")])
 def test_peft_s_word_for_biases_of_adapted_layers(kind, word, tmp_path):
     """Any other word for a kind makes peft give up."""

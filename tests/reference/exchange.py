@@ -13,7 +13,7 @@ from finetune.families.family import get_family
 
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
 REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5  # of the spread of the logits: sums in another order, through caps and large scores
 
 
 def load_theirs(folder: Path):

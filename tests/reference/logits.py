@@ -35,6 +35,14 @@ _ROTARY = _SIZES | {
     "rope_theta": 50000.0,
 }
 _WHOLE_HEADS = _ROTARY | {"num_key_value_heads": 4, "rope_theta": 10000.0}
+_GPT2 = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
+}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -69,6 +77,7 @@ _GEMMA3 = _ROTARY | {
     "rope_local_base_freq": 100.0,
 }
 _GLM = _ROTARY | {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
 
 
@@ -150,12 +159,27 @@ CASES = {
         LogitCase("phi3", "Phi3", _ROTARY | {"pad_token_id": 0, "sliding_window": 4}),
         LogitCase("qwen3", "Qwen3", _ROTARY | {"head_dim": 16}),
         LogitCase("qwen3_tied", "Qwen3", _ROTARY | {"head_dim": 16, "tie_word_embeddings": True}),
+        LogitCase("qwen2_moe", "Qwen2Moe", _ROTARY | _EXPERTS | {"shared_expert_intermediate_size": 40}),
+        LogitCase(
+            "qwen2_moe_dense_layers",
+            "Qwen2Moe",
+            _ROTARY | _EXPERTS | {"norm_topk_prob": True, "qkv_bias": False, "decoder_sparse_step": 2},
+        ),
+        LogitCase("qwen3_moe", "Qwen3Moe", _ROTARY | _EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+        LogitCase(
+            "qwen3_moe_dense_layers", "Qwen3Moe", _ROTARY | _EXPERTS | {"head_dim": 16, "mlp_only_layers": [1]}
+        ),
+        LogitCase("mixtral", "Mixtral", _ROTARY | {"num_local_experts": 5, "sliding_window": None}),
+        LogitCase("mixtral_window", "Mixtral", _ROTARY | {"num_local_experts": 3, "sliding_window": 4}),
         LogitCase("bloom", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
         LogitCase("bloom_6_heads", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "n_layer": 2, "n_head": 6}),
         LogitCase("opt", "OPT", _OPT),
         LogitCase("opt_350m", "OPT", _OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+        LogitCase("gpt2", "GPT2", _GPT2),
+        LogitCase("gpt2_inner", "GPT2", _GPT2 | {"n_inner": 48, "activation_function": "gelu_fast"}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
+        LogitCase("mistral_nemo", "Mistral", _ROTARY | {"sliding_window": None, "head_dim": 16}),
         LogitCase("gemma2", "Gemma2", _GEMMA2, norm_mean=0.0),
         LogitCase("gemma2_no_window", "Gemma2", _GEMMA2 | {"sliding_window": 64}, norm_mean=0.0),
         LogitCase("gemma3", "Gemma3", _GEMMA3, norm_mean=0.0, config_class="Gemma3TextConfig"),
@@ -165,6 +189,8 @@ CASES = {
         LogitCase("llama_yarn_mscale", "Llama", _ROTARY | {"rope_scaling": _YARN_MSCALE}),
         LogitCase("llama_biases_llama3", "Llama", _ROTARY | {"attention_bias": True, "rope_scaling": _LLAMA3}),
         LogitCase("llama_dynamic", "Llama", _ROTARY | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        LogitCase("qwen2_yarn", "Qwen2", _ROTARY | {"rope_scaling": _YARN}),
+        LogitCase("glm4_linear", "Glm4", _GLM | {"rope_scaling": _LINEAR}),
         LogitCase("qwen3_yarn", "Qwen3", _ROTARY | {"head_dim": 16, "rope_scaling": _YARN}),
         LogitCase("gemma", "Gemma", _ROTARY | {"head_dim": 16}, norm_mean=0.0),
         LogitCase("gemma_mqa", "Gemma", _ROTARY | {"head_dim": 16, "num_key_value_heads": 1}, norm_mean=0.0),

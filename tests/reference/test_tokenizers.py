@@ -33,6 +33,7 @@ FAMILIES = (
     "glm4",
     "phi3",
     "bloom",
+    "gpt2",
     "opt",
     "mistral",
     "gemma",

@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +29,17 @@ from tests.reference.logits import (
 )
 
 
+def model_class(name: str) -> Any:
+    """transformers' class of that family's models with an output layer."""
+    return getattr(transformers, f"{name}ForCausalLM", None) or getattr(transformers, f"{name}LMHeadModel")
+
+
 def build_reference(case: LogitCase, scale: float) -> torch.nn.Module:
     """The transformers model with the drawn weights in it."""
     config_class = case.config_class or f"{case.transformers_class}Config"
     config = getattr(transformers, config_class)(**case.config)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{case.transformers_class}ForCausalLM")(config).float().eval()
+    model = model_class(case.transformers_class)(config).float().eval()
     drawn = draw_weights(case, shapes_of(model), scale)
     weights = {name: torch.from_numpy(array) for name, array in drawn.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)

@@ -37,6 +37,7 @@ from tests.reference.curves import (
     build_model,
 )
 from tests.reference.llama_changes import add_distances, join_inputs, norm_head
+from tests.reference.transformers_logits import model_class
 
 IGNORED = -100
 
@@ -51,6 +52,7 @@ class Reference:
         renamed: (pattern, replacement) that turn the tiny checkpoint's weight names into transformers'.
         lora_layers: Last parts of the names of the layers that LoRA adapts.
         config_class: Of transformers, where it has another prefix.
+        turned: Whether linear weights are the transposes of the tiny checkpoint's.
         change: Gives the model layers that transformers' has not.
     """
 
@@ -60,6 +62,7 @@ class Reference:
     lora_layers: tuple[str, ...]
     config_class: str = ""
     change: Callable[[Any], None] = lambda model: None
+    turned: bool = True
 
     def rename(self, name: str) -> str:
         for pattern, replacement in self.renamed:
@@ -108,10 +111,26 @@ def _gemma(name: str, transformers_class: str, *extra: str) -> Reference:
     return replace(_rotary(transformers_class, *names), renamed=((rf"^{name}\.", "model."),))
 
 
+_EXPERTS = (
+    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
+)  # fmt: skip
+
 REFERENCES = {
     "llama": _rotary("Llama"),
     "qwen2": _rotary("Qwen2"),
     "qwen3": _rotary("Qwen3", "head_dim"),
+    "qwen2_moe": _rotary("Qwen2Moe", "qkv_bias", "shared_expert_intermediate_size", *_EXPERTS),
+    "qwen3_moe": _rotary("Qwen3Moe", "head_dim", *_EXPERTS),
+    "mixtral": Reference(
+        "Mixtral",
+        (*_SIZES, *_same("sliding_window", "num_local_experts", "num_experts_per_tok", *_EXPERTS[-2:])),
+        (
+            (r"^mixtral\.", "model."), (r"\.mlp\.", ".block_sparse_moe."),
+            ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3"),
+        ),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"),
+    ),
     "ernie4_5": _rotary("Ernie4_5", "head_dim"),
     "xverse": _rotary("Llama"),
     "internlm": replace(_rotary("Llama"), fields=(*_SIZES, ("attention_bias", "bias"))),
@@ -143,6 +162,23 @@ REFERENCES = {
         ((r"^bloom\.", "transformer."),),
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
+    "gpt2": Reference(
+        "GPT2",
+        (
+            ("vocab_size", "vocab_size"), ("n_embd", "hidden_size"), ("n_inner", "intermediate_size"),
+            ("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"),
+            ("n_positions", "max_position_embeddings"), ("layer_norm_epsilon", "rms_norm_eps"),
+            ("attn_pdrop", "attention_dropout"), ("resid_pdrop", "branch_dropout"), ("embd_pdrop", "embedding_dropout"),
+        ),
+        (
+            (r"^gpt2\.", "transformer."), ("embed_tokens", "wte"), ("embed_positions", "wpe"), (r"layers\.", "h."),
+            (r"transformer\.norm", "transformer.ln_f"), ("input_layernorm", "ln_1"), ("post_attention_layernorm", "ln_2"),
+            ("self_attn.query_key_value_proj", "attn.c_attn"), ("self_attn.o_proj", "attn.c_proj"),
+            ("up_proj", "c_fc"), ("down_proj", "c_proj"),
+        ),
+        ("c_attn", "c_proj", "c_fc"),
+        turned=False,
+    ),
     "opt": Reference(
         "OPT",
         (
@@ -168,13 +204,13 @@ def load_reference_model(folder: Path, family: str = "llama") -> Any:
     config = json.loads((folder / "config.json").read_text())
     settings = {theirs: config[ours] for theirs, ours in reference.fields}
     config_class = getattr(transformers, reference.config_class or f"{reference.transformers_class}Config")
-    model = getattr(transformers, f"{reference.transformers_class}ForCausalLM")(
+    model = model_class(reference.transformers_class)(
         config_class(**settings, attn_implementation="eager")  # the others leave caps of scores out
     )
     reference.change(model)
     state = {}
     for name, array in load_file(folder / "model.safetensors").items():
-        is_linear = array.ndim == 2 and "embed" not in name
+        is_linear = array.ndim == 2 and "embed" not in name and reference.turned
         state[reference.rename(name)] = torch.from_numpy(array.T.copy() if is_linear else array)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}
@@ -241,7 +277,7 @@ def train_reference(model: Any, samples: list, arguments: dict[str, Any]) -> lis
     )
     curve = []
     for batch in batches(samples, arguments):
-        loss = label_loss(model, batch)
+        loss = label_loss(model, batch, arguments.get("router_aux_loss_coef", 0.0))
         loss.backward()
         trained = [p for group in groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, arguments["max_grad_norm"])
@@ -270,12 +306,17 @@ def batches(samples: list, arguments: dict[str, Any]) -> Iterator[dict[str, torc
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def label_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy over label tokens, in float32."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="mean"
+def label_loss(model: Any, batch: dict[str, torch.Tensor], balance: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy over label tokens, in float32, and with experts the loss that spreads tokens over them."""
+    asked = {"output_router_logits": True} if balance else {}
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **asked)
+    tokens = torch.nn.functional.cross_entropy(
+        outputs.logits.float().flatten(0, 1),
+        batch["labels"].flatten(),
+        ignore_index=IGNORED,
+        reduction="mean",
     )
+    return tokens + balance * outputs.aux_loss if balance else tokens
 
 
 def sample_order(num_samples: int, step: int, batch_size: int, seed: int) -> np.ndarray:

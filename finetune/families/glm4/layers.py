@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts, NormNames
+from finetune.families.rotary_config import scaling_of
 
 _FOUR_NORMS = NormNames(attention_output="post_self_attn_layernorm", inner_output="post_mlp_layernorm")
 
@@ -45,6 +46,7 @@ class GlmForCausalLM(HeadForCausalLM):
         return HeadFacts(
             halves=False,
             turned_share=config.partial_rotary_factor,
+            scaling=scaling_of(config),
             input_bias=bool(config.attention_bias),
             joined_inner=True,
         )

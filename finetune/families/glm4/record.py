@@ -15,7 +15,7 @@ from finetune.families.gated_decoder import (
     with_padding_field,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import without_scaling
+from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _TINY_HEADS = 2  # times hidden size / heads: published models have heads wider than that
@@ -34,11 +34,7 @@ _PUBLISHED = {
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Brings the rotary settings to the top, adds what the file leaves out."""
     require_values(config, "GLM-4", hidden_act="silu")
-    share = (config.get("rope_parameters") or {}).get("partial_rotary_factor")
-    adapted = without_scaling(config, may_turn_parts=True)
-    if share is not None:
-        adapted["partial_rotary_factor"] = share
-    return _PUBLISHED | adapted
+    return _PUBLISHED | with_scaling(config, may_turn_parts=True)
 
 
 def _variant(config: Mapping[str, Any]) -> str | None:

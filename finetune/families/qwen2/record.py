@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
@@ -13,13 +14,13 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import check_head_dim, without_scaling
+from finetune.families.rotary_config import check_head_dim, kind_of_scaling, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Brings the rotary base to the top and refuses sliding windows, which PaddleNLP would ignore."""
-    adapted = without_scaling(config)
+    adapted = with_scaling(config)
     check_head_dim(config)
     windowed = "sliding_attention" in (config.get("layer_types") or ())
     first_windowed = config.get("max_window_layers", 28)
@@ -32,6 +33,12 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             f"sliding_window ({config.get('sliding_window')}), or use other weights"
         )
     return adapted
+
+
+def _variant(config: Mapping[str, Any]) -> str | None:
+    """The class for stretched rotary positions, which PaddleNLP's Qwen2 has not."""
+    scaled = kind_of_scaling(dict(config)) is not None
+    return "finetune.families.qwen2.own_layers.Qwen2ForCausalLM" if scaled else None
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -78,6 +85,7 @@ QWEN2 = register(
         sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
+        variants=_variant,
         understood=(
             "head_dim",
             "layer_types",

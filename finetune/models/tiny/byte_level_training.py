@@ -150,6 +150,15 @@ OPT_KIND = ByteLevelKind(
     settings={"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": False},
 )
 
+GPT2_KIND = ByteLevelKind(
+    special_tokens=("<|endoftext|>",),
+    roles=dict.fromkeys(("bos", "eos", "pad", "unk"), "<|endoftext|>"),
+    pattern=GPT2_PATTERN,
+    special_first=False,
+    write_files=_write_vocab_and_merges,
+    settings={"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False},
+)
+
 QWEN2_KIND = ByteLevelKind(
     special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
     roles={"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},

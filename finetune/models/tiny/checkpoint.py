@@ -26,8 +26,9 @@ from finetune.errors import UserError
 from finetune.families.family import get_family
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 from finetune.models.tiny import byte_level_training, sentencepiece_training, tiktoken_training
+from finetune.storage.shipped_files import sample_data
 
-DEFAULT_CORPUS = Path(__file__).resolve().parents[3] / "data" / "train.json"
+DEFAULT_CORPUS = sample_data() / "train.json"
 _INITIALIZER_RANGE = 0.02
 # Llama's ratio of the inner to the hidden size, rounded up to a multiple of 16.
 _INNER_RATIO = 8 / 3
@@ -254,6 +255,7 @@ TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, 
     "byte_level_bloom": _byte_level_writer(byte_level_training.BLOOM_KIND),
     "byte_level_opt": _byte_level_writer(byte_level_training.OPT_KIND),
     "byte_level_xverse": _byte_level_writer(byte_level_training.XVERSE_KIND),
+    "byte_level_gpt2": _byte_level_writer(byte_level_training.GPT2_KIND),
     "byte_level_qwen2": _byte_level_writer(byte_level_training.QWEN2_KIND),
     "byte_level_glm4": _byte_level_writer(byte_level_training.GLM4_KIND),
     "sentencepiece_chatglm2": _chatglm2_writer,

@@ -70,8 +70,8 @@ class OwnedReplicas(Replicas):
 
     def distribute(self, optimizer: Any) -> Any:
         """Hands an optimizer to Fleet's, once."""
-        if self._optimizer is not None:
-            return self._optimizer
+        if optimizer is self._optimizer:
+            return optimizer
         _set_strategy(averages=self._averages)
         ranks = {parameter.name: self._owners[name] for name, parameter in self.trained.items()}
         self._optimizer = OwnedParametersOptimizer(optimizer, fleet.get_hybrid_communicate_group(), ranks)

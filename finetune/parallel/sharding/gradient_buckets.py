@@ -1,4 +1,6 @@
-"""Gradient sums of plain replicas, in buckets that travel while the last backward pass still computes.
+"""Gradient sums in buckets that travel while the last backward pass still computes: those of plain replicas.
+
+Where ranks keep slices of the sums, `slice_sums.py` takes the buckets.
 
 Trained parameters are put into buckets of about 32 MB in the reverse of the model's order, which is about the order in
 which a backward pass has their gradients. A hook of each parameter counts how often a backward pass gave it a gradient;

@@ -1,0 +1,67 @@
+"""How the tiny tokenizers of the families frame a prompt and its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+Pieces = list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How "a red dress" -> "fits well 上衣" is framed: what a reader checks against the published tokenizer.
+
+    Ids with their text, those of the tiny tokenizer of 330 tokens: what opens the prompt, the prompt, the
+    answer, its end; then the token that fills rows, and others that end answers in conversations.
+    """
+
+    frame: Pieces
+    source: Pieces
+    target: Pieces
+    end: tuple[int, str]
+    pad_token_id: int
+    chat_ends: tuple[str, ...] = ()
+
+
+SENTENCEPIECE = Framing(
+    frame=[(1, "<s>")],
+    source=[(260, "a"), (274, "red"), (275, "dress")],
+    target=[(287, "f"), (261, "it"), (300, "s"), (267, "w"), (292, "ell"), (272, "上衣")],
+    end=(2, "</s>"),
+    pad_token_id=2,
+)
+"""The frame of Llama's tokenizer, and of those that are like it."""
+
+
+BARE = replace(SENTENCEPIECE, frame=[], pad_token_id=0)
+"""The same where nothing opens a text and the unknown token fills rows."""
+
+
+QWEN2 = Framing(
+    frame=[],
+    source=[(64, "a"), (286, " red"), (287, " dress")],
+    target=[(300, "fit"), (82, "s"), (276, " w"), (299, "ell"), (220, " "), (265, "上衣")],
+    end=(327, "<|endoftext|>"),
+    pad_token_id=327,
+    chat_ends=("<|im_end|>",),
+)
+
+GEMMA = Framing(
+    frame=[(2, "<bos>")],
+    source=[(261, "a"), (275, "red"), (276, "dress")],
+    target=[(288, "f"), (262, "it"), (300, "s"), (268, "w"), (293, "ell"), (273, "上衣")],
+    end=(1, "<eos>"),
+    pad_token_id=0,
+)
+INTERNLM = replace(
+    SENTENCEPIECE,
+    source=[(262, "a"), (276, "red"), (277, "dress")],
+    target=[(289, "f"), (263, "it"), (300, "s"), (269, "w"), (294, "ell"), (274, "上衣")],
+    chat_ends=("<eoa>",),
+)
+INTERNLM2 = replace(
+    SENTENCEPIECE,
+    source=[(301, "a"), (274, " red"), (275, " dress")],
+    target=[(326, "f"), (293, "its"), (268, " w"), (290, "ell"), (295, " "), (264, "上衣")],
+    chat_ends=("<|im_end|>",),
+)
