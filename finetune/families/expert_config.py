@@ -65,7 +65,7 @@ def adapt_qwen_experts(
 def expert_facts(config: Any) -> ExpertFacts:
     """The facts of a configuration with these fields, as PaddleNLP's object."""
     return ExpertFacts(
-        num_experts=int(config.num_experts),
+        num_routed=int(config.num_experts),
         num_chosen=int(config.num_experts_per_tok),
         inner_size=int(config.moe_intermediate_size),
         normalised=bool(config.norm_topk_prob),
@@ -116,7 +116,7 @@ def with_experts(weights: Mapping[str, TensorSpec], prefix: str, facts: ExpertFa
 def _shape(layer: str, hidden: int, facts: ExpertFacts) -> tuple[int, int]:
     """[in, out] of a linear layer of a feed-forward layer with experts."""
     if layer == "gate":
-        return hidden, facts.num_experts
+        return hidden, facts.num_routed
     if layer == "shared_expert_gate":
         return hidden, 1
     inner = facts.shared_size if layer.startswith("shared_expert.") else facts.inner_size

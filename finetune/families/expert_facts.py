@@ -11,7 +11,7 @@ class ExpertFacts:
     """The experts of a decoder, Shazeer et al. 2017: each token passes the few that its router prefers.
 
     Attributes:
-        num_experts: Of each layer that has experts.
+        num_routed: Of each layer that has experts.
         num_chosen: Experts that a token passes.
         inner_size: Width between the two halves of an expert.
         normalised: Whether the shares of a token's experts are divided by their sum.
@@ -21,7 +21,7 @@ class ExpertFacts:
         dense_layers: Numbers of further layers without experts.
     """
 
-    num_experts: int
+    num_routed: int
     num_chosen: int
     inner_size: int
     normalised: bool = False
@@ -36,7 +36,7 @@ class ExpertFacts:
     def linear_layers(self) -> Iterable[str]:
         """Names of the linear layers of a layer with experts, inside its feed-forward layer."""
         yield "gate"
-        parts = [f"experts.{number}" for number in range(self.num_experts)]
+        parts = [f"experts.{number}" for number in range(self.num_routed)]
         if self.shared_size:
             yield "shared_expert_gate"
             parts.append("shared_expert")

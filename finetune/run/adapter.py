@@ -162,7 +162,8 @@ def _settings_of(folder: Path) -> dict[str, object]:
 def _named_as_here(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of peft's configuration that have other names here."""
     names = {"bias": "lora_bias", "decompose_factor": "lokr_factor"}
-    return {names.get(name, name): value for name, value in config.items() if name not in names.values()}
+    found = {names.get(name, name): value for name, value in config.items() if name not in names.values()}
+    return found | ({"lora_bias": "lora_only"} if found.get("lora_bias") == "vera_only" else {})
 
 
 def _shown(value: object) -> str:

@@ -22,7 +22,7 @@ def check_balance(args: Arguments, resolved: ResolvedModel) -> None:
         UserError: The model has no experts, or the method has no loss that spreads tokens over them.
     """
     given = args.model.router_aux_loss_coef
-    field = resolved.family.fields.num_experts
+    field = resolved.family.fields.experts
     if field is None:
         if given:
             raise UserError(
@@ -54,7 +54,7 @@ def build_balance(args: Arguments, base: Any, groups: ProcessGroups) -> ExpertBa
         return None
     from finetune.training.expert_balance import ExpertBalance
 
-    return ExpertBalance(base, facts.num_experts, coefficient, groups)
+    return ExpertBalance(base, facts.num_routed, coefficient, groups)
 
 
 def _coefficient(args: Arguments, config: Mapping[str, Any]) -> float:

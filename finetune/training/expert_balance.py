@@ -31,7 +31,7 @@ class ExpertBalance:
 
     Args:
         model: This rank's part of the model.
-        num_experts: Of each layer that has some.
+        num_routed: Of each layer that has some.
         coefficient: What the loss is multiplied by.
         groups: The run's process groups.
 
@@ -39,9 +39,9 @@ class ExpertBalance:
         loss: Of the last global batch that was counted, float64 [1], on the device, the same on every rank.
     """
 
-    def __init__(self, model: Any, num_experts: int, coefficient: float, groups: ProcessGroups):
+    def __init__(self, model: Any, num_routed: int, coefficient: float, groups: ProcessGroups):
         self._layers = [each for each in model.sublayers() if isinstance(each, ExpertFeedForward)]
-        self._num_experts, self._coefficient, self._groups = num_experts, coefficient, groups
+        self._num_routed, self._coefficient, self._groups = num_routed, coefficient, groups
         self._real: Any = None
         self._sums: Any = None
         self._gradient: Any = None
@@ -70,9 +70,9 @@ class ExpertBalance:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Within the block passes count; after it `loss` and the gradients of the routers are known."""
-        num_experts = self._num_experts
+        num_routed = self._num_routed
         # Choices, sums of probabilities, and the number of tokens times layers, in float64: [2 * experts + 1].
-        self._sums = paddle.zeros([2 * num_experts + 1], dtype="float64")
+        self._sums = paddle.zeros([2 * num_routed + 1], dtype="float64")
         try:
             yield
         finally:
@@ -80,8 +80,8 @@ class ExpertBalance:
         if not self._groups.tensor.is_first:
             sums = paddle.zeros_like(sums)
         self._groups.world.all_reduce(sums)
-        chosen, probabilities, total = paddle.split(sums, [num_experts, num_experts, 1])
-        factor = self._coefficient * num_experts / total.square()
+        chosen, probabilities, total = paddle.split(sums, [num_routed, num_routed, 1])
+        factor = self._coefficient * num_routed / total.square()
         self.loss = factor * (chosen * probabilities).sum()
         self._gradient = (factor * chosen).astype("float32")  # [experts]
 
@@ -100,8 +100,8 @@ class ExpertBalance:
         return probabilities
 
     def _count(self, probabilities: Any, chosen: Any) -> None:
-        num_experts = probabilities.shape[-1]
-        choices = paddle.nn.functional.one_hot(chosen, num_experts).sum(1)  # [tokens, experts]
+        num_routed = probabilities.shape[-1]
+        choices = paddle.nn.functional.one_hot(chosen, num_routed).sum(1)  # [tokens, experts]
         columns = paddle.concat([choices, probabilities, paddle.ones_like(self._real)], axis=1)
         self._sums += (columns * self._real).astype("float64").sum(0)
 

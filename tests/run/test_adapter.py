@@ -88,8 +88,9 @@ def test_whatever_the_adapter_decides_is_told(theirs, asked, said, tmp_path):
     assert len(lines) == 1 and said in lines[0]
 
 
-def test_names_of_peft_for_what_the_adapter_decides(tmp_path):
-    path = write(tmp_path / "a", "adapter_config.json", r=8, lora_alpha=16, bias="lora_only")
+@pytest.mark.parametrize("word", ["lora_only", "vera_only"])
+def test_names_of_peft_for_what_the_adapter_decides(word, tmp_path):
+    path = write(tmp_path / "a", "adapter_config.json", r=8, lora_alpha=16, bias=word)
     save_file(
         {
             f"base_model.model.model.layers.{number}.self_attn.q_proj.lora_{name}.weight": np.zeros(

@@ -25,7 +25,7 @@ class MixtralForCausalLM(HeadForCausalLM):
     def facts_of(cls, config: Any) -> HeadFacts:
         """Experts, and a window where the configuration has one."""
         experts = ExpertFacts(
-            num_experts=int(config.num_local_experts),
+            num_routed=int(config.num_local_experts),
             num_chosen=int(config.num_experts_per_tok),
             inner_size=int(config.intermediate_size),
             normalised=True,

@@ -47,7 +47,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tiny_experts(shape: TinyShape) -> ExpertFacts:
-    return ExpertFacts(num_experts=4, num_chosen=2, inner_size=shape.intermediate_size, normalised=True)
+    return ExpertFacts(num_routed=4, num_chosen=2, inner_size=shape.intermediate_size, normalised=True)
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
         rms_norm_eps=1e-5,
         rope_theta=1e6,
         sliding_window=None,
-        num_local_experts=experts.num_experts,
+        num_local_experts=experts.num_routed,
         num_experts_per_tok=experts.num_chosen,
         output_router_logits=False,
         router_aux_loss_coef=0.02,
@@ -94,7 +94,7 @@ MIXTRAL = register(
         hugging_face=HuggingFaceForm(pairs=_NAMES),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(
-            num_kv_heads="num_key_value_heads", head_dim="head_dim", num_experts="num_local_experts"
+            num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_local_experts"
         ),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(

@@ -41,7 +41,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _tiny_experts(shape: TinyShape) -> ExpertFacts:
     inner = shape.intermediate_size // 2
-    return ExpertFacts(num_experts=4, num_chosen=2, inner_size=inner, shared_size=shape.intermediate_size)
+    return ExpertFacts(num_routed=4, num_chosen=2, inner_size=inner, shared_size=shape.intermediate_size)
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
         mlp_only_layers=[],
         moe_intermediate_size=experts.inner_size,
         norm_topk_prob=False,
-        num_experts=experts.num_experts,
+        num_experts=experts.num_routed,
         num_experts_per_tok=experts.num_chosen,
         shared_expert_intermediate_size=experts.shared_size,
         output_router_logits=False,
@@ -92,7 +92,7 @@ QWEN2_MOE = register(
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(num_kv_heads="num_key_value_heads", num_experts="num_experts"),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(
             tensor_divides=(

@@ -38,7 +38,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tiny_experts(shape: TinyShape) -> ExpertFacts:
-    return ExpertFacts(num_experts=4, num_chosen=2, inner_size=shape.intermediate_size // 2, normalised=True)
+    return ExpertFacts(num_routed=4, num_chosen=2, inner_size=shape.intermediate_size // 2, normalised=True)
 
 
 def _head_dim(shape: TinyShape) -> int:
@@ -60,7 +60,7 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
         mlp_only_layers=[],
         moe_intermediate_size=experts.inner_size,
         norm_topk_prob=True,
-        num_experts=experts.num_experts,
+        num_experts=experts.num_routed,
         num_experts_per_tok=experts.num_chosen,
         output_router_logits=False,
         router_aux_loss_coef=0.001,
@@ -94,9 +94,7 @@ QWEN3_MOE = register(
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(
-            num_kv_heads="num_key_value_heads", head_dim="head_dim", num_experts="num_experts"
-        ),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(
             tensor_divides=(
