@@ -34,6 +34,7 @@ STARTS_FAST = (
     "predict_generation",
     "finetune.serving.decoding.settings",
     "finetune.serving.export.options",
+    "finetune.serving.gguf.__main__",
     "finetune.merge.tensor_parallel",
     "finetune.settings.arguments",
     "finetune.settings.help",
