@@ -21,7 +21,6 @@ from finetune import RunError, UserError
 from finetune.commands import python_calls
 from tests.conftest import FAST, ROOT, losses, run_entry, write_arguments
 
-
 POPEN = subprocess.Popen
 
 
@@ -142,8 +141,12 @@ def test_an_interrupt_ends_the_process_too(monkeypatch, tmp_path):
     )
     threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        python_calls._call({}, False)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # an earlier test may have set another
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            python_calls._call({}, False)
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert mark.exists() and time.monotonic() - began < 30
 
 
