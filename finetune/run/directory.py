@@ -306,7 +306,8 @@ def _check_precision(checkpoint: Path, args: Arguments) -> None:
     from finetune.checkpoints.optimizer_state import NO_MASTERS, holds_master_weights
     from finetune.run.model import parameter_dtype
 
-    if parameter_dtype(args) != "float32" and holds_master_weights(checkpoint) is False:
+    types = parameter_dtype(args), args.model.lora_dtype  # beside float32 matrices, the reader knows
+    if "float32" not in types and holds_master_weights(checkpoint) is False:
         raise UserError(f"{checkpoint} {NO_MASTERS}")
 
 
