@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.families.framings import BARE, GEMMA, INTERNLM, INTERNLM2, QWEN2, SENTENCEPIECE, Framing
+from tests.families.framings import BARE, CHATGLM, GEMMA, INTERNLM, INTERNLM2, QWEN2, SENTENCEPIECE, Framing
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,13 @@ _GROUPED = {"num_key_value_heads": 2}
 CASES = (
     FamilyCase("llama", fused_layers=True),
     FamilyCase("llama", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
+    FamilyCase("chatglm2", _GROUPED, num_kv_heads=2, bfloat16_on_cpu=False, framing=CHATGLM),
     FamilyCase(
-        "chatglm2",
-        {"num_key_value_heads": 2},
+        "chatglm3",
+        _GROUPED,
         num_kv_heads=2,
         bfloat16_on_cpu=False,
-        framing=Framing(
-            frame=[(322, "[gMASK]"), (324, "sop")],
-            source=[(260, "a"), (276, "red"), (277, "dress")],
-            target=[
-                *[(290, "▁"), (105, "f"), (261, "it"), (295, "s"), (268, "w")],
-                *[(291, "e"), (263, "ll"), (274, "上衣")],
-            ],
-            end=(2, "</s>"),
-            pad_token_id=0,
-        ),
+        framing=replace(CHATGLM, chat_ends=("<|user|>", "<|observation|>")),
     ),
     FamilyCase(
         "qwen",
@@ -92,6 +84,9 @@ CASES = (
             pad_token_id=1,
         ),
     ),
+    FamilyCase("qwen2_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("qwen3_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("mixtral", _GROUPED, num_kv_heads=2),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=QWEN2),
     FamilyCase(
         "bloom",
@@ -156,6 +151,7 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
+        feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
     lora_layers: frozenset[str]
@@ -178,12 +174,29 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
+    feed_forwards: int = 1
+
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether tokens pass some of their layers' feed-forward networks only."""
+        return self.feed_forwards > 1
 
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"})
 
 _JOINED_INPUT = frozenset({"query_key_value_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+
+_CHATGLM = FamilyFacts(
+    _FUSED,
+    ids_from="sentencepiece",
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    most_tensor_parts=2,
+    computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
+    rotary_tables=1,
+)
 
 _NEW_GEMMA = FamilyFacts(
     _GATED,
@@ -199,18 +212,26 @@ _NEW_GEMMA = FamilyFacts(
     norm_offset=1.0,
 )
 
+# Larger steps meet tokens between two experts, where rounding decides which one they pass.
+NUM_TINY_EXPERTS = 4
+"""Experts of each layer of a tiny model that has some."""
+
+_BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
+_EXPERTS = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    curve_learning_rate=1e-3,
+    rotary_function="finetune.families.head_attention.turn",
+    feed_forwards=NUM_TINY_EXPERTS,
+)
+
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
-    "chatglm2": FamilyFacts(
-        _FUSED,
-        ids_from="sentencepiece",
-        groups_heads=True,
-        small=_GROUPED,
-        splits_rows=True,
-        most_tensor_parts=2,
-        computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
-        rotary_tables=1,
-    ),
+    "chatglm2": _CHATGLM,
+    "chatglm3": _CHATGLM,
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
         ids_from="tiktoken",
@@ -263,6 +284,10 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
     ),
+    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3, feed_forwards=NUM_TINY_EXPERTS + 1),
+    # Two families with the loss that balances experts, in all layouts; one without.
+    "qwen3_moe": replace(_EXPERTS, smooth_config=_BALANCED),
+    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
         splits_rows=True,
