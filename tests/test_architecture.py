@@ -42,6 +42,7 @@ STARTS_FAST = (
     "finetune.commands.python_calls",
     "finetune.serving.decoding.settings",
     "finetune.serving.export.options",
+    "finetune.serving.gguf.__main__",
     "finetune.merge.tensor_parallel",
     "finetune.settings.arguments",
     "finetune.settings.help",
