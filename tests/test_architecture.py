@@ -38,6 +38,8 @@ STARTS_FAST = (
     "finetune.commands.init",
     "finetune.commands.predict",
     "finetune.commands.train",
+    "finetune",
+    "finetune.commands.python_calls",
     "finetune.serving.decoding.settings",
     "finetune.serving.export.options",
     "finetune.merge.tensor_parallel",

@@ -12,6 +12,7 @@ from finetune.errors import UserError
 from finetune.machine.command_names import PROGRAM, called_as
 from finetune.machine.command_start import hear_signals, start_command
 from finetune.processes.command import run_command
+from finetune.settings.argument_file import is_argument_file
 
 _HELP = ("--help", "-h", "help")
 _HELP_OF_COMMANDS = frozenset(["--help", "-h", "--help-all", "--help_all"])
@@ -63,7 +64,7 @@ def _find(words: Sequence[str]) -> tuple[Command | None, list[str]]:
             return None, []
         given = f'is followed by "{words[1]}"' if len(words) > 1 else "is not followed by what to merge"
         raise UserError(f"{words[0]} {given}: write {' or '.join(f'{words[0]} {kind}' for kind in kinds)}")
-    if words[0].endswith(".json"):
+    if is_argument_file(words[0]):
         raise UserError(f"{words[0]} is an argument file, not a command: write train {words[0]}")
     raise UserError(f'there is no command "{words[0]}": {_nearest(words[0])}')
 

@@ -23,9 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     options = options.with_local_adapter()
     resolved = resolve_model(options.model_name_or_path)
-    if options.lora_path:
-        for line in describe_missing(options.lora_path, resolved.family, resolved.config):
-            print(line)
+    lora = options.lora_path
+    missing = describe_missing(lora, resolved.family, resolved.config) if lora else []
+    for line in [*resolved.notes, *missing]:
+        print(line)
     silence_libraries()
     from finetune.serving.export.run import export
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
@@ -24,13 +24,14 @@ _NUM_SHOWN = 3
 """Samples of a preview whose number is not given."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | None = None) -> None:
     """Reads the settings, trains, evaluates and saves.
 
     Args:
         argv: The words after the command's name; None takes those of this process.
+        overrides: Settings of a call from Python, over these.
     """
-    args = parse_arguments(argv)
+    args = parse_arguments(argv, overrides=overrides)
     check_machine()
     run(args, configure_processor() if args.training.device == "cpu" else None)
 

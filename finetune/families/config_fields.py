@@ -7,7 +7,8 @@ multiplies, and a reader of Llama's that leaves them out loads every weight and 
 - it says nothing of what is computed: a token's number, a kernel, a setting of generation, how it was trained (below);
 - it has a value by which it asks for nothing: null, false, an empty one, or the neutral one of a factor (below).
 
-Everything else is refused by its name.
+Of the others, those whose names tell of a part of the computation (a factor, a norm, a bias, heads, experts, positions
+...) are refused by name. The rest are told in a warning: tools write notes of their own into config.json.
 """
 
 from __future__ import annotations
@@ -50,6 +51,13 @@ _HARMLESS_KINDS = re.compile(
     r"|(dropout|dropout_prob|_pdrop|_token_ids?)$|^(use_last_token|use_flash_attention)_for_generation$"
 )
 
+_OF_COMPUTATION = re.compile(
+    r"norm|bias|scal|multipl|cap(ping)?$|clip|expert|moe|rope|rotary|yarn|alibi|ntk|window|sliding|residual|head|attn|"
+    r"attention|layer|rank|qk|qkv|act(ivation)?(_|$)|position|mlp|ffn|emb|logit|conv|ssm|mamba|rout(er|ing)|parallel|"
+    r"pattern|dim|depth|theta|gate|tie_|block|size|state|kernel|vision|image|audio"
+)
+"""Words in the names of fields that say what a model computes."""
+
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     # Granite, MiniCPM, Cohere: factors.
     "embedding_multiplier": (1,),
@@ -70,6 +78,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n_routed_experts": (0,),
     "n_shared_experts": (0,),
     "moe_num_experts": (0,),
+    "router_jitter_noise": (0,),
     # Phi-4: written, and read by nobody.
     "full_attn_mod": (1,),
     "interpolate_factor": (1,),
@@ -88,22 +97,35 @@ _ANY_SHAPE = TinyShape(
 
 
 def unknown_fields(config: Mapping[str, Any], family: Family) -> Iterator[str]:
-    """What a config.json asks for that the family does not read, one message for each field.
+    """What a config.json asks of the computation that the family does not read, one message for each field.
 
     Args:
         config: As found.
         family: The record that covers it.
     """
+    for name, value in _not_understood(config, family):
+        if _OF_COMPUTATION.search(name.lower()):
+            yield (
+                f"config.json has {name} {_show(value)}, which family {family.name} does not read: a model that needs it "
+                f"would be computed wrongly. Use other weights, or delete {name} from config.json if it changes nothing"
+            )
+
+
+def unread_fields(config: Mapping[str, Any], family: Family) -> list[str]:
+    """A warning for each other field that nobody reads; arguments as above."""
+    return [
+        f"warning: config.json has {name} {_show(value)}, which nothing here reads: it is taken to have no effect"
+        for name, value in _not_understood(config, family)
+        if not _OF_COMPUTATION.search(name.lower())
+    ]
+
+
+def _not_understood(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, Any]]:
     understood = {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
     for name, value in config.items():
-        if name in understood or name in _HARMLESS or _HARMLESS_KINDS.search(name):
-            continue
-        if _asks_nothing(name, value, config):
-            continue
-        yield (
-            f"config.json has {name} {_show(value)}, which family {family.name} does not read: a model that needs it "
-            f"would be computed wrongly. Use other weights, or delete {name} from config.json if it changes nothing"
-        )
+        is_harmless = name in understood or name in _HARMLESS or _HARMLESS_KINDS.search(name)
+        if not is_harmless and not _asks_nothing(name, value, config):
+            yield name, value
 
 
 def _asks_nothing(name: str, value: Any, config: Mapping[str, Any]) -> bool:

@@ -116,15 +116,16 @@ def _inner(mlp: Any) -> Linear:
 
 
 def _projections(attention: Any) -> tuple[Linear, Linear, Linear]:
-    """Layers to queries, keys and values; those that one layer gives stand one behind the other in it."""
+    """Layers to queries, keys and values; those that one layer gives are taken out of it."""
     if hasattr(attention, "q_proj"):
         return linear(attention.q_proj), linear(attention.k_proj), linear(attention.v_proj)
-    num_queries, num_keys = (
-        number * attention.head_dim for number in (attention.num_heads, attention.num_kv_heads)
-    )
-    stops = (num_queries, num_queries + num_keys, num_queries + 2 * num_keys)
-    starts = (0, *stops[:2])
-    query, key, value = (
-        linear(attention.query_key_value_proj, slice(*ends)) for ends in zip(starts, stops, strict=True)
-    )
+    layer, head_dim = attention.query_key_value_proj, attention.head_dim
+    columns = np.arange(layer.weight.shape[1])
+    if attention.facts.grouped_input:
+        groups = columns.reshape(attention.num_kv_heads, -1, head_dim)
+        parts = [groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()]
+    else:
+        num_queries, num_keys = attention.num_heads * head_dim, attention.num_kv_heads * head_dim
+        parts = np.split(columns, [num_queries, num_queries + num_keys])
+    query, key, value = (linear(layer, part) for part in parts)
     return query, key, value

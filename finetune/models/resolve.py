@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.config_fields import unknown_fields
+from finetune.families.config_fields import unknown_fields, unread_fields
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
 from finetune.families.registry import find_candidates
@@ -50,6 +50,11 @@ class ResolvedModel:
     config: dict[str, Any]
     family: Family
     remote: Repository | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """Warnings of what config.json says and nothing reads."""
+        return unread_fields(self.config, self.family)
 
     @property
     def stored_format(self) -> StoredFormat | None:

@@ -24,7 +24,7 @@ def check_start(args: Arguments, resolved: ResolvedModel) -> tuple[ResolvedModel
     Raises:
         UserError: They do not belong together.
     """
-    notes = fetch_adapter(args)
+    notes = [*resolved.notes, *fetch_adapter(args)]
     resolved, head_notes = _resolve_head(args, resolved)
     return resolved, [*notes, *head_notes, *check_adapter(args, resolved)]
 

@@ -15,10 +15,11 @@ _USAGE = """\
 usage: {name} ARGS.json [--key value ...]
        {name} --key value [--key=value ...]
 
-Fine-tune a generative language model. Settings come from a JSON file, from the
-command line, or both; the command line wins. A flag needs no value (--do_train
-is true; true/false, yes/no, on/off and 1/0 are understood), a list takes
-several words, null stands for the default. Defaults are in brackets."""
+Fine-tune a generative language model. Settings come from a file in JSON or YAML
+(ARGS.yaml), from the command line, or both; the command line wins. A flag needs
+no value (--do_train is true; true/false, yes/no, on/off and 1/0 are read, too),
+a list takes several words, null stands for the default. Defaults are in
+brackets."""
 _TITLES = {
     "model": "Model and method",
     "data": "Data",

@@ -18,7 +18,7 @@ FAMILIES = {
     "opt": {},
     "qwen": {},
 }
-HEADS_AXIS = {"mistral": 1, "opt": 1}
+HEADS_AXIS = {"opt": 1}
 """Axis of the heads among a layer's past keys, 2 elsewhere."""
 
 

@@ -178,3 +178,32 @@ def test_the_system_text_goes_into_the_template_for_transformers(llama_folder, t
         own = [{"role": "system", "content": "Own."}, *asked]
         assert 'Say "x".' in write.render(messages=asked, eos_token="</s>")
         assert 'Say "x".' not in write.render(messages=own, eos_token="</s>")
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("internlm", ["<eoa>"]),
+        ("internlm2", ["<|im_start|>", "<|im_end|>"]),
+        ("baichuan", ["<reserved_102>", "<reserved_103>"]),
+        ("baichuan2", ["<reserved_106>", "<reserved_107>"]),
+    ],
+)
+def test_names_in_a_vocabulary_are_written_by_the_familys_form_alone(name, tokens, tmp_path):
+    """A sample that spells the names of these tokens gets no more of them."""
+    folder = build_tiny(name, tmp_path / "model", vocab_size=400, num_layers=1, hidden_size=32)
+    encoder, reason = load_fast_encoder(folder, get_family(name))
+    assert encoder is not None, reason
+    counts = []
+    for question in ("q", f"q {' '.join(tokens)}"):
+        record = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "a"}]}
+        read(tmp_path, record)
+        (sample,), report = load_samples(
+            [tmp_path / "train.json"], encoder, load_template(None, folder), src_length=90, max_length=120
+        )
+        assert report.num_in_own_template == 1
+        row = [*sample.input_ids, sample.labels[-1]]
+        ids = [encoder.encode_special(token) for token in tokens]
+        assert all(len(found) == 1 for found in ids)
+        counts.append([row.count(found[0]) for found in ids])
+    assert counts[0] == counts[1] and all(counts[0])

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.config_fields import unknown_fields
+from finetune.families.config_fields import unknown_fields, unread_fields
 from finetune.families.family import families, get_family, import_object
 from finetune.families.tiny_recipe import TinyShape
 from finetune.models.resolve import resolve_model
@@ -52,8 +52,9 @@ FOREIGN = {
     "no_rope_layers": [1, 1, 0],
     "lm_head_bias": True,
     "norm_head": True,
-    "a_field_of_next_year": 3,
+    "mup_head_factor": 3,
 }
+NOTES = {"new_field": {"x": [1]}, "a_word_of_next_year": 3, "trained_by": "somebody"}
 HARMLESS = {
     "_name_or_path": "somewhere",
     "_attn_implementation_autoset": True,
@@ -98,6 +99,18 @@ def test_foreign_fields_are_refused_by_their_names(name):
 def test_fields_that_ask_for_nothing_pass(name):
     for field, value in HARMLESS.items():
         assert list(unknown_fields(own_config(name) | {field: value}, get_family(name))) == [], field
+        assert unread_fields(own_config(name) | {field: value}, get_family(name)) == [], field
+
+
+@pytest.mark.parametrize("name", sorted(families()))
+def test_notes_of_other_tools_are_told_and_not_refused(name):
+    for field, value in NOTES.items():
+        config = own_config(name) | {field: value}
+        assert list(unknown_fields(config, get_family(name))) == [], field
+        (line,) = unread_fields(config, get_family(name))
+        assert line == (
+            f"warning: config.json has {field} {value!r}, which nothing here reads: it is taken to have no effect"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(families()))

@@ -48,10 +48,9 @@ REFUSED = [
     ),
     ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0]}}, "'longrope', but lacks long_factor"),
     ("llama", {"rope_scaling": {"type": "dynamic"}}, "'dynamic', but lacks factor"),
-    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in ("mistral", "gemma")),
+    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in ("gemma",)),
     ("mistral", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
-    ("mistral", {"head_dim": 32}, "head_dim 32 with 4 heads"),
-    ("mistral", {"tie_word_embeddings": True}, "tie_word_embeddings true"),
+    ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu', but Mistral"),
     ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "sliding-window attention from layer 2"),
     ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
     (

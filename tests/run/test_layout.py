@@ -117,7 +117,6 @@ ODD_SIZES = {
     name: [size for size in GATED_SIZES if size[0] in family.parallel.tensor_divides]
     for name, family in families().items()
 } | {
-    "mistral": [("num_key_value_heads", 1), ("intermediate_size", 97), ("vocab_size", 321)],
     "qwen": [("intermediate_size", 94), ("vocab_size", 321)],
     "chatglm2": [("multi_query_group_num", 1), ("ffn_hidden_size", 97), ("vocab_size", 321)],
     "bloom": [("n_head", 5), ("vocab_size", 321)],
@@ -305,7 +304,8 @@ def test_every_family_says_how_fused_attention_keeps_samples_apart(family):
     record, config = get_family(family), resolved(family).config
     rows = {"half": True, "has_prefix": False}
     assert record.packed_mask(config, fused=False, **rows) == "block"
-    expected = "block" if FACTS[family].adds_distances else "start_end"
+    takes_rows = not (FACTS[family].adds_distances or FACTS[family].caps_scores)
+    expected = "start_end" if takes_rows else "block"
     assert record.packed_mask(config, fused=True, **rows) == expected
     for change in ({"half": False}, {"has_prefix": True}):  # what FlashMask cannot do
         assert record.packed_mask(config, fused=True, **rows | change) == "block"

@@ -32,7 +32,7 @@ _FIXED = {
     "add_cross_attention": False,
 }
 # What PaddleNLP's object writes beside them, of the models that its class was made for.
-_OF_THE_CLASS = ("hidden_act", "num_key_value_heads", "rope_theta")
+_OF_THE_CLASS = ("hidden_act", "num_key_value_heads", "rope_theta", "head_dim")
 _ACTIVATIONS = (None, "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # three names of one function
 
 

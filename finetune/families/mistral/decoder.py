@@ -5,17 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.families.decoder_description import DecoderDescription
-from finetune.families.gated_decoder_description import describe_gated_decoder
-from finetune.families.rotary_scaling import inverse_frequencies
+from finetune.families.head_decoder_description import describe_head_decoder
 
 
 def describe(model: Any) -> DecoderDescription:
     """The description of a Mistral."""
-    config = model.config
-    head_dim = config.hidden_size // config.num_attention_heads
-    return describe_gated_decoder(
-        model,
-        model.mistral,
-        rotary_frequencies=inverse_frequencies(config.rope_theta, head_dim),
-        window=config.sliding_window or None,
-    )
+    return describe_head_decoder(model)

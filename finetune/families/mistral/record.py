@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import check_head_dim, without_scaling
+from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    adapted = without_scaling(config)
-    check_head_dim(config)
-    if config.get("tie_word_embeddings"):
-        raise UserError(
-            "config.json has tie_word_embeddings true, but PaddleNLP's Mistral has an output layer of its own: "
-            "these weights cannot be used"
-        )
+    require_values(config, "Mistral", hidden_act="silu")
+    adapted = with_scaling(config)
     # A missing field would become PaddleNLP's default of 4096; null means no window.
     adapted.setdefault("sliding_window", None)
     return adapted
@@ -51,11 +46,12 @@ MISTRAL = register(
         architectures=("MistralForCausalLM",),
         model_class="finetune.families.mistral.layers.MistralForCausalLM",
         base_prefix="mistral",
-        lora_target_modules=LINEAR_LAYERS,
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
         window_option="sliding_window",
-        prefix_postprocess="finetune.families.mistral.layers.prefix_key_values",
+        # Past keys and values: (batch, length, kv heads, head dim) per layer.
+        prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
         tokenizer=TokenizerFacts(
             prefix=("bos",),
             end_of_answer="eos",
@@ -65,10 +61,11 @@ MISTRAL = register(
             reads_add_bos=True,
         ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
-        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
-            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
+        sequence_parallel=True,
         adapt_config=_adapt_config,
         understood=("head_dim", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
         tensor_splits=TENSOR_SPLITS,

@@ -65,7 +65,7 @@ XVERSE = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
-        understood=("head_dim", "rope_parameters", "rope_scaling"),
+        understood=("head_dim", "max_tokenizer_truncation", "rope_parameters", "rope_scaling"),
         tensor_splits=TENSOR_SPLITS,
     )
 )

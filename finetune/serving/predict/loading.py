@@ -92,8 +92,8 @@ def plan_model(options: ModelOptions, *, takes_rewards: bool = False) -> Planned
     tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
     name = options.template_name(Path(tokenizer))
     template = load_template(name, Path(tokenizer))
-    notes = describe_missing(adapter, resolved.family, resolved.config) if adapter else []
-    return PlannedModel(options, resolved, template, name, tokenizer, notes)
+    missing = describe_missing(adapter, resolved.family, resolved.config) if adapter else []
+    return PlannedModel(options, resolved, template, name, tokenizer, [*resolved.notes, *missing])
 
 
 def _with_head(options: ModelOptions, resolved: ResolvedModel) -> ResolvedModel:

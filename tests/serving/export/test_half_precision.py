@@ -19,7 +19,7 @@ from finetune.serving.export.generation_graph import GenerationGraph, _extend, _
 from finetune.training.loss import logits_of
 from tests.serving.export.builders import build_sharp
 
-FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma"]
+FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma", "gemma2", "gemma3"]
 PROMPT, LENGTH = 596, 600
 
 
@@ -79,7 +79,7 @@ def stepwise_logits(description, dtype: str, ids) -> np.ndarray:
             loop = _Loop(graph, choice, padding, end=end, history_end=0)
             positions = paddle.arange(start, end).unsqueeze(0).expand([len(ids), end - start])
             new = paddle.to_tensor(ids[:, start:end])
-            logits, caches = graph.decoder(new, positions, loop.prompt_mask(start), caches, _extend)
+            logits, caches = graph.decoder(new, positions, loop.prompt_masks(start), caches, _extend)
             found.append(logits[:, 0].numpy())
             start = end
     return np.stack(found, axis=1)
