@@ -21,7 +21,6 @@ from finetune import RunError, UserError
 from finetune.commands import python_calls
 from tests.conftest import FAST, ROOT, losses, run_entry, write_arguments
 
-
 POPEN = subprocess.Popen
 
 
