@@ -215,6 +215,11 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     _drop_frozen_table(model, folder, weights, family)
     table = embedding_name(family).removesuffix(".weight")
     check_layers(folder, weights, [*linear, table])
+    if source.rule.dora and table in weights.ranks:
+        raise UserError(
+            f"the adapter in {folder} has use_dora and updates {table}, and DoRA of an embedding is not computed here: "
+            f"merge it (merge_lora_params.py --lora_path {folder}) and use the result"
+        )
     linear = [*linear, table]
     fields = {
         "target_modules": layer_patterns(weights.ranks, linear),

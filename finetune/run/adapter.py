@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults, paddle_rule
+from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, find_adapter_faults, paddle_rule
 from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
@@ -48,10 +48,12 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
     """
     model = args.model
     _check_stored_format(args, resolved)
+    notes = [] if args.training.do_train else _describe_missing_adapter(args)
     if model.lora and model.lora_path:
         folder = local_adapter(model.lora_path)
         if faults := find_adapter_faults("lora_path", folder):
             raise UserError(faults)
+        _check_start(folder, is_packed=bool(resolved.stored_format or scheme_of(vars(model))))
         return _differences(args, folder) + describe_missing(folder, resolved.family, resolved.config)
     if model.prefix_tuning and model.prefix_path:
         if faults := find_adapter_faults("prefix_path", local_adapter(model.prefix_path, "prefix_path")):
@@ -61,7 +63,33 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
     elif model.lora and model.lora_target_modules:
         layers = expected_layers(resolved.family, resolved.family.adapt_config(resolved.config))
         resolve_targets(model.lora_target_modules, resolved.family, layers, layers)
+    return notes
+
+
+def _describe_missing_adapter(args: Arguments) -> list[str]:
+    """An evaluation without a path to an adapter reads the model alone, which is easily taken for another thing."""
+    for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
+        if getattr(args.model, method) and not getattr(args.model, path):
+            folder = Path(args.training.output_dir)
+            is_there = any((folder / name).is_file() for name in (LORA_CONFIG, PREFIX_CONFIG))
+            remedy = f"give --{path} {folder if is_there else '<its folder>'}"
+            what = "the model alone" if method == "lora" else "the model with a random prefix"
+            return [
+                f"warning: {path} is not given, so {what} is evaluated, without anything that was trained: {remedy}"
+            ]
     return []
+
+
+def _check_start(folder: Path, *, is_packed: bool) -> None:
+    """What A and B started from has to leave the weights, which packed ones cannot let go."""
+    config = read_json_if_present(folder / LORA_CONFIG)
+    if is_packed and (config.get("pissa") or config.get("init_lora_weights") == "olora"):
+        kind = "pissa" if config.get("pissa") else "init_lora_weights olora"
+        raise UserError(
+            f"lora_path {folder} was trained with {kind}, which changes the weights that it starts from, and the base is "
+            "held in packed weights: merge it into its base with merge_lora_params.py and start from the result, or "
+            "take the base unquantised"
+        )
 
 
 def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
@@ -134,7 +162,8 @@ def _settings_of(folder: Path) -> dict[str, object]:
 def _named_as_here(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of peft's configuration that have other names here."""
     names = {"bias": "lora_bias", "decompose_factor": "lokr_factor"}
-    return {names.get(name, name): value for name, value in config.items() if name not in names.values()}
+    found = {names.get(name, name): value for name, value in config.items() if name not in names.values()}
+    return found | ({"lora_bias": "lora_only"} if found.get("lora_bias") == "vera_only" else {})
 
 
 def _shown(value: object) -> str:

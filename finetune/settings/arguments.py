@@ -8,7 +8,7 @@ Nothing here imports paddle: help and every argument error answer at once.
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from finetune.processes.layout import Layout
 from finetune.settings.alignment import AlignmentArguments, infer_loss_type
 from finetune.settings.checks import find_faults
 from finetune.settings.data import DataArguments, GenerationArguments
-from finetune.settings.help import format_help
+from finetune.settings.help import format_help, format_matches
 from finetune.settings.model import ModelArguments, QuantArguments
 from finetune.settings.parsing import read_given
 from finetune.settings.records import MODEL_CONFIG, PADDLENLP, Setting
@@ -111,19 +111,22 @@ class Arguments:
         return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+def parse_arguments(
+    argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | None = None
+) -> Arguments:
     """Reads ``ARGS.json --key value ...``, checks it, and fills in what follows from other settings.
 
     Args:
         argv: The words after the program's name; null takes those of this process.
+        overrides: Values as an argument file has them, given in a call from Python; they win.
 
     Raises:
         UserError: With every fault found, one line each.
-        SystemExit: With code 0 after ``--help`` or ``--help-all`` was printed.
+        SystemExit: With code 0 after ``--help``, ``--help WORD`` or ``--help-all`` was printed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _answer_help(argv)
-    given = read_given(argv)
+    given = read_given(argv, overrides or {})
     values = {name: setting.default for name, setting in known_settings().items()} | given.values
     names = frozenset(given.values)
     warnings = infer_loss_type(values, names, given.raw, given.file_name)
@@ -144,7 +147,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 def _answer_help(argv: list[str]) -> None:
     wants_all = not {"--help-all", "--help_all"}.isdisjoint(argv)
     if flags := [flag for flag in ("--help", "-h") if flag in argv]:
-        wants_all = wants_all or argv[argv.index(flags[0]) + 1 :][:1] == ["all"]
+        following = argv[argv.index(flags[0]) + 1 :][:1]
+        wants_all = wants_all or following == ["all"]
+        if (
+            following
+            and not wants_all
+            and not following[0].startswith("-")
+            and not following[0].endswith(".json")
+        ):
+            print(format_matches(following[0]))
+            raise SystemExit(0)
     if wants_all or flags:
         print(format_help(every_setting=wants_all))
         raise SystemExit(0)

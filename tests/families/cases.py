@@ -84,6 +84,9 @@ CASES = (
             pad_token_id=1,
         ),
     ),
+    FamilyCase("qwen2_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("qwen3_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("mixtral", _GROUPED, num_kv_heads=2),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=QWEN2),
     FamilyCase(
         "bloom",
@@ -148,6 +151,7 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
+        feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
     lora_layers: frozenset[str]
@@ -170,6 +174,12 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
+    feed_forwards: int = 1
+
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether tokens pass some of their layers' feed-forward networks only."""
+        return self.feed_forwards > 1
 
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
@@ -200,6 +210,22 @@ _NEW_GEMMA = FamilyFacts(
     curve_learning_rate=3e-3,
     rotary_function="finetune.families.head_attention.turn",
     norm_offset=1.0,
+)
+
+# Larger steps meet tokens between two experts, where rounding decides which one they pass.
+NUM_TINY_EXPERTS = 4
+"""Experts of each layer of a tiny model that has some."""
+
+_BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
+_EXPERTS = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    curve_learning_rate=1e-3,
+    rotary_function="finetune.families.head_attention.turn",
+    feed_forwards=NUM_TINY_EXPERTS,
 )
 
 FACTS = {
@@ -258,6 +284,10 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
     ),
+    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3, feed_forwards=NUM_TINY_EXPERTS + 1),
+    # Two families with the loss that balances experts, in all layouts; one without.
+    "qwen3_moe": replace(_EXPERTS, smooth_config=_BALANCED),
+    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
         splits_rows=True,

@@ -16,16 +16,17 @@ RESOLVED = SimpleNamespace(
 )
 MODEL = {
     "lora": True, "lora_path": None, "lora_rank": 8, "lora_alpha": 16.0, "rslora": False, "pissa": False, "use_dora": False,
-    "vera": False, "lokr": False,
+    "vera": False, "lokr": False, "weight_quantize_algo": None,
     "lora_target_modules": None, "prefix_tuning": False, "prefix_path": None, "modules_to_save": None,
     "freeze_layers": 0, "freeze_parameters_ratio": 0.0, "freeze_parameters": None, "trainable_parameters": None,
 }  # fmt: skip
 
+TRAINING = SimpleNamespace(do_train=True)
 
-def check(*given: str, **model):
-    return check_adapter(
-        SimpleNamespace(model=SimpleNamespace(**MODEL | model), given=frozenset(given)), RESOLVED
-    )
+
+def check(*given: str, training=TRAINING, **model):
+    args = SimpleNamespace(model=SimpleNamespace(**MODEL | model), given=frozenset(given), training=training)
+    return check_adapter(args, RESOLVED)
 
 
 def write(folder, name, **content):
@@ -87,8 +88,9 @@ def test_whatever_the_adapter_decides_is_told(theirs, asked, said, tmp_path):
     assert len(lines) == 1 and said in lines[0]
 
 
-def test_names_of_peft_for_what_the_adapter_decides(tmp_path):
-    path = write(tmp_path / "a", "adapter_config.json", r=8, lora_alpha=16, bias="lora_only")
+@pytest.mark.parametrize("word", ["lora_only", "vera_only"])
+def test_names_of_peft_for_what_the_adapter_decides(word, tmp_path):
+    path = write(tmp_path / "a", "adapter_config.json", r=8, lora_alpha=16, bias=word)
     save_file(
         {
             f"base_model.model.model.layers.{number}.self_attn.q_proj.lora_{name}.weight": np.zeros(
@@ -101,6 +103,33 @@ def test_names_of_peft_for_what_the_adapter_decides(tmp_path):
     )
     assert check("lora_bias", lora_path=path, lora_bias="lora_only") == []
     assert "trained with lora_only" in check("lora_bias", lora_path=path, lora_bias="none")[0]
+
+
+@pytest.mark.parametrize("start", [{"pissa": True}, {"init_lora_weights": "olora"}])
+def test_an_adapter_whose_start_leaves_the_weights_over_packed_ones(start, tmp_path):
+    path = write(tmp_path / "a", "lora_config.json", r=8, lora_alpha=16.0, **start)
+    (tmp_path / "a" / "peft_model.safetensors").touch()
+    assert check(lora_path=path) == []
+    packed = {"weight_quantize_algo": "nf4", "weight_blocksize": 64, "weight_double_quant": False,
+              "weight_double_quant_block_size": 256}  # fmt: skip
+    with pytest.raises(UserError, match="which changes the weights that it starts from"):
+        check(lora_path=path, **packed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, ["lora_path is not given, so the model alone is evaluated"]),
+        ({"lora": False, "prefix_tuning": True}, ["prefix_path is not given", "random prefix"]),
+        ({"lora": False}, []),
+    ],
+)
+def test_an_evaluation_without_the_adapter(settings, said, tmp_path):
+    training = SimpleNamespace(do_train=False, output_dir=str(tmp_path))
+    lines = check(training=training, **settings)
+    assert len(lines) == bool(said) and all(text in lines[0] for text in said)
+    (tmp_path / "lora_config.json").touch()
+    assert not said or str(tmp_path) in check(training=training, **settings)[0]
 
 
 def test_the_type_of_the_matrices_that_go_on(tmp_path, monkeypatch):
