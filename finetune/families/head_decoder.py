@@ -73,11 +73,10 @@ class HeadDecoderLayer(nn.Layer):
     ):
         super().__init__()
         self.config, self.names, self.has_window = config, facts.norms, has_window
+        self.parallel_branches = facts.parallel_branches
         self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
-        self.mlp = (
-            GatedFeedForward(config, facts) if facts.gated else FeedForward(config, has_bias=facts.inner_bias)
-        )
+        self.mlp = (GatedFeedForward if facts.gated else FeedForward)(config, facts)
         for name in facts.norms.all:
             self.add_sublayer(name, hidden_norm(config, facts))
         # Set from outside where recomputation is wanted.
@@ -113,9 +112,14 @@ class HeadDecoderLayer(nn.Layer):
         else:
             attended = self.self_attn(*arguments)
         attended, cache = attended if use_cache else (attended, None)
-        hidden = hidden + self._normed(names.attention_output, self._dropped(attended))
-        inner = self.mlp(self._normed(names.inner, hidden))
-        hidden = hidden + self._normed(names.inner_output, self._dropped(inner))
+        attended = self._normed(names.attention_output, self._dropped(attended))
+        if self.parallel_branches:
+            inner = self.mlp(normed if names.inner is None else self._normed(names.inner, hidden))
+            hidden = hidden + (attended + self._normed(names.inner_output, self._dropped(inner)))
+        else:
+            hidden = hidden + attended
+            inner = self.mlp(self._normed(names.inner, hidden))
+            hidden = hidden + self._normed(names.inner_output, self._dropped(inner))
         return (hidden, cache) if use_cache else hidden
 
     def _dropped(self, branch: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.families.framings import BARE, GEMMA, INTERNLM, INTERNLM2, QWEN2, SENTENCEPIECE, Framing
+from tests.families.framings import BARE, FALCON, GEMMA, INTERNLM, INTERNLM2, QWEN2, SENTENCEPIECE, Framing
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ CASES = (
             pad_token_id=329,
         ),
     ),
+    FamilyCase("falcon", {"num_key_value_heads": 1}, num_kv_heads=1, framing=FALCON),
+    FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
     FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
@@ -326,6 +328,16 @@ FACTS = {
         tied_embedding="embed_tokens",
         curve_learning_rate=1e-3,
         rotary_tables=0,
+        norm_centres=True,
+    ),
+    "falcon": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        tied_embedding="embed_tokens",
+        curve_learning_rate=1e-3,
+        rotary_function="finetune.families.head_attention.turn",
         norm_centres=True,
     ),
     "mistral": FamilyFacts(

@@ -46,6 +46,14 @@ QWEN2 = Framing(
     chat_ends=("<|im_end|>",),
 )
 
+FALCON = Framing(
+    frame=[],
+    source=[(66, "a"), (288, " red"), (289, " dress")],
+    target=[(297, "fit"), (84, "s"), (278, " w"), (296, "ell"), (222, " "), (266, "上衣")],
+    end=(1, "<|endoftext|>"),
+    pad_token_id=1,
+)
+
 GEMMA = Framing(
     frame=[(2, "<bos>")],
     source=[(261, "a"), (275, "red"), (276, "dress")],
