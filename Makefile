@@ -10,6 +10,8 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes \
 	--no-header --no-annotate --quiet $(if $(UPGRADE),--upgrade)
 PYTEST_ARGS ?=
+# Tests in these folders start no processes that measure time or wait for each other: two of them run at once.
+APART := $(addprefix tests/,adapters data families merge models reference settings storage tokenizers)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test parity check format lock clean
@@ -42,7 +44,13 @@ demo: install  ## fine-tune a tiny model on data/ and show what it learned
 	$(BIN)/python -m finetune.demo
 
 test: install  ## run the test suite (PYTEST_ARGS="-m 'not slow'" for a part of it)
+ifeq ($(PYTEST_ARGS),)
+	@# Both parts run, so that a failure of the first hides none of the second.
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(APART); first=$$?; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(APART)) tests && exit $$first
+else
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 parity: install  ## install torch, transformers, peft, bitsandbytes and trl into .venv and compare with them live
 	@if ! cmp -s requirements/parity.txt $(VENV)/installed-parity.txt; then \

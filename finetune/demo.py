@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.machine.command_names import python_name
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.processes.command import python_name, run_command
+from finetune.processes.command import run_command
 from finetune.reporting.report import print_summary
 from finetune.storage.files import read_json_object, read_text
 

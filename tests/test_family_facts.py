@@ -107,6 +107,7 @@ ALLOWED_WORDS = {
     "finetune/adapters/update_tensors.py": "the same names",
     "finetune/merge/layer_updates.py": "the same names",
     "finetune/models/hf_names.py": "names of Hugging Face's files and of the layers that PaddleNLP's options join",
+    "finetune/settings/yaml_text.py": "events of YAML are told apart by the names of their classes",
     "finetune/storage/quantisation/stored_format.py": "compressed-tensors' word for weights that are not sparse",
     "finetune/models/sequence_parallel.py": "the attribute in which PaddleNLP's attention layers keep the row length",
 }

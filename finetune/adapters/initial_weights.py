@@ -22,6 +22,8 @@ from paddle.distributed.fleet.layers.mpu import mp_ops
 
 from finetune.adapters.leading_vectors import leading_vectors, num_rounds_of
 from finetune.checkpoints.tensors_of_ranks import find_local_split
+from finetune.errors import UserError
+from finetune.models.quantised.layers import is_packed
 
 CHANGING = ("pissa", "olora")
 """Those that change the frozen weight, and "pissa_niter_<rounds>" besides."""
@@ -130,7 +132,15 @@ def take_start(name: str, layer: Any, config: Any, whole: WholeFactors) -> Start
         layer: One of PaddleNLP's LoRA layers.
         config: PaddleNLP's configuration of the model.
         whole: Both matrices of the whole layer.
+
+    Raises:
+        UserError: The weight is packed.
     """
+    if is_packed(layer):
+        raise UserError(
+            f"the adapter starts from parts of the weight of {name} (pissa, olora), which leave it, and the base holds "
+            "it in packed form: merge the adapter into the base that it was trained on (merge_lora_params.py)"
+        )
     parts = []
     for end, array in zip(("lora_A", "lora_B"), whole, strict=True):
         split = find_local_split(f"{name}.{end}", config)

@@ -142,7 +142,7 @@ def load_lora(
         folder: The adapter's folder.
         modules_to_save: Modules that the run wants trained whole; None for those of the adapter.
         overrides: Fields of PaddleNLP's configuration that say how and on what it is trained further: `lora_dropout`,
-            `lora_plus_scale`, `base_model_name_or_path`; by default as before.
+            `lora_plus_scale`, `base_model_name_or_path`; by default as before. `dtype` is by default the model's.
 
     Raises:
         UserError: The folder holds no adapter, one of another shape, or one that trains other modules whole.
@@ -172,7 +172,7 @@ def load_lora(
             f"trained with {fields.get('trainable_modules') or 'none'}: remove modules_to_save to go on with "
             "the adapter's, or start a new one"
         )
-    # Whatever it was trained in: layers cannot multiply tensors of two types.
+    # Whatever it was trained in, the run says which type it goes on in.
     fields |= {"dtype": model.config.dtype, **(overrides or {})}
     config = LayeredLoRAConfig(**{name: fields[name] for name in _FIELDS if name in fields})
     _check_time(model, config)
@@ -215,6 +215,11 @@ def _convert_peft(model: Any, folder: Path, family: Family) -> tuple[dict[str, A
     _drop_frozen_table(model, folder, weights, family)
     table = embedding_name(family).removesuffix(".weight")
     check_layers(folder, weights, [*linear, table])
+    if source.rule.dora and table in weights.ranks:
+        raise UserError(
+            f"the adapter in {folder} has use_dora and updates {table}, and DoRA of an embedding is not computed here: "
+            f"merge it (merge_lora_params.py --lora_path {folder}) and use the result"
+        )
     linear = [*linear, table]
     fields = {
         "target_modules": layer_patterns(weights.ranks, linear),

@@ -78,6 +78,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n_routed_experts": (0,),
     "n_shared_experts": (0,),
     "moe_num_experts": (0,),
+    "router_jitter_noise": (0,),
     # Phi-4: written, and read by nobody.
     "full_attn_mod": (1,),
     "interpolate_factor": (1,),

@@ -170,23 +170,32 @@ class DecoderDescription:
 
 
 def describe(model: Any, family: Family) -> DecoderDescription:
-    """The description of a loaded model.
+    """The description of a loaded model; see `check_description`.
 
     Args:
         model: A PaddleNLP causal language model, adapters merged.
         family: Its record.
+    """
+    check_description(family)
+    description: DecoderDescription = importlib.import_module(_module(family)).describe(model)
+    return description
+
+
+def check_description(family: Family) -> None:
+    """Looks whether models of a family can be described, before their weights are read.
 
     Raises:
         UserError: The family has no description.
     """
     package = f"{__package__}.{family.name}"
-    module = f"{package}.decoder"
-    if importlib.util.find_spec(package) is None or importlib.util.find_spec(module) is None:
+    if importlib.util.find_spec(package) is None or importlib.util.find_spec(_module(family)) is None:
         raise UserError(
             f"family {family.name} cannot be exported to a static graph yet: generate with the model as it is"
         )
-    description: DecoderDescription = importlib.import_module(module).describe(model)
-    return description
+
+
+def _module(family: Family) -> str:
+    return f"{__package__}.{family.name}.decoder"
 
 
 def array(tensor: Any) -> NDArray[Any]:

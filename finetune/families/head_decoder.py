@@ -18,6 +18,7 @@ from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.qwen2 import modeling
 
 from finetune.families.attention import visible_in_window
+from finetune.families.experts import ExpertFeedForward
 from finetune.families.family import get_family
 from finetune.families.gated_layers import GatedDecoder
 from finetune.families.head_attention import HeadAttention
@@ -58,7 +59,7 @@ class HeadDecoderLayer(nn.Layer):
         config: Sizes and degrees of parallelism.
         facts: Of the decoder.
         tables: Rotary positions, shared by all layers that turn by the same angles.
-        has_window: Whether this layer sees the last tokens only.
+        number: Of the layer in the whole model.
         layerwise_recompute: Whether this layer may be computed again in the backward pass.
     """
 
@@ -68,15 +69,15 @@ class HeadDecoderLayer(nn.Layer):
         facts: HeadFacts,
         tables: RotaryTables,
         *,
-        has_window: bool,
+        number: int,
         layerwise_recompute: bool,
     ):
         super().__init__()
-        self.config, self.names, self.has_window = config, facts.norms, has_window
+        self.config, self.names, self.has_window = config, facts.norms, facts.has_window(number)
         self.parallel_branches = facts.parallel_branches
         self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
-        self.mlp = (GatedFeedForward if facts.gated else FeedForward)(config, facts)
+        self.mlp = _feed_forward(config, facts, number)
         for name in facts.norms.all:
             self.add_sublayer(name, hidden_norm(config, facts))
         # Set from outside where recomputation is wanted.
@@ -156,7 +157,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
                 config,
                 facts,
                 tables[facts.has_window(number)],
-                has_window=facts.has_window(number),
+                number=number,
                 layerwise_recompute=index not in self.no_recompute_layers,
             )
             for index, number in enumerate(numbers)
@@ -268,7 +269,7 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         names += ["embed_positions.weight"] if facts.learned_positions else []
         names += ["norm.bias"] if facts.centred_norms else []
         for number in range(config.num_hidden_layers):
-            names += [f"layers.{number}.{name}" for name in _layer_tensors(facts)]
+            names += [f"layers.{number}.{name}" for name in _layer_tensors(facts, number)]
         prefix = cls.base_model_prefix
         form = get_family(prefix).hugging_face
         ours = [f"{prefix}.{name}" for name in names]
@@ -289,7 +290,13 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         return actions
 
 
-def _layer_tensors(facts: HeadFacts) -> list[str]:
+def _feed_forward(config: Any, facts: HeadFacts, number: int) -> nn.Layer:
+    if facts.has_experts(number):
+        return ExpertFeedForward(config, facts)
+    return GatedFeedForward(config, facts) if facts.gated else FeedForward(config, facts)
+
+
+def _layer_tensors(facts: HeadFacts, number: int) -> list[str]:
     """Tensors of a layer as the files have them, by PaddleNLP's names."""
     inputs = ["query_key_value_proj"] if facts.joined_input else ["q_proj", "k_proj", "v_proj"]
     inner = (
@@ -297,16 +304,18 @@ def _layer_tensors(facts: HeadFacts) -> list[str]:
     )
     layers = [f"self_attn.{name}" for name in (*inputs, "o_proj")]
     layers += [f"self_attn.{name}" for name in ("q_norm", "k_norm") if facts.normed]
-    layers += [f"mlp.{name}" for name in (*inner, "down_proj")]
+    sparse = facts.experts if facts.has_experts(number) else None
+    inner = [*inner, "down_proj"] if sparse is None else [*sparse.linear_layers()]
+    layers += [f"mlp.{name}" for name in inner]
     biased = [f"self_attn.{name}" for name in inputs if facts.input_bias]
     biased += ["self_attn.o_proj"] if facts.output_bias else []
-    biased += [f"mlp.{name}" for name in (*inner, "down_proj") if facts.inner_bias]
+    biased += [f"mlp.{name}" for name in inner if facts.inner_bias]
     layers += facts.norms.all
     biased += facts.norms.all if facts.centred_norms else []
     return [*(f"{name}.weight" for name in layers), *(f"{name}.bias" for name in biased)]
 
 
 def _mapping(theirs: str, ours: str, *, turned: bool) -> Any:
-    """Matrices of the output layer, and mostly of linear layers, are stored as [out, in] there."""
-    is_matrix = ours == "lm_head.weight" or (turned and ours.endswith("_proj.weight"))
+    """Matrices of the output layer and of routers, and mostly of linear layers, are stored as [out, in] there."""
+    is_matrix = ours.endswith(("lm_head.weight", "gate.weight")) or (turned and ours.endswith("_proj.weight"))
     return StateDictNameMapping(theirs, ours, "transpose" if is_matrix else None)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.families.expert_facts import ExpertFacts
 from finetune.families.rotary_scaling import RotaryScaling, inverse_frequencies
 
 
@@ -68,6 +69,7 @@ class HeadFacts:
         logit_cap: The same of the logits.
         normed_head: Whether the output layer's weights of each token are divided by their length.
         embedding_scale: Factor on word embeddings.
+        experts: Of the layers that have some; None: no layer has.
     """
 
     normed: bool = False
@@ -96,6 +98,11 @@ class HeadFacts:
     logit_cap: float | None = None
     normed_head: bool = False
     embedding_scale: float = 1.0
+    experts: ExpertFacts | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer, by its number in the whole model, has experts."""
+        return self.experts is not None and self.experts.has_experts(layer)
 
     def has_window(self, layer: int) -> bool:
         """Whether a layer, by its number in the whole model, sees the last tokens only."""

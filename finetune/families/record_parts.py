@@ -27,6 +27,7 @@ class ConfigFields:
     hidden_size: str = "hidden_size"
     head_dim: str | None = None
     max_positions: str = "max_position_embeddings"
+    experts: str | None = None
 
 
 @dataclass(frozen=True)

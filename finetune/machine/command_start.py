@@ -6,13 +6,18 @@ from finetune.machine.memory_limit import require_address_space
 from finetune.machine.stop_signals import end_at_once, kept_from_threads, set_handlers
 
 
+def hear_signals() -> None:
+    """Ends in a line at a signal from here on; all that a command needs which only answers."""
+    set_handlers(end_at_once)
+
+
 def start_command() -> None:
     """Ends in a line at a signal from here on, until `run_command` says what else one does.
 
     NumPy is imported here because OpenBLAS starts threads at its import. The system would hand them the signals that the
     main thread holds back while Paddle is imported.
     """
-    set_handlers(end_at_once)
+    hear_signals()
     require_address_space()
     with kept_from_threads():
         import numpy  # noqa: F401

@@ -24,6 +24,7 @@ from finetune.adapters.peft_folder import WEIGHTS_STEM
 from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
+from finetune.machine.command_names import MERGE_LORA, PREDICT, next_command, usage_name
 from finetune.merge import hf_out, quantised_base
 from finetune.merge.hub_names import local_base, named_base_folder
 from finetune.merge.lora_adapters import (
@@ -299,14 +300,14 @@ def _report(
         f"{what}: {changed} low-rank updates" + f", {replaced} tensors replaced" * bool(replaced) + "\n"
         f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} file{'s' * (num_files > 1)}, "
         f"{seconds:.1f} s\n"
-        f"next: python predict_generation.py --model_name_or_path {options.output}"
+        f"next: {next_command(PREDICT, ['--model_name_or_path', str(options.output)])}"
     )
 
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
     parser = argparse.ArgumentParser(
-        prog="merge_lora_params.py", description="Merges LoRA adapters into the weights of their base."
+        prog=usage_name(MERGE_LORA), description="Merges LoRA adapters into the weights of their base."
     )
     parser.add_argument("--model_name_or_path", type=Path, metavar="BASE",
                         help="folder of the base, in PaddleNLP's or Hugging Face's form, or its name on a hub (default: "

@@ -16,7 +16,7 @@ from finetune.adapters.peft_folder import FIRST_PART, PeftFolder, WholeTensor, o
 from finetune.adapters.peft_weights import PeftWeights
 from finetune.adapters.scaling import ScalingRule
 from finetune.adapters.targets import value_patterns
-from finetune.adapters.update_tensors import LORA, name_parts
+from finetune.adapters.update_tensors import LOKR, LORA, VERA, name_parts
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.record_parts import OUTPUT_LAYER
@@ -36,6 +36,9 @@ from finetune.models.hf_names import (
 from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.files import write_json
 from finetune.storage.writer import ComputedTensor, Tensor
+
+_BIAS_OF_LAYERS = {LORA: "lora_only", VERA: "vera_only", LOKR: "lora_only"}
+"""Kind -> what peft calls it when the biases of adapted layers are trained; it has no such field for LoKr."""
 
 
 def read_peft_adapter(
@@ -200,7 +203,7 @@ def write_peft_config(
         **(_lora_config(adapter, family) if rule.kind == LORA else relative_config(adapter, family)),
         "task_type": SEQUENCE_CLASSIFICATION if REWARD_WEIGHT in adapter.whole else "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "bias": "none" if not biases else "lora_only" if biases <= of_layers else "all",
+        "bias": "none" if not biases else _BIAS_OF_LAYERS[rule.kind] if biases <= of_layers else "all",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "target_modules": sorted({name.removeprefix(FIRST_PART) for name in layers}),

@@ -16,6 +16,7 @@ from finetune.checkpoints import companions
 from finetune.checkpoints.folder import MANIFEST_NAME, find_fault
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
+from finetune.machine.command_names import MERGE_LORA, MERGE_RANKS, PREDICT, next_command, usage_name
 from finetune.merge import hf_out
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.progress_bar import show_progress
@@ -125,18 +126,19 @@ def _report(
         f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} "
         f"file{'s' * (num_files > 1)}, {seconds:.1f} s"
     )
+    output = str(options.output)
     commands = {
-        MODEL: f"predict_generation.py --model_name_or_path {options.output}",
-        LORA: f"merge_lora_params.py --lora_path {options.output} --merge_model_path <folder>",
-        PREFIX: f"predict_generation.py --model_name_or_path <base> --prefix_path {options.output}",
+        MODEL: (PREDICT, ["--model_name_or_path", output]),
+        LORA: (MERGE_LORA, ["--lora_path", output, "--merge_model_path", f"{output}-merged"]),
+        PREFIX: (PREDICT, ["--model_name_or_path", "BASE", "--prefix_path", output]),
     }
-    print(f"next: python {commands[source.kind]}")
+    print(f"next: {next_command(*commands[source.kind])}")
 
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
     parser = argparse.ArgumentParser(
-        prog="merge_tp_params.py",
+        prog=usage_name(MERGE_RANKS),
         description="Merges the files of all tensor- and pipeline-parallel ranks into one model or adapter.",
     )
     parser.add_argument("--model_name_or_path", type=Path, required=True, metavar="CKPT",

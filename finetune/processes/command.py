@@ -8,7 +8,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from finetune.errors import (
     EXIT_FAILED,
@@ -26,6 +25,10 @@ from finetune.storage.disk_failures import describe_disk_failure
 
 # A launcher ends everybody at the first failure it sees and takes rank 0's exit code for its own.
 _FIRST_SPEAKS_SECONDS = 3
+
+
+_OUTPUT = "the output of this command"
+"""Told of a full disk. Whoever closed a pipe, such as `head`, wants to hear nothing."""
 
 
 def run_command(main: Callable[[], int | None]) -> int:
@@ -84,7 +87,7 @@ def _run(main: Callable[[], int | None]) -> int:
 def _fail_outside(error: Exception) -> int:
     """Says what the operating system, the memory or a parser said; all else is a fault of the program."""
     if isinstance(error, OSError) and error.filename is None and not _takes_output():
-        error.filename = "the output of this command"
+        error.filename = _OUTPUT
     described = describe_outside_error(error)
     if of_memory := describe_memory_failure(error):
         described = of_memory, EXIT_FAILED
@@ -95,7 +98,8 @@ def _fail_outside(error: Exception) -> int:
     if described is None:
         return _fail(f"{type(error).__name__}: {error}")
     text, code = described
-    print(f"error: {text}", file=sys.stderr)
+    if not isinstance(error, BrokenPipeError) or error.filename != _OUTPUT:
+        print(f"error: {text}", file=sys.stderr)
     return _fail(text, code)
 
 
@@ -120,12 +124,3 @@ def _fail(text: str, code: int = EXIT_FAILED) -> int:
     """Tells the other processes of the run why this one ends."""
     report_failure(text, code)
     return code
-
-
-def python_name() -> str:
-    """How to call this Python again from the current folder: `.venv/bin/python`, or just `python`."""
-    executable = Path(sys.executable)
-    try:
-        return str(executable.relative_to(Path.cwd()))
-    except ValueError:
-        return "python"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.adapters.adapter_folder import LORA_CONFIG, find_adapter_faults, paddle_rule
+from finetune.adapters.adapter_folder import LORA_CONFIG, PREFIX_CONFIG, find_adapter_faults, paddle_rule
 from finetune.adapters.frozen_parts import check_choice, choice_of, freeze_parts
 from finetune.adapters.missing_updates import describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG, read_peft_rule
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 
 # Of a saved adapter's settings these do not change what it computes.
 _TRAINING_ONLY = ("lora_dropout", "lora_plus_scale")
+_ON_RECORD = {
+    "lora_target_modules": "which layers it updates",
+    "rank_pattern": "which rank each layer has",
+    "alpha_pattern": "which alpha each layer has",
+    "init_lora_weights": "where it starts",
+}
+"""Setting -> what a saved adapter says in its place."""
 
 
 def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
@@ -40,10 +48,12 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
     """
     model = args.model
     _check_stored_format(args, resolved)
+    notes = [] if args.training.do_train else _describe_missing_adapter(args)
     if model.lora and model.lora_path:
         folder = local_adapter(model.lora_path)
         if faults := find_adapter_faults("lora_path", folder):
             raise UserError(faults)
+        _check_start(folder, is_packed=bool(resolved.stored_format or scheme_of(vars(model))))
         return _differences(args, folder) + describe_missing(folder, resolved.family, resolved.config)
     if model.prefix_tuning and model.prefix_path:
         if faults := find_adapter_faults("prefix_path", local_adapter(model.prefix_path, "prefix_path")):
@@ -53,7 +63,33 @@ def check_adapter(args: Arguments, resolved: ResolvedModel) -> list[str]:
     elif model.lora and model.lora_target_modules:
         layers = expected_layers(resolved.family, resolved.family.adapt_config(resolved.config))
         resolve_targets(model.lora_target_modules, resolved.family, layers, layers)
+    return notes
+
+
+def _describe_missing_adapter(args: Arguments) -> list[str]:
+    """An evaluation without a path to an adapter reads the model alone, which is easily taken for another thing."""
+    for method, path in (("lora", "lora_path"), ("prefix_tuning", "prefix_path")):
+        if getattr(args.model, method) and not getattr(args.model, path):
+            folder = Path(args.training.output_dir)
+            is_there = any((folder / name).is_file() for name in (LORA_CONFIG, PREFIX_CONFIG))
+            remedy = f"give --{path} {folder if is_there else '<its folder>'}"
+            what = "the model alone" if method == "lora" else "the model with a random prefix"
+            return [
+                f"warning: {path} is not given, so {what} is evaluated, without anything that was trained: {remedy}"
+            ]
     return []
+
+
+def _check_start(folder: Path, *, is_packed: bool) -> None:
+    """What A and B started from has to leave the weights, which packed ones cannot let go."""
+    config = read_json_if_present(folder / LORA_CONFIG)
+    if is_packed and (config.get("pissa") or config.get("init_lora_weights") == "olora"):
+        kind = "pissa" if config.get("pissa") else "init_lora_weights olora"
+        raise UserError(
+            f"lora_path {folder} was trained with {kind}, which changes the weights that it starts from, and the base is "
+            "held in packed weights: merge it into its base with merge_lora_params.py and start from the result, or "
+            "take the base unquantised"
+        )
 
 
 def _check_stored_format(args: Arguments, resolved: ResolvedModel) -> None:
@@ -86,36 +122,48 @@ def _differences(args: Arguments, folder: Path) -> list[str]:
     """One line for each given setting that the adapter has otherwise; its own counts."""
     lines = []
     for name, theirs in _settings_of(folder).items():
-        ours = getattr(args.model, name)
-        if name in args.given and ours != theirs:
+        if name in args.given and (ours := getattr(args.model, name)) != theirs:
             lines.append(
                 f"warning: {name} is {_shown(ours)}, but the adapter in {folder} was trained with {_shown(theirs)}, "
                 "which is what counts; for another one start without lora_path, on the model that "
                 "merge_lora_params.py makes of it"
             )
-    if "lora_target_modules" in args.given and args.model.lora_target_modules:
-        lines.append(f"lora_target_modules is not used: the adapter in {folder} says which layers it updates")
+    lines += [
+        f"{name} is not used: the adapter in {folder} says {what}"
+        for name, what in _ON_RECORD.items()
+        if name in args.given and getattr(args.model, name) not in (None, "default")
+    ]
     return lines
 
 
 def _settings_of(folder: Path) -> dict[str, object]:
     """Values of the settings that the adapter's own configuration decides."""
     if (folder / LORA_CONFIG).is_file():
-        rule = paddle_rule(read_json_if_present(folder / LORA_CONFIG))
+        config = read_json_if_present(folder / LORA_CONFIG)
+        rule = paddle_rule(config)
     else:
+        config = _named_as_here(read_json_if_present(folder / PEFT_CONFIG))
         rule = read_peft_rule(folder, read_json_if_present(folder / PEFT_CONFIG))
     of_kind: dict[str, dict[str, object]] = {
-        LORA: {"lora_rank": rule.rank, "lora_alpha": rule.alpha},
-        VERA: {"vera_rank": rule.rank},
-        LOKR: {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha},
+        LORA: {"lora_rank": rule.rank, "lora_alpha": rule.alpha, "lora_use_mixer": False},
+        VERA: {"vera_rank": rule.rank, "projection_prng_key": 0},
+        LOKR: {"lokr_dim": rule.rank, "lokr_alpha": rule.alpha, "lokr_factor": -1, "decompose_both": False},
     }
-    return of_kind[rule.kind] | {
+    recorded = of_kind[rule.kind] | {"lora_bias": "none"}
+    return {name: config.get(name, value) for name, value in recorded.items()} | {
         "rslora": rule.rslora,
         "pissa": rule.pissa,
         "use_dora": rule.dora,
         "vera": rule.kind == VERA,
         "lokr": rule.kind == LOKR,
     }
+
+
+def _named_as_here(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of peft's configuration that have other names here."""
+    names = {"bias": "lora_bias", "decompose_factor": "lokr_factor"}
+    found = {names.get(name, name): value for name, value in config.items() if name not in names.values()}
+    return found | ({"lora_bias": "lora_only"} if found.get("lora_bias") == "vera_only" else {})
 
 
 def _shown(value: object) -> str:
@@ -142,7 +190,10 @@ def adapt(model: Any, args: Arguments, resolved: ResolvedModel, groups: ProcessG
             model,
             local_adapter(settings.lora_path),
             modules_to_save=settings.modules_to_save,
-            overrides={"base_model_name_or_path": str(settings.model_name_or_path)}
+            overrides={
+                "base_model_name_or_path": str(settings.model_name_or_path),
+                "dtype": settings.lora_dtype or dtype,
+            }
             | {name: getattr(settings, name) for name in _TRAINING_ONLY if name in args.given},
         )
     if settings.prefix_tuning and settings.prefix_path:

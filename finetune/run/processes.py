@@ -14,6 +14,7 @@ from finetune.processes.groups import ProcessGroups, start_groups
 from finetune.processes.layout import Layout, count_processes
 from finetune.processes.phases import PhaseRecord
 from finetune.processes.watch.watch import start_watch
+from finetune.run.experts import check_balance
 from finetune.run.layout import check_topology, layout_of
 from finetune.settings.engine_words import split_words
 
@@ -30,6 +31,7 @@ def plan_layout(args: Arguments, resolved: ResolvedModel) -> Layout:
     """
     layout = layout_of(args, count_processes())
     check_topology(layout, resolved, args)
+    check_balance(args, resolved)
     return layout
 
 

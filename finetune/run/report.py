@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoints.folder import list_checkpoints
-from finetune.processes.command import python_name
+from finetune.machine.command_names import MERGE_LORA, PREDICT, TRAIN, next_command
 from finetune.processes.launch import is_first_process
 from finetune.processes.topology import describe_layout
 from finetune.reporting.report import print_summary, write_generations, write_results
@@ -147,28 +146,23 @@ class Report:
             options["model_name_or_path"] = out
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return {
-            "evaluate by generated text": shlex.join(
-                [python_name(), "finetune_generation.py", f"{out}/arguments.json", *words]
-            ),
+            "evaluate by generated text": next_command(TRAIN, [f"{out}/arguments.json", *words]),
             **self._use_commands(out),
         }
 
     def _use_commands(self, out: str) -> dict[str, str]:
         """How to talk with what was trained, and how to make one model of an adapter."""
         model = self.args.model
-        talk, use = ["predict_generation.py", "--model_name_or_path"], "talk with it"
+        talk, use = ["--model_name_or_path"], "talk with it"
         if gives_rewards(self.args):
             files = ["--data_file", "answers.jsonl", "--output_file", "rewards.jsonl"]
-            talk, use = (
-                ["predict_generation.py", *files, "--model_name_or_path"],
-                "score the answers of a file",
-            )
+            talk, use = [*files, "--model_name_or_path"], "score the answers of a file"
         if not (model.lora or model.prefix_tuning):
-            return {use: shlex.join([python_name(), *talk, out])}
+            return {use: next_command(PREDICT, [*talk, out])}
         option = "--lora_path" if model.lora else "--prefix_path"
-        commands = {use: shlex.join([python_name(), *talk, str(model.model_name_or_path), option, out])}
+        commands = {use: next_command(PREDICT, [*talk, str(model.model_name_or_path), option, out])}
         if model.lora:
-            merge = ["merge_lora_params.py", "--lora_path", out, "--merge_model_path", f"{out}-merged"]
+            merge = ["--lora_path", out, "--merge_model_path", f"{out}-merged"]
             base = ["--model_name_or_path", str(model.model_name_or_path)]
-            commands["merge it into its base"] = shlex.join([python_name(), *merge, *base])
+            commands["merge it into its base"] = next_command(MERGE_LORA, [*merge, *base])
         return commands

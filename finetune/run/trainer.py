@@ -18,6 +18,7 @@ from finetune.run.alignment import (
     build_preference_rows,
     comparison_of,
 )
+from finetune.run.experts import build_balance
 from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
 from finetune.settings.engine_words import split_words
@@ -123,6 +124,7 @@ def _build_parts(
         max_skipped_steps=args.model.max_skipped_steps,
         continues_on_save_error=args.model.on_save_error == "continue",
         objective=build_objective(args),
+        balance=build_balance(args, base, groups),
         pipeline_words=split_words(args.training.pipeline_parallel_config),
         sharding_words=split_words(args.training.sharding_parallel_config),
         overlaps_sums="gradient_sync_after_accumulate" not in split_words(args.training.data_parallel_config),

@@ -31,7 +31,7 @@ _SIGNS = (
     "reference_free",
 )
 _FACTOR = Range(0, 10**6)
-_REWARD_FILE = re.compile(r"rm(_.*)?\.json$")
+_REWARD_FILE = re.compile(r"rm(_.*)?\.(json|ya?ml)$")
 _USED_BY = {
     "beta": frozenset(LOSS_TYPES) - {"or", REWARD},
     "label_smoothing": frozenset({"sigmoid", "robust", "exo_pair", "simpo", "cpo"}),

@@ -18,7 +18,7 @@ from finetune.processes.layout import Layout
 from finetune.settings.alignment import AlignmentArguments, infer_loss_type
 from finetune.settings.checks import find_faults
 from finetune.settings.data import DataArguments, GenerationArguments
-from finetune.settings.help import format_help
+from finetune.settings.help import format_help, format_matches
 from finetune.settings.model import ModelArguments, QuantArguments
 from finetune.settings.parsing import read_given
 from finetune.settings.records import MODEL_CONFIG, PADDLENLP, Setting
@@ -119,7 +119,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 
     Raises:
         UserError: With every fault found, one line each.
-        SystemExit: With code 0 after ``--help`` or ``--help-all`` was printed.
+        SystemExit: With code 0 after ``--help``, ``--help WORD`` or ``--help-all`` was printed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _answer_help(argv)
@@ -144,7 +144,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
 def _answer_help(argv: list[str]) -> None:
     wants_all = not {"--help-all", "--help_all"}.isdisjoint(argv)
     if flags := [flag for flag in ("--help", "-h") if flag in argv]:
-        wants_all = wants_all or argv[argv.index(flags[0]) + 1 :][:1] == ["all"]
+        following = argv[argv.index(flags[0]) + 1 :][:1]
+        wants_all = wants_all or following == ["all"]
+        if (
+            following
+            and not wants_all
+            and not following[0].startswith("-")
+            and not following[0].endswith(".json")
+        ):
+            print(format_matches(following[0]))
+            raise SystemExit(0)
     if wants_all or flags:
         print(format_help(every_setting=wants_all))
         raise SystemExit(0)

@@ -16,8 +16,9 @@ _MAX_SHOWN_CHARS = 80
 _SECRET_NAME = re.compile(r"(token|key|secret|passw(or)?d|credentials?|proxy)$", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
-# Several paths are one text with commas between, or a list.
-_PATH_LISTS = ("dataset_name_or_path", "eval_dataset")
+PATH_LISTS = ("dataset_name_or_path", "eval_dataset")
+"""Settings in which several paths are one text with commas between, or a list."""
+
 _TYPE_PHRASES = {
     "bool": "true or false",
     "int": "a whole number",
@@ -47,7 +48,7 @@ def convert_json(setting: Setting, value: Any) -> Any:
     if setting.is_pair_of_names and isinstance(value, list):
         return _join_names(value)
     if (
-        setting.name in _PATH_LISTS
+        setting.name in PATH_LISTS
         and isinstance(value, list)
         and all(isinstance(each, str) for each in value)
     ):
@@ -71,7 +72,7 @@ def convert_words(setting: Setting, words: list[str]) -> Any:
     if not setting.type.startswith("list["):
         if setting.is_pair_of_names and len(words) == 2:
             return convert_json(setting, words)
-        if len(words) != 1 and setting.name not in _PATH_LISTS:
+        if len(words) != 1 and setting.name not in PATH_LISTS:
             raise ValueError(f"one value is needed, not {len(words)}; {_describe_allowed(setting)}")
         return convert_json(setting, words[0] if len(words) == 1 else words)
     if len(words) != 1 or not words[0].startswith("["):
@@ -132,7 +133,8 @@ def _convert(setting: Setting, type_name: str, value: Any) -> Any:
         return "stage1" if value else ""
     converted = _CONVERTERS[type_name](value)
     if converted is None or not setting.is_choice(converted):
-        raise ValueError(_describe_allowed(setting))
+        is_unquoted = type_name == "str" and isinstance(value, (bool, int, float)) and not setting.choices
+        raise ValueError(_describe_allowed(setting) + (", in quotes" if is_unquoted else ""))
     return converted
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from finetune.machine.command_names import TRAIN, launched_name
 from finetune.machine.device import detect_device, device_kind
 from finetune.processes.layout import SHARDING_STAGES, count_processes, split_processes
 
@@ -68,8 +69,8 @@ def _check_processes(values: Mapping[str, Any]) -> Faults:
 
 def _write_launch_command(values: Mapping[str, Any], num_processes: int) -> str:
     if device_kind(detect_device(values["device"])) == "cpu":
-        return f"{_LAUNCHER} --nproc_per_node {num_processes} finetune_generation.py ARGS.json --device cpu"
+        return f"{_LAUNCHER} --nproc_per_node {num_processes} {launched_name(TRAIN)} ARGS.json --device cpu"
     num_nodes = math.ceil(num_processes / _CARDS_PER_NODE)
     cards = ",".join(str(card) for card in range(min(num_processes, _CARDS_PER_NODE)))
     nodes = f"--nnodes {num_nodes} " if num_nodes > 1 else ""
-    return f"{_LAUNCHER} {nodes}--gpus {cards} finetune_generation.py ARGS.json"
+    return f"{_LAUNCHER} {nodes}--gpus {cards} {launched_name(TRAIN)} ARGS.json"

@@ -2,20 +2,24 @@
 
 import json
 import textwrap
+from difflib import get_close_matches
 
+from finetune.errors import UserError
+from finetune.machine.command_names import TRAIN, usage_name
 from finetune.settings.records import Setting
 from finetune.settings.registry import known_settings
 
 _WIDTH = 80
 _KEY_WIDTH = 34
 _USAGE = """\
-usage: finetune_generation.py ARGS.json [--key value ...]
-       finetune_generation.py --key value [--key=value ...]
+usage: {name} ARGS.json [--key value ...]
+       {name} --key value [--key=value ...]
 
-Fine-tune a generative language model. Settings come from a JSON file, from the
-command line, or both; the command line wins. A flag needs no value (--do_train
-is true; true/false, yes/no, on/off and 1/0 are understood), a list takes
-several words, null stands for the default. Defaults are in brackets."""
+Fine-tune a generative language model. Settings come from a file in JSON or YAML
+(ARGS.yaml), from the command line, or both; the command line wins. A flag needs
+no value (--do_train is true; true/false, yes/no, on/off and 1/0 are read, too),
+a list takes several words, null stands for the default. Defaults are in
+brackets."""
 _TITLES = {
     "model": "Model and method",
     "data": "Data",
@@ -29,14 +33,37 @@ _TITLES = {
 def format_help(*, every_setting: bool) -> str:
     """The help text: everything, or what is commonly set."""
     settings = known_settings().values()
-    blocks = [_USAGE]
+    blocks = [_USAGE.format(name=usage_name(TRAIN))]
     for group, title in _TITLES.items():
         shown = [each for each in settings if each.group == group and (each.common or every_setting)]
         if shown:
             blocks.append("\n".join([f"{title}:", *map(_format_setting, shown)]))
     if not every_setting:
-        blocks.append(f"--help-all shows all {len(settings)} settings.")
+        blocks.append(f"--help-all shows all {len(settings)} settings, --help WORD those that have the word.")
     return "\n\n".join(blocks)
+
+
+def format_matches(word: str) -> str:
+    """The settings whose name, help or choices have a word, in both languages; capitals and dashes do not count.
+
+    Raises:
+        UserError: None has it.
+    """
+    settings = known_settings()
+    wanted = word.strip("-").lower().replace("-", "_")
+    found = [each for each in settings.values() if wanted in _searched_text(each)]
+    if not found or not wanted:
+        near = get_close_matches(wanted, settings, n=3, cutoff=0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "--help-all shows every setting"
+        raise UserError(f'no setting has "{word}" in its name or help: {hint}')
+    noun = "setting has" if len(found) == 1 else "settings have"
+    return "\n".join([f'{len(found)} {noun} "{word}" in name or help:', *map(_format_setting, found)])
+
+
+def _searched_text(setting: Setting) -> str:
+    texts = (setting.name, *setting.aliases, setting.help, setting.help_zh, *map(str, setting.choices or ()))
+    text = " ".join(texts).lower()
+    return f"{text} {text.replace('-', '_')}"
 
 
 def _format_setting(setting: Setting) -> str:

@@ -143,6 +143,11 @@ class ModelArguments:
     neftune_noise_alpha: float = setting(5.0,
         "NEFTune noise is bounded by alpha / sqrt(length x hidden size).",
         "NEFTune 噪声的上界为 alpha / sqrt(长度 x 隐层维度)。", range=POSITIVE)
+    router_aux_loss_coef: float | None = setting(None,
+        "Weight of the loss that spreads tokens over experts; 0: none; null: as the model's configuration, which asks for "
+        "it with output_router_logits true.",
+        "使词元均匀分布到各专家的损失的权重；0：不使用；null：按模型配置（output_router_logits 为 true 时使用）。",
+        range=Range(0, 1000))
     use_flash_attention: bool = setting(False, "Use the flash attention kernel (GPU).",
         "使用 flash attention 算子（GPU）。", readers=(MODEL_CONFIG,), gpu_only=True)
     fuse_attention_qkv: bool | None = setting(None,

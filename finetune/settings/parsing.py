@@ -1,20 +1,18 @@
 """From an argument file and a command line to typed values: reading and converting, no judgement of values."""
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.machine.command_names import TRAIN, launched_name, usage_name
+from finetune.settings.argument_file import ENDINGS, FileEntries, is_argument_file, read_argument_file
 from finetune.settings.conversion import convert_json, convert_words, show
 from finetune.settings.records import Setting
 from finetune.settings.registry import foreign_settings, known_aliases, known_settings
 from finetune.settings.synonyms import WINNING_NAMES, find_method_fault, known_synonyms, translate
-from finetune.storage.files import is_present, open_file
 
-_MAX_FILE_BYTES = 16 * 2**20
 _KEY_TOKEN = re.compile(r"--[A-Za-z_]")
 _LAUNCHER_OPTIONS = frozenset(
     ["gpus", "devices", "nnodes", "nproc_per_node", "master", "rank", "host", "log_dir", "job_id", "ips"]
@@ -40,19 +38,20 @@ def read_given(argv: Sequence[str]) -> GivenSettings:
     """Reads the argument file named first on the command line, if any, then the ``--key value`` pairs over it."""
     given = GivenSettings()
     positional, pairs = split_command_line(argv)
-    named = bool(positional) and positional[0].endswith(".json")
+    named = bool(positional) and is_argument_file(positional[0])
     if stray := positional[named : named + 1]:
         given.faults.append(
             f'"{stray[0]}" is neither a --key nor the argument file: write '
-            "`finetune_generation.py ARGS.json --key value ...`, the file first and its name ending in .json"
+            f"`{usage_name(TRAIN)} ARGS.json --key value ...`, the file first and its name ending in "
+            f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
         )
     given.lacks_file = bool(stray) and not named
     if named:
         given.file_name = Path(positional[0]).name
-        from_file = _read_file(Path(positional[0]), given.faults)
+        from_file = read_argument_file(Path(positional[0]), given.faults)
         given.lacks_file = from_file is None
-        _take(from_file or {}, given, origin=f"in {positional[0]}", convert=convert_json)
-    _take(pairs, given, origin="on the command line", convert=convert_words)
+        _take(from_file or FileEntries(), given, origin=f"in {positional[0]}", convert=convert_json)
+    _take(FileEntries(dict(pairs)), given, origin="on the command line", convert=convert_words)
     where = f"in {positional[0]}" if named else "on the command line"
     if fault := find_method_fault(given.raw, where):
         given.faults = [fault]  # the rest of its settings would be named for nothing
@@ -75,72 +74,12 @@ def split_command_line(argv: Sequence[str]) -> tuple[list[str], dict[str, list[s
     return positional, pairs
 
 
-def _read_file(path: Path, faults: list[str]) -> dict[str, Any] | None:
-    file = f"argument file {path}"
-    objects: list[list[tuple[str, Any]]] = []  # the outermost is read last
-
-    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        objects.append(pairs)
-        return dict(pairs)
-
-    try:
-        parsed = json.loads(_read_content(path), object_pairs_hook=keep)
-    except UserError as error:
-        fault = f"argument file {error}"
-    except json.JSONDecodeError as error:
-        place = f"{file}, line {error.lineno}, column {error.colno}"
-        fault = f"{place}: not valid JSON ({error.msg}){_explain_json_fault(error)}"
-    except UnicodeDecodeError as error:
-        fault = f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-    except RecursionError:
-        fault = f"{file} cannot be read as JSON: it is nested too deep, settings are plain values"
-    except ValueError as error:
-        fault = f"{file} cannot be read as JSON: {error}"
-    else:
-        if isinstance(parsed, dict):
-            keys = [key for key, _ in objects[-1]]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            faults.extend(f'"{key}" stands more than once in {path}: keep one' for key in twice)
-            return parsed
-        fault = f'{file} holds no JSON object: it must look like {{"key": value, ...}}'
-    faults.append(fault)
-    return None
-
-
-def _read_content(path: Path) -> str:
-    if not is_present(path):
-        raise UserError(f"{path} does not exist (looked in {Path.cwd()}): check the path")
-    with open_file(path) as file:
-        content = file.read(_MAX_FILE_BYTES + 1)
-    if len(content) > _MAX_FILE_BYTES:
-        raise UserError(
-            f"{path} has more than {_MAX_FILE_BYTES:,} bytes: give the file of the settings alone"
-        )
-    return content.decode("utf-8-sig")
-
-
-def _explain_json_fault(error: json.JSONDecodeError) -> str:
-    """What to change, for what other formats allow and JSON does not."""
-    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
-    if after.startswith(("//", "#", "/*")):
-        return ": JSON has no comments, remove them"
-    if after.startswith("'"):
-        return ": texts stand in double quotes"
-    if (before.endswith(",") and after.startswith(("}", "]"))) or after.startswith((",}", ",]")):
-        return ": remove the comma after the last entry"
-    if word := re.match(r"True|False|None", after):
-        return f": write {({'True': 'true', 'False': 'false'}).get(word[0], 'null')} for {word[0]}"
-    if after.startswith('"') and not before.endswith((",", "{", "[", ":")):
-        return ": a comma is missing between two entries"
-    return ""
-
-
 def _take(
-    entries: dict[str, Any], given: GivenSettings, *, origin: str, convert: Callable[[Setting, Any], Any]
+    entries: FileEntries, given: GivenSettings, *, origin: str, convert: Callable[[Setting, Any], Any]
 ) -> None:
     """Adds one source's entries to ``given``, over what an earlier source said."""
-    source = _Source(given, origin, convert)
-    for key, raw in entries.items():
+    source = _Source(given, origin, convert, entries.lines)
+    for key, raw in entries.values.items():
         given.raw[key] = raw
         try:
             if key in foreign_settings():
@@ -148,7 +87,7 @@ def _take(
                 continue
             pairs = list(translate(key, raw))
         except ValueError as error:
-            given.faults.append(f"{key} is {show(key, raw)} {origin}: {error}")
+            given.faults.append(f"{key} is {show(key, raw)} {source.place(key)}: {error}")
             continue
         for name, value in pairs:
             source.take(key, known_aliases().get(name, name), value)
@@ -161,7 +100,12 @@ class _Source:
     given: GivenSettings
     origin: str
     convert: Callable[[Setting, Any], Any]
+    lines: dict[str, int]  # of the keys, where they are known
     keys: dict[str, str] = field(default_factory=dict)  # setting -> the key that it was written under
+
+    def place(self, key: str) -> str:
+        """Where a key stands: "in args.yaml, line 3"."""
+        return f"{self.origin}, line {self.lines[key]}" if key in self.lines else self.origin
 
     def take(self, key: str, name: str, raw: Any) -> None:
         """Converts a value and keeps it, or notes why it cannot be used.
@@ -174,12 +118,12 @@ class _Source:
         given = self.given
         setting = known_settings().get(name)
         if setting is None:
-            given.faults.append(describe_unknown(key, self.origin))
+            given.faults.append(describe_unknown(key, self.place(key)))
             return
         try:
             value = (self.convert if raw is given.raw[key] else convert_json)(setting, raw)
         except ValueError as error:
-            given.faults.append(f"{key} is {show(key, raw)} {self.origin}: {error}")
+            given.faults.append(f"{key} is {show(key, raw)} {self.place(key)}: {error}")
             given.broken.add(name)
             return
         given.broken.discard(name)
@@ -193,7 +137,7 @@ class _Source:
                 given.translated[key] = f"{key} as {name} {show(name, value)}"
         elif self.keys[name] not in WINNING_NAMES:
             given.faults.append(
-                f"{self.keys[name]} and {key} are one setting, but {self.origin} they are "
+                f"{self.keys[name]} and {key} are one setting, but {self.place(key)} they are "
                 f"{show(name, given.values[name])} and {show(name, value)}: keep one of them"
             )
 
@@ -205,7 +149,7 @@ def describe_unknown(key: str, origin: str) -> str:
     if key in _LAUNCHER_OPTIONS:
         return (
             f'"{key}" {origin} is an option of the launcher: put it before the script, as in '
-            f"`python -m paddle.distributed.launch --{key} VALUE finetune_generation.py ARGS.json`"
+            f"`python -m paddle.distributed.launch --{key} VALUE {launched_name(TRAIN)} ARGS.json`"
         )
     # A lower cutoff would answer "model" with "model_name", which is another setting.
     names = [*known_settings(), *known_aliases(), *known_synonyms()]

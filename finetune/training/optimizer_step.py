@@ -70,6 +70,9 @@ class OptimizerStep:
         computation = StepComputation(self._parts, step, batch)
         computation.estimate()
         share = self._parallel.train(computation, len(batch.micro_batches))
+        if self._parts.balance:
+            # Of the global batch, so that each share of the data reports a part of it.
+            share += self._parts.balance.loss / self._parallel.groups.layout.data_world
         self._parts.phases.enter("gradients", step + 1)
         loss, norm, stops, sums = end_step(
             self._parallel, batch, share, stop=stop, figures=computation.figures

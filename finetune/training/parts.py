@@ -14,6 +14,7 @@ from finetune.processes.phases import PhaseRecord
 if TYPE_CHECKING:
     from finetune.machine.randomness.source import Randomness
     from finetune.parallel.pipe.stage import Stage
+    from finetune.training.expert_balance import ExpertBalance
     from finetune.training.loss import LabelPositions
     from finetune.training.preference.objective import PreferenceObjective
     from finetune.training.preference.reward_objective import RewardObjective
@@ -37,6 +38,7 @@ class RunParts:
         max_skipped_steps: float16 steps skipped in a row after which training stops.
         continues_on_save_error: Whether training goes on when the disk takes no checkpoint.
         objective: The loss of preference data; None: of label tokens.
+        balance: The loss that spreads tokens over experts; None: there is none.
         pipeline_words: Of the setting `pipeline_parallel_config`.
         overlaps_sums: Whether ranks exchange gradients and weights while they compute, where the engine can.
         sharding_words: Of the setting `sharding_parallel_config`.
@@ -55,6 +57,7 @@ class RunParts:
     max_skipped_steps: int = 20
     continues_on_save_error: bool = False
     objective: PreferenceObjective | RewardObjective | None = None
+    balance: ExpertBalance | None = None
     pipeline_words: Sequence[str] = ()
     overlaps_sums: bool = True
     sharding_words: Sequence[str] = ()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finetune.machine.randomness.source import Randomness
     from finetune.parallel.parallel_model import ParallelModel
     from finetune.processes.phases import PhaseRecord
+    from finetune.training.expert_balance import ExpertBalance
     from finetune.training.loss import LabelPositions
     from finetune.training.overflow import OverflowGuard
     from finetune.training.preference.reward_objective import RewardObjective
@@ -43,6 +44,7 @@ class ForwardParts:
         randomness: What draws by sample, such as NEFTune noise and dropout.
         overflow: Scales the loss of float16 runs; None in others.
         objective: The loss of preference data; None: of label tokens.
+        balance: The loss that spreads tokens over experts; None: there is none.
     """
 
     parallel: ParallelModel
@@ -53,6 +55,7 @@ class ForwardParts:
     randomness: Sequence[Randomness] = ()
     overflow: OverflowGuard | None = None
     objective: PreferenceObjective | RewardObjective | None = None
+    balance: ExpertBalance | None = None
 
 
 class StepComputation:
@@ -78,6 +81,8 @@ class StepComputation:
     def estimate(self) -> None:
         """For losses that compare with an estimate over the global batch: makes it, in a forward pass of its own."""
         parts, objective = self.parts, self.parts.objective
+        if parts.balance:
+            self._count_choices(parts.balance)
         if not isinstance(objective, PreferenceObjective) or not objective.settings.estimates_divergence:
             return
         sums = paddle.zeros([2], dtype="float64")
@@ -88,6 +93,15 @@ class StepComputation:
                     logits = logits_of(outputs)
                     sums += objective.estimate(batch, logits, self._label_ids, parts.parallel.logits_group)
         self._divergences = objective.divergences(parts.parallel.sum_samples(sums), self._divisors.num_groups)
+
+    def _count_choices(self, balance: ExpertBalance) -> None:
+        parts = self.parts
+        with balance.counting():
+            for number, batch in enumerate(self.batches):
+                with self.context(number), parts.autocast():
+                    parts.parallel.forward(batch.tensors())
+        if parts.overflow:
+            balance.scale(parts.overflow.scale)
 
     def shape(self, number: int) -> tuple[int, int]:
         """Rows and tokens of each, of a micro-batch."""
@@ -102,6 +116,8 @@ class StepComputation:
         with ExitStack() as stack:
             for source in parts.randomness:
                 stack.enter_context(source.active(self.step, batch.segments))
+            if parts.balance:
+                stack.enter_context(parts.balance.active(batch.segments, self.shape(number)[1], batch.weight))
             if parts.label_positions:
                 self._label_ids = stack.enter_context(parts.label_positions.only(batch.labels))
             yield

@@ -197,6 +197,7 @@ class FinetuneTrainer(Trainer):
             randomness=self.parts.randomness,
             overflow=self.overflow,
             objective=self.parts.objective,
+            balance=self.parts.balance,
         )
         step = OptimizerStep(
             passes,

@@ -79,3 +79,25 @@ def test_the_copy_of_the_embedding_that_peft_writes_beside_is_not_trained(load, 
     save_file(tensors | {f"{prefix}.base_layer.weight": own + 1}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match="has an embedding of its own beside the update"):
         load_lora(load()[0], tmp_path)
+
+
+def test_an_adapter_of_peft_with_lengths_of_it(load, tmp_path):
+    """Which a merge takes up, so that is what the message says."""
+    model, _ = load("llama")
+    num_tokens, width = model.get_sublayer("llama.embed_tokens").weight.shape
+    name = "base_model.model.model.embed_tokens.lora_"
+    shapes = {"embedding_A": (4, num_tokens), "embedding_B": (width, 4), "magnitude_vector": (width,)}
+    save_file(
+        {f"{name}{end}": np.ones(shape, np.float32) for end, shape in shapes.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "use_dora": True,
+        "target_modules": ["embed_tokens"],
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="DoRA of an embedding is not computed here: merge it"):
+        load_lora(model, tmp_path)

@@ -99,7 +99,7 @@ def test_all_is_every_linear_layer_of_the_built_model(name, load, settings):
     model, family = load(name, **FACTS[name].small)
     adapted = add_lora(model, settings, family=family, dtype="float32")
     found = {each.rpartition(".lora_A")[0] for each in adapted.model.state_dict() if each.endswith("lora_A")}
-    assert {each for each in layers_of(name, 4) if re.search(r"proj|dense|linear|c_attn|query_key_value|\.w[12]$", each)
+    assert {each for each in layers_of(name, 4) if re.search(r"proj|dense|linear|c_attn|query_key_value|\.w[12]$|gate$", each)
             and not re.search("qkv_proj|gate_up_fused", each)} == found  # fmt: skip
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.families.framings import BARE, FALCON, GEMMA, INTERNLM, INTERNLM2, QWEN2, SENTENCEPIECE, Framing
+from tests.families.framings import (
+    BARE,
+    FALCON,
+    GEMMA,
+    GPT2,
+    INTERNLM,
+    INTERNLM2,
+    OPT,
+    QWEN2,
+    SENTENCEPIECE,
+    Framing,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,9 @@ CASES = (
             pad_token_id=1,
         ),
     ),
+    FamilyCase("qwen2_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("qwen3_moe", _GROUPED, num_kv_heads=2, framing=QWEN2),
+    FamilyCase("mixtral", _GROUPED, num_kv_heads=2),
     FamilyCase("qwen3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=QWEN2),
     FamilyCase(
         "bloom",
@@ -103,26 +117,8 @@ CASES = (
             pad_token_id=3,
         ),
     ),
-    FamilyCase(
-        "opt",
-        framing=Framing(
-            frame=[(2, "</s>")],  # the token that ends a text also opens it; only the end is learned
-            source=[(68, "a"), (290, " red"), (291, " dress")],
-            target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
-            end=(2, "</s>"),
-            pad_token_id=1,
-        ),
-    ),
-    FamilyCase(
-        "gpt2",
-        framing=Framing(
-            frame=[],
-            source=[(64, "a"), (286, " red"), (287, " dress")],
-            target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
-            end=(329, "<|endoftext|>"),
-            pad_token_id=329,
-        ),
-    ),
+    FamilyCase("opt", framing=OPT),
+    FamilyCase("gpt2", framing=GPT2),
     FamilyCase("falcon", {"num_key_value_heads": 1}, num_kv_heads=1, framing=FALCON),
     FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
@@ -158,6 +154,7 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
+        feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
     lora_layers: frozenset[str]
@@ -180,6 +177,12 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
+    feed_forwards: int = 1
+
+    @property
+    def chooses_experts(self) -> bool:
+        """Whether tokens pass some of their layers' feed-forward networks only."""
+        return self.feed_forwards > 1
 
 
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
@@ -199,6 +202,22 @@ _NEW_GEMMA = FamilyFacts(
     curve_learning_rate=3e-3,
     rotary_function="finetune.families.head_attention.turn",
     norm_offset=1.0,
+)
+
+# Larger steps meet tokens between two experts, where rounding decides which one they pass.
+NUM_TINY_EXPERTS = 4
+"""Experts of each layer of a tiny model that has some."""
+
+_BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
+_EXPERTS = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    curve_learning_rate=1e-3,
+    rotary_function="finetune.families.head_attention.turn",
+    feed_forwards=NUM_TINY_EXPERTS,
 )
 
 FACTS = {
@@ -265,6 +284,10 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
     ),
+    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3, feed_forwards=NUM_TINY_EXPERTS + 1),
+    # Two families with the loss that balances experts, in all layouts; one without.
+    "qwen3_moe": replace(_EXPERTS, smooth_config=_BALANCED),
+    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
         splits_rows=True,

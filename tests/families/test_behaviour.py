@@ -130,8 +130,9 @@ def test_lora_adapts_the_linear_layers_and_nothing_else(model, family):
         name.removesuffix(".lora_A") for name, _ in adapted.named_parameters() if name.endswith("lora_A")
     }
     layers = {name.split(".", 4)[-1] for name in names}
-    assert len(names) == NUM_LAYERS * len(FACTS[family.name].lora_layers)
-    assert all(any(layer.endswith(known) for known in FACTS[family.name].lora_layers) for layer in layers)
+    facts = FACTS[family.name]
+    assert len(names) == NUM_LAYERS * (len(facts.lora_layers) + 3 * (facts.feed_forwards - 1))
+    assert all(any(layer.endswith(known) for known in facts.lora_layers) for layer in layers)
     trained = [name for name, parameter in adapted.named_parameters() if not parameter.stop_gradient]
     assert trained and all("lora_" in name for name in trained)
 

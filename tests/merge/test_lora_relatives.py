@@ -143,3 +143,12 @@ def test_joined_layers_go_to_a_base_in_parts_but_not_to_peft(kind, tmp_path):
         UserError, match=r"has one (VeRA|LoKr) update of .*, whose parts are layers of their own"
     ):
         export_peft(MergeOptions(base, (tmp_path / "adapter",), tmp_path / "peft"))
+
+
+@pytest.mark.parametrize(("kind", "word"), [({"vera": True}, "vera_only"), ({}, "lora_only")])
+def test_peft_s_word_for_biases_of_adapted_layers(kind, word, tmp_path):
+    """Any other word for a kind makes peft give up."""
+    base = write_base(tmp_path / "base", "opt")
+    write_adapter(tmp_path / "adapter", base, lora_bias="lora_only", **kind)
+    export_peft(MergeOptions(base, (tmp_path / "adapter",), tmp_path / "peft"))
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["bias"] == word

@@ -273,7 +273,10 @@ def test_a_forward_pass_reads_nothing_back_from_the_device(family, fused, monkey
         monkeypatch.setattr(paddle.Tensor, name, read)
     with paddle.no_grad():
         fused(input_ids=tensors.pop("ids"), **tensors)
-    assert reads == []
+    # Routers tell the host how many tokens each expert gets.
+    assert reads == ["tolist", "numpy"] * (
+        fused.config.num_hidden_layers if FACTS[family.name].chooses_experts else 0
+    )
     bool(paddle.ones([1]))
     assert reads  # a read is seen
 

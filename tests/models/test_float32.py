@@ -24,7 +24,7 @@ from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import ProcessGroups
 from finetune.training.loss import logits_of, token_loss_sum
 from tests.families import decoding
-from tests.families.cases import FACTS, small_options
+from tests.families.cases import FACTS, NUM_TINY_EXPERTS, small_options
 
 FAMILIES = list(FACTS)
 ROTARY = [name for name in FAMILIES if FACTS[name].rotary_tables]
@@ -326,8 +326,11 @@ def test_late_tokens_are_as_exact_as_early_ones(folders, half, name, level):
     PaddleNLP's own layers are off by seven times as much there for BLOOM, and by twice as much for Gemma.
     """
     ids = np.stack(decoding.random_rows([LENGTH]))
-    expected = wide(_logits(load(folders(name), "float32"), ids))
-    model = load(folders(name), "float32" if level == "O1" else "bfloat16")
+    # Every expert for every token: rounding gives some tokens another one, which says nothing of their positions.
+    facts = FACTS[name]
+    overrides = {"num_experts_per_tok": NUM_TINY_EXPERTS} if facts.chooses_experts else {}
+    expected = wide(_logits(load(folders(name), "float32", **overrides), ids))
+    model = load(folders(name), "float32" if level == "O1" else "bfloat16", **overrides)
     error = np.abs(wide(_logits(model, ids, level=level)) - expected)[0].mean(axis=-1) / expected.std()
     assert error[:100].mean() < 0.01
     assert error[-100:].mean() < 1.3 * error[:100].mean()

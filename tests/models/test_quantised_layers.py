@@ -10,7 +10,8 @@ import numpy as np
 import paddle
 import pytest
 
-from finetune.adapters.lora import add_lora
+from finetune.adapters.files import save_adapter
+from finetune.adapters.lora import add_lora, load_lora
 from finetune.errors import UserError
 from finetune.machine.half_precision import half_precision_on_cpu
 from finetune.models.loading import load_model
@@ -63,6 +64,15 @@ def adapted(folder, scheme, *, keep_packed: bool, dtype: str = "float32", **sett
     model.mark_only_lora_as_trainable()
     model.train()
     return model
+
+
+def test_an_adapter_whose_start_leaves_the_weights_is_refused(folder_of, tmp_path):
+    """One that was trained over ordinary weights, put over packed ones later."""
+    folder = folder_of("llama")
+    save_adapter(adapted(folder, None, keep_packed=False, pissa=True), tmp_path)
+    model = load_model(resolve_model(folder), dtype="float32", quantisation=SCHEMES["nf4"], keep_packed=True)
+    with pytest.raises(UserError, match="holds it in packed form"):
+        load_lora(model, tmp_path)
 
 
 def train(model, num_steps: int = 4) -> list[float]:

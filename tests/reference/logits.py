@@ -79,6 +79,7 @@ _GEMMA3 = _ROTARY | {
     "rope_local_base_freq": 100.0,
 }
 _GLM = _ROTARY | {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5}
+_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
 
 
@@ -160,6 +161,18 @@ CASES = {
         LogitCase("phi3", "Phi3", _ROTARY | {"pad_token_id": 0, "sliding_window": 4}),
         LogitCase("qwen3", "Qwen3", _ROTARY | {"head_dim": 16}),
         LogitCase("qwen3_tied", "Qwen3", _ROTARY | {"head_dim": 16, "tie_word_embeddings": True}),
+        LogitCase("qwen2_moe", "Qwen2Moe", _ROTARY | _EXPERTS | {"shared_expert_intermediate_size": 40}),
+        LogitCase(
+            "qwen2_moe_dense_layers",
+            "Qwen2Moe",
+            _ROTARY | _EXPERTS | {"norm_topk_prob": True, "qkv_bias": False, "decoder_sparse_step": 2},
+        ),
+        LogitCase("qwen3_moe", "Qwen3Moe", _ROTARY | _EXPERTS | {"head_dim": 16, "norm_topk_prob": True}),
+        LogitCase(
+            "qwen3_moe_dense_layers", "Qwen3Moe", _ROTARY | _EXPERTS | {"head_dim": 16, "mlp_only_layers": [1]}
+        ),
+        LogitCase("mixtral", "Mixtral", _ROTARY | {"num_local_experts": 5, "sliding_window": None}),
+        LogitCase("mixtral_window", "Mixtral", _ROTARY | {"num_local_experts": 3, "sliding_window": 4}),
         LogitCase("bloom", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
         LogitCase("bloom_6_heads", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "n_layer": 2, "n_head": 6}),
         LogitCase("opt", "OPT", _OPT),

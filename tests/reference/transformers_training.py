@@ -111,10 +111,26 @@ def _gemma(name: str, transformers_class: str, *extra: str) -> Reference:
     return replace(_rotary(transformers_class, *names), renamed=((rf"^{name}\.", "model."),))
 
 
+_EXPERTS = (
+    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
+)  # fmt: skip
+
 REFERENCES = {
     "llama": _rotary("Llama"),
     "qwen2": _rotary("Qwen2"),
     "qwen3": _rotary("Qwen3", "head_dim"),
+    "qwen2_moe": _rotary("Qwen2Moe", "qkv_bias", "shared_expert_intermediate_size", *_EXPERTS),
+    "qwen3_moe": _rotary("Qwen3Moe", "head_dim", *_EXPERTS),
+    "mixtral": Reference(
+        "Mixtral",
+        (*_SIZES, *_same("sliding_window", "num_local_experts", "num_experts_per_tok", *_EXPERTS[-2:])),
+        (
+            (r"^mixtral\.", "model."), (r"\.mlp\.", ".block_sparse_moe."),
+            ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3"),
+        ),
+        ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"),
+    ),
     "ernie4_5": _rotary("Ernie4_5", "head_dim"),
     "xverse": _rotary("Llama"),
     "internlm": replace(_rotary("Llama"), fields=(*_SIZES, ("attention_bias", "bias"))),
@@ -275,7 +291,7 @@ def train_reference(model: Any, samples: list, arguments: dict[str, Any]) -> lis
     )
     curve = []
     for batch in batches(samples, arguments):
-        loss = label_loss(model, batch)
+        loss = label_loss(model, batch, arguments.get("router_aux_loss_coef", 0.0))
         loss.backward()
         trained = [p for group in groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, arguments["max_grad_norm"])
@@ -304,12 +320,17 @@ def batches(samples: list, arguments: dict[str, Any]) -> Iterator[dict[str, torc
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def label_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy over label tokens, in float32."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="mean"
+def label_loss(model: Any, batch: dict[str, torch.Tensor], balance: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy over label tokens, in float32, and with experts the loss that spreads tokens over them."""
+    asked = {"output_router_logits": True} if balance else {}
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **asked)
+    tokens = torch.nn.functional.cross_entropy(
+        outputs.logits.float().flatten(0, 1),
+        batch["labels"].flatten(),
+        ignore_index=IGNORED,
+        reduction="mean",
     )
+    return tokens + balance * outputs.aux_loss if balance else tokens
 
 
 def sample_order(num_samples: int, step: int, batch_size: int, seed: int) -> np.ndarray:

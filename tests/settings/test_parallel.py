@@ -54,7 +54,7 @@ def only_fault_of(*words: str) -> str:
         ),
         ("--sep_parallel_degree 2", ["sep_parallel_degree is 2", "tensor_parallel_degree with sequence"]),
         ("--context_parallel_degree 2", ["context_parallel_degree is 2", "recompute"]),
-        ("--expert_parallel_degree 2", ["expert_parallel_degree is 2", "no model family here has experts"]),
+        ("--expert_parallel_degree 2", ["expert_parallel_degree is 2", "sends tokens to experts of another"]),
         ("--expert_tensor_parallel_degree 2", ["expert_tensor_parallel_degree is 2"]),
         ("--use_expert_parallel", ["use_expert_parallel is True", "leave it off"]),
         ("--offload_optim", ["offload_optim is True", "sharding spreads the optimizer state"]),

@@ -106,8 +106,8 @@ def test_stray_words_are_a_fault():
     with pytest.raises(UserError, match='"stray" is neither a --key nor the argument file'):
         parse_arguments(["args.json", "stray"])
     with pytest.raises(UserError) as caught:
-        parse_arguments(["args.yaml", "--lora_rnk", "2"])
-    assert ["args.yaml" in fault for fault in caught.value.faults] == [True, False]
+        parse_arguments(["args.toml", "--lora_rnk", "2"])
+    assert ["args.toml" in fault for fault in caught.value.faults] == [True, False]
 
 
 # The file

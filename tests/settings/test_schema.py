@@ -23,7 +23,19 @@ TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
 }
 KEYWORDS = {
-    *("$schema", "title", "description", "default", "type", "enum", "pattern", "anyOf", "items"),
+    *(
+        "$schema",
+        "title",
+        "description",
+        "default",
+        "deprecated",
+        "type",
+        "enum",
+        "pattern",
+        "anyOf",
+        "items",
+    ),
+    *("prefixItems", "minItems", "maxItems"),
     *("properties", "additionalProperties", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 }
 
@@ -38,12 +50,16 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     checks = {
         "type": lambda name: (
-            isinstance(value, TYPES[name]) and (name not in ("integer", "number") or is_number)
+            (isinstance(value, TYPES[name]) and (name not in ("integer", "number") or is_number))
+            or (name == "integer" and isinstance(value, float) and value.is_integer())
         ),
         "enum": lambda values: any(is_equal(value, each) for each in values),
         "pattern": lambda pattern: not isinstance(value, str) or bool(re.search(pattern, value)),
         "anyOf": lambda schemas: any(fits(value, each) for each in schemas),
         "items": lambda items: not isinstance(value, list) or all(fits(each, items) for each in value),
+        "prefixItems": lambda each: not isinstance(value, list) or all(map(fits, value, each)),
+        "minItems": lambda bound: not isinstance(value, list) or len(value) >= bound,
+        "maxItems": lambda bound: not isinstance(value, list) or len(value) <= bound,
         "properties": lambda known: all(
             fits(value[name], known[name]) for name in value.keys() & known.keys()
         ),

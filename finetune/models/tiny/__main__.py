@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.machine.command_names import TINY, usage_name
 from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
@@ -19,13 +20,13 @@ from finetune.processes.command import run_command
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m finetune.models.tiny",
+        prog=usage_name(TINY),
         description="Write a tiny random model with its tokenizer, to rehearse a run, test or measure.",
     )
     parser.add_argument("family", help=f"one of: {', '.join(sorted(families()))}")
     parser.add_argument("out_dir", type=Path, help="folder to create")
     parser.add_argument(
-        "--corpus", type=Path, help="text or JSON-lines file for the tokenizer (data/train.json)"
+        "--corpus", type=Path, help="text or JSON-lines file for the tokenizer (the sample data)"
     )
     parser.add_argument(
         "--tokenizer", type=Path, help="ready vocabulary of the family's kind instead of training one"

@@ -26,8 +26,9 @@ from finetune.errors import UserError
 from finetune.families.family import get_family
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 from finetune.models.tiny import byte_level_training, sentencepiece_training, tiktoken_training
+from finetune.storage.shipped_files import sample_data
 
-DEFAULT_CORPUS = Path(__file__).resolve().parents[3] / "data" / "train.json"
+DEFAULT_CORPUS = sample_data() / "train.json"
 _INITIALIZER_RANGE = 0.02
 # Llama's ratio of the inner to the hidden size, rounded up to a multiple of 16.
 _INNER_RATIO = 8 / 3

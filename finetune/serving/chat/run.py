@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.errors import Interrupted, UserError
+from finetune.machine.command_names import CHAT, usage_name
 from finetune.machine.device import device_kind
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
@@ -153,7 +154,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
     Raises:
         UserError: A value is out of range.
     """
-    parser = argparse.ArgumentParser(prog="python -m finetune.chat", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=usage_name(CHAT), description=__doc__.partition("\n")[0])
     group = parser.add_argument_group("page")
     group.add_argument("--second_model", help="another model, shown beside the first")
     group.add_argument(
@@ -198,9 +199,9 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parses, checks, loads, serves until it is stopped."""
-    options = parse_options()
+    options = parse_options(argv)
     check_machine()
     options.check()
     if device_kind(options.model.device) == "cpu":

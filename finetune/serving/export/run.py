@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from finetune.adapters.adapter_folder import has_reward_head
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError, find_remedy
+from finetune.families.decoder_description import check_description
 from finetune.models.resolve import ResolvedModel, trained_over_another, with_weights
 from finetune.models.reward_head import is_reward_config
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, ExportedFacts
@@ -56,6 +57,7 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
             f"{options.lora_path or options.model_name_or_path} is a reward model, and a static graph writes text: score "
             "the lines of a file with predict_generation.py --data_file ... --output_file ..., or give a model that writes"
         )
+    check_description(resolved.family)
     output = options.output_path
     with contextlib.ExitStack() as stack:
         try:

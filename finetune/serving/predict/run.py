@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.errors import UserError
+from finetune.machine.command_names import PREDICT, usage_name
 from finetune.serving.decoding.options import (
     ModelOptions,
     add_decoding_options,
@@ -66,7 +67,7 @@ def parse_options(argv: Sequence[str] | None = None) -> PredictOptions:
         UserError: A value is out of range.
     """
     parser = argparse.ArgumentParser(
-        prog="predict_generation.py",
+        prog=usage_name(PREDICT),
         description="Answer the lines of a file, or talk with a model on the terminal.",
     )
     group = parser.add_argument_group("files (leave both out to talk on the terminal)")

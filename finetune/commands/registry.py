@@ -1,0 +1,48 @@
+"""The words that `paddle-finetune` understands, each a record; a new command is one more of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One word of the command line.
+
+    Attributes:
+        word: What the user types; two words for one kind of a thing (`merge lora`).
+        summary: One line of the help.
+        module: Where it lives, imported only when it runs.
+        function: Its entry there: takes the remaining words, returns an exit code or None.
+        threads_below: False where BLAS must not start threads, because the command has its own.
+    """
+
+    word: str
+    summary: str
+    module: str
+    function: str = "main"
+    threads_below: bool = True
+
+    def load(self) -> Callable[[Sequence[str]], int | None]:
+        """The function that runs it."""
+        function: Callable[[Sequence[str]], int | None] = getattr(
+            importlib.import_module(self.module), self.function
+        )
+        return function
+
+
+COMMANDS = (
+    Command("init", "write an argument file, by questions or from options", "finetune.commands.init"),
+    Command("preview", "show what a run would train on: tokens, labels, lengths", "finetune.commands.train", "preview"),
+    Command("train", "fine-tune a model from an argument file", "finetune.commands.train"),
+    Command("predict", "answer the lines of a file, or talk on the terminal", "finetune.commands.predict"),
+    Command("chat", "talk with a model in the browser", "finetune.serving.chat.run"),
+    Command("merge lora", "merge LoRA adapters into their base", "finetune.merge.lora", threads_below=False),
+    Command("merge tp", "join the files of all ranks into one model", "finetune.merge.tensor_parallel"),
+    Command("export", "write a model as a static graph", "finetune.commands.export"),
+    Command("tiny", "write a tiny random model to rehearse with", "finetune.models.tiny.__main__"),
+    Command("doctor", "check versions, device, memory, disk and hubs", "finetune.commands.doctor"),
+)  # fmt: skip
+"""In the order in which a newcomer meets them."""

@@ -1,0 +1,1 @@
+"""Family qwen2_moe."""

@@ -1,0 +1,1 @@
+"""Family qwen3_moe."""
