@@ -59,7 +59,7 @@ parity: install  ## install torch, transformers, peft, bitsandbytes and trl into
 		$(PIP) install --quiet --progress-bar off -c $(VENV)/constraints.txt -r requirements/parity.txt && \
 		cp requirements/parity.txt $(VENV)/installed-parity.txt; \
 	fi
-	FINETUNE_REQUIRE_PARITY=1 $(BIN)/python -m pytest tests/reference tests/storage/test_torch_files.py $(PYTEST_ARGS)
+	FINETUNE_REQUIRE_PARITY=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/reference tests/storage/test_torch_files.py $(PYTEST_ARGS)
 
 check: install  ## lint, formatting, types, file length: what CI demands before the tests
 	$(BIN)/ruff check .
@@ -78,6 +78,7 @@ lock: install  ## resolve pyproject.toml into requirements/*.lock (UPGRADE=1 mov
 	$(COMPILE) --extra cpu --extra dev --output-file requirements/dev.lock
 	$(COMPILE) --extra cpu --output-file requirements/cpu.lock
 	$(COMPILE) --extra cpu --extra chat --output-file requirements/chat.lock
+	$(COMPILE) --extra cpu --extra gguf --output-file requirements/gguf.lock
 	$(COMPILE) --output-file requirements/base.lock
 	@if grep -nE '://|^-|\+cpu|\+cu[0-9]' requirements/*.lock; then \
 		echo "An address or a local build entered the lock." >&2; exit 1; fi

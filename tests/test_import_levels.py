@@ -42,7 +42,7 @@ LEVELS = (  # from the lowest up
     ("parallel",),
     ("training",),
     ("run", "merge", "serving/decoding"),
-    ("run/preview", "serving/export", "serving/predict"),
+    ("run/preview", "serving/export", "serving/gguf", "serving/predict"),
     ("serving/chat",),
     ("commands", "chat", "demo", "environment", "stand_ins"),
     ("__main__",),  # the scripts beside finetune/ stand above all

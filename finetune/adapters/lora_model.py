@@ -68,6 +68,10 @@ class LoRAModel(peft.LoRAModel):
             self._start_layer(name, layer, seed=derive_seed(seed, "lora", name))
         if config.changes_base:
             self._take_starts(layers, starts, seed)
+        if config.dtype == "float32":
+            # Beside weights in half precision, which `paddle.amp.decorate` would make of all float32 ones.
+            for layer in [*layers.values(), *updated_embeddings(model)]:
+                layer._cast_to_low_precision = False
 
     def merge(self) -> None:
         """Adds all updates to the weights."""

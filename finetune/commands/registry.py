@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -25,11 +25,9 @@ class Command:
     function: str = "main"
     threads_below: bool = True
 
-    def load(self) -> Callable[[Sequence[str]], int | None]:
+    def load(self) -> Callable[..., int | None]:
         """The function that runs it."""
-        function: Callable[[Sequence[str]], int | None] = getattr(
-            importlib.import_module(self.module), self.function
-        )
+        function: Callable[..., int | None] = getattr(importlib.import_module(self.module), self.function)
         return function
 
 
@@ -46,3 +44,8 @@ COMMANDS = (
     Command("doctor", "check versions, device, memory, disk and hubs", "finetune.commands.doctor"),
 )  # fmt: skip
 """In the order in which a newcomer meets them."""
+
+
+def find_command(word: str) -> Command:
+    """The command of this word."""
+    return next(command for command in COMMANDS if command.word == word)

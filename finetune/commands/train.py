@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
     from finetune.training.trainer import FinetuneTrainer
 
+_NUM_SHOWN = 3
+"""Samples of a preview whose number is not given."""
 
-def main(argv: Sequence[str] | None = None) -> None:
+
+def main(argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | None = None) -> None:
     """Reads the settings, trains, evaluates and saves.
 
     Args:
         argv: The words after the command's name; None takes those of this process.
+        overrides: Settings of a call from Python, over these.
     """
-    args = parse_arguments(argv)
+    args = parse_arguments(argv, overrides=overrides)
     check_machine()
     run(args, configure_processor() if args.training.device == "cpu" else None)
 
@@ -112,10 +116,11 @@ def train(
 
 
 def preview(argv: Sequence[str] | None = None) -> None:
-    """Shows what a run would train on, instead of training.
+    """Shows what a run would train on, instead of training: `_NUM_SHOWN` samples, or as many as `--preview` says.
 
     Args:
         argv: As for `main`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    main([*words, "--preview", "true"])
+    is_counted = any(word.split("=")[0] == "--preview" for word in words)
+    main(words if is_counted else [*words, "--preview", str(_NUM_SHOWN)])

@@ -61,6 +61,9 @@ class ExpertFeedForward(nn.Layer):
             self.shared_expert_gate = nn.Linear(hidden, 1, bias_attr=False)
         # Set from outside where somebody wants to know, such as a loss that balances the experts.
         self.observer: RoutingObserver | None = None
+        # While an expert computes: the numbers of the tokens that it got, int64 [its tokens], and how many there are
+        # in all. Dropout asks, as its masks follow tokens.
+        self.passed_tokens: tuple[Any, int] | None = None
 
     def forward(self, x: Any) -> Any:
         """[..., hidden] -> the same shape."""
@@ -80,16 +83,38 @@ class ExpertFeedForward(nn.Layer):
         flat = chosen.flatten()  # [tokens * chosen]
         order = paddle.argsort(flat, stable=True)
         counts = paddle.bincount(flat, minlength=self.experts_facts.num_routed).tolist()
-        sorted_tokens = tokens.gather(order // num_chosen)  # [tokens * chosen, hidden]
-        pieces = paddle.split(sorted_tokens, [count for count in counts if count])
+        numbers = order // num_chosen  # [tokens * chosen], sorted by expert
+        sizes = [count for count in counts if count]
+        pieces = zip(paddle.split(tokens.gather(numbers), sizes), paddle.split(numbers, sizes), strict=True)
         busy = [expert for expert, count in zip(self.experts, counts, strict=True) if count]
-        outputs = [expert(piece) for expert, piece in zip(busy, pieces, strict=True)]
+        outputs = [
+            self._pass(expert, piece, own, tokens.shape[0])
+            for expert, (piece, own) in zip(busy, pieces, strict=True)
+        ]
         given = paddle.concat(outputs).gather(paddle.argsort(order))  # in the order of the tokens again
         given = given.reshape([-1, num_chosen, given.shape[-1]])
         output = (given * shares.astype(given.dtype).unsqueeze(-1)).sum(1)
         if self.training and paddle.is_grad_enabled():
             idle = [expert for expert, count in zip(self.experts, counts, strict=True) if not count]
-            output = _with_zero_gradients(output, idle, tokens[:1])
+            output = self._with_zero_gradients(output, idle, tokens)
+        return output
+
+    def _pass(self, expert: Any, piece: Any, numbers: Any, num_tokens: int) -> Any:
+        """What an expert gives for its tokens."""
+        self.passed_tokens = (numbers, num_tokens)
+        try:
+            return expert(piece)
+        finally:
+            self.passed_tokens = None
+
+    def _with_zero_gradients(self, output: Any, idle: list[Any], tokens: Any) -> Any:
+        """The same output, from which experts without tokens get a gradient of zero.
+
+        Which experts have none differs between micro-batches and replicas; all of them sum and update the same weights.
+        """
+        first = paddle.zeros([1], dtype="int64") if idle else None
+        for expert in idle:
+            output = output + self._pass(expert, tokens[:1], first, tokens.shape[0]) * 0.0
         return output
 
     def _route(self, tokens: Any) -> tuple[Any, Any]:
@@ -104,16 +129,6 @@ class ExpertFeedForward(nn.Layer):
             if self.experts_facts.normalised:
                 shares = shares / shares.sum(-1, keepdim=True)
         return shares, chosen
-
-
-def _with_zero_gradients(output: Any, idle: list[Any], token: Any) -> Any:
-    """The same output, from which experts without tokens get a gradient of zero.
-
-    Which experts have none differs between micro-batches and replicas; all of them sum and update the same weights.
-    """
-    for expert in idle:
-        output = output + expert(token) * 0.0
-    return output
 
 
 def _inner_config(config: Any, inner_size: int) -> Any:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
 from finetune.families.record_parts import (
     ConfigFields,
@@ -89,6 +90,7 @@ class Family:
         argument_folder: Folder with the argument files where it is not called like the family.
         tensor_splits: End of a layer's name, as a regular expression -> how tensor parallelism divides the
             layer; a kind of `finetune.families.tensor_splits`. Other layers are whole on every rank.
+        gguf: How the format GGUF has the family; None where no export is made.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Family:
     entry_modules: tuple[str, ...] = ("embed_tokens",)
     hugging_face: HuggingFaceForm = field(default_factory=HuggingFaceForm)
     tensor_splits: Mapping[str, str] = field(default_factory=dict)
+    gguf: GgufForm | None = None
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
         """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""

@@ -10,3 +10,6 @@ QWEN_PATTERN = (
 
 LLAMA3_PATTERN = QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 """Llama 3's: up to three digits."""
+
+BLOOM_PATTERN = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+"""BLOOM's: whatever stands between blanks and marks."""

@@ -8,7 +8,7 @@ Nothing here imports paddle: help and every argument error answer at once.
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -111,11 +111,14 @@ class Arguments:
         return {name: value for name, value in kwargs.items() if value is not None}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
+def parse_arguments(
+    argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | None = None
+) -> Arguments:
     """Reads ``ARGS.json --key value ...``, checks it, and fills in what follows from other settings.
 
     Args:
         argv: The words after the program's name; null takes those of this process.
+        overrides: Values as an argument file has them, given in a call from Python; they win.
 
     Raises:
         UserError: With every fault found, one line each.
@@ -123,7 +126,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Arguments:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _answer_help(argv)
-    given = read_given(argv)
+    given = read_given(argv, overrides or {})
     values = {name: setting.default for name, setting in known_settings().items()} | given.values
     names = frozenset(given.values)
     warnings = infer_loss_type(values, names, given.raw, given.file_name)

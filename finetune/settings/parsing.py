@@ -1,9 +1,10 @@
 """From an argument file and a command line to typed values: reading and converting, no judgement of values."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from finetune.machine.command_names import TRAIN, launched_name, usage_name
@@ -34,8 +35,13 @@ class GivenSettings:
     lacks_file: bool = False  # an argument file was named but could not be read
 
 
-def read_given(argv: Sequence[str]) -> GivenSettings:
-    """Reads the argument file named first on the command line, if any, then the ``--key value`` pairs over it."""
+def read_given(argv: Sequence[str], overrides: Mapping[str, Any] = MappingProxyType({})) -> GivenSettings:
+    """Reads the argument file named first on the command line, if any, then the ``--key value`` pairs over it.
+
+    Args:
+        argv: The words after the program's name.
+        overrides: Values as a file has them, from a call, over both.
+    """
     given = GivenSettings()
     positional, pairs = split_command_line(argv)
     named = bool(positional) and is_argument_file(positional[0])
@@ -52,7 +58,8 @@ def read_given(argv: Sequence[str]) -> GivenSettings:
         given.lacks_file = from_file is None
         _take(from_file or FileEntries(), given, origin=f"in {positional[0]}", convert=convert_json)
     _take(FileEntries(dict(pairs)), given, origin="on the command line", convert=convert_words)
-    where = f"in {positional[0]}" if named else "on the command line"
+    _take(FileEntries(dict(overrides)), given, origin="in the call", convert=convert_json)
+    where = f"in {positional[0]}" if named else "in the call" if overrides else "on the command line"
     if fault := find_method_fault(given.raw, where):
         given.faults = [fault]  # the rest of its settings would be named for nothing
         given.is_other_method = True

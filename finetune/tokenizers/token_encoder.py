@@ -106,7 +106,7 @@ def named_ids(
 
     pad = need("pad") if "pad_token" in roles else find(facts.pad_fallback)
     eos = need(facts.end_of_answer)
-    ends = [index for name in facts.chat_ends if (index := find(name)) is not None]
+    ends = [index for name in facts.chat_ends if (index := find(name)) not in (None, eos)]
     return NamedIds(eos, eos if pad is None else pad, tuple(map(need, _opening(facts, config))), tuple(ends))
 
 

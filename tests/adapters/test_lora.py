@@ -8,6 +8,10 @@ from finetune.adapters.files import save_adapter
 from finetune.adapters.initial_weights import draw_input_matrix
 from finetune.adapters.lora import add_lora, load_lora
 from finetune.errors import UserError
+from finetune.machine.half_precision import half_precision_on_cpu
+from finetune.models.loading import load_model
+from finetune.models.resolve import resolve_model
+from finetune.models.tiny.checkpoint import build_tiny
 from finetune.training.loss import logits_of
 from tests.adapters.conftest import make_stage
 
@@ -134,3 +138,30 @@ def test_an_adapter_trained_in_half_precision_takes_the_type_of_the_model(load, 
     assert trained and {each.dtype for each in trained} == {paddle.float32}
     assert {float(each.max()) for each in trained} == {0.125}
     assert np.isfinite(logits(loaded)).all()
+
+
+def test_matrices_in_float32_stay_so_beside_weights_in_half_precision(settings, tmp_path):
+    """PaddleNLP's trainer has Paddle make half-precision weights of all that are float32."""
+    settings.lora_dtype = "float32"
+    settings.lora_target_modules = ["q_proj", "embed_tokens"]
+    with half_precision_on_cpu():
+        model = build_tiny(
+            "llama", tmp_path / "tiny", vocab_size=400, num_layers=1, num_heads=2, hidden_size=16
+        )
+        resolved = resolve_model(model)
+        base = load_model(resolved, dtype="bfloat16")
+        adapted = add_lora(base, settings, family=resolved.family, dtype="bfloat16", seed=1)
+        paddle.amp.decorate(models=adapted, level="O2", dtype="bfloat16")
+        types = {name.rpartition(".")[2]: each.dtype for name, each in adapted.named_parameters()}
+        assert types["lora_A"] == types["lora_B"] == paddle.float32 and types["weight"] == paddle.bfloat16
+        with paddle.amp.auto_cast(level="O2", dtype="bfloat16"):
+            loss = (
+                logits_of(adapted(input_ids=paddle.arange(4, 10).reshape([2, 3])))
+                .astype("float32")
+                .square()
+                .mean()
+            )
+        loss.backward()
+        assert {each.grad.dtype for each in adapted.parameters() if not each.stop_gradient} == {
+            paddle.float32
+        }

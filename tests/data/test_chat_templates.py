@@ -52,6 +52,10 @@ WRITTEN = {
         "sys\n\n[Round 1]\n\n问：q1\n\n答：{a1}\n\n[Round 2]\n\n问：q2\n\n答：{a2}",
         "[Round 1]\n\n问：q\n\n答：{a}",
     ),
+    "chatglm3": (
+        "§<|system|>\n sys§<|user|>\n q1§<|assistant|>{\n a1}§<|user|>\n q2§<|assistant|>{\n a2}",
+        "§<|user|>\n q§<|assistant|>{\n a}",
+    ),
     "glm4": (
         "§[gMASK]§<sop>§<|system|>\nsys§<|user|>\nq1§<|assistant|>{\na1}§<|user|>\nq2§<|assistant|>{\na2}",
         "§[gMASK]§<sop>§<|user|>\nq§<|assistant|>{\na}",

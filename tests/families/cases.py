@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.families.framings import (
     BARE,
+    CHATGLM,
     FALCON,
     GEMMA,
     GPT2,
@@ -45,21 +46,13 @@ _GROUPED = {"num_key_value_heads": 2}
 CASES = (
     FamilyCase("llama", fused_layers=True),
     FamilyCase("llama", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
+    FamilyCase("chatglm2", _GROUPED, num_kv_heads=2, bfloat16_on_cpu=False, framing=CHATGLM),
     FamilyCase(
-        "chatglm2",
-        {"num_key_value_heads": 2},
+        "chatglm3",
+        _GROUPED,
         num_kv_heads=2,
         bfloat16_on_cpu=False,
-        framing=Framing(
-            frame=[(322, "[gMASK]"), (324, "sop")],
-            source=[(260, "a"), (276, "red"), (277, "dress")],
-            target=[
-                *[(290, "▁"), (105, "f"), (261, "it"), (295, "s"), (268, "w")],
-                *[(291, "e"), (263, "ll"), (274, "上衣")],
-            ],
-            end=(2, "</s>"),
-            pad_token_id=0,
-        ),
+        framing=replace(CHATGLM, chat_ends=("<|user|>", "<|observation|>")),
     ),
     FamilyCase(
         "qwen",
@@ -190,6 +183,17 @@ _FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", 
 
 _JOINED_INPUT = frozenset({"query_key_value_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
+_CHATGLM = FamilyFacts(
+    _FUSED,
+    ids_from="sentencepiece",
+    groups_heads=True,
+    small=_GROUPED,
+    splits_rows=True,
+    most_tensor_parts=2,
+    computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
+    rotary_tables=1,
+)
+
 _NEW_GEMMA = FamilyFacts(
     _GATED,
     known_to_paddlenlp=False,
@@ -222,16 +226,8 @@ _EXPERTS = FamilyFacts(
 
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
-    "chatglm2": FamilyFacts(
-        _FUSED,
-        ids_from="sentencepiece",
-        groups_heads=True,
-        small=_GROUPED,
-        splits_rows=True,
-        most_tensor_parts=2,
-        computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
-        rotary_tables=1,
-    ),
+    "chatglm2": _CHATGLM,
+    "chatglm3": _CHATGLM,
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
         ids_from="tiktoken",

@@ -89,3 +89,14 @@ INTERNLM2 = replace(
     target=[(326, "f"), (293, "its"), (268, " w"), (290, "ell"), (295, " "), (264, "上衣")],
     chat_ends=("<|im_end|>",),
 )
+
+CHATGLM = Framing(
+    frame=[(322, "[gMASK]"), (324, "sop")],
+    source=[(260, "a"), (276, "red"), (277, "dress")],
+    target=[
+        *[(290, "▁"), (105, "f"), (261, "it"), (295, "s"), (268, "w")],
+        *[(291, "e"), (263, "ll"), (274, "上衣")],
+    ],
+    end=(2, "</s>"),
+    pad_token_id=0,
+)

@@ -120,6 +120,7 @@ COMMANDS = {
     "export_model.py": ["--model_name_or_path", "{path}", "--output_path", "out", "--device", "cpu"],
     "predict_generation.py": ["--model_name_or_path", "{path}", "--device", "cpu"],
     "finetune.chat": ["--model_name_or_path", "{path}", "--device", "cpu"],
+    "finetune.serving.gguf": ["--model_name_or_path", "{path}", "--output_path", "out"],
     "finetune.models.tiny": ["llama", "{path}/model"],
 }
 WITHOUT_RIGHTS = """
@@ -159,6 +160,8 @@ def test_every_command_tells_a_path_that_cannot_be_used(name, kind, closed_folde
     reason = "Permission denied" if kind == "closed" else "File name too long"
     if name == "finetune.chat" and importlib.util.find_spec("gradio") is None:
         reason = "Gradio, which is not installed"
+    if name == "finetune.serving.gguf" and importlib.util.find_spec("gguf") is None:
+        reason = "gguf, which is not installed"
     assert reason in result.stderr
 
 

@@ -22,10 +22,12 @@ def silu(x: Any, xp: Any) -> Any:
     return x / (1 + xp.exp(-x))
 
 
-def rotation(length: int, num_rotated: int, xp: Any, like: Any) -> tuple[Any, Any]:
-    """Cosine and sine [length, 1, num_rotated / 2] of position x 10000^(-2 i / num_rotated)."""
-    frequencies = 10000.0 ** (-np.arange(0, num_rotated, 2) / num_rotated)
-    angles = np.arange(length)[:, None, None] * frequencies
+def rotation(
+    length: int, num_rotated: int, xp: Any, like: Any, *, base: float = 10000.0, divisor: float = 1.0
+) -> tuple[Any, Any]:
+    """Cosine and sine [length, 1, num_rotated / 2] of position / divisor x base^(-2 i / num_rotated)."""
+    frequencies = base ** (-np.arange(0, num_rotated, 2) / num_rotated)
+    angles = np.arange(length)[:, None, None] / divisor * frequencies
     kind = {"dtype": like.dtype}
     return xp.asarray(np.cos(angles), **kind), xp.asarray(np.sin(angles), **kind)
 

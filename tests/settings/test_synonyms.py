@@ -118,6 +118,9 @@ INSTEAD = {
     "truncation_strategy": ("left", "truncation"),
     "eval_step": (100, "eval_steps"),
     "label_smoothing_factor": (0.1, "cross entropy"),
+    "eval_on_start": (True, "do_train false and do_eval true"),
+    "push_to_hub": (True, "upload it"),
+    "auto_find_batch_size": (True, "per_device_train_batch_size"),
 }
 
 

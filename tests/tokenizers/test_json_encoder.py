@@ -84,7 +84,7 @@ def _characters(characters):
     [
         {"quant_method": "gptq", "bits": 3},
         {"quant_method": "exl2"},
-        {"weight_quantize_algo": "weight_only_int8"},
+        {"weight_quantize_algo": "weight_only_int4"},
     ],
 )
 def test_quantised_folders_are_named_at_once(llama_folder, facts):

@@ -81,6 +81,13 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         user="[Round {round}]\n\n问：{content}\n\n答：",
         after="\n\n",
     ),
+    "chatglm3": ChatFormat(  # what opens a text, "[gMASK]sop", is put there by the family
+        system="<|system|>\n {content}",
+        user="<|user|>\n {content}<|assistant|>",
+        tool="<|observation|>\n {content}<|assistant|>",
+        answer="\n {content}",
+        special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    ),
     "glm4": ChatFormat(
         opening="[gMASK]<sop>",
         system="<|system|>\n{content}",

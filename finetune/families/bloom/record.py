@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -127,6 +128,14 @@ BLOOM = register(
             "n_inner",
             "offset_alibi",
             "tie_word_embeddings",
+        ),
+        gguf=GgufForm(
+            "bloom",
+            epsilon="layer_norm_epsilon",
+            is_rms=False,
+            has_rotary=False,
+            joined_heads=True,
+            required={"apply_residual_connection_post_layernorm": False},
         ),
         tensor_splits={
             "word_embeddings": "vocabulary",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.families.chatglm2.generation import rotary_facts
 from finetune.families.decoder_description import (
     DecoderDescription,
     DecoderShape,
@@ -16,8 +17,6 @@ from finetune.families.decoder_description import (
     linear,
 )
 from finetune.families.rotary_scaling import inverse_frequencies
-
-_ROTARY_BASE = 10000.0
 
 
 def describe(model: Any) -> DecoderDescription:
@@ -44,7 +43,8 @@ def describe(model: Any) -> DecoderDescription:
             outer=linear(block.mlp.dense_4h_to_h),
         )
 
-    turning = inverse_frequencies(_ROTARY_BASE, head_dim // 2)
+    base, divisor = rotary_facts(config)
+    turning = inverse_frequencies(base, head_dim // 2) / np.float32(divisor)
     return DecoderDescription(
         shape=DecoderShape(
             num_layers=config.num_hidden_layers,

@@ -3,7 +3,8 @@
 With flash attention PaddleNLP reads the result, [batch, length, ...], as [length, batch, ...], so that the
 rows of a batch are mixed up (logits of a tiny model off by 6; a batch of one is right). Its forward pass builds a
 dense mask whether one is needed or not. Its functions that cut fused weights for tensor parallelism take Paddle
-tensors only, while checkpoints are read as arrays. And it rounds cos and sin of the positions to the type of the run.
+tensors only, while checkpoints are read as arrays. It rounds cos and sin of the positions to the type of the run, and
+it knows no other rotary base and no divided positions, which the models of long texts have.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from finetune.families.attention import (
     refuse_packed_rows,
     visible_keys,
 )
+from finetune.families.chatglm2.generation import PLAIN_BASE, rotary_facts
 from finetune.families.rotary import turn
 from finetune.machine.stand_ins import replace
 
@@ -53,12 +55,17 @@ replace(modeling, "apply_rotary_pos_emb", apply_rotary_pos_emb)
 
 
 class RotaryEmbedding(modeling.RotaryEmbedding):
-    """Tables of the positions, worked out in every pass."""
+    """Tables of the positions, worked out in every pass; `base` and `divisor` as `rotary_facts` has them."""
+
+    base, divisor = PLAIN_BASE, 1.0
 
     def forward(self, max_seq_len: int, offset: int = 0) -> paddle.Tensor:
         """Cos and sin, float32 [positions, turned places / 2, 2]."""
         with paddle.amp.auto_cast(enable=False):
-            return super().forward(max_seq_len, offset)
+            exponents = paddle.arange(0, self.dim, 2, dtype="float32") / self.dim
+            places = paddle.arange(0, max_seq_len, dtype="float32") / self.divisor
+            angles = paddle.outer(places, 1.0 / (self.base**exponents))
+            return paddle.stack([paddle.cos(angles), paddle.sin(angles)], axis=-1)
 
 
 class CoreAttention(modeling.CoreAttention):
@@ -140,7 +147,7 @@ class ChatGLMv2ForCausalLM(modeling.ChatGLMv2ForCausalLM):
         decoder = self.chatglm_v2
         decoder.__class__, decoder.encoder.__class__ = ChatGLMv2Model, GLMTransformer
         decoder.rotary_pos_emb.__class__ = RotaryEmbedding
-        decoder.rotary_pos_emb.default_dtype = "float32"  # what the tables would be rounded to
+        decoder.rotary_pos_emb.base, decoder.rotary_pos_emb.divisor = rotary_facts(config)
         # The layers call their core, which chooses the kernel.
         plain = copy.copy(config)
         plain.use_flash_attention = False

@@ -1,4 +1,4 @@
-"""ChatGLM2-6B and ChatGLM3-6B (PaddleNLP's chatglm_v2): one architecture, multi-query attention."""
+"""ChatGLM2-6B and its model of 32k (PaddleNLP's chatglm_v2): multi-query attention, half of a head turned."""
 
 from __future__ import annotations
 
@@ -6,56 +6,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.families.chatglm2.generation import (
+    POSITION_DIVISOR,
+    UNDERSTOOD,
+    adapt_config,
+    may_be,
+    published_config,
+)
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
-# Hugging Face's field -> PaddleNLP's.
-_RENAMED = {
-    "num_layers": "num_hidden_layers",
-    "padded_vocab_size": "vocab_size",
-    "seq_length": "max_sequence_length",
-}
-# What PaddleNLP's model is built for; other values would be ignored and give other logits.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "rope_ratio": (1, 1.0),
-    "rmsnorm": (True,),
-    "original_rope": (True,),
-    "post_layer_norm": (True,),
-    "interleaved_qkv": (False,),
-    "pre_seq_len": (None,),
-    "tie_word_embeddings": (False,),
-}
 
-
-def _covers(config: Mapping[str, Any], _folder: Path | None) -> bool:
-    """ChatGLM-6B has the same `model_type` in Hugging Face's folders, but another architecture."""
-    return "ffn_hidden_size" in config
+def _covers(config: Mapping[str, Any], folder: Path | None) -> bool:
+    return may_be(2, config, folder)
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Hugging Face's field names -> PaddleNLP's; one key and value head per head where they are not shared."""
-    faults = [
-        f"config.json has {name} {config[name]!r}, which this stack cannot reproduce; allowed: "
-        f"{', '.join(map(repr, allowed))}. Use other weights"
-        for name, allowed in _FIXED.items()
-        if name in config and config[name] not in allowed
-    ]
-    if faults:
-        raise UserError(faults)
-    adapted = {_RENAMED.get(name, name): value for name, value in config.items() if name != "auto_map"}
-    if config.get("multi_query_attention") is False:
-        adapted["multi_query_group_num"] = adapted["num_attention_heads"]
-    # PaddleNLP's name table leaves the output layer out for Hugging Face's "ChatGLMModel".
-    return adapted | {
-        "model_type": "chatglm_v2",
-        "architectures": ["ChatGLMv2ForCausalLM"],
-        "tie_word_embeddings": False,
-    }
+    return adapt_config(config, 2)
 
 
-def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+def tiny_config(shape: TinyShape) -> dict[str, Any]:
+    """config.json of a tiny checkpoint."""
     return {
         "architectures": ["ChatGLMv2ForCausalLM"],
         "model_type": "chatglm_v2",
@@ -76,7 +48,8 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
     }
 
 
-def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+def tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    """Weights of a tiny checkpoint."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
     qkv_size = hidden + 2 * hidden // shape.num_heads * shape.num_kv_heads
     weights = {"chatglm_v2.embedding.word_embeddings.weight": TensorSpec((shape.vocab_size, hidden))}
@@ -99,14 +72,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 
 
 def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
-    """PaddleNLP's fields -> Hugging Face's."""
-    theirs = {there: here for here, there in _RENAMED.items()}
-    renamed = {theirs.get(name, name): value for name, value in config.items()}
-    return renamed | {
-        "model_type": "chatglm",
-        "architectures": ["ChatGLMModel"],
-        "multi_query_attention": renamed.get("multi_query_group_num") != renamed.get("num_attention_heads"),
-    }
+    return published_config(config, "chatglm2-6b-32k" if POSITION_DIVISOR in config else "chatglm2-6b")
 
 
 CHATGLM2 = register(
@@ -149,8 +115,8 @@ CHATGLM2 = register(
         tiny=TinyRecipe(
             # Half of a head is rotated, in pairs.
             tokenizer="sentencepiece_chatglm2",
-            config=_tiny_config,
-            weights=_tiny_weights,
+            config=tiny_config,
+            weights=tiny_weights,
             head_dim_multiple=4,
         ),
         fields=ConfigFields(
@@ -168,10 +134,7 @@ CHATGLM2 = register(
             "recompute_use_reentrant": "Paddle's PyLayer form of recomputation fails on the layers of this model"
         },
         adapt_config=_adapt_config,
-        understood=(
-            *(*_RENAMED, *_FIXED, "apply_residual_connection_post_layernorm", "multi_query_attention"),
-            "hidden_size_per_attention_head",
-        ),
+        understood=UNDERSTOOD,
         tensor_splits={
             "word_embeddings": "vocabulary",
             "output_layer": "head",
@@ -181,5 +144,6 @@ CHATGLM2 = register(
             "dense_4h_to_h": "rows",
         },
         covers=_covers,
+        told_by="_name_or_path chatglm2..., or a tokenization_chatglm.py without <|user|>",
     )
 )

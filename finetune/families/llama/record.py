@@ -14,6 +14,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
     require_values,
 )
+from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -113,6 +114,7 @@ LLAMA = register(
         adapt_config=_adapt_config,
         understood=("alibi", "attention_bias", "head_dim", "mlp_bias", "rope_parameters", "rope_scaling"),
         variants=_variant,
+        gguf=GgufForm("llama", interleaved=True),
         tensor_splits=TENSOR_SPLITS,
     )
 )

@@ -12,6 +12,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
     require_values,
 )
+from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -68,6 +69,7 @@ MISTRAL = register(
         sequence_parallel=True,
         adapt_config=_adapt_config,
         understood=("head_dim", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
+        gguf=GgufForm("llama", interleaved=True),
         tensor_splits=TENSOR_SPLITS,
         argument_folder="llama",
     )

@@ -13,6 +13,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
 )
+from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, kind_of_scaling, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -94,6 +95,7 @@ QWEN2 = register(
             "rope_scaling",
             "sliding_window",
         ),
+        gguf=GgufForm("qwen2"),
         tensor_splits=TENSOR_SPLITS,
     )
 )

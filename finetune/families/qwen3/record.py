@@ -13,6 +13,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
     require_values,
 )
+from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -84,6 +85,7 @@ QWEN3 = register(
         argument_folder="qwen",
         adapt_config=_adapt_config,
         understood=("layer_types", "rope_parameters", "rope_scaling"),
+        gguf=GgufForm("qwen3"),
         tensor_splits=TENSOR_SPLITS,
     )
 )

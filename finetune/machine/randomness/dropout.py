@@ -77,6 +77,9 @@ class KeyedDropout:
         self._token_keys: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}  # by length of the rows
         self._original: Callable[..., Any] = functional.dropout
         self._split_inputs: set[str] = set()
+        self._routers: dict[
+            str, Any
+        ] = {}  # layers whose parts see some of the tokens, by the start of their names
         self._is_needed = has_dropout(model)
         if self._is_needed:
             self._watch(model)
@@ -86,6 +89,8 @@ class KeyedDropout:
         for name, layer in model.named_sublayers(include_self=True):
             if hasattr(layer, "input_size_per_partition"):
                 self._split_inputs.add(f"{name}.lora_dropout")
+            if hasattr(layer, "passed_tokens"):
+                self._routers[f"{name}."] = layer
             layer.register_forward_pre_hook(partial(self._enter, name))
             layer.register_forward_post_hook(self._leave)
 
@@ -147,16 +152,25 @@ class KeyedDropout:
             return self._attention_keys(
                 layer_key, tokens, positions, num_heads=math.prod(leading) // batch_size, num_keys=num_keys
             )
-        # Under sequence parallelism, hidden states are divided among tensor ranks by tokens, or by channels.
-        is_part = len(shape) == 2 and layer not in self._split_inputs
-        num_rows = math.prod(shape[:-1])
-        tokens, _ = self._tokens_of(layer, shape, num_rows * (self.tensor_degree if is_part else 1))
-        tokens = (tokens.T if self.length_first else tokens).ravel()
-        if is_part:
-            tokens = tokens[self.tensor_rank * num_rows :][:num_rows]
+        tokens = self._row_tokens(layer, shape)
         first = self.tensor_rank * shape[-1] if layer in self._split_inputs else 0
         rows = (_mix(tokens ^ _mix(layer_key)) >> np.uint64(32)).astype(np.uint32)
         return rows[None], _column_keys(first + np.arange(shape[-1]))[None]
+
+    def _row_tokens(self, layer: str, shape: list[int]) -> NDArray[Any]:
+        """Keys of the tokens that the rows of a tensor belong to, uint64 [rows]."""
+        num_rows = math.prod(shape[:-1])
+        router = next((each for start, each in self._routers.items() if layer.startswith(start)), None)
+        if router is not None and router.passed_tokens is not None:
+            numbers, num_tokens = router.passed_tokens
+            tokens: NDArray[Any] = self._tokens_of(layer, shape, num_tokens)[0].ravel()[numbers.numpy()]
+            return tokens
+        # Under sequence parallelism, hidden states are divided among tensor ranks by tokens, or by channels; routers
+        # put the tokens together before.
+        is_part = len(shape) == 2 and layer not in self._split_inputs and router is None
+        tokens, _ = self._tokens_of(layer, shape, num_rows * (self.tensor_degree if is_part else 1))
+        tokens = (tokens.T if self.length_first else tokens).ravel()
+        return tokens[self.tensor_rank * num_rows :][:num_rows] if is_part else tokens
 
     def _attention_keys(
         self, layer_key: Any, tokens: NDArray[Any], positions: NDArray[Any], *, num_heads: int, num_keys: int

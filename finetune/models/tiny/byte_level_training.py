@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
+from finetune.families.text_patterns import BLOOM_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
 from finetune.models.tiny.sentencepiece_training import NUM_BYTES, corpus_lines
 from finetune.storage.files import write_json
 
@@ -126,7 +126,7 @@ def _write_vocab_and_merges(folder: Path, tokenizer: Any) -> None:
 BLOOM_KIND = ByteLevelKind(
     special_tokens=("<unk>", "<s>", "</s>", "<pad>"),
     roles={"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"},
-    pattern=" ?[^(\\s|[.,!?…。，、।۔،])]+",
+    pattern=BLOOM_PATTERN,
     special_first=True,
     write_files=_write_tokenizer_json,
     settings={"tokenizer_class": "BloomTokenizerFast", "add_prefix_space": False},
