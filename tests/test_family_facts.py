@@ -26,10 +26,13 @@ READS_CONFIG = {
     MODELS / "hf_names.py",
     MODELS / "loading.py",
     MODELS / "reward_head.py",
+    # `model_type` is SentencePiece's word for the kind of a vocabulary.
+    ROOT / "finetune" / "serving" / "gguf" / "vocabulary.py",
 }
 ALLOWED_NAMES = {
     "finetune/data/templates/chat_templates.py": "names of conversation formats, which users choose and no code compares",
     "finetune/demo.py": "the demonstration is one run, of one family",
+    "finetune/serving/gguf/vocabulary.py": "GGUF calls kinds of tokenizers by the names of models",
 }
 
 
@@ -107,6 +110,8 @@ ALLOWED_WORDS = {
     "finetune/adapters/update_tensors.py": "the same names",
     "finetune/merge/layer_updates.py": "the same names",
     "finetune/models/hf_names.py": "names of Hugging Face's files and of the layers that PaddleNLP's options join",
+    "finetune/serving/gguf/metadata.py": "a field of its own, and transformers' word for the length of texts",
+    "finetune/serving/gguf/tensors.py": "names of Hugging Face's files whose rows the format orders otherwise",
     "finetune/settings/yaml_text.py": "events of YAML are told apart by the names of their classes",
     "finetune/storage/quantisation/stored_format.py": "compressed-tensors' word for weights that are not sparse",
     "finetune/models/sequence_parallel.py": "the attribute in which PaddleNLP's attention layers keep the row length",

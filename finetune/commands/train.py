@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
     from finetune.training.trainer import FinetuneTrainer
 
+_NUM_SHOWN = 3
+"""Samples of a preview whose number is not given."""
+
 
 def main(argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | None = None) -> None:
     """Reads the settings, trains, evaluates and saves.
@@ -113,10 +116,11 @@ def train(
 
 
 def preview(argv: Sequence[str] | None = None) -> None:
-    """Shows what a run would train on, instead of training.
+    """Shows what a run would train on, instead of training: `_NUM_SHOWN` samples, or as many as `--preview` says.
 
     Args:
         argv: As for `main`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    main([*words, "--preview", "true"])
+    is_counted = any(word.split("=")[0] == "--preview" for word in words)
+    main(words if is_counted else [*words, "--preview", str(_NUM_SHOWN)])

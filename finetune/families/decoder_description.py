@@ -59,7 +59,7 @@ class LayerWeights:
         key: To kv heads x head dim.
         value: Like `key`.
         output: From heads x head dim to hidden.
-        inner_norm: Norm of the feed-forward layers.
+        inner_norm: Norm of the feed-forward layers; that of attention again where both share one.
         inner: To the inner size; with a gate to twice that, the gate's half first.
         outer: From the inner size to hidden.
         attention_output_norm: Norm of what attention gives, before it is added; None where there is none.
@@ -87,10 +87,12 @@ class DecoderShape:
     """Sizes and variants of a decoder.
 
     Attributes:
-        activation: "silu", "gelu_tanh" or "relu".
+        activation: "silu", "gelu", "gelu_tanh" or "relu".
         gated: Whether the activation of one half of the inner layer multiplies the other half.
         norm_first: Whether norms stand before attention and feed-forward layers, or behind the sums.
         residual_from_norm: Whether the sums add to the norm's result instead of to its input.
+        parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once; norms
+            stand before them.
         embedding_scale: Factor on word embeddings.
         max_positions: Most tokens of a text; None without a limit.
         window: A token sees this many tokens, itself included; None: all before it.
@@ -110,6 +112,7 @@ class DecoderShape:
     gated: bool
     norm_first: bool = True
     residual_from_norm: bool = False
+    parallel_branches: bool = False
     embedding_scale: float = 1.0
     max_positions: int | None = None
     window: int | None = None

@@ -98,7 +98,7 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) ->
         key=key,
         value=value,
         output=linear(block.self_attn.o_proj),
-        inner_norm=norm(getattr(block, names.inner)),
+        inner_norm=norm(getattr(block, names.inner or names.attention)),
         inner=_inner(mlp),
         outer=linear(block.mlp.down_proj),
     )

@@ -74,6 +74,7 @@ class HeadDecoderLayer(nn.Layer):
     ):
         super().__init__()
         self.config, self.names, self.has_window = config, facts.norms, facts.has_window(number)
+        self.parallel_branches = facts.parallel_branches
         self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
         self.mlp = _feed_forward(config, facts, number)
@@ -112,9 +113,14 @@ class HeadDecoderLayer(nn.Layer):
         else:
             attended = self.self_attn(*arguments)
         attended, cache = attended if use_cache else (attended, None)
-        hidden = hidden + self._normed(names.attention_output, self._dropped(attended))
-        inner = self.mlp(self._normed(names.inner, hidden))
-        hidden = hidden + self._normed(names.inner_output, self._dropped(inner))
+        attended = self._normed(names.attention_output, self._dropped(attended))
+        if self.parallel_branches:
+            inner = self.mlp(normed if names.inner is None else self._normed(names.inner, hidden))
+            hidden = hidden + (attended + self._normed(names.inner_output, self._dropped(inner)))
+        else:
+            hidden = hidden + attended
+            inner = self.mlp(self._normed(names.inner, hidden))
+            hidden = hidden + self._normed(names.inner_output, self._dropped(inner))
         return (hidden, cache) if use_cache else hidden
 
     def _dropped(self, branch: Any) -> Any:
@@ -287,7 +293,7 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
 def _feed_forward(config: Any, facts: HeadFacts, number: int) -> nn.Layer:
     if facts.has_experts(number):
         return ExpertFeedForward(config, facts)
-    return GatedFeedForward(config, facts) if facts.gated else FeedForward(config, has_bias=facts.inner_bias)
+    return GatedFeedForward(config, facts) if facts.gated else FeedForward(config, facts)
 
 
 def _layer_tensors(facts: HeadFacts, number: int) -> list[str]:

@@ -39,6 +39,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
             else None,
         },
         gated=facts.gated,
+        parallel_branches=facts.parallel_branches,
         activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,

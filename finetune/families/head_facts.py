@@ -18,13 +18,13 @@ class NormNames:
 
     Attributes:
         attention: Of what attention gets.
-        inner: Of what the feed-forward layers get.
+        inner: Of what the feed-forward layers get; None: that of attention, in layers with parallel branches.
         attention_output: Of what attention gives, before it is added; None where there is none.
         inner_output: The same of the feed-forward layers.
     """
 
     attention: str = "input_layernorm"
-    inner: str = "post_attention_layernorm"
+    inner: str | None = "post_attention_layernorm"
     attention_output: str | None = None
     inner_output: str | None = None
 
@@ -59,7 +59,8 @@ class HeadFacts:
         input_bias: Whether the projections to queries, keys and values have a bias.
         output_bias: Whether the projection back has one.
         inner_bias: Whether the feed-forward layers have biases.
-        activation: Of the gate: "silu" or "gelu_tanh".
+        parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once.
+        activation: Of the gate, or of the inner layer: "silu", "gelu_tanh", or without a gate "gelu", which is exact.
         norms: Names of a layer's norms.
         centred_norms: Whether norms of hidden states take the mean off and have biases.
         norm_offset: What norms add to their weights.
@@ -87,6 +88,7 @@ class HeadFacts:
     input_bias: bool = False
     output_bias: bool = False
     inner_bias: bool = False
+    parallel_branches: bool = False
     activation: str = "silu"
     norms: NormNames = TWO_NORMS
     centred_norms: bool = False

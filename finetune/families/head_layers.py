@@ -156,21 +156,22 @@ class NormedHead(Qwen2LMHead):
 
 
 class FeedForward(nn.Layer):
-    """GELU (in its tanh form) between two linear layers.
+    """GELU (Hendrycks and Gimpel 2016), exact or in its tanh form, between two linear layers.
 
     Args:
         config: Sizes and degrees of parallelism.
-        has_bias: Whether the layers have biases.
+        facts: Activation and biases.
     """
 
-    def __init__(self, config: Any, *, has_bias: bool):
+    def __init__(self, config: Any, facts: HeadFacts):
         super().__init__()
+        self.is_exact, has_bias = facts.activation == "gelu", facts.inner_bias
         self.up_proj = column_layer(config, config.hidden_size, config.intermediate_size, has_bias=has_bias)
         self.down_proj = row_layer(config, config.intermediate_size, config.hidden_size, has_bias=has_bias)
 
     def forward(self, x: Any) -> Any:
         """[..., hidden] -> the same shape."""
-        return self.down_proj(_tanh_gelu(self.up_proj(x)))
+        return self.down_proj(F.gelu(self.up_proj(x), approximate=not self.is_exact))
 
 
 def _tanh_gelu(x: Any) -> Any:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import re
 import resource
-import sys
 
 from finetune.errors import EXIT_USER_ERROR, UserError
+from finetune.machine.screen import show_line
 
 GIBIBYTE = 1 << 30
 PADDLE_BYTES = 2 * GIBIBYTE
@@ -38,7 +38,7 @@ def require_address_space() -> None:
     """Ends a command under a limit that not even NumPy can be imported under; to be called before that import."""
     limit = address_space_limit()
     if limit is not None and limit < _NUMPY_BYTES:
-        print(f"error: {_describe_limit(limit, 'NumPy', _NUMPY_BYTES)}", file=sys.stderr)
+        show_line(f"error: {_describe_limit(limit, 'NumPy', _NUMPY_BYTES)}")
         raise SystemExit(EXIT_USER_ERROR)
 
 

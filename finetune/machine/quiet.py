@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
+from finetune.machine.screen import show_line
 from finetune.machine.stop_signals import delayed, renew_handlers
 
 
-def silence_libraries() -> None:
+def announce_import() -> None:
+    """Says that Paddle is going to be imported, which takes up to 20 seconds; once, by the first process."""
+    if "paddle" not in sys.modules and os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
+        show_line("Loading PaddlePaddle ...")
+
+
+def silence_libraries(*, announces: bool = True) -> None:
     """Keeps PaddleNLP's debug lines and its dependencies' start-up warnings off the screen.
 
     Errors still show. FINETUNE_VERBOSE=1 in the environment shows everything.
+
+    Args:
+        announces: Whether the wait for the import is told; False in processes that the user did not start.
     """
     is_verbose = os.environ.get("FINETUNE_VERBOSE") == "1"
     if not is_verbose:
         os.environ.setdefault("GLOG_minloglevel", "2")
         warnings.filterwarnings("ignore")
         logging.getLogger("jieba").setLevel(logging.WARNING)
+    if announces:
+        announce_import()
     # Paddle's own handlers would print a C++ stack on SIGTERM instead of letting ours act.
     with delayed():
         import paddle

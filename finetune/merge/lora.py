@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from finetune.checkpoints import companions
 from finetune.data.templates.trained_template import carry_template, drop_template, template_source
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.machine.command_names import MERGE_LORA, PREDICT, next_command, usage_name
+from finetune.machine.screen import show_line
 from finetune.merge import hf_out, quantised_base
 from finetune.merge.hub_names import local_base, named_base_folder
 from finetune.merge.lora_adapters import (
@@ -148,7 +148,7 @@ def merge(options: MergeOptions) -> None:
             base, adapters, options.output, unmerge=options.unmerge, scheme=scheme, trained=trained
         )
         if not comparison.is_close:
-            print(f"error: {comparison.fault(options.output)}", file=sys.stderr)
+            show_line(f"error: {comparison.fault(options.output)}")
             raise SystemExit(EXIT_FAILED)
 
 

@@ -18,6 +18,7 @@ from finetune.errors import (
     describe_outside_error,
 )
 from finetune.machine.memory_limit import describe_memory_failure
+from finetune.machine.screen import show_line
 from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
 from finetune.processes.launch import is_first_of_machine, is_first_process, is_only_process
 from finetune.processes.watch.watch import close_watch, report_failure
@@ -65,7 +66,7 @@ def _run(main: Callable[[], int | None]) -> int:
     except UserError as error:
         if is_first_process() or is_first_of_machine():
             for fault in error.faults:
-                print(f"error: {fault}", file=sys.stderr)
+                show_line(f"error: {fault}")
         if not is_first_process():
             time.sleep(_FIRST_SPEAKS_SECONDS)
         return _fail(str(error), EXIT_USER_ERROR)
@@ -76,7 +77,7 @@ def _run(main: Callable[[], int | None]) -> int:
         print("interrupted by the keyboard: start the same command again to continue", file=sys.stderr)
         return _fail("interrupted by the keyboard")
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show_line(f"error: {error}")
         return _fail(f"error: {error}")
     except Exception as error:
         return _fail_outside(error)
@@ -99,7 +100,7 @@ def _fail_outside(error: Exception) -> int:
         return _fail(f"{type(error).__name__}: {error}")
     text, code = described
     if not isinstance(error, BrokenPipeError) or error.filename != _OUTPUT:
-        print(f"error: {text}", file=sys.stderr)
+        show_line(f"error: {text}")
     return _fail(text, code)
 
 

@@ -7,6 +7,7 @@ display.
 """
 
 import io
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ def plot_losses(log_path: str | os.PathLike[str], png_path: str | os.PathLike[st
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # It tells that it collects the fonts of the machine, once in the life of a home folder.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     records = read_log(log_path)
     train = [record for record in records if record.get("kind") == "train"]
     evaluations = [record for record in records if record.get("kind") == "eval"]

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from finetune.machine.screen import format_for, show_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -197,9 +199,12 @@ class ProgressReporter:
         if not self.enabled:
             return
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            from rich.text import Text
+
+            shown = Text.from_ansi(format_for(text, self._stream))
+            self._progress.console.print(shown, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            show_line(text, self._stream)
 
     def _open_bar(self) -> "Progress":
         """The bars' display, shown on first use (an evaluation may come without a training)."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.checkpoints.folder import list_checkpoints
 from finetune.machine.command_names import MERGE_LORA, PREDICT, TRAIN, next_command
+from finetune.machine.screen import show_line
 from finetune.processes.launch import is_first_process
 from finetune.processes.topology import describe_layout
 from finetune.reporting.report import print_summary, write_generations, write_results
 from finetune.run.aistudio import upload
 from finetune.run.alignment import gives_rewards
 from finetune.run.directory import RESULTS_FILE
+from finetune.settings.data import default_new_tokens
 from finetune.storage.files import read_json_or_empty
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Report:
     Args:
         args: The arguments of the run.
         run: Its output folder.
-        processor_note: The line about CPU settings, or None.
+        processor_note: The line about CPU settings, shown where FINETUNE_VERBOSE is 1; or None.
     """
 
     def __init__(self, args: Arguments, run: RunDirectory, processor_note: str | None):
@@ -43,7 +45,7 @@ class Report:
         self.run = run
         for line in (*args.warnings, *run.warnings):
             self.show_message(f"warning: {line}")
-        if processor_note:
+        if processor_note and os.environ.get("FINETUNE_VERBOSE") == "1":
             self.show_message(processor_note)
         if run.resume:
             self.show_message(f"Continuing from {run.resume}")
@@ -51,7 +53,7 @@ class Report:
     def show_message(self, text: str) -> None:
         """One line for the person, from the first process only."""
         if is_first_process():
-            print(text, file=sys.stderr, flush=True)
+            show_line(text)
 
     def notes(self, lines: list[str]) -> None:
         """Says what a preparing step found."""
@@ -62,6 +64,14 @@ class Report:
         """Shows the counts of the data files' lines."""
         for split, report in data.reports.items():
             self.show_message(f"Data, {split}: {report.describe()}")
+        left = self.args.data.max_length - self.args.data.src_length
+        most = default_new_tokens(self.args.data)
+        is_bounded = self.args.generation.max_new_tokens is None and most < left
+        if data.prompts and is_bounded:
+            self.show_message(
+                f"Generated texts end after {most} tokens, though max_length leaves room for {left}: set "
+                "max_new_tokens for longer ones"
+            )
 
     def nothing_to_do(self) -> None:
         """Says that this very run is finished."""

@@ -174,7 +174,7 @@ def _load_encoder(tokenizer: str, family: Family, *, splits_special: bool) -> Te
     from finetune.machine.quiet import silence_libraries
     from finetune.tokenizers.encoder import load_encoder
 
-    silence_libraries()
+    silence_libraries(announces=False)
     return load_encoder(tokenizer, family, splits_special=splits_special)
 
 

@@ -21,6 +21,7 @@ from finetune.run.alignment import (
 from finetune.run.experts import build_balance
 from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
+from finetune.settings.data import default_new_tokens
 from finetune.settings.engine_words import split_words
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ def _build_evaluation(
         rows = _build_rows(args, data.dev, pair, resolved)
         return LossEvaluation(rows, batch_size=batch_size, label_positions=label_positions, groups=groups)
     generation = args.generation
-    max_new_tokens = generation.max_new_tokens or args.data.max_length - args.data.src_length
+    max_new_tokens = generation.max_new_tokens or default_new_tokens(args.data)
     if limit := resolved.family.position_limit(resolved.config):
         longest = max(len(prompt.input_ids) for prompt in data.prompts)
         max_new_tokens = max(1, min(max_new_tokens, limit - longest))  # positions end there

@@ -133,11 +133,20 @@ class DataArguments:
 class GenerationArguments:
     """How text is generated, in evaluation and prediction."""
 
-    max_new_tokens: int | None = setting(None, "Most tokens to generate; null: what is left of max_length.",
-        "最多生成的词元数；null：max_length 剩余的部分。", range=TOKENS)
+    max_new_tokens: int | None = setting(None, "Most tokens to generate; null: what src_length leaves of max_length, at most 256.",
+        "最多生成的词元数；null：max_length 减去 src_length，但不超过 256。", range=TOKENS)
     top_k: int = setting(1, "Sample among the k likeliest tokens; 1: greedy, 0: no limit.",
         "在概率最高的 k 个词元中采样；1：贪心，0：不限。", range=Range(0, 10**7))
     top_p: float = setting(1.0, "Sample among the likeliest tokens that hold this share of probability.",
         "在累计概率达到此值的最可能词元中采样。", range=Range(0, 1, low_allowed=False, is_interval=True))
     temperature: float = setting(1.0, "Divide the logits by this before sampling.",
         "采样前 logits 除以此值。", range=POSITIVE)
+
+
+MAX_DEFAULT_NEW_TOKENS = 256
+"""A model that has not learned to end writes to the limit for every prompt, and a thousand tokens take minutes."""
+
+
+def default_new_tokens(data: DataArguments) -> int:
+    """How many tokens are generated where `max_new_tokens` is null."""
+    return min(data.max_length - data.src_length, MAX_DEFAULT_NEW_TOKENS)

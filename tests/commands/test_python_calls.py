@@ -141,7 +141,9 @@ def test_an_interrupt_ends_the_process_too(monkeypatch, tmp_path):
     )
     threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # an earlier test may have set another
+    previous = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # an earlier test may have set another
     try:
         with pytest.raises(KeyboardInterrupt):
             python_calls._call({}, False)

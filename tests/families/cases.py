@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.families.framings import BARE, CHATGLM, GEMMA, INTERNLM, INTERNLM2, QWEN2, SENTENCEPIECE, Framing
+from tests.families.framings import (
+    BARE,
+    CHATGLM,
+    FALCON,
+    GEMMA,
+    GPT2,
+    INTERNLM,
+    INTERNLM2,
+    OPT,
+    QWEN2,
+    SENTENCEPIECE,
+    Framing,
+)
 
 
 @dataclass(frozen=True)
@@ -98,26 +110,10 @@ CASES = (
             pad_token_id=3,
         ),
     ),
-    FamilyCase(
-        "opt",
-        framing=Framing(
-            frame=[(2, "</s>")],  # the token that ends a text also opens it; only the end is learned
-            source=[(68, "a"), (290, " red"), (291, " dress")],
-            target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
-            end=(2, "</s>"),
-            pad_token_id=1,
-        ),
-    ),
-    FamilyCase(
-        "gpt2",
-        framing=Framing(
-            frame=[],
-            source=[(64, "a"), (286, " red"), (287, " dress")],
-            target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
-            end=(329, "<|endoftext|>"),
-            pad_token_id=329,
-        ),
-    ),
+    FamilyCase("opt", framing=OPT),
+    FamilyCase("gpt2", framing=GPT2),
+    FamilyCase("falcon", {"num_key_value_heads": 1}, num_kv_heads=1, framing=FALCON),
+    FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
     FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
@@ -351,6 +347,16 @@ FACTS = {
         tied_embedding="embed_tokens",
         curve_learning_rate=1e-3,
         rotary_tables=0,
+        norm_centres=True,
+    ),
+    "falcon": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        tied_embedding="embed_tokens",
+        curve_learning_rate=1e-3,
+        rotary_function="finetune.families.head_attention.turn",
         norm_centres=True,
     ),
     "mistral": FamilyFacts(

@@ -46,6 +46,30 @@ QWEN2 = Framing(
     chat_ends=("<|im_end|>",),
 )
 
+OPT = Framing(
+    frame=[(2, "</s>")],  # the token that ends a text also opens it; only the end is learned
+    source=[(68, "a"), (290, " red"), (291, " dress")],
+    target=[(299, "fit"), (86, "s"), (280, " w"), (298, "ell"), (224, " "), (268, "上衣")],
+    end=(2, "</s>"),
+    pad_token_id=1,
+)
+
+GPT2 = Framing(
+    frame=[],
+    source=[(64, "a"), (286, " red"), (287, " dress")],
+    target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+    end=(329, "<|endoftext|>"),
+    pad_token_id=329,
+)
+
+FALCON = Framing(
+    frame=[],
+    source=[(66, "a"), (288, " red"), (289, " dress")],
+    target=[(297, "fit"), (84, "s"), (278, " w"), (296, "ell"), (222, " "), (266, "上衣")],
+    end=(1, "<|endoftext|>"),
+    pad_token_id=1,
+)
+
 GEMMA = Framing(
     frame=[(2, "<bos>")],
     source=[(261, "a"), (275, "red"), (276, "dress")],

@@ -80,6 +80,11 @@ REFUSED = [
         {"scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx True, but GPT-2 is run with",
     ),
+    ("falcon", {"alibi": True}, "alibi True, but Falcon is run with False only"),
+    ("falcon", {"activation": "relu"}, "activation 'relu', but Falcon"),
+    ("falcon", {"parallel_attn": False, "new_decoder_architecture": True}, "a form that no Falcon has"),
+    ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2; allowed: 1, or 2 with"),
+    ("falcon", {"rope_scaling": {"type": "longrope"}}, "rotary scaling 'longrope'.*allowed: none, linear"),
     ("xverse", {"hidden_act": "gelu"}, "hidden_act 'gelu', but XVERSE is run with 'silu' only"),
     ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary positions of type 'linear'"),
     ("internlm2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
@@ -196,6 +201,29 @@ def test_fields_of_gpt2_there_and_back():
         "activation_function": "gelu_new",
         "architectures": ["GPT2LMHeadModel"],
     }
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"model_type": "falcon"}, (1, False, True, 1)),
+        ({"model_type": "falcon", "multi_query": False, "parallel_attn": False}, (4, False, False, 1)),
+        ({"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2}, (2, True, True, 2)),
+        ({"model_type": "falcon", "new_decoder_architecture": True}, (4, True, True, 2)),
+        ({"model_type": "RefinedWeb", "n_head": 4, "n_layer": 4, "n_head_kv": 2}, (2, True, True, 2)),
+        ({"model_type": "RefinedWeb", "n_head": 4, "n_layer": 4}, (1, True, True, 2)),
+        ({"model_type": "RefinedWebModel", "multi_query": True, "parallel_attn": True}, (1, False, True, 1)),
+        ({"model_type": "RefinedWebModel", "n_head": 4}, (4, False, False, 1)),
+    ],
+)
+def test_forms_of_falcon_there_and_back(found, expected):
+    sizes = SIZES if "n_head" not in found else {"hidden_size": 64}
+    adapt, publish = get_family("falcon").adapt_config, get_family("falcon").hugging_face.config
+    adapted = adapt(found | sizes)
+    names = ("num_key_value_heads", "new_decoder_architecture", "parallel_attn", "num_ln_in_parallel_attn")
+    assert tuple(adapted[name] for name in names) == expected
+    assert (adapted["intermediate_size"], adapted["num_attention_heads"]) == (256, 4)
+    assert adapt(publish(adapted)) == adapted | {"architectures": ["FalconForCausalLM"]}
 
 
 def test_rotary_settings_of_internlm():

@@ -27,6 +27,11 @@ GPT2_SHAPE = {
     "scale_attn_weights": True, "summary_activation": None, "summary_first_dropout": 0.1,
     "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True, "vocab_size": 256000,
 }  # fmt: skip
+FALCON_SHAPE = {
+    "alibi": False, "apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0, "hidden_dropout": 0.0,
+    "bias": False, "bos_token_id": 11, "eos_token_id": 11, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
+    "parallel_attn": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 65024,
+}  # fmt: skip
 
 # name: (family, most tokens of a text, configuration)
 PUBLISHED = {
@@ -67,6 +72,24 @@ PUBLISHED = {
         "model_type": "llama", "max_position_embeddings": 4096, "num_key_value_heads": 4, "rope_theta": 5000000.0,
     }),
     "polylm": ("gpt2", 2048, GPT2_SHAPE | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}),
+    "falcon 7b": ("falcon", 2048, FALCON_SHAPE | {
+        "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 4544, "multi_query": True,
+        "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32,
+    }),
+    "falcon 7b, early": ("falcon", 2048, FALCON_SHAPE | {
+        "model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "hidden_size": 4544, "multi_query": True,
+        "n_head": 71, "n_layer": 32,
+    }),
+    "falcon 40b, early": ("falcon", 2048, FALCON_SHAPE | {
+        "model_type": "RefinedWeb", "architectures": ["RWForCausalLM"], "hidden_size": 8192, "n_head": 128,
+        "n_head_kv": 8, "n_layer": 60,
+    }),
+    "falcon 11b": ("falcon", 8192, FALCON_SHAPE | {
+        "model_type": "falcon", "architectures": ["FalconForCausalLM"], "activation": "gelu", "ff_factor": 4,
+        "ffn_hidden_size": 16384, "hidden_size": 4096, "max_position_embeddings": 8192, "multi_query": True,
+        "new_decoder_architecture": True, "num_attention_heads": 32, "num_hidden_layers": 60, "num_kv_heads": 8,
+        "num_ln_in_parallel_attn": 1, "rope_scaling": None, "rope_theta": 500042.0, "tie_word_embeddings": False,
+    }),
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def test_sizes_and_distribution(case, tiny_folder):
     assert abs(embedding.std() - 0.02) < 0.001
     assert abs(embedding.mean()) < 0.001
     norms = [checkpoint.read(name) for name in checkpoint.names if re.search(r"(norm|ln_).*weight$", name)]
-    assert len(norms) >= 2 * config[family.fields.num_layers]
+    assert len(norms) > config[family.fields.num_layers]  # one in each layer at least, and the last
     assert all(np.ptp(norm) == 0 for norm in norms)
 
 

@@ -24,7 +24,11 @@ WEIGHT_SCALE = 5.0
 """The tiny weights are multiplied by this. As they are, attention is uniform, some gradients are mere
 rounding, and Adam makes full steps of them: two right runs would part after ten steps."""
 
-OPTIONS: dict[str, dict[str, Any]] = {"chatglm2": {"num_key_value_heads": 2}, "qwen": {}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "chatglm2": {"num_key_value_heads": 2},
+    "chatglm3": {"num_key_value_heads": 2},
+    "qwen": {},
+}
 
 
 @dataclass(frozen=True)

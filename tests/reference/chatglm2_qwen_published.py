@@ -48,6 +48,13 @@ def _chatglm2_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _chatglm3_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the published ChatGLM3-6B-32k, which tells its base by a ratio and its generation by its name."""
+    published = _chatglm2_config(config)
+    ratio = published.pop("rotary_base") / 10000
+    return published | {"_name_or_path": "THUDM/chatglm3-6b-32k", "rope_ratio": ratio}
+
+
 def _qwen_config(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of the published Qwen-7B, with this checkpoint's sizes."""
     left_out = ("dtype", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -92,6 +99,10 @@ class Published:
 PUBLISHED = {
     "chatglm2": Published(
         "chatglm_v2", _chatglm2_config, "ChatGLMTokenizer", chatglm2_numpy.logits,
+        ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
+    "chatglm3": Published(
+        "chatglm_v2", _chatglm3_config, "ChatGLMTokenizer", chatglm2_numpy.logits,
         ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
     "qwen": Published(

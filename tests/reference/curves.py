@@ -47,6 +47,7 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "baichuan2": {"intermediate_size": 80},
     "bloom": {},
     "gpt2": {"intermediate_size": 80},
+    "falcon": _GROUPED,
     "opt": {"intermediate_size": 80},
     "mistral": _GROUPED,
     "gemma": _GROUPED,

@@ -43,6 +43,8 @@ _GPT2 = {
     "n_positions": 64,
     **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
 }
+_FALCON = _SIZES | {"rope_theta": 50000.0, "max_position_embeddings": 64}
+_NEW_FALCON = _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48}
 _LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -177,6 +179,11 @@ CASES = {
         LogitCase("opt_350m", "OPT", _OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
         LogitCase("gpt2", "GPT2", _GPT2),
         LogitCase("gpt2_inner", "GPT2", _GPT2 | {"n_inner": 48, "activation_function": "gelu_fast"}),
+        LogitCase("falcon_7b", "Falcon", _FALCON),
+        LogitCase("falcon_40b", "Falcon", _NEW_FALCON),
+        LogitCase("falcon_11b", "Falcon", _NEW_FALCON | {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False}),
+        LogitCase("falcon_sequential", "Falcon", _FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
+        LogitCase("falcon_yarn", "Falcon", _NEW_FALCON | {"rope_scaling": _YARN}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
         LogitCase("mistral_nemo", "Mistral", _ROTARY | {"sliding_window": None, "head_dim": 16}),

@@ -63,6 +63,27 @@ def test_configs_of_transformers_5_give_the_same_logits(golden, name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "model_type", "heads"),
+    [("falcon_7b", "RefinedWebModel", {}), ("falcon_40b", "RefinedWeb", {"n_head_kv": 2})],
+)
+def test_the_first_releases_of_falcon_are_read(golden, name, model_type, heads, tmp_path):
+    """Other fields in config.json, and a copy of the embedding as the output layer."""
+    checkpoints, logits = golden
+    config = checkpoints[name]["config"] | {"model_type": model_type, "architectures": ["RWForCausalLM"]}
+    for field in ("num_kv_heads", "new_decoder_architecture", "num_ln_in_parallel_attn"):
+        config.pop(field)
+    config |= {
+        "n_head": config.pop("num_attention_heads"),
+        "n_layer": config.pop("num_hidden_layers"),
+        **heads,
+    }
+    weights = draw_weights(CASES[name], checkpoints[name]["shapes"], LARGE)
+    weights["lm_head.weight"] = weights["transformer.word_embeddings.weight"].copy()
+    folder = write_checkpoint(tmp_path / name, config, weights)
+    assert largest_difference(our_logits(folder), logits[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize(
     ("name", "prefix"), [("bloom", "transformer."), ("opt_350m", "model."), ("gpt2", "transformer.")]
 )
 def test_names_of_the_first_releases_are_read(golden, name, prefix, tmp_path):

@@ -34,6 +34,7 @@ FAMILIES = (
     "phi3",
     "bloom",
     "gpt2",
+    "falcon",
     "opt",
     "mistral",
     "gemma",

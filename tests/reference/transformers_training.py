@@ -162,6 +162,20 @@ REFERENCES = {
         ((r"^bloom\.", "transformer."),),
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
+    "falcon": Reference(
+        "Falcon",
+        (
+            *_same("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
+                   "rope_theta", "new_decoder_architecture"),
+            ("ffn_hidden_size", "intermediate_size"), ("num_kv_heads", "num_key_value_heads"),
+        ),
+        (
+            (r"^falcon\.", "transformer."), ("embed_tokens", "word_embeddings"), (r"layers\.", "h."),
+            (r"transformer\.norm", "transformer.ln_f"), ("self_attn.query_key_value_proj", "self_attention.query_key_value"),
+            ("self_attn.o_proj", "self_attention.dense"), ("up_proj", "dense_h_to_4h"), ("down_proj", "dense_4h_to_h"),
+        ),
+        ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
     "gpt2": Reference(
         "GPT2",
         (

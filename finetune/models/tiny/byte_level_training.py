@@ -141,6 +141,15 @@ XVERSE_KIND = ByteLevelKind(
     settings={"tokenizer_class": "PreTrainedTokenizerFast"},
 )
 
+FALCON_KIND = ByteLevelKind(
+    special_tokens=(">>TITLE<<", "<|endoftext|>"),
+    roles=dict.fromkeys(("bos", "eos", "pad"), "<|endoftext|>"),
+    pattern=GPT2_PATTERN,
+    special_first=True,
+    write_files=_write_tokenizer_json,
+    settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
+)
+
 OPT_KIND = ByteLevelKind(
     special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
     roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},

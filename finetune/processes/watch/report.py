@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.machine.screen import format_for
+
 _TAIL_BYTES = 3000
 _TAIL_LINES = 20
 
@@ -69,7 +71,7 @@ def show_message(lines: Sequence[str]) -> None:
     """Writes lines to stderr, at once."""
     if lines:
         with suppress(OSError, ValueError):
-            sys.stderr.write("\n".join(lines) + "\n")
+            sys.stderr.write("\n".join(format_for(line, sys.stderr) for line in lines) + "\n")
             sys.stderr.flush()
 
 

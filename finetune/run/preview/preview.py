@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from finetune.data.preference.sample import PreferenceSample
+from finetune.machine.screen import show_line
 from finetune.run.alignment import gives_rewards
 from finetune.run.preview.preferences import count_preferences, print_preferences
 from finetune.run.preview.tables import Figures, count_prompts, count_samples, print_figures
@@ -54,10 +55,10 @@ def show(
     if not is_first_process():
         return
     for warning in args.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        show_line(f"warning: {warning}")
     encoder, note = load_preview_encoder(args, resolved)
     if note:
-        print(note, file=sys.stderr)
+        show_line(note)
     data = read_data(args, files, TokenizerPair(tokenizer=None, encoder=encoder))
     console = make_console(stream if stream is not None else sys.stdout)
     samples = (data.train or data.dev)[: args.data.preview]

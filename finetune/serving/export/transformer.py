@@ -31,6 +31,7 @@ Store = Callable[[KeyValue, KeyValue], KeyValue]
 
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "silu": F.silu,
+    "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate=True),
     "relu": F.relu,
 }
@@ -140,14 +141,13 @@ class DecoderLayer(nn.Layer):
         attended, cache = self._attend(normed, turn, mask, past, store)
         if self.attention_output_norm is not None:
             attended = self.attention_output_norm(attended)
+        if self.shape.parallel_branches:
+            return x + (attended + self._inner_branch(self.inner_norm(x))), cache
         x = (normed if self.shape.residual_from_norm else x) + attended
         if not self.shape.norm_first:
             x = self.attention_norm(x)
         normed = self.inner_norm(x) if self.shape.norm_first else x
-        inner = self._feed_forward(normed)
-        if self.inner_output_norm is not None:
-            inner = self.inner_output_norm(inner)
-        x = (normed if self.shape.residual_from_norm else x) + inner
+        x = (normed if self.shape.residual_from_norm else x) + self._inner_branch(normed)
         return (x if self.shape.norm_first else self.inner_norm(x)), cache
 
     def _attend(self, x: Any, turn: Any, mask: Any, past: KeyValue, store: Store) -> tuple[Any, KeyValue]:
@@ -169,6 +169,10 @@ class DecoderLayer(nn.Layer):
         weights = _rounded(weights, values.dtype)
         attended = paddle.matmul(weights, values).transpose([2, 3, 0, 1, 4])
         return self.output(attended.reshape([0, 0, shape.num_heads * shape.head_dim])), (keys, values)
+
+    def _inner_branch(self, normed: Any) -> Any:
+        inner = self._feed_forward(normed)
+        return inner if self.inner_output_norm is None else self.inner_output_norm(inner)
 
     def _feed_forward(self, x: Any) -> Any:
         x = self.inner(x)

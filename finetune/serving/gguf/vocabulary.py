@@ -139,9 +139,10 @@ def _class_name(folder: Path, facts: TokenizerFacts) -> str:
 
 def _folder_tokens(folder: Path, facts: TokenizerFacts, vocabulary: Vocabulary) -> FolderTokens:
     """What the files name; of the roles that the class has by itself those whose tokens are there."""
-    kind, pieces = KINDS.get(_class_name(folder, facts)), set(vocabulary.tokens)
+    kind = KINDS.get(_class_name(folder, facts))
+    there = {*vocabulary.tokens, *read_folder_tokens(folder).tokens}
     roles = kind.roles if kind else {}
-    return read_folder_tokens(folder, {role: name for role, name in roles.items() if name in pieces})
+    return read_folder_tokens(folder, {role: name for role, name in roles.items() if name in there})
 
 
 def _add_named(vocabulary: Vocabulary, tokens: FolderTokens, facts: TokenizerFacts) -> None:

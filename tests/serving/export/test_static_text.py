@@ -42,6 +42,14 @@ def test_greedy_text_is_that_of_the_dynamic_model(name, tmp_path):
     assert len(seen) > 30, "the model repeats itself, so that equal texts say nothing"
 
 
+def test_one_norm_for_both_branches_and_one_head_of_keys(tmp_path):
+    folder = build_sharp("falcon", tmp_path / "model", num_key_value_heads=1)
+    decoder = StaticDecoder(export_folder(folder, tmp_path / "exported"))
+    expected = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
+    assert decoder.generate(prompts(), GREEDY) == expected
+    assert len({token for answer in expected for token in answer}) > 20
+
+
 @pytest.mark.parametrize("name", ["llama", "chatglm2", "bloom"])
 def test_a_prefix_is_exported_with_the_model(name, tmp_path):
     from finetune.adapters.files import save_adapter

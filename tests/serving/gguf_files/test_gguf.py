@@ -36,6 +36,12 @@ OUTER_NAMES = {
     "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "word_embeddings": "token_embd",
     "word_embeddings_layernorm": "token_embd_norm", "ln_f": "output_norm",
 }  # fmt: skip
+# Whether neighbours are turned together, the layers' names, groups of keys and values, the kind of tokenizer, the end.
+INTERLEAVED = {"llama", "mistral"}
+LAYER_NAMES = {name: GATED_NAMES for name in ARCHITECTURES} | {"bloom": BLOOM_NAMES}
+NUM_GROUPS = {name: GROUPS for name in ARCHITECTURES} | {"bloom": HEADS}
+TINY = {name: {"num_key_value_heads": GROUPS} for name in ARCHITECTURES} | {"bloom": {}}
+HAS_ROTARY = {name: True for name in ARCHITECTURES} | {"bloom": False}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             num_layers=LAYERS,
             num_heads=HEADS,
             vocab_size=330,
-            **({} if name == "bloom" else {"num_key_value_heads": GROUPS}),
+            **TINY[name],
         )
         for name in ARCHITECTURES
     }
@@ -72,12 +78,12 @@ def expected(folder: Path, family: str) -> dict[str, np.ndarray]:
         if len(parts) > 3:
             number = next(part for part in parts if part.isdigit())
             inner = layer.partition(f".{number}.")[2]
-            theirs = f"blk.{number}.{(BLOOM_NAMES if family == 'bloom' else GATED_NAMES)[inner]}"
+            theirs = f"blk.{number}.{LAYER_NAMES[family][inner]}"
         else:
             theirs = OUTER_NAMES[outer]
         is_table = theirs == "token_embd"
         values = values.T if values.ndim == 2 and not is_table else values
-        if family in ("llama", "mistral") and ("attn_q" in theirs or "attn_k" in theirs):
+        if family in INTERLEAVED and ("attn_q" in theirs or "attn_k" in theirs):
             heads = HEADS if "attn_q" in theirs else GROUPS
             dim = len(values) // heads
             # Neighbours are turned together: 0, dim/2, 1, dim/2 + 1, ...
@@ -125,8 +131,6 @@ def test_every_tensor_is_the_models(folders, family, type_name, tmp_path):
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_sizes_and_ids_are_the_models(folders, family, tmp_path):
-    from sentencepiece import SentencePieceProcessor
-
     folder = folders[family]
     export_gguf(str(folder), tmp_path / "out", "f32")
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
@@ -134,42 +138,61 @@ def test_sizes_and_ids_are_the_models(folders, family, tmp_path):
     assert field(reader, f"{name}.block_count") == LAYERS
     assert field(reader, f"{name}.embedding_length") == HIDDEN
     assert field(reader, f"{name}.attention.head_count") == HEADS
-    assert field(reader, f"{name}.attention.head_count_kv") == (HEADS if family == "bloom" else GROUPS)
+    assert field(reader, f"{name}.attention.head_count_kv") == NUM_GROUPS[family]
     assert field(reader, f"{name}.context_length") == config.get(
         "max_position_embeddings", config.get("seq_length")
     )
     dim = config.get("head_dim", HIDDEN // HEADS)
-    assert field(reader, f"{name}.rope.dimension_count") == (None if family == "bloom" else dim)
+    assert field(reader, f"{name}.rope.dimension_count") == (dim if HAS_ROTARY[family] else None)
     tokens, types = field(reader, "tokenizer.ggml.tokens"), field(reader, "tokenizer.ggml.token_type")
     assert len(tokens) == len(types) == config["vocab_size"]
-    if name == "llama":
-        pieces = SentencePieceProcessor(model_file=str(next(folder.glob("*.model"))))
-        assert tokens == [pieces.id_to_piece(index) for index in range(len(tokens))]
-        scores = field(reader, "tokenizer.ggml.scores")
-        assert scores == [pieces.get_score(index) for index in range(len(tokens))]
-        assert types[:4] == [2, 3, 3, 6] and types[-1] == 1
-        assert [field(reader, f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")] == [1, 2]
-        assert field(reader, "tokenizer.ggml.model") == "llama" and field(
-            reader, "tokenizer.ggml.add_bos_token"
-        )
-        return
+    CHECK_TOKENIZER[family](folder, reader, tokens, types)
+
+
+def check_pieces(folder, reader, tokens, types):
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(next(folder.glob("*.model"))))
+    assert tokens == [pieces.id_to_piece(index) for index in range(len(tokens))]
+    scores = field(reader, "tokenizer.ggml.scores")
+    assert scores == [pieces.get_score(index) for index in range(len(tokens))]
+    assert types[:4] == [2, 3, 3, 6] and types[-1] == 1
+    assert [field(reader, f"tokenizer.ggml.{role}_token_id") for role in ("bos", "eos")] == [1, 2]
+    assert field(reader, "tokenizer.ggml.model") == "llama"
+    assert field(reader, "tokenizer.ggml.add_bos_token")
+
+
+def check_tokenizer_file(folder, reader, tokens, types):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"] | {each["content"]: each["id"] for each in content["added_tokens"]}
+    merges = [each if isinstance(each, str) else " ".join(each) for each in content["model"]["merges"]]
+    check_merges(reader, tokens, types, ids=ids, merges=merges, pre="bloom", end="</s>")
+
+
+def check_vocabulary_files(folder, reader, tokens, types):
+    ids = json.loads((folder / "vocab.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    ids |= {each["content"]: int(key) for key, each in settings["added_tokens_decoder"].items()}
+    merges = [line for line in (folder / "merges.txt").read_text().split("\n")[1:] if line]
+    check_merges(reader, tokens, types, ids=ids, merges=merges, pre="qwen2", end="<|endoftext|>")
+
+
+def check_merges(reader, tokens, types, *, ids, merges, pre, end):
     assert field(reader, "tokenizer.ggml.model") == "gpt2"
-    assert field(reader, "tokenizer.ggml.pre") == ("bloom" if family == "bloom" else "qwen2")
-    if family == "bloom":
-        content = json.loads((folder / "tokenizer.json").read_text())
-        ids = content["model"]["vocab"] | {each["content"]: each["id"] for each in content["added_tokens"]}
-        merges = [each if isinstance(each, str) else " ".join(each) for each in content["model"]["merges"]]
-        end = "</s>"
-    else:
-        ids = json.loads((folder / "vocab.json").read_text())
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
-        ids |= {each["content"]: int(key) for key, each in settings["added_tokens_decoder"].items()}
-        merges = [line for line in (folder / "merges.txt").read_text().split("\n")[1:] if line]
-        end = "<|endoftext|>"
+    assert field(reader, "tokenizer.ggml.pre") == pre
     assert {name: tokens[index] for name, index in ids.items()} == {name: name for name in ids}
     assert field(reader, "tokenizer.ggml.merges") == merges
     assert field(reader, "tokenizer.ggml.eos_token_id") == ids[end] and types[ids[end]] == 3
     assert not field(reader, "tokenizer.ggml.add_bos_token")
+
+
+CHECK_TOKENIZER = {
+    "llama": check_pieces,
+    "mistral": check_pieces,
+    "qwen2": check_vocabulary_files,
+    "qwen3": check_vocabulary_files,
+    "bloom": check_tokenizer_file,
+}
 
 
 def changed(folder: Path, target: Path, **fields) -> Path:

@@ -138,6 +138,18 @@ def test_tokenizers_that_llama_cpp_has_not(changes, message, tmp_path):
         read_vocabulary(tokenizer_json(tmp_path, **changes), LLAMA.tokenizer, 9)
 
 
+def test_roles_that_the_class_has_where_the_files_name_the_token_alone(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    settings = {"added_tokens_decoder": {"3": {"content": "<|endoftext|>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"tokenizer_class": "Qwen2Tokenizer"})
+    )
+    found = read_vocabulary(tmp_path, get_family("qwen2").tokenizer, 4)
+    assert found.roles["eos"] == 3 and found.tokens == ["a", "b", "ab", "<|endoftext|>"]
+    assert (found.pre, found.merges, found.adds_bos) == ("qwen2", ["a b"], False)
+
+
 def test_more_tokens_than_rows_and_no_tokenizer(tmp_path):
     with pytest.raises(UserError, match="has 5 tokens, but the embedding 4 rows"):
         read_vocabulary(tokenizer_json(tmp_path), LLAMA.tokenizer, 4)

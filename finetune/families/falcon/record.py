@@ -1,0 +1,110 @@
+"""Falcon 7B, 11B, 40B and 180B: attention and feed-forward layers side by side, layer norms, grouped keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.families.falcon.config import MODEL_TYPES, UNDERSTOOD, adapt_config, published_config
+from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.gated_decoder import TENSOR_SPLITS
+from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+
+
+def _tiny_config(shape: TinyShape) -> dict[str, Any]:
+    """The form of 7B with one head of keys and values, that of 40B with more."""
+    is_new = shape.num_kv_heads > 1
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "model_type": "falcon",
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "max_position_embeddings": shape.max_length,
+        "new_decoder_architecture": is_new,
+        "parallel_attn": True,
+        "num_ln_in_parallel_attn": 2 if is_new else 1,
+        "bias": False,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+    }
+
+
+def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    keys = 2 * shape.num_kv_heads * hidden // shape.num_heads
+    norms = ("ln_attn", "ln_mlp") if shape.num_kv_heads > 1 else ("input_layernorm",)
+    weights = {"falcon.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
+    for number in range(shape.num_layers):
+        layer = f"falcon.layers.{number}."
+        weights |= {
+            f"{layer}self_attn.query_key_value_proj.weight": TensorSpec((hidden, hidden + keys)),
+            f"{layer}self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
+            f"{layer}mlp.up_proj.weight": TensorSpec((hidden, inner)),
+            f"{layer}mlp.down_proj.weight": TensorSpec((inner, hidden)),
+        }
+        for name in norms:
+            weights |= _norm(f"{layer}{name}", hidden)
+    return weights | _norm("falcon.norm", hidden)
+
+
+def _norm(name: str, size: int) -> dict[str, TensorSpec]:
+    return {f"{name}.weight": TensorSpec((size,), "ones"), f"{name}.bias": TensorSpec((size,), "zeros")}
+
+
+FALCON = register(
+    Family(
+        name="falcon",
+        model_types=MODEL_TYPES,
+        architectures=("FalconForCausalLM", "RWForCausalLM"),
+        model_class="finetune.families.falcon.layers.FalconForCausalLM",
+        base_prefix="falcon",
+        lora_target_modules=(".*query_key_value_proj.*", ".*o_proj.*", ".*up_proj.*", ".*down_proj.*"),
+        embedding_module="embed_tokens",
+        fused_packing="rows",
+        # Past keys and values: (batch, length, kv heads, head dim) per layer.
+        prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
+        tokenizer=TokenizerFacts(
+            prefix=(),
+            end_of_answer="eos",
+            pad_fallback="eos",
+            vocab_files=("tokenizer.json",),
+            tokenizer_class="finetune.families.json_tokenizer.JsonTokenizer",
+            own_class=True,
+            opened_by_file=True,
+        ),
+        hugging_face=HuggingFaceForm(
+            prefix="transformer",
+            pairs=(
+                ("word_embeddings", "embed_tokens"),
+                ("h.{}.self_attention.query_key_value", "layers.{}.self_attn.query_key_value_proj"),
+                ("h.{}.self_attention.dense", "layers.{}.self_attn.o_proj"),
+                ("h.{}.mlp.dense_h_to_4h", "layers.{}.mlp.up_proj"),
+                ("h.{}.mlp.dense_4h_to_h", "layers.{}.mlp.down_proj"),
+                *(
+                    (f"h.{{}}.{name}", f"layers.{{}}.{name}")
+                    for name in ("input_layernorm", "post_attention_layernorm", "ln_attn", "ln_mlp")
+                ),
+                ("ln_f", "norm"),
+            ),
+            always_tied=True,
+            config=published_config,
+        ),
+        tiny=TinyRecipe(tokenizer="byte_level_falcon", config=_tiny_config, weights=_tiny_weights),
+        fields=ConfigFields(num_kv_heads="num_key_value_heads"),
+        parallel=ParallelLimits(
+            tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        argument_folder="opt",
+        adapt_config=adapt_config,
+        understood=UNDERSTOOD,
+        # The queries of a key head, its key, its value; then the next key head's.
+        tensor_splits=TENSOR_SPLITS | {"query_key_value_proj": "columns"},
+    )
+)
