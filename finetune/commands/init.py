@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} is there: add --overwrite, or another name with --output_file")
     if target.suffix != ".json":
-        raise UserError(f"--output_file {target} must end in .json, as argument files do")
+        raise UserError(f"--output_file {target} must end in .json: JSON is what is written")
     first.values |= settings
     _fit(first, settings, memory_bytes, is_sample=options.sample_data)
     _check(first.values)

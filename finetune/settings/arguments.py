@@ -153,7 +153,7 @@ def _answer_help(argv: list[str]) -> None:
             following
             and not wants_all
             and not following[0].startswith("-")
-            and not following[0].endswith(".json")
+            and not following[0].endswith((".json", ".yaml", ".yml"))
         ):
             print(format_matches(following[0]))
             raise SystemExit(0)

@@ -49,7 +49,7 @@ def wheel(tmp_path_factory) -> Path:
 def programs(wheel, tmp_path_factory) -> Path:
     """The folder of programs of an environment that holds the locked packages and the wheel."""
     folder = tmp_path_factory.mktemp("installed")
-    call(UV, "venv", "--python", sys.executable, folder / "env", cwd=folder)
+    call(sys.executable, "-m", "venv", folder / "env", cwd=folder)  # with pip, which PaddleNLP imports
     python = folder / "env" / "bin" / "python"
     lock = ROOT / "requirements" / "cpu.lock"
     call(UV, "pip", "install", "--python", python, "--require-hashes", "-r", lock, cwd=folder)
