@@ -31,8 +31,14 @@ def main() -> None:
     replace_table(arguments.page, render(read_json_lines(arguments.results)))
 
 
-def render(records: Iterable[Mapping[str, Any]]) -> str:
-    """The table in Markdown; of several runs of a case the last one counts."""
+def render(records: Iterable[Mapping[str, Any]], *, first: str = "base", num_cases: int = _NUM_CASES) -> str:
+    """The table in Markdown; of several runs of a case the last one counts.
+
+    Args:
+        records: Of the runs.
+        first: What the first of a case's names is.
+        num_cases: Of the whole matrix.
+    """
     found = {tuple(record["case"]): record for record in records}
     faults = [
         f"{' / '.join(case)}: {', '.join(record['faults'])}"
@@ -45,10 +51,10 @@ def render(records: Iterable[Mapping[str, Any]]) -> str:
     }
     versions = f"paddlepaddle {version('paddlepaddle')}, paddlenlp {version('paddlenlp')}"
     lines = [
-        f"{len(cases)} of {_NUM_CASES} cases were run, {len(faults)} with a fault. Made with {versions} on CPU processes.",
+        f"{len(cases)} of {num_cases} cases were run, {len(faults)} with a fault. Made with {versions} on CPU processes.",
         *(f"- {fault}" for fault in faults),
         "",
-        f"| base | family | {' | '.join(_LAYOUTS)} |",
+        f"| {first} | family | {' | '.join(_LAYOUTS)} |",
         f"|---|---|{'---|' * len(_LAYOUTS)}",
     ]
     for row in sorted({case[:2] for case in cases}):

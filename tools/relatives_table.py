@@ -1,0 +1,33 @@
+"""Writes the table of docs/relatives_matrix.md from the results of the matrix of LoRA's relatives and frozen parts.
+
+FINETUNE_RELATIVES_RESULTS=results.jsonl python -m pytest -m slow_distributed tests/distributed/test_relatives_matrix.py
+python tools/relatives_table.py results.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.marked_tables import read_json_lines, replace_table
+from tools.quantised_table import render
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "relatives_matrix.md"
+NUM_CASES = 180
+
+
+def main() -> None:
+    """Puts the table between the marks of the page."""
+    parser = argparse.ArgumentParser(description="Write the table of docs/relatives_matrix.md.")
+    parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/relatives_matrix.md)")
+    arguments = parser.parse_args()
+    records = read_json_lines(arguments.results)
+    replace_table(arguments.page, render(records, first="method", num_cases=NUM_CASES))
+
+
+if __name__ == "__main__":
+    main()
