@@ -40,6 +40,8 @@ COMMANDS = (
     Command("merge lora", "merge LoRA adapters into their base", "finetune.merge.lora", threads_below=False),
     Command("merge tp", "join the files of all ranks into one model", "finetune.merge.tensor_parallel"),
     Command("export", "write a model as a static graph", "finetune.commands.export"),
+    Command("gguf", "write a model as one GGUF file for llama.cpp and Ollama", "finetune.serving.gguf.__main__"),
+    Command("schema", "show the JSON Schema of argument files, for editors", "finetune.commands.schema"),
     Command("tiny", "write a tiny random model to rehearse with", "finetune.models.tiny.__main__"),
     Command("doctor", "check versions, device, memory, disk and hubs", "finetune.commands.doctor"),
 )  # fmt: skip

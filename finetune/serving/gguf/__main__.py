@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.machine.command_names import called_as
 from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
@@ -25,7 +26,7 @@ from finetune.serving.gguf.tensors import TYPES
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m finetune.serving.gguf",
+        prog=f"{program} gguf" if (program := called_as()) else "python -m finetune.serving.gguf",
         description=f"Write a whole (merged) model as {WEIGHTS} for llama.cpp, with a {MODELFILE} for Ollama.",
     )
     parser.add_argument("--model_name_or_path", required=True, help="folder or hub name of the model")
