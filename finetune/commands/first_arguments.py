@@ -156,7 +156,7 @@ def _fit_batch(first: FirstArguments, memory_bytes: int, *, weight_bytes: int) -
     )
     needed = num_weights * per_weight
     shown = f"about {_gigabytes(needed)} without activations, {_gigabytes(memory_bytes)} at hand"
-    first.notes.append(f"memory: {num_weights / 1e9:.3g} billion weights, {shown}")
+    first.notes.append(f"memory: {_millions(num_weights)} million weights, {shown}")
     if needed > memory_bytes:
         remedy = "choose a smaller model" if values.get("lora") else "choose lora, or a smaller model"
         first.notes.append(f"memory is not enough: {remedy}")
@@ -167,7 +167,11 @@ def _fit_batch(first: FirstArguments, memory_bytes: int, *, weight_bytes: int) -
 
 
 def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:.3g} GB"
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:,.0f}" if number >= 1e8 else f"{number / 1e6:.3g}"
 
 
 def count_weights(model: str) -> int | None:
