@@ -1,6 +1,7 @@
 """The table of LoRA's relatives has a place for every case of its matrix."""
 
-from tests.distributed.test_relatives_matrix import CASES, FAMILIES, KINDS, PLACES, PRECISIONS
+from tests.distributed.method_matrix import FAMILIES, PLACES, PRECISIONS
+from tests.distributed.test_relatives_matrix import CASES, KINDS
 from tools.quantised_table import _LAYOUTS, render
 from tools.relatives_table import NUM_CASES
 
