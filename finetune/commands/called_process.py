@@ -15,7 +15,7 @@ from finetune.commands.python_calls import FAULTS_FILE, REQUEST_FILE
 from finetune.commands.registry import find_command
 from finetune.errors import RunError, UserError
 from finetune.machine.command_names import PROGRAM
-from finetune.machine.command_start import hear_signals, start_command
+from finetune.machine.command_start import hear_signals, prepare_process
 from finetune.processes.command import run_command
 
 
@@ -41,7 +41,7 @@ def run(request: dict[str, Any]) -> int | None:
     command = find_command(request["command"])
     if not command.threads_below:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    start_command()
+    prepare_process()
     if "settings" in request:
         return command.load()(request["words"], overrides=request["settings"])
     return command.load()(request["words"])

@@ -10,7 +10,7 @@ from finetune import __version__
 from finetune.commands.registry import COMMANDS, Command
 from finetune.errors import UserError
 from finetune.machine.command_names import PROGRAM, called_as
-from finetune.machine.command_start import hear_signals, start_command
+from finetune.machine.command_start import hear_signals, prepare_process
 from finetune.processes.command import run_command
 from finetune.settings.argument_file import is_argument_file
 
@@ -48,7 +48,7 @@ def run(words: Sequence[str]) -> int | None:
     if not command.threads_below:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if _HELP_OF_COMMANDS.isdisjoint(rest):
-        start_command()  # not for help, which needs no NumPy
+        prepare_process()  # not for help, which needs no NumPy
     return command.load()(rest)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,10 +13,11 @@ import pytest
 
 from finetune import __version__
 from finetune.commands import command_line
-from finetune.commands.registry import COMMANDS
+from finetune.commands.registry import COMMANDS, find_command
 from finetune.errors import UserError
 from finetune.machine import command_names
 from finetune.machine.command_names import MERGE_LORA, PREDICT, TRAIN, launched_name, next_command, usage_name
+from finetune.machine.stop_signals import end_command
 from finetune.processes.command import run_command
 from tests.conftest import ROOT
 
@@ -117,6 +119,17 @@ def test_help_of_a_command_is_its_own(capsys):
 def test_what_is_wrong_is_told_with_code_2(words, message, capsys):
     assert run_command(lambda: command_line.run(words)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_command_hears_signals_as_its_script_does(monkeypatch):
+    """It ends with what it has begun cleaned up, and leaves the caller's handlers as they were."""
+    heard = []
+    command = find_command("doctor")
+    monkeypatch.setattr(type(command), "load", lambda self: lambda words: heard.append(signal.getsignal(15)))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert run_command(lambda: command_line.run(["doctor"])) == 0
+    assert heard == [end_command]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 def test_an_unknown_word_is_a_user_error():
