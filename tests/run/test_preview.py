@@ -165,7 +165,9 @@ def test_paddlenlp_reads_a_tokenizer_that_is_not_known_to_agree(preview, monkeyp
     monkeypatch.setattr(fast_encoder, "load_fast_encoder", lambda *_, **__: (None, "it has a pepper"))
     code, out, err = preview(2)
     assert code == 0
-    assert err == "Loading PaddlePaddle ...\nReading the tokenizer with PaddleNLP: it has a pepper.\n"
+    # Announced where no earlier test of this process has loaded it.
+    told = err.removeprefix("Loading PaddlePaddle ...\n")
+    assert told == "Reading the tokenizer with PaddleNLP: it has a pepper.\n"
     assert out == expected
 
 
