@@ -11,7 +11,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.1
 	--no-header --no-annotate --quiet $(if $(UPGRADE),--upgrade)
 PYTEST_ARGS ?=
 # Tests in these folders start no processes that measure time or wait for each other: two of them run at once.
-APART := $(addprefix tests/,adapters checkpoints data families merge models parallel reference reporting run serving settings storage tokenizers training)
+APART := $(addprefix tests/,adapters checkpoints data end_to_end families merge models parallel reference reporting run serving settings storage tokenizers training)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test parity check format lock clean
