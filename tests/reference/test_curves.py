@@ -69,13 +69,7 @@ def test_curve_equals_the_golden_one(our_curves, name):
     not HAS_TORCH and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
 )
 @pytest.mark.parametrize("name", CASES)
-def test_curve_equals_a_live_run_of_transformers(our_curves, name, live_curves):
-    assert_same(our_curves(name), live_curves[name])
+def test_curve_equals_a_live_run_of_transformers(our_curves, name):
+    from tests.reference.transformers_training import reference_curve
 
-
-@pytest.fixture(scope="module")
-def live_curves():
-    """The reference, trained now."""
-    from tests.reference.transformers_training import reference_curves
-
-    return reference_curves()
+    assert_same(our_curves(name), reference_curve(name))

@@ -27,7 +27,6 @@ from safetensors.numpy import load_file
 from tests.reference.curves import (
     CASES,
     COMMON,
-    FAMILY_SHAPES,
     GOLDEN,
     HERE,
     LORA_RANK,
@@ -354,23 +353,25 @@ def read_samples(model_folder: Path, family: str = "llama") -> list:
     return load_samples([HERE / "data" / "train.json"], encoder, load_template(None), **lengths)[0]
 
 
+def reference_curve(name: str) -> list[dict[str, float]]:
+    """The curve of a case."""
+    torch.manual_seed(0)
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as place:
+        folder = build_model(Path(place) / case.family, case.family)
+        samples = read_samples(folder, case.family)
+        model = load_reference_model(folder, case.family)
+        if case.lora:
+            rslora = bool(case.arguments.get("rslora"))
+            adapter = build_adapter(Path(place) / case.name, folder, family=case.family, rslora=rslora)
+            model = add_reference_lora(model, adapter, family=case.family, rslora=rslora)
+        freeze_reference(model, case)
+        return train_reference(model, samples, COMMON | case.arguments)
+
+
 def reference_curves() -> dict[str, list[dict[str, float]]]:
     """The curves of all cases."""
-    torch.manual_seed(0)
-    curves = {}
-    with tempfile.TemporaryDirectory() as name:
-        folders = {family: build_model(Path(name) / family, family) for family in FAMILY_SHAPES}
-        for case in CASES.values():
-            folder = folders[case.family]
-            samples = read_samples(folder, case.family)
-            model = load_reference_model(folder, case.family)
-            if case.lora:
-                rslora = bool(case.arguments.get("rslora"))
-                adapter = build_adapter(Path(name) / case.name, folder, family=case.family, rslora=rslora)
-                model = add_reference_lora(model, adapter, family=case.family, rslora=rslora)
-            freeze_reference(model, case)
-            curves[case.name] = train_reference(model, samples, COMMON | case.arguments)
-    return curves
+    return {name: reference_curve(name) for name in CASES}
 
 
 def main() -> int:
