@@ -6,7 +6,6 @@ python tools/layout_table.py results.jsonl
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.marked_tables import read_json_lines, replace_table
+from tools.marked_tables import write_page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "layouts.md"
 _METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
@@ -23,11 +22,7 @@ _METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
 
 def main() -> None:
     """Puts the table between the marks of the page."""
-    parser = argparse.ArgumentParser(description="Write the table of layouts into docs/layouts.md.")
-    parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/layouts.md)")
-    arguments = parser.parse_args()
-    replace_table(arguments.page, render(read_json_lines(arguments.results)))
+    write_page(PAGE, render)
 
 
 def render(records: Iterable[Mapping[str, Any]]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,17 @@ def replace_table(page: Path, table: str, name: str = "") -> None:
     if not (first and second):
         raise ValueError(f"{page} lacks the marks {begin} and {end}")
     page.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
+
+
+def write_page(page: Path, render: Callable[[Iterator[Any]], str]) -> None:
+    """The command of a tool that makes the only table of a page from the results of a matrix.
+
+    Args:
+        page: What is written where the command line names no other.
+        render: Makes the table of the values in the files.
+    """
+    parser = argparse.ArgumentParser(description=f"Write the table of docs/{page.name}.")
+    parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
+    parser.add_argument("--page", type=Path, default=page, help=f"the page (docs/{page.name})")
+    arguments = parser.parse_args()
+    replace_table(arguments.page, render(read_json_lines(arguments.results)))

@@ -6,7 +6,6 @@ python tools/quantised_table.py results.jsonl
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.marked_tables import read_json_lines, replace_table
+from tools.marked_tables import write_page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quantised_matrix.md"
 _LAYOUTS = ("one", "dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2")
@@ -24,11 +23,7 @@ _NUM_CASES = 360
 
 def main() -> None:
     """Puts the table between the marks of the page."""
-    parser = argparse.ArgumentParser(description="Write the table of docs/quantised_matrix.md.")
-    parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/quantised_matrix.md)")
-    arguments = parser.parse_args()
-    replace_table(arguments.page, render(read_json_lines(arguments.results)))
+    write_page(PAGE, render)
 
 
 def render(records: Iterable[Mapping[str, Any]], *, first: str = "base", num_cases: int = _NUM_CASES) -> str:

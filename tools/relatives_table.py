@@ -6,13 +6,12 @@ python tools/relatives_table.py results.jsonl
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.marked_tables import read_json_lines, replace_table
+from tools.marked_tables import write_page
 from tools.quantised_table import render
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "relatives_matrix.md"
@@ -21,12 +20,7 @@ NUM_CASES = 180
 
 def main() -> None:
     """Puts the table between the marks of the page."""
-    parser = argparse.ArgumentParser(description="Write the table of docs/relatives_matrix.md.")
-    parser.add_argument("results", type=Path, nargs="+", help="files written by the matrix")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page (docs/relatives_matrix.md)")
-    arguments = parser.parse_args()
-    records = read_json_lines(arguments.results)
-    replace_table(arguments.page, render(records, first="method", num_cases=NUM_CASES))
+    write_page(PAGE, lambda records: render(records, first="method", num_cases=NUM_CASES))
 
 
 if __name__ == "__main__":

@@ -45,23 +45,48 @@ def list_cases(methods: Sequence[str]) -> list[Case]:
     ]
 
 
-class Matrix:
-    """Runs cases, compares them with one process, and keeps what was found.
+class Results:
+    """The file of results of a matrix, where one is asked for.
 
     Args:
-        name: FINETUNE_<name>_RESULTS is the file of results, FINETUNE_<name>_CONTINUE skips what stands there.
+        name: FINETUNE_<name>_RESULTS is the file, FINETUNE_<name>_CONTINUE skips what stands there.
     """
 
     def __init__(self, name: str):
         path = os.environ.get(f"FINETUNE_{name}_RESULTS")
-        self.results = Path(path) if path else None
+        self.path = Path(path) if path else None
         self.continues = os.environ.get(f"FINETUNE_{name}_CONTINUE") == "1"
+
+    def skip_what_is_done(self, case: Case) -> None:
+        """Skips the running test if an earlier run finished its case without fault."""
+        if not self.continues or self.path is None or not self.path.is_file():
+            return
+        records = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        if case in {tuple(record["case"]) for record in records if not record["faults"]}:
+            pytest.skip("it stands in the results")
+
+    def add(self, case: Case, found: dict[str, float], faults: list[str], **facts: Any) -> None:
+        """Adds a line."""
+        if self.path:
+            record = {"case": list(case), **facts, "differences": found, "faults": faults}
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+
+
+class Matrix:
+    """Runs cases, compares them with one process, and keeps what was found.
+
+    Args:
+        name: Of the results.
+    """
+
+    def __init__(self, name: str):
+        self.results = Results(name)
         self.expected: dict[tuple[str, ...], Any] = {}
 
     def check(self, bench: Any, case: Case, settings: dict[str, Any]) -> None:
         """Runs a case and asserts that its curve is that of one process."""
-        if case in self._done():
-            pytest.skip("it stands in the results")
+        self.results.skip_what_is_done(case)
         method, family, precision, layout = case
         key, place = (method, family, precision), PLACES[layout]
         if key not in self.expected:
@@ -76,15 +101,5 @@ class Matrix:
         faults = [
             f"{name} is {found[name]:.1e}" for name, limit in limits.items() if not found[name] <= limit
         ]
-        if self.results:
-            record = {"case": list(case), "differences": found, "faults": faults}
-            with self.results.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
+        self.results.add(case, found, faults)
         assert not faults, found
-
-    def _done(self) -> set[tuple[str, ...]]:
-        """Cases that an earlier run finished without fault."""
-        if not self.continues or self.results is None or not self.results.is_file():
-            return set()
-        records = map(json.loads, self.results.read_text(encoding="utf-8").splitlines())
-        return {tuple(record["case"]) for record in records if not record["faults"]}

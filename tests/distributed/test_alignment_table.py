@@ -1,6 +1,7 @@
 """The table of the matrix of preference methods says what was run, what was not, and what was wrong."""
 
-from tests.distributed.test_preference_matrix import CASES, FAMILIES, LOSSES, PLACES, method_of
+from tests.distributed.method_matrix import FAMILIES, PLACES
+from tests.distributed.test_preference_matrix import CASES, LOSSES, method_of
 from tools.alignment_table import _LAYOUTS, _LOSSES, _NUM_CASES, _PRECISIONS, render
 
 

@@ -7,25 +7,20 @@ takes every seventh case, spread over all sides.
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.distributed.layouts import LAYOUTS, METHODS, ONE, LayoutCase
+from tests.distributed.layouts import METHODS, ONE
+from tests.distributed.method_matrix import FAMILIES, PLACES, Results
 from tests.distributed.preference_runs import PRECISIONS, differences, faults_of, run, settings_of
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 
-RESULTS = os.environ.get("FINETUNE_ALIGNMENT_RESULTS")
+RESULTS = Results("ALIGNMENT")
 PART, NUM_PARTS = map(int, os.environ.get("FINETUNE_ALIGNMENT_PART", "1/1").split("/"))
 LOSSES = {"DPO": "sigmoid", "KTO": "kto", "ORPO": "orpo", "SimPO": "simpo"}
-FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt")
-PLACES = {"one": LayoutCase(1, 2)} | {
-    name: LAYOUTS[name] for name in ("dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2")
-}
 STEPS = {"max_steps": 10, "eval_steps": 5}
 CASES = [
     (loss, family, precision, layout)
@@ -48,18 +43,9 @@ def expected():
     return {}
 
 
-def done() -> set[tuple[str, ...]]:
-    """Cases that an earlier run finished without fault."""
-    if os.environ.get("FINETUNE_ALIGNMENT_CONTINUE") != "1" or not RESULTS or not Path(RESULTS).is_file():
-        return set()
-    records = map(json.loads, Path(RESULTS).read_text(encoding="utf-8").splitlines())
-    return {tuple(record["case"]) for record in records if not record["faults"]}
-
-
 @pytest.mark.parametrize(("loss", "family", "precision", "layout"), CASES)
 def test_ten_steps_are_those_of_one_process(bench, expected, loss, family, precision, layout):
-    if (loss, family, precision, layout) in done():
-        pytest.skip("it stands in the results")
+    RESULTS.skip_what_is_done((loss, family, precision, layout))
     method, packed = method_of(loss, family, precision)
     case: tuple[Any, ...] = (family, method, LOSSES[loss], layout, precision, packed)
     settings, key = settings_of(bench, case, STEPS), (loss, family, precision)
@@ -67,8 +53,5 @@ def test_ten_steps_are_those_of_one_process(bench, expected, loss, family, preci
         expected[key] = run(bench, settings, ONE)
     apart = differences(run(bench, settings, PLACES[layout]), expected[key])
     faults = faults_of(apart, precision)
-    if RESULTS:
-        record = {"case": list((*key, layout)), "method": method, "packed": packed, "differences": apart}
-        with Path(RESULTS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record | {"faults": faults}) + "\n")
+    RESULTS.add((*key, layout), apart, faults, method=method, packed=packed)
     assert not faults, apart

@@ -8,11 +8,38 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from finetune.families.family import get_family
 
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
 REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen2_moe",
+    "qwen3_moe",
+    "mixtral",
+    "ernie4_5",
+    "glm4",
+    "phi3",
+    "bloom",
+    "gpt2",
+    "falcon",
+    "opt",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3",
+)
+"""Families that go to transformers and peft, and back."""
+NEEDS_PEFT = [
+    pytest.mark.parity,
+    pytest.mark.skipif(
+        not HAS_PEFT and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
+    ),
+]
 TOLERANCE = 2e-5  # of the spread of the logits: sums in another order, through caps and large scores
 
 

@@ -18,8 +18,8 @@ from tests.families.cases import FACTS, TIED
 from tests.merge.lora_writing import folder_logits, write_adapter, write_base
 from tests.merge.rank_writing import read_whole
 from tests.reference.exchange import (
-    HAS_PEFT,
-    REQUIRED,
+    FAMILIES,
+    NEEDS_PEFT,
     check_close,
     load_theirs,
     their_logits,
@@ -27,35 +27,11 @@ from tests.reference.exchange import (
     write_their_config,
 )
 
-FAMILIES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "mixtral",
-    "ernie4_5",
-    "glm4",
-    "phi3",
-    "bloom",
-    "gpt2",
-    "falcon",
-    "opt",
-    "mistral",
-    "gemma",
-    "gemma2",
-    "gemma3",
-)
 NUM_TOKENS = 20
 LARGER = 20
 PROMPTS = ("今天天气很好，我们去公园。", "问题：水在什么时候结冰？ 答案：", "The answer is")
 
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.skipif(
-        not HAS_PEFT and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
-    ),
-]
+pytestmark = NEEDS_PEFT
 
 
 def our_texts(folder: Path) -> list[tuple[list[int], str]]:

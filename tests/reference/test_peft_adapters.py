@@ -9,8 +9,8 @@ import pytest
 
 from tests.merge.lora_writing import folder_logits, logits, write_base
 from tests.reference.exchange import (
-    HAS_PEFT,
-    REQUIRED,
+    FAMILIES,
+    NEEDS_PEFT,
     check_close,
     load_theirs,
     their_logits,
@@ -18,32 +18,8 @@ from tests.reference.exchange import (
     write_their_config,
 )
 
-pytestmark = [
-    pytest.mark.parity,
-    pytest.mark.skipif(
-        not HAS_PEFT and not REQUIRED, reason="PyTorch is not installed; make parity installs it"
-    ),
-]
+pytestmark = NEEDS_PEFT
 
-FAMILIES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "mixtral",
-    "ernie4_5",
-    "glm4",
-    "phi3",
-    "bloom",
-    "gpt2",
-    "falcon",
-    "opt",
-    "mistral",
-    "gemma",
-    "gemma2",
-    "gemma3",
-)
 SETTINGS = {
     "plain": {},
     "rslora": {"use_rslora": True},

@@ -43,16 +43,25 @@ class Request:
         return fields | {OUTPUT: text}
 
 
+def read_records(path: Path, faults: FaultCollector) -> list[Record]:
+    """The objects of a file; lines that hold none are added to the faults.
+
+    Raises:
+        UserError: It is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"data_file {path} is no file: give one with a JSON object on each line (or a .csv)")
+    return list(read_file(path, faults))
+
+
 def read_requests(path: Path) -> list[Request]:
     """Reads all lines of a file.
 
     Raises:
         UserError: It is missing or empty, or lines are faulty; all faults together.
     """
-    if not path.is_file():
-        raise UserError(f"data_file {path} is no file: give one with a JSON object on each line (or a .csv)")
     faults = FaultCollector()
-    records = list(read_file(path, faults))
+    records = read_records(path, faults)
     name = _recognise(records[:1]) or _recognise(records[:NUM_RECORDS_LOOKED_AT])
     requests = []
     for record in records:

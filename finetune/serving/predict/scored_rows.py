@@ -17,10 +17,10 @@ from finetune.data.reading.formats import NUM_RECORDS_LOOKED_AT, convert, recogn
 from finetune.data.reading.marks import QUALITY_MARKS
 from finetune.data.reading.preferences import is_preference
 from finetune.data.reading.read_options import ReadOptions
-from finetune.data.reading.readers import read_file
 from finetune.data.reading.records import FaultCollector, Record
 from finetune.data.reading.values import is_null
 from finetune.errors import UserError
+from finetune.serving.predict.requests import read_records
 
 REWARD, CHOSEN, REJECTED = "reward", "reward_chosen", "reward_rejected"
 
@@ -53,10 +53,8 @@ def read_rows(path: Path) -> list[ScoredRow]:
     Raises:
         UserError: It is missing or empty, or lines are faulty; all faults together.
     """
-    if not path.is_file():
-        raise UserError(f"data_file {path} is no file: give one with a JSON object on each line (or a .csv)")
     faults = FaultCollector()
-    records = list(read_file(path, faults))
+    records = read_records(path, faults)
     name = recognise(records[:NUM_RECORDS_LOOKED_AT])
     rows = [row for record in records if (row := _read_row(record, name, faults)) is not None]
     faults.raise_if_any()
