@@ -9,7 +9,6 @@ out here. Shared with this project are the starting weights, the token ids and t
 
 from __future__ import annotations
 
-import collections
 import copy
 import json
 import sys
@@ -78,18 +77,6 @@ def _with_adapter(model: Any, tensors: dict[str, Any]) -> Any:
     return adapted
 
 
-def _trainer(model: Any, arguments: dict[str, Any]) -> Any:
-    """What TRL's loss reads of its trainer."""
-    gather = lambda value: value  # noqa: E731
-    return SimpleNamespace(
-        model=model,
-        args=SimpleNamespace(center_rewards_coefficient=arguments.get("center_rewards_coefficient")),
-        accelerator=SimpleNamespace(gather_for_metrics=gather, gather=gather),
-        _metrics=collections.defaultdict(lambda: collections.defaultdict(list)),
-        _total_train_tokens=0,
-    )
-
-
 def train_case(case: RewardCase, folder: Path, data: Path, adapter: Path | None) -> list[dict[str, float]]:
     """Loss, gradient norm and learning rate of every step."""
     arguments = case.arguments(lora=adapter is not None)
@@ -101,12 +88,14 @@ def train_case(case: RewardCase, folder: Path, data: Path, adapter: Path | None)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, arguments)
     )
-    trainer = _trainer(model, arguments)
-    collate = trl.trainer.reward_trainer.DataCollatorForPreference(pad_token_id=PADDING)
+    # What TRL's loss reads of its trainer.
+    coefficient = arguments.get("center_rewards_coefficient")
+    trainer = SimpleNamespace(args=SimpleNamespace(center_rewards_coefficient=coefficient))
     curve = []
     for step in range(NUM_STEPS):
         batch = [samples[number] for number in sample_order(len(samples), step, 8, arguments["seed"])]
-        loss = trl.RewardTrainer.compute_loss(trainer, model, collate([_example(each) for each in batch]))
+        loss, values = trl.RewardTrainer.compute_loss(trainer, model, _collate(batch), return_outputs=True)
+        margins = (values["rewards_chosen"] - values["rewards_rejected"]).detach()
         loss.backward()
         trained = [each for group in groups for each in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(trained, arguments["max_grad_norm"])
@@ -114,23 +103,28 @@ def train_case(case: RewardCase, folder: Path, data: Path, adapter: Path | None)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        figures = {name: values[-1] for name, values in trainer._metrics["train"].items()}
         curve.append(
             {
                 "loss": loss.item(),
                 "grad_norm": norm.item(),
                 "learning_rate": rate,
-                "rewards_margin": figures["margin"],
-                "rewards_accuracy": figures["accuracy"],
+                "rewards_margin": margins.mean().item(),
+                "rewards_accuracy": (margins > 0).float().mean().item(),
             }
         )
     return curve
 
 
-def _example(sample: Any) -> dict[str, Any]:
-    chosen, rejected = ([*sample.prompt_ids.tolist(), *answer.tolist()] for answer in sample.answers)
-    assert PADDING not in chosen + rejected
-    return {"chosen_input_ids": chosen, "rejected_input_ids": rejected, "margin": sample.margin}
+def _collate(samples: list[Any]) -> dict[str, Any]:
+    """The inputs of TRL's loss; margins as a column, since it takes them from rewards [pairs, 1]."""
+    inputs: dict[str, Any] = {}
+    for place, kind in enumerate(("chosen", "rejected")):
+        texts = [torch.tensor([*each.prompt_ids.tolist(), *each.answers[place].tolist()]) for each in samples]
+        assert not any((text == PADDING).any() for text in texts)
+        rows = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=PADDING)
+        inputs |= {f"input_ids_{kind}": rows, f"attention_mask_{kind}": (rows != PADDING).long()}
+    inputs["margin"] = torch.tensor([[each.margin] for each in samples], dtype=torch.float32)
+    return inputs
 
 
 def read_pairs(case: RewardCase, arguments: dict[str, Any], folder: Path, data: Path) -> list:

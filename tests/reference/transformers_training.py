@@ -95,7 +95,7 @@ def _joined(*changes: Callable[[Any], None], grouped: bool = False) -> Reference
         _SIZES,
         (_DECODER, ("query_key_value_proj", "qkv")),
         ("qkv", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        change,
+        change=change,
     )
 
 
