@@ -36,6 +36,7 @@ _EXTRAS = {
     "gradio": "the chat page: pip install 'paddle-finetune[chat]'",
     "wandb": "report_to wandb: pip install wandb",
     "swanlab": "report_to swanlab: pip install swanlab",
+    "mlflow": "report_to mlflow: pip install mlflow",
     "visualdl": "report_to visualdl: pip install visualdl",
     "tensorboardX": "report_to tensorboard: pip install tensorboardX",
 }
