@@ -8,6 +8,7 @@ from typing import Any
 from tests.families.framings import (
     BARE,
     CHATGLM,
+    CHATGLM1,
     CHATGLM4,
     FALCON,
     GEMMA,
@@ -47,6 +48,7 @@ _GROUPED = {"num_key_value_heads": 2}
 CASES = (
     FamilyCase("llama", fused_layers=True),
     FamilyCase("llama", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
+    FamilyCase("chatglm", framing=CHATGLM1),
     FamilyCase("chatglm2", _GROUPED, num_kv_heads=2, bfloat16_on_cpu=False, framing=CHATGLM),
     FamilyCase(
         "chatglm3",
@@ -146,6 +148,8 @@ class FamilyFacts:
         ids_from: The library that says which ids are right.
         blank_in_front: Whether the published vocabulary puts a blank in front of texts, where the tiny one does.
         adds_distances: Whether the scores get distances (ALiBi), so that every mask is a dense one.
+        sees_ahead: Whether tokens of a prompt see what follows them, so that every mask is a dense one.
+        sharpness: What matrices are multiplied with, beyond other families', so that a small model says several things.
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
@@ -169,6 +173,8 @@ class FamilyFacts:
     ids_from: str = "transformers"
     blank_in_front: bool = True
     adds_distances: bool = False
+    sees_ahead: bool = False
+    sharpness: float = 1.0
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
@@ -228,6 +234,17 @@ _EXPERTS = FamilyFacts(
 
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
+    "chatglm": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        ids_from="sentencepiece",
+        tied_embedding="embed_tokens",
+        computed_tensors={"transformer.layers.0.attention.rotary_emb.inv_freq": (4,)},
+        rotary_function="finetune.families.chatglm.layers.turn",
+        norm_centres=True,
+        sees_ahead=True,
+        sharpness=3.0,
+    ),
     "chatglm2": _CHATGLM,
     "chatglm3": _CHATGLM,
     "chatglm4": replace(_CHATGLM, ids_from="tiktoken"),

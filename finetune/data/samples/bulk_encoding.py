@@ -21,7 +21,7 @@ from typing import Any
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.samples.cutting import CutSample
-from finetune.data.samples.piece_encoding import KnownIds, PlainText, TextEncoder
+from finetune.data.samples.piece_encoding import KnownIds, PlainText, TextEncoder, opens_answers
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import SampleBuilder, TooLongError
 from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
@@ -50,13 +50,14 @@ class BulkBuilder(SampleBuilder):
         encoder: The tokenizer.
         template: Gives the pieces.
         train_on: "all" or "last" of the answers; with "each" every answer becomes the last one of a sample of its
-            own, behind exactly what a model is given when it is asked for that answer.
+            own, behind exactly what a model is given when it is asked for that answer. So it is with "all" for a
+            tokenizer with ids between a prompt and its answer, of which a sample has one only.
         **options: As for `SampleBuilder`.
     """
 
     def __init__(self, encoder: TextEncoder, template: Template, *, train_on: str = "all", **options: Any):
-        super().__init__(encoder, template, train_on="last" if train_on == EACH else train_on, **options)
-        self._divides = train_on == EACH
+        self._divides = train_on == EACH or (train_on == "all" and opens_answers(encoder))
+        super().__init__(encoder, template, train_on="last" if self._divides else train_on, **options)
 
     def build(
         self,
