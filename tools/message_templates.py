@@ -40,7 +40,7 @@ SHOWN_BY = frozenset(
 _FOR_PROGRAMMERS = frozenset(
     ("ValueError", "TypeError", "RuntimeError", "KeyError", "AssertionError", "compile")
 )
-_MIN_LETTERS = 8
+_MIN_LETTERS = 7
 
 
 def find_templates(package: Path = PACKAGE) -> dict[str, tuple[str, bool]]:

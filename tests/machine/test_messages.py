@@ -38,6 +38,7 @@ CATALOGUE = Catalogue(
         ("nothing to do", "无事可做"),
         ("error: nothing to do", "错误：无事可做"),
         ("a is 3: choose 4", "a 是 3：请选 4"),
+        ("error: a is 3: choose 4", "错误：a 是 3：请选 4"),
         ("a is 3: choose one of 4, 5", "a 是 3：请从 4, 5 中选一个"),
         ("2 of 3 are missing", "3 中缺少 2"),
         ("a is nothing to do: choose b", "a 是 无事可做：请选 b"),

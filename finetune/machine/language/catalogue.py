@@ -86,6 +86,8 @@ class _Template:
 
     def match(self, text: str) -> list[str] | None:
         """The values in the places, each as short as it can be; None where this is another message."""
+        if _LABEL.match(text) and not _LABEL.match(self._first):
+            return None  # the label stands before a message of its own
         end = len(text) - len(self._last)
         if not text.startswith(self._first) or not text.endswith(self._last):
             return None
