@@ -91,6 +91,8 @@ class Family:
         tensor_splits: End of a layer's name, as a regular expression -> how tensor parallelism divides the
             layer; a kind of `finetune.families.tensor_splits`. Other layers are whole on every rank.
         gguf: How the format GGUF has the family; None where no export is made.
+        left_out: Fields that transformers takes by itself where the configuration of a multimodal folder's text part
+            leaves them out, as published ones do.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Family:
     hugging_face: HuggingFaceForm = field(default_factory=HuggingFaceForm)
     tensor_splits: Mapping[str, str] = field(default_factory=dict)
     gguf: GgufForm | None = None
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
         """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""

@@ -81,7 +81,7 @@ def merge(options: MergeOptions) -> None:
     with output_folder(options.output, record) as folder:
         companions.copy_companions(options.source, folder)
         carry_template([options.source], folder)
-        written = hf_out.convert(tensors, folder) if is_theirs else tensors
+        written = hf_out.convert(tensors, folder, options.source) if is_theirs else tensors
         with show_progress(sum(map(count_bytes, written))) as advance:
             layout = _layout(source.kind, options.max_shard_bytes, "pt" if is_theirs else "np")
             files = write_tensors(folder, written, layout, advance=advance)

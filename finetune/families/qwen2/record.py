@@ -42,6 +42,19 @@ def _variant(config: Mapping[str, Any]) -> str | None:
     return "finetune.families.qwen2.own_layers.Qwen2ForCausalLM" if scaled else None
 
 
+_LEFT_OUT = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+
+
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
     return gated_decoder_config(
         shape,
@@ -96,6 +109,7 @@ QWEN2 = register(
             "sliding_window",
         ),
         gguf=GgufForm("qwen2"),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
     )
 )

@@ -33,6 +33,20 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     return adapted
 
 
+_LEFT_OUT = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "head_dim": 128,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+
+
 def _head_dim(shape: TinyShape) -> int:
     # Published models have heads wider than hidden size / heads: the tiny one, too.
     return 2 * shape.hidden_size // shape.num_heads
@@ -86,6 +100,7 @@ QWEN3 = register(
         adapt_config=_adapt_config,
         understood=("layer_types", "rope_parameters", "rope_scaling"),
         gguf=GgufForm("qwen3"),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
     )
 )
