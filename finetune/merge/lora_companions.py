@@ -44,8 +44,7 @@ def write_companions(
         config = hf_out.with_vocabulary(config, num_tokens)
     if any(REWARD_WEIGHT in adapter.whole for adapter in adapters) and not is_reward_config(config):
         config = reward_config(config, base.family) | recorded_padding(adapters[-1].folder)
-    if base.other_parts:
-        copy_files_of_others(base.folder, folder)
+    copy_files_of_others(base.folder, folder)
     if base.is_hugging_face and base.other_parts and not hugging_face:
         write_other_parts(base.other_parts, folder)
     if base.is_hugging_face and not hugging_face:

@@ -186,7 +186,9 @@ def drop_other_parts(folder: Path) -> None:
 
 
 def copy_files_of_others(source: Path, folder: Path) -> None:
-    """Copies settings and code of the other parts, which say how images and sounds become numbers."""
+    """Copies settings and code of other parts, which say how images and sounds become numbers; without any, nothing."""
+    if not (source / WHOLE_CONFIG).is_file() and find_multimodal_kind(source) is None:
+        return
     for pattern in ("*processor_config.json", "*.py"):
         for path in source.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():

@@ -49,7 +49,8 @@ def _text_config(config: Mapping[str, Any], kind: MultimodalKind) -> dict[str, A
         text["model_type"] = kind.same_types.get(str(config["model_type"]), kind.text_type)
     else:
         text = {name: config[name] for name in _OF_ALL if name in config}
-        text |= {name: value for name, value in nested.items() if value is not None}
+        own = {name: value for name, value in nested.items() if value is not None}
+        text |= {name: value for name, value in own.items() if name not in ("architectures", "auto_map")}
         named = str(nested.get("model_type") or kind.text_type)
         text["model_type"] = kind.same_types.get(named, named)
         text = _with_left_out(text)
