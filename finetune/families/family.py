@@ -181,7 +181,7 @@ class Family:
         said = self.adapt_config(dict(config)) if isinstance(config, Mapping) else config
         has_distances = bool(_read(said, self.distance_option))
         takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
-        takes_rows = takes_rows and not (shares_prompts and _read(config, self.window_option))
+        takes_rows = takes_rows and not (shares_prompts and _read(said, self.window_option))
         return "start_end" if takes_rows else "block"
 
     def parallel_faults(
