@@ -9,7 +9,6 @@ Paddle.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import time
 from collections.abc import Sequence
@@ -23,7 +22,8 @@ from finetune.adapters.peft_folder import WEIGHTS_STEM
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.machine.command_names import MERGE_LORA, PREDICT, next_command, usage_name
-from finetune.machine.screen import show_line
+from finetune.machine.command_parser import CommandParser
+from finetune.machine.screen import print_text, show_line
 from finetune.merge import hf_out, quantised_base
 from finetune.merge.hub_names import local_base, named_base_folder
 from finetune.merge.lora_adapters import (
@@ -136,10 +136,10 @@ def merge(options: MergeOptions) -> None:
             files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
     if line := quantised_base.describe_choice(options.adapters, scheme, form):
-        print(line)
+        print_text(line)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files
-        print(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
+        print_text(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
     if options.verify:
         from finetune.merge.lora_verify import verify
 
@@ -191,12 +191,12 @@ def export_peft(options: MergeOptions) -> None:
         write_peft_config(adapter, tensors, folder, family=family, base=str(base_folder))
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
-    print(
+    print_text(
         f"exported {adapter.folder} for peft\nwrote {options.output}: {len(tensors)} tensors, {size:.3g} MB\n"
         f"next: PeftModel.from_pretrained(<{base_folder.name} in Hugging Face's form>, {str(options.output)!r})"
     )
     if not base.is_hugging_face:
-        print(
+        print_text(
             f"note: {base_folder} is in PaddleNLP's form, which peft cannot load: set base_model_name_or_path in "
             f"{options.output / PEFT_CONFIG} to the folder or the hub name of the same model in Hugging Face's form "
             "(--save_format hf makes such a folder of a merge)"
@@ -236,7 +236,7 @@ def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:
                 read_peft_adapter(folder, base.family, tied=base.is_tied, num_inputs=base.num_inputs)
             )
             for line in describe_missing(folder, base.family, base.config):
-                print(line)
+                print_text(line)
     return adapters
 
 
@@ -254,7 +254,7 @@ def _report(
     replaced = sum(len(adapter.whole) for adapter in adapters)
     what = f"took {names} out of {base.folder}" if options.unmerge else f"merged {names} into {base.folder}"
     size = sum(map(count_bytes, tensors)) / 1e9
-    print(
+    print_text(
         f"{what}: {changed} low-rank updates" + f", {replaced} tensors replaced" * bool(replaced) + "\n"
         f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} file{'s' * (num_files > 1)}, "
         f"{seconds:.1f} s\n"
@@ -264,7 +264,7 @@ def _report(
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(MERGE_LORA), description="Merges LoRA adapters into the weights of their base."
     )
     parser.add_argument("--model_name_or_path", type=Path, metavar="BASE",

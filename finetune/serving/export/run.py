@@ -15,6 +15,7 @@ from finetune.adapters.adapter_folder import has_reward_head
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError, find_remedy
 from finetune.families.decoder_description import check_description
+from finetune.machine.screen import print_text
 from finetune.models.resolve import ResolvedModel, trained_over_another, with_weights
 from finetune.models.reward_head import is_reward_config
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, ExportedFacts
@@ -100,7 +101,7 @@ def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     except OSError as error:
         raise _unwritable(options.output_path, error) from error
     if quantised:
-        print(*quantised[1].lines(), sep="\n")
+        print_text(*quantised[1].lines())
     return facts
 
 
