@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from finetune.errors import UserError
+from finetune.families.family import get_family
 from finetune.merge.lora import MergeOptions, export_peft, merge
 from finetune.merge.tensor_parallel import MergeOptions as RankOptions
 from finetune.merge.tensor_parallel import merge as merge_ranks
+from finetune.models.other_parts import take_text_part, write_other_parts
 from finetune.models.resolve import resolve_model
+from finetune.models.reward_head import reward_config
+from finetune.models.tiny.checkpoint import build_tiny
+from finetune.storage.checkpoints import Checkpoint
+from finetune.storage.writer import write_tensors
 from tests.conftest import losses, run_entry, write_arguments
 from tests.merge.lora_writing import folder_logits
-from tests.multimodal_folders import FOLDERS, build_multimodal, other_tensors
+from tests.multimodal_folders import FOLDERS, SIZES, build_multimodal, other_tensors
 
 FILES_OF_OTHERS = ("preprocessor_config.json", "processing_own.py")
 
@@ -109,8 +116,52 @@ def test_without_text_only_the_kind_is_named_before_weights_are_read(folder_of, 
     assert not (tmp_path / "out").exists()
 
 
-def test_the_whole_grows_with_its_text_part(folder_of, small_data, tmp_path):
-    folder, adapter, merged = folder_of("llava"), tmp_path / "adapter", tmp_path / "merged"
-    resolve_model(folder, text_only=True)
-    with pytest.raises(UserError, match="text_only"):
-        resolve_model(folder, text_only=False)
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_whole_grows_with_its_text_part(lora, folder_of, small_data, tmp_path):
+    folder, trained, merged = folder_of("llava"), tmp_path / "trained", tmp_path / "merged"
+    larger = tmp_path / "larger"
+    build_tiny("llama", larger, **SIZES | {"vocab_size": 350})
+    method = {"lora": True, "lora_rank": 2, "modules_to_save": ["embed_tokens", "lm_head"]} if lora else {}
+    assert train(folder, small_data, trained, tokenizer_name_or_path=str(larger), **method) == 0
+    if lora:
+        merge(MergeOptions(folder, (trained,), merged))
+    else:
+        merge_ranks(RankOptions(trained, merged, save_format="hf"))
+    config, before = (json.loads((each / "config.json").read_text()) for each in (merged, folder))
+    assert config["text_config"].pop("vocab_size") == 350 and before["text_config"].pop("vocab_size") == 330
+    assert config == before
+    assert load_file(merged / "model.safetensors")["language_model.lm_head.weight"].shape == (350, 32)
+    assert other_tensors(merged).keys() == other_tensors(folder).keys()
+
+
+def test_a_reward_model_on_a_text_part_is_written_in_one_form_alone(folder_of, small_data, tmp_path):
+    config = reward_config(resolve_model(folder_of("qwen2_vl")).config, get_family("qwen2"))
+    folder = folder_of("qwen2_vl")
+    text, parts = take_text_part(folder, Checkpoint(folder).tensors)
+    head = replace(text["model.norm.weight"], name="score.weight")
+    source = tmp_path / "source"
+    source.mkdir()
+    write_tensors(source, [*text.values(), head])
+    write_other_parts(parts, source)
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"reward model on the text part.*--save_format paddle"):
+        merge_ranks(RankOptions(source, tmp_path / "out", save_format="hf"))
+
+
+def test_what_is_missing_beside_a_text_part_is_named(folder_of, small_data, tmp_path):
+    folder, trained = folder_of("qwen2_vl"), tmp_path / "trained"
+    assert train(folder, small_data, trained, max_steps=1) == 0
+    (trained / "other_parts.safetensors").unlink()
+    with pytest.raises(UserError, match=r"other_parts.safetensors is missing.*remove whole_config.json"):
+        merge_ranks(RankOptions(trained, tmp_path / "out", save_format="hf"))
+    (trained / "whole_config.json").unlink()
+    merge_ranks(RankOptions(trained, tmp_path / "plain", save_format="hf"))
+    assert resolve_model(tmp_path / "plain").kind is None
+
+
+def test_a_second_training_keeps_the_other_parts(folder_of, small_data, tmp_path):
+    folder, first, second = folder_of("qwen2_vl"), tmp_path / "first", tmp_path / "second"
+    assert train(folder, small_data, first, max_steps=1) == 0
+    assert train(first, small_data, second, max_steps=1, text_only=False) == 0
+    merge_ranks(RankOptions(second, tmp_path / "merged", save_format="hf"))
+    check_whole(tmp_path / "merged", folder)
