@@ -29,7 +29,7 @@ def write_jinja(chat: ChatFormat, tokenizer: TokenizerFacts) -> str:
         opening = "".join(map(_token, tokenizer.prefix)) + opening
     system = f"{{% if ns.system %}}{_written(chat.system, content='ns.system')}{{% endif %}}"
     once = f"{system}{{% set ns.system = '' %}}"
-    end = _literal(chat.end) if chat.end else _token(tokenizer.end_of_answer)
+    end = _literal(chat.end) if chat.end or chat.ends_with_next else _token(tokenizer.end_of_answer)
     tool = chat.user if chat.tool is None else chat.tool
     return "".join((
         f"{{% set ns = namespace(round=0, system={json.dumps(chat.default_system or '')}) %}}",
