@@ -32,11 +32,13 @@ class JinjaForm:
         file: Name of the text in the folder.
         special_tokens: Tokens that it writes and the tokenizer must have.
         values: What is set before the text.
+        has_switch: Whether it asks for `SWITCH`.
     """
 
     file: str
     special_tokens: tuple[str, ...]
     values: Mapping[str, str | bool | None] = field(default_factory=dict)
+    has_switch: bool = False
 
     @property
     def source(self) -> str:
@@ -58,7 +60,9 @@ JINJA_FORMS: dict[str, JinjaForm] = {
             "joins_tools": True,
         },
     ),
-    "qwen3": JinjaForm(file="qwen", special_tokens=_MARKS, values=_QWEN | {"thinking": "switched"}),
+    "qwen3": JinjaForm(
+        file="qwen", special_tokens=_MARKS, values=_QWEN | {"thinking": "switched"}, has_switch=True
+    ),
     "qwen3_nothink": JinjaForm(file="qwen", special_tokens=_MARKS, values=_QWEN),
     "qwen3_thinking": JinjaForm(file="qwen", special_tokens=_MARKS, values=_QWEN | {"thinking": "always"}),
     "qwq": JinjaForm(
@@ -67,7 +71,9 @@ JINJA_FORMS: dict[str, JinjaForm] = {
         values=_QWEN | {"joins_tools": True, "thinking": "always", "keeps_thoughts": False},
     ),
     "deepseek_r1": JinjaForm(
-        file="deepseek_r1", special_tokens=("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
+        file="deepseek_r1",
+        special_tokens=("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
+        has_switch=True,
     ),
     "llama3.1": JinjaForm(file="llama3", special_tokens=_HEADERS, values={"date": "26 Jul 2024"}),
     "llama3.2": JinjaForm(file="llama3", special_tokens=_HEADERS, values={"date": None}),

@@ -37,7 +37,7 @@ PLAIN_NAMES = ("none", "plain")
 OWN_NAME = "tokenizer"
 
 FORM_NAMES = (*CHAT_FORMATS, *JINJA_FORMS)
-_SWITCHED = ("qwen3", "deepseek_r1")
+_SWITCHED = tuple(name for name, form in JINJA_FORMS.items() if form.has_switch)
 _OWN_FILES = ("chat_template.json", JINJA_FILE, CONFIG_FILE)
 _JSON_REMEDY = f"put the keys {', '.join(PARTS)} there, or give chat_template another name or file"
 _JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
@@ -114,6 +114,8 @@ class _Loader:
         if name is None:
             return self._load_default(folder)
         if name in JINJA_FORMS:
+            if not JINJA_FORMS[name].has_switch:
+                self._refuse_switch(name)
             return self._make(JINJA_FORMS[name].source, name, folder, marks=JINJA_FORMS[name].special_tokens)
         if name in PLAIN_NAMES or name in CHAT_FORMATS:
             self._refuse_switch(name)
