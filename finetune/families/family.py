@@ -71,7 +71,9 @@ class Family:
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
-        chat_template: Name of the template for conversations, None for plain text.
+        chat_template: Name of the template for conversations where a folder has none of its own; or names by a token
+            that only the tokenizers of models with this template have, the first that is met counts. None for plain
+            text.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
         covers: Whether a config.json with one of `model_types`, and the folder that it stands in (None where there
@@ -109,7 +111,7 @@ class Family:
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
     packing: bool = True
     positions: str = "position_ids"
-    chat_template: str | None = None
+    chat_template: str | Mapping[str, str] | None = None
     head_module: str = "lm_head"
     fused_packing: str = "refused"
     distance_option: str | None = None

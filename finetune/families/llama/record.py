@@ -115,6 +115,11 @@ LLAMA = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={
+            "<｜Assistant｜>": "deepseek_r1",
+            "<|start_header_id|>": "llama3",
+            "<|im_start|>": "yi",
+        },
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.

@@ -76,6 +76,12 @@ MISTRAL = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={
+            "[SYSTEM_PROMPT]": "mistral_small",
+            "<SPECIAL_20>": "mistral_nemo",
+            "[TOOL_CALLS]": "mistral_v3",
+            "<s>": "mistral",
+        },
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
