@@ -22,6 +22,7 @@ from finetune.merge import hf_out
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.source import LORA, MODEL, PREFIX, Source, open_source
+from finetune.models.other_parts import copy_files_of_others
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
@@ -81,8 +82,9 @@ def merge(options: MergeOptions) -> None:
     is_theirs = options.save_format == HUGGING_FACE
     with output_folder(options.output, record) as folder:
         companions.copy_companions(options.source, folder)
+        copy_files_of_others(options.source, folder)
         carry_template([options.source], folder)
-        written = hf_out.convert(tensors, folder) if is_theirs else tensors
+        written = hf_out.convert(tensors, folder, options.source) if is_theirs else tensors
         with show_progress(sum(map(count_bytes, written))) as advance:
             layout = _layout(source.kind, options.max_shard_bytes, "pt" if is_theirs else "np")
             files = write_tensors(folder, written, layout, advance=advance)

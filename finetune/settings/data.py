@@ -115,6 +115,10 @@ class DataArguments:
         "for conversations, none for src and tgt.",
         "对话格式的名称（llama2、chatml 等，见 docs/data.md）、模板文件或其所在目录，tokenizer 表示用分词器自带的，"
         "none 表示文本原样；null：对话用分词器自带的，src 与 tgt 不用模板。", is_path=True)
+    enable_thinking: bool | None = setting(None,
+        "What the chat template is told of thoughts before answers (Qwen3, DeepSeek-R1): false begins answers behind an "
+        "empty place for them, which is not learned; true and null leave it to the answer.",
+        "告诉对话模板回答前是否有思考内容（Qwen3、DeepSeek-R1）：false 在回答前放一个空的思考块，且不学习它；true 与 null 由回答决定。")
     split_special_tokens: bool = setting(True,
         "Names of special tokens in the data (</s>, <|im_end|>) are plain text; false: they become these "
         "tokens, as in PaddleNLP.",

@@ -36,7 +36,7 @@ from finetune.errors import UserError
 from finetune.machine.screen import print_text
 from finetune.storage.files import open_file, read_json_object, write_json
 
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 """To be raised when the same files and settings give other samples."""
 
 KEEP_DAYS = 30

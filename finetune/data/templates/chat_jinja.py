@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 from finetune.data.templates.chat_templates import ChatFormat
+from finetune.data.templates.jinja_forms import SWITCH
 from finetune.data.templates.pieces import parse_pattern
 from finetune.families.family import TokenizerFacts
 
@@ -29,7 +30,7 @@ def write_jinja(chat: ChatFormat, tokenizer: TokenizerFacts) -> str:
         opening = "".join(map(_token, tokenizer.prefix)) + opening
     system = f"{{% if ns.system %}}{_written(chat.system, content='ns.system')}{{% endif %}}"
     once = f"{system}{{% set ns.system = '' %}}"
-    end = _literal(chat.end) if chat.end else _token(tokenizer.end_of_answer)
+    end = _literal(chat.end) if chat.end or chat.ends_with_next else _token(tokenizer.end_of_answer)
     tool = chat.user if chat.tool is None else chat.tool
     return "".join((
         f"{{% set ns = namespace(round=0, system={json.dumps(chat.default_system or '')}) %}}",
@@ -63,6 +64,19 @@ def with_system(source: str, system: str | None) -> str:
         f"{{% set messages = {message} + messages %}}"
         "{% endif %}" + source
     )
+
+
+def with_switch(source: str, enable_thinking: bool | None) -> str:
+    """A jinja template that takes a switch of thoughts where whoever renders it says nothing of it.
+
+    Args:
+        source: The template.
+        enable_thinking: The switch; None leaves the template as it is.
+    """
+    if enable_thinking is None:
+        return source
+    value = json.dumps(enable_thinking)
+    return f"{{% if {SWITCH} is not defined %}}{{% set {SWITCH} = {value} %}}{{% endif %}}" + source
 
 
 def _written(pattern: str, *, content: str = _VALUES["content"], system: str = "") -> str:

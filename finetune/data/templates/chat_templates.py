@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune.data.reading.conversation import TOOL, USER, Conversation
+from finetune.data.reading.conversation import TOOL, TOOL_CALL, USER, Conversation
 from finetune.data.templates.pieces import Piece, PieceWriter, Slot, parse_pattern
 
 
@@ -25,6 +25,8 @@ class ChatFormat:
         system: The system text.
         opening: What every conversation begins with.
         end: The special token that ends an answer, learned; "" leaves that to end-of-sequence.
+        ends_with_next: Whether the special token that opens the next message ends an answer, and is learned; the last
+            answer ends with the one of a user's message, a call of a function with that of its result.
         after: What follows an answer before the next message; not learned.
         default_system: The system text of conversations that have none.
         special_tokens: What in these strings is a special token.
@@ -36,6 +38,7 @@ class ChatFormat:
     system: str = "{content}"
     opening: str = ""
     end: str = ""
+    ends_with_next: bool = False
     after: str = ""
     default_system: str | None = None
     special_tokens: tuple[str, ...] = ()
@@ -74,6 +77,12 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         answer=" {content}",
         special_tokens=("<s>",),
     ),
+    "mistral_small": ChatFormat(
+        opening="<s>",
+        system="[SYSTEM_PROMPT]{content}[/SYSTEM_PROMPT]",
+        user="[INST]{content}[/INST]",
+        special_tokens=("<s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"),
+    ),
     "chatml": _CHATML,
     "qwen": ChatFormat(**{**vars(_CHATML), "default_system": "You are a helpful assistant."}),
     "chatglm2": ChatFormat(
@@ -86,6 +95,7 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         user="<|user|>\n {content}<|assistant|>",
         tool="<|observation|>\n {content}<|assistant|>",
         answer="\n {content}",
+        ends_with_next=True,
         special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     ),
     "glm4": ChatFormat(
@@ -94,6 +104,7 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         user="<|user|>\n{content}<|assistant|>",
         tool="<|observation|>\n{content}<|assistant|>",
         answer="\n{content}",
+        ends_with_next=True,
         special_tokens=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     ),
     "internlm": ChatFormat(
@@ -106,6 +117,38 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
     "xverse": ChatFormat(system="{content}\n\n", user="Human: {content}\n\nAssistant: "),
     "internlm2": _CHATML,
     "yi": _CHATML,
+    "ernie4_5": ChatFormat(
+        opening="<|begin_of_sentence|>",
+        system="{content}\n",
+        user="User: {content}\nAssistant: ",
+        end="<|end_of_sentence|>",
+        special_tokens=("<|begin_of_sentence|>", "<|end_of_sentence|>"),
+    ),
+    "phi3": ChatFormat(
+        system="<|system|>\n{content}<|end|>\n",
+        user="<|user|>\n{content}<|end|>\n<|assistant|>\n",
+        end="<|end|>",
+        after="\n",
+        special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    ),
+    "phi4": ChatFormat(
+        system="<|im_start|>system<|im_sep|>{content}<|im_end|>",
+        user="<|im_start|>user<|im_sep|>{content}<|im_end|><|im_start|>assistant<|im_sep|>",
+        end="<|im_end|>",
+        special_tokens=("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+    ),
+    "phi4_mini": ChatFormat(
+        system="<|system|>{content}<|end|>",
+        user="<|user|>{content}<|end|><|assistant|>",
+        end="<|end|>",
+        special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    ),
+    "falcon": ChatFormat(
+        system="System: {content}\n", user="User: {content}\nFalcon:", answer=" {content}", after="\n"
+    ),
+    "polylm": ChatFormat(system="{content}\n", user="<|user|>\n{content}\n<|assistant|>\n", after="\n"),
+    "seqgpt": ChatFormat(system="{content}\n", user="输入: {content}\n输出: [GEN]", after="\n"),
+    "bloomz": ChatFormat(system="{content}\n", user="{content}", answer=" {content}", after="\n"),
     "ziya": ChatFormat(user="<human>:{content}\n<bot>:", after="\n"),
     "openbuddy": ChatFormat(
         system="{content}\n\n", user="User: {content}\nAssistant:", answer=" {content}", after="\n"
@@ -143,6 +186,12 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         ),
     ),
 }
+CHAT_FORMATS |= {
+    "qwen2": CHAT_FORMATS["qwen"],
+    "mixtral": CHAT_FORMATS["mistral"],
+    "gemma2": CHAT_FORMATS["gemma"],
+    "gemma3": CHAT_FORMATS["gemma"],
+}
 
 
 class NamedTemplate:
@@ -159,7 +208,8 @@ class NamedTemplate:
         chat = CHAT_FORMATS[name]
         self.name = name
         self.special_tokens = chat.special_tokens
-        self.appends_eos = not chat.end
+        self.appends_eos = not (chat.end or chat.ends_with_next)
+        self._ends_with_next = chat.ends_with_next
         self._default_system = chat.default_system
         self._opening = self._parse(chat.opening)
         self._system = self._parse(chat.system)
@@ -172,7 +222,10 @@ class NamedTemplate:
     def render(self, conversation: Conversation) -> list[Piece]:
         """Every message, the answers learned."""
         writer = self._write(conversation, len(conversation.messages) - 1)
-        self._fill(writer, self._answer, {"content": conversation.messages[-1].content}, learned=True)
+        last = conversation.messages[-1]
+        self._fill(writer, self._answer, {"content": last.content}, learned=True)
+        if self._ends_with_next:
+            self._fill(writer, (self._tool if last.role == TOOL_CALL else self._user)[:1], {}, learned=True)
         return writer.finish()
 
     def render_prompt(self, conversation: Conversation) -> list[Piece]:
@@ -190,11 +243,15 @@ class NamedTemplate:
         if system and not self._system_in_user:
             self._fill(writer, self._system, {"content": system})
         round_number = 0
-        for message in conversation.messages[:num_messages]:
+        for place, message in enumerate(conversation.messages[:num_messages]):
             if message.role in (USER, TOOL):
                 round_number += message.role == USER
                 values = {"content": message.content, "round": str(round_number), "system": system}
-                self._fill(writer, self._user if message.role == USER else self._tool, values)
+                slots = self._user if message.role == USER else self._tool
+                if self._ends_with_next and place > 0:
+                    self._fill(writer, slots[:1], values, learned=True)
+                    slots = slots[1:]
+                self._fill(writer, slots, values)
                 system = ""
             else:
                 self._fill(writer, self._answer, {"content": message.content}, learned=True)

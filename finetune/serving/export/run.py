@@ -278,6 +278,7 @@ def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedMo
 def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
     """Configuration, generation settings, tokenizer and chat template, byte for byte but for how weights are packed."""
     from finetune.checkpoints.companions import copy_companions
+    from finetune.models.other_parts import drop_other_parts
 
     copy_companions(tokenizer_folder, target)
     if tokenizer_folder != folder:
@@ -289,3 +290,4 @@ def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
         write_json(target / "config.json", ordinary)
     for name in _ADAPTER_FILES:
         (target / name).unlink(missing_ok=True)
+    drop_other_parts(target)

@@ -40,6 +40,7 @@ def describe_run(plan: PlannedModel, settings: DecodingSettings, data_file: Path
         "dtype": options.dtype,
         "chat_template": plan.template_name,
         "system": options.system_text(),
+        **({} if (switch := options.thinking()) is None else {"enable_thinking": switch}),
         "src_length": options.src_length,
         **asdict(settings),
         "content of data_file": _digest([data_file]),
