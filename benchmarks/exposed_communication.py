@@ -35,6 +35,7 @@ from paddle.distributed.fleet.utils import log_util
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.fleet_group_sharded import cpu_as_accelerator, wrap_stage_2, wrap_stage_3
 from finetune.parallel.parallel_model import ParallelModel
 from finetune.parallel.sharding import flat_slices
 from finetune.processes.groups import Group, ProcessGroups
@@ -114,7 +115,9 @@ class RecordedGroup:
     ) -> RecordedTask:
         return self._call(self._costs.ring(_bytes(tensor), 1), sync_op)
 
-    def all_gather(self, outputs: Any, tensor: Any, sync_op: bool = True) -> RecordedTask:
+    def all_gather(self, outputs: Any, tensor: Any, sync_op: bool | None = None) -> RecordedTask:
+        if sync_op is None:  # as Fleet's stage 3 calls it: the tensor first, and nobody waits
+            return self._call(self._costs.ring(_bytes(tensor), 1), False)
         for output in outputs:
             output.set_value(tensor)
         return self._call(self._costs.ring(_bytes(tensor) * self._costs.num_replicas, 1), sync_op)
@@ -296,6 +299,39 @@ def time_of_step(
     return StepTime(computed, clock.now - marks[-1][0] - computed)
 
 
+def fleet_time_of_step(stage: int, num_micro_batches: int, costs: Costs, *, waits: bool = False) -> StepTime:
+    """A step of Fleet's own stages 2 and 3, with whatever it can do beside the computing.
+
+    Args:
+        stage: 2 or 3.
+        num_micro_batches: Of the step.
+        costs: Of passes and calls.
+        waits: Whether stage 2 waits for what a backward pass reduced before the next one adds to it, as it must.
+    """
+    clock = Clock()
+    model = TimedModel(clock, costs.forward)
+    group = _recorded_groups(stage, costs, clock).sharding.handle
+    optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
+    marks, elements = [], BYTES_PER_ELEMENT / 2
+    with cpu_as_accelerator():
+        if stage == 2:
+            wrapped, optimizer = wrap_stage_2(
+                model, optimizer, group, buffer_elements=int(2**23 / elements), overlaps=True
+            )
+        else:
+            wrapped, optimizer = wrap_stage_3(model, optimizer, group, whole_elements=int(2**20 / elements))
+        for _ in range(NUM_WARM_UP_STEPS + 1):
+            marks.append((clock.now, clock.computed))
+            for _ in range(num_micro_batches):
+                wrapped(paddle.ones([1])).sum().backward()
+                if waits:
+                    optimizer._comm_task.wait()
+            optimizer.step()
+            optimizer.clear_grad()
+    computed = clock.computed - marks[-1][1]
+    return StepTime(computed, clock.now - marks[-1][0] - computed)
+
+
 def _recorded_groups(stage: int, costs: Costs, clock: Clock) -> ProcessGroups:
     ranks = tuple(range(costs.num_replicas))
 
@@ -351,6 +387,8 @@ def main() -> None:
         for word, overlaps in ((" waiting", False), ("", True)):
             step = time_of_step(stage, args.micro_batches, costs, overlaps=overlaps, words=words)
             times[name + word] = step
+    times["stage 2 Fleet"] = fleet_time_of_step(2, args.micro_batches, costs, waits=True)
+    times["stage 3 Fleet"] = fleet_time_of_step(3, args.micro_batches, costs)
     if args.json:
         print(json.dumps({name: [each.computed, each.exposed] for name, each in times.items()}))
         return
