@@ -27,7 +27,9 @@ Facts = dict[str, Any]
 def make_model(case: Case) -> Any:
     paddle.seed(5)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=VOCAB, use_cache=False, tie_word_embeddings=case.get("tied", False), **sizes)
+    config = LlamaConfig(
+        vocab_size=VOCAB, use_cache=False, tie_word_embeddings=case.get("tied", False), **sizes
+    )
     model = LlamaForCausalLM(config)
     if case.get("lora"):
         model = LoRAModel(model, LoRAConfig(target_modules=[".*q_proj", ".*v_proj"], r=2, lora_alpha=4))
@@ -213,7 +215,9 @@ class FleetRun:
     def _base(self, parameter: Any) -> str | None:
         """What the names of a parameter's accumulators begin with on this rank."""
         if self.stage == 2:
-            return parameter.name if self.optimizer.param2rank[parameter.name] == self.group.position else None
+            return (
+                parameter.name if self.optimizer.param2rank[parameter.name] == self.group.position else None
+            )
         return f"slice@{parameter.name}" if hasattr(parameter, "fw_storage") else parameter.name
 
     def _state(self) -> Any:

@@ -30,7 +30,9 @@ HALF = {
 
 
 def of_stages(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {f"stage {stage}, {name}": case | {"stage": stage} for stage in (2, 3) for name, case in cases.items()}
+    return {
+        f"stage {stage}, {name}": case | {"stage": stage} for stage in (2, 3) for name, case in cases.items()
+    }
 
 
 def run(folder: Path, cases: dict[str, dict[str, Any]], *, num_processes: int = 2) -> Results:

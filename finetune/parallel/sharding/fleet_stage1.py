@@ -21,7 +21,7 @@ from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphSh
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
-from finetune.parallel.sharding.replicas import Replicas
+from finetune.parallel.sharding.replicas import DEFAULTS, ReplicaOptions, Replicas
 from finetune.parallel.sharding.whole_state import StateTensor, collect_from_owners
 
 if TYPE_CHECKING:
@@ -29,35 +29,19 @@ if TYPE_CHECKING:
 
 
 class OwnedReplicas(Replicas):
-    """Stage 1: each rank of the sharding group updates the parameters that it owns.
-
-    Args:
-        model: The Layer whose forward is called.
-        groups: The process groups.
-        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
-        shared: Names of trained parameters that several stages of a pipeline hold.
-        words: Of the setting `sharding_parallel_config`.
-    """
+    """Stage 1: each rank of the sharding group updates the parameters that it owns."""
 
     stage = 1
 
-    def __init__(
-        self,
-        model: Any,
-        groups: ProcessGroups,
-        *,
-        master_gradients: bool = False,
-        shared: Collection[str] = (),
-        words: Collection[str] = (),
-    ):
-        super().__init__(model, groups, master_gradients=master_gradients)
-        self._owners = deal_out(self.trained, groups.sharding.size, shared)
+    def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
+        super().__init__(model, groups, options)
+        self._owners = deal_out(self.trained, groups.sharding.size, options.shared)
         self._owned = {
             name: parameter
             for name, parameter in self.trained.items()
             if self._owners[name] == groups.sharding.position
         }
-        self._averages = "disable_stage1_reduce_avg" not in words
+        self._averages = "disable_stage1_reduce_avg" not in options.sharding_words
         self._optimizer: Any = None
 
     def engine(self, axis: str) -> str:
