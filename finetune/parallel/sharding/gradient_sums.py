@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from finetune.processes.groups import Group
 
 _MOST_BUCKETS_UNDER_WAY = 16
-_MOST_BUCKETS_BEFORE_NEXT_SUM = 2
-"""How many buckets may be on their way into slices before the earliest is taken for its sum over equal replicas."""
 
 
 @dataclass
@@ -90,7 +88,7 @@ class GradientSums:
         begun.result = paddle.empty([source.size // size], dtype=source.dtype)
         begun.task = self._sharding.begin_reduce_scatter(begun.result, source)
         self._scattered.append(begun)
-        while self._must_take(begun.is_last):
+        while self._must_take():
             self._take()
 
     def finish(self) -> None:
@@ -113,14 +111,11 @@ class GradientSums:
                     target.grad.add_(part.reshape(target.shape))
         self._summed.clear()
 
-    def _must_take(self, is_last: bool) -> bool:
-        count = len(self._scattered)
+    def _must_take(self) -> bool:
         if not self._overlaps:
-            return count > 0
-        if is_last and self._copies.size > 1 and count > _MOST_BUCKETS_BEFORE_NEXT_SUM:
-            return True
-        most_bytes = _MOST_BUCKETS_UNDER_WAY * flat_slices.BUCKET_BYTES
-        return count > 1 and sum(each.num_bytes for each in self._scattered) > most_bytes
+            return bool(self._scattered)
+        num_bytes = sum(each.num_bytes for each in self._scattered)
+        return len(self._scattered) > 1 and num_bytes > _MOST_BUCKETS_UNDER_WAY * flat_slices.BUCKET_BYTES
 
     def _take(self) -> None:
         arrived = self._scattered.popleft()
