@@ -15,15 +15,14 @@ ready twice under reentrant recomputation; docs/parallel.md tells what was tried
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.errors import RunError
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast, plan_buckets
 
 if TYPE_CHECKING:
-    from finetune.parallel.sharding.gradient_sums import GradientSums
     from finetune.parallel.sharding.local_gradients import ParameterGradients
 
 
@@ -75,6 +74,16 @@ class Bucket:
     is_begun: bool = False
 
 
+class Sums(Protocol):
+    """Takes buckets of gradients."""
+
+    def begin(self, names: Sequence[str], gradients: Sequence[Any]) -> None:
+        """Begins the sum of some parameters' flat gradients, which are of one dtype and may be given up."""
+
+    def finish(self) -> None:
+        """Returns when all that has begun is where the optimizer looks."""
+
+
 class GradientBuckets:
     """Begins the sums of gradients, early where they are complete.
 
@@ -93,7 +102,7 @@ class GradientBuckets:
         self,
         parameters: Mapping[str, Any],
         local: ParameterGradients,
-        sums: GradientSums,
+        sums: Sums,
         *,
         overlaps: bool = True,
         max_bytes: int | None = None,

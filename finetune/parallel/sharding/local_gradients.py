@@ -17,17 +17,21 @@ from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 
 
 class ParameterGradients:
-    """Gradients in the parameters' dtype, where Paddle leaves them."""
+    """Gradients in the parameters' dtype, where Paddle leaves them.
 
-    _attribute = "grad"
+    Attributes:
+        attribute: Of a parameter, under which its gradient is.
+    """
+
+    attribute = "grad"
 
     def exists(self, parameter: Any) -> bool:
         """Whether a backward pass left a gradient."""
-        return getattr(parameter, self._attribute) is not None
+        return getattr(parameter, self.attribute) is not None
 
     def get(self, parameter: Any) -> Any:
         """The gradient, of the parameter's shape, until it is cleared; zeros for none."""
-        gradient = getattr(parameter, self._attribute)
+        gradient = getattr(parameter, self.attribute)
         return paddle.zeros(parameter.shape, dtype=self._dtype(parameter)) if gradient is None else gradient
 
     def take(self, parameters: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
@@ -38,14 +42,10 @@ class ParameterGradients:
             self.clear(parameter)
         return gradients, present
 
-    def fill(self, parameter: Any) -> None:
-        """Puts zeros where there is no gradient."""
-        if not self.exists(parameter):
-            setattr(parameter, self._attribute, self.get(parameter))
-
     def hand_over(self, parameter: Any) -> None:
         """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""
-        self.fill(parameter)
+        if parameter.grad is None:
+            parameter.grad = self.get(parameter)
 
     def clear(self, parameter: Any) -> None:
         """Drops the gradient."""
@@ -62,7 +62,7 @@ class MasterGradients(ParameterGradients):
         parameters: Those that are trained; each gets a hook for good.
     """
 
-    _attribute = "main_grad"
+    attribute = "main_grad"
 
     def __init__(self, parameters: Iterable[Any]):
         for parameter in parameters:
