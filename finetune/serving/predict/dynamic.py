@@ -100,6 +100,7 @@ class DynamicDecoder:
     def _steps(self, prompts: Sequence[Sequence[int]], chooser: _Chooser) -> Iterator[list[int]]:
         """The next token of every row, again and again; what the caller writes into the list goes on."""
         logits, state = self.read_prompts(prompts)
+        tokens: list[int] = []
         for step in range(chooser.num_steps):
             if step:
                 logits, state = self.read_tokens(tokens, state)
