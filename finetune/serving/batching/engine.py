@@ -71,7 +71,7 @@ class Engine:
         self._maker, self._max_waiting = maker, max_waiting
         self._waiting: deque[list[Row]] = deque()
         self._batches: dict[Hashable, Batch] = {}
-        self._num_running = 0
+        self._running: list[Row] = []
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
@@ -114,7 +114,7 @@ class Engine:
     @property
     def num_rows(self) -> int:
         """Rows that run or wait."""
-        return self._num_running + sum(map(len, self._waiting))
+        return len(self._running) + sum(map(len, self._waiting))
 
     def close(self, timeout: float | None = None) -> None:
         """Ends the thread behind the step that runs; rows that are not finished are told so."""
@@ -133,10 +133,10 @@ class Engine:
         finally:
             with self._changed:
                 self._is_closed = True
-                left = [*(row for rows in self._waiting for row in rows), *self._running()]
+                left = [*(row for rows in self._waiting for row in rows), *self._running]
                 self._waiting.clear()
                 self._batches.clear()
-                self._num_running = 0
+                self._running = []
             for row in left:
                 row.fail(ClosedError())
 
@@ -151,9 +151,6 @@ class Engine:
         kept = [[row for row in rows if not row.is_cancelled] for rows in self._waiting]
         self._waiting = deque(rows for rows in kept if rows)
 
-    def _running(self) -> list[Row]:
-        return [row for batch in self._batches.values() for row in batch.rows]
-
     def _admit(self) -> None:
         """Lets waiting rows join, as many as there is room for and as the others can wait for."""
         num_tokens = 0
@@ -165,20 +162,19 @@ class Engine:
         """The next rows that join; they count as running from now on."""
         with self._changed:
             self._forget_cancelled()
-            room = self.max_rows - self._num_running
+            room = self.max_rows - len(self._running)
             if not self._waiting or room <= 0 or self._must_be_alone(self._waiting[0]):
                 return []
             first = self._waiting.popleft()
             rows, rest = first[:room], first[room:]
             if rest:
                 self._waiting.appendleft(rest)
-            self._num_running += len(rows)
+            self._running += rows
             return rows
 
     def _must_be_alone(self, rows: Sequence[Row]) -> bool:
         """Whether rows have to wait until the others have ended."""
-        running = self._running()
-        return bool(running) and any(row.was_in_failure for row in (*rows, *running))
+        return bool(self._running) and any(row.was_in_failure for row in (*rows, *self._running))
 
     def _start(self, rows: list[Row]) -> None:
         try:
@@ -211,7 +207,7 @@ class Engine:
         open_places = [
             place for place, (row, ids) in enumerate(zip(batch.rows, news, strict=True)) if not row.take(ids)
         ]
-        self._leave(len(batch.rows) - len(open_places))
+        self._leave([row for place, row in enumerate(batch.rows) if place not in open_places])
         if not open_places:
             return None
         if len(open_places) == len(batch.rows):
@@ -224,7 +220,7 @@ class Engine:
 
     def _retry(self, rows: Sequence[Row], error: Exception) -> None:
         """Puts rows whose step failed in front of the queue, to run alone; one that was alone has failed."""
-        self._leave(len(rows))
+        self._leave(rows)
         if len(rows) == 1 and not self._batches:
             rows[0].was_in_failure = True
             rows[0].fail(error)
@@ -239,6 +235,6 @@ class Engine:
         with self._changed:
             self._waiting.extendleft(reversed(again))
 
-    def _leave(self, num_rows: int) -> None:
+    def _leave(self, rows: Sequence[Row]) -> None:
         with self._changed:
-            self._num_running -= num_rows
+            self._running = [row for row in self._running if row not in rows]

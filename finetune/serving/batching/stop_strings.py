@@ -29,10 +29,11 @@ class StopStrings:
         if not self._stops:
             return text
         text = self._held + text
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
+        # The one that is complete first counts, of those the longest: so it does not matter how the text is cut.
+        found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
             self.is_met, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(found)[1]]
         num_held = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]
