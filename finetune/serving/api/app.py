@@ -220,4 +220,6 @@ def build_app(model: ServedModel, engine: Engine, access: Access, *, request_sec
         ClientDisconnect: _tell_nobody,
         Exception: _tell_fault,
     }
-    return Gate(Starlette(routes=routes, exception_handlers=handlers), access)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return Gate(app, access)

@@ -38,9 +38,11 @@ class Fields:
 
     Args:
         values: The object.
+        place: What stands in front of the names of its fields in messages: "messages[0]."
     """
 
-    def __init__(self, values: dict[str, Any]):
+    def __init__(self, values: dict[str, Any], place: str = ""):
+        self._place = place
         self._left = {name: value for name, value in values.items() if value is not None}
 
     def take(self, name: str) -> Any:
@@ -53,8 +55,9 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
-            refuse_type(name, value, "a number")
+            refuse_type(self._place + name, value, "a number")
         if not low <= value <= high:
+            name = self._place + name
             raise InvalidRequest(f"{name} is {shown(value)} but must be {low:g} to {high:g}.", name)
         return float(value)
 
@@ -64,8 +67,9 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
-            refuse_type(name, value, "an integer")
+            refuse_type(self._place + name, value, "an integer")
         if not low <= value <= high:
+            name = self._place + name
             raise InvalidRequest(f"{name} is {shown(value)} but must be {low} to {high}.", name)
         return int(value)
 
@@ -73,14 +77,14 @@ class Fields:
         """True or false; false if absent."""
         value = self.take(name)
         if value is not None and not isinstance(value, bool):
-            refuse_type(name, value, "true or false")
+            refuse_type(self._place + name, value, "true or false")
         return bool(value)
 
     def take_text(self, name: str) -> str | None:
         """A string."""
         value = self.take(name)
         if value is not None and not isinstance(value, str):
-            refuse_type(name, value, "a string")
+            refuse_type(self._place + name, value, "a string")
         return value
 
     def refuse_unsupported(self, neutral: dict[str, tuple[Any, ...]]) -> None:
@@ -92,6 +96,7 @@ class Fields:
         for name, values in neutral.items():
             value = self.take(name)
             if value is not None and not any(value == each and type(value) is type(each) for each in values):
+                name = self._place + name
                 raise InvalidRequest(
                     f"{name} is {shown(value)}, which this server does not support: leave it out.",
                     name,
@@ -106,7 +111,7 @@ class Fields:
     def refuse_rest(self) -> None:
         """Refuses what was not taken."""
         if self._left:
-            name = next(iter(self._left))
+            name = self._place + next(iter(self._left))
             raise InvalidRequest(
                 f"{shown(name)} is no field of this request.", name[:_SHOWN], "unknown_parameter"
             )

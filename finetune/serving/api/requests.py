@@ -158,7 +158,7 @@ def _read_stream_options(value: Any, streams: bool) -> bool:
         raise InvalidRequest("stream_options is for streams only: set stream to true.", "stream_options")
     if not isinstance(value, dict):
         refuse_type("stream_options", value, "an object")
-    fields = Fields(value)
+    fields = Fields(value, "stream_options.")
     includes_usage = fields.take_flag("include_usage")
     fields.ignore("include_obfuscation")  # of use behind TLS only; nothing is encrypted here
     fields.refuse_rest()
@@ -194,7 +194,7 @@ def read_conversation(values: Any) -> Conversation:
 def _read_message(value: Any, name: str) -> Message:
     if not isinstance(value, dict):
         raise InvalidRequest(f"{name} is {name_type(value)}, expected an object.", name)
-    fields = Fields(value)
+    fields = Fields(value, f"{name}.")
     role = fields.take_text("role")
     if role not in _ROLES:
         hint = ", which this server does not support" if role in ("tool", "function") else ""
