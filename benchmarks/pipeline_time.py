@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,10 +34,12 @@ from paddle.distributed.fleet.utils import log_util
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.machine.stand_ins import replace
-from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
+from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
 from finetune.parallel.pipe.hidden_states import HiddenStates
-from finetune.parallel.pipe.interleaved import InterleavedPipeline
 from finetune.parallel.pipe.stage import StagePlan
+
+
+_OTHER_END = {"": "", "in": "out", "out": "in"}
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,15 @@ class Operation:
     Attributes:
         kind: "forward", "backward", "send", "receive" (both only begin a transfer) or "wait".
         peer: Of a transfer, the other rank.
-        number: Of a transfer, its place among the rank's transfers with that peer; of a wait, that of the transfer.
+        number: Of a transfer, its place among those in its queue; of a wait, that of the transfer.
+        queue: In which transfers follow each other: "" all single ones between two ranks, "in" and "out" those of
+            batches, in each direction.
     """
 
     kind: str
     peer: int = -1
     number: int = -1
+    queue: str = ""
 
 
 @dataclass
@@ -59,22 +65,23 @@ class Program:
     """What a rank does in a step, written down by the stand-ins that the engine calls."""
 
     operations: list[Operation] = field(default_factory=list)
-    _num_transfers: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    _num_transfers: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
 
     def compute(self, kind: str) -> None:
         """A forward or backward pass of a part."""
         self.operations.append(Operation(kind))
 
-    def begin(self, kind: str, peer: int) -> Operation:
+    def begin(self, kind: str, peer: int, *, is_batched: bool = False) -> Operation:
         """Begins a transfer; the value is handed to `wait`."""
-        transfer = Operation(kind, peer, self._num_transfers[peer])
-        self._num_transfers[peer] += 1
+        queue = ("out" if kind == "send" else "in") if is_batched else ""
+        transfer = Operation(kind, peer, self._num_transfers[peer, queue], queue)
+        self._num_transfers[peer, queue] += 1
         self.operations.append(transfer)
         return transfer
 
     def wait(self, transfer: Operation) -> None:
         """Waits for the end of a transfer."""
-        self.operations.append(Operation("wait", transfer.peer, transfer.number))
+        self.operations.append(replace_fields(transfer, kind="wait"))
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -150,11 +157,19 @@ class RecordedGroup:
     def begin_receive(self, tensor: Any, source: int) -> RecordedTransfer:
         return RecordedTransfer(self.program, self.program.begin("receive", source))
 
-    def send(self, tensor: Any, to: int) -> None:
-        self.begin_send(tensor, to).wait()
+    def send(self, tensor: Any, to: int, sync_op: bool = True) -> RecordedTransfer:
+        return self._begin("send", to, sync_op)
 
-    def receive(self, tensor: Any, source: int) -> None:
-        self.begin_receive(tensor, source).wait()
+    def receive(self, tensor: Any, source: int, sync_op: bool = True) -> RecordedTransfer:
+        return self._begin("receive", source, sync_op)
+
+    recv = receive
+
+    def _begin(self, kind: str, peer: int, sync_op: bool) -> RecordedTransfer:
+        transfer = RecordedTransfer(self.program, self.program.begin(kind, peer))
+        if sync_op:
+            transfer.wait()
+        return transfer
 
     # What follows is called by Fleet.
 
@@ -165,10 +180,10 @@ class RecordedGroup:
         return rank
 
     def send_on_calc_stream(self, tensor: Any, to: int) -> None:
-        self._batch.append(self.program.begin("send", to))
+        self._batch.append(self.program.begin("send", to, is_batched=True))
 
     def recv_on_calc_stream(self, tensor: Any, source: int) -> None:
-        self._batch.append(self.program.begin("receive", source))
+        self._batch.append(self.program.begin("receive", source, is_batched=True))
 
     def _start_coalescing(self) -> None:
         self._batch = []
@@ -239,12 +254,13 @@ def play(programs: Sequence[Program], costs: Costs) -> float:
     """
     duration = {"forward": costs.forward, "backward": costs.backward}
     clocks, places = [0.0] * len(programs), [0] * len(programs)
-    asked: dict[tuple[int, int], list[tuple[float, str]]] = defaultdict(list)  # by (rank, peer)
-    ended: dict[tuple[int, int], list[float]] = defaultdict(list)  # by link, lower rank first
+    asked: dict[tuple[int, int, str], list[tuple[float, str]]] = defaultdict(list)  # by (rank, peer, queue)
+    ended: dict[tuple[int, int, str], list[float]] = defaultdict(list)  # by (rank, peer, queue) of one of both ends
 
-    def end_of(rank: int, peer: int, number: int) -> float | None:
-        link = (min(rank, peer), max(rank, peer))
-        mine, others, ends = asked[rank, peer], asked[peer, rank], ended[link]
+    def end_of(rank: int, step: Operation) -> float | None:
+        peer, here, there, number = step.peer, step.queue, _OTHER_END[step.queue], step.number
+        one = (rank, peer, here) if here == "out" or (not here and rank < peer) else (peer, rank, there)
+        mine, others, ends = asked[rank, peer, here], asked[peer, rank, there], ended[one]
         while len(ends) < min(len(mine), len(others)):
             (my_time, my_kind), (other_time, other_kind) = mine[len(ends)], others[len(ends)]
             if my_kind == other_kind:
@@ -261,12 +277,12 @@ def play(programs: Sequence[Program], costs: Costs) -> float:
                 if step.kind in duration:
                     clocks[rank] += duration[step.kind]
                 elif step.kind == "wait":
-                    end = end_of(rank, step.peer, step.number)
+                    end = end_of(rank, step)
                     if end is None:
                         break
                     clocks[rank] = max(clocks[rank], end)
                 else:
-                    asked[rank, step.peer].append((clocks[rank], step.kind))
+                    asked[rank, step.peer, step.queue].append((clocks[rank], step.kind))
                 places[rank] += 1
                 is_moving = True
     if any(place < len(program.operations) for place, program in zip(places, programs, strict=True)):
@@ -290,12 +306,11 @@ def record(num_ranks: int, num_chunks: int, num_micro_batches: int) -> list[Prog
 def start_engine(stage: RecordedStage, group: RecordedGroup) -> Any:
     """The engine that a run would take."""
     hidden = HiddenStates(stage, group)
-    if stage.plan.num_chunks > 1:
-        return InterleavedPipeline(stage, hidden, group)
     log_util.set_log_level("ERROR")
     if not hasattr(ParallelEnv, "_device_id"):  # Fleet reads it on any device
         replace(ParallelEnv, "_device_id", 0)
-    return FleetPipeline(stage, hidden, RecordedTopology(stage.plan, group))
+    engine = FleetInterleavedPipeline if stage.plan.num_chunks > 1 else FleetPipeline
+    return engine(stage, hidden, RecordedTopology(stage.plan, group))
 
 
 def time_over_ideal(num_ranks: int, num_chunks: int, num_micro_batches: int, costs: Costs) -> float:

@@ -14,7 +14,7 @@ from tests.distributed.layouts import TOLERANCE, LayoutCase, largest_difference
 
 pytestmark = pytest.mark.distributed
 
-FLEET, VIRTUAL = "fleet PipelineParallel", "finetune InterleavedPipeline"
+FLEET, VIRTUAL = "fleet PipelineParallel", "fleet PipelineParallelWithInterleave"
 STAGE1 = {"sharding": "stage1", "sharding_parallel_degree": 2}
 STAGES_2_AND_3 = [STAGE1 | {"sharding": stage} for stage in ("stage2", "stage3")]
 SHARDING = "fleet DygraphShardingOptimizer"

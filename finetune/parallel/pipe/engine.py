@@ -1,31 +1,16 @@
-"""The pipeline that this rank is a part of: training by Fleet's engine or ours, and evaluation."""
+"""The pipeline that this rank is a part of: training by Fleet's engine, and evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any
 
 import paddle
 
 from finetune.parallel.pipe.hidden_states import HiddenStates
-from finetune.parallel.pipe.interleaved import InterleavedPipeline
 from finetune.parallel.pipe.micro_batches import MicroBatchComputation
 from finetune.parallel.pipe.stage import Stage
 from finetune.processes.groups import Group
-
-
-class TrainingEngine(Protocol):
-    """What runs the forward and backward passes of a step.
-
-    Attributes:
-        engine_name: What a run tells of it.
-    """
-
-    engine_name: str
-
-    def train(self, work: MicroBatchComputation, num_micro_batches: int) -> Any:
-        """Runs all micro-batches; the sum of the losses, float64 [1], on the last stage, 0 elsewhere."""
-        ...
 
 
 class Pipeline:
@@ -84,11 +69,10 @@ class Pipeline:
         """What drives the training, as "package class"."""
         return self._engine.engine_name
 
-    def _start_engine(self, words: Collection[str]) -> TrainingEngine:
-        if self.stage.plan.num_chunks > 1:
-            return InterleavedPipeline(self.stage, self._hidden, self.group)
+    def _start_engine(self, words: Collection[str]) -> Any:
         from paddle.distributed import fleet
 
-        from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
+        from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
 
-        return FleetPipeline(self.stage, self._hidden, fleet.get_hybrid_communicate_group(), words)
+        engine = FleetInterleavedPipeline if self.stage.plan.num_chunks > 1 else FleetPipeline
+        return engine(self.stage, self._hidden, fleet.get_hybrid_communicate_group(), words)
