@@ -22,24 +22,20 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from dataclasses import replace as replace_fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import paddle
 from paddle.distributed import ParallelEnv
+from paddle.distributed.fleet.meta_parallel.pp_utils.utils import paddle_2_number
 from paddle.distributed.fleet.utils import log_util
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.machine.stand_ins import replace
 from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
-from finetune.parallel.pipe.hidden_states import HiddenStates
 from finetune.parallel.pipe.stage import StagePlan
-
-
-_OTHER_END = {"": "", "in": "out", "out": "in"}
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,12 @@ class Operation:
     Attributes:
         kind: "forward", "backward", "send", "receive" (both only begin a transfer) or "wait".
         peer: Of a transfer, the other rank.
-        number: Of a transfer, its place among those in its queue; of a wait, that of the transfer.
-        queue: In which transfers follow each other: "" all single ones between two ranks, "in" and "out" those of
-            batches, in each direction.
+        number: Of a transfer, its place among the rank's transfers with that peer; of a wait, that of the transfer.
     """
 
     kind: str
     peer: int = -1
     number: int = -1
-    queue: str = ""
 
 
 @dataclass
@@ -65,23 +58,22 @@ class Program:
     """What a rank does in a step, written down by the stand-ins that the engine calls."""
 
     operations: list[Operation] = field(default_factory=list)
-    _num_transfers: dict[tuple[int, str], int] = field(default_factory=lambda: defaultdict(int))
+    _num_transfers: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
     def compute(self, kind: str) -> None:
         """A forward or backward pass of a part."""
         self.operations.append(Operation(kind))
 
-    def begin(self, kind: str, peer: int, *, is_batched: bool = False) -> Operation:
+    def begin(self, kind: str, peer: int) -> Operation:
         """Begins a transfer; the value is handed to `wait`."""
-        queue = ("out" if kind == "send" else "in") if is_batched else ""
-        transfer = Operation(kind, peer, self._num_transfers[peer, queue], queue)
-        self._num_transfers[peer, queue] += 1
+        transfer = Operation(kind, peer, self._num_transfers[peer])
+        self._num_transfers[peer] += 1
         self.operations.append(transfer)
         return transfer
 
     def wait(self, transfer: Operation) -> None:
         """Waits for the end of a transfer."""
-        self.operations.append(replace_fields(transfer, kind="wait"))
+        self.operations.append(Operation("wait", transfer.peer, transfer.number))
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -151,19 +143,16 @@ class RecordedGroup:
         self.process_group, self.backend = self, "recorded"
         self._batch: list[Operation] = []
 
-    def begin_send(self, tensor: Any, to: int) -> RecordedTransfer:
-        return RecordedTransfer(self.program, self.program.begin("send", to))
-
-    def begin_receive(self, tensor: Any, source: int) -> RecordedTransfer:
-        return RecordedTransfer(self.program, self.program.begin("receive", source))
-
     def send(self, tensor: Any, to: int, sync_op: bool = True) -> RecordedTransfer:
         return self._begin("send", to, sync_op)
 
-    def receive(self, tensor: Any, source: int, sync_op: bool = True) -> RecordedTransfer:
-        return self._begin("receive", source, sync_op)
+    def receive(self, tensor: Any, source: int) -> None:
+        """What is told of hidden states: their dtype."""
+        tensor.fill_(paddle_2_number(paddle.float32))
+        self._begin("receive", source, True)
 
-    recv = receive
+    def recv(self, tensor: Any, source: int, sync_op: bool) -> RecordedTransfer:
+        return self._begin("receive", source, sync_op)
 
     def _begin(self, kind: str, peer: int, sync_op: bool) -> RecordedTransfer:
         transfer = RecordedTransfer(self.program, self.program.begin(kind, peer))
@@ -180,10 +169,10 @@ class RecordedGroup:
         return rank
 
     def send_on_calc_stream(self, tensor: Any, to: int) -> None:
-        self._batch.append(self.program.begin("send", to, is_batched=True))
+        self._batch.append(self.program.begin("send", to))
 
     def recv_on_calc_stream(self, tensor: Any, source: int) -> None:
-        self._batch.append(self.program.begin("receive", source, is_batched=True))
+        self._batch.append(self.program.begin("receive", source))
 
     def _start_coalescing(self) -> None:
         self._batch = []
@@ -254,13 +243,12 @@ def play(programs: Sequence[Program], costs: Costs) -> float:
     """
     duration = {"forward": costs.forward, "backward": costs.backward}
     clocks, places = [0.0] * len(programs), [0] * len(programs)
-    asked: dict[tuple[int, int, str], list[tuple[float, str]]] = defaultdict(list)  # by (rank, peer, queue)
-    ended: dict[tuple[int, int, str], list[float]] = defaultdict(list)  # by (rank, peer, queue) of one of both ends
+    asked: dict[tuple[int, int], list[tuple[float, str]]] = defaultdict(list)  # by (rank, peer)
+    ended: dict[tuple[int, int], list[float]] = defaultdict(list)  # by link, lower rank first
 
-    def end_of(rank: int, step: Operation) -> float | None:
-        peer, here, there, number = step.peer, step.queue, _OTHER_END[step.queue], step.number
-        one = (rank, peer, here) if here == "out" or (not here and rank < peer) else (peer, rank, there)
-        mine, others, ends = asked[rank, peer, here], asked[peer, rank, there], ended[one]
+    def end_of(rank: int, peer: int, number: int) -> float | None:
+        link = (min(rank, peer), max(rank, peer))
+        mine, others, ends = asked[rank, peer], asked[peer, rank], ended[link]
         while len(ends) < min(len(mine), len(others)):
             (my_time, my_kind), (other_time, other_kind) = mine[len(ends)], others[len(ends)]
             if my_kind == other_kind:
@@ -277,12 +265,12 @@ def play(programs: Sequence[Program], costs: Costs) -> float:
                 if step.kind in duration:
                     clocks[rank] += duration[step.kind]
                 elif step.kind == "wait":
-                    end = end_of(rank, step)
+                    end = end_of(rank, step.peer, step.number)
                     if end is None:
                         break
                     clocks[rank] = max(clocks[rank], end)
                 else:
-                    asked[rank, step.peer, step.queue].append((clocks[rank], step.kind))
+                    asked[rank, step.peer].append((clocks[rank], step.kind))
                 places[rank] += 1
                 is_moving = True
     if any(place < len(program.operations) for place, program in zip(places, programs, strict=True)):
@@ -290,14 +278,17 @@ def play(programs: Sequence[Program], costs: Costs) -> float:
     return max(clocks)
 
 
-def record(num_ranks: int, num_chunks: int, num_micro_batches: int) -> list[Program]:
-    """What the engine does on every rank in a training step, but for the first one, in which dtypes are told."""
+def record(
+    num_ranks: int, num_chunks: int, num_micro_batches: int, *, is_first: bool = False
+) -> list[Program]:
+    """What the engine does on every rank in a training step; in the first one dtypes are told besides."""
     programs = []
     for rank in range(num_ranks):
         stage = RecordedStage(StagePlan(rank, num_ranks, num_chunks), Program())
         engine = start_engine(stage, RecordedGroup(stage.plan, stage.program))
-        engine.train(stage, num_micro_batches)
-        stage.program.clear()
+        if not is_first:
+            engine.train(stage, num_micro_batches)
+            stage.program.clear()
         engine.train(stage, num_micro_batches)
         programs.append(stage.program)
     return programs
@@ -305,12 +296,20 @@ def record(num_ranks: int, num_chunks: int, num_micro_batches: int) -> list[Prog
 
 def start_engine(stage: RecordedStage, group: RecordedGroup) -> Any:
     """The engine that a run would take."""
-    hidden = HiddenStates(stage, group)
     log_util.set_log_level("ERROR")
     if not hasattr(ParallelEnv, "_device_id"):  # Fleet reads it on any device
         replace(ParallelEnv, "_device_id", 0)
     engine = FleetInterleavedPipeline if stage.plan.num_chunks > 1 else FleetPipeline
-    return engine(stage, hidden, RecordedTopology(stage.plan, group))
+    return engine(stage, group, RecordedTopology(stage.plan, group))
+
+
+def count_alive(program: Program) -> int:
+    """Passes whose activations a rank holds at the most: of parts, forward and not yet backward."""
+    alive = most = 0
+    for step in program.operations:
+        alive += (step.kind == "forward") - (step.kind == "backward")
+        most = max(most, alive)
+    return most
 
 
 def time_over_ideal(num_ranks: int, num_chunks: int, num_micro_batches: int, costs: Costs) -> float:

@@ -26,9 +26,7 @@ from finetune.models.layers import named_weights
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.reward_head import is_reward_model
 from finetune.models.sequence_parallel import set_row_length
-from finetune.parallel.pipe.engine import Pipeline
-from finetune.parallel.pipe.loss_sum import LossSum
-from finetune.parallel.pipe.micro_batches import MicroBatchComputation
+from finetune.parallel.pipe.micro_batches import LossSum, MicroBatchComputation
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.replica_hashes import check_replicas
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
@@ -65,7 +63,7 @@ class ParallelModel:
         sharding_words: Collection[str] = (),
     ):
         self.model, self.groups = model, groups
-        self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
+        self.pipeline = _start_pipeline(stage, groups.pipeline, pipeline_words) if stage else None
         weights = named_weights(model)
         self._sizes = {name: int(parameter.size) for name, parameter in weights.items()}
         self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
@@ -87,14 +85,10 @@ class ParallelModel:
         self._shared = self._held_twice & set(self.names)
 
     @property
-    def computes_loss(self) -> bool:
-        """Whether the logits come out on this rank."""
-        return self.pipeline is None or self.pipeline.is_last
-
-    @property
     def reports_sample_sums(self) -> bool:
         """Whether this rank's sums over its samples count: one rank for each share of the data."""
-        return self.computes_loss and self.groups.tensor.is_first
+        pipeline, tensor = self.groups.pipeline, self.groups.tensor
+        return pipeline.position == pipeline.size - 1 and tensor.is_first
 
     @property
     def engines(self) -> dict[str, str]:
@@ -103,7 +97,7 @@ class ParallelModel:
         if layout.tensor > 1:
             engines["tensor"] = "paddlenlp layers over fleet.meta_parallel"
         if self.pipeline:
-            engines["pipeline"] = self.pipeline.engine
+            engines["pipeline"] = self.pipeline.engine_name
         for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
             if degree > 1:
                 engines[axis] = self.replicas.engine(axis)
@@ -181,7 +175,7 @@ class ParallelModel:
     def forward(self, inputs: Mapping[str, Any]) -> Any:
         """The outputs of one pass without gradients where the logits come out, None elsewhere."""
         if self.pipeline:
-            return self.pipeline.forward(lambda: self.call(inputs), tuple(inputs["input_ids"].shape))
+            return self.pipeline.evaluate(lambda: self.call(inputs), tuple(inputs["input_ids"].shape))
         with paddle.no_grad():
             return self.call(inputs)
 
@@ -265,6 +259,15 @@ class ParallelModel:
             return set()
         held = self.groups.pipeline.gather_objects(sorted(weights))
         return {name for name in weights if sum(name in names for names in held) > 1}
+
+
+def _start_pipeline(stage: Stage, group: Group, words: Collection[str]) -> Any:
+    from paddle.distributed import fleet
+
+    from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
+
+    engine = FleetInterleavedPipeline if stage.plan.num_chunks > 1 else FleetPipeline
+    return engine(stage, group, fleet.get_hybrid_communicate_group(), words)
 
 
 def _logits_group(model: Any, groups: ProcessGroups) -> Group:

@@ -14,7 +14,7 @@ which is read there to find its dtype; here the ranks' shares are summed with th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +25,12 @@ from paddle.distributed.fleet.meta_parallel import (
     PipelineParallel,
     PipelineParallelWithInterleave,
 )
+from paddle.distributed.fleet.meta_parallel.pp_utils.utils import number_2_dtype
 
-from finetune.parallel.pipe.hidden_states import HiddenStates
-from finetune.parallel.pipe.loss_sum import LossSum
-from finetune.parallel.pipe.micro_batches import MicroBatchComputation
+from finetune.parallel.pipe.micro_batches import LossSum, MicroBatchComputation
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.pipe.transfers import Pass, Transfers
+from finetune.processes.groups import Group
 
 
 class FleetPipeline(PipelineParallel):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class FleetPipeline(PipelineParallel):  # type: ignore[misc]
 
     Args:
         stage: What this rank computes.
-        hidden: What ranks know of the tensors that they hand on.
+        group: The ranks of the pipeline, first stage first.
         topology: Fleet's `HybridCommunicateGroup`.
         words: Of the setting `pipeline_parallel_config`.
 
@@ -48,8 +48,9 @@ class FleetPipeline(PipelineParallel):  # type: ignore[misc]
 
     engine_name = f"fleet {PipelineParallel.__name__}"
 
-    def __init__(self, stage: Stage, hidden: HiddenStates, topology: Any, words: Collection[str] = ()):
-        passes = _StagePasses(stage, hidden)
+    def __init__(self, stage: Stage, group: Group, topology: Any, words: Collection[str] = ()):
+        transfers = Transfers(stage, group)
+        passes = _StagePasses(stage, transfers)
         layers = PipelineLayer(
             layers=[passes.compute] * stage.plan.num_parts,
             num_stages=stage.plan.num_ranks,
@@ -59,7 +60,7 @@ class FleetPipeline(PipelineParallel):  # type: ignore[misc]
             num_virtual_pipeline_stages=stage.plan.num_chunks,
         )
         super().__init__(layers, topology, _strategy(stage, words))
-        self._passes, self._p2p_helper = passes, Transfers(hidden)
+        self._stage, self._passes, self._p2p_helper = stage, passes, transfers
 
     def train(self, work: MicroBatchComputation, num_micro_batches: int) -> Any:
         """Runs forward and backward passes of all micro-batches.
@@ -72,8 +73,33 @@ class FleetPipeline(PipelineParallel):  # type: ignore[misc]
         self._forward_passes, self._backward_passes = self._order(forward=True), self._order(forward=False)
         self._passes.begin(work, num_micro_batches)
         shapes = [self._passes.shape(number) for number in range(self.accumulate_steps)]
-        self._p2p_helper.begin(shapes, self._forward_passes, self._backward_passes)
+        self._p2p_helper.begin(
+            "training", shapes, forward=self._forward_passes, backward=self._backward_passes
+        )
         return self.forward_backward_pipeline(_NoData(), None)
+
+    def evaluate(self, compute: Callable[[], Any], shape: tuple[int, ...]) -> Any:
+        """One forward pass through all parts, without gradients.
+
+        Args:
+            compute: Runs the model on this rank's copy of the batch.
+            shape: Rows of the batch and tokens of each.
+
+        Returns:
+            The outputs of the last part, on the last stage; None elsewhere.
+        """
+        plan, transfers, outputs = self._stage.plan, self._p2p_helper, None
+        parts = range(plan.rank, plan.num_parts, plan.num_ranks)
+        transfers.begin("evaluation", [shape], forward=[(part, 0) for part in parts])
+        with paddle.no_grad():
+            for part in parts:
+                received = transfers.recv_forward(part == 0, batch_p2p_comm=self._use_batch_p2p_comm)
+                with self._stage.computing(part, received):
+                    outputs = compute()
+                if part < plan.num_parts - 1:
+                    output, outputs = self._stage.take_output(), None
+                    transfers.send_forward(output, False, batch_p2p_comm=self._use_batch_p2p_comm)
+        return outputs
 
     @property
     def _fewest_micro_batches(self) -> int:
@@ -132,26 +158,21 @@ class FleetInterleavedPipeline(FleetPipeline, PipelineParallelWithInterleave):  
 class _StagePasses:
     """What Fleet's layer and loss function do: the passes of the stage's parts of the family's model."""
 
-    def __init__(self, stage: Stage, hidden: HiddenStates):
-        self.stage, self.hidden = stage, hidden
-        self.begin(None, 0)
+    def __init__(self, stage: Stage, transfers: Transfers):
+        self.stage, self.transfers = stage, transfers
 
-    def begin(self, work: MicroBatchComputation | None, num_micro_batches: int) -> None:
+    def begin(self, work: MicroBatchComputation, num_micro_batches: int) -> None:
         """Takes up a step.
 
         Args:
             work: What is computed.
             num_micro_batches: Of the step; nothing is computed for those that the schedule has beyond.
         """
-        self.work: Any = work
-        self.num_micro_batches = num_micro_batches
-        self.total_loss = LossSum()
-        self.part, self.number = self.stage.plan.rank, 0
+        self.work, self.num_micro_batches, self.total_loss = work, num_micro_batches, LossSum()
 
     def shape(self, number: int) -> tuple[int, ...]:
         """Rows and tokens of a micro-batch."""
-        shape: tuple[int, ...] = self.work.shape(number if number < self.num_micro_batches else 0)
-        return shape
+        return self.work.shape(number if number < self.num_micro_batches else 0)
 
     @contextmanager
     def computing(self, which: Pass, received: Any) -> Iterator[None]:
@@ -199,7 +220,7 @@ class _StagePasses:
 
     def _stand_in(self) -> Any:
         """What goes to the next part for a micro-batch that the step lacks."""
-        dtype = "float32" if self._is_last_part else self.hidden.dtype(self.part + 1, of="training")
+        dtype = "float32" if self._is_last_part else number_2_dtype(self.transfers.dtype(self.part + 1))
         nothing = paddle.zeros(self.stage.hidden_shape(self.shape(self.number)), dtype=dtype)
         nothing.stop_gradient = False
         return nothing
