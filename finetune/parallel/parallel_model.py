@@ -66,7 +66,6 @@ class ParallelModel:
         self.pipeline = _start_pipeline(stage, groups.pipeline, pipeline_words) if stage else None
         weights = named_weights(model)
         self._sizes = {name: int(parameter.size) for name, parameter in weights.items()}
-        self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
         self._held_twice = self._find_shared(weights)
         self.replicas = start_replicas(
             model,
@@ -79,10 +78,12 @@ class ParallelModel:
             shared=self._held_twice,
         )
         self.logits_group = _logits_group(model, groups)
+        trained = self.replicas.trained
+        self._shared = self._held_twice & set(trained)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
         self._prefix = partial_gradients(model)
-        self._tensor_partial = self._find_tensor_partial()
-        self._shared = self._held_twice & set(self.names)
+        divided = {name for name, each in trained.items() if getattr(each, "sequence_parallel", False)}
+        self._tensor_partial = divided | self._prefix
 
     @property
     def reports_sample_sums(self) -> bool:
@@ -234,24 +235,15 @@ class ParallelModel:
         return name not in self._shared or self.groups.pipeline.is_first
 
     def _sum_partial(self) -> None:
-        groups = self.groups
-        if groups.model.size == 1:
-            return
-        if self._tensor_partial:
-            self._sum_over(groups.tensor, self._tensor_partial)
-        if self._shared:
-            self._sum_over(groups.pipeline if self._prefix else groups.ends, self._shared)
+        self._sum_over(self.groups.tensor, self._tensor_partial)
+        self._sum_over(self.groups.pipeline if self._prefix else self.groups.ends, self._shared)
 
     def _sum_over(self, group: Group, names: set[str]) -> None:
+        if not names or group.size == 1:
+            return
         for name, gradient in self.replicas.gradients():
             if name in names:
                 group.all_reduce(gradient)
-
-    def _find_tensor_partial(self) -> set[str]:
-        if self.groups.tensor.size == 1:
-            return set()
-        divided = {name for name, each in self.names.items() if getattr(each, "sequence_parallel", False)}
-        return divided | self._prefix
 
     def _find_shared(self, weights: dict[str, Any]) -> set[str]:
         """Weights that several stages hold."""

@@ -16,6 +16,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import paddle
@@ -217,10 +218,7 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
     layers = replace_layers(model, dict(zip(own, built, strict=True)))
     state = _StageState()
     _replace_ends(model, layers, state, family=family, plan=plan)
-    chunks, start = [], 0
-    for part in numbers:
-        chunks.append(range(start, start + len(part)))
-        start += len(part)
+    chunks = [range(start, end) for start, end in pairwise(accumulate(map(len, numbers), initial=0))]
     for chunk in chunks:
         layers.all_layers[chunk.start].register_forward_pre_hook(state.enter)
     return Stage(plan, model, layers, state, chunks=chunks, family=family)
