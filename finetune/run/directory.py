@@ -22,7 +22,6 @@ from finetune.checkpoints.folder import (
     step_of,
 )
 from finetune.errors import UserError
-from finetune.models.other_parts import OTHER_PARTS, WHOLE_CONFIG
 from finetune.processes.network.secret import SECRET_PREFIX
 from finetune.run.disk_space import TRIAL_FILE, try_writing
 from finetune.run.template_day import choose_day
@@ -46,7 +45,7 @@ TRAINED_FILE = ".trained.json"
 """Stands beside final weights as long as something of the run's end is missing: results, curve, texts, upload."""
 RESULTS_FILE = "all_results.json"
 _OUTPUTS = ("model*.safetensors*", "peft_model*", "initial_factors*", "lora_config.json", "prefix_config.json",
-            "adapter_facts.json", "generated_output.json", f"{OTHER_PARTS}*", WHOLE_CONFIG)  # fmt: skip
+            "adapter_facts.json", "generated_output.json", "other_parts*", "whole_config.json")  # fmt: skip
 
 
 @dataclass
