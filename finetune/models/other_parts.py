@@ -121,11 +121,12 @@ def take_text_part(
 
 
 def read_other_parts(folder: Path) -> OtherParts | None:
-    """The other parts that stand beside a text part; None where there are none.
+    """The other parts that stand beside a text part, or for a checkpoint of a run beside its result; None where none are.
 
     Raises:
         UserError: Files of them are missing or damaged.
     """
+    folder = _place_of_others(folder)
     path = folder / WHOLE_CONFIG
     if not path.is_file():
         return None
@@ -136,6 +137,12 @@ def read_other_parts(folder: Path) -> OtherParts | None:
         raise UserError(f"{path} is of no multimodal model that is known here: copy it again")
     tensors = _stored_tensors(folder)
     return OtherParts(noted["config"], kind, layouts[noted["text_part"]], tuple(tensors))
+
+
+def _place_of_others(folder: Path) -> Path:
+    """Where other parts stand: for a checkpoint of a run in the folder of its result."""
+    is_checkpoint = folder.name.startswith("checkpoint-") and (folder.parent / WHOLE_CONFIG).is_file()
+    return folder.parent if is_checkpoint else folder
 
 
 def known_layouts(kind: MultimodalKind) -> list[TensorLayout]:
@@ -187,6 +194,7 @@ def drop_other_parts(folder: Path) -> None:
 
 def copy_files_of_others(source: Path, folder: Path) -> None:
     """Copies settings and code of other parts, which say how images and sounds become numbers; without any, nothing."""
+    source = _place_of_others(source)
     if not (source / WHOLE_CONFIG).is_file() and find_multimodal_kind(source) is None:
         return
     for pattern in ("*processor_config.json", "*.py"):

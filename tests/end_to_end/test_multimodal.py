@@ -159,6 +159,13 @@ def test_what_is_missing_beside_a_text_part_is_named(folder_of, small_data, tmp_
     assert resolve_model(tmp_path / "plain").kind is None
 
 
+def test_a_checkpoint_finds_the_other_parts_beside_the_result(folder_of, small_data, tmp_path):
+    folder, trained = folder_of("qwen2_vl"), tmp_path / "trained"
+    assert train(folder, small_data, trained, max_steps=2, save_strategy="steps", save_steps=1) == 0
+    merge_ranks(RankOptions(trained / "checkpoint-1", tmp_path / "merged", save_format="hf"))
+    check_whole(tmp_path / "merged", folder)
+
+
 def test_a_second_training_keeps_the_other_parts(folder_of, small_data, tmp_path):
     folder, first, second = folder_of("qwen2_vl"), tmp_path / "first", tmp_path / "second"
     assert train(folder, small_data, first, max_steps=1) == 0

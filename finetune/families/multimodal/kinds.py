@@ -70,13 +70,13 @@ _TOWERS = (
 
 KINDS = (
     MultimodalKind(
-        "Qwen-VL",
+        "Qwen-VL and Qwen-Audio",
         ("qwen",),
         text_type="qwen",
         is_flat=True,
-        flat=_flat(r"transformer\.visual\."),
+        flat=_flat(r"transformer\.(visual|audio)\."),
         layer_prefix="transformer",
-        is_of=lambda config: isinstance(config.get("visual"), dict),
+        is_of=lambda config: isinstance(config.get("visual") or config.get("audio"), dict),
     ),
     MultimodalKind(
         "Qwen2-VL",
@@ -137,6 +137,12 @@ KINDS = (
         "Llama 3.2 Vision",
         "some of its layers look at the image only (cross attention), and take a place among the others",
         *("mllama", "mllama_text_model"),
+    ),
+    MultimodalKind(
+        "GLM-4V in its first form",
+        ("chatglm",),
+        is_of=lambda config: bool(config.get("vision_config")),
+        refusal="its text part has been compared with no reference here",
     ),
     _refused("GLM-4V", _STREAMS, "glm4v", "glm4v_text", "glm4v_moe", "glm4v_moe_text"),
     _refused("Qwen3-VL with experts", _FUSED_EXPERTS, "qwen3_vl_moe", "qwen3_vl_moe_text"),
