@@ -255,7 +255,8 @@ def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
     learned = encoder.decode(sample.labels[is_learned].tolist())
     blank = CHAT_FORMATS[name].answer
     end = CHAT_FORMATS[name].end or ("<|user|>" if CHAT_FORMATS[name].ends_with_next else "<EOS>")
-    answers = [blank.replace("{content}", answer) + end for _, answer in turns]
+    trims = "answer" in CHAT_FORMATS[name].trims
+    answers = [blank.replace("{content}", answer.strip() if trims else answer) + end for _, answer in turns]
     assert learned == "".join(answers if train_on == "all" else answers[-1:])
     # No text of the example has become a special token: there are as many as in an example of plain texts.
     plain_turns = make_conversation([("q", "a")] * len(turns), system and "s")
@@ -293,3 +294,16 @@ def test_blank_between_words_is_left_to_tokenizers_that_write_one():
     chat = make_conversation([("q", "a")])
     ids = build_sample(chat, encoder, NamedTemplate("mistral"), src_length=99, max_length=99)
     assert encoder.decode([*ids.input_ids, ids.labels[-1]]) == "<s> [INST] q [/INST] a<EOS>"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("llama2", "§<s>[INST] <<SYS>>\n s\n\n<</SYS>>\n\nq [/INST]{ a }"),
+        ("llama3", "§<|end_header_id|>\n\ns§<|eot_id|>§<|start_header_id|>user§<|end_header_id|>\n\nq§<|eot_id|>"),
+        ("gemma3", "§<start_of_turn>user\n s\n\n\nq§<end_of_turn>\n§<start_of_turn>model\n{a}{§<end_of_turn>}"),
+        ("chatml", "user\n q\n§<|im_end|>\n§<|im_start|>assistant\n{\na }{§<|im_end|>}"),
+    ],
+)
+def test_blanks_at_the_ends_go_where_the_publisher_takes_them_away(name, written):
+    assert written in show(load_template(name).render(make_conversation([(" q\n", "\na ")], " s\n")))

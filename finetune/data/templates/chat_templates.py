@@ -28,6 +28,7 @@ class ChatFormat:
         ends_with_next: Whether the special token that opens the next message ends an answer, and is learned; the last
             answer ends with the one of a user's message, a call of a function with that of its result.
         after: What follows an answer before the next message; not learned.
+        trims: Whose texts lose the blanks at their ends: "system", "user" (and what tools returned), "answer".
         default_system: The system text of conversations that have none.
         special_tokens: What in these strings is a special token.
     """
@@ -40,6 +41,7 @@ class ChatFormat:
     end: str = ""
     ends_with_next: bool = False
     after: str = ""
+    trims: tuple[str, ...] = ()
     default_system: str | None = None
     special_tokens: tuple[str, ...] = ()
 
@@ -60,6 +62,7 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         system="<<SYS>>\n{content}\n<</SYS>>\n\n",
         user="<s>[INST] {system}{content} [/INST]",
         answer=" {content} ",
+        trims=("user", "answer"),
         special_tokens=("<s>",),
     ),
     "llama3": ChatFormat(
@@ -68,6 +71,7 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         user=_LLAMA3_HEADER.replace("{role}", "user") + "{content}" + _LLAMA3_ANSWER,
         tool=_LLAMA3_HEADER.replace("{role}", "ipython") + "{content}" + _LLAMA3_ANSWER,
         end="<|eot_id|>",
+        trims=("system", "user", "answer"),
         special_tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
     "mistral": ChatFormat(
@@ -173,6 +177,7 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         system="{content}\n\n",
         user="<start_of_turn>user\n{system}{content}<end_of_turn>\n<start_of_turn>model\n",
         end="<end_of_turn>",
+        trims=("user", "answer"),
         after="\n",
         special_tokens=("<bos>", "<start_of_turn>", "<end_of_turn>"),
     ),
@@ -210,6 +215,7 @@ class NamedTemplate:
         self.special_tokens = chat.special_tokens
         self.appends_eos = not (chat.end or chat.ends_with_next)
         self._ends_with_next = chat.ends_with_next
+        self._trims = chat.trims
         self._default_system = chat.default_system
         self._opening = self._parse(chat.opening)
         self._system = self._parse(chat.system)
@@ -223,7 +229,7 @@ class NamedTemplate:
         """Every message, the answers learned."""
         writer = self._write(conversation, len(conversation.messages) - 1)
         last = conversation.messages[-1]
-        self._fill(writer, self._answer, {"content": last.content}, learned=True)
+        self._fill(writer, self._answer, {"content": self._trimmed("answer", last.content)}, learned=True)
         if self._ends_with_next:
             self._fill(writer, (self._tool if last.role == TOOL_CALL else self._user)[:1], {}, learned=True)
         return writer.finish()
@@ -239,14 +245,15 @@ class NamedTemplate:
     def _write(self, conversation: Conversation, num_messages: int) -> PieceWriter:
         writer = PieceWriter()
         self._fill(writer, self._opening, {})
-        system = conversation.system_text(self._default_system)
+        system = self._trimmed("system", conversation.system_text(self._default_system))
         if system and not self._system_in_user:
             self._fill(writer, self._system, {"content": system})
         round_number = 0
         for place, message in enumerate(conversation.messages[:num_messages]):
             if message.role in (USER, TOOL):
                 round_number += message.role == USER
-                values = {"content": message.content, "round": str(round_number), "system": system}
+                content = self._trimmed("user", message.content)
+                values = {"content": content, "round": str(round_number), "system": system}
                 slots = self._user if message.role == USER else self._tool
                 if self._ends_with_next and place > 0:
                     self._fill(writer, slots[:1], values, learned=True)
@@ -254,9 +261,13 @@ class NamedTemplate:
                 self._fill(writer, slots, values)
                 system = ""
             else:
-                self._fill(writer, self._answer, {"content": message.content}, learned=True)
+                content = self._trimmed("answer", message.content)
+                self._fill(writer, self._answer, {"content": content}, learned=True)
                 self._fill(writer, self._after, {})
         return writer
+
+    def _trimmed(self, whose: str, text: str) -> str:
+        return text.strip() if whose in self._trims else text
 
     def _fill(
         self, writer: PieceWriter, slots: tuple[Slot, ...], values: dict[str, str], *, learned: bool = False
