@@ -300,8 +300,14 @@ def test_blank_between_words_is_left_to_tokenizers_that_write_one():
     ("name", "written"),
     [
         ("llama2", "§<s>[INST] <<SYS>>\n s\n\n<</SYS>>\n\nq [/INST]{ a }"),
-        ("llama3", "§<|end_header_id|>\n\ns§<|eot_id|>§<|start_header_id|>user§<|end_header_id|>\n\nq§<|eot_id|>"),
-        ("gemma3", "§<start_of_turn>user\n s\n\n\nq§<end_of_turn>\n§<start_of_turn>model\n{a}{§<end_of_turn>}"),
+        (
+            "llama3",
+            "§<|end_header_id|>\n\ns§<|eot_id|>§<|start_header_id|>user§<|end_header_id|>\n\nq§<|eot_id|>",
+        ),
+        (
+            "gemma3",
+            "§<start_of_turn>user\n s\n\n\nq§<end_of_turn>\n§<start_of_turn>model\n{a}{§<end_of_turn>}",
+        ),
         ("chatml", "user\n q\n§<|im_end|>\n§<|im_start|>assistant\n{\na }{§<|im_end|>}"),
     ],
 )
