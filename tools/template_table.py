@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetune.data.reading.conversation import make_conversation  # noqa: E402
+from finetune.data.templates.chat_templates import CHAT_FORMATS  # noqa: E402
 from finetune.data.templates.jinja_forms import JINJA_FORMS  # noqa: E402
 from finetune.data.templates.template import FORM_NAMES, load_template  # noqa: E402
 from finetune.data.templates.template_clock import set_day  # noqa: E402
@@ -43,7 +44,7 @@ def table(page: str) -> str:
     lines = [_row((*heads, tools, switch)), _row(["---"] * 5)]
     for name in sorted(FORM_NAMES):
         form = JINJA_FORMS.get(name)
-        takes_tools = form is not None and "tools" in form.source
+        takes_tools = "tools" in form.source if form is not None else CHAT_FORMATS[name].tools is not None
         lines.append(_row((
             f"`{name}`", written(name), ", ".join(defaults[name]), yes if takes_tools else "",
             yes if form is not None and form.has_switch else "",

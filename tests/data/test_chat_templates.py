@@ -1,5 +1,7 @@
 """Every named template written out; learned parts in braces, special tokens after a section sign."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,7 +186,6 @@ def test_empty_system_text_leaves_the_default_out(name):
     [
         ("chatml", "§<|im_start|>tool\n21§<|im_end|>\n§<|im_start|>assistant\n{warm}"),
         ("llama3", "ipython§<|end_header_id|>\n\n21§<|eot_id|>§<|start_header_id|>assistant§<|end_header_id|>\n\n{warm}"),
-        ("glm4", "{§<|observation|>}\n21§<|assistant|>{\nwarm}{§<|user|>}"),
         ("chatglm2", "[Round 1]\n\n问：21\n\n答：{warm}"),
     ],
 )  # fmt: skip
@@ -313,3 +314,27 @@ def test_blank_between_words_is_left_to_tokenizers_that_write_one():
 )
 def test_blanks_at_the_ends_go_where_the_publisher_takes_them_away(name, written):
     assert written in show(load_template(name).render(make_conversation([(" q\n", "\na ")], " s\n")))
+
+
+def test_glm4_writes_functions_and_calls_as_its_publisher_does():
+    function = {"name": "weather", "parameters": {"type": "object"}}
+    calls = ['{"name": "weather", "arguments": {"city": "北京"}}', '{"name": "clock", "arguments": {}}']
+    messages = (
+        Message("user", "q"),
+        Message("tool_call", "\n".join(["I look.", *calls])),
+        Message("tool", "21"),
+        Message("tool_call", calls[0]),
+    )
+    conversation = Conversation(
+        messages,
+        system="sys",
+        tools=json.dumps([{"type": "function", "function": function}, {"name": "clock"}]),
+    )
+    assert show(load_template("glm4").render(conversation)) == (
+        "§[gMASK]§<sop>§<|system|>\n# 可用工具\n\n## weather\n\n" + json.dumps(function, indent=4) + "\n"
+        "在调用上述函数时，请使用 Json 格式表示调用的参数。\n"
+        '## clock\n\n{\n    "name": "clock"\n}\n在调用上述函数时，请使用 Json 格式表示调用的参数。'
+        "§<|system|>\nsys§<|user|>\nq§<|assistant|>{\nI look.}{§<|assistant|>}"
+        '{weather\n{"city": "北京"}}{§<|assistant|>}{clock\n{}}{§<|observation|>}\n21§<|assistant|>'
+        '{weather\n{"city": "北京"}}{§<|observation|>}'
+    )
