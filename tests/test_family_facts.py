@@ -38,8 +38,8 @@ ALLOWED_NAMES = {
 
 
 def family_modules() -> set[Path]:
-    """The records, and the layers, decoders and tokenizers that only one family has."""
-    return {path for name in families() for path in (FAMILIES / name).glob("*.py")}
+    """The records, the layers, decoders and tokenizers that only one family has, and the kinds of multimodal folders."""
+    return {path for name in (*families(), "multimodal") for path in (FAMILIES / name).glob("*.py")}
 
 
 def test_only_records_and_loading_read_what_kind_of_model_a_config_names():

@@ -93,6 +93,8 @@ class Family:
         tensor_splits: End of a layer's name, as a regular expression -> how tensor parallelism divides the
             layer; a kind of `finetune.families.tensor_splits`. Other layers are whole on every rank.
         gguf: How the format GGUF has the family; None where no export is made.
+        left_out: Fields that transformers takes by itself where the configuration of a multimodal folder's text part
+            leaves them out, as published ones do.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Family:
     hugging_face: HuggingFaceForm = field(default_factory=HuggingFaceForm)
     tensor_splits: Mapping[str, str] = field(default_factory=dict)
     gguf: GgufForm | None = None
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
         """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""
@@ -180,7 +183,7 @@ class Family:
         said = self.adapt_config(dict(config)) if isinstance(config, Mapping) else config
         has_distances = bool(_read(said, self.distance_option))
         takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
-        takes_rows = takes_rows and not (shares_prompts and _read(config, self.window_option))
+        takes_rows = takes_rows and not (shares_prompts and _read(said, self.window_option))
         return "start_end" if takes_rows else "block"
 
     def parallel_faults(

@@ -10,6 +10,7 @@ from finetune.data.reading.conversation import Conversation
 from finetune.data.templates.pieces import Piece, Template
 from finetune.errors import UserError
 from finetune.families.family import find_family
+from finetune.families.multimodal.text_part import text_part
 from finetune.storage.files import read_json_or_empty
 from finetune.tokenizers.added_tokens import read_folder_tokens
 
@@ -53,7 +54,7 @@ def family_format(folder: Path) -> str | None:
     """Name of the format that the family of a model in a folder is trained with; None where nothing tells one."""
     config = read_json_or_empty(folder / "config.json")
     try:
-        return choose_format(find_family(config, folder).chat_template, folder) if config else None
+        return choose_format(find_family(text_part(config), folder).chat_template, folder) if config else None
     except UserError:  # told where the model is loaded
         return None
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.templates.default_template import family_format
 from finetune.data.templates.jinja_forms import JINJA_FORMS, SWITCH
 from finetune.data.templates.own_templates import DEFAULT, read_own_templates
+from finetune.machine.screen import print_text
 from finetune.storage.files import read_json_object, read_json_or_empty, read_text, write_json
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def carry_template(sources: Sequence[Path], target: Path) -> str | None:
             recorded = f"{_COPY_STEM}.jinja"
             (target / recorded).write_text(source, encoding="utf-8")
         else:
-            print(
+            print_text(
                 f"note: the template file {name} of the training is not there: give it with --chat_template later"
             )
     told = next(source for source in sources if trained_template(source) is not None)

@@ -99,5 +99,6 @@ GEMMA3 = register(
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",
+        left_out=_PUBLISHED | {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216},
     )
 )

@@ -71,6 +71,19 @@ def _variant(config: Mapping[str, Any]) -> str | None:
     return "finetune.families.llama.own_layers.LlamaForCausalLM" if is_own else None
 
 
+_LEFT_OUT = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+
+
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
     return gated_decoder_config(shape, model_type="llama", architectures=["LlamaForCausalLM"])
 
@@ -120,6 +133,7 @@ LLAMA = register(
         understood=("alibi", "attention_bias", "head_dim", "mlp_bias", "rope_parameters", "rope_scaling"),
         variants=_variant,
         gguf=GgufForm("llama", interleaved=True),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
     )
 )
