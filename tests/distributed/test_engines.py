@@ -105,7 +105,7 @@ def test_the_pipeline_without_virtual_stages_is_fleets():
 def test_stage_1_is_fleets():
     optimizer = OwnedParametersOptimizer
     assert issubclass(optimizer, DygraphShardingOptimizer)
-    for name in ("reduce_gradients", "step", "_sharding_sync_parameters"):
+    for name in ("reduce_gradients", "step", "_sharding_sync_parameters", "_get_param_grad"):
         assert getattr(optimizer, name) is getattr(DygraphShardingOptimizer, name)
 
 
@@ -123,7 +123,9 @@ def test_a_run_tells_what_drives_each_axis_and_has_the_curve_of_one_process(
 
 
 @pytest.mark.slow_distributed
-@pytest.mark.parametrize("settings", [STAGE1 | {"sharding_parallel_config": "split_param"}, *STAGES_2_AND_3])
+@pytest.mark.parametrize(
+    "settings", [STAGE1, STAGE1 | {"sharding_parallel_config": "split_param"}, *STAGES_2_AND_3]
+)
 def test_waiting_for_every_exchange_changes_no_bit_of_the_curve(bench, settings):
     layout = LayoutCase(2, 2, settings, 2)
     curves = [
