@@ -25,6 +25,8 @@ IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none
 CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
+    "stage 1, waiting": {"stage": 1, "overlaps": False},
+    "stage 1, recompute, reentrant": {"stage": 1, "reentrant": True},
     "stage 1, adapter": {"stage": 1, "adapter": "lora"},
     "stage 1, one parameter": {"stage": 1, "adapter": "embedding"},
     "stage 1, slices": {"stage": 1, "words": ("split_param",)},
@@ -173,6 +175,10 @@ def watch_layers(model, seen):
 
 def watch_arrivals(model, replicas, seen):
     """Notes how many layers' weights are under way while each layer computes."""
+    if calls := getattr(replicas, "_calls", None):
+        for layer in model.layers:
+            layer.up.register_forward_post_hook(lambda *_: seen.append(len(calls._begun)))
+        return
     weights = getattr(replicas, "weights", None)
     arrivals = weights.units if weights else [unit.gather for unit in getattr(replicas, "units", [])]
     for layer in model.layers:

@@ -118,7 +118,7 @@ def test_pipelines_are_fleets(engine, fleets, name):
 def test_stage_1_is_fleets():
     optimizer = OwnedParametersOptimizer
     assert issubclass(optimizer, DygraphShardingOptimizer)
-    for name in ("reduce_gradients", "step", "_sharding_sync_parameters"):
+    for name in ("reduce_gradients", "step", "_sharding_sync_parameters", "_get_param_grad"):
         assert getattr(optimizer, name) is getattr(DygraphShardingOptimizer, name)
 
 
@@ -148,7 +148,9 @@ def test_virtual_stages_on_three_ranks_with_micro_batches_that_they_do_not_divid
 
 
 @pytest.mark.slow_distributed
-@pytest.mark.parametrize("settings", [STAGE1 | {"sharding_parallel_config": "split_param"}, *STAGES_2_AND_3])
+@pytest.mark.parametrize(
+    "settings", [STAGE1, STAGE1 | {"sharding_parallel_config": "split_param"}, *STAGES_2_AND_3]
+)
 def test_waiting_for_every_exchange_changes_no_bit_of_the_curve(bench, settings):
     layout = LayoutCase(2, 2, settings, 2)
     curves = [

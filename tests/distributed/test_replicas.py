@@ -121,10 +121,10 @@ def test_each_parameter_has_one_owner(results):
         assert facts["tensor_names"][0][0] != facts["tensor_names"][0][1]
 
 
-SLICED = ["stage 1, slices", "stage 2", "stage 3"]
+OVERLAPPED = ["stage 1", "stage 1, slices", "stage 2", "stage 3"]
 
 
-@pytest.mark.parametrize("name", SLICED)
+@pytest.mark.parametrize("name", OVERLAPPED)
 def test_exchanges_beside_computing_change_no_bit(results, name):
     assert_same_bits(results, name)
 
@@ -140,5 +140,5 @@ def assert_same_bits(results: Results, name: str) -> None:
 def test_replicas_of_shards(tmp_path):
     results = run(tmp_path, data=2, sharding=2)
     assert_like_one_process(results)
-    for name in SLICED:
+    for name in OVERLAPPED:
         assert_same_bits(results, name)
