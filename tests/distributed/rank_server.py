@@ -86,7 +86,11 @@ def _import_all() -> None:
     for package in _PACKAGES:
         folder = ROOT / "finetune" / package
         for module in pkgutil.walk_packages([str(folder)], f"finetune.{package}."):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:  # of a library that is not required, such as a tracker's
+                if (error.name or "").startswith("finetune"):
+                    raise
     for family in families().values():
         import_object(family.model_class)
 
