@@ -3,6 +3,7 @@
     python tools/message_templates.py                  how many are missing, and which the code no longer has
     python tools/message_templates.py --missing        the missing ones as JSON: template -> where it stands
     python tools/message_templates.py --add NEW.json   adds translations: template -> Chinese
+    python tools/message_templates.py --prune          takes out those that the code no longer has
 
 A message is a text of the code that a person may see. Those that are raised or printed as they stand must have a form
 (tests/machine/test_messages.py); texts that are put together from pieces are listed, too.
@@ -37,10 +38,14 @@ SHOWN_BY = frozenset(
     ]
 )
 """Calls whose texts a person sees as they stand."""
+LABELS = frozenset(("error:", "warning:", "note:", "next:", "interrupted:"))
+"""What stands in front of a message."""
 _FOR_PROGRAMMERS = frozenset(
     ("ValueError", "TypeError", "RuntimeError", "KeyError", "AssertionError", "compile")
 )
-_MIN_LETTERS = 8
+_MIN_LETTERS = 7
+_TABLES = ("training_arguments.json", "training_records.json")
+_TOLD = ("help", "why", "ignored", "instead")
 
 
 def find_templates(package: Path = PACKAGE) -> dict[str, tuple[str, bool]]:
@@ -51,7 +56,18 @@ def find_templates(package: Path = PACKAGE) -> dict[str, tuple[str, bool]]:
         for template, line, is_shown in _templates(tree, _docstrings(tree), is_shown=False):
             place, known = found.get(template, (f"{path.relative_to(package.parent)}:{line}", False))
             found[template] = (place, known or is_shown)
+    for name in _TABLES:
+        path = package / "settings" / name
+        found |= {text: (f"{path.relative_to(package.parent)}", True) for text in _table_texts(path)}
     return found
+
+
+def _table_texts(path: Path) -> Iterator[str]:
+    """What the tables of PaddleNLP's settings say of them."""
+    rows: list[dict[str, object]] = []
+    for group in json.loads(path.read_text(encoding="utf-8")).values():
+        rows += group if isinstance(group, list) else group.values() if isinstance(group, dict) else []
+    return (text for row in rows for key in _TOLD if isinstance(text := row.get(key), str))
 
 
 def _templates(node: ast.AST, skipped: set[int], *, is_shown: bool) -> Iterator[tuple[str, int, bool]]:
@@ -114,8 +130,12 @@ def main() -> None:
     )
     parser.add_argument("--missing", action="store_true")
     parser.add_argument("--add", type=Path)
+    parser.add_argument("--prune", action="store_true")
     options = parser.parse_args()
     templates, known = find_templates(), read_catalogue()
+    if options.prune:
+        write_catalogue({key: text for key, text in known.items() if key in templates or key in LABELS})
+        return
     if options.add:
         known |= json.loads(options.add.read_text(encoding="utf-8"))
         write_catalogue(known)

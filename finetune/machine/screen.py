@@ -12,7 +12,7 @@ import sys
 from typing import TextIO
 
 from finetune.machine.language.columns import count_columns, wrap
-from finetune.machine.language.translation import translate
+from finetune.machine.language.translation import translate, translate_piece
 
 _COLOURS = {"error: ": "\033[1;31m", "warning: ": "\033[1;33m"}
 _PLAIN = "\033[0m"
@@ -36,12 +36,12 @@ def print_text(*texts: str, stream: TextIO | None = None) -> None:
         texts: In English.
         stream: stdout by default.
     """
-    print(*map(translate, texts), sep="\n", file=sys.stdout if stream is None else stream, flush=True)
+    print(*map(translate_piece, texts), sep="\n", file=sys.stdout if stream is None else stream, flush=True)
 
 
 def format_for(text: str, stream: TextIO) -> str:
     """A text as it is shown on a stream: in the person's language, on a terminal fitted to its width."""
-    shown = translate(text)
+    shown = translate_piece(text)
     if not stream.isatty():
         return shown
     width = shutil.get_terminal_size().columns

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypedDict
 
 from finetune.machine.language.columns import count_columns, pad
-from finetune.machine.language.translation import translate, translate_piece
+from finetune.machine.language.translation import translate_piece
 from finetune.reporting.progress import format_metric
 from finetune.reporting.run_log import to_json_value
 from finetune.storage.files import write_atomically
@@ -91,7 +91,7 @@ def print_summary(
     """
     console = make_console(stream if stream is not None else sys.stdout)
     console.print()
-    console.rule(_text(translate(title), "bold"), align="left")
+    console.rule(_text(translate_piece(title), "bold"), align="left")
     if metrics:
         console.print(_metrics_table(metrics))
     if samples:

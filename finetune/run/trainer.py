@@ -117,7 +117,7 @@ def _build_parts(
         stage=stage,
         phases=phases,
         sharding_stage=sharding_stage(args),
-        layers=stage.decoder_layers if stage else decoder_layers(base),
+        layers=decoder_layers(base),
         label_positions=label_positions,
         randomness=_build_randomness(args, base, family, groups, stage=stage),
         writer=WholeTensorWriter(groups) if writes_whole else RankFileWriter(groups),

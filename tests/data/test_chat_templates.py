@@ -1,5 +1,7 @@
 """Every named template written out; learned parts in braces, special tokens after a section sign."""
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,7 +186,6 @@ def test_empty_system_text_leaves_the_default_out(name):
     [
         ("chatml", "§<|im_start|>tool\n21§<|im_end|>\n§<|im_start|>assistant\n{warm}"),
         ("llama3", "ipython§<|end_header_id|>\n\n21§<|eot_id|>§<|start_header_id|>assistant§<|end_header_id|>\n\n{warm}"),
-        ("glm4", "{§<|observation|>}\n21§<|assistant|>{\nwarm}{§<|user|>}"),
         ("chatglm2", "[Round 1]\n\n问：21\n\n答：{warm}"),
     ],
 )  # fmt: skip
@@ -255,7 +256,8 @@ def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
     learned = encoder.decode(sample.labels[is_learned].tolist())
     blank = CHAT_FORMATS[name].answer
     end = CHAT_FORMATS[name].end or ("<|user|>" if CHAT_FORMATS[name].ends_with_next else "<EOS>")
-    answers = [blank.replace("{content}", answer) + end for _, answer in turns]
+    trims = "answer" in CHAT_FORMATS[name].trims
+    answers = [blank.replace("{content}", answer.strip() if trims else answer) + end for _, answer in turns]
     assert learned == "".join(answers if train_on == "all" else answers[-1:])
     # No text of the example has become a special token: there are as many as in an example of plain texts.
     plain_turns = make_conversation([("q", "a")] * len(turns), system and "s")
@@ -293,3 +295,46 @@ def test_blank_between_words_is_left_to_tokenizers_that_write_one():
     chat = make_conversation([("q", "a")])
     ids = build_sample(chat, encoder, NamedTemplate("mistral"), src_length=99, max_length=99)
     assert encoder.decode([*ids.input_ids, ids.labels[-1]]) == "<s> [INST] q [/INST] a<EOS>"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("llama2", "§<s>[INST] <<SYS>>\n s\n\n<</SYS>>\n\nq [/INST]{ a }"),
+        (
+            "llama3",
+            "§<|end_header_id|>\n\ns§<|eot_id|>§<|start_header_id|>user§<|end_header_id|>\n\nq§<|eot_id|>",
+        ),
+        (
+            "gemma3",
+            "§<start_of_turn>user\n s\n\n\nq§<end_of_turn>\n§<start_of_turn>model\n{a}{§<end_of_turn>}",
+        ),
+        ("chatml", "user\n q\n§<|im_end|>\n§<|im_start|>assistant\n{\na }{§<|im_end|>}"),
+    ],
+)
+def test_blanks_at_the_ends_go_where_the_publisher_takes_them_away(name, written):
+    assert written in show(load_template(name).render(make_conversation([(" q\n", "\na ")], " s\n")))
+
+
+def test_glm4_writes_functions_and_calls_as_its_publisher_does():
+    function = {"name": "weather", "parameters": {"type": "object"}}
+    calls = ['{"name": "weather", "arguments": {"city": "北京"}}', '{"name": "clock", "arguments": {}}']
+    messages = (
+        Message("user", "q"),
+        Message("tool_call", "\n".join(["I look.", *calls])),
+        Message("tool", "21"),
+        Message("tool_call", calls[0]),
+    )
+    conversation = Conversation(
+        messages,
+        system="sys",
+        tools=json.dumps([{"type": "function", "function": function}, {"name": "clock"}]),
+    )
+    assert show(load_template("glm4").render(conversation)) == (
+        "§[gMASK]§<sop>§<|system|>\n# 可用工具\n\n## weather\n\n" + json.dumps(function, indent=4) + "\n"
+        "在调用上述函数时，请使用 Json 格式表示调用的参数。\n"
+        '## clock\n\n{\n    "name": "clock"\n}\n在调用上述函数时，请使用 Json 格式表示调用的参数。'
+        "§<|system|>\nsys§<|user|>\nq§<|assistant|>{\nI look.}{§<|assistant|>}"
+        '{weather\n{"city": "北京"}}{§<|assistant|>}{clock\n{}}{§<|observation|>}\n21§<|assistant|>'
+        '{weather\n{"city": "北京"}}{§<|observation|>}'
+    )

@@ -16,7 +16,7 @@ from finetune.machine.language.columns import count_columns, pad, wrap
 from finetune.machine.language.translation import MESSAGES_FILE, PIECES_FILE, translate
 from finetune.machine.screen import format_for
 from tests.conftest import ROOT
-from tools.message_templates import find_templates
+from tools.message_templates import LABELS, find_templates
 
 MESSAGES = json.loads(MESSAGES_FILE.read_text(encoding="utf-8"))
 PIECES = json.loads(PIECES_FILE.read_text(encoding="utf-8"))
@@ -26,6 +26,7 @@ CATALOGUE = Catalogue(
         "{} is {}: choose {}": "{0} 是 {1}：请选 {2}",
         "{} is {}: choose one of {}": "{0} 是 {1}：请从 {2} 中选一个",
         "nothing to do": "无事可做",
+        " (as before)": "（同前）",
         "{} of {} are missing": "{1} 中缺少 {0}",
     },
     {"loss {}": "损失 {0}", "step {}": "步 {0}"},
@@ -38,11 +39,13 @@ CATALOGUE = Catalogue(
         ("nothing to do", "无事可做"),
         ("error: nothing to do", "错误：无事可做"),
         ("a is 3: choose 4", "a 是 3：请选 4"),
+        ("error: a is 3: choose 4", "错误：a 是 3：请选 4"),
         ("a is 3: choose one of 4, 5", "a 是 3：请从 4, 5 中选一个"),
         ("2 of 3 are missing", "3 中缺少 2"),
         ("a is nothing to do: choose b", "a 是 无事可做：请选 b"),
         ("a is 1: choose 2; nothing to do", "a 是 1：请选 2; 无事可做"),
         ("step 1/3  loss 2.5", "步 1/3  损失 2.5"),
+        ("a is b: choose c (as before)", "a 是 b：请选 c（同前）"),
         ("  nothing to do\nelse", "  无事可做\nelse"),
         ("loss of face", "loss of face"),
         ("a is loss 3: choose 1", "a 是 loss 3：请选 1"),
@@ -108,8 +111,13 @@ def test_translations_take_the_values_of_their_message(table):
 
 
 def test_every_translation_belongs_to_a_message_of_the_code():
-    labels = {"error:", "warning:", "note:", "next:", "interrupted:"}
-    assert set(MESSAGES) - set(find_templates()) - labels == set()
+    assert set(MESSAGES) - set(find_templates()) - LABELS == set(), "tools/message_templates.py --prune"
+
+
+def test_every_message_that_is_shown_as_it_stands_has_a_translation():
+    shown = {template for template, (_, is_shown) in find_templates().items() if is_shown}
+    assert len(shown) > 600
+    assert shown - set(MESSAGES) == set(), "translate them and use tools/message_templates.py --add"
 
 
 class Terminal(io.StringIO):

@@ -33,12 +33,14 @@ class JinjaForm:
         special_tokens: Tokens that it writes and the tokenizer must have.
         values: What is set before the text.
         has_switch: Whether it asks for `SWITCH`.
+        stands_in: Whether it is meant for models whose own template cannot be trained.
     """
 
     file: str
     special_tokens: tuple[str, ...]
     values: Mapping[str, str | bool | None] = field(default_factory=dict)
     has_switch: bool = False
+    stands_in: bool = False
 
     @property
     def source(self) -> str:
@@ -74,6 +76,7 @@ JINJA_FORMS: dict[str, JinjaForm] = {
         file="deepseek_r1",
         special_tokens=("<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
         has_switch=True,
+        stands_in=True,
     ),
     "llama3.1": JinjaForm(file="llama3", special_tokens=_HEADERS, values={"date": "26 Jul 2024"}),
     "llama3.2": JinjaForm(file="llama3", special_tokens=_HEADERS, values={"date": None}),

@@ -221,9 +221,17 @@ class _Loader:
         if SWITCH not in source:
             self._refuse_switch(name)
         by_role, special, other = _read_special_tokens(folder) if folder else ({}, [], [])
-        template = JinjaTemplate(
-            source, name, by_role, (*special, *marks), other, needs_tools=needs_tools, values=self._values
-        )
+        try:
+            template = JinjaTemplate(
+                source, name, by_role, (*special, *marks), other, needs_tools=needs_tools, values=self._values
+            )
+        except UserError as error:
+            stand_ins = [
+                f"chat_template {form} writes the same prompts and can be trained"
+                for form, known in JINJA_FORMS.items()
+                if known.stands_in and all(mark in source for mark in known.special_tokens)
+            ]
+            raise UserError([*error.faults, *stand_ins]) from None
         template.special_tokens = marks
         return template
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 _PLACE = "{}"
 _NUMBERED = re.compile(r"\{(\d+)\}")
 _MAX_DEPTH = 4
-_LINES, _COLUMNS, _FAULTS = re.compile(r"(\n)"), re.compile(r"( {2,})"), re.compile(r"(; )")
+_LINES, _COLUMNS, _PARTS = re.compile(r"(\n)"), re.compile(r"( {2,})"), re.compile(r"(; )")
 """Between parts of a message that are messages of their own."""
 _LABEL = re.compile(r"(error|warning|note|next|interrupted): (?=\S)")
 
@@ -23,12 +23,15 @@ class Catalogue:
 
     Args:
         entries: English template -> the same in the other language.
-        pieces: The same of what stands in columns and titles only: too short to be looked for inside a message.
+        pieces: The same of what stands in columns, titles and enumerations only: too short to be looked for inside
+                a message.
     """
 
     def __init__(self, entries: Mapping[str, str], pieces: Mapping[str, str] | None = None):
         self._pieces = Catalogue(pieces) if pieces else None
         self._exact = {template: text for template, text in entries.items() if _PLACE not in template}
+        # What is put behind other messages; f-strings have no place that tells where it begins.
+        self._endings = {key: self._exact[key] for key in self._exact if key[0] in " ,:;"}
         templates = (_Template(template, text) for template, text in entries.items() if _PLACE in template)
         # Of several templates that fit, the one with most fixed text tells most of the message.
         self._templates = sorted(templates, key=lambda each: -each.num_fixed)
@@ -46,13 +49,17 @@ class Catalogue:
             if label := _LABEL.match(text):
                 name = self._exact.get(f"{label[1]}:", label[0])
                 return name + self.translate(text[label.end() :], depth + 1)
-            for separator in (_LINES, _COLUMNS, _FAULTS):
-                parts = separator.split(text)
-                if len(parts) > 1:
-                    is_column = separator is _COLUMNS
-                    return "".join(
-                        self._translate_part(part, depth + 1, is_column=is_column) for part in parts
-                    )
+            return self._translate_parts(text, depth + 1)
+        return text
+
+    def _translate_parts(self, text: str, depth: int) -> str:
+        for separator in (_LINES, _COLUMNS, _PARTS):
+            parts = separator.split(text)
+            if len(parts) > 1:
+                return "".join(self._translate_part(part, depth) for part in parts)
+        for ending, shown in self._endings.items():
+            if text.endswith(ending):
+                return self.translate(text.removesuffix(ending), depth) + shown
         return text
 
     def _find(self, text: str, depth: int) -> str | None:
@@ -70,10 +77,9 @@ class Catalogue:
         found = self._pieces._find(text, _MAX_DEPTH) if self._pieces else None
         return found or self.translate(text, depth)
 
-    def _translate_part(self, part: str, depth: int, *, is_column: bool) -> str:
+    def _translate_part(self, part: str, depth: int) -> str:
         core = part.strip(" ")
-        shown = self.translate_piece(core, depth) if is_column else self.translate(core, depth)
-        return part.replace(core, shown, 1) if core else part
+        return part.replace(core, self.translate_piece(core, depth), 1) if core else part
 
 
 class _Template:
@@ -86,6 +92,8 @@ class _Template:
 
     def match(self, text: str) -> list[str] | None:
         """The values in the places, each as short as it can be; None where this is another message."""
+        if _LABEL.match(text) and not _LABEL.match(self._first):
+            return None  # the label stands before a message of its own
         end = len(text) - len(self._last)
         if not text.startswith(self._first) or not text.endswith(self._last):
             return None

@@ -14,8 +14,9 @@ replicas. ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) spares memory among t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,32 +30,63 @@ from finetune.parallel.sharding.whole_state import StateTensor
 from finetune.storage.dtypes import dtype_name
 
 if TYPE_CHECKING:
+    from finetune.parallel.sharding.gradient_buckets import GradientBuckets
     from finetune.processes.groups import Group, ProcessGroups
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """How replicas work together.
+
+    Attributes:
+        layers: Decoder layers of the model, whose weights come and go one layer after the other; the first tensor that
+            they are given is the hidden states.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        overlaps: Whether ranks exchange gradients and weights while they compute, where the engine can; the bits are
+            the same either way.
+        sharding_words: Of the setting `sharding_parallel_config`; some give each rank a slice of every parameter at
+            stage 1, in the place of whole parameters.
+        shared: Names of weights that several stages of a pipeline hold.
+    """
+
+    layers: Sequence[Any] = ()
+    master_gradients: bool = False
+    overlaps: bool = True
+    sharding_words: Collection[str] = ()
+    shared: Collection[str] = ()
+
+
+DEFAULTS = ReplicaOptions()
 
 
 class Replicas:
     """A single replica, and the interface of all stages.
 
     A step is: `begin_step`; for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norm`
-    for clipping, `drop_absent` and `scale_gradients`, the optimizer's step, `after_update`, `clear_gradients`. All ranks must call
-    `after_micro_batch` equally often (a rank without samples calls it alone); stage 3 moreover needs a forward and
-    backward of some micro-batch, which may weigh nothing, before each call.
+    for clipping, `drop_absent` and `scale_gradients`, the optimizer's step, `after_update`, `clear_gradients`. All ranks run
+    equally many micro-batches, some of which may weigh nothing.
+
+    Args:
+        model: The Layer whose forward is called; which parameters are trained is final from here on.
+        groups: The process groups.
+        options: How replicas work together.
 
     Attributes:
         stage: The sharding stage.
-        runs_every_micro_batch: Whether a rank without samples must run a micro-batch all the same.
         trained: Trained parameters by structured name.
+        buckets: What begins the sums of gradients, if anything.
     """
 
     stage = 0
-    runs_every_micro_batch = False
+    buckets: GradientBuckets | None = None
 
-    def __init__(self, model: Any, groups: ProcessGroups, *, master_gradients: bool = False):
-        self.groups = groups
+    def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
+        self.groups, self._options = groups, options
         self.trained = {
             name: parameter for name, parameter in named_weights(model).items() if not parameter.stop_gradient
         }
-        self._local = MasterGradients(self.trained.values()) if master_gradients else ParameterGradients()
+        values = self.trained.values()
+        self._local = MasterGradients(values) if options.master_gradients else ParameterGradients()
         self._seen: set[str] = set()
 
     def engine(self, axis: str) -> str:
@@ -120,7 +152,13 @@ class Replicas:
     # ---------------------------------------------------------------- in a step
 
     def begin_step(self, num_micro_batches: int) -> None:
-        """To be called before the first forward pass of a step, with the number of micro-batches of this rank."""
+        """To be called before the first forward pass of a step.
+
+        Args:
+            num_micro_batches: How often `after_micro_batch` will be called, the same on all ranks.
+        """
+        if self.buckets:
+            self.buckets.begin_step(num_micro_batches)
 
     def after_micro_batch(self) -> None:
         """To be called when a micro-batch's backward is done."""
@@ -131,6 +169,9 @@ class Replicas:
         Which parameters have a gradient on some replica is found out later (`presence`), so that nothing waits for it:
         with several replicas all have one until `drop_absent`.
         """
+        if self.buckets:
+            self._seen |= self.buckets.finish()
+            return
         with no_grad_no_autocast():
             self._note_present()
             for name in self._seen:

@@ -173,7 +173,9 @@ def _histogram(lengths: NDArray[Any], width: int, *, plain: bool) -> list[Text]:
     middle, high = np.quantile(lengths, [0.5, 0.95], method="nearest").tolist()
     lines.append(
         Text(
-            f"  shortest {lengths.min():,}, median {middle:,}, 95% up to {high:,}, longest {lengths.max():,}"
+            translate_piece(
+                f"  shortest {lengths.min():,}, median {middle:,}, 95% up to {high:,}, longest {lengths.max():,}"
+            )
         )
     )
     return lines

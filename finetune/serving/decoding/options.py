@@ -174,11 +174,21 @@ def _read_switch(text: str) -> bool:
     return text.lower() == "true"
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ModelOptions`."""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, needs_name: bool = True, src_length: int = 1024
+) -> None:
+    """The options of `ModelOptions`.
+
+    Args:
+        parser: Gets them.
+        needs_name: Whether the model must be given by this option.
+        src_length: Default of the most tokens of a prompt.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model_name_or_path", required=True, help="model folder or hub name, or a folder of export_model.py"
+        "--model_name_or_path",
+        required=needs_name,
+        help="model folder or hub name, or a folder of export_model.py",
     )
     group.add_argument(
         "--lora_path",
@@ -211,7 +221,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="whether answers begin with thoughts, for templates that have a switch (as in training, else theirs)",
     )
     group.add_argument("--system", help="system text of conversations that have none")
-    group.add_argument("--src_length", type=int, default=1024, help="most tokens of a prompt (1024)")
+    group.add_argument(
+        "--src_length", type=int, default=src_length, help=f"most tokens of a prompt ({src_length})"
+    )
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,71 @@
+"""Passwords and keys, which never stand on a command line: other users of a machine can read that."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import UserError
+
+MIN_LENGTH = 8
+_MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class SecretKind:
+    """What a secret is called.
+
+    Attributes:
+        name: In messages: "password".
+        option: The option that names its file, without dashes.
+        variable: The environment variable that may hold it instead.
+        opens: What everybody could use without it: "the page".
+    """
+
+    name: str
+    option: str
+    variable: str
+    opens: str
+
+    def read(self, path: str | None) -> str | None:
+        """The secret of the file, or of the environment; None where neither is given.
+
+        Raises:
+            UserError: The file cannot be read, or holds no line of text.
+        """
+        if path is None:
+            return os.environ.get(self.variable) or None
+        try:
+            if not Path(path).is_file():
+                raise UserError(f"{self.option} {path} is not a file: give one that holds the {self.name}")
+            data = Path(path).read_bytes()
+            secret = data.decode("utf-8").rstrip("\r\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.option} {path} cannot be read ({error.strerror}): give one that can"
+            ) from None
+        except ValueError:
+            raise UserError(
+                f"{self.option} {path!r} is no text file: give one that holds the {self.name}"
+            ) from None
+        if not secret or len(secret) > _MAX_LENGTH or "\n" in secret:
+            raise UserError(
+                f"{self.option} {path} must hold one line of 1 to {_MAX_LENGTH} characters, the {self.name}"
+            )
+        return secret
+
+    def faults(self, is_alone: bool, secret: str | None) -> list[str]:
+        """What is wrong with a secret for a server that this machine alone can reach, or others, too."""
+        how = f"write one into a file and give --{self.option}, or put it into the environment variable {self.variable}"
+        if secret is None:
+            fault = (
+                f"no {self.name} is given, so {self.opens} would be open to everyone who reaches its address: {how}, "
+                "or leave out --host"
+            )
+            return [] if is_alone else [fault]
+        if len(secret) < MIN_LENGTH:
+            return [
+                f"the {self.name} has {len(secret)} characters but must have at least {MIN_LENGTH}: {how}"
+            ]
+        return []
