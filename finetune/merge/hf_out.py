@@ -96,7 +96,7 @@ def write_whole(base: Base, text: Sequence[Tensor], folder: Path) -> list[Tensor
         The tensors of the whole.
 
     Raises:
-        UserError: It is a reward model, which transformers does not have with other parts.
+        UserError: It is a reward model, which transformers does not have with other parts, or other parts are quantised.
     """
     from finetune.merge.lora_plan import dtype_name
 
@@ -106,6 +106,11 @@ def write_whole(base: Base, text: Sequence[Tensor], folder: Path) -> list[Tensor
         raise UserError(
             f"{base.folder} is a reward model on the text part of a multimodal model ({parts.kind.name}), which "
             "transformers cannot load as a whole: use --save_format paddle"
+        )
+    if name := parts.find_quantised():
+        raise UserError(
+            f"{base.folder} holds {name}: another part than the text is quantised, and a merged model has ordinary weights "
+            "only. Give the model that it was made from, or write the adapter alone (--save_format peft)"
         )
     table = to_hugging_face(embedding_name(base.family), base.family)
     num_tokens = next(tensor.shape[0] for tensor in text if tensor.name == table)

@@ -21,12 +21,25 @@ from finetune.families.multimodal.text_part import text_part, with_text_fields
 from finetune.storage.checkpoints import TensorFiles, check_weights, find_shards
 from finetune.storage.files import read_json_if_present, read_json_object, write_json
 from finetune.storage.joined_tensors import JoinedTensor
+from finetune.storage.quantisation.stored_format import without_format
 from finetune.storage.writer import Layout, Tensor, write_tensors
 
 OTHER_PARTS = "other_parts"
 """Stem of the files that hold the other parts' tensors beside a text part."""
 WHOLE_CONFIG = "whole_config.json"
 """Configuration of the whole model, and how its tensors are called, beside a text part."""
+
+
+_OF_QUANTISED = (
+    ".absmax",
+    ".SCB",
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_shape",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,11 @@ class OtherParts:
         field = "dtype" if "dtype" in text else "torch_dtype"
         if text.get(field) != dtype:
             changed[field] = dtype
-        return with_text_fields(self.config, changed)
+        return with_text_fields(without_format(self.config), changed)
+
+    def find_quantised(self) -> str | None:
+        """Name of a tensor that says how a layer of another part is quantised; None where all weights are ordinary ones."""
+        return next((tensor.name for tensor in self.tensors if tensor.name.endswith(_OF_QUANTISED)), None)
 
     def record_in_whole(self, family: Family) -> Family:
         """The record of the text part, whose layers are called as those of the whole model are."""

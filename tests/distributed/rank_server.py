@@ -31,6 +31,8 @@ _PACKAGES = (
     "adapters", "checkpoints", "data", "families", "machine", "models", "parallel", "processes", "randomness",
     "reporting", "tokenizers", "training",
 )  # fmt: skip
+_OPTIONAL = ("mlflow",)
+"""Packages that only some runs ask for."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 GRACE_SECONDS = 15.0
@@ -88,8 +90,8 @@ def _import_all() -> None:
         for module in pkgutil.walk_packages([str(folder)], f"finetune.{package}."):
             try:
                 importlib.import_module(module.name)
-            except ModuleNotFoundError as error:  # of a library that is not required, such as a tracker's
-                if (error.name or "").startswith("finetune"):
+            except ModuleNotFoundError as error:
+                if error.name not in _OPTIONAL:
                     raise
     for family in families().values():
         import_object(family.model_class)

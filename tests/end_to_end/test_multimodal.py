@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from finetune.storage.writer import write_tensors
 from tests.conftest import losses, run_entry, write_arguments
 from tests.merge.lora_writing import folder_logits
 from tests.multimodal_folders import FOLDERS, SIZES, build_multimodal, other_tensors
+from tests.quantised_folders import write_quantised
 
 FILES_OF_OTHERS = ("preprocessor_config.json", "processing_own.py")
 
@@ -172,3 +174,39 @@ def test_a_second_training_keeps_the_other_parts(folder_of, small_data, tmp_path
     assert train(first, small_data, second, max_steps=1, text_only=False) == 0
     merge_ranks(RankOptions(second, tmp_path / "merged", save_format="hf"))
     check_whole(tmp_path / "merged", folder)
+
+
+TEXT_LAYERS = re.compile(r"language_model\..*(q|k|v|o|gate|up)_proj\.weight$")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "awq"])
+def test_a_quantised_text_part_is_trained_over_and_merged_into_what_it_stands_for(
+    kind, folder_of, small_data, tmp_path
+):
+    folder, adapter = (
+        write_quantised(folder_of("llava"), tmp_path / "packed", kind, TEXT_LAYERS),
+        tmp_path / "adapter",
+    )
+    assert train(folder, small_data, adapter, lora=True, lora_rank=2) == 0
+    merge(MergeOptions(folder, (adapter,), tmp_path / "merged", into="dequantised"))
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    assert written.keys() == names_of(folder_of("llava"))
+    for name, array in other_tensors(folder_of("llava")).items():
+        np.testing.assert_array_equal(written[name], array)
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    merge(MergeOptions(tmp_path / "packed-values", (adapter,), tmp_path / "wanted"))
+    wanted = folder_logits(tmp_path / "wanted")
+    assert np.abs(wanted - folder_logits(tmp_path / "packed-values")).max() > 5e-3
+    # The result is rounded to float16, as the values of the packed weights are.
+    np.testing.assert_allclose(folder_logits(tmp_path / "merged"), wanted, atol=3e-4)
+
+
+def test_other_parts_that_are_quantised_too_are_named_before_a_merge(folder_of, small_data, tmp_path):
+    every = re.compile(r"(language_model\..*(q|k|v|o)_proj|multi_modal_projector.*)\.weight$")
+    folder, adapter = (
+        write_quantised(folder_of("llava"), tmp_path / "packed", "int8", every),
+        tmp_path / "adapter",
+    )
+    assert train(folder, small_data, adapter, lora=True, lora_rank=2, max_steps=1) == 0
+    with pytest.raises(UserError, match=r"multi_modal_projector.*is quantised.*model that it was made from"):
+        merge(MergeOptions(folder, (adapter,), tmp_path / "merged", into="dequantised"))

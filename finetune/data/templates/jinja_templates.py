@@ -161,10 +161,10 @@ class JinjaTemplate:
                 not for_training and not only_last
             ):  # a model is asked with earlier answers as they are written now
                 return self._write(conversation, for_training=False, only_last=True)
-            refusal = f"{self._name}: cannot be used for {conversation.place}: "
-            if isinstance(error, InconsistentError) and not only_last:
-                raise RewrittenConversationError(f"{refusal}{error}") from None
-            raise RefusedConversationError(refusal + self._describe_mismatch(error)) from None
+            is_rewritten = isinstance(error, InconsistentError) and not only_last
+            kind = RewrittenConversationError if is_rewritten else RefusedConversationError
+            reason = str(error) if is_rewritten else self._describe_mismatch(error)
+            raise kind(f"{self._name}: cannot be used for {conversation.place}: {reason}") from None
         writer = PieceWriter()
         for slot, learned in slots:
             text = texts[int(slot.value)] if slot.kind == "data" else slot.value
@@ -175,10 +175,15 @@ class JinjaTemplate:
         """Why an answer cannot be learned behind the text that asks for it."""
         if not isinstance(error, InconsistentError):
             return str(error)
-        reason = "the answer, once written, does not begin with the text that asks for it"
         if self._switch is False:
-            return f"{reason}: it holds thoughts, and {SWITCH} is false. Leave {SWITCH} out, or take the thoughts out."
-        return f"{reason}. Give chat_template another name or file."
+            return (
+                "the answer, once written, does not begin with the text that asks for it: it holds thoughts, and "
+                f"{SWITCH} is false. Leave {SWITCH} out, or take the thoughts out."
+            )
+        return (
+            "the answer, once written, does not begin with the text that asks for it. Give chat_template another name "
+            "or file."
+        )
 
     def _describe(self, message: Message) -> tuple[Outline, str, str]:
         """A message's outline, its text, and its thoughts."""

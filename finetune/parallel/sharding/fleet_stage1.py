@@ -9,7 +9,8 @@ embedding may be a large part of it.
 Fleet waits for every reduction. Here it is given a group that only begins its calls (`BegunCalls`): gradients are
 handed to it as soon as a bucket of them is complete, and parameters are waited for where the next forward pass needs
 them, layer by layer. Fleet's own overlap is not used: it wants each parameter to get a gradient equally often on every
-rank, keeps gradients for good, and waits for weights in layers without sublayers only, which adapters are not.
+rank, keeps gradients for good, and waits for weights in layers without sublayers only, which LoRA's with dropout are
+not.
 
 Fleet's `HybridParallelOptimizer` sums, clips and updates in one call. Here loss, norm, overflow and signals are read in
 one piece between the sums and the update (`parallel_model.py`), so that its parts are called by themselves.
@@ -17,8 +18,9 @@ one piece between the sums and the update (`parallel_model.py`), so that its par
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from paddle import nn
@@ -35,7 +37,7 @@ from finetune.parallel.sharding.replicas import DEFAULTS, ReplicaOptions, Replic
 from finetune.parallel.sharding.whole_state import StateTensor, collect_from_owners
 
 if TYPE_CHECKING:
-    from finetune.processes.groups import Group, ProcessGroups
+    from finetune.processes.groups import ProcessGroups
 
 
 class OwnedReplicas(Replicas):
@@ -74,7 +76,8 @@ class OwnedReplicas(Replicas):
             return optimizer
         _set_strategy(averages="disable_stage1_reduce_avg" not in self._options.sharding_words)
         ranks = {parameter.name: self._owners[name] for name, parameter in self.trained.items()}
-        topology = BegunTopology(fleet.get_hybrid_communicate_group(), self._calls)
+        topology, group = copy(fleet.get_hybrid_communicate_group()), self._calls.handle
+        topology.get_sharding_parallel_group = lambda: group
         self._optimizer = OwnedParametersOptimizer(optimizer, topology, ranks)
         # Has it begin broadcasts in the order in which a forward pass needs them, and put hooks on nothing.
         self._optimizer._broadcast_order_params = self._in_forward_order
@@ -84,12 +87,6 @@ class OwnedReplicas(Replicas):
     def collect_state(self, state: Mapping[str, Any]) -> dict[str, StateTensor]:
         """Optimizer state of all ranks, which the first rank of the sharding group can read."""
         return collect_from_owners(state, self.groups.sharding)
-
-    @contextmanager
-    def whole_parameters(self) -> Iterator[None]:
-        """All parameters are always whole, once they have arrived."""
-        self.finish_updates()
-        yield
 
     def share_updated(self) -> None:
         """Broadcasts every parameter from its owner."""
@@ -124,22 +121,6 @@ class OwnedReplicas(Replicas):
         if not self._options.overlaps:
             self.finish_updates()
 
-    def drop_absent(self, presence: Sequence[float]) -> None:
-        """Takes away gradients which no replica has, on all ranks."""
-        for parameter, flag in zip(self.trained.values(), presence, strict=True):
-            if not flag:
-                parameter.clear_gradient(False)
-
-    def clear_gradients(self) -> None:
-        """Frees all gradients."""
-        super().clear_gradients()
-        for parameter in self.trained.values():
-            parameter.clear_gradient(False)
-
-    @property
-    def _copies(self) -> Group:
-        return self.groups.replicas
-
     def _updated(self) -> dict[str, Any]:
         return self._owned
 
@@ -153,9 +134,8 @@ class BegunCalls:
 
     def __init__(self, handle: Any):
         self._handle = handle
-        self._begun: dict[
-            int, tuple[Any, Any]
-        ] = {}  # by tensor, which is kept as long as its call is under way
+        # By the id of the tensor, which is kept as long as its call is under way.
+        self._begun: dict[int, tuple[Any, Any]] = {}
 
     @property
     def handle(self) -> Any:
@@ -166,11 +146,11 @@ class BegunCalls:
         """This process's place in the group."""
         return int(self._handle.rank)
 
-    def reduce(self, tensor: Any, dst: int, op: Any, _waits: bool) -> Finished:
+    def reduce(self, tensor: Any, dst: int, op: Any, _waits: bool) -> Any:
         """Begins to reduce a tensor to the rank at position `dst`."""
         return self._begin(tensor, self._handle.process_group.reduce(tensor, dst, op, False))
 
-    def broadcast(self, tensor: Any, src: int, _waits: bool) -> Finished:
+    def broadcast(self, tensor: Any, src: int, _waits: bool) -> Any:
         """Begins to set a tensor to what the rank at position `src` holds."""
         return self._begin(tensor, self._handle.process_group.broadcast(tensor, src, False))
 
@@ -182,37 +162,9 @@ class BegunCalls:
                 with no_grad_no_autocast():
                     self._begun.pop(key)[1].wait()
 
-    def _begin(self, tensor: Any, task: Any) -> Finished:
+    def _begin(self, tensor: Any, task: Any) -> Any:
         self._begun[id(tensor)] = tensor, task
-        return Finished()
-
-
-class Finished:
-    """What Fleet may wait for; it is waited for elsewhere."""
-
-    def wait(self) -> bool:
-        """Returns at once."""
-        return True
-
-
-class BegunTopology:
-    """Fleet's topology with other calls in its sharding group.
-
-    Args:
-        topology: Fleet's `HybridCommunicateGroup`.
-        calls: In the place of its sharding group's.
-    """
-
-    def __init__(self, topology: Any, calls: BegunCalls):
-        self._topology, self._group = topology, calls.handle
-
-    def get_sharding_parallel_group(self) -> Any:
-        """Paddle's group for the sharding axis."""
-        return self._group
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is Fleet's."""
-        return getattr(self._topology, name)
+        return SimpleNamespace(wait=lambda: None)  # for Fleet, which waits at once
 
 
 class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]

@@ -16,7 +16,6 @@ ready twice under reentrant recomputation; docs/parallel.md tells what was tried
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.errors import RunError
@@ -59,21 +58,6 @@ class ArrivalCounts:
         return self._counts[name] == self._per_micro_batch.get(name, 0) * self._num_micro_batches
 
 
-@dataclass
-class Bucket:
-    """Parameters whose gradients travel together.
-
-    Attributes:
-        names: Of the parameters.
-        awaited: Those whose last gradient of the step has not come yet.
-        is_begun: Whether the sum of this step has begun.
-    """
-
-    names: list[str]
-    awaited: set[str] = field(default_factory=set)
-    is_begun: bool = False
-
-
 class Sums(Protocol):
     """Takes buckets of gradients."""
 
@@ -111,8 +95,9 @@ class GradientBuckets:
         self._overlaps = overlaps
         names = list(parameters)[::-1]
         planned = plan_buckets([parameters[name] for name in names], max_bytes)
-        self._buckets = [Bucket([names[place] for place in places]) for places in planned]
-        self._bucket_of = {name: bucket for bucket in self._buckets for name in bucket.names}
+        self._buckets = [[names[place] for place in places] for places in planned]
+        self._place = {name: number for number, bucket in enumerate(self._buckets) for name in bucket}
+        self._awaited: list[set[str]] = []
         self._arrivals = ArrivalCounts(names)
         self._present: set[str] = set()
         self._late: list[str] = []
@@ -131,8 +116,7 @@ class GradientBuckets:
         self._arrivals.begin_step(num_micro_batches)
         self._num_begun = 0
         self._late.clear()
-        for bucket in self._buckets:
-            bucket.awaited, bucket.is_begun = set(bucket.names), False
+        self._awaited = [set(bucket) for bucket in self._buckets]
 
     def finish(self) -> set[str]:
         """Leaves the sums where the optimizer looks; a gradient that this rank lacks counts as zero.
@@ -154,25 +138,22 @@ class GradientBuckets:
         self.num_early = self._num_begun
         with no_grad_no_autocast():
             while self._num_begun < len(self._buckets):
-                self._begin(self._buckets[self._num_begun])
+                self._begin_next()
 
     def take(self) -> set[str]:
         """Waits for all sums that have begun; what it leaves and returns is that of `finish`."""
         with no_grad_no_autocast():
             self._sums.finish()
-        for bucket in self._buckets:
-            bucket.is_begun = False
         present, self._present = self._present, set()
         self._num_begun = 0
         return present
 
     def _make_hook(self, name: str) -> Callable[[], None]:
         def note() -> None:
-            bucket = self._bucket_of[name]
-            if bucket.is_begun:
+            if self._place[name] < self._num_begun:
                 self._late.append(name)
             if self._arrivals.note(name) and self._overlaps:
-                bucket.awaited.discard(name)
+                self._awaited[self._place[name]].discard(name)
                 self._begin_complete()
 
         return note
@@ -180,12 +161,12 @@ class GradientBuckets:
     def _begin_complete(self) -> None:
         """Begins the sums of the next buckets that await nothing."""
         with no_grad_no_autocast():
-            while self._num_begun < len(self._buckets) and not self._buckets[self._num_begun].awaited:
-                self._begin(self._buckets[self._num_begun])
+            while self._num_begun < len(self._buckets) and not self._awaited[self._num_begun]:
+                self._begin_next()
 
-    def _begin(self, bucket: Bucket) -> None:
-        gradients, present = self._local.take({name: self._parameters[name] for name in bucket.names})
+    def _begin_next(self) -> None:
+        names = self._buckets[self._num_begun]
+        gradients, present = self._local.take({name: self._parameters[name] for name in names})
         self._present |= present
-        self._sums.begin(bucket.names, gradients)
-        bucket.is_begun = True
         self._num_begun += 1
+        self._sums.begin(names, gradients)

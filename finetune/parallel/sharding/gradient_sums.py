@@ -71,9 +71,10 @@ class GradientSums:
         """To be called where a step has several sums, with how many follow."""
         self._num_left = num_micro_batches
 
-    def end_micro_batch(self) -> None:
-        """To be called when all sums of a micro-batch have begun, where a step has several."""
+    def end_micro_batch(self) -> bool:
+        """To be called when all sums of a micro-batch have begun, where a step has several; whether more follow."""
         self._num_left -= 1
+        return self._num_left > 0
 
     def begin(self, names: Sequence[str], gradients: Sequence[Any]) -> None:
         """Begins the sum of some parameters' gradients, which are of one dtype and may be given up."""

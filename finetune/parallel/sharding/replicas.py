@@ -87,6 +87,7 @@ class Replicas:
         }
         values = self.trained.values()
         self._local = MasterGradients(values) if options.master_gradients else ParameterGradients()
+        self._shapes = {name: list(parameter.shape) for name, parameter in self.trained.items()}
         self._seen: set[str] = set()
 
     def engine(self, axis: str) -> str:
@@ -136,15 +137,18 @@ class Replicas:
 
     def whole_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a trained parameter, also while its memory is freed."""
-        return tuple(self.trained[name].shape)
+        return tuple(self._shapes[name])
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:
         """Within it the model's parameters are whole, to be read or changed; all ranks must enter."""
+        self.finish_updates()
         yield
 
     def share_updated(self) -> None:
         """Puts into the parameters what the ranks of the sharding group changed in what they update."""
+        self.after_update()
+        self.finish_updates()
 
     def finish_updates(self) -> None:
         """Returns when the parameters may be read elsewhere than in the model's forward pass."""
@@ -169,6 +173,7 @@ class Replicas:
         Which parameters have a gradient on some replica is found out later (`presence`), so that nothing waits for it:
         with several replicas all have one until `drop_absent`.
         """
+        self.finish_updates()
         if self.buckets:
             self._seen |= self.buckets.finish()
             return
@@ -197,7 +202,7 @@ class Replicas:
         """
         updated = self._updated()
         for name, flag in zip(self.trained, presence, strict=False):
-            if not flag:
+            if not flag and name in updated:
                 updated[name].clear_gradient(False)
 
     def gradients(self) -> Iterator[tuple[str, Any]]:
@@ -237,7 +242,7 @@ class Replicas:
     def clear_gradients(self) -> None:
         """Frees all gradients."""
         self._seen.clear()
-        for tensor in self._updated().values():
+        for tensor in (*self._updated().values(), *self.trained.values()):
             tensor.clear_gradient(False)
         for parameter in self.trained.values():
             self._local.clear(parameter)
@@ -247,7 +252,7 @@ class Replicas:
     @property
     def _copies(self) -> Group:
         """Ranks that hold the same gradients once these are summed."""
-        return self.groups.data
+        return self.groups.replicas if self.stage else self.groups.data
 
     @cached_property
     def _decayed(self) -> set[str]:

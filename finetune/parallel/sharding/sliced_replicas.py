@@ -22,7 +22,7 @@ from finetune.parallel.sharding.replicas import DEFAULTS, ReplicaOptions, Replic
 from finetune.parallel.sharding.updated_weights import UpdatedWeights
 
 if TYPE_CHECKING:
-    from finetune.processes.groups import Group, ProcessGroups
+    from finetune.processes.groups import ProcessGroups
 
 
 class SliceHolders(Replicas):
@@ -30,7 +30,6 @@ class SliceHolders(Replicas):
 
     def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
         super().__init__(model, groups, options)
-        self._shapes = {name: list(parameter.shape) for name, parameter in self.trained.items()}
         self._slices = {name: self._new_slice(name, parameter) for name, parameter in self.trained.items()}
         self._sums = GradientSums(self._slices, groups.sharding, groups.replicas, overlaps=options.overlaps)
 
@@ -44,14 +43,6 @@ class SliceHolders(Replicas):
         """The tensor, of the parameter's shape, of which the ranks of the sharding group hold slices [n]."""
         with no_grad_no_autocast():
             return GatheredTensors([part], [self._shapes[name]], self.groups.sharding).wait()[0]
-
-    def whole_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a trained parameter, also while its memory is freed."""
-        return tuple(self._shapes[name])
-
-    @property
-    def _copies(self) -> Group:
-        return self.groups.replicas
 
     def _updated(self) -> dict[str, Any]:
         return self._slices
@@ -74,7 +65,6 @@ class SlicedReplicas(SliceHolders):
     def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
         super().__init__(model, groups, options)
         self.buckets = GradientBuckets(self.trained, self._local, self._sums, overlaps=options.overlaps)
-        self.buckets.begin_step(1)
         self.weights = UpdatedWeights(
             model, options.layers, self._slices, groups.sharding, overlaps=options.overlaps
         )
@@ -87,19 +77,9 @@ class SlicedReplicas(SliceHolders):
         for name, parameter in self.trained.items():
             paddle.assign(self.slice_of(name, parameter), output=self._slices[name])
 
-    def sum_gradients(self) -> None:
-        """Leaves the sums in the slices' gradients; the parameters' own are freed."""
-        self.finish_updates()
-        super().sum_gradients()
-
     def after_update(self) -> None:
         """Begins to put the updated slices of all ranks together in the parameters."""
         self.weights.begin()
-
-    def share_updated(self) -> None:
-        """The same, to its end."""
-        self.after_update()
-        self.finish_updates()
 
     def finish_updates(self) -> None:
         """Returns when the parameters hold the updated slices of all ranks."""
@@ -114,14 +94,10 @@ class SlicedGradientReplicas(SlicedReplicas):
     def begin_step(self, num_micro_batches: int) -> None:
         """To the buckets, every micro-batch is a step."""
         self._sums.begin_step(num_micro_batches)
+        self.buckets.begin_step(1)
 
     def after_micro_batch(self) -> None:
         """Begins those sums of the micro-batch's gradients that its backward pass has not begun."""
         self.buckets.begin_rest()
-        self.buckets.begin_step(1)
-        self._sums.end_micro_batch()
-
-    def sum_gradients(self) -> None:
-        """Leaves the sums of all micro-batches in the slices' gradients."""
-        self.finish_updates()
-        self._seen |= self.buckets.take()
+        if self._sums.end_micro_batch():
+            self.buckets.begin_step(1)
