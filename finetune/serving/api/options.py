@@ -139,10 +139,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         help="address to listen on; 0.0.0.0 lets other machines in and needs a key (127.0.0.1)",
     )
     group.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (8000)")
-    group.add_argument(
-        "--api_key_file",
-        help=f"file with the key that requests must give (or {API_KEY.variable} in the environment)",
-    )
+    API_KEY.add_option(group, "requests must give")
     group.add_argument(
         "--allowed_hosts",
         nargs="+",

@@ -48,7 +48,11 @@ def _serve(options: ServeOptions, listener: socket.socket) -> int:
     )
     model, maker = load_served(plan, options.served_name, defaults)
     engine = Engine(maker, max_rows=options.max_batch_size, max_waiting=options.max_waiting)
-    access = Access(own_names(options.host, options.allowed_hosts), options.api_key)
+    access = Access(
+        own_names(options.host, options.allowed_hosts),
+        options.api_key,
+        is_behind_proxy=bool(options.allowed_hosts),
+    )
     gate = build_app(model, engine, access, request_seconds=options.request_timeout)
     allow_open_files(_MAX_OPEN_FILES)
     if warning := warn_of_openness(listener, API_KEY.name):

@@ -44,7 +44,7 @@ class GracefulServer(uvicorn.Server):
                 lifespan="off",
                 limit_concurrency=_MAX_CONNECTIONS,
                 timeout_graceful_shutdown=_SECONDS_TO_SEND,
-                proxy_headers=False,
+                proxy_headers=gate.access.is_behind_proxy,
                 server_header=False,
             )
         )

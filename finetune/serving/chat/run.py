@@ -129,10 +129,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets other machines in and needs a password (127.0.0.1)",
     )
-    group.add_argument(
-        "--password_file",
-        help=f"file with the password that the browser asks for (or {PASSWORD.variable} in the environment)",
-    )
+    PASSWORD.add_option(group, "the browser asks for")
     group.add_argument(
         "--allowed_hosts",
         nargs="+",
