@@ -55,7 +55,11 @@ def run(args: Arguments, processor_note: str | None) -> None:
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
 
-    resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
+    resolved = resolve_model(
+        str(args.model.model_name_or_path),
+        needs_weights=not args.data.preview,
+        text_only=args.model.text_only,
+    )
     resolved, start_notes = check_start(args, resolved)
     layout = plan_layout(args, resolved)
     files = find_files(args)
@@ -111,7 +115,7 @@ def train(
         return take_up_final_weights(run, trainer)
     report.notes(disk_notes(args, run, trainer))
     metrics = trainer.train(run.resume)
-    save_final_weights(run, trainer, metrics)
+    save_final_weights(run, trainer, metrics, base=base_folder)
     return metrics
 
 

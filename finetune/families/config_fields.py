@@ -54,7 +54,7 @@ _HARMLESS_KINDS = re.compile(
 _OF_COMPUTATION = re.compile(
     r"norm|bias|scal|multipl|cap(ping)?$|clip|expert|moe|rope|rotary|yarn|alibi|ntk|window|sliding|residual|head|attn|"
     r"attention|layer|rank|qk|qkv|act(ivation)?(_|$)|position|mlp|ffn|emb|logit|conv|ssm|mamba|rout(er|ing)|parallel|"
-    r"pattern|dim|depth|theta|gate|tie_|block|size|state|kernel|vision|image|audio"
+    r"pattern|dim|depth|theta|gate|tie_|block|size|state|kernel|vision|visual|image|audio|causal|swa|mup|mtp|recurr|lambda"
 )
 """Words in the names of fields that say what a model computes."""
 
@@ -129,6 +129,8 @@ def _not_understood(config: Mapping[str, Any], family: Family) -> Iterator[tuple
 
 
 def _asks_nothing(name: str, value: Any, config: Mapping[str, Any]) -> bool:
+    if name == "is_causal":
+        return value is not False
     if value is None or value is False or value in ("", [], {}):
         return True
     if name == "head_dim":

@@ -130,8 +130,9 @@ class LabelPositions:
         kept = hidden.reshape([-1, hidden.shape[-1]]).gather(self._rows)
         return (kept.unsqueeze(1) if self._length_first else kept, *inputs[1:])
 
-    def _pick(self, _layer: Any, _inputs: tuple[Any, ...], logits: Any) -> Any:
-        if self._rows is None:
+    def _pick(self, _layer: Any, inputs: tuple[Any, ...], logits: Any) -> Any:
+        is_resting = logits is inputs[0]  # while a pipeline's earlier part is computed on this rank
+        if self._rows is None or is_resting:
             return None
         return logits.reshape([-1, logits.shape[-1]]).gather(self._rows)  # [batch, length, vocabulary] by now
 

@@ -8,6 +8,7 @@ from typing import Any
 from tests.families.framings import (
     BARE,
     CHATGLM,
+    CHATGLM4,
     FALCON,
     GEMMA,
     GPT2,
@@ -54,6 +55,7 @@ CASES = (
         bfloat16_on_cpu=False,
         framing=replace(CHATGLM, chat_ends=("<|user|>", "<|observation|>")),
     ),
+    FamilyCase("chatglm4", _GROUPED, num_kv_heads=2, bfloat16_on_cpu=False, framing=CHATGLM4),
     FamilyCase(
         "qwen",
         {"vocab_size": 520},
@@ -228,6 +230,7 @@ FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
     "chatglm2": _CHATGLM,
     "chatglm3": _CHATGLM,
+    "chatglm4": replace(_CHATGLM, ids_from="tiktoken"),
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
         ids_from="tiktoken",

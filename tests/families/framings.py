@@ -90,6 +90,15 @@ INTERNLM2 = replace(
     chat_ends=("<|im_end|>",),
 )
 
+CHATGLM4 = Framing(
+    frame=[(318, "[gMASK]"), (320, "<sop>")],
+    source=[(64, "a"), (286, " red"), (287, " dress")],
+    target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+    end=(316, "<|endoftext|>"),
+    pad_token_id=316,
+    chat_ends=("<|user|>", "<|observation|>"),
+)
+
 CHATGLM = Framing(
     frame=[(322, "[gMASK]"), (324, "sop")],
     source=[(260, "a"), (276, "red"), (277, "dress")],

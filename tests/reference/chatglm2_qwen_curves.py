@@ -27,6 +27,7 @@ rounding, and Adam makes full steps of them: two right runs would part after ten
 OPTIONS: dict[str, dict[str, Any]] = {
     "chatglm2": {"num_key_value_heads": 2},
     "chatglm3": {"num_key_value_heads": 2},
+    "chatglm4": {"num_key_value_heads": 2},
     "qwen": {},
 }
 

@@ -55,6 +55,17 @@ def _chatglm3_config(config: dict[str, Any]) -> dict[str, Any]:
     return published | {"_name_or_path": "THUDM/chatglm3-6b-32k", "rope_ratio": ratio}
 
 
+def _chatglm4_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the published GLM-4-9B-chat."""
+    published = _chatglm3_config(config)
+    del published["chatglm_generation"]
+    return published | {
+        "_name_or_path": "THUDM/glm-4-9b-chat",
+        "classifier_dropout": None,
+        "eos_token_id": [published["eos_token_id"]],
+    }
+
+
 def _qwen_config(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of the published Qwen-7B, with this checkpoint's sizes."""
     left_out = ("dtype", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -103,6 +114,10 @@ PUBLISHED = {
     ),
     "chatglm3": Published(
         "chatglm_v2", _chatglm3_config, "ChatGLMTokenizer", chatglm2_numpy.logits,
+        ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
+    "chatglm4": Published(
+        "chatglm_v2", _chatglm4_config, "ChatGLM4Tokenizer", chatglm2_numpy.logits,
         ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
     "qwen": Published(

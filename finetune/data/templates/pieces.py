@@ -44,6 +44,10 @@ class RefusedConversationError(UserError):
         return fault if place in fault else f"{place}: {fault}"
 
 
+class RewrittenConversationError(RefusedConversationError):
+    """A template writes earlier messages anew when later ones follow: each answer can be learned in a sample alone."""
+
+
 class Template(Protocol):
     """How the messages of a conversation are written down.
 

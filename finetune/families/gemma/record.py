@@ -76,6 +76,7 @@ GEMMA = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma"},
         hugging_face=HuggingFaceForm(always_tied=True),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),

@@ -83,6 +83,7 @@ GEMMA3 = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma3"},
         hugging_face=HuggingFaceForm(always_tied=True),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
@@ -98,5 +99,6 @@ GEMMA3 = register(
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",
+        left_out=_PUBLISHED | {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216},
     )
 )

@@ -93,6 +93,7 @@ QWEN3_MOE = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        chat_template={"<|im_start|>": "qwen3"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.

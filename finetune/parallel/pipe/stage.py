@@ -16,6 +16,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import paddle
@@ -73,19 +74,6 @@ class PlaceholderModule(nn.Layer):
         return hidden
 
 
-class PlaceholderExit(PlaceholderModule):
-    """Stands for a module behind the last layer; catches what the layers hand on."""
-
-    def __init__(self, state: _StageState):
-        super().__init__()
-        self._state = state
-
-    def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
-        """Returns its first argument."""
-        self._state.keep_output(hidden)
-        return hidden
-
-
 class PlaceholderEmbedding(PlaceholderModule):
     """Stands for the embedding: gives zeros of the right shape, which the first layer's hook replaces.
 
@@ -116,9 +104,26 @@ class _StageState:
     output: Any = None
     keeps_output: bool = False
 
-    def keep_output(self, hidden: Any) -> None:
-        if self.keeps_output and self.output is None:
-            self.output = hidden
+    def enter(self, _layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Puts received hidden states in the place of what comes to the first layer of a chunk."""
+        if self.received is None:
+            return None
+        # Recomputation as a PyLayer wants a gradient for what it was called with, though nothing comes of it.
+        return (self.received + inputs[0].astype(self.received.dtype) * 0, *inputs[1:])
+
+
+class _Exit:
+    """The forward pass of a module behind the last layer; rests while another part than the last is computed."""
+
+    def __init__(self, state: _StageState, forward: Any = None):
+        self.state, self.forward = state, forward
+
+    def __call__(self, hidden: Any, *arguments: Any, **more: Any) -> Any:
+        if self.forward and not self.state.keeps_output:
+            return self.forward(hidden, *arguments, **more)
+        if self.state.keeps_output and self.state.output is None:
+            self.state.output = hidden
+        return hidden
 
 
 class Stage:
@@ -148,11 +153,6 @@ class Stage:
         self._owner = next(
             layer for layer in model.sublayers(include_self=True) if layers in layer.children()
         )
-
-    @property
-    def decoder_layers(self) -> list[Any]:
-        """All decoder layers of this rank."""
-        return self.layers.all_layers
 
     def hidden_shape(self, batch_shape: tuple[int, ...]) -> list[int]:
         """Shape of the hidden states between layers.
@@ -218,27 +218,10 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
     layers = replace_layers(model, dict(zip(own, built, strict=True)))
     state = _StageState()
     _replace_ends(model, layers, state, family=family, plan=plan)
-    chunks, start = [], 0
-    for part in numbers:
-        chunks.append(range(start, start + len(part)))
-        start += len(part)
+    chunks = [range(start, end) for start, end in pairwise(accumulate(map(len, numbers), initial=0))]
     for chunk in chunks:
-        layers.all_layers[chunk.start].register_forward_pre_hook(_Entrance(state))
+        layers.all_layers[chunk.start].register_forward_pre_hook(state.enter)
     return Stage(plan, model, layers, state, chunks=chunks, family=family)
-
-
-class _Entrance:
-    """Puts received hidden states in the place of what comes to the first layer of a chunk."""
-
-    def __init__(self, state: _StageState):
-        self.state = state
-
-    def __call__(self, _layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        received = self.state.received
-        if received is None:
-            return None
-        # Recomputation as a PyLayer wants a gradient for what it was called with, though nothing comes of it.
-        return (received + inputs[0].astype(received.dtype) * 0, *inputs[1:])
 
 
 def _replace_ends(
@@ -258,28 +241,15 @@ def _replace_ends(
     tied = any(weight is embedding.weight for layer in exits for weight in layer.parameters())
     for name, layer in ends:
         if is_entry[name] and not plan.holds_first:
+            kept = embedding.weight if tied and plan.holds_last else None
             stub = PlaceholderModule()
             if layer is embedding:
-                kept = embedding.weight if tied and plan.holds_last else None
-                stub = PlaceholderEmbedding(width, embedding.weight.dtype, kept)
+                stub = PlaceholderEmbedding(width, layer.weight.dtype, kept)
             _put(model, name, stub)
-        elif not is_entry[name] and not plan.holds_last:
-            _put(model, name, PlaceholderExit(state))
-        elif not is_entry[name] and plan.num_chunks > 1:
-            layer.forward = _SkippedUntilLastChunk(layer.forward, state)
-
-
-class _SkippedUntilLastChunk:
-    """Lets a module behind the last layer rest while a chunk that is not the last is computed."""
-
-    def __init__(self, forward: Any, state: _StageState):
-        self.forward, self.state = forward, state
-
-    def __call__(self, hidden: Any, *arguments: Any, **more: Any) -> Any:
-        if not self.state.keeps_output:
-            return self.forward(hidden, *arguments, **more)
-        self.state.keep_output(hidden)
-        return hidden
+        elif not is_entry[name] and (not plan.holds_last or plan.num_chunks > 1):
+            exit_: Any = layer if plan.holds_last else PlaceholderModule()
+            exit_.forward = _Exit(state, layer.forward if plan.holds_last else None)
+            _put(model, name, exit_)
 
 
 def _put(model: Any, name: str, layer: nn.Layer) -> None:

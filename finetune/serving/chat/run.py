@@ -5,7 +5,6 @@ python -m finetune.chat --model_name_or_path ./checkpoints/llama --lora_path ./c
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import ipaddress
 import os
@@ -18,10 +17,12 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import Interrupted, UserError
 from finetune.machine.command_names import CHAT, usage_name
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.device import device_kind
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.machine.screen import print_text
 from finetune.processes.command import run_command
 from finetune.processes.network.listener import allow_open_files
 from finetune.serving.chat.guard import Access
@@ -118,7 +119,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
     Raises:
         UserError: A value is out of range.
     """
-    parser = argparse.ArgumentParser(prog=usage_name(CHAT), description=__doc__.partition("\n")[0])
+    parser = CommandParser(prog=usage_name(CHAT), description=__doc__.partition("\n")[0])
     group = parser.add_argument_group("page")
     group.add_argument("--second_model", help="another model, shown beside the first")
     group.add_argument(
@@ -186,7 +187,7 @@ def load_sides(options: ChatOptions) -> list[Side]:
     plans = [plan_model(each) for each in (options.model, options.second) if each]
     silence_libraries()
     for plan in plans:
-        print(*plan.notes, sep="\n", file=sys.stderr)
+        print_text(*plan.notes, stream=sys.stderr)
     from finetune.serving.chat.page import Side
 
     name, adapter = options.model.model_name_or_path, options.model.adapter
@@ -223,12 +224,12 @@ def serve(
     )
     server = uvicorn.Server(config)
     if warning := warn_of_openness(listener, PASSWORD.name):
-        print(warning, file=sys.stderr)
-    print(f"Open {url_of(listener)} (Ctrl-C ends it)", flush=True)
+        print_text(warning, stream=sys.stderr)
+    print_text(f"Open {url_of(listener)} (Ctrl-C ends it)")
     try:
         server.run(sockets=[listener])
     except (KeyboardInterrupt, Interrupted):
-        print("stopped", file=sys.stderr)
+        print_text("stopped", stream=sys.stderr)
 
 
 def _short(name: str | Path) -> str:

@@ -88,6 +88,8 @@ def test_a_sliding_window_and_scaled_positions(tmp_path):
 
     for name, changes in (
         ("mistral", {"sliding_window": 4}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}}),
         (
             "qwen3",
