@@ -41,7 +41,7 @@ from finetune.serving.web.secrets import SecretKind
 if TYPE_CHECKING:
     from finetune.serving.chat.page import Side
 
-PASSWORD = SecretKind("password", "password_file", "FINETUNE_CHAT_PASSWORD", "the page")
+PASSWORD = SecretKind("the password", "password_file", "FINETUNE_CHAT_PASSWORD", "the page")
 _MAX_OPEN_FILES = 4096
 
 

@@ -19,7 +19,7 @@ class SecretKind:
     """What a secret is called.
 
     Attributes:
-        name: In messages: "password".
+        name: In messages, with its article: "the password".
         option: The option that names its file, without dashes.
         variable: The environment variable that may hold it instead.
         opens: What everybody could use without it: "the page".
@@ -39,14 +39,14 @@ class SecretKind:
         """
         group.add_argument(
             f"--{self.option}",
-            help=f"file with the {self.name} that {asker} (or {self.variable} in the environment)",
+            help=f"file with {self.name} that {asker} (or {self.variable} in the environment)",
         )
         bare = self.option.removesuffix("_file")
         group.add_argument(
             *dict.fromkeys((f"--{bare}", f"--{bare.replace('_', '-')}")),
             nargs="?",
             action=_RefusedSecret,
-            message=f"a {self.name} on the command line can be read by others: {self._how}",
+            message=f"{self.name} on the command line can be read by others: {self._how}",
             help=argparse.SUPPRESS,
         )
 
@@ -60,7 +60,7 @@ class SecretKind:
             return os.environ.get(self.variable) or None
         try:
             if not Path(path).is_file():
-                raise UserError(f"{self.option} {path} is not a file: give one that holds the {self.name}")
+                raise UserError(f"{self.option} {path} is not a file: give one that holds {self.name}")
             data = Path(path).read_bytes()
             secret = data.decode("utf-8").rstrip("\r\n")
         except OSError as error:
@@ -69,11 +69,11 @@ class SecretKind:
             ) from None
         except ValueError:
             raise UserError(
-                f"{self.option} {path!r} is no text file: give one that holds the {self.name}"
+                f"{self.option} {path!r} is no text file: give one that holds {self.name}"
             ) from None
         if not secret or len(secret) > _MAX_LENGTH or "\n" in secret:
             raise UserError(
-                f"{self.option} {path} must hold one line of 1 to {_MAX_LENGTH} characters, the {self.name}"
+                f"{self.option} {path} must hold one line of 1 to {_MAX_LENGTH} characters, {self.name}"
             )
         return secret
 
@@ -82,13 +82,13 @@ class SecretKind:
         how = self._how
         if secret is None:
             fault = (
-                f"no {self.name} is given, so {self.opens} would be open to everyone who reaches its address: {how}, "
+                f"{self.name} is missing, so {self.opens} would be open to everyone who reaches its address: {how}, "
                 "or leave out --host"
             )
             return [] if is_alone else [fault]
         if len(secret) < MIN_LENGTH:
             return [
-                f"the {self.name} has {len(secret)} characters but must have at least {MIN_LENGTH}: {how}"
+                f"{self.name} has {len(secret)} characters but must have at least {MIN_LENGTH}: {how}"
             ]
         return []
 

@@ -68,7 +68,7 @@ def test_other_machines_need_a_key(monkeypatch, tmp_path):
         options.check()
         return options.api_key
 
-    with pytest.raises(UserError, match=f"no API key is given.*--api_key_file.*{API_KEY.variable}"):
+    with pytest.raises(UserError, match=f"the API key is missing.*--api_key_file.*{API_KEY.variable}"):
         check()
     monkeypatch.setenv(API_KEY.variable, "short")
     with pytest.raises(UserError, match="5 characters but must have at least 8"):
