@@ -87,9 +87,7 @@ class SecretKind:
             )
             return [] if is_alone else [fault]
         if len(secret) < MIN_LENGTH:
-            return [
-                f"{self.name} has {len(secret)} characters but must have at least {MIN_LENGTH}: {how}"
-            ]
+            return [f"{self.name} has {len(secret)} characters but must have at least {MIN_LENGTH}: {how}"]
         return []
 
     @property
