@@ -128,8 +128,8 @@ KINDS = (
         is_of=lambda config: "mm_vision_tower" not in config,
     ),
     MultimodalKind(
-        "Idefics 3 and SmolVLM",
-        ("idefics3", "smolvlm"),
+        "Idefics 2 and 3, SmolVLM",
+        ("idefics2", "idefics3", "smolvlm"),
         text_type="llama",
         layer_prefix="model.text_model",
     ),
