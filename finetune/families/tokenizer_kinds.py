@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.families.blank_pieces import CHATGLM_ROLES, CHATGLM_TOKENS, open_chatglm
 from finetune.families.tekken import TEKKEN_ROLES, open_tekken
 from finetune.families.text_backends import (
     SentencePieceBackend,
@@ -144,6 +145,7 @@ KINDS: dict[str, TokenizerKind] = {
     # Every message of a conversation is spelled as a text of its own.
     "BaichuanTokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES),
     "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES, marks_blanks=True),
+    "ChatGLMTokenizer": TokenizerKind(open=open_chatglm, roles=CHATGLM_ROLES, names=CHATGLM_TOKENS),
     "ChatGLMv2Tokenizer": TokenizerKind(
         open=_open_chatglm2,
         roles={"eos_token": "</s>", "pad_token": "<unk>"},

@@ -186,7 +186,7 @@ def test_the_other_generation_would_compute_something_else(published, name, tmp_
 
 
 def test_a_conversation_has_the_ids_of_the_published_tokenizer(folders, tmp_path):
-    """Every role is its token, then a line break and the text, each spelled by itself."""
+    """Every role is its token, then a line break and the text, each spelled by itself; <|user|> ends an answer."""
     folder = folders["chatglm3"]
     family = get_family("chatglm3")
     encoder = FamilyEncoder(load_tokenizer(folder, family), family)
@@ -206,17 +206,17 @@ def test_a_conversation_has_the_ids_of_the_published_tokenizer(folders, tmp_path
         name: encoder.tokenizer.convert_tokens_to_ids(f"<|{name}|>")
         for name in ("system", "user", "assistant")
     }
-    line, end = encoder.encode("\n"), encoder.eos_token_id
+    line, end, was_answer = encoder.encode("\n"), roles["user"], False
     expected, learned = list(encoder.prefix_ids), [False] * 2
     for message in messages:
         text = [*line, *encoder.encode(message["content"])]
         is_answer = message["role"] == "assistant"
-        expected += [roles[message["role"]], *text, *([end] if is_answer else [])]
-        learned += [False, *[is_answer] * (len(text) + is_answer)]
-    row = [*sample.input_ids.tolist(), end]
-    assert row == expected
-    assert [label != IGNORE_INDEX for label in sample.labels] == learned[1:]
+        expected += [roles[message["role"]], *text]
+        learned += [was_answer, *[is_answer] * len(text)]
+        was_answer = is_answer
+    assert [*sample.input_ids.tolist(), int(sample.labels[-1])] == [*expected, end]
+    assert [label != IGNORE_INDEX for label in sample.labels] == [*learned[1:], True]
     (prompt,), _ = load_prompts([path], encoder, template, src_length=200)
-    last = len(line) + len(encoder.encode("fits")) + 1
+    last = len(line) + len(encoder.encode("fits"))
     assert prompt.input_ids.tolist() == expected[:-last]
     assert {roles["user"]} <= set(encoder.chat_end_ids)

@@ -96,7 +96,7 @@ def test_slices_are_summed_over_equal_replicas_once_when_those_of_the_last_micro
     for _ in range(2):
         for number, name in enumerate("abcd"):
             sums.begin([name], [paddle.full([WIDTH], number + 1.0)])
-        sums.end_micro_batch()
+        sums.end_pass()
     begun = [event for event in group.events if event.startswith("begin sum")]
     assert len(begun) == (2 if overlaps else 4)
     assert ("wait sum 1" in group.events) == (not overlaps)

@@ -21,7 +21,7 @@ from typing import Any
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.samples.cutting import CutSample
-from finetune.data.samples.piece_encoding import KnownIds, PlainText, TextEncoder
+from finetune.data.samples.piece_encoding import KnownIds, PlainText, TextEncoder, opens_answers
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import SampleBuilder, TooLongError
 from finetune.data.templates.pieces import (
@@ -59,14 +59,17 @@ class BulkBuilder(SampleBuilder):
         template: Gives the pieces.
         train_on: "all" or "last" of the answers; with "each" every answer becomes the last one of a sample of its
             own, behind exactly what a model is given when it is asked for that answer. With "all" that happens to
-            conversations whose earlier messages the template writes anew when later ones follow.
+            conversations whose earlier messages the template writes anew when later ones follow, and to all for a
+            tokenizer with ids between a prompt and its answer, of which a sample has one only.
         **options: As for `SampleBuilder`.
     """
 
     def __init__(self, encoder: TextEncoder, template: Template, *, train_on: str = "all", **options: Any):
-        super().__init__(encoder, template, train_on="last" if train_on == EACH else train_on, **options)
-        self._divides = train_on == EACH
-        self._divider = BulkBuilder(encoder, template, train_on=EACH, **options) if train_on == ALL else None
+        divides = train_on == EACH or (train_on == ALL and opens_answers(encoder))
+        super().__init__(encoder, template, train_on="last" if divides else train_on, **options)
+        self._divides = divides
+        can_divide = train_on == ALL and not divides
+        self._divider = BulkBuilder(encoder, template, train_on=EACH, **options) if can_divide else None
 
     def build(
         self,

@@ -1,8 +1,8 @@
 """The conversation formats of well-known model families, by name.
 
 Each string is the one that the family's publisher trained with; tests/data/test_chat_templates.py shows
-every one of them written out. A pattern holds ``{content}``; in a user's also ``{round}`` (from 1) and,
-where the system text stands inside the first user's message, ``{system}``.
+every one of them written out. A pattern holds ``{content}``; in a user's also ``{round}`` (counted from
+`first_round`) and, where the system text stands inside the first user's message, ``{system}``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class ChatFormat:
 
     Attributes:
         user: A user's message and all that stands before the answer.
+        only_user: The same where it is the only one; None: `user`.
+        first_round: Number of the first round.
         answer: The answer; learned whole.
         tool: The same as `user` for what a tool returned; None writes it as a user's message.
         system: The system text.
@@ -38,6 +40,8 @@ class ChatFormat:
 
     user: str
     answer: str = "{content}"
+    only_user: str | None = None
+    first_round: int = 1
     tool: str | None = None
     system: str = "{content}"
     opening: str = ""
@@ -93,6 +97,13 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
     ),
     "chatml": _CHATML,
     "qwen": ChatFormat(**{**vars(_CHATML), "default_system": "You are a helpful assistant."}),
+    "chatglm": ChatFormat(  # what stands before an answer, "[gMASK]<sop>", is put there by the family
+        system="{content}\n",
+        user="[Round {round}]\n问：{content}\n答：",
+        only_user="{content}",
+        first_round=0,
+        after="\n",
+    ),
     "chatglm2": ChatFormat(
         system="{content}\n\n",
         user="[Round {round}]\n\n问：{content}\n\n答：",
@@ -127,6 +138,13 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         end="<eoa>",
         after="\n",
         special_tokens=("<eoa>",),
+    ),
+    "internlm_eoh": ChatFormat(  # of the first InternLM-chat-7B
+        system="<|System|>:{content}\n",
+        user="<|User|>:{content}<eoh>\n<|Bot|>:",
+        end="<eoa>",
+        after="\n",
+        special_tokens=("<eoh>", "<eoa>"),
     ),
     "xverse": ChatFormat(system="{content}\n\n", user="Human: {content}\n\nAssistant: "),
     "internlm2": _CHATML,
@@ -230,6 +248,8 @@ class NamedTemplate:
         self._opening = self._parse(chat.opening)
         self._system = self._parse(chat.system)
         self._user = self._parse(chat.user)
+        self._only_user = self._user if chat.only_user is None else self._parse(chat.only_user)
+        self._first_round = chat.first_round
         self._tool = self._parse(chat.tool if chat.tool is not None else chat.user)
         self._answer = self._parse(chat.answer + chat.end)
         self._after = self._parse(chat.after)
@@ -262,13 +282,15 @@ class NamedTemplate:
         system = self._trimmed("system", conversation.system_text(self._default_system))
         if system and not self._system_in_user:
             self._fill(writer, self._system, {"content": system})
-        round_number = 0
+        is_single = sum(message.role in (USER, TOOL) for message in conversation.messages[:num_messages]) == 1
+        user = self._only_user if is_single else self._user
+        round_number = self._first_round - 1
         for place, message in enumerate(conversation.messages[:num_messages]):
             if message.role in (USER, TOOL):
                 round_number += message.role == USER
                 content = self._trimmed("user", message.content)
                 values = {"content": content, "round": str(round_number), "system": system}
-                slots = self._user if message.role == USER else self._tool
+                slots = user if message.role == USER else self._tool
                 if self._ends_with_next and place > 0:
                     self._fill(writer, slots[:1], values, learned=True)
                     slots = slots[1:]

@@ -208,6 +208,16 @@ def _sentencepiece_model(
     raise UserError(f"tokenizer {options.tokenizer} is not a file: give a SentencePiece .model file")
 
 
+def _chatglm_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+    """The same for ChatGLM-6B, which has pieces for line breaks and runs of blanks."""
+    model = _sentencepiece_model(options, control_pieces=sentencepiece_training.CHATGLM_PIECES)
+
+    def write(folder: Path) -> dict[str, Any]:
+        return sentencepiece_training.write_chatglm_tokenizer(folder, model, max_length=options.max_length)
+
+    return write
+
+
 def _chatglm2_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
     """The same for ChatGLM2, whose control tokens come behind the pieces."""
     model = _sentencepiece_model(options, num_control_tokens=sentencepiece_training.NUM_CHATGLM2_TOKENS)
@@ -264,6 +274,7 @@ TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, 
     "byte_level_gpt2": _byte_level_writer(byte_level_training.GPT2_KIND),
     "byte_level_qwen2": _byte_level_writer(byte_level_training.QWEN2_KIND),
     "byte_level_glm4": _byte_level_writer(byte_level_training.GLM4_KIND),
+    "sentencepiece_chatglm": _chatglm_writer,
     "sentencepiece_chatglm2": _chatglm2_writer,
     "tiktoken": _tiktoken_writer(
         tiktoken_training.NUM_CONTROL_TOKENS, tiktoken_training.write_tiktoken_tokenizer

@@ -134,9 +134,8 @@ class BegunCalls:
 
     def __init__(self, handle: Any):
         self._handle = handle
-        self._begun: dict[
-            int, tuple[Any, Any]
-        ] = {}  # by tensor, which is kept as long as its call is under way
+        # By the id of the tensor, which is kept as long as its call is under way.
+        self._begun: dict[int, tuple[Any, Any]] = {}
 
     @property
     def handle(self) -> Any:

@@ -78,12 +78,7 @@ class Answers:
         try:
             self._engine.submit(self._groups)
         except QueueFullError:
-            raise ApiError(
-                429,
-                "Too many requests wait: try again a little later.",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": "1"},
-            ) from None
+            raise busy() from None
         except ClosedError:
             raise unavailable() from None
 
@@ -141,6 +136,16 @@ class Answers:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._news.put_nowait(ClientGoneError())
+
+
+def busy() -> ApiError:
+    """What is answered while as many rows wait as may."""
+    return ApiError(
+        429,
+        "Too many requests wait: try again a little later.",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": "1"},
+    )
 
 
 def unavailable() -> ApiError:

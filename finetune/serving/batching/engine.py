@@ -112,6 +112,11 @@ class Engine:
         return self._is_closed
 
     @property
+    def is_full(self) -> bool:
+        """Whether not even one more row may wait."""
+        return self.num_rows >= self.max_rows + self._max_waiting
+
+    @property
     def num_rows(self) -> int:
         """Rows that run or wait."""
         return len(self._running) + sum(map(len, self._waiting))
