@@ -25,6 +25,7 @@ class ConfigFields:
     num_heads: str = "num_attention_heads"
     num_kv_heads: str | None = None
     hidden_size: str = "hidden_size"
+    inner_size: str | None = "intermediate_size"
     head_dim: str | None = None
     max_positions: str = "max_position_embeddings"
     experts: str | None = None

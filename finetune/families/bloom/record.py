@@ -118,7 +118,7 @@ BLOOM = register(
             grouped_heads=False,
             inner_ratio=4,
         ),
-        fields=ConfigFields(num_layers="n_layer", num_heads="n_head", max_positions="seq_length"),
+        fields=ConfigFields(num_layers="n_layer", num_heads="n_head", inner_size=None, max_positions="seq_length"),
         positions_end=False,
         parallel=ParallelLimits(tensor_divides=("n_head", "vocab_size")),
         adapt_config=_adapt_config,

@@ -122,6 +122,7 @@ CHATGLM2 = register(
         fields=ConfigFields(
             num_kv_heads="multi_query_group_num",
             head_dim="kv_channels",
+            inner_size="ffn_hidden_size",
             max_positions="max_sequence_length",
         ),
         parallel=ParallelLimits(

@@ -13,6 +13,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
@@ -79,6 +80,12 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "llama")
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    bias = bool(config.get("attention_bias"))
+    inner_bias = bool(config.get("mlp_bias"))
+    return sized_decoder_weights(config, "llama", qkv_bias=bias, output_bias=bias, inner_bias=inner_bias)
+
+
 LLAMA = register(
     Family(
         name="llama",
@@ -102,6 +109,7 @@ LLAMA = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        weights=_weights,
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
