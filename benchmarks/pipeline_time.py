@@ -36,7 +36,7 @@ from finetune.machine.stand_ins import replace
 from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
 from finetune.parallel.pipe.hidden_states import HiddenStates
 from finetune.parallel.pipe.interleaved import InterleavedPipeline
-from finetune.parallel.pipe.stage import StagePlan
+from finetune.parallel.pipe.stage_plan import StagePlan
 
 
 @dataclass(frozen=True)

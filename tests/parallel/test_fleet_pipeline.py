@@ -7,7 +7,7 @@ import pytest
 from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
 
 from benchmarks.pipeline_time import Program, RecordedGroup, RecordedStage, start_engine
-from finetune.parallel.pipe.stage import StagePlan
+from finetune.parallel.pipe.stage_plan import StagePlan
 
 
 class Stage(RecordedStage):

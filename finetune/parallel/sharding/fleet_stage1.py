@@ -21,6 +21,7 @@ from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphSh
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
+from finetune.parallel.sharding.owners import deal_out
 from finetune.parallel.sharding.replicas import Replicas
 from finetune.parallel.sharding.whole_state import StateTensor, collect_from_owners
 
@@ -51,7 +52,8 @@ class OwnedReplicas(Replicas):
         words: Collection[str] = (),
     ):
         super().__init__(model, groups, master_gradients=master_gradients)
-        self._owners = deal_out(self.trained, groups.sharding.size, shared)
+        sizes = {name: int(parameter.size) for name, parameter in self.trained.items()}
+        self._owners = deal_out(sizes, groups.sharding.size, shared)
         self._owned = {
             name: parameter
             for name, parameter in self.trained.items()
@@ -154,30 +156,6 @@ class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]
         # Fleet looks for a float32 gradient in `main_grad` only; once summed it stands where optimizers look.
         main = getattr(param, "main_grad", None)
         return param._grad_ivar() if main is None else main
-
-
-def deal_out(trained: Mapping[str, Any], num_ranks: int, shared: Collection[str] = ()) -> dict[str, int]:
-    """Who owns which parameter: Fleet's rule, largest first, each to the first of the ranks that have least.
-
-    What several stages of a pipeline hold is dealt out before the rest, so that it has the same owner on all of them:
-    its gradient is summed over the stages.
-
-    Args:
-        trained: Parameters by structured name.
-        num_ranks: Size of the sharding group.
-        shared: Names that are dealt out first; in the order of their names where they are equally large.
-
-    Returns:
-        Position of the owner in the sharding group, by name.
-    """
-    first = sorted(name for name in trained if name in shared)
-    rest = [name for name in trained if name not in shared]
-    sizes, owners = [0] * num_ranks, {}
-    for names in (first, rest):
-        for name in sorted(names, key=lambda name: -trained[name].size):
-            owners[name] = sizes.index(min(sizes))
-            sizes[owners[name]] += trained[name].size
-    return owners
 
 
 def _set_strategy(*, averages: bool) -> None:
