@@ -14,15 +14,17 @@ from dataclasses import dataclass
 class LayerMemory:
     """Tensors that a layer keeps for its backward pass; the defaults are those of `head_decoder`.
 
+    Counts with a fraction stand for tensors that do not grow with the batch, such as tables of angles.
+
     Attributes:
         hidden: Of hidden size.
         query: As wide as all queries.
         key_value: As wide as all keys.
-        inner: As wide as the feed-forward layers inside; of a gated one, as one half.
+        inner: As wide as the feed-forward layers inside; of a gated one, as one half. An expert has as many, as wide
+            as it is.
         scores: One number for each head and each key that a query could see; none with fused attention.
-        wide: Of `hidden`, those in float32 whatever the type of the run, with copies that only half precision has.
-        wide_query: The same of `query`.
-        wide_key_value: The same of `key_value`.
+        norms: RMS norms, each of which keeps its input in float32 where the run is in half precision.
+        tables: Tables [positions of the model, head dim] of a layer's own in float32, beside what it keeps.
         cpu: The same record for the layers that CPUs get (`Family.cpu_layers`); None: these.
     """
 
@@ -31,7 +33,16 @@ class LayerMemory:
     key_value: float = 0
     inner: float = 3
     scores: float = 1
-    wide: float = 2
-    wide_query: float = 0
-    wide_key_value: float = 0
+    norms: int = 2
+    tables: int = 0
     cpu: LayerMemory | None = None
+
+    def on(self, device: str) -> LayerMemory:
+        """The record that holds on a device."""
+        return self.cpu if self.cpu is not None and device == "cpu" else self
+
+
+CHOSEN_HIDDEN = 2
+"""Tensors of hidden size that a layer keeps for each expert that a token passes."""
+SHARED_HIDDEN = 1
+"""The same for an expert that every token passes."""

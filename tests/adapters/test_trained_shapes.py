@@ -18,7 +18,13 @@ from finetune.processes.groups import ProcessGroups
 from finetune.settings.arguments import parse_arguments
 
 SHAPE = TinyShape(
-    hidden_size=48, intermediate_size=80, num_layers=3, num_heads=4, num_kv_heads=2, vocab_size=90, max_length=40
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    vocab_size=90,
+    max_length=40,
 )
 RUNS = (
     ("llama", []),
@@ -41,7 +47,9 @@ RUNS = (
 )
 
 
-@pytest.mark.parametrize(("name", "words"), RUNS, ids=lambda value: " ".join(value) if isinstance(value, list) else value)
+@pytest.mark.parametrize(
+    ("name", "words"), RUNS, ids=lambda value: " ".join(value) if isinstance(value, list) else value
+)
 def test_as_built(name, words, tmp_path):
     family = get_family(name)
     shape = SHAPE if family.tiny.grouped_heads else TinyShape(**vars(SHAPE) | {"num_kv_heads": 4})

@@ -12,7 +12,13 @@ from finetune.models.resolve import ResolvedModel
 from finetune.models.weight_shapes import weight_shapes
 
 SHAPE = TinyShape(
-    hidden_size=48, intermediate_size=80, num_layers=3, num_heads=4, num_kv_heads=2, vocab_size=90, max_length=40
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    vocab_size=90,
+    max_length=40,
 )
 OPTIONS = (
     ("llama", {"attention_bias": True}, {}),
@@ -68,7 +74,9 @@ def test_every_family(name):
 def test_options(name, fields, options):
     family = get_family(name)
     config = tiny_config(family) | fields
-    assert weight_shapes(family, family.adapt_config(config), options=options) == built(family, config, options)
+    assert weight_shapes(family, family.adapt_config(config), options=options) == built(
+        family, config, options
+    )
 
 
 def test_more_tokens_than_the_configuration_has():

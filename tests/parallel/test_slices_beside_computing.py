@@ -11,8 +11,8 @@ from paddle import nn
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
 
 from finetune.parallel.sharding import flat_slices, updated_weights
-from finetune.parallel.sharding.owners import deal_out
 from finetune.parallel.sharding.layer_units import divide
+from finetune.parallel.sharding.owners import deal_out
 from finetune.parallel.sharding.slice_sums import SliceSums
 from finetune.parallel.sharding.updated_weights import UpdatedWeights
 from finetune.processes.groups import Group

@@ -8,6 +8,7 @@ from typing import Any
 from finetune.families.falcon.config import MODEL_TYPES, UNDERSTOOD, adapt_config, published_config
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -125,6 +126,7 @@ FALCON = register(
             config=published_config,
         ),
         weights=_weights,
+        memory=LayerMemory(hidden=3, inner=2, norms=0),
         tiny=TinyRecipe(tokenizer="byte_level_falcon", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         parallel=ParallelLimits(

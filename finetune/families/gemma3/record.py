@@ -7,7 +7,13 @@ from typing import Any
 
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS
-from finetune.families.gemma2.published import complete_gemma, sized_gemma_weights, tiny_gemma_config, tiny_gemma_weights
+from finetune.families.gemma2.published import (
+    complete_gemma,
+    sized_gemma_weights,
+    tiny_gemma_config,
+    tiny_gemma_weights,
+)
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling, without_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -90,6 +96,7 @@ GEMMA3 = register(
         ),
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
+        memory=LayerMemory(hidden=10, query=6, key_value=2, inner=4, norms=4),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(

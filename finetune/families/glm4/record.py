@@ -15,6 +15,7 @@ from finetune.families.gated_decoder import (
     sized_decoder_weights,
     with_padding_field,
 )
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -97,6 +98,7 @@ GLM4 = register(
         chat_template="glm4",
         hugging_face=HuggingFaceForm(config=with_padding_field),
         weights=_weights,
+        memory=LayerMemory(hidden=10, norms=4),
         tiny=TinyRecipe(
             tokenizer="byte_level_glm4", config=_tiny_config, weights=_tiny_weights, head_dim_multiple=2
         ),

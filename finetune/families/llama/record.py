@@ -16,6 +16,7 @@ from finetune.families.gated_decoder import (
     sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -110,6 +111,9 @@ LLAMA = register(
             reads_add_bos=True,
         ),
         weights=_weights,
+        memory=LayerMemory(
+            query=6.7, key_value=1.9, tables=2, cpu=LayerMemory(key_value=2, inner=4, tables=2)
+        ),
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.

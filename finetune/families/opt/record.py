@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -186,6 +187,7 @@ OPT = register(
             config=_hugging_face_config,
         ),
         weights=_weights,
+        memory=LayerMemory(hidden=4, inner=1, norms=0),
         tiny=TinyRecipe(
             tokenizer="byte_level_opt",
             config=_tiny_config,

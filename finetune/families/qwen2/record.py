@@ -14,6 +14,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, kind_of_scaling, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -77,6 +78,7 @@ QWEN2 = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        memory=LayerMemory(query=6.7, key_value=1.9, tables=2),
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.

@@ -22,6 +22,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
     sized_decoder_weights,
 )
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -103,6 +104,7 @@ QWEN3_MOE = register(
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
         weights=_weights,
+        memory=LayerMemory(query=6, key_value=2),
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
