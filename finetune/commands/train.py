@@ -37,6 +37,16 @@ def main(argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | No
 
 
 def run(args: Arguments, processor_note: str | None) -> None:
+    """Runs what the settings ask for: a training, an evaluation, a preview or a trial."""
+    from finetune.run.trial import as_trial
+
+    if not args.data.longest_first:
+        return _run(args, processor_note)
+    with as_trial(args) as trial:
+        return _run(trial, processor_note)
+
+
+def _run(args: Arguments, processor_note: str | None) -> None:
     """Loads, adapts, trains, evaluates and saves; the note says what was set for the processor."""
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
@@ -54,6 +64,7 @@ def run(args: Arguments, processor_note: str | None) -> None:
     from finetune.run.template_day import use_day
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
+    from finetune.run.trial import run_trial
 
     resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
     resolved, start_notes = check_start(args, resolved)
@@ -89,6 +100,8 @@ def run(args: Arguments, processor_note: str | None) -> None:
         )
         report.model(trainer.parallel)
         report.notes(reference.add(directory, trainer))
+        if args.data.longest_first:
+            return run_trial(trainer, report)
         metrics = train(args, directory, trainer, report, resolved.folder) if args.training.do_train else {}
         metrics |= trainer.evaluate() if args.training.do_eval else {}
         report.results(trainer, metrics)

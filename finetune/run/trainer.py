@@ -227,15 +227,19 @@ def build_rows(args: Arguments, samples: Sequence[Any], pair: TokenizerPair, res
 
 def build_order(args: Arguments, rows: Any, layout: Layout) -> GlobalOrder:
     """Which rows each step consumes."""
-    from finetune.data.batches.sampler import GlobalOrder
+    from finetune.data.batches.sampler import GlobalOrder, LongestFirst
 
     settings = args.training
     num_rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    return GlobalOrder(
-        len(rows),
-        global_batch_size=num_rows * layout.data_world,
-        seed=settings.seed,
-        drop_last=settings.dataloader_drop_last,
+    options = {
+        "global_batch_size": num_rows * layout.data_world,
+        "seed": settings.seed,
+        "drop_last": settings.dataloader_drop_last,
+    }
+    return (
+        LongestFirst(rows.lengths, **options)
+        if args.data.longest_first
+        else GlobalOrder(len(rows), **options)
     )
 
 

@@ -104,6 +104,23 @@ class GlobalOrder:
         return {name: getattr(self, name) for name in names}
 
 
+class LongestFirst(GlobalOrder):
+    """The order of a trial: the longest rows first, and with as many steps all rows once.
+
+    Args:
+        lengths: int64 [rows], tokens of each.
+        **options: As `GlobalOrder` has them.
+    """
+
+    def __init__(self, lengths: NDArray[Any], **options: Any):
+        super().__init__(len(lengths), **options)
+        self._order = np.argsort(-lengths, kind="stable")
+
+    def permutation(self, epoch: int) -> NDArray[Any]:
+        """Rows by their length: int64 [num_samples]."""
+        return self._order
+
+
 def split(
     indices: NDArray[Any],
     micro_batch_size: int,

@@ -74,10 +74,9 @@ def plan_batches(
     """
     training = args.training
     per_epoch = order.steps_per_epoch
-    num_steps = int(training.max_steps)
+    num_steps = int(args.data.longest_first or training.max_steps)
     if num_steps <= 0:
         num_steps = max(1, round(per_epoch * float(training.num_train_epochs)))
-    longest_first = int(getattr(training, "longest_first", 0) or 0)
     looked_at = min(num_steps, per_epoch if is_stream else _MOST_STEPS)
     counts = _Counts(rows, args.data.pad_to_multiple_of or 1)
     for step in range(looked_at):
@@ -93,7 +92,7 @@ def plan_batches(
         num_samples=num_samples,
         num_rows=len(rows),
         steps_per_epoch=None if is_stream else per_epoch,
-        num_steps=longest_first or num_steps,
+        num_steps=num_steps,
         num_tokens=round(counts.num_tokens * share),
         padding_share=1 - counts.num_tokens / max(counts.num_positions, 1),
         longest=int(rows.lengths.max()),
