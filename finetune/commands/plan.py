@@ -153,7 +153,9 @@ def _run(args: Arguments, options: argparse.Namespace) -> int:
 
 
 def _print(lines: Iterator[str]) -> None:
-    for line in lines:
+    from finetune.run.plan.screen import fold
+
+    for line in fold(lines):
         print(line)
 
 

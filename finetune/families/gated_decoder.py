@@ -168,7 +168,10 @@ def sized_decoder_weights(config: Mapping[str, Any], prefix: str, **facts: Any) 
         vocab_size=int(config["vocab_size"]),
         max_length=int(config.get("max_position_embeddings") or 0),
     )
-    own = {"head_dim": config.get("head_dim"), "tied": bool(config.get("tie_word_embeddings"))}
+    own: dict[str, Any] = {
+        "head_dim": config.get("head_dim"),
+        "tied": bool(config.get("tie_word_embeddings")),
+    }
     return gated_decoder_weights(shape, prefix, **(own | facts))
 
 

@@ -112,7 +112,9 @@ class _Search:
         start = dataclasses.replace(wanted, data=num_cards // (wanted.world // wanted.data))
         if start.world != num_cards:
             start = Layout(data=num_cards)
-        found = [(0.0, {}, start)] if start.world == wanted.world else [(0.5, {}, start)]
+        found: list[tuple[float, dict[str, Any], Layout]] = [
+            (0.0 if start.world == wanted.world else 0.5, {}, start)
+        ]
         others = nearest_layouts(start, lambda each: self._fits_model(each, chunks), sharded=True, limit=64)
         for layout in others[: _MOST_LAYOUTS * 4]:
             moved = self._distance(layout, start)

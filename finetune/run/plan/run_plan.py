@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.adapters.trained_shapes import TrainedShapes, number_of, plan_trained
+from finetune.machine.device import device_kind
 from finetune.models.reward_head import is_reward_config
 from finetune.models.weight_shapes import weight_shapes
+from finetune.run.directory import ARGUMENTS_FILE, RESULTS_FILE
 from finetune.run.disk_space import DiskNeed, plan_disk
 from finetune.run.plan.activations import Activations, MicroBatch, Widths, widths_of
 from finetune.run.plan.batches import BatchPlan, plan_batches, widest
@@ -200,7 +202,8 @@ def make_plan(
     disk = plan_disk(args, num_saved=num_saved, num_trained=model.num_trained, num_steps=batches.num_steps)
     speed, origin = tokens_per_second, "given"
     if speed is None:
-        speed, origin = measured_speed(Path(str(args.training.output_dir))), "the earlier run in output_dir"
+        folder = Path(str(args.training.output_dir)).expanduser()
+        speed, origin = measured_speed(folder, facts.device), "the earlier run in output_dir"
     return RunPlan(
         model=model,
         layout=layout,
@@ -214,9 +217,17 @@ def make_plan(
     )
 
 
-def measured_speed(output_dir: Path) -> float | None:
-    """Tokens a second that an earlier run reached, from its results or its log; None where there is neither."""
-    found = read_json_or_empty(output_dir / "all_results.json").get("train_tokens_per_second")
+def measured_speed(output_dir: Path, device: str) -> float | None:
+    """Tokens a second that an earlier run reached, from its results or its log; None where there is neither.
+
+    Args:
+        output_dir: Of the run.
+        device: Kind of device that it has to have run on.
+    """
+    settings = read_json_or_empty(output_dir / ARGUMENTS_FILE)
+    if device_kind(str(settings.get("device"))) != device:
+        return None
+    found = read_json_or_empty(output_dir / RESULTS_FILE).get("train_tokens_per_second")
     return float(found) if isinstance(found, int | float) and found > 0 else _logged_speed(output_dir)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from finetune.processes.topology import describe_layout
 
 if TYPE_CHECKING:
     from finetune.run.plan.nearest import Change
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 _GIBIBYTE = 1 << 30
 _MOST_STAGES = 8
+_MOST_ROWS = 16
+_WIDTH = 80
 
 
 def describe_plan(plan: RunPlan, *, free_bytes: int | None = None) -> Iterator[str]:
@@ -35,8 +36,27 @@ def _describe_size(plan: RunPlan) -> Iterator[str]:
     share = model.num_trained / model.num_parameters
     yield f"Parameters: {model.num_parameters:,}, {model.num_trained:,} of them trained ({share:.2%})"
     if plan.layout.world > 1:
-        updated = plan.updated_per_rank() if plan.layout.sharding > 1 else None
-        yield describe_layout(plan.layout, plan.held_per_rank(), updated)
+        yield f"Layout of {plan.layout.world} cards: {plan.layout}"
+        yield from _layout_table(plan)
+
+
+def _layout_table(plan: RunPlan) -> Iterator[str]:
+    """Where every rank stands, and what it holds; long tables are shortened in the middle."""
+    layout, world = plan.layout, plan.layout.world
+    header = ["rank", "data", "pipeline", "sharding", "tensor", "M parameters", "M updated", "GiB"]
+    held, updated = plan.held_per_rank(), plan.updated_per_rank()
+    rows = [header]
+    shown = list(range(world)) if world <= _MOST_ROWS else [*range(_MOST_ROWS - 1), world - 1]
+    for rank in shown:
+        place = layout.coordinates(rank)
+        peak = plan.stages[place.pipeline].memory.peak
+        axes = [str(number) for number in (rank, place.data, place.pipeline, place.sharding, place.tensor)]
+        rows.append([*axes, f"{held[rank] / 1e6:,.2f}", f"{updated[rank] / 1e6:,.2f}", _gibibytes(peak)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        if number == _MOST_ROWS and len(shown) < world:
+            yield f"  {'...':>{widths[0]}}  ({world - len(shown)} more)"
+        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
 
 
 def _describe_course(plan: RunPlan) -> Iterator[str]:
@@ -173,6 +193,21 @@ def _memory_to_json(memory: Any) -> dict[str, Mapping[str, int] | int]:
 
 def _change_to_json(change: Change) -> dict[str, Any]:
     return {"settings": dict(change.settings), "cards": change.num_cards, "peak_bytes": round(change.peak)}
+
+
+def fold(lines: Iterable[str]) -> Iterator[str]:
+    """Lines of at most 80 columns; what is longer goes on below, indented, and no word is broken."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        folded = textwrap.wrap(
+            line,
+            _WIDTH,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=len(line) > _WIDTH,
+        )
+        yield from folded if len(line) > _WIDTH else [line]
 
 
 def format_seconds(seconds: float) -> str:
