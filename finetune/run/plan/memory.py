@@ -13,6 +13,7 @@ Models" (2020); what a rank really holds here follows the engines of `finetune.p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -199,7 +200,7 @@ class MemoryPlan:
         """Whether a backward pass comes to a layer: below the first trained one none does."""
         return number >= self._first_trained
 
-    @property
+    @functools.cached_property
     def _first_trained(self) -> int:
         numbers = [layer_number(name) for name in self.shapes.updated]
         inside = [number for number in numbers if number is not None]

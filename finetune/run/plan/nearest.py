@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
 
 _MOST_FOUND = 4
+_MOST_OF_MORE = 2
 _MOST_LAYOUTS = 6
 _MOST_CARDS = 64
 _STAGES = ("stage1", "stage2", "stage3")
@@ -62,11 +63,16 @@ def find_changes(args: Arguments, resolved: ResolvedModel, plan: RunPlan, limit:
     """
     search = _Search(args, resolved, plan)
     found = search.find(limit, plan.layout.world)
-    num_cards = plan.layout.world
-    while not found and num_cards < _MOST_CARDS:
+    num_cards, more = plan.layout.world, []
+    # Where only another method fits, more cards for this one are worth knowing, too.
+    while not (more or any(_keeps_method(each.settings) for each in found)) and num_cards < _MOST_CARDS:
         num_cards *= 2
-        found = search.find(limit, num_cards)
-    return found
+        more = [each for each in search.find(limit, num_cards) if _keeps_method(each.settings)][:_MOST_OF_MORE]
+    return [*found, *more]
+
+
+def _keeps_method(settings: Mapping[str, Any]) -> bool:
+    return not {"lora", "weight_quantize_algo"} & set(settings)
 
 
 class _Search:
@@ -79,8 +85,8 @@ class _Search:
     def find(self, limit: float, num_cards: int) -> list[Change]:
         found: list[Change] = []
         for cost, settings, layout in self._candidates(num_cards):
-            known = [each.settings.items() for each in found]
-            if any(items <= settings.items() for items in known):
+            known = [each.settings for each in found]
+            if any(each.items() <= settings.items() or set(each) == set(settings) for each in known):
                 continue
             peak = self._peak(settings, layout)
             if peak is not None and peak <= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,7 @@ def divide_parameters(
     return parts
 
 
+@functools.cache
 def layer_number(name: str) -> int | None:
     """The decoder layer that a parameter is in; None for one outside of them."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
