@@ -103,12 +103,12 @@ def test_virtual_stages_keep_more():
     assert most_in_flight([1.0, 1.0], num_ranks=2, rank=0, num_micro_batches=8) > plain
 
 
-def test_the_longest_rows_come_first_and_all_rows_once():
+def test_the_longest_rows_come_first():
     lengths = np.array([3, 9, 5, 9, 1, 7])
     order = LongestFirst(lengths, global_batch_size=2, seed=0)
-    batches = [order.batch(step)[1] for step in range(order.steps_per_epoch)]
-    assert [lengths[batch].tolist() for batch in batches] == [[9, 9], [7, 5], [3, 1]]
-    assert order.batch(3)[1].tolist() == batches[0].tolist()
+    batches = [order.batch(step)[1] for step in range(5)]
+    # Those of the first step twice: in the second there is optimizer state.
+    assert [lengths[batch].tolist() for batch in batches] == [[9, 9], [9, 9], [7, 5], [3, 1], [9, 9]]
     assert GlobalOrder(6, global_batch_size=2, seed=0).batch(0)[1].tolist() != batches[0].tolist()
 
 

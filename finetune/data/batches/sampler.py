@@ -105,7 +105,9 @@ class GlobalOrder:
 
 
 class LongestFirst(GlobalOrder):
-    """The order of a trial: the longest rows first, and with as many steps all rows once.
+    """The order of a trial: the longest rows first, and those of the first step once more in the second.
+
+    Only from the second step on there is optimizer state, and so the most of everything at once.
 
     Args:
         lengths: int64 [rows], tokens of each.
@@ -119,6 +121,10 @@ class LongestFirst(GlobalOrder):
     def permutation(self, epoch: int) -> NDArray[Any]:
         """Rows by their length: int64 [num_samples]."""
         return self._order
+
+    def batch(self, step: int) -> tuple[int, NDArray[Any]]:
+        """See `GlobalOrder.batch`."""
+        return super().batch(max(step - 1, 0))
 
 
 def split(
