@@ -41,6 +41,8 @@ STARTS_FAST = (
     "finetune.commands.train",
     "finetune",
     "finetune.commands.python_calls",
+    "finetune.serving.api.run",
+    "finetune.serving.chat.run",
     "finetune.serving.decoding.settings",
     "finetune.serving.export.options",
     "finetune.serving.gguf.__main__",

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.end_to_end.memory_cases import MemoryCase, MemoryResult, results
 from tools.marked_tables import replace_table
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 _HEADERS = {
     "memory.md": ("model", "run", "parameters", "micro-batch", "predicted", "measured", "difference"),
@@ -38,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = list(results(Path(folder)))
     for page, header in _HEADERS.items():
-        replace_table(ROOT / "docs" / page, render(found, header, is_chinese=page.endswith("_zh.md")))
+        replace_table(DOCS / page, render(found, header, is_chinese=page.endswith("_zh.md")))
 
 
 def render(

@@ -23,6 +23,9 @@ from finetune.commands.first_arguments import (
 )
 from finetune.errors import UserError
 from finetune.machine.command_names import PROGRAM, TRAIN, called_as, launched_name
+from finetune.machine.command_parser import CommandParser
+from finetune.machine.language.translation import translate
+from finetune.machine.screen import print_text
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.parsing import read_given
 from finetune.settings.records import LAYOUT
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{called_as() or PROGRAM} init",
         usage=f"{called_as() or PROGRAM} init [NAME] [options] [--key value ...]",
         description="Write an argument file. NAME is a shipped file such as llama/lora; without it the model and the "
@@ -152,7 +155,7 @@ def _ask_or(question: str, default: str) -> str:
 
 def _read_answer(question: str) -> str:
     try:
-        return input(question).strip()
+        return input(translate(question)).strip()
     except EOFError:
         raise UserError("the questions were not answered to the end: nothing was written") from None
 
@@ -205,5 +208,5 @@ def _tell(first: FirstArguments, target: Path) -> None:
     if num_processes > 1:
         cards = ",".join(map(str, range(num_processes)))
         train = f"python -m paddle.distributed.launch --gpus {cards} {launched_name(TRAIN)} {target}"
-    print(f"wrote {target}", *first.notes, sep="\n")
-    print(f"next: {program} preview {target}\n      {train}")
+    print_text(f"wrote {target}", *first.notes)
+    print_text(f"next: {program} preview {target}\n      {train}")

@@ -64,9 +64,12 @@ def _run(args: Arguments, processor_note: str | None) -> None:
     from finetune.run.template_day import use_day
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
-    from finetune.run.trial import run_trial
 
-    resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
+    resolved = resolve_model(
+        str(args.model.model_name_or_path),
+        needs_weights=not args.data.preview,
+        text_only=args.model.text_only,
+    )
     resolved, start_notes = check_start(args, resolved)
     layout = plan_layout(args, resolved)
     files = find_files(args)
@@ -100,11 +103,20 @@ def _run(args: Arguments, processor_note: str | None) -> None:
         )
         report.model(trainer.parallel)
         report.notes(reference.add(directory, trainer))
-        if args.data.longest_first:
-            return run_trial(trainer, report)
-        metrics = train(args, directory, trainer, report, resolved.folder) if args.training.do_train else {}
-        metrics |= trainer.evaluate() if args.training.do_eval else {}
-        report.results(trainer, metrics)
+        _work(args, directory, trainer, report, resolved.folder)
+
+
+def _work(
+    args: Arguments, run: RunDirectory, trainer: FinetuneTrainer, report: Report, base_folder: Path | None
+) -> None:
+    """Trains, evaluates and tells the results, or only tries steps."""
+    from finetune.run.trial import run_trial
+
+    if args.data.longest_first:
+        return run_trial(trainer, report)
+    metrics = train(args, run, trainer, report, base_folder) if args.training.do_train else {}
+    metrics |= trainer.evaluate() if args.training.do_eval else {}
+    return report.results(trainer, metrics)
 
 
 def train(
@@ -124,7 +136,7 @@ def train(
         return take_up_final_weights(run, trainer)
     report.notes(disk_notes(args, run, trainer))
     metrics = trainer.train(run.resume)
-    save_final_weights(run, trainer, metrics)
+    save_final_weights(run, trainer, metrics, base=base_folder)
     return metrics
 
 

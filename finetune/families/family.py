@@ -72,7 +72,9 @@ class Family:
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
-        chat_template: Name of the template for conversations, None for plain text.
+        chat_template: Name of the template for conversations where a folder has none of its own; or names by a token
+            that only the tokenizers of models with this template have, the first that is met counts. None for plain
+            text.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
         covers: Whether a config.json with one of `model_types`, and the folder that it stands in (None where there
@@ -95,6 +97,8 @@ class Family:
         weights: config.json as adapted -> all parameters, where they are not those of the tiny recipe in other sizes;
             see `weight_shapes`.
         memory: What a decoder layer keeps for its backward pass.
+        left_out: Fields that transformers takes by itself where the configuration of a multimodal folder's text part
+            leaves them out, as published ones do.
     """
 
     name: str
@@ -111,7 +115,7 @@ class Family:
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
     packing: bool = True
     positions: str = "position_ids"
-    chat_template: str | None = None
+    chat_template: str | Mapping[str, str] | None = None
     head_module: str = "lm_head"
     fused_packing: str = "refused"
     distance_option: str | None = None
@@ -136,6 +140,7 @@ class Family:
     gguf: GgufForm | None = None
     weights: Callable[[Mapping[str, Any]], dict[str, TensorSpec]] | None = None
     memory: LayerMemory = field(default_factory=LayerMemory)
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
         """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""
@@ -184,7 +189,7 @@ class Family:
         said = self.adapt_config(dict(config)) if isinstance(config, Mapping) else config
         has_distances = bool(_read(said, self.distance_option))
         takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
-        takes_rows = takes_rows and not (shares_prompts and _read(config, self.window_option))
+        takes_rows = takes_rows and not (shares_prompts and _read(said, self.window_option))
         return "start_end" if takes_rows else "block"
 
     def parallel_faults(

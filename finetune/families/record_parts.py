@@ -58,6 +58,8 @@ class TokenizerFacts:
 
     Attributes:
         prefix: Tokens that open every sequence.
+        answer_prefix: Tokens between a prompt and its answer, of which a sequence then has one only: earlier answers
+            are part of the prompt.
         end_of_answer: Token that ends an answer and stops generation.
         pad_fallback: Token used for padding when the tokenizer names none.
         chat_ends: Tokens by which chat templates end an answer; generation stops at them too, where the
@@ -80,6 +82,7 @@ class TokenizerFacts:
     own_class: bool = False
     opened_by_file: bool = False
     chat_ends: tuple[str, ...] = ()
+    answer_prefix: tuple[str, ...] = ()
     reads_add_bos: bool = False
 
 

@@ -23,6 +23,7 @@ from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
 from finetune.settings.data import default_new_tokens
 from finetune.settings.engine_words import split_words
+from finetune.settings.trackers import reports_to
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
@@ -118,7 +119,7 @@ def _build_parts(
         stage=stage,
         phases=phases,
         sharding_stage=sharding_stage(args),
-        layers=stage.decoder_layers if stage else decoder_layers(base),
+        layers=decoder_layers(base),
         label_positions=label_positions,
         randomness=_build_randomness(args, base, family, groups, stage=stage),
         writer=WholeTensorWriter(groups) if writes_whole else RankFileWriter(groups),
@@ -167,11 +168,7 @@ def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -
     from finetune.reporting.progress import ProgressReporter
     from finetune.reporting.run_log import RunLog
 
-    if "swanlab" in args.training.report_to:
-        from swanlab.integration.paddlenlp import SwanLabCallback
-
-        Path(trainer.args.logging_dir).mkdir(parents=True, exist_ok=True)
-        trainer.add_callback(SwanLabCallback(log_dir=str(trainer.args.logging_dir)))
+    _add_trackers(args, run, trainer)
     training = args.training.do_train
     total_steps = trainer.plan_steps() if training else 0
     bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
@@ -321,3 +318,24 @@ def _build_evaluation(
         seed=args.training.seed,
         groups=groups,
     )
+
+
+def _add_trackers(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> None:
+    """Trackers that PaddleNLP's trainer does not know."""
+    folder = Path(trainer.args.logging_dir)
+    if reports_to(args.training.report_to, "swanlab"):
+        from swanlab.integration.paddlenlp import SwanLabCallback
+
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.add_callback(SwanLabCallback(log_dir=str(folder)))
+    if reports_to(args.training.report_to, "mlflow"):
+        from finetune.reporting.mlflow_callback import MlflowCallback
+
+        trainer.add_callback(
+            MlflowCallback(
+                run.path / "mlflow",
+                run_name=Path(trainer.args.run_name).name,
+                settings=args.to_json(),
+                continues=run.resume_step is not None,
+            )
+        )

@@ -28,13 +28,7 @@ from finetune.settings.paths import (
 from finetune.settings.quantisation import check_quantisation, find_export_command
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
-
-_REPORT_PACKAGES = {
-    "visualdl": "visualdl",
-    "wandb": "wandb",
-    "tensorboard": "tensorboardX",
-    "swanlab": "swanlab",
-}
+from finetune.settings.trackers import TRACKER_PACKAGES
 
 FROZEN_PARTS = ("freeze_layers", "freeze_parameters_ratio", "freeze_parameters", "trainable_parameters")
 """Settings that choose what is trained in full fine-tuning."""
@@ -212,7 +206,7 @@ def _check_surroundings(values: Values) -> Faults:
     if fault := find_device_fault(values["device"]):
         yield ("device", "no_cuda"), fault
     for service in values["report_to"] or []:
-        package = _REPORT_PACKAGES.get(service)
+        package = TRACKER_PACKAGES.get(service)
         if package and importlib.util.find_spec(package) is None:
             yield (
                 ("report_to",),

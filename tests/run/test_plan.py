@@ -26,7 +26,13 @@ from finetune.run.plan.run_plan import measured_speed
 from finetune.run.plan.screen import fold, format_seconds
 
 SHAPE = TinyShape(
-    hidden_size=48, intermediate_size=80, num_layers=5, num_heads=4, num_kv_heads=2, vocab_size=90, max_length=40
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=5,
+    num_heads=4,
+    num_kv_heads=2,
+    vocab_size=90,
+    max_length=40,
 )
 
 
@@ -93,7 +99,8 @@ def test_tensor_ranks_hold_slices_and_whole_norms():
 @pytest.mark.parametrize("num_micro_batches", [1, 3, 8, 50])
 def test_a_pipeline_keeps_as_many_micro_batches_as_follow(num_micro_batches):
     kept = [
-        most_in_flight([1.0], num_ranks=4, rank=rank, num_micro_batches=num_micro_batches) for rank in range(4)
+        most_in_flight([1.0], num_ranks=4, rank=rank, num_micro_batches=num_micro_batches)
+        for rank in range(4)
     ]
     assert kept == [min(num_micro_batches, 4 - rank) for rank in range(4)]
 
@@ -127,7 +134,15 @@ def test_a_plan_tells_everything(plan, words, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
-    for word in ("Parameters:", "Steps: 6", "padding", "optimizer moments", "logits and loss", "Disk:", "Time: not known"):
+    for word in (
+        "Parameters:",
+        "Steps: 6",
+        "padding",
+        "optimizer moments",
+        "logits and loss",
+        "Disk:",
+        "Time: not known",
+    ):
         assert word in text
 
 
@@ -140,7 +155,9 @@ def test_a_card_that_is_too_small_ends_with_1_and_every_change_fits(plan):
     code, found = plan("--card_memory", limit, "--device", "gpu")
     assert code == 1 and found["changes"]
     for change in found["changes"]:
-        more = [word for name, value in change["settings"].items() for word in (f"--{name}", str(value).lower())]
+        more = [
+            word for name, value in change["settings"].items() for word in (f"--{name}", str(value).lower())
+        ]
         code, changed = plan("--card_memory", limit, "--device", "gpu", "--num_cards", change["cards"], *more)
         assert code == 0 and changed["fits"] is True, change
         assert changed["peak_bytes"] == pytest.approx(change["peak_bytes"], rel=0.01)
@@ -165,7 +182,10 @@ def test_settings_of_cards_are_planned_for_where_there_are_none(plan):
         (["--tensor_parallel_degree", "3"], "num_attention_heads"),
         (["--num_cards", "3", "--tensor_parallel_degree", "2"], "needs 2 processes or a multiple"),
         (["--do_train", "false", "--do_eval", "true"], "do_train is false: a plan is made of a training"),
-        (["--longest_first", "2", "--do_train", "false", "--do_eval", "true"], "longest_first is 2, but do_train"),
+        (
+            ["--longest_first", "2", "--do_train", "false", "--do_eval", "true"],
+            "longest_first is 2, but do_train",
+        ),
         (["--longest_first", "2", "--lazy", "true"], "longest_first is 2, but with lazy true"),
     ],
 )
@@ -179,7 +199,9 @@ def test_the_speed_of_an_earlier_run_on_the_same_kind_of_device(tmp_path):
     assert measured_speed(tmp_path, "cpu") is None
     (tmp_path / "arguments.json").write_text('{"device": "cpu"}')
     rows = [{"kind": "train", "tokens_per_second": speed} for speed in (1, 90, 100, 110)]
-    (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr')
+    (tmp_path / "train_log.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "tr'
+    )
     assert measured_speed(tmp_path, "cpu") == 100
     assert measured_speed(tmp_path, "gpu") is None
     (tmp_path / "all_results.json").write_text('{"train_tokens_per_second": 95.5}')
@@ -187,6 +209,11 @@ def test_the_speed_of_an_earlier_run_on_the_same_kind_of_device(tmp_path):
 
 
 def test_durations_and_long_lines():
-    assert [format_seconds(each) for each in (4, 75, 3700, 90_000)] == ["4 s", "1 min 15 s", "1 h 1 min", "1 d 1 h"]
+    assert [format_seconds(each) for each in (4, 75, 3700, 90_000)] == [
+        "4 s",
+        "1 min 15 s",
+        "1 h 1 min",
+        "1 d 1 h",
+    ]
     folded = list(fold(["  a" + " word" * 30, "short"]))
     assert len(folded) == 3 and max(map(len, folded)) <= 80 and folded[1].startswith("    word")

@@ -107,6 +107,7 @@ CHATGLM2 = register(
             tokenizer_class="finetune.families.chatglm2.tokenizer.ChatGLMv2Tokenizer",
             own_class=True,
         ),
+        chat_template="chatglm2",
         hugging_face=HuggingFaceForm(
             prefix="transformer",
             tables=("embedding.word_embeddings",),

@@ -73,6 +73,7 @@ ERNIE4_5 = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             own_class=True,
         ),
+        chat_template={"<|begin_of_sentence|>": "ernie4_5"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),

@@ -108,6 +108,7 @@ FALCON = register(
             own_class=True,
             opened_by_file=True,
         ),
+        chat_template="falcon",
         hugging_face=HuggingFaceForm(
             prefix="transformer",
             pairs=(

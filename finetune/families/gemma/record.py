@@ -83,6 +83,7 @@ GEMMA = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
         memory=LayerMemory(query=6.7, key_value=1.9, inner=4, tables=2),

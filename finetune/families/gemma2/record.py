@@ -80,6 +80,7 @@ GEMMA2 = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma2"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
         memory=LayerMemory(hidden=10, inner=4, scores=2, norms=4),

@@ -94,6 +94,7 @@ GEMMA3 = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma3"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
         memory=LayerMemory(hidden=10, query=6, key_value=2, inner=4, norms=4),
@@ -111,5 +112,6 @@ GEMMA3 = register(
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",
+        left_out=_PUBLISHED | {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216},
     )
 )

@@ -28,6 +28,21 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     return adapted
 
 
+_LEFT_OUT = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+
+
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
     return gated_decoder_config(
         shape,
@@ -68,6 +83,12 @@ MISTRAL = register(
             reads_add_bos=True,
         ),
         weights=_weights,
+        chat_template={
+            "[SYSTEM_PROMPT]": "mistral_small",
+            "<SPECIAL_20>": "mistral_nemo",
+            "[TOOL_CALLS]": "mistral_v3",
+            "<s>": "mistral",
+        },
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
@@ -77,6 +98,7 @@ MISTRAL = register(
         adapt_config=_adapt_config,
         understood=("head_dim", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
         gguf=GgufForm("llama", interleaved=True),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
         argument_folder="llama",
     )

@@ -102,6 +102,7 @@ MIXTRAL = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template="mixtral",
         hugging_face=HuggingFaceForm(pairs=_NAMES),
         weights=_weights,
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),

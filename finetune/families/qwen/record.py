@@ -128,6 +128,7 @@ QWEN = register(
             vocab_files=("qwen.tiktoken",),
             tokenizer_class="paddlenlp.transformers.QWenTokenizer",
         ),
+        chat_template="qwen",
         hugging_face=HuggingFaceForm(
             prefix="transformer",
             tables=("wte",),

@@ -101,6 +101,7 @@ QWEN2_MOE = register(
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
         weights=_weights,
+        chat_template={"<|im_start|>": "qwen2"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.

@@ -105,6 +105,7 @@ QWEN3_MOE = register(
         ),
         weights=_weights,
         memory=LayerMemory(query=6, key_value=2),
+        chat_template={"<|im_start|>": "qwen3"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.

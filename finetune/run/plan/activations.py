@@ -20,7 +20,6 @@ from typing import Any
 from finetune.adapters.trained_shapes import TrainedShapes
 from finetune.families.family import Family
 from finetune.families.layer_memory import CHOSEN_HIDDEN, SHARED_HIDDEN
-from finetune.parallel.pipe.schedule import schedule
 from finetune.run.plan.facts import FLOAT_BYTES, HALF_BYTES, MemoryFacts
 
 _LOSS_BYTES = 8  # a logit in float32 and its probability
@@ -223,7 +222,12 @@ class Activations:
 
 
 def most_in_flight(kept: Sequence[float], *, num_ranks: int, rank: int, num_micro_batches: int) -> float:
-    """The most bytes that a rank of a pipeline keeps at once.
+    """The most bytes that a rank of a pipeline keeps at once, in the schedules of Fleet's that drive it.
+
+    A rank begins with as many forward passes as keep its successors busy, and from then on takes a forward and a
+    backward pass in turn (1F1B: Narayanan et al., "PipeDream", 2019). With several chunks it goes through them with
+    groups of as many micro-batches as there are ranks, the first group taking what is left over (Narayanan et al.,
+    "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", 2021).
 
     Args:
         kept: What each of its chunks keeps of a micro-batch.
@@ -231,12 +235,23 @@ def most_in_flight(kept: Sequence[float], *, num_ranks: int, rank: int, num_micr
         rank: Which rank.
         num_micro_batches: Of a step.
     """
-    num_chunks = len(kept)
+    num_chunks, num_ahead = len(kept), num_ranks - rank - 1
+    if num_chunks == 1:
+        return kept[0] * min(num_micro_batches, num_ahead + 1)
     # More micro-batches than fill the pipeline change nothing.
-    enough = min(num_micro_batches, 2 * num_ranks * num_chunks + num_ranks)
-    now = most = 0.0
-    for event in schedule(num_ranks, num_chunks, enough, rank):
-        if event.kind in ("forward", "backward"):
-            now += kept[event.part // num_ranks] * (1 if event.kind == "forward" else -1)
-            most = max(most, now)
+    rest = num_micro_batches % num_ranks
+    num_passes = num_chunks * max(min(num_micro_batches, 4 * num_ranks + rest), num_ranks)
+    first_group = num_ranks + rest
+
+    def chunk_of(number: int) -> int:
+        if number < first_group * num_chunks:
+            return number // first_group
+        return (number - first_group * num_chunks) % (num_ranks * num_chunks) // num_ranks
+
+    num_begun = min(2 * num_ahead + (num_chunks - 1) * first_group, num_passes)
+    now = most = sum(kept[chunk_of(number)] for number in range(num_begun))
+    for number in range(num_begun, num_passes):
+        now += kept[chunk_of(number)]
+        most = max(most, now)
+        now -= kept[num_chunks - 1 - chunk_of(number - num_begun)]
     return most

@@ -63,11 +63,14 @@ def find_changes(args: Arguments, resolved: ResolvedModel, plan: RunPlan, limit:
     """
     search = _Search(args, resolved, plan)
     found = search.find(limit, plan.layout.world)
-    num_cards, more = plan.layout.world, []
+    num_cards = plan.layout.world
+    more: list[Change] = []
     # Where only another method fits, more cards for this one are worth knowing, too.
     while not (more or any(_keeps_method(each.settings) for each in found)) and num_cards < _MOST_CARDS:
         num_cards *= 2
-        more = [each for each in search.find(limit, num_cards) if _keeps_method(each.settings)][:_MOST_OF_MORE]
+        more = [each for each in search.find(limit, num_cards) if _keeps_method(each.settings)][
+            :_MOST_OF_MORE
+        ]
     return [*found, *more]
 
 

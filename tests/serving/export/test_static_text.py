@@ -15,12 +15,12 @@ GREEDY = DecodingSettings(max_new_tokens=30, stop_ids=())
 PENALISED = DecodingSettings(max_new_tokens=30, stop_ids=(), repetition_penalty=1.3)
 
 
-# Which experts a token passes is not a graph that stands still.
-REFUSED = ("mixtral", "qwen2_moe", "qwen3_moe")
+# Which experts a token passes is not a graph that stands still; ChatGLM-6B's second positions are in no graph.
+REFUSED = ("mixtral", "qwen2_moe", "qwen3_moe", "chatglm")
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_families_with_experts_are_refused_before_their_weights_are_read(name, tmp_path):
+def test_families_without_a_description_are_refused_before_their_weights_are_read(name, tmp_path):
     folder = build_sharp(name, tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"nothing that could be read")
     with pytest.raises(UserError, match=f"family {name} cannot be exported to a static graph"):
@@ -88,6 +88,8 @@ def test_a_sliding_window_and_scaled_positions(tmp_path):
 
     for name, changes in (
         ("mistral", {"sliding_window": 4}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}}),
         (
             "qwen3",
