@@ -63,6 +63,7 @@ def _refused(name: str, refusal: str, *model_types: str) -> MultimodalKind:
 _VISUAL = _flat(r"visual\.")
 _STREAMS = "the positions of its text part turn a part of each head in pairs of neighbours, by three streams"
 _FUSED_EXPERTS = "its files hold the experts of a layer in one tensor"
+_FUSED_AND_UNPLACED = "its files hold the experts of a layer in one tensor, and some layers have no positions"
 _TOWERS = (
     *("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
     *("mistral3", "internvl", "deepseek_vl", "deepseek_vl_hybrid"),
@@ -146,7 +147,7 @@ KINDS = (
     ),
     _refused("GLM-4V", _STREAMS, "glm4v", "glm4v_text", "glm4v_moe", "glm4v_moe_text"),
     _refused("Qwen3-VL with experts", _FUSED_EXPERTS, "qwen3_vl_moe", "qwen3_vl_moe_text"),
-    _refused("Llama 4", _FUSED_EXPERTS + ", and some layers have no positions", "llama4", "llama4_text"),
+    _refused("Llama 4", _FUSED_AND_UNPLACED, "llama4", "llama4_text"),
     _refused("PaliGemma", "its prompts are read in both directions", "paligemma"),
     _refused(
         "Gemma 3n",
