@@ -22,7 +22,7 @@ from finetune.families.tiny_recipe import TinyShape
 
 _HARMLESS_NAMES = """
     architectures auto_map base_model_name_or_path license language model_type tokenizer_class tokenizer_type
-    chat_format chat_template name revision transformers_version paddlenlp_version adapters finetuning_task task problem_type
+    chat_format chat_template name revision is_composition transformers_version paddlenlp_version adapters finetuning_task task problem_type
     task_specific_params id2label label2id num_labels num_choices classifier_dropout
     dtype torch_dtype bf16 fp16 fp32 use_bfloat16 torchscript tf_legacy_loss onnx_safe return_dict
     return_dict_in_generate use_return_dict use_cache cache_implementation use_cache_kernel use_cache_quantization

@@ -76,6 +76,7 @@ class ParallelModel:
             overlaps=overlaps_sums,
             sharding_words=sharding_words,
             shared=self._held_twice,
+            num_parts=stage.plan.num_chunks if stage else 1,
         )
         self.logits_group = _logits_group(model, groups)
         trained = self.replicas.trained

@@ -70,6 +70,10 @@ WRITTEN = {
         "<|System|>:sys\n<|User|>:q1\n<|Bot|>:{a1}{§<eoa>}\n<|User|>:q2\n<|Bot|>:{a2}{§<eoa>}",
         "<|User|>:q\n<|Bot|>:{a}{§<eoa>}",
     ),
+    "internlm_eoh": (
+        "<|System|>:sys\n<|User|>:q1§<eoh>\n<|Bot|>:{a1}{§<eoa>}\n<|User|>:q2§<eoh>\n<|Bot|>:{a2}{§<eoa>}",
+        "<|User|>:q§<eoh>\n<|Bot|>:{a}{§<eoa>}",
+    ),
     "xverse": (
         "sys\n\nHuman: q1\n\nAssistant: {a1}Human: q2\n\nAssistant: {a2}",
         "Human: q\n\nAssistant: {a}",

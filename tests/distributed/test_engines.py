@@ -99,6 +99,17 @@ CASES = [
         ),
         {"pipeline": FLEET, "sharding": "finetune SlicedReplicas"},
     ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(
+            4,
+            1,
+            STAGE1 | {"sharding": "stage2", "pipeline_parallel_degree": 2, "virtual_pp_degree": 2},
+            2,
+        ),
+        {"pipeline": VIRTUAL, "sharding": "finetune SlicedGradientReplicas"},
+    ),
 ]  # fmt: skip
 
 

@@ -80,11 +80,7 @@ REFUSED = {
     ),
     "Qwen2.5 Omni": ({"model_type": "qwen2_5_omni", "thinker_config": {"text_config": _SIZES}}, "Qwen Omni"),
     "Qwen2.5 Math, reward by steps": (named("qwen2", "Qwen2ForProcessRewardModel", is_causal=False), "is_causal"),
-    "GLM-4V 9B, first files": (
-        named("chatglm", "ChatGLMModel", vision_config={"hidden_size": 1792}, num_layers=40, padded_vocab_size=151552),
-        "GLM-4V",
-    ),
-    "GLM-4.1V": ({"model_type": "glm4v", "text_config": _SIZES | {"model_type": "glm4v_text"}}, "GLM-4V"),
+    "GLM-4.1V": ({"model_type": "glm4v", "text_config": _SIZES | {"model_type": "glm4v_text"}}, "GLM-4.1V"),
     "GLM-4.5": (named("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128), "glm4_moe"),
     "Jamba": (named("jamba", "JambaForCausalLM", mamba_d_state=16), "jamba"),
     "Mamba": ({"model_type": "mamba", "architectures": ["MambaForCausalLM"], "state_size": 16}, "mamba"),
@@ -157,6 +153,32 @@ READ = {
                         "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
                         "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None, "vocab_size": 131072},
     }),
+    "Pixtral 12B": ("mistral", True, {
+        "model_type": "llava", "architectures": ["LlavaForConditionalGeneration"], "image_seq_length": 1,
+        "image_token_index": 10, "vision_feature_layer": -1, "vision_feature_select_strategy": "full", **_TOWER,
+        "text_config": {"head_dim": 128, "hidden_size": 5120, "intermediate_size": 14336, "is_composition": True,
+                        "max_position_embeddings": 1024000, "model_type": "mistral", "num_hidden_layers": 40,
+                        "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None,
+                        "vocab_size": 131072},
+    }),
+    "LLaVA 1.6, first files": ("mistral", True, named(
+        "llava_mistral", "LlavaMistralForCausalLM", freeze_mm_mlp_adapter=False, freeze_mm_vision_resampler=False,
+        image_crop_resolution=224, image_grid_pinpoints=[[336, 672]], image_aspect_ratio="anyres", mm_hidden_size=1024,
+        mm_patch_merge_type="spatial_unpad", mm_projector_lr=None, mm_resampler_type=None, mm_vision_tower_lr=2e-6,
+        mm_vision_tower="openai/clip-vit-large-patch14-336", tokenizer_model_max_length=4096, sliding_window=None,
+        tokenizer_padding_side="right", tune_mm_vision_resampler=False, unfreeze_mm_vision_tower=True, use_mm_proj=True,
+    )),
+    "SmolVLM": ("llama", True, {
+        "model_type": "smolvlm", "architectures": ["SmolVLMForConditionalGeneration"], "scale_factor": 4,
+        "tie_word_embeddings": False, "image_token_id": 49190, "vision_config": {"hidden_size": 768},
+        "text_config": {"_attn_implementation_autoset": False, "architectures": ["VLlama3ForCausalLM"], "head_dim": 64,
+                        "hidden_size": 960, "intermediate_size": 2560, "is_llama_config": True, "model_type": "llama",
+                        "max_position_embeddings": 8192, "neftune_noise_alpha": 0.0, "num_attention_heads": 15,
+                        "num_hidden_layers": 32, "num_key_value_heads": 5, "perceiver_config": {"hidden_act": "silu"},
+                        "pixel_shuffle_factor": 4, "qk_layer_norms": False, "rms_norm_eps": 1e-5,
+                        "rope_interleaved": False, "rope_theta": 100000, "transformers.js_config": {"dtype": "q4"},
+                        "use_resampler": False, "vocab_size": 49280},
+    }),
     "Gemma 3 4B": ("gemma3", True, {
         "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
         "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256,
@@ -176,6 +198,16 @@ READ = {
         "llm_config": named("internlm2", "InternLM2ForCausalLM", bias=False, add_cross_attention=False,
                             attn_implementation="flash_attention_2",
                             rope_scaling={"factor": 2.0, "type": "dynamic"}),
+    }),
+    "GLM-4V 9B, first files": ("chatglm4", True, {
+        "_name_or_path": "THUDM/glm-4v-9b", "model_type": "chatglm", "architectures": ["ChatGLMModel"],
+        "add_bias_linear": False, "add_qkv_bias": True, "apply_query_key_layer_scaling": True,
+        "apply_residual_connection_post_layernorm": False, "attention_softmax_in_fp32": True, "ffn_hidden_size": 13696,
+        "fp32_residual_connection": False, "hidden_size": 4096, "kv_channels": 128, "layernorm_epsilon": 1.5625e-07,
+        "multi_query_attention": True, "multi_query_group_num": 2, "num_attention_heads": 32, "num_layers": 40,
+        "original_rope": True, "padded_vocab_size": 151552, "post_layer_norm": True, "rmsnorm": True, "seq_length": 8192,
+        "boi_token_id": 151339, "eoi_token_id": 151340, "tie_word_embeddings": False, "vocab_size": 151552,
+        "vision_config": {"hidden_size": 1792, "image_size": 1120},
     }),
     "Qwen-VL": ("qwen", True, {
         "model_type": "qwen", "architectures": ["QWenLMHeadModel"], "attn_dropout_prob": 0.0, "bf16": False,
@@ -209,3 +241,26 @@ def test_what_is_computed_is_read_by_its_family(name, tmp_path):
     assert (resolved.kind is not None) == is_multimodal
     adapted = resolved.family.adapt_config(resolved.config)
     assert adapted["hidden_size"] if "hidden_size" in adapted else adapted["n_embed"]
+
+
+# What transformers takes for what the text part leaves out, and null where that says something.
+ADAPTED = {
+    "LLaVA 1.5 7B": {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "vocab_size": 32064,
+        "tie_word_embeddings": False,
+    },
+    "Gemma 3 4B": {"vocab_size": 262208, "num_attention_heads": 8, "head_dim": 256, "sliding_window": 1024},
+    "Mistral Small 3.1": {"sliding_window": None, "head_dim": 128},
+    "Pixtral 12B": {"sliding_window": None, "num_attention_heads": 32},
+    "Qwen2.5-VL 7B": {"sliding_window": None, "rope_scaling": None, "tie_word_embeddings": True},
+    "InternVL2 8B": {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_text_parts_are_complete(name, tmp_path):
+    resolved = resolve_model(folder_of(READ[name][2], tmp_path), needs_weights=False)
+    adapted = resolved.family.adapt_config(resolved.config)
+    assert {field: adapted.get(field) for field in ADAPTED[name]} == ADAPTED[name]

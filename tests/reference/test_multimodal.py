@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.reference.logits import largest_difference, our_logits, write_checkpoint
+from tests.reference.logits import as_transformers_5, largest_difference, our_logits, write_checkpoint
 from tests.reference.multimodal import CASES, GOLDEN, with_flat_config, with_newer_names
 
 TOLERANCE = 1e-5
@@ -40,4 +40,17 @@ def test_published_configurations_without_a_part_for_the_text_are_read(golden, n
     config = with_flat_config(facts["config"])
     assert config["num_hidden_layers"] and "text_config" not in config
     folder = case.write(tmp_path / name, config, facts["shapes"])
+    assert largest_difference(our_logits(folder), golden_logits(facts)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "llava", "gemma3"])
+def test_rotary_settings_are_read_where_transformers_5_writes_them(golden, name, tmp_path):
+    facts, case = golden[name], CASES[name]
+    text = facts["config"]["text_config"]
+    moved = as_transformers_5(text)
+    if "rope_local_base_freq" in moved:
+        local = {"rope_type": "default", "rope_theta": moved.pop("rope_local_base_freq")}
+        moved["rope_parameters"] = {"full_attention": moved["rope_parameters"], "sliding_attention": local}
+    config = facts["config"] | {"text_config": moved}
+    folder = write_checkpoint(tmp_path / name, config, with_newer_names(case.weights(facts["shapes"])))
     assert largest_difference(our_logits(folder), golden_logits(facts)) < TOLERANCE

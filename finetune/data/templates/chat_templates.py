@@ -139,6 +139,13 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         after="\n",
         special_tokens=("<eoa>",),
     ),
+    "internlm_eoh": ChatFormat(  # of the first InternLM-chat-7B
+        system="<|System|>:{content}\n",
+        user="<|User|>:{content}<eoh>\n<|Bot|>:",
+        end="<eoa>",
+        after="\n",
+        special_tokens=("<eoh>", "<eoa>"),
+    ),
     "xverse": ChatFormat(system="{content}\n\n", user="Human: {content}\n\nAssistant: "),
     "internlm2": _CHATML,
     "yi": _CHATML,

@@ -16,8 +16,7 @@ _OF_ALL = (
 )
 """Fields that hold for the whole model, and stand at the top."""
 _OF_OTHERS = re.compile(
-    r"^(vision|visual|image|video|audio|mm_|use_mm_|freeze_mm_|tune_mm_|unfreeze_mm_|use_im_|auto_map$|architectures$)"
-    r"|^tokenizer_(padding_side|model_max_length)$"
+    r"vision|visual|image|video|audio|(^|_)(mm|im)_|^(auto_map|architectures|tokenizer_(padding_side|model_max_length))$"
 )
 """Fields of other parts, where those of the text part stand beside them."""
 _STREAMS = ("mrope_section", "mrope_interleaved")
@@ -49,7 +48,8 @@ def _text_config(config: Mapping[str, Any], kind: MultimodalKind) -> dict[str, A
         text["model_type"] = kind.same_types.get(str(config["model_type"]), kind.text_type)
     else:
         text = {name: config[name] for name in _OF_ALL if name in config}
-        own = {name: value for name, value in nested.items() if value is not None}
+        # A field of null in the text part's own leaves what holds for all, and elsewhere says something: no window.
+        own = {name: value for name, value in nested.items() if value is not None or name not in text}
         text |= {name: value for name, value in own.items() if name not in ("architectures", "auto_map")}
         named = str(nested.get("model_type") or kind.text_type)
         text["model_type"] = kind.same_types.get(named, named)

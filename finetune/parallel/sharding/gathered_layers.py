@@ -100,7 +100,7 @@ class GatheredReplicas(SliceHolders):
 
     def begin_step(self, num_micro_batches: int) -> None:
         """To be called before the first forward pass of a step."""
-        self._sums.begin_step(num_micro_batches)
+        self._sums.begin_step(num_micro_batches * self._options.num_parts)
 
     def after_micro_batch(self) -> None:
         """Scatters the gradients that are left, the frame's for one, and frees what is still whole."""
@@ -116,7 +116,7 @@ class GatheredReplicas(SliceHolders):
             unit.in_backward = False
             unit.had_backward, unit.has_backward = unit.has_backward, False
             self._free(unit)
-        self._sums.end_micro_batch()
+        self._sums.end_pass()
 
     def sum_gradients(self) -> None:
         """Leaves the sums of all micro-batches in the slices' gradients."""

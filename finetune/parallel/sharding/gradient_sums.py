@@ -36,7 +36,7 @@ class _Sum:
         result: Flat: their gradients, or this rank's slices of them, one after the other.
         task: Of the call that fills it; None where there is none.
         source: What the call reads.
-        is_last: Whether no micro-batch follows.
+        is_last: Whether no backward pass follows.
     """
 
     names: tuple[str, ...]
@@ -67,12 +67,12 @@ class GradientSums:
         self._summed: list[_Sum] = []
         self._num_left = 1
 
-    def begin_step(self, num_micro_batches: int) -> None:
-        """To be called where a step has several sums, with how many follow."""
-        self._num_left = num_micro_batches
+    def begin_step(self, num_passes: int) -> None:
+        """To be called where every backward pass of a step has sums of its own, with how many follow."""
+        self._num_left = num_passes
 
-    def end_micro_batch(self) -> bool:
-        """To be called when all sums of a micro-batch have begun, where a step has several; whether more follow."""
+    def end_pass(self) -> bool:
+        """To be called when all sums of a backward pass have begun; whether more passes follow."""
         self._num_left -= 1
         return self._num_left > 0
 

@@ -47,6 +47,7 @@ class ReplicaOptions:
         sharding_words: Of the setting `sharding_parallel_config`; some give each rank a slice of every parameter at
             stage 1, in the place of whole parameters.
         shared: Names of weights that several stages of a pipeline hold.
+        num_parts: Parts of the model on this rank (virtual stages), each of which has backward passes of its own.
     """
 
     layers: Sequence[Any] = ()
@@ -54,6 +55,7 @@ class ReplicaOptions:
     overlaps: bool = True
     sharding_words: Collection[str] = ()
     shared: Collection[str] = ()
+    num_parts: int = 1
 
 
 DEFAULTS = ReplicaOptions()
@@ -159,13 +161,13 @@ class Replicas:
         """To be called before the first forward pass of a step.
 
         Args:
-            num_micro_batches: How often `after_micro_batch` will be called, the same on all ranks.
+            num_micro_batches: Of this rank, as many as on all others.
         """
         if self.buckets:
             self.buckets.begin_step(num_micro_batches)
 
     def after_micro_batch(self) -> None:
-        """To be called when a micro-batch's backward is done."""
+        """To be called when a micro-batch's backward is done, that of each part of the model by itself."""
 
     def sum_gradients(self) -> None:
         """Sums the gradients over all replicas; a rank without one counts as zero.

@@ -92,12 +92,12 @@ class SlicedGradientReplicas(SlicedReplicas):
     stage = 2
 
     def begin_step(self, num_micro_batches: int) -> None:
-        """To the buckets, every micro-batch is a step."""
-        self._sums.begin_step(num_micro_batches)
+        """To the buckets, every backward pass is a step."""
+        self._sums.begin_step(num_micro_batches * self._options.num_parts)
         self.buckets.begin_step(1)
 
     def after_micro_batch(self) -> None:
         """Begins those sums of the micro-batch's gradients that its backward pass has not begun."""
         self.buckets.begin_rest()
-        if self._sums.end_micro_batch():
+        if self._sums.end_pass():
             self.buckets.begin_step(1)

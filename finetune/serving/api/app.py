@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from finetune.serving.api.answers import Answers, ClientGoneError
+from finetune.serving.api.answers import Answers, ClientGoneError, busy
 from finetune.serving.api.errors import ApiError
 from finetune.serving.api.fields import parse_object
 from finetune.serving.api.formats import DONE, ChatFormat, CompletionFormat, event
@@ -55,7 +55,7 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        wishes, conversation = await self._compute(read_chat, parse_object(await _read_body(request)))
+        wishes, conversation = await self._compute(read_chat, await self._read(request))
         self.model.check_name(wishes.model)
         prompt = await self._compute(self.model.encode_conversation, conversation)
         form = ChatFormat(self.model.name, wishes.includes_usage)
@@ -63,7 +63,7 @@ class Service:
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions."""
-        wishes, texts = await self._compute(read_completion, parse_object(await _read_body(request)))
+        wishes, texts = await self._compute(read_completion, await self._read(request))
         self.model.check_name(wishes.model)
         if len(texts) > self.engine.max_rows:  # before they are encoded
             raise ApiError(
@@ -87,6 +87,12 @@ class Service:
         if self.engine.is_closed:
             raise ApiError(503, "The model does not run any more.", code="model_failed")
         return JSONResponse({"status": "ok"})
+
+    async def _read(self, request: Request) -> dict[str, Any]:
+        """The object of a request; while no row could even wait its body is not read."""
+        if self.engine.is_full:
+            raise busy(self.engine)
+        return await self._compute(parse_object, await _read_body(request))
 
     def _describe_model(self) -> dict[str, Any]:
         return {

@@ -35,10 +35,13 @@ class Access:
     Attributes:
         names: Host names by which it may be called.
         key: None asks for none.
+        is_behind_proxy: Whether a proxy on this machine says for whom it asks (X-Forwarded-For); without one nobody is
+            believed.
     """
 
     names: frozenset[str] = frozenset({"localhost"})
     key: str | None = field(default=None, repr=False)
+    is_behind_proxy: bool = False
 
 
 class Gate:
@@ -49,6 +52,7 @@ class Gate:
         access: Who may use it.
 
     Attributes:
+        access: Who may use it.
         is_closing: Whether nothing new is let in.
         num_open: Requests that are being answered.
     """
@@ -56,7 +60,7 @@ class Gate:
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], access: Access):
         self.is_closing = False
         self.num_open = 0
-        self._app, self._access = app, access
+        self._app, self.access = app, access
         self._failures = AddressCounts(FAILURES_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,10 +86,10 @@ class Gate:
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
-        if not is_known_host(headers.get("host", ""), self._access.names):
+        if not is_known_host(headers.get("host", ""), self.access.names):
             raise ApiError(403, "This name is not one of the server's: see --allowed_hosts.")
         origin = headers.get("origin")
-        if origin is not None and not is_known_host(place_of(origin), self._access.names):
+        if origin is not None and not is_known_host(place_of(origin), self.access.names):
             raise ApiError(403, "A web page must not use this server.")
         if self.is_closing:
             raise unavailable()
@@ -93,14 +97,14 @@ class Gate:
             self._check_key(headers.get("authorization", ""), str((scope.get("client") or [""])[0]))
 
     def _check_key(self, given: str, address: str) -> None:
-        if self._access.key is None:
+        if self.access.key is None:
             return
         if self._failures.are_used_up(address):
             raise ApiError(429, "Too many wrong keys: wait a minute.", headers={"Retry-After": "60"})
         scheme, _, key = given.partition(" ")
         # Headers arrive as Latin-1; a key may hold any character.
         sent = key.strip().encode("latin-1")
-        if scheme.lower() == "bearer" and hmac.compare_digest(sent, self._access.key.encode()):
+        if scheme.lower() == "bearer" and hmac.compare_digest(sent, self.access.key.encode()):
             return
         if given:
             self._failures.add(address)

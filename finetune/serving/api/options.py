@@ -12,11 +12,12 @@ from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.machine.command_names import SERVE, usage_name
+from finetune.machine.command_parser import CommandParser
 from finetune.serving.decoding.options import ModelOptions, add_model_options, model_options
 from finetune.serving.web.listening import find_port_faults, is_loopback
 from finetune.serving.web.secrets import SecretKind
 
-API_KEY = SecretKind("API key", "api_key_file", "FINETUNE_API_KEY", "the server")
+API_KEY = SecretKind("the API key", "api_key_file", "FINETUNE_API_KEY", "the server")
 _MAX_PROMPT = 8192
 
 
@@ -105,7 +106,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ServeOptions:
     Raises:
         UserError: The file of the key cannot be read.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(SERVE), description="A server with OpenAI's interface for one model."
     )
     parser.add_argument(
@@ -139,10 +140,7 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
         help="address to listen on; 0.0.0.0 lets other machines in and needs a key (127.0.0.1)",
     )
     group.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (8000)")
-    group.add_argument(
-        "--api_key_file",
-        help=f"file with the key that requests must give (or {API_KEY.variable} in the environment)",
-    )
+    API_KEY.add_option(group, "requests must give")
     group.add_argument(
         "--allowed_hosts",
         nargs="+",

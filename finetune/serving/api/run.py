@@ -11,6 +11,7 @@ from finetune.machine.device import device_kind
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.machine.screen import print_text, show_line
 from finetune.processes.network.listener import allow_open_files
 from finetune.serving.api.options import API_KEY, ServeOptions, parse_options
 from finetune.serving.web.hosts import own_names
@@ -36,7 +37,7 @@ def _serve(options: ServeOptions, listener: socket.socket) -> int:
 
     plan = plan_model(options.model)
     silence_libraries()
-    print(*plan.notes, sep="\n", file=sys.stderr)
+    print_text(*plan.notes, stream=sys.stderr)
     from finetune.serving.api.app import build_app
     from finetune.serving.api.gate import Access
     from finetune.serving.api.model import Defaults, load_served
@@ -48,18 +49,22 @@ def _serve(options: ServeOptions, listener: socket.socket) -> int:
     )
     model, maker = load_served(plan, options.served_name, defaults)
     engine = Engine(maker, max_rows=options.max_batch_size, max_waiting=options.max_waiting)
-    access = Access(own_names(options.host, options.allowed_hosts), options.api_key)
+    access = Access(
+        own_names(options.host, options.allowed_hosts),
+        options.api_key,
+        is_behind_proxy=bool(options.allowed_hosts),
+    )
     gate = build_app(model, engine, access, request_seconds=options.request_timeout)
     allow_open_files(_MAX_OPEN_FILES)
     if warning := warn_of_openness(listener, API_KEY.name):
-        print(warning, file=sys.stderr)
-    print(f"{model.name} is served at {url_of(listener)}/v1 (Ctrl-C ends it)", flush=True)
+        print_text(warning, stream=sys.stderr)
+    print_text(f"{model.name} is served at {url_of(listener)}/v1 (Ctrl-C ends it)")
     try:
         was_stopped = serve_until_stopped(gate, engine, listener, drain_seconds=options.shutdown_timeout)
     except (KeyboardInterrupt, Interrupted):
         was_stopped = True
     if not was_stopped:
-        print("error: the model does not run any more, see above", file=sys.stderr)
+        show_line("error: the model does not run any more, see above")
         return EXIT_FAILED
-    print("stopped", file=sys.stderr)
+    print_text("stopped", stream=sys.stderr)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from types import FrameType
 
 import uvicorn
 
+from finetune.machine.screen import show_line
 from finetune.serving.api.gate import Gate
 from finetune.serving.batching.engine import Engine
 from finetune.serving.web.connections import TimedProtocol
@@ -44,7 +44,7 @@ class GracefulServer(uvicorn.Server):
                 lifespan="off",
                 limit_concurrency=_MAX_CONNECTIONS,
                 timeout_graceful_shutdown=_SECONDS_TO_SEND,
-                proxy_headers=False,
+                proxy_headers=gate.access.is_behind_proxy,
                 server_header=False,
             )
         )
@@ -73,7 +73,7 @@ class GracefulServer(uvicorn.Server):
             return True
         if self._num_signals and not self._gate.is_closing:
             self._gate.is_closing = True
-            print(f"stopping: {self._gate.num_open} requests are finished first", file=sys.stderr, flush=True)
+            show_line(f"stopping: {self._gate.num_open} requests are finished first")
             self._end = self._end if self._end is not None else time.monotonic() + self._drain_seconds
         if self._end is not None and (not self._gate.num_open or time.monotonic() >= self._end):
             self._engine.close(timeout=0)  # tells those that are not finished

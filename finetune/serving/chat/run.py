@@ -41,7 +41,7 @@ from finetune.serving.web.secrets import SecretKind
 if TYPE_CHECKING:
     from finetune.serving.chat.page import Side
 
-PASSWORD = SecretKind("password", "password_file", "FINETUNE_CHAT_PASSWORD", "the page")
+PASSWORD = SecretKind("the password", "password_file", "FINETUNE_CHAT_PASSWORD", "the page")
 _MAX_OPEN_FILES = 4096
 
 
@@ -130,10 +130,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets other machines in and needs a password (127.0.0.1)",
     )
-    group.add_argument(
-        "--password_file",
-        help=f"file with the password that the browser asks for (or {PASSWORD.variable} in the environment)",
-    )
+    PASSWORD.add_option(group, "the browser asks for")
     group.add_argument(
         "--allowed_hosts",
         nargs="+",

@@ -52,6 +52,6 @@ def warn_of_openness(listener: socket.socket, secret: str) -> str | None:
     if ipaddress.ip_address(host).is_loopback:
         return None
     return (
-        f"Everyone who reaches port {port} of this machine and knows the {secret} can use the model. Nothing is "
+        f"Everyone who reaches port {port} of this machine and knows {secret} can use the model. Nothing is "
         "encrypted: put a proxy with TLS in front, or use an SSH tunnel, on a network that others can read."
     )

@@ -102,3 +102,10 @@ def test_a_password_file_that_holds_none(tmp_path, content, words):
         parse("--password_file", str(tmp_path / "gone"))
     with pytest.raises(UserError, match="is not a file"):
         parse("--password_file", str(tmp_path))
+
+
+def test_a_password_is_no_word_of_the_command_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run.parse_options(["--model_name_or_path", "model", "--password", "correct horse"])
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and "--password_file" in told and "horse" not in told
