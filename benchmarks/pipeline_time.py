@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.machine.stand_ins import replace
 from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
-from finetune.parallel.pipe.stage import StagePlan
+from finetune.parallel.pipe.stage_plan import StagePlan
 
 
 @dataclass(frozen=True)

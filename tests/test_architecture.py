@@ -36,6 +36,7 @@ STARTS_FAST = (
     "finetune.commands.doctor",
     "finetune.commands.export",
     "finetune.commands.init",
+    "finetune.commands.plan",
     "finetune.commands.predict",
     "finetune.commands.train",
     "finetune",

@@ -43,7 +43,7 @@ LEVELS = (  # from the lowest up
     ("training",),
     ("run", "merge", "serving/decoding", "serving/web"),
     ("run/preview", "serving/export", "serving/gguf", "serving/predict"),
-    ("serving/chat", "serving/batching"),
+    ("serving/chat", "serving/batching", "run/plan"),
     ("serving/api",),
     ("commands", "chat", "demo", "environment", "stand_ins"),
     ("__main__",),  # the scripts beside finetune/ stand above all

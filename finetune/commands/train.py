@@ -37,6 +37,16 @@ def main(argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | No
 
 
 def run(args: Arguments, processor_note: str | None) -> None:
+    """Runs what the settings ask for: a training, an evaluation, a preview or a trial."""
+    from finetune.run.trial import as_trial
+
+    if not args.data.longest_first:
+        return _run(args, processor_note)
+    with as_trial(args) as trial:
+        return _run(trial, processor_note)
+
+
+def _run(args: Arguments, processor_note: str | None) -> None:
     """Loads, adapts, trains, evaluates and saves; the note says what was set for the processor."""
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
@@ -93,9 +103,20 @@ def run(args: Arguments, processor_note: str | None) -> None:
         )
         report.model(trainer.parallel)
         report.notes(reference.add(directory, trainer))
-        metrics = train(args, directory, trainer, report, resolved.folder) if args.training.do_train else {}
-        metrics |= trainer.evaluate() if args.training.do_eval else {}
-        report.results(trainer, metrics)
+        _work(args, directory, trainer, report, resolved.folder)
+
+
+def _work(
+    args: Arguments, run: RunDirectory, trainer: FinetuneTrainer, report: Report, base_folder: Path | None
+) -> None:
+    """Trains, evaluates and tells the results, or only tries steps."""
+    from finetune.run.trial import run_trial
+
+    if args.data.longest_first:
+        return run_trial(trainer, report)
+    metrics = train(args, run, trainer, report, base_folder) if args.training.do_train else {}
+    metrics |= trainer.evaluate() if args.training.do_eval else {}
+    return report.results(trainer, metrics)
 
 
 def train(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
 from finetune.families.record_parts import (
     ConfigFields,
@@ -24,7 +25,7 @@ from finetune.families.record_parts import (
     unchanged,
 )
 from finetune.families.registry import families, find_family, get_family, register
-from finetune.families.tiny_recipe import TinyRecipe
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe
 
 __all__ = [
     "ConfigFields", "Family", "HuggingFaceForm", "PrefixGeometry", "TokenizerFacts", "families", "find_family",
@@ -93,6 +94,9 @@ class Family:
         tensor_splits: End of a layer's name, as a regular expression -> how tensor parallelism divides the
             layer; a kind of `finetune.families.tensor_splits`. Other layers are whole on every rank.
         gguf: How the format GGUF has the family; None where no export is made.
+        weights: config.json as adapted -> all parameters, where they are not those of the tiny recipe in other sizes;
+            see `weight_shapes`.
+        memory: What a decoder layer keeps for its backward pass.
         left_out: Fields that transformers takes by itself where the configuration of a multimodal folder's text part
             leaves them out, as published ones do.
     """
@@ -134,6 +138,8 @@ class Family:
     hugging_face: HuggingFaceForm = field(default_factory=HuggingFaceForm)
     tensor_splits: Mapping[str, str] = field(default_factory=dict)
     gguf: GgufForm | None = None
+    weights: Callable[[Mapping[str, Any]], dict[str, TensorSpec]] | None = None
+    memory: LayerMemory = field(default_factory=LayerMemory)
     left_out: Mapping[str, Any] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:

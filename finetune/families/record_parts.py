@@ -19,12 +19,18 @@ def unchanged(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ConfigFields:
-    """Names under which a family's config.json keeps its sizes (None: the family has no such field)."""
+    """Names under which a family's config.json keeps its sizes (None: the family has no such field).
+
+    Attributes:
+        inner_parts: Parts of the feed-forward layers that `inner_size` counts together.
+    """
 
     num_layers: str = "num_hidden_layers"
     num_heads: str = "num_attention_heads"
     num_kv_heads: str | None = None
     hidden_size: str = "hidden_size"
+    inner_size: str | None = "intermediate_size"
+    inner_parts: int = 1
     head_dim: str | None = None
     max_positions: str = "max_position_embeddings"
     experts: str | None = None

@@ -28,10 +28,12 @@ from finetune.settings.trackers import reports_to
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
     from finetune.data.batches.rows import Rows
+    from finetune.data.batches.sampler import GlobalOrder
     from finetune.families.family import Family
     from finetune.models.resolve import ResolvedModel
     from finetune.parallel.pipe.stage import Stage
     from finetune.processes.groups import ProcessGroups
+    from finetune.processes.layout import Layout
     from finetune.processes.phases import PhaseRecord
     from finetune.run.data import RunData
     from finetune.run.directory import RunDirectory
@@ -190,7 +192,6 @@ def _build_batches(
 ) -> BatchSource:
     """The batches of a data set in memory, or of a stream."""
     from finetune.data.batches.batch_source import MapSource, PreferenceSource
-    from finetune.data.batches.sampler import GlobalOrder
 
     if data.stream:
         make_rows = make_row_builder(
@@ -207,23 +208,35 @@ def _build_batches(
             make_rows=make_rows,
         )
     settings, layout = args.training, groups.layout
-    rows: Any
-    kind: type[MapSource]
+    rows = build_rows(args, data.train, pair, resolved)
+    kind: type[MapSource] = MapSource if comparison_of(args) is None else PreferenceSource
+    order = build_order(args, rows, layout)
+    rank, world = layout.data_rank(groups.rank), layout.data_world
+    return kind(rows, order, micro_batch_size=settings.per_device_train_batch_size, rank=rank, world=world)
+
+
+def build_rows(args: Arguments, samples: Sequence[Any], pair: TokenizerPair, resolved: ResolvedModel) -> Any:
+    """The samples of a data set in memory as rows, of whichever kind the run has; Paddle is not needed."""
     if comparison_of(args) is None:
-        rows, kind = _build_rows(args, data.train, pair, resolved), MapSource
-    else:
-        padding = padding_of(args, pair)
-        rows = build_preference_rows(args, data.train, resolved, padding=padding)
-        kind = PreferenceSource
-    micro_batch_size, world = settings.per_device_train_batch_size, layout.data_world
-    order = GlobalOrder(
-        len(rows),
-        global_batch_size=micro_batch_size * settings.gradient_accumulation_steps * world,
-        seed=settings.seed,
-        drop_last=settings.dataloader_drop_last,
-    )
-    return kind(
-        rows, order, micro_batch_size=micro_batch_size, rank=layout.data_rank(groups.rank), world=world
+        return _build_rows(args, samples, pair, resolved)
+    return build_preference_rows(args, samples, resolved, padding=padding_of(args, pair))
+
+
+def build_order(args: Arguments, rows: Any, layout: Layout) -> GlobalOrder:
+    """Which rows each step consumes."""
+    from finetune.data.batches.sampler import GlobalOrder, LongestFirst
+
+    settings = args.training
+    num_rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    options = {
+        "global_batch_size": num_rows * layout.data_world,
+        "seed": settings.seed,
+        "drop_last": settings.dataloader_drop_last,
+    }
+    return (
+        LongestFirst(rows.lengths, **options)
+        if args.data.longest_first
+        else GlobalOrder(len(rows), **options)
     )
 
 

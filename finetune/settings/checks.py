@@ -37,15 +37,19 @@ Values = Mapping[str, Any]
 Faults = Iterator[tuple[tuple[str, ...], str]]
 
 
-def find_faults(values: Values, broken: Set[str], foreign: Values) -> list[str]:
+def find_faults(
+    values: Values, broken: Set[str], foreign: Values, *, is_elsewhere: bool = False
+) -> list[str]:
     """Every reason not to run with these values, one line each; empty when there is none.
 
     Args:
         values: Resolved values of all settings.
         broken: Names whose given value could not be converted; no more is said about them.
         foreign: Given values of settings that have no place here.
+        is_elsewhere: Whether the run is to be on another machine, whose device and packages nobody knows.
     """
-    faults = [fault for check in _CHECKS for names, fault in check(values) if broken.isdisjoint(names)]
+    checks = [check for check in _CHECKS if not (is_elsewhere and check is _check_surroundings)]
+    faults = [fault for check in checks for names, fault in check(values) if broken.isdisjoint(names)]
     for name, value in foreign.items():
         faults.extend(foreign_settings()[name].find_faults(value))
     return faults

@@ -98,6 +98,11 @@ class DataArguments:
     preview: int = setting(0,
         "Show this many training samples, and figures of all of them, instead of training; 0: train.",
         "不训练，而是显示这么多条训练样本及全部样本的统计；0：训练。", may_change=True, range=Range(0, 10**6))
+    longest_first: int = setting(0,
+        "Try this many steps on the longest rows instead of training: memory that is short shows at once. Nothing is "
+        "saved, and the most memory is told; 0: train.",
+        "不训练，而是用最长的行试跑这么多步：显存不足会立刻显现。不保存任何结果，最后报告最大内存；0：训练。",
+        may_change=True, range=Range(0, 10**6))
     data_cache: bool = setting(True, "Keep tokenized data on disk for the next run with the same files.",
         "把分词后的数据留在磁盘上，供下次使用同样文件的运行读取。", may_change=True)
     data_cache_dir: str | None = setting(None,

@@ -12,7 +12,7 @@ from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2
 
 from benchmarks.pipeline_time import Program, RecordedGroup, RecordedStage, RecordedTopology, start_engine
 from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline
-from finetune.parallel.pipe.stage import StagePlan
+from finetune.parallel.pipe.stage_plan import StagePlan
 from finetune.parallel.pipe.transfers import Transfers
 
 

@@ -13,7 +13,8 @@ from finetune.models.layers import named_weights
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.parallel.pipe.stage import StagePlan, build_stage
+from finetune.parallel.pipe.stage import build_stage
+from finetune.parallel.pipe.stage_plan import StagePlan
 from finetune.training.loss import LabelPositions, logits_of
 
 LAYERS = 5

@@ -13,8 +13,10 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -92,6 +94,12 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "llama")
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    bias = bool(config.get("attention_bias"))
+    inner_bias = bool(config.get("mlp_bias"))
+    return sized_decoder_weights(config, "llama", qkv_bias=bias, output_bias=bias, inner_bias=inner_bias)
+
+
 LLAMA = register(
     Family(
         name="llama",
@@ -114,6 +122,10 @@ LLAMA = register(
             vocab_files=("sentencepiece.bpe.model", "tokenizer.model"),
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
+        ),
+        weights=_weights,
+        memory=LayerMemory(
+            query=6.7, key_value=1.9, tables=2, cpu=LayerMemory(key_value=2, inner=4, tables=2)
         ),
         chat_template={
             "<｜Assistant｜>": "deepseek_r1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
@@ -11,6 +12,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
@@ -55,6 +57,10 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "mistral")
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_decoder_weights(config, "mistral")
+
+
 MISTRAL = register(
     Family(
         name="mistral",
@@ -76,6 +82,7 @@ MISTRAL = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        weights=_weights,
         chat_template={
             "[SYSTEM_PROMPT]": "mistral_small",
             "<SPECIAL_20>": "mistral_nemo",

@@ -13,6 +13,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.layer_windows import windowed_layers, with_layer_windows
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, kind_of_scaling, with_scaling
@@ -84,6 +85,7 @@ QWEN2 = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        memory=LayerMemory(query=6.7, key_value=1.9, tables=2),
         chat_template={"<｜Assistant｜>": "deepseek_r1", "<tool_call>": "qwen2.5", "<|im_start|>": "qwen2"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),

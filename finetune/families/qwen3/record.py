@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
@@ -11,8 +12,10 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.layer_windows import with_layer_windows
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
@@ -62,6 +65,10 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "qwen3", head_dim=_head_dim(shape), head_norms=True)
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_decoder_weights(config, "qwen3", head_norms=True)
+
+
 QWEN3 = register(
     Family(
         name="qwen3",
@@ -84,6 +91,8 @@ QWEN3 = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        weights=_weights,
+        memory=LayerMemory(query=6, key_value=2),
         chat_template={"<｜Assistant｜>": "deepseek_r1", "<|im_start|>": "qwen3"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),

@@ -18,7 +18,7 @@ one piece between the sums and the update (`parallel_model.py`), so that its par
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 from finetune.parallel.sharding.gradient_buckets import GradientBuckets
 from finetune.parallel.sharding.layer_units import divide
+from finetune.parallel.sharding.owners import deal_out
 from finetune.parallel.sharding.replicas import DEFAULTS, ReplicaOptions, Replicas
 from finetune.parallel.sharding.whole_state import StateTensor, collect_from_owners
 
@@ -47,7 +48,8 @@ class OwnedReplicas(Replicas):
 
     def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
         super().__init__(model, groups, options)
-        self._owners = deal_out(self.trained, groups.sharding.size, options.shared)
+        sizes = {name: int(parameter.size) for name, parameter in self.trained.items()}
+        self._owners = deal_out(sizes, groups.sharding.size, options.shared)
         self._owned = {
             name: parameter
             for name, parameter in self.trained.items()
@@ -190,30 +192,6 @@ class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]
         for parameter in self._parameter_list:
             parts[self._ranks.get(parameter.name, 0)].append(parameter)
         return parts
-
-
-def deal_out(trained: Mapping[str, Any], num_ranks: int, shared: Collection[str] = ()) -> dict[str, int]:
-    """Who owns which parameter: Fleet's rule, largest first, each to the first of the ranks that have least.
-
-    What several stages of a pipeline hold is dealt out before the rest, so that it has the same owner on all of them:
-    its gradient is summed over the stages.
-
-    Args:
-        trained: Parameters by structured name.
-        num_ranks: Size of the sharding group.
-        shared: Names that are dealt out first; in the order of their names where they are equally large.
-
-    Returns:
-        Position of the owner in the sharding group, by name.
-    """
-    first = sorted(name for name in trained if name in shared)
-    rest = [name for name in trained if name not in shared]
-    sizes, owners = [0] * num_ranks, {}
-    for names in (first, rest):
-        for name in sorted(names, key=lambda name: -trained[name].size):
-            owners[name] = sizes.index(min(sizes))
-            sizes[owners[name]] += trained[name].size
-    return owners
 
 
 def _set_strategy(*, averages: bool) -> None:
