@@ -73,6 +73,11 @@ def _llava_first_form(text: dict[str, Any]) -> dict[str, Any]:
     return {**text, **names, "model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}
 
 
+def _glm4v(text: dict[str, Any]) -> dict[str, Any]:
+    tokens = {"boi_token_id": 320, "eoi_token_id": 321}
+    return {**text, **tokens, "_name_or_path": "THUDM/glm-4v-9b", "vision_config": {"hidden_size": 16}}
+
+
 def _qwen_vl(text: dict[str, Any]) -> dict[str, Any]:
     return {**text, "visual": {"width": 16, "layers": 1}, "transformers_version": "4.31.0"}
 
@@ -97,6 +102,15 @@ FOLDERS = {
         config=_llava_first_form,
         others={"model.mm_projector.0.weight": (32, 16), "model.vision_tower.vision_tower.x.weight": (4, 4)},
         layer="model.layers",
+    ),
+    "glm4v": FolderCase(
+        "chatglm4",
+        config=_glm4v,
+        others={
+            "transformer.vision.patch_embedding.cls_embedding": (1, 16),
+            "transformer.vision.boi": (1, 1, 32),
+        },
+        layer="transformer.encoder.layers",
     ),
     "qwen_vl": FolderCase(
         "qwen",

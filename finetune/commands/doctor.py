@@ -36,6 +36,7 @@ _PACKAGES = (
 )
 _EXTRAS = {
     "gradio": "the chat page: pip install 'paddle-finetune[chat]'",
+    "uvicorn": "the server: pip install 'paddle-finetune[serve]'",
     "wandb": "report_to wandb: pip install wandb",
     "swanlab": "report_to swanlab: pip install swanlab",
     "mlflow": "report_to mlflow: pip install mlflow",

@@ -15,10 +15,10 @@ from typing import Any
 from finetune.commands.first_arguments import (
     FirstArguments,
     find_arguments,
-    find_family_name,
     fit_to_data,
     fit_to_machine,
     look_at_data,
+    look_at_model,
     read_shipped,
 )
 from finetune.errors import UserError
@@ -116,7 +116,7 @@ def _from_model(settings: dict[str, Any], method: str | None, is_sample: bool) -
     """Asks for what is not given, and takes the shipped file of family and method."""
     if _MODEL not in settings:
         settings[_MODEL] = _ask("Model (a folder, or a name on a hub)", f"--{_MODEL}")
-    family = find_family_name(str(settings[_MODEL]))
+    family, is_multimodal = look_at_model(str(settings[_MODEL]))
     if is_sample:
         method = method or "lora"
     elif _DATA not in settings:
@@ -130,6 +130,9 @@ def _from_model(settings: dict[str, Any], method: str | None, is_sample: bool) -
         raise UserError(f'there is no method "{method}": init --list shows them behind the family')
     first = read_shipped(path)
     first.values["output_dir"] = f"./checkpoints/{family}_{method}"
+    if is_multimodal:
+        first.values["text_only"] = True
+        first.notes.append("text_only true: the model is multimodal, and its text part alone is trained")
     return first, f"{family}/{method}"
 
 

@@ -67,9 +67,10 @@ class OtherParts:
             dtype: Element type of its weights.
         """
         text = text_part(self.config)
-        changed: dict[str, Any] = {}
-        if text.get("vocab_size") != num_tokens:
-            changed["vocab_size"] = num_tokens
+        sizes = ("vocab_size", "padded_vocab_size")
+        changed: dict[str, Any] = {
+            name: num_tokens for name in sizes if name in text and text[name] != num_tokens
+        }
         if "tie_word_embeddings" in text and bool(text["tie_word_embeddings"]) != tied:
             changed["tie_word_embeddings"] = tied
         field = "dtype" if "dtype" in text else "torch_dtype"

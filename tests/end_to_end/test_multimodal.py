@@ -61,7 +61,8 @@ def names_of(folder):
 
 def check_whole(merged, folder):
     """All that the folder had is there, and what is not text to the last bit."""
-    assert names_of(merged) == names_of(folder)
+    computed = {name for name in names_of(merged) if name.endswith(".inv_freq")}  # as published, of ChatGLM
+    assert names_of(merged) - computed == names_of(folder)
     kept, wanted = other_tensors(merged), other_tensors(folder)
     assert kept.keys() == wanted.keys() and len(kept) > 1
     assert all(np.array_equal(kept[name], array) for name, array in wanted.items())

@@ -48,7 +48,7 @@ def test_rotary_settings_are_read_where_transformers_5_writes_them(golden, name,
     facts, case = golden[name], CASES[name]
     text = facts["config"]["text_config"]
     moved = as_transformers_5(text)
-    if name == "gemma3":
+    if "rope_local_base_freq" in moved:
         local = {"rope_type": "default", "rope_theta": moved.pop("rope_local_base_freq")}
         moved["rope_parameters"] = {"full_attention": moved["rope_parameters"], "sliding_attention": local}
     config = facts["config"] | {"text_config": moved}

@@ -63,6 +63,7 @@ def _refused(name: str, refusal: str, *model_types: str) -> MultimodalKind:
 _VISUAL = _flat(r"visual\.")
 _STREAMS = "the positions of its text part turn a part of each head in pairs of neighbours, by three streams"
 _FUSED_EXPERTS = "its files hold the experts of a layer in one tensor"
+_FUSED_AND_UNPLACED = "its files hold the experts of a layer in one tensor, and some layers have no positions"
 _TOWERS = (
     *("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava", "vipllava"),
     *("mistral3", "internvl", "deepseek_vl", "deepseek_vl_hybrid"),
@@ -77,6 +78,15 @@ KINDS = (
         flat=_flat(r"transformer\.(visual|audio)\."),
         layer_prefix="transformer",
         is_of=lambda config: isinstance(config.get("visual") or config.get("audio"), dict),
+    ),
+    MultimodalKind(
+        "GLM-4V in its first form",
+        ("chatglm",),
+        text_type="chatglm",
+        is_flat=True,
+        flat=_flat(r"transformer\.vision\."),
+        layer_prefix="transformer",
+        is_of=lambda config: isinstance(config.get("vision_config"), dict),
     ),
     MultimodalKind(
         "Qwen2-VL",
@@ -138,15 +148,9 @@ KINDS = (
         "some of its layers look at the image only (cross attention), and take a place among the others",
         *("mllama", "mllama_text_model"),
     ),
-    MultimodalKind(
-        "GLM-4V in its first form",
-        ("chatglm",),
-        is_of=lambda config: bool(config.get("vision_config")),
-        refusal="its text part has been compared with no reference here",
-    ),
-    _refused("GLM-4V", _STREAMS, "glm4v", "glm4v_text", "glm4v_moe", "glm4v_moe_text"),
+    _refused("GLM-4.1V and later", _STREAMS, "glm4v", "glm4v_text", "glm4v_moe", "glm4v_moe_text"),
     _refused("Qwen3-VL with experts", _FUSED_EXPERTS, "qwen3_vl_moe", "qwen3_vl_moe_text"),
-    _refused("Llama 4", _FUSED_EXPERTS + ", and some layers have no positions", "llama4", "llama4_text"),
+    _refused("Llama 4", _FUSED_AND_UNPLACED, "llama4", "llama4_text"),
     _refused("PaliGemma", "its prompts are read in both directions", "paligemma"),
     _refused(
         "Gemma 3n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 from finetune.serving.api.errors import ApiError
 from finetune.serving.batching.engine import ClosedError, Engine, QueueFullError
 from finetune.serving.batching.row import Row, SamplingSettings, Update
+
+_MOST_SECONDS_TO_WAIT = 60
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -78,7 +81,7 @@ class Answers:
         try:
             self._engine.submit(self._groups)
         except QueueFullError:
-            raise busy() from None
+            raise busy(self._engine) from None
         except ClosedError:
             raise unavailable() from None
 
@@ -138,13 +141,14 @@ class Answers:
         self._news.put_nowait(ClientGoneError())
 
 
-def busy() -> ApiError:
+def busy(engine: Engine) -> ApiError:
     """What is answered while as many rows wait as may."""
+    seconds = min(max(math.ceil(engine.seconds_to_room), 1), _MOST_SECONDS_TO_WAIT)
     return ApiError(
         429,
         "Too many requests wait: try again a little later.",
         code="rate_limit_exceeded",
-        headers={"Retry-After": "1"},
+        headers={"Retry-After": str(seconds)},
     )
 
 

@@ -91,7 +91,7 @@ class Service:
     async def _read(self, request: Request) -> dict[str, Any]:
         """The object of a request; while no row could even wait its body is not read."""
         if self.engine.is_full:
-            raise busy()
+            raise busy(self.engine)
         return await self._compute(parse_object, await _read_body(request))
 
     def _describe_model(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ the tokens that it has, and decoded without others; what fails there fails that 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,8 @@ from typing import Protocol
 from finetune.serving.batching.row import Row
 
 _PROMPT_TOKENS_PER_STEP = 1024
+_NEWEST_SHARE = 0.2
+"""Of the last row in the mean time of a row."""
 
 
 class Batch(Protocol):
@@ -72,6 +75,7 @@ class Engine:
         self._waiting: deque[list[Row]] = deque()
         self._batches: dict[Hashable, Batch] = {}
         self._running: list[Row] = []
+        self._row_seconds = 0.0
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
@@ -115,6 +119,11 @@ class Engine:
     def is_full(self) -> bool:
         """Whether not even one more row may wait."""
         return self.num_rows >= self.max_rows + self._max_waiting
+
+    @property
+    def seconds_to_room(self) -> float:
+        """About how long it takes until the next row leaves, as rows went lately."""
+        return self._row_seconds / self.max_rows
 
     @property
     def num_rows(self) -> int:
@@ -175,6 +184,8 @@ class Engine:
             if rest:
                 self._waiting.appendleft(rest)
             self._running += rows
+            for row in rows:
+                row.started = time.monotonic()
             return rows
 
     def _must_be_alone(self, rows: Sequence[Row]) -> bool:
@@ -243,3 +254,5 @@ class Engine:
     def _leave(self, rows: Sequence[Row]) -> None:
         with self._changed:
             self._running = [row for row in self._running if row not in rows]
+            for row in rows:
+                self._row_seconds += _NEWEST_SHARE * (time.monotonic() - row.started - self._row_seconds)

@@ -72,6 +72,7 @@ class Row:
     Attributes:
         tokens: Of the answer so far.
         draws: Numbers in [0, 1) for every token of the answer, float32 [max_new_tokens]; None if greedy.
+        started: When it was let in, `time.monotonic`; 0.0 before.
         was_in_failure: Whether a step over this row and others failed; it then runs without others.
     """
 
@@ -90,6 +91,7 @@ class Row:
         self.draws: NDArray[Any] | None = None
         if not settings.is_greedy:
             self.draws = uniform_draws(settings.seed, sample, settings.max_new_tokens)
+        self.started = 0.0
         self.was_in_failure = False
         self._stream = TextStream(decode)
         self._stops = StopStrings(settings.stop)

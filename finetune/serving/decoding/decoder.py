@@ -127,8 +127,6 @@ class StaticDecoder:
             The new tokens [B, N], a row filled up behind its end; and the cache without the last of them, the tensors of
             all layers [1, K, B, T, D].
         """
-        import paddle
-
         assert settings.stop_ids is not None and settings.repetition_penalty == 1
         inputs = {
             "ids": ids,
@@ -143,9 +141,8 @@ class StaticDecoder:
             filler=self.facts.pad_token_id,
             prefix=self.facts.num_prefix_tokens,
         )
-        tokens, _, made = self._call(inputs, self._first_cache(len(ids)) if cache is None else cache)
-        # The engine may write its next results where these stand.
-        return tokens, [paddle.assign(part) for part in made]
+        tokens, _, cache = self._call(inputs, self._first_cache(len(ids)) if cache is None else cache)
+        return tokens, cache
 
     def _check(self, prompts: Sequence[Sequence[int]], settings: DecodingSettings) -> None:
         limit = self.facts.max_positions

@@ -54,6 +54,20 @@ def test_no_more_may_wait_than_is_said(maker, told):
     assert not rows[3].tokens and not rows[2].tokens
 
 
+def test_how_long_a_place_takes_follows_the_rows(maker, told):
+    maker.gate.clear()
+    with decoding(maker, max_rows=2) as engine:
+        assert engine.seconds_to_room == 0
+        engine.submit([[make_row(told, number, [1]) for number in range(2)]])
+        wait_until(lambda: engine._running)
+        time.sleep(0.5)
+        maker.gate.set()
+        told.wait(2)
+        wait_until(lambda: not engine.num_rows)
+        # Two rows of half a second, a fifth each, two at a time.
+        assert 0.05 < engine.seconds_to_room < 5
+
+
 def test_all_rows_of_a_request_are_taken_or_none(maker, told):
     maker.gate.clear()
     with decoding(maker, max_rows=2, max_waiting=1) as engine:
