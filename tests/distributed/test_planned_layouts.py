@@ -20,7 +20,12 @@ LAYOUTS = (
     {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2},
     {"tensor_parallel_degree": 2} | _STAGE1,
     {"pipeline_parallel_degree": 2, "lora": True} | _STAGE1,
-    {"pipeline_parallel_degree": 2, "virtual_pp_degree": 2, "prefix_tuning": True, "tensor_parallel_degree": 2},
+    {
+        "pipeline_parallel_degree": 2,
+        "virtual_pp_degree": 2,
+        "prefix_tuning": True,
+        "tensor_parallel_degree": 2,
+    },
 )
 
 
