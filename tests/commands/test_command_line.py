@@ -107,7 +107,7 @@ def test_help_of_a_command_is_its_own(capsys):
     "words, message",
     [
         (["trian"], 'there is no command "trian": did you mean train?'),
-        (["xyzzy"], 'there is no command "xyzzy": choose one of init, preview, train'),
+        (["xyzzy"], 'there is no command "xyzzy": choose one of init, preview, plan, train'),
         (["merge"], "merge is not followed by what to merge: write merge lora or merge tp"),
         (["merge", "all"], 'merge is followed by "all": write merge lora or merge tp'),
         (["a.json"], "a.json is an argument file, not a command: write train a.json"),

@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune.adapters.trained_shapes import TrainedShapes
 from finetune.families.family import Family
-from finetune.families.layer_memory import CHOSEN_HIDDEN, SHARED_HIDDEN
+from finetune.families.layer_memory import passed_experts
 from finetune.run.plan.facts import FLOAT_BYTES, HALF_BYTES, MemoryFacts
 
 _LOSS_BYTES = 8  # a logit in float32 and its probability
@@ -77,18 +77,13 @@ def widths_of(family: Family, config: Mapping[str, Any], shapes: TrainedShapes) 
     """The sizes of a model with this configuration, as the family adapts it."""
     geometry = family.prefix_geometry(config)
     num_layers, fields = geometry.num_layers, family.fields
-    hidden = int(config[fields.hidden_size])
+    hidden = family.width(config)
     given = config.get(fields.inner_size or "") or (family.tiny.inner_ratio or 4) * hidden
     inner, more = [int(given) // fields.inner_parts] * num_layers, [0] * num_layers
     for number in range(num_layers):
-        layer = f"{family.base_prefix}.layers.{number}.mlp"
-        routed = shapes.model.get(f"{layer}.experts.0.down_proj.weight")
-        if routed is None:
-            continue
-        num_chosen = int(config.get("num_experts_per_tok") or 1)
-        shared = shapes.model.get(f"{layer}.shared_expert.down_proj.weight", (0,))[0]
-        inner[number] = num_chosen * routed[0] + shared
-        more[number] = CHOSEN_HIDDEN * num_chosen + (SHARED_HIDDEN if shared else 0)
+        experts = passed_experts(f"{family.base_prefix}.layers.{number}", shapes.model, config)
+        if experts is not None:
+            inner[number], more[number] = experts
     return Widths(
         hidden=hidden,
         query=geometry.num_heads * geometry.head_dim,
