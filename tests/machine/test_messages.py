@@ -44,7 +44,7 @@ CATALOGUE = Catalogue(
         ("2 of 3 are missing", "3 中缺少 2"),
         ("a is nothing to do: choose b", "a 是 无事可做：请选 b"),
         ("a is 1: choose 2; nothing to do", "a 是 1：请选 2; 无事可做"),
-        ("step 1/3  loss 2.5", "步 1/3  损失 2.5"),
+        ("step 1/3  loss 2.5", "步 1/3    损失 2.5"),
         ("a is b: choose c (as before)", "a 是 b：请选 c（同前）"),
         ("  nothing to do\nelse", "  无事可做\nelse"),
         ("loss of face", "loss of face"),

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from finetune.machine.language.columns import pad
+
 _PLACE = "{}"
 _NUMBERED = re.compile(r"\{(\d+)\}")
 _MAX_DEPTH = 4
@@ -29,9 +31,11 @@ class Catalogue:
 
     def __init__(self, entries: Mapping[str, str], pieces: Mapping[str, str] | None = None):
         self._pieces = Catalogue(pieces) if pieces else None
-        self._exact = {template: text for template, text in entries.items() if _PLACE not in template}
+        self._exact = {key: _Template(key, text) for key, text in entries.items() if _PLACE not in key}
         # What is put behind other messages; f-strings have no place that tells where it begins.
-        self._endings = {key: self._exact[key] for key in self._exact if key[0] in " ,:;"}
+        self._endings = {
+            key: text for key, text in entries.items() if key in self._exact and key[0] in " ,:;"
+        }
         templates = (_Template(template, text) for template, text in entries.items() if _PLACE in template)
         # Of several templates that fit, the one with most fixed text tells most of the message.
         self._templates = sorted(templates, key=lambda each: -each.num_fixed)
@@ -47,8 +51,8 @@ class Catalogue:
             return found
         if depth < _MAX_DEPTH:
             if label := _LABEL.match(text):
-                name = self._exact.get(f"{label[1]}:", label[0])
-                return name + self.translate(text[label.end() :], depth + 1)
+                name = self._exact.get(f"{label[1]}:")
+                return (name.fill([]) if name else label[0]) + self.translate(text[label.end() :], depth + 1)
             return self._translate_parts(text, depth + 1)
         return text
 
@@ -56,38 +60,66 @@ class Catalogue:
         for separator in (_LINES, _COLUMNS, _PARTS):
             parts = separator.split(text)
             if len(parts) > 1:
-                return "".join(self._translate_part(part, depth) for part in parts)
+                shown = [self._translate_part(part, depth) for part in parts]
+                return _join_columns(parts, shown) if separator is _COLUMNS else "".join(shown)
         for ending, shown in self._endings.items():
             if text.endswith(ending):
                 return self.translate(text.removesuffix(ending), depth) + shown
         return text
 
     def _find(self, text: str, depth: int) -> str | None:
+        if (found := self._match(text)) is None:
+            return None
+        template, values = found
+        if depth < _MAX_DEPTH:
+            values = [self.translate(value, depth + 1) for value in values]
+        return template.fill(values)
+
+    def _match(self, text: str) -> tuple[_Template, list[str]] | None:
         if text in self._exact:
-            return self._exact[text]
+            return self._exact[text], []
         for template in self._templates:
             if (values := template.match(text)) is not None:
-                if depth < _MAX_DEPTH:
-                    values = [self.translate(value, depth + 1) for value in values]
-                return template.fill(values)
+                return template, values
         return None
 
     def translate_piece(self, text: str, depth: int = 0) -> str:
         """The text of a column or title in the other language."""
-        found = self._pieces._find(text, _MAX_DEPTH) if self._pieces else None
-        return found or self.translate(text, depth)
+        found = self._pieces._match(text) if self._pieces else None
+        if found is None:
+            return self.translate(text, depth)
+        template, values = found
+        if depth < _MAX_DEPTH:
+            values = [self.translate_piece(value, depth + 1) for value in values]
+        return template.fill(values)
 
     def _translate_part(self, part: str, depth: int) -> str:
         core = part.strip(" ")
         return part.replace(core, self.translate_piece(core, depth), 1) if core else part
 
 
+def _join_columns(parts: list[str], shown: list[str]) -> str:
+    """Puts cells together so that each begins where the English one began, or two blanks behind the one before.
+
+    Args:
+        parts: The English line, cells and the blanks between them by turns.
+        shown: The same with translated cells.
+    """
+    text, start = shown[0], len(parts[0])
+    for gap, part, cell in zip(parts[1::2], parts[2::2], shown[2::2], strict=True):
+        start += len(gap)
+        text = pad(text + ("  " if text.strip() else gap), start) + cell
+        start += len(part)
+    return text
+
+
 class _Template:
     """An English message with places for values, and its translation."""
 
     def __init__(self, template: str, text: str):
-        self._first, *self._middle, self._last = template.split(_PLACE)
-        self.num_fixed = len(template) - len(_PLACE) * (len(self._middle) + 1)
+        self._first, *self._middle = template.split(_PLACE)
+        self._last = self._middle.pop() if self._middle else ""
+        self.num_fixed = len(template.replace(_PLACE, ""))
         self._text = text
 
     def match(self, text: str) -> list[str] | None:
