@@ -25,6 +25,7 @@ from finetune.run.plan.rank_parts import layer_number
 
 _LOSS_BYTES = 8  # a logit in float32 and its probability
 _MAGNITUDE = "lora_magnitude"
+_KRONECKER = (("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a"))
 _GATHERED = 2  # tensors of hidden size that sequence parallelism keeps whole
 
 
@@ -113,8 +114,8 @@ def _update_widths(shapes: TrainedShapes, num_layers: int) -> list[int]:
         if f"{name}.{_MAGNITUDE}" in shapes.added:
             widths[number] += shapes.model[f"{name}.weight"][1]
         first, second = (
-            shapes.added.get(f"{name}.lokr_{end}") or shapes.added.get(f"{name}.lokr_{end}_{part}", (0, 0))
-            for end, part in (("w1", "b"), ("w2", "a"))
+            next((shapes.added[f"{name}.{end}"] for end in ends if f"{name}.{end}" in shapes.added), (0, 0))
+            for ends in _KRONECKER
         )
         widths[number] += first[1] * second[0]
     return widths
