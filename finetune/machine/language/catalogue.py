@@ -60,8 +60,8 @@ class Catalogue:
         for separator in (_LINES, _COLUMNS, _PARTS):
             parts = separator.split(text)
             if len(parts) > 1:
-                shown = [self._translate_part(part, depth) for part in parts]
-                return _join_columns(parts, shown) if separator is _COLUMNS else "".join(shown)
+                cells = [self._translate_part(part, depth) for part in parts]
+                return _join_columns(parts, cells) if separator is _COLUMNS else "".join(cells)
         for ending, shown in self._endings.items():
             if text.endswith(ending):
                 return self.translate(text.removesuffix(ending), depth) + shown
