@@ -79,6 +79,7 @@ lock: install  ## resolve pyproject.toml into requirements/*.lock (UPGRADE=1 mov
 	$(COMPILE) --extra cpu --output-file requirements/cpu.lock
 	$(COMPILE) --extra cpu --extra chat --output-file requirements/chat.lock
 	$(COMPILE) --extra cpu --extra gguf --output-file requirements/gguf.lock
+	$(COMPILE) --extra cpu --extra serve --output-file requirements/serve.lock
 	$(COMPILE) --output-file requirements/base.lock
 	@if grep -nE '://|^-|\+cpu|\+cu[0-9]' requirements/*.lock; then \
 		echo "An address or a local build entered the lock." >&2; exit 1; fi

@@ -1,6 +1,6 @@
 """What a step of replicas waits for, on a virtual clock: plain replicas and sharding stages 1 to 3.
 
-    python benchmarks/exposed_communication.py [--replicas 16] [--micro-batches 4] [--bandwidth 25] [--latency-us 20]
+    python benchmarks/exposed_communication.py [--replicas 16] [--copies 4] [--micro-batches 4] [--bandwidth 25] [--latency-us 20]
         [--forward-ms 270] [--json]
 
 The run's own classes train a small model, whose layers stand for larger ones, on one replica of many. In the place of
@@ -21,7 +21,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +35,7 @@ from paddle.distributed.fleet.utils import log_util
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.fleet_group_sharded import cpu_as_accelerator, wrap_stage_2, wrap_stage_3
 from finetune.parallel.parallel_model import ParallelModel
 from finetune.parallel.sharding import flat_slices
 from finetune.processes.groups import Group, ProcessGroups
@@ -114,7 +115,9 @@ class RecordedGroup:
     ) -> RecordedTask:
         return self._call(self._costs.ring(_bytes(tensor), 1), sync_op)
 
-    def all_gather(self, outputs: Any, tensor: Any, sync_op: bool = True) -> RecordedTask:
+    def all_gather(self, outputs: Any, tensor: Any, sync_op: bool | None = None) -> RecordedTask:
+        if sync_op is None:  # as Fleet's stage 3 calls it: the tensor first, and nobody waits
+            return self._call(self._costs.ring(_bytes(tensor), 1), False)
         for output in outputs:
             output.set_value(tensor)
         return self._call(self._costs.ring(_bytes(tensor) * self._costs.num_replicas, 1), sync_op)
@@ -260,7 +263,13 @@ class StepTime:
 
 
 def time_of_step(
-    stage: int, num_micro_batches: int, costs: Costs, *, overlaps: bool = True, words: Sequence[str] = ()
+    stage: int,
+    num_micro_batches: int,
+    costs: Costs,
+    *,
+    overlaps: bool = True,
+    words: Sequence[str] = (),
+    num_copies: int = 1,
 ) -> StepTime:
     """A step of a run that has made some.
 
@@ -270,10 +279,11 @@ def time_of_step(
         costs: Of passes and calls.
         overlaps: Whether ranks exchange while they compute, where the engine can.
         words: Of the setting `sharding_parallel_config`.
+        num_copies: How many groups of replicas share out the same among their members each.
     """
     clock = Clock()
     model = TimedModel(clock, costs.forward)
-    groups = _recorded_groups(stage, costs, clock)
+    groups = _recorded_groups(stage, costs, clock, num_copies)
     parallel = ParallelModel(
         model,
         groups,
@@ -296,18 +306,57 @@ def time_of_step(
     return StepTime(computed, clock.now - marks[-1][0] - computed)
 
 
-def _recorded_groups(stage: int, costs: Costs, clock: Clock) -> ProcessGroups:
-    ranks = tuple(range(costs.num_replicas))
+def fleet_time_of_step(stage: int, num_micro_batches: int, costs: Costs, *, waits: bool = False) -> StepTime:
+    """A step of Fleet's own stages 2 and 3, with whatever it can do beside the computing.
 
-    def make(number: int) -> Group:
-        handle = PaddleGroup(0, number, list(ranks), RecordedGroup(clock, costs, 0), f"recorded {number}")
-        return Group(ranks, 0, handle)
+    Args:
+        stage: 2 or 3.
+        num_micro_batches: Of the step.
+        costs: Of passes and calls.
+        waits: Whether stage 2 waits for what a backward pass reduced before the next one adds to it, as it must.
+    """
+    clock = Clock()
+    model = TimedModel(clock, costs.forward)
+    group = _recorded_groups(stage, costs, clock).sharding.handle
+    optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
+    marks, elements = [], BYTES_PER_ELEMENT / 2
+    with cpu_as_accelerator():
+        if stage == 2:
+            wrapped, optimizer = wrap_stage_2(
+                model, optimizer, group, buffer_elements=int(2**23 / elements), overlaps=True
+            )
+        else:
+            wrapped, optimizer = wrap_stage_3(model, optimizer, group, whole_elements=int(2**20 / elements))
+        for _ in range(NUM_WARM_UP_STEPS + 1):
+            marks.append((clock.now, clock.computed))
+            for _ in range(num_micro_batches):
+                wrapped(paddle.ones([1])).sum().backward()
+                if waits:
+                    optimizer._comm_task.wait()
+            optimizer.step()
+            optimizer.clear_grad()
+    computed = clock.computed - marks[-1][1]
+    return StepTime(computed, clock.now - marks[-1][0] - computed)
 
-    world, data = make(1), make(2)
-    if stage:
-        groups = ProcessGroups(layout=Layout(sharding=len(ranks)), world=world, data=data, sharding=make(3))
-    else:
-        groups = ProcessGroups(layout=Layout(data=len(ranks)), world=world, data=data, replicas=make(3))
+
+def _recorded_groups(stage: int, costs: Costs, clock: Clock, num_copies: int = 1) -> ProcessGroups:
+    num_replicas = costs.num_replicas
+    layout = (
+        Layout(data=num_copies, sharding=num_replicas // num_copies) if stage else Layout(data=num_replicas)
+    )
+
+    def make(number: int, size: int) -> Group:
+        ranks, own = tuple(range(size)), replace(costs, num_replicas=size)
+        handle = PaddleGroup(0, number, list(ranks), RecordedGroup(clock, own, 0), f"recorded {number}")
+        return Group(ranks, 0, handle) if size > 1 else Group()
+
+    groups = ProcessGroups(
+        layout=layout,
+        world=make(1, num_replicas),
+        data=make(2, num_replicas),
+        sharding=make(3, layout.sharding),
+        replicas=make(4, layout.data),
+    )
     log_util.set_log_level("ERROR")
     fleet.fleet._hcg, fleet.fleet._user_defined_strategy = (
         RecordedTopology(groups),
@@ -332,6 +381,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--replicas", type=int, default=16)
+    parser.add_argument("--copies", type=int, default=4, help="data axis beside sharding")
     parser.add_argument("--micro-batches", type=int, default=4)
     parser.add_argument("--forward-ms", type=float, default=270.0, help="forward pass of a micro-batch")
     parser.add_argument("--latency-us", type=float, default=20.0, help="of a message")
@@ -340,24 +390,30 @@ def main() -> None:
     args = parser.parse_args()
     costs = Costs(args.forward_ms / 1e3, args.latency_us / 1e6, args.bandwidth * 1e9, args.replicas)
     scale_buckets()
-    engines: dict[str, tuple[int, Sequence[str]]] = {
-        "data": (0, ()),
+    stages: dict[str, tuple[int, Sequence[str]]] = {
         "stage 1 sliced": (1, ("split_param",)),
         "stage 2": (2, ()),
         "stage 3": (3, ()),
     }
+    engines = {"data": (0, (), 1)} | {name: (*each, 1) for name, each in stages.items()}
+    if args.copies > 1:
+        engines |= {f"{name}, data": (*each, args.copies) for name, each in stages.items()}
     times = {"stage 1": time_of_step(1, args.micro_batches, costs)}
-    for name, (stage, words) in engines.items():
+    for name, (stage, words, copies) in engines.items():
         for word, overlaps in ((" waiting", False), ("", True)):
-            step = time_of_step(stage, args.micro_batches, costs, overlaps=overlaps, words=words)
+            step = time_of_step(
+                stage, args.micro_batches, costs, overlaps=overlaps, words=words, num_copies=copies
+            )
             times[name + word] = step
+    times["stage 2 Fleet"] = fleet_time_of_step(2, args.micro_batches, costs, waits=True)
+    times["stage 3 Fleet"] = fleet_time_of_step(3, args.micro_batches, costs)
     if args.json:
         print(json.dumps({name: [each.computed, each.exposed] for name, each in times.items()}))
         return
-    print("                        computing  exposed  of the step")
+    print("                              computing  exposed  of the step")
     for name, each in times.items():
         share = each.exposed / (each.computed + each.exposed)
-        print(f"{name:22}  {each.computed:7.3f} s  {each.exposed:5.3f} s  {share:11.1%}")
+        print(f"{name:28}  {each.computed:7.3f} s  {each.exposed:5.3f} s  {share:11.1%}")
 
 
 if __name__ == "__main__":

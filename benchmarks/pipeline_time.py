@@ -28,15 +28,14 @@ from typing import Any
 
 import paddle
 from paddle.distributed import ParallelEnv
+from paddle.distributed.fleet.meta_parallel.pp_utils.utils import paddle_2_number
 from paddle.distributed.fleet.utils import log_util
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetune.machine.stand_ins import replace
-from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
-from finetune.parallel.pipe.hidden_states import HiddenStates
-from finetune.parallel.pipe.interleaved import InterleavedPipeline
-from finetune.parallel.pipe.stage import StagePlan
+from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
+from finetune.parallel.pipe.stage_plan import StagePlan
 
 
 @dataclass(frozen=True)
@@ -144,17 +143,22 @@ class RecordedGroup:
         self.process_group, self.backend = self, "recorded"
         self._batch: list[Operation] = []
 
-    def begin_send(self, tensor: Any, to: int) -> RecordedTransfer:
-        return RecordedTransfer(self.program, self.program.begin("send", to))
-
-    def begin_receive(self, tensor: Any, source: int) -> RecordedTransfer:
-        return RecordedTransfer(self.program, self.program.begin("receive", source))
-
-    def send(self, tensor: Any, to: int) -> None:
-        self.begin_send(tensor, to).wait()
+    def send(self, tensor: Any, to: int, sync_op: bool = True) -> RecordedTransfer:
+        return self._begin("send", to, sync_op)
 
     def receive(self, tensor: Any, source: int) -> None:
-        self.begin_receive(tensor, source).wait()
+        """What is told of hidden states: their dtype."""
+        tensor.fill_(paddle_2_number(paddle.float32))
+        self._begin("receive", source, True)
+
+    def recv(self, tensor: Any, source: int, sync_op: bool) -> RecordedTransfer:
+        return self._begin("receive", source, sync_op)
+
+    def _begin(self, kind: str, peer: int, sync_op: bool) -> RecordedTransfer:
+        transfer = RecordedTransfer(self.program, self.program.begin(kind, peer))
+        if sync_op:
+            transfer.wait()
+        return transfer
 
     # What follows is called by Fleet.
 
@@ -274,14 +278,17 @@ def play(programs: Sequence[Program], costs: Costs) -> float:
     return max(clocks)
 
 
-def record(num_ranks: int, num_chunks: int, num_micro_batches: int) -> list[Program]:
-    """What the engine does on every rank in a training step, but for the first one, in which dtypes are told."""
+def record(
+    num_ranks: int, num_chunks: int, num_micro_batches: int, *, is_first: bool = False
+) -> list[Program]:
+    """What the engine does on every rank in a training step; in the first one dtypes are told besides."""
     programs = []
     for rank in range(num_ranks):
         stage = RecordedStage(StagePlan(rank, num_ranks, num_chunks), Program())
         engine = start_engine(stage, RecordedGroup(stage.plan, stage.program))
-        engine.train(stage, num_micro_batches)
-        stage.program.clear()
+        if not is_first:
+            engine.train(stage, num_micro_batches)
+            stage.program.clear()
         engine.train(stage, num_micro_batches)
         programs.append(stage.program)
     return programs
@@ -289,13 +296,20 @@ def record(num_ranks: int, num_chunks: int, num_micro_batches: int) -> list[Prog
 
 def start_engine(stage: RecordedStage, group: RecordedGroup) -> Any:
     """The engine that a run would take."""
-    hidden = HiddenStates(stage, group)
-    if stage.plan.num_chunks > 1:
-        return InterleavedPipeline(stage, hidden, group)
     log_util.set_log_level("ERROR")
     if not hasattr(ParallelEnv, "_device_id"):  # Fleet reads it on any device
         replace(ParallelEnv, "_device_id", 0)
-    return FleetPipeline(stage, hidden, RecordedTopology(stage.plan, group))
+    engine = FleetInterleavedPipeline if stage.plan.num_chunks > 1 else FleetPipeline
+    return engine(stage, group, RecordedTopology(stage.plan, group))
+
+
+def count_alive(program: Program) -> int:
+    """Passes whose activations a rank holds at the most: of parts, forward and not yet backward."""
+    alive = most = 0
+    for step in program.operations:
+        alive += (step.kind == "forward") - (step.kind == "backward")
+        most = max(most, alive)
+    return most
 
 
 def time_over_ideal(num_ranks: int, num_chunks: int, num_micro_batches: int, costs: Costs) -> float:

@@ -8,12 +8,12 @@ what it writes then. All three runs go through finetune_generation.py, as a user
 
 from __future__ import annotations
 
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     start_command()
 
-import argparse
 import json
 import shlex
 import shutil
@@ -50,7 +50,7 @@ _NUM_SAMPLES = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the demonstration; the exit code of the first step that fails, or 0."""
     description = f"Trains a tiny random model on data/ and shows what it learned; writes to {FOLDER}/ alone."
-    argparse.ArgumentParser(prog="python -m finetune.demo", description=description).parse_args(arguments)
+    CommandParser(prog="python -m finetune.demo", description=description).parse_args(arguments)
     _step("1/4 A tiny Llama with random weights and a SentencePiece vocabulary learned from data/")
     shutil.rmtree(ROOT / FOLDER, ignore_errors=True)
     build_tiny("llama", ROOT / MODEL, **SHAPE)

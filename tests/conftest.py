@@ -26,6 +26,7 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 pytest_plugins = ["tests.tiny_models"]
 # No test writes into the home folder.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="finetune-tests-")
+os.environ["FINETUNE_LANG"] = "en"  # whatever the locale of the machine
 
 FAST = {
     "device": "cpu",

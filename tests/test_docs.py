@@ -13,7 +13,16 @@ from tests.test_import_levels import LEVELS
 NAMED = re.compile(r"(?<![\w./-])((?:finetune|tests|benchmarks|tools)/[\w/.-]*\w/?)")
 LINK = re.compile(r"\]\(([^)#\s]+)\)")
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README*.md")})
-IN_STEP = ("architecture", "adding-a-family")
+IN_STEP = (
+    "architecture",
+    "adding-a-family",
+    "metrics",
+    "trackers",
+    "README",
+    "tutorials/customer_service",
+    "tutorials/domain",
+    "tutorials/many_cards",
+)
 """Pages whose two languages have the same tables and lists, line by line."""
 
 

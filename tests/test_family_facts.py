@@ -31,14 +31,15 @@ READS_CONFIG = {
 }
 ALLOWED_NAMES = {
     "finetune/data/templates/chat_templates.py": "names of conversation formats, which users choose and no code compares",
+    "finetune/data/templates/jinja_forms.py": "the same",
     "finetune/demo.py": "the demonstration is one run, of one family",
     "finetune/serving/gguf/vocabulary.py": "GGUF calls kinds of tokenizers by the names of models",
 }
 
 
 def family_modules() -> set[Path]:
-    """The records, and the layers, decoders and tokenizers that only one family has."""
-    return {path for name in families() for path in (FAMILIES / name).glob("*.py")}
+    """The records, the layers, decoders and tokenizers that only one family has, and the kinds of multimodal folders."""
+    return {path for name in (*families(), "multimodal") for path in (FAMILIES / name).glob("*.py")}
 
 
 def test_only_records_and_loading_read_what_kind_of_model_a_config_names():

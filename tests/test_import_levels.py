@@ -41,9 +41,10 @@ LEVELS = (  # from the lowest up
     ("parallel/pipe", "parallel/sharding"),
     ("parallel",),
     ("training",),
-    ("run", "merge", "serving/decoding"),
+    ("run", "merge", "serving/decoding", "serving/web"),
     ("run/preview", "serving/export", "serving/gguf", "serving/predict"),
-    ("serving/chat",),
+    ("serving/chat", "serving/batching", "run/plan"),
+    ("serving/api",),
     ("commands", "chat", "demo", "environment", "stand_ins"),
     ("__main__",),  # the scripts beside finetune/ stand above all
 )

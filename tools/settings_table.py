@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from finetune.machine.language.translation import chinese  # noqa: E402
 from finetune.settings.records import LAYOUT, MODEL_CONFIG, PADDLENLP, Range, Setting  # noqa: E402
 from finetune.settings.registry import foreign_settings, known_settings, read_rows  # noqa: E402
 from finetune.settings.synonyms import Synonym, known_methods, known_synonyms  # noqa: E402
@@ -36,6 +37,10 @@ class Language:
     methods_introduction: str
     methods_columns: tuple[str, ...]
     words: dict[str, str]
+
+    def translate(self, text: str) -> str:
+        """What a record says in English, in this language."""
+        return text if self.file == "settings.md" else chinese().translate(text)
 
 
 ENGLISH = Language(
@@ -157,17 +162,22 @@ def _format_row(setting: Setting, language: Language) -> list[str]:
     words = language.words
     allowed = _list_values(setting.choices) or (_format_range(setting.range) if setting.range else "")
     resume = [words[name] for name in ("may_change", "may_grow") if getattr(setting, name)]
-    text = setting.help_zh if language is CHINESE and setting.help_zh else setting.help
+    text = setting.help_zh if language is CHINESE and setting.help_zh else language.translate(setting.help)
     notes = [
         (setting.aliases, words["aliases"].format(_list_values(setting.aliases))),
         (setting.words, words["words"].format(_list_values(setting.words))),
         (setting.gpu_only, words["gpu_only"]),
         (
             setting.ignored and not setting.help.startswith("Without effect"),
-            words["ignored"].format(setting.ignored),
+            words["ignored"].format(language.translate(setting.ignored or "")),
         ),
-        (setting.working, words["only"].format(_list_values(setting.working or ()), setting.instead)),
-        (setting.why, setting.why),
+        (
+            setting.working,
+            words["only"].format(
+                _list_values(setting.working or ()), language.translate(setting.instead or "")
+            ),
+        ),
+        (setting.why, language.translate(setting.why or "")),
     ]
     description = " ".join([text, *(note for is_told, note in notes if is_told)])
     readers = ", ".join(words[reader] for reader in setting.readers)
@@ -182,10 +192,10 @@ def _list_foreign_rows(language: Language) -> list[list[str]]:
         if setting.name in read_rows("synonyms.json")["ignored"]:
             continue
         if setting.working is None:
-            off, reason = "", language.words["without"].format(setting.ignored)
+            off, reason = "", language.words["without"].format(language.translate(setting.ignored or ""))
         else:
             off = _list_values([*setting.working, None])
-            reason = language.words["refused"].format(setting.instead)
+            reason = language.words["refused"].format(language.translate(setting.instead or ""))
         names.setdefault((off, reason), []).append(setting.name)
     return [[_list_values(shared), off, reason] for (off, reason), shared in names.items()]
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("*/*_argument.json", "data/*.json", "data/preference/*.json")
+SHIPPED = (
+    "*/*_argument.json",
+    "data/*.json",
+    "data/preference/*.json",
+    "data/conversations/*.json",
+    "data/domain/*/*.json",
+)
 TARGET = Path("finetune") / "shipped"
 
 

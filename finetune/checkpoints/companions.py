@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.templates import trained_template
+from finetune.models.other_parts import OTHER_PARTS, WHOLE_CONFIG
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.template_files import copy_named
 
@@ -20,7 +21,8 @@ _PATTERNS = (
     "config.json", "generation_config.json", "lora_config.json", "prefix_config.json", "adapter_facts.json",
     "pre_caches.npy", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*",
     "merges.txt", "*.model", "*.tiktoken", "tekken.json", "*.jinja", "configuration_*.py", "modeling_*.py",
-    "tokenization_*.py", trained_template.PATTERN,
+    "tokenization_*.py", "*processor_config.json", WHOLE_CONFIG, f"{OTHER_PARTS}.safetensors",
+    f"{OTHER_PARTS}-*.safetensors", f"{OTHER_PARTS}.safetensors.index.json", trained_template.PATTERN,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from finetune.commands.registry import COMMANDS, Command
 from finetune.errors import UserError
 from finetune.machine.command_names import PROGRAM, called_as
 from finetune.machine.command_start import hear_signals, prepare_process
+from finetune.machine.screen import print_text
 from finetune.processes.command import run_command
 from finetune.settings.argument_file import is_argument_file
 
@@ -43,7 +44,7 @@ def run(words: Sequence[str]) -> int | None:
         return None
     command, rest = _find(words)
     if command is None:
-        print(_list_commands(f"{words[0]} "))
+        print_text(_list_commands(f"{words[0]} "))
         return None
     if not command.threads_below:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -80,7 +81,7 @@ def _nearest(word: str) -> str:
 def _help(words: Sequence[str]) -> int | None:
     """The list of commands; for a command's name its own help, for another word the settings that have it."""
     if not words:
-        print(_list_commands())
+        print_text(_list_commands())
         return None
     if any(command.word.split()[0] == words[0] for command in COMMANDS):
         return run([*words, "--help"])

@@ -6,7 +6,6 @@ need, such as a hub, is told and is no fault.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -19,9 +18,12 @@ from pathlib import Path
 from finetune import __version__
 from finetune.errors import EXIT_USER_ERROR, UserError, hide_credentials
 from finetune.machine.command_names import called_as
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.device import count_visible_gpus, detect_device, has_gpu_build
 from finetune.machine.environment import check_machine
+from finetune.machine.language.translation import translate_piece
 from finetune.machine.processor import configure_processor
+from finetune.machine.screen import print_text
 
 _PACKAGES = (
     "paddlepaddle",
@@ -34,8 +36,10 @@ _PACKAGES = (
 )
 _EXTRAS = {
     "gradio": "the chat page: pip install 'paddle-finetune[chat]'",
+    "uvicorn": "the server: pip install 'paddle-finetune[serve]'",
     "wandb": "report_to wandb: pip install wandb",
     "swanlab": "report_to swanlab: pip install swanlab",
+    "mlflow": "report_to mlflow: pip install mlflow",
     "visualdl": "report_to visualdl: pip install visualdl",
     "tensorboardX": "report_to tensorboard: pip install tensorboardX",
 }
@@ -46,7 +50,7 @@ _SMALL_DISK_BYTES = 5 * _GIBIBYTE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tells what there is; returns 0, or 2 where a run could not start."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{called_as() or 'paddle-finetune'} doctor",
         description="Tell what this machine has for a run, and what to install or to mend.",
     )
@@ -62,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         shown = [f"  {line}" for line in lines]
         if shown:
-            print(title, *shown, sep="\n")
+            print_text(translate_piece(title), *shown)
     try:
         check_machine()
     except UserError as error:
-        print("To mend", *(f"  {fault}" for fault in error.faults), sep="\n")
+        print_text("To mend", *(f"  {fault}" for fault in error.faults))
         return EXIT_USER_ERROR
-    print("A run can start: every package that matters has a version that was tested.")
+    print_text("A run can start: every package that matters has a version that was tested.")
     return 0
 
 

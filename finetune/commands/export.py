@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.machine.screen import print_text
 from finetune.serving.export.options import parse_options
 
 
@@ -26,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     lora = options.lora_path
     missing = describe_missing(lora, resolved.family, resolved.config) if lora else []
     for line in [*resolved.notes, *missing]:
-        print(line)
+        print_text(line)
     silence_libraries()
     from finetune.serving.export.run import export
 
     facts = export(options, resolved)
     limit = "any length" if facts.max_positions is None else f"up to {facts.max_positions} tokens"
-    print(f"{options.output_path}: {facts.family} as a static graph, {facts.dtype}, texts of {limit}")
+    print_text(f"{options.output_path}: {facts.family} as a static graph, {facts.dtype}, texts of {limit}")

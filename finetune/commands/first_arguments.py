@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune.data.reading.marks import QUALITY_MARKS
 from finetune.data.reading.preferences import is_preference
@@ -193,10 +193,18 @@ def _bytes_of_type(config: Mapping[str, Any]) -> int:
     return 4 if "32" in str(config.get("dtype") or config.get("torch_dtype") or "float32") else 2
 
 
-def find_family_name(model: str) -> str:
-    """The family of a model, by the config.json of its folder or of its hub.
+class ModelFacts(NamedTuple):
+    """What the settings depend on: the model's family, and whether more than text belongs to the model."""
+
+    family: str
+    is_multimodal: bool
+
+
+def look_at_model(model: str) -> ModelFacts:
+    """Reads the config.json of a model's folder or of its hub.
 
     Raises:
         UserError: There is no such model, or its family is not covered.
     """
-    return resolve_model(model, needs_weights=False).family.name
+    resolved = resolve_model(model, needs_weights=False)
+    return ModelFacts(resolved.family.name, resolved.kind is not None)

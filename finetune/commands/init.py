@@ -15,14 +15,17 @@ from typing import Any
 from finetune.commands.first_arguments import (
     FirstArguments,
     find_arguments,
-    find_family_name,
     fit_to_data,
     fit_to_machine,
     look_at_data,
+    look_at_model,
     read_shipped,
 )
 from finetune.errors import UserError
 from finetune.machine.command_names import PROGRAM, TRAIN, called_as, launched_name
+from finetune.machine.command_parser import CommandParser
+from finetune.machine.language.translation import translate
+from finetune.machine.screen import print_text
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.parsing import read_given
 from finetune.settings.records import LAYOUT
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{called_as() or PROGRAM} init",
         usage=f"{called_as() or PROGRAM} init [NAME] [options] [--key value ...]",
         description="Write an argument file. NAME is a shipped file such as llama/lora; without it the model and the "
@@ -113,7 +116,7 @@ def _from_model(settings: dict[str, Any], method: str | None, is_sample: bool) -
     """Asks for what is not given, and takes the shipped file of family and method."""
     if _MODEL not in settings:
         settings[_MODEL] = _ask("Model (a folder, or a name on a hub)", f"--{_MODEL}")
-    family = find_family_name(str(settings[_MODEL]))
+    family, is_multimodal = look_at_model(str(settings[_MODEL]))
     if is_sample:
         method = method or "lora"
     elif _DATA not in settings:
@@ -127,6 +130,9 @@ def _from_model(settings: dict[str, Any], method: str | None, is_sample: bool) -
         raise UserError(f'there is no method "{method}": init --list shows them behind the family')
     first = read_shipped(path)
     first.values["output_dir"] = f"./checkpoints/{family}_{method}"
+    if is_multimodal:
+        first.values["text_only"] = True
+        first.notes.append("text_only true: the model is multimodal, and its text part alone is trained")
     return first, f"{family}/{method}"
 
 
@@ -152,7 +158,7 @@ def _ask_or(question: str, default: str) -> str:
 
 def _read_answer(question: str) -> str:
     try:
-        return input(question).strip()
+        return input(translate(question)).strip()
     except EOFError:
         raise UserError("the questions were not answered to the end: nothing was written") from None
 
@@ -205,5 +211,5 @@ def _tell(first: FirstArguments, target: Path) -> None:
     if num_processes > 1:
         cards = ",".join(map(str, range(num_processes)))
         train = f"python -m paddle.distributed.launch --gpus {cards} {launched_name(TRAIN)} {target}"
-    print(f"wrote {target}", *first.notes, sep="\n")
-    print(f"next: {program} preview {target}\n      {train}")
+    print_text(f"wrote {target}", *first.notes)
+    print_text(f"next: {program} preview {target}\n      {train}")

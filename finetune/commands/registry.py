@@ -34,9 +34,11 @@ class Command:
 COMMANDS = (
     Command("init", "write an argument file, by questions or from options", "finetune.commands.init"),
     Command("preview", "show what a run would train on: tokens, labels, lengths", "finetune.commands.train", "preview"),
+    Command("plan", "tell memory, steps, disk and time of a run before it starts", "finetune.commands.plan"),
     Command("train", "fine-tune a model from an argument file", "finetune.commands.train"),
     Command("predict", "answer the lines of a file, or talk on the terminal", "finetune.commands.predict"),
     Command("chat", "talk with a model in the browser", "finetune.serving.chat.run"),
+    Command("serve", "answer requests of OpenAI's interface over HTTP", "finetune.serving.api.run"),
     Command("merge lora", "merge LoRA adapters into their base", "finetune.merge.lora", threads_below=False),
     Command("merge tp", "join the files of all ranks into one model", "finetune.merge.tensor_parallel"),
     Command("export", "write a model as a static graph", "finetune.commands.export"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import UserError
 from finetune.machine.command_names import called_as
+from finetune.machine.command_parser import CommandParser
+from finetune.machine.screen import print_text
 from finetune.settings.schema import SCHEMA_FILE
 
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: The file is there already, or cannot be written.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{called_as() or 'paddle-finetune'} schema",
         description='Show the JSON Schema of argument files; name it in a file with "$schema" and editors complete its keys.',
     )
@@ -34,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{output} is there already: choose another name, or remove it") from None
     except OSError as error:
         raise UserError(f"{output} cannot be written: {error.strerror}; choose another place") from None
-    print(f'{output}: add "$schema": "{output.name}" to an argument file beside it')
+    print_text(f'{output}: add "$schema": "{output.name}" to an argument file beside it')

@@ -37,6 +37,16 @@ def main(argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | No
 
 
 def run(args: Arguments, processor_note: str | None) -> None:
+    """Runs what the settings ask for: a training, an evaluation, a preview or a trial."""
+    from finetune.run.trial import as_trial
+
+    if not args.data.longest_first:
+        return _run(args, processor_note)
+    with as_trial(args) as trial:
+        return _run(trial, processor_note)
+
+
+def _run(args: Arguments, processor_note: str | None) -> None:
     """Loads, adapts, trains, evaluates and saves; the note says what was set for the processor."""
     from finetune.machine.half_precision import half_precision_on_cpu
     from finetune.models.resolve import resolve_model
@@ -55,7 +65,11 @@ def run(args: Arguments, processor_note: str | None) -> None:
     from finetune.run.tokenizer import load_tokenizer_pair, vocabulary_notes
     from finetune.run.trainer import build_trainer
 
-    resolved = resolve_model(str(args.model.model_name_or_path), needs_weights=not args.data.preview)
+    resolved = resolve_model(
+        str(args.model.model_name_or_path),
+        needs_weights=not args.data.preview,
+        text_only=args.model.text_only,
+    )
     resolved, start_notes = check_start(args, resolved)
     layout = plan_layout(args, resolved)
     files = find_files(args)
@@ -89,9 +103,20 @@ def run(args: Arguments, processor_note: str | None) -> None:
         )
         report.model(trainer.parallel)
         report.notes(reference.add(directory, trainer))
-        metrics = train(args, directory, trainer, report, resolved.folder) if args.training.do_train else {}
-        metrics |= trainer.evaluate() if args.training.do_eval else {}
-        report.results(trainer, metrics)
+        _work(args, directory, trainer, report, resolved.folder)
+
+
+def _work(
+    args: Arguments, run: RunDirectory, trainer: FinetuneTrainer, report: Report, base_folder: Path | None
+) -> None:
+    """Trains, evaluates and tells the results, or only tries steps."""
+    from finetune.run.trial import run_trial
+
+    if args.data.longest_first:
+        return run_trial(trainer, report)
+    metrics = train(args, run, trainer, report, base_folder) if args.training.do_train else {}
+    metrics |= trainer.evaluate() if args.training.do_eval else {}
+    return report.results(trainer, metrics)
 
 
 def train(
@@ -111,7 +136,7 @@ def train(
         return take_up_final_weights(run, trainer)
     report.notes(disk_notes(args, run, trainer))
     metrics = trainer.train(run.resume)
-    save_final_weights(run, trainer, metrics)
+    save_final_weights(run, trainer, metrics, base=base_folder)
     return metrics
 
 

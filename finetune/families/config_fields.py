@@ -22,7 +22,7 @@ from finetune.families.tiny_recipe import TinyShape
 
 _HARMLESS_NAMES = """
     architectures auto_map base_model_name_or_path license language model_type tokenizer_class tokenizer_type
-    chat_format chat_template name revision transformers_version paddlenlp_version adapters finetuning_task task problem_type
+    chat_format chat_template name revision is_composition transformers_version paddlenlp_version adapters finetuning_task task problem_type
     task_specific_params id2label label2id num_labels num_choices classifier_dropout
     dtype torch_dtype bf16 fp16 fp32 use_bfloat16 torchscript tf_legacy_loss onnx_safe return_dict
     return_dict_in_generate use_return_dict use_cache cache_implementation use_cache_kernel use_cache_quantization
@@ -54,7 +54,7 @@ _HARMLESS_KINDS = re.compile(
 _OF_COMPUTATION = re.compile(
     r"norm|bias|scal|multipl|cap(ping)?$|clip|expert|moe|rope|rotary|yarn|alibi|ntk|window|sliding|residual|head|attn|"
     r"attention|layer|rank|qk|qkv|act(ivation)?(_|$)|position|mlp|ffn|emb|logit|conv|ssm|mamba|rout(er|ing)|parallel|"
-    r"pattern|dim|depth|theta|gate|tie_|block|size|state|kernel|vision|image|audio"
+    r"pattern|dim|depth|theta|gate|tie_|block|size|state|kernel|vision|visual|image|audio|causal|swa|mup|mtp|recurr|lambda"
 )
 """Words in the names of fields that say what a model computes."""
 
@@ -129,6 +129,8 @@ def _not_understood(config: Mapping[str, Any], family: Family) -> Iterator[tuple
 
 
 def _asks_nothing(name: str, value: Any, config: Mapping[str, Any]) -> bool:
+    if name == "is_causal":
+        return value is not False
     if value is None or value is False or value in ("", [], {}):
         return True
     if name == "head_dim":

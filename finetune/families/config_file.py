@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.multimodal.text_part import text_part
 from finetune.storage.files import is_present, read_json_object
 from finetune.storage.quantisation.side_files import with_side_facts
 
@@ -20,7 +21,8 @@ _Check = Callable[[Any], bool]
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder, with what a file beside it says of packed weights.
 
-    A `quantization_config` of null, which says nothing, is left out.
+    Of a multimodal model it is the configuration of the text part. A `quantization_config` of null, which says nothing,
+    is left out.
 
     Raises:
         UserError: It is missing, is no JSON object, or a field holds another kind of value than fields of its name do.
@@ -31,9 +33,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json_object(path)
     if "quantization_config" in config and config["quantization_config"] is None:
         del config["quantization_config"]
-    if faults := list(find_wrong_fields(config)):
+    try:
+        text = text_part(config)
+    except UserError as error:
+        raise UserError([f"{path}: {fault}" for fault in error.faults]) from None
+    if faults := list(find_wrong_fields(text)):
         raise UserError([f"{path}: {fault}: copy it again" for fault in faults])
-    return with_side_facts(config, folder)
+    return with_side_facts(text, folder)
 
 
 def find_wrong_fields(config: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
 from finetune.families.record_parts import (
     ConfigFields,
@@ -24,7 +25,7 @@ from finetune.families.record_parts import (
     unchanged,
 )
 from finetune.families.registry import families, find_family, get_family, register
-from finetune.families.tiny_recipe import TinyRecipe
+from finetune.families.tiny_recipe import TensorSpec, TinyRecipe
 
 __all__ = [
     "ConfigFields", "Family", "HuggingFaceForm", "PrefixGeometry", "TokenizerFacts", "families", "find_family",
@@ -71,7 +72,9 @@ class Family:
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
-        chat_template: Name of the template for conversations, None for plain text.
+        chat_template: Name of the template for conversations where a folder has none of its own; or names by a token
+            that only the tokenizers of models with this template have, the first that is met counts. None for plain
+            text.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
         covers: Whether a config.json with one of `model_types`, and the folder that it stands in (None where there
@@ -91,6 +94,11 @@ class Family:
         tensor_splits: End of a layer's name, as a regular expression -> how tensor parallelism divides the
             layer; a kind of `finetune.families.tensor_splits`. Other layers are whole on every rank.
         gguf: How the format GGUF has the family; None where no export is made.
+        weights: config.json as adapted -> all parameters, where they are not those of the tiny recipe in other sizes;
+            see `weight_shapes`.
+        memory: What a decoder layer keeps for its backward pass.
+        left_out: Fields that transformers takes by itself where the configuration of a multimodal folder's text part
+            leaves them out, as published ones do.
     """
 
     name: str
@@ -107,7 +115,7 @@ class Family:
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
     packing: bool = True
     positions: str = "position_ids"
-    chat_template: str | None = None
+    chat_template: str | Mapping[str, str] | None = None
     head_module: str = "lm_head"
     fused_packing: str = "refused"
     distance_option: str | None = None
@@ -130,6 +138,9 @@ class Family:
     hugging_face: HuggingFaceForm = field(default_factory=HuggingFaceForm)
     tensor_splits: Mapping[str, str] = field(default_factory=dict)
     gguf: GgufForm | None = None
+    weights: Callable[[Mapping[str, Any]], dict[str, TensorSpec]] | None = None
+    memory: LayerMemory = field(default_factory=LayerMemory)
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
         """Key and value sizes for prefix tuning, from a config dict or a PaddleNLP config object."""
@@ -178,7 +189,7 @@ class Family:
         said = self.adapt_config(dict(config)) if isinstance(config, Mapping) else config
         has_distances = bool(_read(said, self.distance_option))
         takes_rows = self.fused_packing == "rows" and half and not has_prefix and not has_distances
-        takes_rows = takes_rows and not (shares_prompts and _read(config, self.window_option))
+        takes_rows = takes_rows and not (shares_prompts and _read(said, self.window_option))
         return "start_end" if takes_rows else "block"
 
     def parallel_faults(

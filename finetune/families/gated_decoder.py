@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
@@ -99,6 +100,7 @@ def gated_decoder_weights(
     norm_fill: str = "ones",
     qkv_bias: bool = False,
     output_bias: bool = False,
+    inner_bias: bool = False,
     tied: bool = False,
     head_dim: int | None = None,
     head_norms: bool = False,
@@ -112,6 +114,7 @@ def gated_decoder_weights(
         norm_fill: What norms start with: "ones", or "zeros" where the layer adds one.
         qkv_bias: Whether query, key and value projections have a bias.
         output_bias: Whether the projection back has one.
+        inner_bias: Whether the feed-forward layers have one.
         tied: Whether the embedding is the output projection, too.
         head_dim: Size of a head; None: hidden size / heads.
         head_norms: Whether queries and keys are normed, head by head.
@@ -138,11 +141,38 @@ def gated_decoder_weights(
             layer + "input_layernorm.weight": TensorSpec((hidden,), norm_fill),
             layer + "post_attention_layernorm.weight": TensorSpec((hidden,), norm_fill),
         }
+        for name, size in (("gate", inner), ("up", inner), ("down", hidden)) if inner_bias else ():
+            weights[f"{layer}mlp.{name}_proj.bias"] = TensorSpec((size,), "zeros")
         weights |= {f"{layer}{name}.weight": TensorSpec((hidden,), norm_fill) for name in more_norms}
     weights[f"{prefix}.norm.weight"] = TensorSpec((hidden,), norm_fill)
     if not tied:
         weights["lm_head.weight"] = TensorSpec((hidden, shape.vocab_size))
     return weights
+
+
+def sized_decoder_weights(config: Mapping[str, Any], prefix: str, **facts: Any) -> dict[str, TensorSpec]:
+    """The same of a model with this configuration.
+
+    Args:
+        config: As the family adapts it, with Llama's names of sizes.
+        prefix: First part of the names.
+        **facts: Of `gated_decoder_weights`, beside the size of a head and whether the output layer is the embedding.
+    """
+    num_heads = int(config["num_attention_heads"])
+    shape = TinyShape(
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        num_layers=int(config["num_hidden_layers"]),
+        num_heads=num_heads,
+        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        vocab_size=int(config["vocab_size"]),
+        max_length=int(config.get("max_position_embeddings") or 0),
+    )
+    own: dict[str, Any] = {
+        "head_dim": config.get("head_dim"),
+        "tied": bool(config.get("tie_word_embeddings")),
+    }
+    return gated_decoder_weights(shape, prefix, **(own | facts))
 
 
 def joined_decoder_weights(shape: TinyShape, prefix: str) -> dict[str, TensorSpec]:

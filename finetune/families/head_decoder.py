@@ -74,7 +74,7 @@ class HeadDecoderLayer(nn.Layer):
     ):
         super().__init__()
         self.config, self.names, self.has_window = config, facts.norms, facts.has_window(number)
-        self.parallel_branches = facts.parallel_branches
+        self.parallel_branches, self.norm_factor = facts.parallel_branches, facts.norm_factor
         self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
         self.mlp = _feed_forward(config, facts, number)
@@ -118,10 +118,14 @@ class HeadDecoderLayer(nn.Layer):
             inner = self.mlp(normed if names.inner is None else self._normed(names.inner, hidden))
             hidden = hidden + (attended + self._normed(names.inner_output, self._dropped(inner)))
         else:
-            hidden = hidden + attended
-            inner = self.mlp(self._normed(names.inner, hidden))
-            hidden = hidden + self._normed(names.inner_output, self._dropped(inner))
+            hidden = self._kept(hidden, normed) + attended
+            normed = self._normed(names.inner, hidden)
+            inner = self._normed(names.inner_output, self._dropped(self.mlp(normed)))
+            hidden = self._kept(hidden, normed) + inner
         return (hidden, cache) if use_cache else hidden
+
+    def _kept(self, hidden: Any, normed: Any) -> Any:
+        return hidden if self.norm_factor is None else normed * self.norm_factor
 
     def _dropped(self, branch: Any) -> Any:
         return dropped(branch, getattr(self.config, "branch_dropout", 0.0), self)

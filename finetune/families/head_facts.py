@@ -59,6 +59,7 @@ class HeadFacts:
         input_bias: Whether the projections to queries, keys and values have a bias.
         output_bias: Whether the projection back has one.
         inner_bias: Whether the feed-forward layers have biases.
+        norm_factor: Each branch is added to its norm's result times this; None: to that norm's input.
         parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once.
         activation: Of the gate, or of the inner layer: "silu", "gelu_tanh", or without a gate "gelu", which is exact.
         norms: Names of a layer's norms.
@@ -88,6 +89,7 @@ class HeadFacts:
     input_bias: bool = False
     output_bias: bool = False
     inner_bias: bool = False
+    norm_factor: float | None = None
     parallel_branches: bool = False
     activation: str = "silu"
     norms: NormNames = TWO_NORMS

@@ -19,12 +19,18 @@ def unchanged(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ConfigFields:
-    """Names under which a family's config.json keeps its sizes (None: the family has no such field)."""
+    """Names under which a family's config.json keeps its sizes (None: the family has no such field).
+
+    Attributes:
+        inner_parts: Parts of the feed-forward layers that `inner_size` counts together.
+    """
 
     num_layers: str = "num_hidden_layers"
     num_heads: str = "num_attention_heads"
     num_kv_heads: str | None = None
     hidden_size: str = "hidden_size"
+    inner_size: str | None = "intermediate_size"
+    inner_parts: int = 1
     head_dim: str | None = None
     max_positions: str = "max_position_embeddings"
     experts: str | None = None
@@ -52,6 +58,8 @@ class TokenizerFacts:
 
     Attributes:
         prefix: Tokens that open every sequence.
+        answer_prefix: Tokens between a prompt and its answer, of which a sequence then has one only: earlier answers
+            are part of the prompt.
         end_of_answer: Token that ends an answer and stops generation.
         pad_fallback: Token used for padding when the tokenizer names none.
         chat_ends: Tokens by which chat templates end an answer; generation stops at them too, where the
@@ -74,6 +82,7 @@ class TokenizerFacts:
     own_class: bool = False
     opened_by_file: bool = False
     chat_ends: tuple[str, ...] = ()
+    answer_prefix: tuple[str, ...] = ()
     reads_add_bos: bool = False
 
 

@@ -8,7 +8,7 @@ protocol buffer: the generated classes would clash with PaddleNLP's copy of them
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 _NAME = re.compile(r"[<\[][^\s<>\[\]]{2,}[>\]]")
 _PIECES, _TEXT, _TYPE = 1, 1, 3  # fields of ModelProto and of SentencePiece in it
@@ -17,11 +17,12 @@ _AS_UNUSED = b"\x18\x05"  # field 3 with value 5: of two the last one counts
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-def take_names(content: bytes) -> tuple[bytes, dict[str, int]]:
+def take_names(content: bytes, known: Collection[str] = ()) -> tuple[bytes, dict[str, int]]:
     """A serialised model that spells no text with its names, and the ids of these names.
 
     Args:
         content: The model file's.
+        known: These are the names, whatever their kind; without them user-defined pieces that look like names are.
 
     Raises:
         ValueError: It is no protocol buffer.
@@ -33,7 +34,7 @@ def take_names(content: bytes) -> tuple[bytes, dict[str, int]]:
         if field != _PIECES:
             continue
         piece = content[inner:end]
-        text = _name_of(piece)
+        text = _name_of(piece, known)
         if text is not None:
             names[text] = number
             changed = piece + _AS_UNUSED
@@ -43,14 +44,16 @@ def take_names(content: bytes) -> tuple[bytes, dict[str, int]]:
     return b"".join([*parts, content[copied:]]), names
 
 
-def _name_of(piece: bytes) -> str | None:
-    """The text of a user-defined piece that is a name; None for any other piece."""
+def _name_of(piece: bytes, known: Collection[str]) -> str | None:
+    """The text of a piece that is a name; None for any other piece."""
     text, kind = "", None
     for field, _, inner, end in _fields(piece):
         if field == _TEXT:
             text = piece[inner:end].decode("utf-8", "replace")
         elif field == _TYPE:
             kind = _read_varint(piece, inner)[0]
+    if known:
+        return text if text in known else None
     return text if kind == _USER_DEFINED and _NAME.fullmatch(text) else None
 
 

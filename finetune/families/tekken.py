@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +97,3 @@ def open_tekken(path: Path, num_threads: int) -> tuple[TiktokenBackend, dict[str
         path.stem, read.ids, pattern=read.pattern, special_ids=read.special, num_threads=num_threads
     )
     return backend, read.special
-
-
-def copy_tekken(source: Path, folder: Path, prefix: str | None) -> str:
-    """Copies the file into a folder; gives its new path."""
-    target = folder / f"{prefix + '-' if prefix else ''}{TEKKEN_FILE}"
-    if target.resolve() != source.resolve():
-        shutil.copyfile(source, target)
-    return str(target)

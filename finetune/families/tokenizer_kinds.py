@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.families.blank_pieces import CHATGLM_ROLES, CHATGLM_TOKENS, open_chatglm
 from finetune.families.tekken import TEKKEN_ROLES, open_tekken
 from finetune.families.text_backends import (
     SentencePieceBackend,
@@ -59,6 +60,11 @@ CHATGLM2_TOKENS = (
     *("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
 )
+GLM4_TOKENS = (
+    *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+)
 CHATGLM2_PATTERN = (
     "|".join(re.escape(name) for name in (*CHATGLM2_TOKENS, "</s>") if name not in ("sop", "eop"))
     + r"|(?<=MASK\])sop"
@@ -99,6 +105,10 @@ def _open_tiktoken(
     return open_file
 
 
+open_glm4 = _open_tiktoken(LLAMA3_PATTERN, GLM4_TOKENS)
+"""GLM-4's vocabulary in its first form: its special tokens follow the ranks."""
+
+
 def _open_gpt(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
     return read_vocab_and_merges(path, _merges(path).split("\n")[1:-1], GPT2_PATTERN), {}
 
@@ -119,6 +129,7 @@ def _merges(vocab: Path) -> str:
 
 _LLAMA_ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 _GEMMA_ROLES = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+_GLM4_ROLES = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 _END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
 LLAMA3 = "Llama3Tokenizer"
@@ -134,6 +145,7 @@ KINDS: dict[str, TokenizerKind] = {
     # Every message of a conversation is spelled as a text of its own.
     "BaichuanTokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES),
     "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES, marks_blanks=True),
+    "ChatGLMTokenizer": TokenizerKind(open=open_chatglm, roles=CHATGLM_ROLES, names=CHATGLM_TOKENS),
     "ChatGLMv2Tokenizer": TokenizerKind(
         open=_open_chatglm2,
         roles={"eos_token": "</s>", "pad_token": "<unk>"},
@@ -141,6 +153,7 @@ KINDS: dict[str, TokenizerKind] = {
         fixed_roles=True,
         behind={"sop": "MASK]", "eop": None, "<unk>": None},
     ),
+    "ChatGLM4Tokenizer": TokenizerKind(open=open_glm4, roles=_GLM4_ROLES, names=GLM4_TOKENS),
     "QWenTokenizer": TokenizerKind(
         open=_open_tiktoken(QWEN_PATTERN, _QWEN_TOKENS), names=_QWEN_TOKENS, composes=True
     ),

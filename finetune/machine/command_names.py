@@ -14,7 +14,7 @@ from pathlib import Path
 PROGRAM = "paddle-finetune"
 _PACKAGE = "finetune"
 
-TRAIN, PREDICT, CHAT, EXPORT, TINY = "train", "predict", "chat", "export", "tiny"
+TRAIN, PREDICT, CHAT, SERVE, EXPORT, TINY = "train", "predict", "chat", "serve", "export", "tiny"
 MERGE_LORA, MERGE_RANKS = "merge lora", "merge tp"
 
 SCRIPTS = {
@@ -26,7 +26,11 @@ SCRIPTS = {
 }
 """Command -> the script of the repository that does the same."""
 
-MODULES = {CHAT: "python -m finetune.chat", TINY: "python -m finetune.models.tiny"}
+MODULES = {
+    CHAT: "python -m finetune.chat",
+    SERVE: "python -m finetune serve",
+    TINY: "python -m finetune.models.tiny",
+}
 """Command -> how the module that does the same is started."""
 
 

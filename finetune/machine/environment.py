@@ -7,7 +7,6 @@ metadata only: it costs a few milliseconds, and it can name the package and the 
 `python -m finetune.environment` runs it by itself.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 from finetune.errors import EXIT_USER_ERROR, UserError
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.memory_limit import check_address_space
+from finetune.machine.screen import print_text
 
 PADDLE_RANGE = ">=3.3.1,<3.4"
 """Tested releases of the CPU wheel."""
@@ -168,15 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description = (
         "Says whether every installed package has a version that was tested, and if not, what to do."
     )
-    argparse.ArgumentParser(prog="python -m finetune.environment", description=description).parse_args(
-        arguments
-    )
+    CommandParser(prog="python -m finetune.environment", description=description).parse_args(arguments)
     try:
         check_environment()
     except UserError as error:
-        print(error, file=sys.stderr)
+        print_text(str(error), stream=sys.stderr)
         return EXIT_USER_ERROR
-    print("Every package that matters has a version that was tested.")
+    print_text("Every package that matters has a version that was tested.")
     return 0
 
 

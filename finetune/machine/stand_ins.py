@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from finetune.machine.command_parser import CommandParser
+
 
 @dataclass(frozen=True)
 class StandIn:
@@ -286,8 +288,6 @@ def _path(owner: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the list, by the runs in which each entry counts; entries with one reason stand together."""
-    import argparse
-
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
@@ -295,9 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description = (
         "Lists what is replaced in Paddle and PaddleNLP, in which runs, why, and the test that shows it."
     )
-    argparse.ArgumentParser(prog="python -m finetune.stand_ins", description=description).parse_args(
-        arguments
-    )
+    CommandParser(prog="python -m finetune.stand_ins", description=description).parse_args(arguments)
     console = Console(highlight=False)
     groups: dict[str, dict[tuple[str, str, str], list[str]]] = {}
     for each in STAND_INS:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.templates.own_templates import keep_named
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
-from finetune.models.hf_names import is_tied, says_tied
-from finetune.models.reward_head import is_reward_config, with_reward_class
+from finetune.families.multimodal.text_part import text_part
+from finetune.models.hf_names import embedding_name, is_tied, says_tied, to_hugging_face
+from finetune.models.other_parts import drop_other_parts, take_text_part
+from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, with_reward_class
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.stored_format import without_format
 from finetune.storage.writer import Tensor
+
+if TYPE_CHECKING:
+    from finetune.merge.lora_base import Base
 
 # What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
 _OWN_FIELDS = (
@@ -42,12 +48,13 @@ TEMPLATE_FILE = "chat_template.jinja"
 _SENTENCEPIECE, _THEIR_SENTENCEPIECE = "sentencepiece.bpe.model", "tokenizer.model"
 
 
-def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
+def convert(tensors: Sequence[JoinedTensor], folder: Path, source: Path) -> Sequence[Tensor]:
     """Gives a merged model Hugging Face's form.
 
     Args:
         tensors: All tensors of the model under PaddleNLP's names.
         folder: The result's, with the files of configuration and tokenizer in it.
+        source: The folder that the tensors are of.
 
     Returns:
         The tensors to write.
@@ -63,13 +70,56 @@ def convert(tensors: Sequence[JoinedTensor], folder: Path) -> Sequence[Tensor]:
         raise UserError(
             "--save_format hf writes whole models; for an adapter use merge_lora_params.py --save_format peft"
         )
+    text, other_parts = take_text_part(source, {tensor.name: tensor for tensor in tensors})
+    config = text_part(config)
     family = find_family(config, folder)
-    base = base_of(folder, config, family, tensors)
+    base = replace(base_of(folder, config, family, list(text.values())), other_parts=other_parts)
     written, _ = plan(base, [], hugging_face=True)
+    if other_parts:
+        write_tokenizer_files(folder, family)
+        return write_whole(base, written, folder)
     if base.is_tied != is_tied(config, family):  # the files say otherwise
         write_json(folder / "config.json", config | {"tie_word_embeddings": base.is_tied})
     write_hugging_face_files(folder, family, dtype=dtype_name(written))
     return written
+
+
+def write_whole(base: Base, text: Sequence[Tensor], folder: Path) -> list[Tensor]:
+    """Gives a merged multimodal model the configuration of the whole.
+
+    Args:
+        base: Its text part before the merge, and the other parts.
+        text: Tensors of the text part in Hugging Face's form.
+        folder: The result's.
+
+    Returns:
+        The tensors of the whole.
+
+    Raises:
+        UserError: It is a reward model, which transformers does not have with other parts, or other parts are quantised.
+    """
+    from finetune.merge.lora_plan import dtype_name
+
+    parts = base.other_parts
+    assert parts is not None
+    if any(tensor.name == REWARD_WEIGHT for tensor in text):
+        raise UserError(
+            f"{base.folder} is a reward model on the text part of a multimodal model ({parts.kind.name}), which "
+            "transformers cannot load as a whole: use --save_format paddle"
+        )
+    if name := parts.find_quantised():
+        raise UserError(
+            f"{base.folder} holds {name}: another part than the text is quantised, and a merged model has ordinary weights "
+            "only. Give the model that it was made from, or write the adapter alone (--save_format peft)"
+        )
+    table = to_hugging_face(embedding_name(base.family), base.family)
+    num_tokens = next(tensor.shape[0] for tensor in text if tensor.name == table)
+    drop_other_parts(folder)
+    write_json(
+        folder / "config.json",
+        parts.whole_config(num_tokens=num_tokens, tied=base.is_tied, dtype=dtype_name(text)),
+    )
+    return parts.whole_tensors(text)
 
 
 def write_hugging_face_files(folder: Path, family: Family, *, dtype: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.errors import UserError
+from finetune.machine.screen import print_text
 from finetune.merge.source import locate_base
 from finetune.models.hubs.adapters import is_hub_name, name_of
 from finetune.models.hubs.repository import cached_model
@@ -43,7 +44,7 @@ def named_base_folder(name: str, adapter: Path) -> Path:
 def _download(name: str) -> Path:
     resolved = resolve_model(name)
     if resolved.remote is not None:
-        print(f"downloading the base {resolved.remote}")
+        print_text(f"downloading the base {resolved.remote}")
     folder = with_weights(resolved).folder
     assert folder is not None
     return folder

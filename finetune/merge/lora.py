@@ -9,22 +9,21 @@ Paddle.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune.adapters.adapter_folder import LORA_CONFIG, recorded_padding
+from finetune.adapters.adapter_folder import LORA_CONFIG
 from finetune.adapters.missing_updates import check_complete, describe_missing
 from finetune.adapters.peft_config import PEFT_CONFIG
 from finetune.adapters.peft_folder import WEIGHTS_STEM
-from finetune.checkpoints import companions
-from finetune.data.templates.trained_template import carry_template, drop_template, template_source
+from finetune.data.templates.trained_template import carry_template
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.machine.command_names import MERGE_LORA, PREDICT, next_command, usage_name
-from finetune.machine.screen import show_line
+from finetune.machine.command_parser import CommandParser
+from finetune.machine.screen import print_text, show_line
 from finetune.merge import hf_out, quantised_base
 from finetune.merge.hub_names import local_base, named_base_folder
 from finetune.merge.lora_adapters import (
@@ -34,16 +33,15 @@ from finetune.merge.lora_adapters import (
     read_paddle_adapter,
 )
 from finetune.merge.lora_base import Base, linear_layers, open_base
-from finetune.merge.lora_plan import dtype_name, plan
+from finetune.merge.lora_companions import write_companions
+from finetune.merge.lora_plan import plan
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.peft_adapters import peft_tensors, read_peft_adapter, write_peft_config
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.quantised_base import DEQUANTISED, ORIGINAL
 from finetune.merge.tokenizer_files import copy_tokenizer
-from finetune.models.hf_names import embedding_name, is_tied, paddle_config
+from finetune.models.hf_names import embedding_name
 from finetune.models.hubs.adapters import local_adapter
-from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, reward_config
-from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
 
@@ -122,7 +120,7 @@ def merge(options: MergeOptions) -> None:
         "into": options.into,
     }
     with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
-        _write_companions(
+        write_companions(
             base,
             adapters,
             folder,
@@ -131,15 +129,17 @@ def merge(options: MergeOptions) -> None:
             tensors=tensors,
             unmerge=options.unmerge,
         )
+        if base.other_parts and hugging_face:
+            tensors = hf_out.write_whole(base, tensors, folder)
         layout = Layout(max_shard_bytes=options.max_shard_bytes, format="pt" if hugging_face else "np")
         with show_progress(sum(map(count_bytes, tensors))) as advance:
             files = write_tensors(folder, tensors, layout, advance=advance)
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
     if line := quantised_base.describe_choice(options.adapters, scheme, form):
-        print(line)
+        print_text(line)
     if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
         needed = base.family.hugging_face.needs_files
-        print(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
+        print_text(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
     if options.verify:
         from finetune.merge.lora_verify import verify
 
@@ -180,22 +180,23 @@ def export_peft(options: MergeOptions) -> None:
             f"{adapter.folder} was trained with pissa: peft would add it to a base that still holds what it started "
             "from. Merge it (--save_format hf)"
         )
-    tensors = peft_tensors(adapter, base.family, base.adapted_config, tied=base.is_tied)
+    family = base.other_parts.record_in_whole(base.family) if base.other_parts else base.family
+    tensors = peft_tensors(adapter, family, base.adapted_config, tied=base.is_tied)
     record: dict[str, object] = {"source": str(adapter.folder), "kind": "lora"}
     with output_folder(options.output, record, option=_OUTPUT_OPTION) as folder:
         copy_tokenizer(adapter.folder, folder)
         carry_template([adapter.folder], folder)
         if (folder / "tokenizer_config.json").is_file():
             hf_out.write_tokenizer_files(folder, base.family)
-        write_peft_config(adapter, tensors, folder, family=base.family, base=str(base_folder))
+        write_peft_config(adapter, tensors, folder, family=family, base=str(base_folder))
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
-    print(
+    print_text(
         f"exported {adapter.folder} for peft\nwrote {options.output}: {len(tensors)} tensors, {size:.3g} MB\n"
         f"next: PeftModel.from_pretrained(<{base_folder.name} in Hugging Face's form>, {str(options.output)!r})"
     )
     if not base.is_hugging_face:
-        print(
+        print_text(
             f"note: {base_folder} is in PaddleNLP's form, which peft cannot load: set base_model_name_or_path in "
             f"{options.output / PEFT_CONFIG} to the folder or the hub name of the same model in Hugging Face's form "
             "(--save_format hf makes such a folder of a merge)"
@@ -235,51 +236,8 @@ def _open_adapters(options: MergeOptions, base: Base) -> list[Adapter]:
                 read_peft_adapter(folder, base.family, tied=base.is_tied, num_inputs=base.num_inputs)
             )
             for line in describe_missing(folder, base.family, base.config):
-                print(line)
+                print_text(line)
     return adapters
-
-
-def _write_companions(
-    base: Base,
-    adapters: Sequence[Adapter],
-    folder: Path,
-    *,
-    hugging_face: bool,
-    num_tokens: int | None,
-    tensors: Sequence[Tensor],
-    unmerge: bool,
-) -> None:
-    """Configuration from the base, tokenizer from the last adapter that has one, else from the base."""
-    companions.copy_companions(base.folder, folder)
-    for adapter in adapters:
-        copy_tokenizer(adapter.folder, folder)
-    _note_template(base, adapters, folder, unmerge=unmerge)
-    path, dtype = folder / "config.json", dtype_name(tensors)
-    config = read_json_if_present(path)
-    if base.is_tied != is_tied(config, base.family):  # the files say otherwise
-        config["tie_word_embeddings"] = base.is_tied
-    if num_tokens:
-        config = hf_out.with_vocabulary(config, num_tokens)
-    if any(REWARD_WEIGHT in adapter.whole for adapter in adapters) and not is_reward_config(config):
-        config = reward_config(config, base.family) | recorded_padding(adapters[-1].folder)
-    if base.is_hugging_face and not hugging_face:
-        config = paddle_config(config, base.family, dtype=dtype)
-    hf_out.write_config(path, config)
-    if hugging_face and not base.is_hugging_face:
-        hf_out.write_hugging_face_files(folder, base.family, dtype=dtype)
-    elif hugging_face:
-        hf_out.write_tokenizer_files(folder, base.family)
-
-
-def _note_template(base: Base, adapters: Sequence[Adapter], folder: Path, *, unmerge: bool) -> None:
-    """The chat template of the training, the last adapter's first; without the adapters nothing is known of it."""
-    if unmerge:
-        written, source = folder / hf_out.TEMPLATE_FILE, template_source(folder, base.family.tokenizer)
-        if source and written.is_file() and written.read_text(encoding="utf-8") == source:
-            written.unlink()
-        drop_template(folder)
-    else:
-        carry_template([*(adapter.folder for adapter in reversed(adapters)), base.folder], folder)
 
 
 def _report(
@@ -296,7 +254,7 @@ def _report(
     replaced = sum(len(adapter.whole) for adapter in adapters)
     what = f"took {names} out of {base.folder}" if options.unmerge else f"merged {names} into {base.folder}"
     size = sum(map(count_bytes, tensors)) / 1e9
-    print(
+    print_text(
         f"{what}: {changed} low-rank updates" + f", {replaced} tensors replaced" * bool(replaced) + "\n"
         f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} file{'s' * (num_files > 1)}, "
         f"{seconds:.1f} s\n"
@@ -306,7 +264,7 @@ def _report(
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(MERGE_LORA), description="Merges LoRA adapters into the weights of their base."
     )
     parser.add_argument("--model_name_or_path", type=Path, metavar="BASE",

@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
+from finetune.families.multimodal.text_part import text_part
 from finetune.merge.row_blocks import AnyUpdate
 from finetune.merge.source import MODEL, open_source
 from finetune.models.hf_names import (
@@ -22,6 +23,7 @@ from finetune.models.hf_names import (
     joined_parts,
     to_paddle,
 )
+from finetune.models.other_parts import OtherParts, take_text_part
 from finetune.models.own_head import refuse_packed_copy, with_own_head
 from finetune.models.reward_head import REWARD_WEIGHT
 from finetune.storage.dtypes import array_dtype
@@ -72,6 +74,7 @@ class Base:
         entries: Its tensors by PaddleNLP's names.
         is_hugging_face: Whether its files bear Hugging Face's names.
         is_tied: Whether its output layer is its embedding.
+        other_parts: Of a multimodal model, of which the rest is the text part.
     """
 
     folder: Path
@@ -80,6 +83,7 @@ class Base:
     entries: Mapping[str, Entry]
     is_hugging_face: bool
     is_tied: bool
+    other_parts: OtherParts | None = None
 
     @property
     def stored_format(self) -> StoredFormat | None:
@@ -109,18 +113,19 @@ def open_base(folder: Path) -> Base:
         raise UserError(
             f"the base {folder} is no model folder: it has no config.json. Check --model_name_or_path"
         )
-    config = with_side_facts(config, folder)
+    config = with_side_facts(text_part(config), folder)
     family = find_family(config, folder)
     source = open_source(folder, prefers_whole=True)
     if source.kind != MODEL:
         raise UserError(
             f"the base {folder} holds an adapter and no model: give the model with --model_name_or_path"
         )
-    tensors, form = source.tensors(), stored_format(config, folder)
-    if form:
-        tensors = list(with_packed({tensor.name: tensor for tensor in tensors}, form, folder).values())
-        refuse_packed_copy(config, {each.name: each for each in tensors}, family, folder)
-    return base_of(folder, config, family, tensors)
+    by_name, other_parts = take_text_part(folder, {tensor.name: tensor for tensor in source.tensors()})
+    if form := stored_format(config, folder):
+        by_name = with_packed(by_name, form, folder)
+        refuse_packed_copy(config, by_name, family, folder)
+    base = base_of(folder, config, family, list(by_name.values()))
+    return replace(base, other_parts=other_parts)
 
 
 def base_of(folder: Path, config: Mapping[str, Any], family: Family, tensors: Sequence[JoinedTensor]) -> Base:

@@ -16,6 +16,7 @@ import numpy as np
 
 from finetune.errors import UserError
 from finetune.families.family import Family, find_family
+from finetune.families.multimodal.text_part import text_part
 from finetune.families.tensor_splits import find_split
 from finetune.storage.arrays import StoredArray
 from finetune.storage.checkpoints import NOT_ONE_RUN, ShardedCheckpoint, TensorFiles, find_shards, find_start
@@ -237,8 +238,9 @@ def _find_model(folder: Path) -> tuple[Family, dict[str, Any]]:
         raise UserError(
             f"{folder} has no config.json, which tells how ranks divide tensors: copy the model's there"
         )
-    family = find_family(config, place)
-    return family, family.adapt_config(config)
+    text = text_part(config)
+    family = find_family(text, place)
+    return family, family.adapt_config(text)
 
 
 def _check_degree(folder: Path, files: RankFiles) -> None:

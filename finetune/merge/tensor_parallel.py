@@ -6,7 +6,6 @@ record. Tensors go one by one from the ranks' files to the result (`storage.writ
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,13 @@ from finetune.checkpoints.folder import MANIFEST_NAME, find_fault
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
 from finetune.machine.command_names import MERGE_LORA, MERGE_RANKS, PREDICT, next_command, usage_name
+from finetune.machine.command_parser import CommandParser
+from finetune.machine.screen import print_text
 from finetune.merge import hf_out
 from finetune.merge.option_types import add_output_options, add_switch
 from finetune.merge.progress_bar import show_progress
 from finetune.merge.source import LORA, MODEL, PREFIX, Source, open_source
+from finetune.models.other_parts import copy_files_of_others
 from finetune.storage.files import read_json_if_present
 from finetune.storage.output_folder import check_output, output_folder
 from finetune.storage.writer import Layout, Tensor, count_bytes, write_tensors
@@ -80,8 +82,9 @@ def merge(options: MergeOptions) -> None:
     is_theirs = options.save_format == HUGGING_FACE
     with output_folder(options.output, record) as folder:
         companions.copy_companions(options.source, folder)
+        copy_files_of_others(options.source, folder)
         carry_template([options.source], folder)
-        written = hf_out.convert(tensors, folder) if is_theirs else tensors
+        written = hf_out.convert(tensors, folder, options.source) if is_theirs else tensors
         with show_progress(sum(map(count_bytes, written))) as advance:
             layout = _layout(source.kind, options.max_shard_bytes, "pt" if is_theirs else "np")
             files = write_tensors(folder, written, layout, advance=advance)
@@ -121,7 +124,7 @@ def _report(
     if not files.is_whole:
         origin = f"tensor-parallel degree {files.tensor_degree}, pipeline degree {files.pipeline_degree}"
     size = sum(map(count_bytes, tensors)) / 1e9
-    print(
+    print_text(
         f"merged {source.kind} from {options.source} ({origin})\n"
         f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} "
         f"file{'s' * (num_files > 1)}, {seconds:.1f} s"
@@ -132,12 +135,12 @@ def _report(
         LORA: (MERGE_LORA, ["--lora_path", output, "--merge_model_path", f"{output}-merged"]),
         PREFIX: (PREDICT, ["--model_name_or_path", "BASE", "--prefix_path", output]),
     }
-    print(f"next: {next_command(*commands[source.kind])}")
+    print_text(f"next: {next_command(*commands[source.kind])}")
 
 
 def parse_options(argv: Sequence[str] | None = None) -> MergeOptions:
     """Reads the command line; a wrong one ends the process with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(MERGE_RANKS),
         description="Merges the files of all tensor- and pipeline-parallel ranks into one model or adapter.",
     )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.families.family import Family
+from finetune.families.multimodal.tensor_layout import without_wrapper
 from finetune.families.record_parts import OUTPUT_LAYER
 from finetune.models.reward_head import REWARD_HEAD, is_reward_config, reward_architecture
 
@@ -39,7 +40,8 @@ def is_hugging_face(names: Iterable[str], family: Family) -> bool:
 
 
 def to_paddle(name: str, family: Family) -> str:
-    """PaddleNLP's name for Hugging Face's, for a tensor or a layer; unknown ones keep their ends."""
+    """PaddleNLP's name for Hugging Face's, for a tensor or a layer, also of a text part; unknown ones keep their ends."""
+    name = without_wrapper(name)
     if f"{name}.".startswith(f"{REWARD_HEAD}."):
         return name
     return family.hugging_face.paddle_name(name, family.base_prefix)

@@ -10,6 +10,7 @@ from finetune.errors import UserError
 from finetune.families.config_fields import unknown_fields, unread_fields
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
+from finetune.families.multimodal.kinds import MultimodalKind
 from finetune.families.registry import find_candidates
 from finetune.models import hub
 from finetune.models.hubs.hugging_face import is_offline
@@ -21,6 +22,7 @@ from finetune.models.hubs.repository import (
     fetch_weights,
     find_remote,
 )
+from finetune.models.other_parts import find_multimodal_kind
 from finetune.models.own_head import with_own_head
 from finetune.models.shard_files import is_sharded, open_checkpoint
 from finetune.storage.checkpoints import check_weights
@@ -43,6 +45,7 @@ class ResolvedModel:
         config: config.json as found.
         family: The record that covers it.
         remote: Where weights that are not in the folder yet come from on loading.
+        kind: Of a multimodal model, whose text part alone is used; `config` is that part's.
     """
 
     folder: Path | None
@@ -50,11 +53,15 @@ class ResolvedModel:
     config: dict[str, Any]
     family: Family
     remote: Repository | None = None
+    kind: MultimodalKind | None = None
 
     @property
     def notes(self) -> list[str]:
-        """Warnings of what config.json says and nothing reads."""
-        return unread_fields(self.config, self.family)
+        """Warnings of what config.json says and nothing reads, and that a part of the model alone is used."""
+        unread = unread_fields(self.config, self.family)
+        if self.kind is None:
+            return unread
+        return [f"note: {self.name} is multimodal ({self.kind.name}): its text part alone is used", *unread]
 
     @property
     def stored_format(self) -> StoredFormat | None:
@@ -62,12 +69,15 @@ class ResolvedModel:
         return stored_format(self.config, self.name)
 
 
-def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> ResolvedModel:
+def resolve_model(
+    name_or_path: str | Path, *, needs_weights: bool = True, text_only: bool = True
+) -> ResolvedModel:
     """Finds a model; a local folder causes no network traffic, and neither does one in a hub's cache.
 
     Args:
         name_or_path: Its folder, or its name on the hub.
         needs_weights: Whether a folder without weights is a fault.
+        text_only: Whether the text part of a multimodal model will do.
 
     Raises:
         UserError: No model folder, no weights, a family that is not covered, or a name while the hub
@@ -80,8 +90,9 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         raise UserError(f"model folder {name} does not exist: check --model_name_or_path")
     folder = path if path.is_dir() else hub.cached_folder(name) or cached_model(name)
     if folder is None:
-        return _resolve_remote(name)
+        return _resolve_remote(name, text_only=text_only)
     refuse_pointers(folder)
+    kind = _find_kind(folder, name, text_only=text_only)
     config = read_config(folder)
     family = _covered(config, name, folder)
     stored_format(config, folder)  # one that is not read is refused by name, before any weight is read
@@ -90,10 +101,25 @@ def resolve_model(name_or_path: str | Path, *, needs_weights: bool = True) -> Re
         check_weights(folder)
     if needs_weights:
         config = _with_own_head(folder, family, config)
-    return ResolvedModel(folder, name, config, family)
+    return ResolvedModel(folder, name, config, family, kind=kind)
 
 
-def _resolve_remote(name: str) -> ResolvedModel:
+def _find_kind(folder: Path, name: str, *, text_only: bool) -> MultimodalKind | None:
+    """The kind of a multimodal model.
+
+    Raises:
+        UserError: It is one, and more than its text part is wanted.
+    """
+    kind = find_multimodal_kind(folder)
+    if kind and not kind.refusal and not text_only:
+        raise UserError(
+            f"model {name} is multimodal ({kind.name}), and images or sounds are not trained on here: set text_only to "
+            "true to train its text part and to keep the others as they are, or give a model of text alone"
+        )
+    return kind
+
+
+def _resolve_remote(name: str, *, text_only: bool) -> ResolvedModel:
     """Looks a name up on the hubs: PaddleNLP's first, then the others; downloads all but the weights.
 
     The configuration comes alone, so that a model that is not covered costs nothing more.
@@ -103,20 +129,23 @@ def _resolve_remote(name: str) -> ResolvedModel:
         if not hub.is_reachable():
             reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) cannot be reached")
         elif hub.has_model(name):
-            config = read_config(hub.download_config(name))
+            folder = hub.download_config(name)
+            kind = _find_kind(folder, name, text_only=text_only)
+            config = read_config(folder)
             stored_format(config, name)
-            return ResolvedModel(None, name, config, _covered(config, name, None))
+            return ResolvedModel(None, name, config, _covered(config, name, None), kind=kind)
         else:
             reasons.append(f"PaddleNLP's hub ({hub.endpoint()}) has no model of that name")
     repository, others = find_remote(name)
     if repository is None:
         raise hub.absence(name, [*reasons, *others] or ["it is no name that a hub could have"])
     repository, folder = fetch_description(repository)
+    kind = _find_kind(folder, name, text_only=text_only)
     config = read_config(folder)
     _check_covered(config, name)
     stored_format(config, name)
     folder = fetch_small_files(repository)
-    return ResolvedModel(folder, name, config, _covered(config, name, folder), repository)
+    return ResolvedModel(folder, name, config, _covered(config, name, folder), repository, kind)
 
 
 def with_weights(resolved: ResolvedModel) -> ResolvedModel:

@@ -9,6 +9,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.family import Family
 from finetune.families.tensor_splits import find_split
+from finetune.models.other_parts import find_multimodal_kind, take_text_part
 from finetune.models.own_head import refuse_packed_copy
 from finetune.storage.checkpoints import Checkpoint, ShardedCheckpoint, TensorFiles, has_weights
 from finetune.storage.quantisation.stored_format import stored_format
@@ -49,6 +50,8 @@ def is_sharded(folder: Path) -> bool:
 def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> TensorFiles:
     """Opens a folder's weights, whole tensors or the parts that several ranks wrote; packed ones as one tensor a layer.
 
+    Of a multimodal model the text part's alone, as a folder of it alone would name them.
+
     Args:
         folder: Of the model.
         family: Record of the model.
@@ -66,6 +69,8 @@ def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> 
             )
         return open_shards(folder, family=family, config=family.adapt_config(dict(config)))
     checkpoint = Checkpoint(folder)
+    if find_multimodal_kind(folder):
+        checkpoint.tensors = take_text_part(folder, checkpoint.tensors)[0]
     if form:
         checkpoint.tensors = with_packed(checkpoint.tensors, form, folder)
         refuse_packed_copy(family.adapt_config(dict(config)), checkpoint.tensors, family, folder)

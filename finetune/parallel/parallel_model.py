@@ -26,9 +26,7 @@ from finetune.models.layers import named_weights
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.reward_head import is_reward_model
 from finetune.models.sequence_parallel import set_row_length
-from finetune.parallel.pipe.engine import Pipeline
-from finetune.parallel.pipe.loss_sum import LossSum
-from finetune.parallel.pipe.micro_batches import MicroBatchComputation
+from finetune.parallel.pipe.micro_batches import LossSum, MicroBatchComputation
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.replica_hashes import check_replicas
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
@@ -65,10 +63,9 @@ class ParallelModel:
         sharding_words: Collection[str] = (),
     ):
         self.model, self.groups = model, groups
-        self.pipeline = Pipeline(stage, groups.pipeline, pipeline_words) if stage else None
+        self.pipeline = _start_pipeline(stage, groups.pipeline, pipeline_words) if stage else None
         weights = named_weights(model)
         self._sizes = {name: int(parameter.size) for name, parameter in weights.items()}
-        self.names = {name: each for name, each in weights.items() if not each.stop_gradient}
         self._held_twice = self._find_shared(weights)
         self.replicas = start_replicas(
             model,
@@ -79,22 +76,21 @@ class ParallelModel:
             overlaps=overlaps_sums,
             sharding_words=sharding_words,
             shared=self._held_twice,
+            num_parts=stage.plan.num_chunks if stage else 1,
         )
         self.logits_group = _logits_group(model, groups)
+        trained = self.replicas.trained
+        self._shared = self._held_twice & set(trained)
         # A prefix is whole on every rank, and each rank computes a part of its gradient.
         self._prefix = partial_gradients(model)
-        self._tensor_partial = self._find_tensor_partial()
-        self._shared = self._held_twice & set(self.names)
-
-    @property
-    def computes_loss(self) -> bool:
-        """Whether the logits come out on this rank."""
-        return self.pipeline is None or self.pipeline.is_last
+        divided = {name for name, each in trained.items() if getattr(each, "sequence_parallel", False)}
+        self._tensor_partial = divided | self._prefix
 
     @property
     def reports_sample_sums(self) -> bool:
         """Whether this rank's sums over its samples count: one rank for each share of the data."""
-        return self.computes_loss and self.groups.tensor.is_first
+        pipeline, tensor = self.groups.pipeline, self.groups.tensor
+        return pipeline.position == pipeline.size - 1 and tensor.is_first
 
     @property
     def engines(self) -> dict[str, str]:
@@ -103,7 +99,7 @@ class ParallelModel:
         if layout.tensor > 1:
             engines["tensor"] = "paddlenlp layers over fleet.meta_parallel"
         if self.pipeline:
-            engines["pipeline"] = self.pipeline.engine
+            engines["pipeline"] = self.pipeline.engine_name
         for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
             if degree > 1:
                 engines[axis] = self.replicas.engine(axis)
@@ -181,7 +177,7 @@ class ParallelModel:
     def forward(self, inputs: Mapping[str, Any]) -> Any:
         """The outputs of one pass without gradients where the logits come out, None elsewhere."""
         if self.pipeline:
-            return self.pipeline.forward(lambda: self.call(inputs), tuple(inputs["input_ids"].shape))
+            return self.pipeline.evaluate(lambda: self.call(inputs), tuple(inputs["input_ids"].shape))
         with paddle.no_grad():
             return self.call(inputs)
 
@@ -240,24 +236,15 @@ class ParallelModel:
         return name not in self._shared or self.groups.pipeline.is_first
 
     def _sum_partial(self) -> None:
-        groups = self.groups
-        if groups.model.size == 1:
-            return
-        if self._tensor_partial:
-            self._sum_over(groups.tensor, self._tensor_partial)
-        if self._shared:
-            self._sum_over(groups.pipeline if self._prefix else groups.ends, self._shared)
+        self._sum_over(self.groups.tensor, self._tensor_partial)
+        self._sum_over(self.groups.pipeline if self._prefix else self.groups.ends, self._shared)
 
     def _sum_over(self, group: Group, names: set[str]) -> None:
+        if not names or group.size == 1:
+            return
         for name, gradient in self.replicas.gradients():
             if name in names:
                 group.all_reduce(gradient)
-
-    def _find_tensor_partial(self) -> set[str]:
-        if self.groups.tensor.size == 1:
-            return set()
-        divided = {name for name, each in self.names.items() if getattr(each, "sequence_parallel", False)}
-        return divided | self._prefix
 
     def _find_shared(self, weights: dict[str, Any]) -> set[str]:
         """Weights that several stages hold."""
@@ -265,6 +252,15 @@ class ParallelModel:
             return set()
         held = self.groups.pipeline.gather_objects(sorted(weights))
         return {name for name in weights if sum(name in names for names in held) > 1}
+
+
+def _start_pipeline(stage: Stage, group: Group, words: Collection[str]) -> Any:
+    from paddle.distributed import fleet
+
+    from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
+
+    engine = FleetInterleavedPipeline if stage.plan.num_chunks > 1 else FleetPipeline
+    return engine(stage, group, fleet.get_hybrid_communicate_group(), words)
 
 
 def _logits_group(model: Any, groups: ProcessGroups) -> Group:

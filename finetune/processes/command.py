@@ -18,7 +18,7 @@ from finetune.errors import (
     describe_outside_error,
 )
 from finetune.machine.memory_limit import describe_memory_failure
-from finetune.machine.screen import show_line
+from finetune.machine.screen import print_text, show_line
 from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
 from finetune.processes.launch import is_first_of_machine, is_first_process, is_only_process
 from finetune.processes.watch.watch import close_watch, report_failure
@@ -48,7 +48,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         code = _run(main)
         return code
     except Interrupted as error:  # while a failure was being told
-        print(f"interrupted: {error}", file=sys.stderr)
+        print_text(f"interrupted: {error}", stream=sys.stderr)
         return code
     finally:
         was_stopped = any(signal.getsignal(number) is not end_command for number in previous)
@@ -71,10 +71,10 @@ def _run(main: Callable[[], int | None]) -> int:
             time.sleep(_FIRST_SPEAKS_SECONDS)
         return _fail(str(error), EXIT_USER_ERROR)
     except Interrupted as error:
-        print(f"interrupted: {error}", file=sys.stderr)
+        print_text(f"interrupted: {error}", stream=sys.stderr)
         return _fail(f"interrupted: {error}")
     except KeyboardInterrupt:
-        print("interrupted by the keyboard: start the same command again to continue", file=sys.stderr)
+        print_text("interrupted by the keyboard: start the same command again to continue", stream=sys.stderr)
         return _fail("interrupted by the keyboard")
     except RunError as error:
         show_line(f"error: {error}")

@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from finetune.machine.screen import print_text
+
 
 @contextlib.contextmanager
 def time_limit(seconds: float, task: str) -> Iterator[None]:
@@ -23,9 +25,7 @@ def time_limit(seconds: float, task: str) -> Iterator[None]:
     rank = os.environ.get("PADDLE_TRAINER_ID", "0")
 
     def give_up() -> None:
-        print(
-            f"rank {rank}: {task} took more than {seconds:g} s; the process ends", file=sys.stderr, flush=True
-        )
+        print_text(f"rank {rank}: {task} took more than {seconds:g} s; the process ends", stream=sys.stderr)
         faulthandler.dump_traceback(all_threads=True)
         os._exit(1)
 

@@ -13,6 +13,16 @@ def peak_memory_bytes() -> int:
     return peak_resident_bytes()
 
 
+def peak_tensor_bytes() -> int:
+    """The most bytes of tensors that Paddle held at once so far, on the device in use; code and libraries do not count."""
+    import paddle
+
+    if paddle.device.get_device().startswith("gpu"):
+        return int(paddle.device.cuda.max_memory_allocated())
+    # The counter of Paddle's allocator for host memory, which has no name in the public interface.
+    return int(paddle.base.core.host_memory_stat_peak_value("Allocated", 0))
+
+
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process so far, in bytes (0 where the system does not tell)."""
     try:

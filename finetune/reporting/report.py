@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypedDict
 
+from finetune.machine.language.columns import count_columns, pad
+from finetune.machine.language.translation import translate_piece
 from finetune.reporting.progress import format_metric
 from finetune.reporting.run_log import to_json_value
 from finetune.storage.files import write_atomically
@@ -89,20 +91,21 @@ def print_summary(
     """
     console = make_console(stream if stream is not None else sys.stdout)
     console.print()
-    console.rule(_text(title, "bold"), align="left")
+    console.rule(_text(translate_piece(title), "bold"), align="left")
     if metrics:
         console.print(_metrics_table(metrics))
     if samples:
         _print_samples(console, samples)
     if files:
         _heading(console, "Files")
-        width = max(len(label) for label in files)
-        for label, path in files.items():
-            console.print(_text(f"  {label:<{width}}  {os.fspath(path)}"), soft_wrap=True)
+        labels = {translate_piece(label): path for label, path in files.items()}
+        width = max(map(count_columns, labels))
+        for label, path in labels.items():
+            console.print(_text(f"  {pad(label, width)}  {os.fspath(path)}"), soft_wrap=True)
     if next_commands:
         _heading(console, "Next")
         for purpose, command in next_commands.items():
-            console.print(_text(f"  {purpose}:"), soft_wrap=True)
+            console.print(_text(f"  {translate_piece(purpose)}:"), soft_wrap=True)
             console.print(_text(f"    {command}", "green"), soft_wrap=True)
     console.print()
 
@@ -123,7 +126,7 @@ def make_console(stream: TextIO) -> "Console":
 
 def _heading(console: "Console", text: str) -> None:
     console.print()
-    console.print(_text(text, "bold"))
+    console.print(_text(translate_piece(text), "bold"))
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> "RenderableType":
@@ -147,7 +150,7 @@ def _metric_row(name: str, value: Any) -> "tuple[Text, Text]":
         figure = f"{value:,}"
     elif isinstance(value, numbers.Real):
         figure = f"{float(value):,.4f}"
-    return _text(label), _text(figure, "bold cyan")
+    return _text(translate_piece(label)), _text(figure, "bold cyan")
 
 
 def _print_samples(console: "Console", samples: Sequence[Mapping[str, Any]]) -> None:
@@ -162,11 +165,13 @@ def _print_samples(console: "Console", samples: Sequence[Mapping[str, Any]]) -> 
         for sample in samples:
             console.print()
             for label, key in names.items():
-                console.print(_text(f"{label}: "), _shorten(sample[key], console.width), sep="\n")
+                console.print(
+                    _text(f"{translate_piece(label)}: "), _shorten(sample[key], console.width), sep="\n"
+                )
         return
     table = Table(box=box.ROUNDED, show_lines=True)
     for label in names:
-        table.add_column(label, width=width, header_style="bold")
+        table.add_column(translate_piece(label), width=width, header_style="bold")
     for sample in samples:
         table.add_row(*(_shorten(sample[key], width) for key in names.values()))
     console.print(table)

@@ -118,7 +118,9 @@ def read_data(args: Arguments, files: dict[str, list[DataSource]], pair: Tokeniz
 
 def _encode_data(args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair) -> RunData:
     settings, do_train, do_eval = args.data, args.training.do_train, args.training.do_eval
-    template = load_template(settings.chat_template, tokenizer_folder(args))
+    template = load_template(
+        settings.chat_template, tokenizer_folder(args), enable_thinking=settings.enable_thinking
+    )
     is_stream = do_train and settings.lazy
     splits = read_splits(
         settings,

@@ -45,7 +45,7 @@ TRAINED_FILE = ".trained.json"
 """Stands beside final weights as long as something of the run's end is missing: results, curve, texts, upload."""
 RESULTS_FILE = "all_results.json"
 _OUTPUTS = ("model*.safetensors*", "peft_model*", "initial_factors*", "lora_config.json", "prefix_config.json",
-            "adapter_facts.json", "generated_output.json")  # fmt: skip
+            "adapter_facts.json", "generated_output.json", "other_parts*", "whole_config.json")  # fmt: skip
 
 
 @dataclass

@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from finetune.training.trainer import FinetuneTrainer
 
 
-def save_final_weights(run: RunDirectory, trainer: FinetuneTrainer, metrics: dict[str, float]) -> None:
+def save_final_weights(
+    run: RunDirectory, trainer: FinetuneTrainer, metrics: dict[str, float], *, base: Path | None
+) -> None:
     """Puts weights, configuration and tokenizer into the output folder, each file whole or not at all.
 
     Args:
         run: Where they go.
         trainer: Has trained.
         metrics: Of the training, for a process that has to take up the run's end.
+        base: Folder of the model that the training started from; other parts of a multimodal one are kept.
     """
+    from finetune.adapters.base import is_adapter
     from finetune.checkpoints.failed_saves import find_joint_reason
     from finetune.checkpoints.folder import FINAL_PREFIX
     from finetune.checkpoints.writers import WholeTensorWriter
+    from finetune.models.other_parts import keep_other_parts
     from finetune.processes.joint_steps import fail_on_all_ranks, on_first
 
     groups = trainer.groups
@@ -37,6 +42,8 @@ def save_final_weights(run: RunDirectory, trainer: FinetuneTrainer, metrics: dic
             if groups.is_first:
                 facts = {"metrics": metrics, "best_step": trainer.best_step}
                 write_json(folder / TRAINED_FILE, facts)
+                if base is not None and not is_adapter(trainer.model):
+                    keep_other_parts(base, folder)
                 _move_final_files(run, trainer, folder)
     except Exception as error:
         if (reason := find_joint_reason(error, groups)) is None:

@@ -55,7 +55,8 @@ def load_base_model(
 
     def build_own_stage(model_class: Any, config: Any) -> Any:
         nonlocal stage
-        from finetune.parallel.pipe.stage import StagePlan, build_stage
+        from finetune.parallel.pipe.stage import build_stage
+        from finetune.parallel.pipe.stage_plan import StagePlan
 
         plan = StagePlan(groups.pipeline.position, groups.pipeline.size, args.model.virtual_pp_degree)
         stage = build_stage(model_class, config, family=resolved.family, plan=plan)

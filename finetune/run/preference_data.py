@@ -109,7 +109,9 @@ def _encode(
     args: Arguments, files: dict[str, list[DataSource]], pair: TokenizerPair, comparison: str
 ) -> PreferenceData:
     settings, do_train, do_eval = args.data, args.training.do_train, args.training.do_eval
-    template = load_template(settings.chat_template, tokenizer_folder(args))
+    template = load_template(
+        settings.chat_template, tokenizer_folder(args), enable_thinking=settings.enable_thinking
+    )
     splits = read_splits(
         settings, files, seed=args.training.seed, training=do_train, evaluating=do_eval, comparison=comparison
     )

@@ -68,7 +68,7 @@ def find_other_model(args: Arguments, resolved: ResolvedModel) -> OtherModel | N
     if chosen == BASE:
         return OtherModel(_own_settings(args, resolved), resolved, BASE)
     try:
-        found = resolve_model(chosen)
+        found = resolve_model(chosen, text_only=args.model.text_only)
         own = _own_settings(args, found, chosen)
         plan_layout(own, found)
     except UserError as error:

@@ -71,7 +71,8 @@ def read_first(
     Raises:
         UserError: Faulty lines, or no usable sample.
     """
-    builder = BulkBuilder(encoder, load_template(args.data.chat_template, folder), **_lengths(args))
+    template = load_template(args.data.chat_template, folder, enable_thinking=args.data.enable_thinking)
+    builder = BulkBuilder(encoder, template, **_lengths(args))
     stream = SampleStream(sources, builder, _settings(args))
     samples = stream.read_first(max(args.data.preview or 0, NUM_FIRST_SAMPLES))
     return samples, StreamReport(**vars(stream.report))
@@ -85,6 +86,7 @@ def make_builder(
     lengths: dict[str, Any],
     *,
     splits_special: bool = True,
+    enable_thinking: bool | None = None,
     template_day: str | None = None,
 ) -> BulkBuilder:
     """Tokenizer and template of the process that reads; Paddle is loaded only where nothing else will do."""
@@ -92,7 +94,8 @@ def make_builder(
 
     set_day(template_day)
     encoder = _load_encoder(tokenizer, get_family(family), splits_special=splits_special)
-    return BulkBuilder(encoder, load_template(chat_template, folder), **lengths)
+    template = load_template(chat_template, folder, enable_thinking=enable_thinking)
+    return BulkBuilder(encoder, template, **lengths)
 
 
 def build_stream_source(
@@ -134,6 +137,7 @@ def build_stream_source(
             tokenizer_folder,
             _lengths(args),
             splits_special=args.data.split_special_tokens,
+            enable_thinking=args.data.enable_thinking,
             template_day=fixed_day(),
         ),
         settings=_settings(args),

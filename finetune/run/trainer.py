@@ -23,14 +23,17 @@ from finetune.run.stream import build_stream_source, make_row_builder
 from finetune.run.tokenizer import tokenizer_folder
 from finetune.settings.data import default_new_tokens
 from finetune.settings.engine_words import split_words
+from finetune.settings.trackers import reports_to
 
 if TYPE_CHECKING:
     from finetune.data.batches.batch_source import BatchSource
     from finetune.data.batches.rows import Rows
+    from finetune.data.batches.sampler import GlobalOrder
     from finetune.families.family import Family
     from finetune.models.resolve import ResolvedModel
     from finetune.parallel.pipe.stage import Stage
     from finetune.processes.groups import ProcessGroups
+    from finetune.processes.layout import Layout
     from finetune.processes.phases import PhaseRecord
     from finetune.run.data import RunData
     from finetune.run.directory import RunDirectory
@@ -116,7 +119,7 @@ def _build_parts(
         stage=stage,
         phases=phases,
         sharding_stage=sharding_stage(args),
-        layers=stage.decoder_layers if stage else decoder_layers(base),
+        layers=decoder_layers(base),
         label_positions=label_positions,
         randomness=_build_randomness(args, base, family, groups, stage=stage),
         writer=WholeTensorWriter(groups) if writes_whole else RankFileWriter(groups),
@@ -165,11 +168,7 @@ def _add_records(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -
     from finetune.reporting.progress import ProgressReporter
     from finetune.reporting.run_log import RunLog
 
-    if "swanlab" in args.training.report_to:
-        from swanlab.integration.paddlenlp import SwanLabCallback
-
-        Path(trainer.args.logging_dir).mkdir(parents=True, exist_ok=True)
-        trainer.add_callback(SwanLabCallback(log_dir=str(trainer.args.logging_dir)))
+    _add_trackers(args, run, trainer)
     training = args.training.do_train
     total_steps = trainer.plan_steps() if training else 0
     bar = None if args.training.disable_tqdm is None else not args.training.disable_tqdm
@@ -193,7 +192,6 @@ def _build_batches(
 ) -> BatchSource:
     """The batches of a data set in memory, or of a stream."""
     from finetune.data.batches.batch_source import MapSource, PreferenceSource
-    from finetune.data.batches.sampler import GlobalOrder
 
     if data.stream:
         make_rows = make_row_builder(
@@ -210,23 +208,35 @@ def _build_batches(
             make_rows=make_rows,
         )
     settings, layout = args.training, groups.layout
-    rows: Any
-    kind: type[MapSource]
+    rows = build_rows(args, data.train, pair, resolved)
+    kind: type[MapSource] = MapSource if comparison_of(args) is None else PreferenceSource
+    order = build_order(args, rows, layout)
+    rank, world = layout.data_rank(groups.rank), layout.data_world
+    return kind(rows, order, micro_batch_size=settings.per_device_train_batch_size, rank=rank, world=world)
+
+
+def build_rows(args: Arguments, samples: Sequence[Any], pair: TokenizerPair, resolved: ResolvedModel) -> Any:
+    """The samples of a data set in memory as rows, of whichever kind the run has; Paddle is not needed."""
     if comparison_of(args) is None:
-        rows, kind = _build_rows(args, data.train, pair, resolved), MapSource
-    else:
-        padding = padding_of(args, pair)
-        rows = build_preference_rows(args, data.train, resolved, padding=padding)
-        kind = PreferenceSource
-    micro_batch_size, world = settings.per_device_train_batch_size, layout.data_world
-    order = GlobalOrder(
-        len(rows),
-        global_batch_size=micro_batch_size * settings.gradient_accumulation_steps * world,
-        seed=settings.seed,
-        drop_last=settings.dataloader_drop_last,
-    )
-    return kind(
-        rows, order, micro_batch_size=micro_batch_size, rank=layout.data_rank(groups.rank), world=world
+        return _build_rows(args, samples, pair, resolved)
+    return build_preference_rows(args, samples, resolved, padding=padding_of(args, pair))
+
+
+def build_order(args: Arguments, rows: Any, layout: Layout) -> GlobalOrder:
+    """Which rows each step consumes."""
+    from finetune.data.batches.sampler import GlobalOrder, LongestFirst
+
+    settings = args.training
+    num_rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    options = {
+        "global_batch_size": num_rows * layout.data_world,
+        "seed": settings.seed,
+        "drop_last": settings.dataloader_drop_last,
+    }
+    return (
+        LongestFirst(rows.lengths, **options)
+        if args.data.longest_first
+        else GlobalOrder(len(rows), **options)
     )
 
 
@@ -308,3 +318,24 @@ def _build_evaluation(
         seed=args.training.seed,
         groups=groups,
     )
+
+
+def _add_trackers(args: Arguments, run: RunDirectory, trainer: FinetuneTrainer) -> None:
+    """Trackers that PaddleNLP's trainer does not know."""
+    folder = Path(trainer.args.logging_dir)
+    if reports_to(args.training.report_to, "swanlab"):
+        from swanlab.integration.paddlenlp import SwanLabCallback
+
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.add_callback(SwanLabCallback(log_dir=str(folder)))
+    if reports_to(args.training.report_to, "mlflow"):
+        from finetune.reporting.mlflow_callback import MlflowCallback
+
+        trainer.add_callback(
+            MlflowCallback(
+                run.path / "mlflow",
+                run_name=Path(trainer.args.run_name).name,
+                settings=args.to_json(),
+                continues=run.resume_step is not None,
+            )
+        )

@@ -38,6 +38,7 @@ def build_training_arguments(args: Arguments) -> Any:
     from paddlenlp.transformers.configuration_utils import llmmetaclass
 
     from finetune.settings.registry import known_settings
+    from finetune.settings.trackers import OWN_TRACKERS
 
     secrets = {name for name, setting in known_settings().items() if setting.is_secret}
 
@@ -58,8 +59,8 @@ def build_training_arguments(args: Arguments) -> Any:
 
     # Master gradients are kept where gradients are summed over processes (finetune/parallel/sharding/local_gradients.py).
     kwargs = args.training_kwargs() | {"amp_master_grad": False}
-    # PaddleNLP knows no SwanLab: its package brings a callback, which `finetune.run.trainer` adds.
-    kwargs["report_to"] = [name for name in args.training.report_to if name != "swanlab"]
+    # Callbacks for services that PaddleNLP does not know are added in `finetune.run.trainer`.
+    kwargs["report_to"] = [name for name in args.training.report_to if name not in OWN_TRACKERS]
     try:
         return FinetuneTrainingArguments(**kwargs)
     except (ValueError, TypeError, AssertionError) as error:

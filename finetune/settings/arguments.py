@@ -112,13 +112,17 @@ class Arguments:
 
 
 def parse_arguments(
-    argv: Sequence[str] | None = None, *, overrides: Mapping[str, Any] | None = None
+    argv: Sequence[str] | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    is_elsewhere: bool = False,
 ) -> Arguments:
     """Reads ``ARGS.json --key value ...``, checks it, and fills in what follows from other settings.
 
     Args:
         argv: The words after the program's name; null takes those of this process.
         overrides: Values as an argument file has them, given in a call from Python; they win.
+        is_elsewhere: Whether the run is to be on another machine, and this one need not have its device.
 
     Raises:
         UserError: With every fault found, one line each.
@@ -135,7 +139,7 @@ def parse_arguments(
     if not (
         given.lacks_file or given.is_other_method
     ):  # without its file a run lacks everything, and only the file's own fault helps
-        faults = faults + find_faults(values, given.broken, given.foreign)
+        faults = faults + find_faults(values, given.broken, given.foreign, is_elsewhere=is_elsewhere)
     if faults:
         raise UserError(faults)
     if given.translated:

@@ -28,13 +28,7 @@ from finetune.settings.paths import (
 from finetune.settings.quantisation import check_quantisation, find_export_command
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
-
-_REPORT_PACKAGES = {
-    "visualdl": "visualdl",
-    "wandb": "wandb",
-    "tensorboard": "tensorboardX",
-    "swanlab": "swanlab",
-}
+from finetune.settings.trackers import TRACKER_PACKAGES
 
 FROZEN_PARTS = ("freeze_layers", "freeze_parameters_ratio", "freeze_parameters", "trainable_parameters")
 """Settings that choose what is trained in full fine-tuning."""
@@ -43,15 +37,19 @@ Values = Mapping[str, Any]
 Faults = Iterator[tuple[tuple[str, ...], str]]
 
 
-def find_faults(values: Values, broken: Set[str], foreign: Values) -> list[str]:
+def find_faults(
+    values: Values, broken: Set[str], foreign: Values, *, is_elsewhere: bool = False
+) -> list[str]:
     """Every reason not to run with these values, one line each; empty when there is none.
 
     Args:
         values: Resolved values of all settings.
         broken: Names whose given value could not be converted; no more is said about them.
         foreign: Given values of settings that have no place here.
+        is_elsewhere: Whether the run is to be on another machine, whose device and packages nobody knows.
     """
-    faults = [fault for check in _CHECKS for names, fault in check(values) if broken.isdisjoint(names)]
+    checks = [check for check in _CHECKS if not (is_elsewhere and check is _check_surroundings)]
+    faults = [fault for check in checks for names, fault in check(values) if broken.isdisjoint(names)]
     for name, value in foreign.items():
         faults.extend(foreign_settings()[name].find_faults(value))
     return faults
@@ -208,7 +206,7 @@ def _check_surroundings(values: Values) -> Faults:
     if fault := find_device_fault(values["device"]):
         yield ("device", "no_cuda"), fault
     for service in values["report_to"] or []:
-        package = _REPORT_PACKAGES.get(service)
+        package = TRACKER_PACKAGES.get(service)
         if package and importlib.util.find_spec(package) is None:
             yield (
                 ("report_to",),

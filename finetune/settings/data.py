@@ -98,6 +98,11 @@ class DataArguments:
     preview: int = setting(0,
         "Show this many training samples, and figures of all of them, instead of training; 0: train.",
         "不训练，而是显示这么多条训练样本及全部样本的统计；0：训练。", may_change=True, range=Range(0, 10**6))
+    longest_first: int = setting(0,
+        "Try this many steps on the longest rows instead of training: memory that is short shows at once. Nothing is "
+        "saved, and the most memory is told; 0: train.",
+        "不训练，而是用最长的行试跑这么多步：显存不足会立刻显现。不保存任何结果，最后报告最大内存；0：训练。",
+        may_change=True, range=Range(0, 10**6))
     data_cache: bool = setting(True, "Keep tokenized data on disk for the next run with the same files.",
         "把分词后的数据留在磁盘上，供下次使用同样文件的运行读取。", may_change=True)
     data_cache_dir: str | None = setting(None,
@@ -110,11 +115,15 @@ class DataArguments:
         "Samples of a stream that the next one is drawn from; 1: the order of the files.",
         "从流中的多少条样本里抽取下一条；1：按文件顺序。", range=COUNT)
     chat_template: str | None = setting(None,
-        "Name of a conversation format (llama2, chatml, ...; see docs/data.md), a template file or the folder "
+        "Name of a conversation format (llama2, qwen3, ...; see docs/chat_templates.md), a template file or the folder "
         "of one, tokenizer for the tokenizer's own, or none for the texts as they are; null: the tokenizer's own "
         "for conversations, none for src and tgt.",
-        "对话格式的名称（llama2、chatml 等，见 docs/data.md）、模板文件或其所在目录，tokenizer 表示用分词器自带的，"
+        "对话格式的名称（llama2、qwen3 等，见 docs/chat_templates_zh.md）、模板文件或其所在目录，tokenizer 表示用分词器自带的，"
         "none 表示文本原样；null：对话用分词器自带的，src 与 tgt 不用模板。", is_path=True)
+    enable_thinking: bool | None = setting(None,
+        "What the chat template is told of thoughts before answers (Qwen3, DeepSeek-R1): false begins answers behind an "
+        "empty place for them, which is not learned; true and null leave it to the answer.",
+        "告诉对话模板回答前是否有思考内容（Qwen3、DeepSeek-R1）：false 在回答前放一个空的思考块，且不学习它；true 与 null 由回答决定。")
     split_special_tokens: bool = setting(True,
         "Names of special tokens in the data (</s>, <|im_end|>) are plain text; false: they become these "
         "tokens, as in PaddleNLP.",

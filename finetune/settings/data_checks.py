@@ -38,6 +38,12 @@ def check_data(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str
             f"validation_split is {split}: it must be a ratio below 1, such as 0.1, or a whole number of examples",
         )
     yield from _check_self_cognition(values)
+    if values["longest_first"] and not values["do_train"]:
+        yield (
+            ("longest_first", "do_train"),
+            f"longest_first is {values['longest_first']}, but do_train is false: a trial is a training, so set do_train "
+            "true, or longest_first 0",
+        )
     if values["lazy"] and values["do_train"]:
         for name, fault in _find_stream_faults(values):
             yield ("lazy", "do_train", name), fault
@@ -103,6 +109,7 @@ def _find_stream_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "validation_split": "give a folder with a dev file, or eval_dataset",
         "max_train_samples": "max_steps bounds the training; max_samples in dataset_mix takes the first of a data set",
         "self_cognition_samples": "write these examples to a file and name it in dataset_mix",
+        "longest_first": "try it without lazy, on a part of the data (max_train_samples)",
     }
     for name, remedy in remedies.items():
         if values[name]:

@@ -1,11 +1,13 @@
 """The text of ``--help``: settings by group with their defaults, in 80 columns."""
 
 import json
-import textwrap
 from difflib import get_close_matches
 
 from finetune.errors import UserError
 from finetune.machine.command_names import TRAIN, usage_name
+from finetune.machine.language.choice import language
+from finetune.machine.language.columns import wrap
+from finetune.machine.language.translation import translate
 from finetune.settings.records import Setting
 from finetune.settings.registry import known_settings
 
@@ -33,13 +35,15 @@ _TITLES = {
 def format_help(*, every_setting: bool) -> str:
     """The help text: everything, or what is commonly set."""
     settings = known_settings().values()
-    blocks = [_USAGE.format(name=usage_name(TRAIN))]
+    blocks = [translate(_USAGE.format(name=usage_name(TRAIN)))]
     for group, title in _TITLES.items():
         shown = [each for each in settings if each.group == group and (each.common or every_setting)]
         if shown:
-            blocks.append("\n".join([f"{title}:", *map(_format_setting, shown)]))
+            blocks.append("\n".join([translate(f"{title}:"), *map(_format_setting, shown)]))
     if not every_setting:
-        blocks.append(f"--help-all shows all {len(settings)} settings, --help WORD those that have the word.")
+        blocks.append(
+            translate(f"--help-all shows all {len(settings)} settings, --help WORD those that have the word.")
+        )
     return "\n\n".join(blocks)
 
 
@@ -57,7 +61,8 @@ def format_matches(word: str) -> str:
         hint = f"did you mean {', '.join(near)}?" if near else "--help-all shows every setting"
         raise UserError(f'no setting has "{word}" in its name or help: {hint}')
     noun = "setting has" if len(found) == 1 else "settings have"
-    return "\n".join([f'{len(found)} {noun} "{word}" in name or help:', *map(_format_setting, found)])
+    title = translate(f'{len(found)} {noun} "{word}" in name or help:')
+    return "\n".join([title, *map(_format_setting, found)])
 
 
 def _searched_text(setting: Setting) -> str:
@@ -70,7 +75,8 @@ def _format_setting(setting: Setting) -> str:
     key = f"  --{setting.name} [{_format_default(setting)}]"
     choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
     indent = " " * _KEY_WIDTH
-    lines = textwrap.wrap(setting.help + choices, _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    text = setting.help_zh if language() == "zh" and setting.help_zh else translate(setting.help)
+    lines = [indent + line for line in wrap(text + choices, _WIDTH - _KEY_WIDTH).split("\n")]
     if len(key) >= _KEY_WIDTH:
         return "\n".join([key, *lines])
     lines[0] = key.ljust(_KEY_WIDTH) + lines[0].lstrip()

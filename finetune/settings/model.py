@@ -28,6 +28,10 @@ class ModelArguments:
     tokenizer_name_or_path: str | None = setting(None,
         "Folder or name of the tokenizer; null: the model's own.", "分词器的目录或名称；null：用模型自带的。",
         is_path=True)
+    text_only: bool = setting(False,
+        "Of a multimodal model (images, sounds) train the text part, and keep the other parts as they are; false: such a model "
+        "is refused.",
+        "对多模态模型（图像、声音）只训练文本部分，其余部分保持原样；false：拒绝此类模型。")
     lora: bool = setting(False, "Train low-rank updates (LoRA) instead of all weights.",
         "训练低秩增量（LoRA），而不是全部权重。")
     lora_path: str | None = setting(None,

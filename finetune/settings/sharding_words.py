@@ -7,15 +7,7 @@ from typing import Any
 
 Reasons = Iterator[tuple[str, str, str, str]]
 
-SLICE_WORDS = frozenset(
-    {
-        "enable_stage1_allgather_overlap",
-        "enable_stage1_broadcast_overlap",
-        "enable_stage1_overlap",
-        "enable_stage1_tensor_fusion",
-        "split_param",
-    }
-)
+SLICE_WORDS = frozenset({"enable_stage1_allgather_overlap", "enable_stage1_tensor_fusion", "split_param"})
 """Words with which stage 1 updates slices of parameters in the place of whole ones: what they ask for is done there."""
 
 _NAME = "sharding_parallel_config"
@@ -25,9 +17,8 @@ _REFUSED = {
     "enable_overlap": _SEMI_AUTOMATIC,
     "enable_tensor_fusion": _SEMI_AUTOMATIC,
 }
-_STAGE_OF = dict.fromkeys((*SLICE_WORDS, "disable_stage1_reduce_avg"), "stage1") | {
-    "enable_stage2_overlap": "stage2"
-}
+_STAGE1_WORDS = ("disable_stage1_reduce_avg", "enable_stage1_broadcast_overlap", "enable_stage1_overlap")
+_STAGE_OF = dict.fromkeys((*SLICE_WORDS, *_STAGE1_WORDS), "stage1") | {"enable_stage2_overlap": "stage2"}
 
 
 def check_sharding_words(values: Mapping[str, Any], words: Mapping[str, set[str]]) -> Reasons:
@@ -54,12 +45,5 @@ def check_sharding_words(values: Mapping[str, Any], words: Mapping[str, set[str]
         elif waits and word.endswith("_overlap"):
             yield _NAME, word, "data_parallel_config", contrary
     name, word = "pipeline_parallel_config", "enable_sharding_comm_overlap"
-    if values["pipeline_parallel_degree"] > 1 and word in words[name]:
-        if "stage1" in stages and not given & SLICE_WORDS:
-            reason = (
-                "Fleet's stage 1 sums whole parameters at the end of a step: add split_param to "
-                f"{_NAME}, whose slices are summed beside the last backward pass, or"
-            )
-            yield name, word, _NAME, reason
-        elif waits:
-            yield name, word, "data_parallel_config", contrary
+    if waits and values["pipeline_parallel_degree"] > 1 and word in words[name]:
+        yield name, word, "data_parallel_config", contrary

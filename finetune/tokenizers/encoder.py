@@ -85,6 +85,7 @@ class FamilyEncoder:
         pad_token_id: Id that fills rows.
         prefix_ids: Ids that open every sequence.
         chat_end_ids: Further ids at which generation stops.
+        answer_prefix_ids: Ids between a prompt and its answer.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class FamilyEncoder:
         named = self._encoder.named
         self.eos_token_id, self.pad_token_id = named.eos, named.pad
         self.prefix_ids, self.chat_end_ids = named.prefix, named.chat_ends
+        self.answer_prefix_ids = named.answer_prefix
         self.marks_inner_text = self._encoder.marks_inner_text
         self.splits_special = self._encoder.splits_special
 

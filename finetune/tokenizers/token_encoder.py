@@ -28,12 +28,14 @@ class NamedIds:
         pad: Fills rows.
         prefix: Open every sequence.
         chat_ends: At these generation stops as well.
+        answer_prefix: Between a prompt and its answer.
     """
 
     eos: int
     pad: int
     prefix: tuple[int, ...] = ()
     chat_ends: tuple[int, ...] = ()
+    answer_prefix: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,8 @@ def named_ids(
     pad = need("pad") if "pad_token" in roles else find(facts.pad_fallback)
     eos = need(facts.end_of_answer)
     ends = [index for name in facts.chat_ends if (index := find(name)) not in (None, eos)]
-    return NamedIds(eos, eos if pad is None else pad, tuple(map(need, _opening(facts, config))), tuple(ends))
+    pad, opening = eos if pad is None else pad, tuple(map(need, _opening(facts, config)))
+    return NamedIds(eos, pad, opening, tuple(ends), tuple(map(need, facts.answer_prefix)))
 
 
 def _opening(facts: TokenizerFacts, config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -145,6 +148,7 @@ class TokenEncoder:
         pad_token_id: Id that fills rows.
         prefix_ids: Ids that open every sequence.
         chat_end_ids: Further ids at which generation stops.
+        answer_prefix_ids: Ids between a prompt and its answer.
     """
 
     def __init__(self, backend: TextBackend, table: TokenTable, named: NamedIds, spelling: Spelling):
@@ -170,7 +174,10 @@ class TokenEncoder:
         self._named = named
         self.eos_token_id, self.pad_token_id = named.eos, named.pad
         self.prefix_ids, self.chat_end_ids = named.prefix, named.chat_ends
-        self._framing = frozenset((named.eos, named.pad, *named.prefix, *named.chat_ends))
+        self.answer_prefix_ids = named.answer_prefix
+        self._framing = frozenset(
+            (named.eos, named.pad, *named.prefix, *named.chat_ends, *named.answer_prefix)
+        )
 
     @property
     def marks_inner_text(self) -> bool:

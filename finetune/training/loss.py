@@ -123,20 +123,20 @@ class LabelPositions:
             head.register_forward_pre_hook(self._gather)
             head.register_forward_post_hook(self._flatten)
 
-    def _gather(self, _layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._rows is None:
+    def _gather(self, layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._rows is None or _is_resting(layer):
             return None
         hidden = inputs[0].transpose([1, 0, 2]) if self._length_first else inputs[0]
         kept = hidden.reshape([-1, hidden.shape[-1]]).gather(self._rows)
         return (kept.unsqueeze(1) if self._length_first else kept, *inputs[1:])
 
-    def _pick(self, _layer: Any, _inputs: tuple[Any, ...], logits: Any) -> Any:
-        if self._rows is None:
+    def _pick(self, layer: Any, _inputs: tuple[Any, ...], logits: Any) -> Any:
+        if self._rows is None or _is_resting(layer):
             return None
         return logits.reshape([-1, logits.shape[-1]]).gather(self._rows)  # [batch, length, vocabulary] by now
 
-    def _flatten(self, _layer: Any, _inputs: tuple[Any, ...], logits: Any) -> Any:
-        if self._rows is None or not self._length_first:
+    def _flatten(self, layer: Any, _inputs: tuple[Any, ...], logits: Any) -> Any:
+        if self._rows is None or not self._length_first or _is_resting(layer):
             return None
         return logits.reshape([-1, logits.shape[-1]])
 
@@ -158,3 +158,8 @@ class LabelPositions:
             yield paddle.to_tensor(flat[rows])
         finally:
             self._rows = None
+
+
+def _is_resting(head: Any) -> bool:
+    """Whether the head computes no logits, because a pipeline's earlier part is computed on this rank."""
+    return getattr(head.forward, "is_resting", False)

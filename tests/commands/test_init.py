@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_model_and_data_decide(tiny_llama, capsys):
     text = capsys.readouterr().out
     assert "pairs of a better and a worse answer" in text and "preview llama_dpo_argument.json" in text
     assert "bf16" not in values and "fp16_opt_level" not in values
+
+
+def test_of_a_multimodal_model_the_text_part_is_chosen(tiny_llama, tmp_path):
+    folder = tmp_path / "llava"
+    shutil.copytree(tiny_llama, folder)
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    init.main(["--model_name_or_path", str(folder), "--dataset_name_or_path", str(ROOT / "data")])
+    assert written("llama_lora_argument.json")["text_only"] is True
 
 
 def test_one_file_without_a_dev_split_gets_a_part_held_back(tiny_llama, tmp_path):

@@ -35,6 +35,19 @@ def test_jinja_writes_what_the_format_writes(name, system):
     assert rendered(source, [*messages, {"role": "user", "content": "q2"}]) == expected
 
 
+def test_what_opens_an_answer_is_written_once():
+    first = get_family("chatglm").tokenizer
+    source = write_jinja(CHAT_FORMATS["chatglm"], first)
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("user", "q1"), ("assistant", "a1"), ("user", "q2"))
+    ]
+    expected = "[Round 0]\n问：q1\n答：a1\n[Round 1]\n问：q2\n答：[gMASK]<sop>"
+    assert rendered(source, turns) == expected
+    assert rendered(source, turns[:1]) == "q1[gMASK]<sop>"
+    assert rendered(source, turns[:2]).startswith("q1[gMASK]<sop>a1")
+
+
 def test_tokens_that_open_every_sequence_are_written_once():
     llama = get_family("llama").tokenizer
     message = [{"role": "user", "content": "q"}]

@@ -1,7 +1,9 @@
 """Every named template written out; learned parts in braces, special tokens after a section sign."""
 
+import json
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finetune.data.reading.conversation import Conversation, Message, make_conversation
@@ -48,21 +50,29 @@ WRITTEN = {
         "§<|im_start|>system\nYou are a helpful assistant.§<|im_end|>\n"
         "§<|im_start|>user\nq§<|im_end|>\n§<|im_start|>assistant\n{a}{§<|im_end|>}",
     ),
+    "chatglm": (
+        "sys\n[Round 0]\n问：q1\n答：{a1}\n[Round 1]\n问：q2\n答：{a2}",
+        "q{a}",
+    ),
     "chatglm2": (
         "sys\n\n[Round 1]\n\n问：q1\n\n答：{a1}\n\n[Round 2]\n\n问：q2\n\n答：{a2}",
         "[Round 1]\n\n问：q\n\n答：{a}",
     ),
     "chatglm3": (
-        "§<|system|>\n sys§<|user|>\n q1§<|assistant|>{\n a1}§<|user|>\n q2§<|assistant|>{\n a2}",
-        "§<|user|>\n q§<|assistant|>{\n a}",
+        "§<|system|>\n sys§<|user|>\n q1§<|assistant|>{\n a1}{§<|user|>}\n q2§<|assistant|>{\n a2}{§<|user|>}",
+        "§<|user|>\n q§<|assistant|>{\n a}{§<|user|>}",
     ),
     "glm4": (
-        "§[gMASK]§<sop>§<|system|>\nsys§<|user|>\nq1§<|assistant|>{\na1}§<|user|>\nq2§<|assistant|>{\na2}",
-        "§[gMASK]§<sop>§<|user|>\nq§<|assistant|>{\na}",
+        "§[gMASK]§<sop>§<|system|>\nsys§<|user|>\nq1§<|assistant|>{\na1}{§<|user|>}\nq2§<|assistant|>{\na2}{§<|user|>}",
+        "§[gMASK]§<sop>§<|user|>\nq§<|assistant|>{\na}{§<|user|>}",
     ),
     "internlm": (
         "<|System|>:sys\n<|User|>:q1\n<|Bot|>:{a1}{§<eoa>}\n<|User|>:q2\n<|Bot|>:{a2}{§<eoa>}",
         "<|User|>:q\n<|Bot|>:{a}{§<eoa>}",
+    ),
+    "internlm_eoh": (
+        "<|System|>:sys\n<|User|>:q1§<eoh>\n<|Bot|>:{a1}{§<eoa>}\n<|User|>:q2§<eoh>\n<|Bot|>:{a2}{§<eoa>}",
+        "<|User|>:q§<eoh>\n<|Bot|>:{a}{§<eoa>}",
     ),
     "xverse": (
         "sys\n\nHuman: q1\n\nAssistant: {a1}Human: q2\n\nAssistant: {a2}",
@@ -93,6 +103,44 @@ WRITTEN = {
         "§<start_of_turn>user\nq2§<end_of_turn>\n§<start_of_turn>model\n{a2}{§<end_of_turn>}",
         "§<bos>§<start_of_turn>user\nq§<end_of_turn>\n§<start_of_turn>model\n{a}{§<end_of_turn>}",
     ),
+    "mistral_small": (
+        "§<s>§[SYSTEM_PROMPT]sys§[/SYSTEM_PROMPT]§[INST]q1§[/INST]{a1}§[INST]q2§[/INST]{a2}",
+        "§<s>§[INST]q§[/INST]{a}",
+    ),
+    "ernie4_5": (
+        "§<|begin_of_sentence|>sys\nUser: q1\nAssistant: {a1}{§<|end_of_sentence|>}"
+        "User: q2\nAssistant: {a2}{§<|end_of_sentence|>}",
+        "§<|begin_of_sentence|>User: q\nAssistant: {a}{§<|end_of_sentence|>}",
+    ),
+    "phi3": (
+        "§<|system|>\nsys§<|end|>\n§<|user|>\nq1§<|end|>\n§<|assistant|>\n{a1}{§<|end|>}\n"
+        "§<|user|>\nq2§<|end|>\n§<|assistant|>\n{a2}{§<|end|>}",
+        "§<|user|>\nq§<|end|>\n§<|assistant|>\n{a}{§<|end|>}",
+    ),
+    "phi4": (
+        "§<|im_start|>system§<|im_sep|>sys§<|im_end|>"
+        "§<|im_start|>user§<|im_sep|>q1§<|im_end|>§<|im_start|>assistant§<|im_sep|>{a1}{§<|im_end|>}"
+        "§<|im_start|>user§<|im_sep|>q2§<|im_end|>§<|im_start|>assistant§<|im_sep|>{a2}{§<|im_end|>}",
+        "§<|im_start|>user§<|im_sep|>q§<|im_end|>§<|im_start|>assistant§<|im_sep|>{a}{§<|im_end|>}",
+    ),
+    "phi4_mini": (
+        "§<|system|>sys§<|end|>§<|user|>q1§<|end|>§<|assistant|>{a1}{§<|end|>}"
+        "§<|user|>q2§<|end|>§<|assistant|>{a2}{§<|end|>}",
+        "§<|user|>q§<|end|>§<|assistant|>{a}{§<|end|>}",
+    ),
+    "falcon": (
+        "System: sys\nUser: q1\nFalcon:{ a1}\nUser: q2\nFalcon:{ a2}",
+        "User: q\nFalcon:{ a}",
+    ),
+    "polylm": (
+        "sys\n<|user|>\nq1\n<|assistant|>\n{a1}\n<|user|>\nq2\n<|assistant|>\n{a2}",
+        "<|user|>\nq\n<|assistant|>\n{a}",
+    ),
+    "seqgpt": (
+        "sys\n输入: q1\n输出: [GEN]{a1}\n输入: q2\n输出: [GEN]{a2}",
+        "输入: q\n输出: [GEN]{a}",
+    ),
+    "bloomz": ("sys\nq1{ a1}\nq2{ a2}", "q{ a}"),
     "vicuna": (
         "sys USER: q1 ASSISTANT:{ a1}USER: q2 ASSISTANT:{ a2}",
         VICUNA + " USER: q ASSISTANT:{ a}",
@@ -100,6 +148,8 @@ WRITTEN = {
 }
 
 WRITTEN |= dict.fromkeys(("internlm2", "yi"), WRITTEN["chatml"])
+WRITTEN |= dict.fromkeys(("gemma2", "gemma3"), WRITTEN["gemma"])
+WRITTEN |= {"qwen2": WRITTEN["qwen"], "mixtral": WRITTEN["mistral"]}
 
 
 def show(pieces):
@@ -119,8 +169,8 @@ def test_exact_string(name):
     with_system, without = WRITTEN[name]
     assert show(template.render(TWO_ROUNDS)) == with_system
     assert show(template.render(make_conversation([("q", "a")]))) == without
-    assert template.appends_eos == (not with_system.endswith("{§" + template.special_tokens[-1] + "}")
-                                    if template.special_tokens else True)  # fmt: skip
+    ends = tuple("{§" + token + "}" for token in template.special_tokens) or ("no token",)
+    assert template.appends_eos == (not with_system.endswith(ends))
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -156,7 +206,9 @@ def test_tools(name, written):
     )
     text = show(load_template(name).render(Conversation(messages, tools='[{"name": "t"}]')))
     assert written in text
-    assert '{{"name": "t"}}' in text  # the call is learned
+    assert (
+        CHAT_FORMATS[name].answer.replace("{content}", '{"name": "t"}').join("{}") in text
+    )  # the call is learned
     assert 'name and arguments.\n[{"name": "t"}]' in text.split("q")[0] + text
 
 
@@ -201,7 +253,11 @@ TURNS = st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size
 @settings(max_examples=25)
 @given(turns=TURNS, system=st.one_of(st.none(), TEXTS), train_on=st.sampled_from(["all", "last"]))
 def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
+    # Where a single question stands alone, an empty one leaves the answer nothing to follow.
+    assume(CHAT_FORMATS[name].only_user is None or len(turns) > 1 or turns[0][0])
     template = NamedTemplate(name)
+    if CHAT_FORMATS[name].user == "{content}":  # the blank before an answer belongs behind a word
+        turns = [("q" + prompt, answer) for prompt, answer in turns]
     encoder = kind(names=template.special_tokens)
     limits = {"src_length": 9999, "max_length": 10**6, "train_on": train_on}
     sample = build_sample(make_conversation(turns, system), encoder, template, **limits)
@@ -209,14 +265,20 @@ def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
     assert (sample.labels[:-1] == sample.input_ids[1:])[is_learned[:-1]].all()
     learned = encoder.decode(sample.labels[is_learned].tolist())
     blank = CHAT_FORMATS[name].answer
-    end = CHAT_FORMATS[name].end or "<EOS>"
-    answers = [blank.replace("{content}", answer) + end for _, answer in turns]
+    end = CHAT_FORMATS[name].end or ("<|user|>" if CHAT_FORMATS[name].ends_with_next else "<EOS>")
+    trims = "answer" in CHAT_FORMATS[name].trims
+    answers = [blank.replace("{content}", answer.strip() if trims else answer) + end for _, answer in turns]
     assert learned == "".join(answers if train_on == "all" else answers[-1:])
     # No text of the example has become a special token: there are as many as in an example of plain texts.
     plain_turns = make_conversation([("q", "a")] * len(turns), system and "s")
     plain = build_sample(plain_turns, encoder, template, **limits)
     ids, plain_ids = ([*each.input_ids, each.labels[-1]] for each in (sample, plain))
     assert [i for i in ids if i < 100] == [i for i in plain_ids if i < 100]
+
+
+def test_a_call_at_the_end_is_closed_by_the_token_that_opens_its_result():
+    asked = Conversation((Message("user", "q"), Message("tool_call", "{}")))
+    assert show(load_template("glm4").render(asked)).endswith("§<|assistant|>{\n{}}{§<|observation|>}")
 
 
 def test_tokens_that_the_tokenizer_lacks_are_refused():
@@ -243,3 +305,46 @@ def test_blank_between_words_is_left_to_tokenizers_that_write_one():
     chat = make_conversation([("q", "a")])
     ids = build_sample(chat, encoder, NamedTemplate("mistral"), src_length=99, max_length=99)
     assert encoder.decode([*ids.input_ids, ids.labels[-1]]) == "<s> [INST] q [/INST] a<EOS>"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("llama2", "§<s>[INST] <<SYS>>\n s\n\n<</SYS>>\n\nq [/INST]{ a }"),
+        (
+            "llama3",
+            "§<|end_header_id|>\n\ns§<|eot_id|>§<|start_header_id|>user§<|end_header_id|>\n\nq§<|eot_id|>",
+        ),
+        (
+            "gemma3",
+            "§<start_of_turn>user\n s\n\n\nq§<end_of_turn>\n§<start_of_turn>model\n{a}{§<end_of_turn>}",
+        ),
+        ("chatml", "user\n q\n§<|im_end|>\n§<|im_start|>assistant\n{\na }{§<|im_end|>}"),
+    ],
+)
+def test_blanks_at_the_ends_go_where_the_publisher_takes_them_away(name, written):
+    assert written in show(load_template(name).render(make_conversation([(" q\n", "\na ")], " s\n")))
+
+
+def test_glm4_writes_functions_and_calls_as_its_publisher_does():
+    function = {"name": "weather", "parameters": {"type": "object"}}
+    calls = ['{"name": "weather", "arguments": {"city": "北京"}}', '{"name": "clock", "arguments": {}}']
+    messages = (
+        Message("user", "q"),
+        Message("tool_call", "\n".join(["I look.", *calls])),
+        Message("tool", "21"),
+        Message("tool_call", calls[0]),
+    )
+    conversation = Conversation(
+        messages,
+        system="sys",
+        tools=json.dumps([{"type": "function", "function": function}, {"name": "clock"}]),
+    )
+    assert show(load_template("glm4").render(conversation)) == (
+        "§[gMASK]§<sop>§<|system|>\n# 可用工具\n\n## weather\n\n" + json.dumps(function, indent=4) + "\n"
+        "在调用上述函数时，请使用 Json 格式表示调用的参数。\n"
+        '## clock\n\n{\n    "name": "clock"\n}\n在调用上述函数时，请使用 Json 格式表示调用的参数。'
+        "§<|system|>\nsys§<|user|>\nq§<|assistant|>{\nI look.}{§<|assistant|>}"
+        '{weather\n{"city": "北京"}}{§<|assistant|>}{clock\n{}}{§<|observation|>}\n21§<|assistant|>'
+        '{weather\n{"city": "北京"}}{§<|observation|>}'
+    )

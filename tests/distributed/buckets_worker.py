@@ -12,9 +12,10 @@ import numpy as np
 import paddle
 
 from finetune.parallel.sharding.gradient_buckets import GradientBuckets
+from finetune.parallel.sharding.gradient_sums import GradientSums
 from finetune.parallel.sharding.local_gradients import ParameterGradients
 from finetune.parallel.sharding.start import start_replicas
-from finetune.processes.groups import start_groups
+from finetune.processes.groups import Group, start_groups
 from finetune.processes.layout import Layout
 from tests.distributed.replicas_worker import batches, loss_of, make_model
 
@@ -43,12 +44,14 @@ def train(groups, case, *, overlaps):
 def is_summed_before_anybody_waits(group) -> bool:
     """Whether a sum that began in a backward pass is there though this process does something else."""
     weight = paddle.create_parameter([3], "float32")
-    buckets = GradientBuckets({"weight": weight}, ParameterGradients(), group)
+    sums = GradientSums({"weight": weight}, Group(), group)
+    buckets = GradientBuckets({"weight": weight}, ParameterGradients(), sums)
     for _ in range(2):
         weight.clear_gradient(False)
         buckets.begin_step(1)
         (weight * 2).sum().backward()
-        task, deadline = buckets._buckets[0].task, time.monotonic() + 30
+        task = sums._summed[0].task if sums._summed else None
+        deadline = time.monotonic() + 30
         while task is not None and not task.is_completed() and time.monotonic() < deadline:
             time.sleep(0.01)
         is_there = task is not None and task.is_completed()

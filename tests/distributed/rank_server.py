@@ -31,6 +31,8 @@ _PACKAGES = (
     "adapters", "checkpoints", "data", "families", "machine", "models", "parallel", "processes", "randomness",
     "reporting", "tokenizers", "training",
 )  # fmt: skip
+_OPTIONAL = ("mlflow",)
+"""Packages that only some runs ask for."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 GRACE_SECONDS = 15.0
@@ -86,7 +88,11 @@ def _import_all() -> None:
     for package in _PACKAGES:
         folder = ROOT / "finetune" / package
         for module in pkgutil.walk_packages([str(folder)], f"finetune.{package}."):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                if error.name not in _OPTIONAL:
+                    raise
     for family in families().values():
         import_object(family.model_class)
 

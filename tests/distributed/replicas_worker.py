@@ -15,7 +15,7 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.recompute import recompute
 
-from finetune.parallel.sharding import gathered_layers, updated_weights
+from finetune.parallel.sharding import layer_units, updated_weights
 from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import Group, start_groups
 from finetune.processes.layout import Layout
@@ -25,6 +25,8 @@ IDLE_STEP = 2  # one micro-batch only, so that all ranks but the first have none
 CASES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
+    "stage 1, waiting": {"stage": 1, "overlaps": False},
+    "stage 1, recompute, reentrant": {"stage": 1, "reentrant": True},
     "stage 1, adapter": {"stage": 1, "adapter": "lora"},
     "stage 1, one parameter": {"stage": 1, "adapter": "embedding"},
     "stage 1, slices": {"stage": 1, "words": ("split_param",)},
@@ -144,8 +146,8 @@ def run_micro_batches(model, replicas, groups, step, in_flight):
     share = groups.layout.data_rank(groups.rank)
     mine = [(ids, 1.0) for ids in every[share :: groups.data.size]]
     most = -(-len(every) // groups.data.size)
-    replicas.begin_step(len(mine))
-    while replicas.runs_every_micro_batch and len(mine) < most:
+    replicas.begin_step(most)
+    while replicas.stage == 3 and len(mine) < most:
         mine.append((every[0], 0.0))
     for begin in range(0, most, in_flight):
         losses = [loss_of(model, ids, scale) for ids, scale in mine[begin : begin + in_flight]]
@@ -173,16 +175,15 @@ def watch_layers(model, seen):
 
 def watch_arrivals(model, replicas, seen):
     """Notes how many layers' weights are under way while each layer computes."""
-    weights = getattr(replicas, "_weights", None)
-    arrivals = weights._arrivals if weights else getattr(replicas, "_units", [])
+    if calls := getattr(replicas, "_calls", None):
+        for layer in model.layers:
+            layer.up.register_forward_post_hook(lambda *_: seen.append(len(calls._begun)))
+        return
+    weights = getattr(replicas, "weights", None)
+    arrivals = weights.units if weights else [unit.gather for unit in getattr(replicas, "units", [])]
     for layer in model.layers:
         layer.up.register_forward_post_hook(
-            lambda *_: seen.append(
-                sum(
-                    bool(getattr(each, "under_way", None) or getattr(each, "arriving", None))
-                    for each in arrivals
-                )
-            )
+            lambda *_: seen.append(sum(bool(each.under_way) for each in arrivals))
         )
 
 
@@ -208,8 +209,8 @@ def train(case, groups):
     norms, seen, gathers, arriving = [], [], [], []
     watch_layers(model, seen)
     watch_arrivals(model, replicas, arriving)
-    gather = gathered_layers.GatheredTensors
-    gathered_layers.GatheredTensors = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
+    gather = layer_units.GatheredTensors
+    layer_units.GatheredTensors = lambda *args: (gathers.append(len(args[0])), gather(*args))[1]
     for step in range(NUM_STEPS):
         run_micro_batches(model, replicas, groups, step, case.get("in_flight", 1))
         replicas.sum_gradients()
@@ -223,7 +224,7 @@ def train(case, groups):
         replicas.after_update()
         replicas.clear_gradients()
     facts = {"norms": norms, "left": [n for n, p in model.named_parameters() if p.grad is not None]}
-    gathered_layers.GatheredTensors = gather
+    layer_units.GatheredTensors = gather
     facts["most_arriving"] = max(arriving)
     facts["most_layers_whole"], facts["num_gathers"] = max(seen), len(gathers)
     facts["num_parameters"] = sum(p.size for p in model.parameters())

@@ -13,7 +13,8 @@ from finetune.checkpoints.optimizer_state import load_optimizer, save_optimizer 
 from finetune.checkpoints.writers import RankFileWriter, WholeTensorWriter  # noqa: E402
 from finetune.models.loading import load_model, load_weights  # noqa: E402
 from finetune.models.resolve import resolve_model  # noqa: E402
-from finetune.parallel.pipe.stage import StagePlan, build_stage  # noqa: E402
+from finetune.parallel.pipe.stage import build_stage  # noqa: E402
+from finetune.parallel.pipe.stage_plan import StagePlan  # noqa: E402
 from finetune.parallel.sharding.replicas import Replicas  # noqa: E402
 from finetune.processes.groups import start_groups  # noqa: E402
 from finetune.processes.layout import Layout  # noqa: E402

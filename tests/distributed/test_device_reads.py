@@ -18,7 +18,7 @@ ROWS = {"padded": {}, "packed": {"zero_padding": True}, "lazy packed": {"zero_pa
 END_OF_STEP = "numpy in finetune/parallel/parallel_model.py"
 END_OF_EVALUATION = "tolist in finetune/parallel/parallel_model.py"
 LOSS_SCALER = {f"{call} in finetune/training/overflow.py" for call in ("__bool__", "__float__")}
-DTYPE_TOLD = "tolist in finetune/parallel/pipe/hidden_states.py"
+DTYPE_TOLD = "tolist in finetune/parallel/pipe/transfers.py"
 
 
 def with_dropout(folder: Path, target: Path) -> Path:

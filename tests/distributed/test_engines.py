@@ -6,15 +6,15 @@ import json
 
 import pytest
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
-from paddle.distributed.fleet.meta_parallel import PipelineParallel
+from paddle.distributed.fleet.meta_parallel import PipelineParallel, PipelineParallelWithInterleave
 
-from finetune.parallel.pipe.fleet_pipeline import FleetPipeline
+from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline, FleetPipeline
 from finetune.parallel.sharding.fleet_stage1 import OwnedParametersOptimizer
-from tests.distributed.layouts import TOLERANCE, LayoutCase, largest_difference
+from tests.distributed.layouts import ONE, TOLERANCE, LayoutCase, build_model, largest_difference
 
 pytestmark = pytest.mark.distributed
 
-FLEET, VIRTUAL = "fleet PipelineParallel", "finetune InterleavedPipeline"
+FLEET, VIRTUAL = "fleet PipelineParallel", "fleet PipelineParallelWithInterleave"
 STAGE1 = {"sharding": "stage1", "sharding_parallel_degree": 2}
 STAGES_2_AND_3 = [STAGE1 | {"sharding": stage} for stage in ("stage2", "stage3")]
 SHARDING = "fleet DygraphShardingOptimizer"
@@ -44,6 +44,12 @@ CASES = [
         "sft",
         LayoutCase(2, 2, {"pipeline_parallel_degree": 2, "virtual_pp_degree": 2}),
         {"pipeline": VIRTUAL},
+    ),
+    (
+        "llama",
+        "lora",
+        LayoutCase(4, 2, TP_PP | {"virtual_pp_degree": 2, "sequence_parallel": True}),
+        {"tensor": TENSOR, "pipeline": VIRTUAL},
     ),
     (
         "llama",
@@ -93,19 +99,37 @@ CASES = [
         ),
         {"pipeline": FLEET, "sharding": "finetune SlicedReplicas"},
     ),
+    (
+        "llama",
+        "sft",
+        LayoutCase(
+            4,
+            1,
+            STAGE1 | {"sharding": "stage2", "pipeline_parallel_degree": 2, "virtual_pp_degree": 2},
+            2,
+        ),
+        {"pipeline": VIRTUAL, "sharding": "finetune SlicedGradientReplicas"},
+    ),
 ]  # fmt: skip
 
 
-def test_the_pipeline_without_virtual_stages_is_fleets():
-    assert issubclass(FleetPipeline, PipelineParallel)
-    assert FleetPipeline.forward_backward_pipeline is PipelineParallel.forward_backward_pipeline
-    assert FleetPipeline.engine_name == FLEET
+@pytest.mark.parametrize(
+    ("engine", "fleets", "name"),
+    [
+        (FleetPipeline, PipelineParallel, FLEET),
+        (FleetInterleavedPipeline, PipelineParallelWithInterleave, VIRTUAL),
+    ],
+)
+def test_pipelines_are_fleets(engine, fleets, name):
+    assert issubclass(engine, fleets)
+    assert engine.forward_backward_pipeline is fleets.forward_backward_pipeline
+    assert engine.engine_name == name
 
 
 def test_stage_1_is_fleets():
     optimizer = OwnedParametersOptimizer
     assert issubclass(optimizer, DygraphShardingOptimizer)
-    for name in ("reduce_gradients", "step", "_sharding_sync_parameters"):
+    for name in ("reduce_gradients", "step", "_sharding_sync_parameters", "_get_param_grad"):
         assert getattr(optimizer, name) is getattr(DygraphShardingOptimizer, name)
 
 
@@ -122,8 +146,22 @@ def test_a_run_tells_what_drives_each_axis_and_has_the_curve_of_one_process(
     assert max(differences.values()) <= TOLERANCE, differences
 
 
+def test_virtual_stages_on_three_ranks_with_micro_batches_that_they_do_not_divide_or_too_few(bench, tmp_path):
+    """8 and 2 micro-batches, of rows of several lengths, of which the last batch of an epoch fills some."""
+    settings = bench.settings("llama", "sft", "padded") | {"max_steps": 6, "eval_steps": 6}
+    settings["model_name_or_path"] = str(build_model("llama", tmp_path / "llama", num_layers=6))
+    expected = bench.server.run(settings | ONE.arguments()).check().curve()
+    for micro_batch_size in (1, 4):
+        layout = LayoutCase(3, micro_batch_size, {"pipeline_parallel_degree": 3, "virtual_pp_degree": 2})
+        run = bench.server.run(settings | layout.arguments(), layout.world).check()
+        differences = largest_difference(run.curve(), expected)
+        assert max(differences.values()) <= TOLERANCE, differences
+
+
 @pytest.mark.slow_distributed
-@pytest.mark.parametrize("settings", [STAGE1 | {"sharding_parallel_config": "split_param"}, *STAGES_2_AND_3])
+@pytest.mark.parametrize(
+    "settings", [STAGE1, STAGE1 | {"sharding_parallel_config": "split_param"}, *STAGES_2_AND_3]
+)
 def test_waiting_for_every_exchange_changes_no_bit_of_the_curve(bench, settings):
     layout = LayoutCase(2, 2, settings, 2)
     curves = [

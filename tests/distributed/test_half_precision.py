@@ -45,8 +45,11 @@ def test_one_process_is_near_float32_and_not_the_same(curve_of, dtype):
     assert differences["grad_norm"] < BOUNDS[dtype][1]
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "tp2 sequence", "sharding2 stage1", "sharding2 stage3"])
-@pytest.mark.parametrize("dtype", DTYPES)
+LAYOUTS_OF_ALL = ("tp2", "pp2", "tp2 sequence", "sharding2 stage1", "sharding2 stage3")
+CASES = [(dtype, layout) for dtype in DTYPES for layout in LAYOUTS_OF_ALL] + [("float16", "pp2 virtual2")]
+
+
+@pytest.mark.parametrize(("dtype", "layout"), CASES)
 def test_the_curve_is_that_of_one_process(curve_of, dtype, layout):
     differences = largest_difference(curve_of(dtype, layout), curve_of(dtype, "one"))
     loss_bound, norm_bound = BOUNDS[dtype]

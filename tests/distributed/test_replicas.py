@@ -121,8 +121,15 @@ def test_each_parameter_has_one_owner(results):
         assert facts["tensor_names"][0][0] != facts["tensor_names"][0][1]
 
 
-@pytest.mark.parametrize("name", ["stage 1, slices", "stage 2", "stage 3"])
+OVERLAPPED = ["stage 1", "stage 1, slices", "stage 2", "stage 3"]
+
+
+@pytest.mark.parametrize("name", OVERLAPPED)
 def test_exchanges_beside_computing_change_no_bit(results, name):
+    assert_same_bits(results, name)
+
+
+def assert_same_bits(results: Results, name: str) -> None:
     beside, waiting = (results[0][each] for each in (name, f"{name}, waiting"))
     assert beside["most_arriving"] > 0 == waiting["most_arriving"]
     assert beside["digest"] == waiting["digest"]
@@ -131,4 +138,7 @@ def test_exchanges_beside_computing_change_no_bit(results, name):
 
 
 def test_replicas_of_shards(tmp_path):
-    assert_like_one_process(run(tmp_path, data=2, sharding=2))
+    results = run(tmp_path, data=2, sharding=2)
+    assert_like_one_process(results)
+    for name in OVERLAPPED:
+        assert_same_bits(results, name)

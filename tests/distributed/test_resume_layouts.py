@@ -30,6 +30,7 @@ SLOW_CASES = [
     ("llama", "lora", "packed", "tp2", "sharding2 stage1", {}),
     ("llama", "sft", "padded", "sharding2 stage1", "one", {"sharding_parallel_config": "split_param"}),
     ("llama", "sft", "padded", "sharding2 stage2", "sharding2 stage1", {}),
+    ("gemma", "sft", "packed", "pp2 virtual2", "tp2", {}),
     ("gemma", "pt", "padded", "pp2 x sharding2", "sharding2 stage3", NOT_UNIFIED),
     ("bloom", "pt", "padded", "tp2", "pp2", {}),
     ("llama", "lora", "padded", "tp2 x pp2", "one", NOT_UNIFIED),

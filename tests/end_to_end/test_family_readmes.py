@@ -20,8 +20,8 @@ BUILD, TRAIN, LAUNCH = (
 )
 
 
-def commands(folder: str) -> list[list[str]]:
-    text = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+def commands(folder: str, page: str = "README.md") -> list[list[str]]:
+    text = (ROOT / folder / page).read_text(encoding="utf-8")
     return [shlex.split(line) for block in BLOCK.findall(text) for line in block.splitlines() if line.strip()]
 
 
@@ -49,3 +49,12 @@ def test_commands_run(folder, small_data, tmp_path, monkeypatch):
     assert launched == ["sft_argument.json", "sft_pp_argument.json"]
     for method in ("sft", "lora", "pt"):
         assert len(losses(Path("checkpoints") / f"{folder}_{method}")) == 2
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_both_languages_have_the_same_commands_and_tables(folder):
+    assert commands(folder) == commands(folder, "README_zh.md")
+    english, chinese = (
+        (ROOT / folder / page).read_text(encoding="utf-8") for page in ("README.md", "README_zh.md")
+    )
+    assert english.count("\n|") == chinese.count("\n|") and english.count("\n#") == chinese.count("\n#")

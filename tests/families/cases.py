@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.families.family_facts import FamilyFacts
 from tests.families.framings import (
     BARE,
     CHATGLM,
+    CHATGLM1,
+    CHATGLM4,
     FALCON,
     GEMMA,
     GPT2,
@@ -46,6 +49,7 @@ _GROUPED = {"num_key_value_heads": 2}
 CASES = (
     FamilyCase("llama", fused_layers=True),
     FamilyCase("llama", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
+    FamilyCase("chatglm", framing=CHATGLM1),
     FamilyCase("chatglm2", _GROUPED, num_kv_heads=2, bfloat16_on_cpu=False, framing=CHATGLM),
     FamilyCase(
         "chatglm3",
@@ -54,6 +58,7 @@ CASES = (
         bfloat16_on_cpu=False,
         framing=replace(CHATGLM, chat_ends=("<|user|>", "<|observation|>")),
     ),
+    FamilyCase("chatglm4", _GROUPED, num_kv_heads=2, bfloat16_on_cpu=False, framing=CHATGLM4),
     FamilyCase(
         "qwen",
         {"vocab_size": 520},
@@ -122,62 +127,6 @@ CASES = (
 IDS = [f"{case.name}-kv{case.num_kv_heads}" for case in CASES]
 
 
-@dataclass(frozen=True)
-class FamilyFacts:
-    """What tests have to know of a family beside its record.
-
-    Attributes:
-        lora_layers: Last parts of the linear layers that LoRA adapts.
-        groups_heads: Whether several query heads can have one key and value head.
-        small: Options of a small model, the grouped heads among them where no other family shows the plain ones.
-        splits_rows: Whether its layers can split rows over tensor-parallel ranks.
-        most_tensor_parts: Most tensor-parallel parts of the models in tests/distributed; None without a limit.
-        tied_embedding: The embedding whose matrix is the head's too, by its last part; None without one.
-        tied_config: What config.json has to say for that.
-        smooth_config: What config.json says so that no last bit of a sum decides between two gradients.
-        computed_tensors: Published weights that every implementation works out anew, with their shapes.
-        fast_tokenizer_agrees: Whether transformers' fast tokenizer gives the ids of the slow one.
-        curve_learning_rate: Of the LoRA training that is compared with transformers; None for none.
-        rotary_tables: Tensors in which its layers get cos and sin of the positions; 0 without rotary positions.
-        rotary_function: What turns heads: a function of PaddleNLP's module of the family, or a dotted path.
-        known_to_paddlenlp: Whether PaddleNLP has layers of these names and can divide them.
-        ids_from: The library that says which ids are right.
-        blank_in_front: Whether the published vocabulary puts a blank in front of texts, where the tiny one does.
-        adds_distances: Whether the scores get distances (ALiBi), so that every mask is a dense one.
-        caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
-        norm_offset: What its norms add to their weights.
-        norm_centres: Whether its norms take the mean off.
-        feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
-    """
-
-    lora_layers: frozenset[str]
-    groups_heads: bool = False
-    small: dict[str, int] = field(default_factory=dict)
-    splits_rows: bool = False
-    most_tensor_parts: int | None = None
-    tied_embedding: str | None = None
-    tied_config: dict[str, Any] = field(default_factory=dict)
-    smooth_config: dict[str, Any] = field(default_factory=dict)
-    computed_tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    fast_tokenizer_agrees: bool = True
-    curve_learning_rate: float | None = None
-    rotary_tables: int = 2
-    rotary_function: str = "apply_rotary_pos_emb"
-    known_to_paddlenlp: bool = True
-    ids_from: str = "transformers"
-    blank_in_front: bool = True
-    adds_distances: bool = False
-    caps_scores: bool = False
-    norm_offset: float = 0.0
-    norm_centres: bool = False
-    feed_forwards: int = 1
-
-    @property
-    def chooses_experts(self) -> bool:
-        """Whether tokens pass some of their layers' feed-forward networks only."""
-        return self.feed_forwards > 1
-
-
 _GATED = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 _FUSED = frozenset({"query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"})
 
@@ -226,8 +175,20 @@ _EXPERTS = FamilyFacts(
 
 FACTS = {
     "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
+    "chatglm": FamilyFacts(
+        frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
+        known_to_paddlenlp=False,
+        ids_from="sentencepiece",
+        tied_embedding="embed_tokens",
+        computed_tensors={"transformer.layers.0.attention.rotary_emb.inv_freq": (4,)},
+        rotary_function="finetune.families.chatglm.layers.turn",
+        norm_centres=True,
+        sees_ahead=True,
+        sharpness=3.0,
+    ),
     "chatglm2": _CHATGLM,
     "chatglm3": _CHATGLM,
+    "chatglm4": replace(_CHATGLM, ids_from="tiktoken"),
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
         ids_from="tiktoken",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 Pieces = list[tuple[int, str]]
 
@@ -12,7 +12,8 @@ class Framing:
     """How "a red dress" -> "fits well 上衣" is framed: what a reader checks against the published tokenizer.
 
     Ids with their text, those of the tiny tokenizer of 330 tokens: what opens the prompt, the prompt, the
-    answer, its end; then the token that fills rows, and others that end answers in conversations.
+    answer, its end; then the token that fills rows, others that end answers in conversations, and what stands between
+    prompt and answer.
     """
 
     frame: Pieces
@@ -21,6 +22,12 @@ class Framing:
     end: tuple[int, str]
     pad_token_id: int
     chat_ends: tuple[str, ...] = ()
+    opening: Pieces = field(default_factory=list)
+
+    @property
+    def prompt(self) -> Pieces:
+        """All that stands before the answer."""
+        return [*self.frame, *self.source, *self.opening]
 
 
 SENTENCEPIECE = Framing(
@@ -88,6 +95,26 @@ INTERNLM2 = replace(
     source=[(301, "a"), (274, " red"), (275, " dress")],
     target=[(326, "f"), (293, "its"), (268, " w"), (290, "ell"), (295, " "), (264, "上衣")],
     chat_ends=("<|im_end|>",),
+)
+
+CHATGLM1 = Framing(
+    frame=[],
+    opening=[(5, "[gMASK]"), (8, "<sop>")],
+    source=[(273, "a"), (287, "red"), (288, "dress")],
+    target=[
+        *[(295, "▁"), (326, "f"), (274, "it"), (300, "s"), (280, "w")],
+        *[(296, "e"), (276, "ll"), (285, "上衣")],
+    ],
+    end=(9, "<eop>"),
+    pad_token_id=3,
+)
+CHATGLM4 = Framing(
+    frame=[(318, "[gMASK]"), (320, "<sop>")],
+    source=[(64, "a"), (286, " red"), (287, " dress")],
+    target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+    end=(316, "<|endoftext|>"),
+    pad_token_id=316,
+    chat_ends=("<|user|>", "<|observation|>"),
 )
 
 CHATGLM = Framing(

@@ -12,7 +12,7 @@ from finetune.data.samples.dataset import load_prompts, load_samples
 from finetune.data.samples.tokenize import IGNORE_INDEX
 from finetune.data.templates.template import load_template
 from finetune.errors import UserError
-from finetune.families.chatglm2.generation import POSITION_DIVISOR, ROTARY_BASE
+from finetune.families.chatglm2.generation import GENERATION, POSITION_DIVISOR, ROTARY_BASE
 from finetune.families.family import find_family, get_family
 from finetune.merge.hf_out import hugging_face_config
 from finetune.models.loading import load_model
@@ -38,12 +38,16 @@ LONG = {
     "rope_ratio": 50,
     "seq_length": 32768,
 }
-OTHER = {"chatglm2": "chatglm3", "chatglm3": "chatglm2"}
+OTHER = {"chatglm2": "chatglm3", "chatglm3": "chatglm2", "chatglm4": "chatglm4"}
 NAMES = {
     "THUDM/chatglm2-6b-32k": "chatglm2",
     "THUDM/chatglm3-6b-32k": "chatglm3",
     "/models/ChatGLM3_6B_128k/": "chatglm3",
     "ZhipuAI/chatglm3-6b": "chatglm3",
+    "THUDM/chatglm3-6b-4bit": "chatglm3",
+    "THUDM/glm-4-9b-chat-1m": "chatglm4",
+    "/models/GLM4-9b": "chatglm4",
+    "THUDM/codegeex4-all-9b": "chatglm4",
 }
 
 
@@ -61,6 +65,14 @@ FILES = {
     "jinja": ({"chat_template.jinja": "<|user|>\n"}, "chatglm3"),
     "name": ({"tokenizer_config.json": json.dumps({"name_or_path": "THUDM/chatglm2-6b"})}, "chatglm2"),
     "code of 3": ({"tokenization_chatglm.py": 'role_special_tokens = ["<|user|>"]'}, "chatglm3"),
+    "class of 4": (
+        {
+            "tokenizer_config.json": json.dumps(
+                {"tokenizer_class": "ChatGLM4Tokenizer", "chat_template": "<|user|>"}
+            )
+        },
+        "chatglm4",
+    ),
     "code of 2": ({"tokenization_chatglm.py": 'special_tokens = ["[gMASK]", "sop"]'}, "chatglm2"),
 }
 
@@ -88,7 +100,6 @@ def test_a_long_model_of_unknown_generation_is_refused_by_both_names(tmp_path):
 
 
 REFUSED = [
-    ({"padded_vocab_size": 151552, "rope_ratio": 500}, r"that is GLM-4 in its first form.*glm-4-9b-chat-hf"),
     ({"rope_ratio": 0}, r"rope_ratio 0; allowed: a number above 0"),
     ({"rope_ratio": True}, r"rope_ratio True; allowed"),
     ({"post_layer_norm": False}, r"post_layer_norm False.*allowed: True"),
@@ -103,17 +114,22 @@ def test_what_neither_computes_is_refused(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "field", "value"), [("chatglm2", POSITION_DIVISOR, 50.0), ("chatglm3", ROTARY_BASE, 500000.0)]
+    ("name", "field", "value"),
+    [
+        ("chatglm2", POSITION_DIVISOR, 50.0),
+        ("chatglm3", ROTARY_BASE, 500000.0),
+        ("glm-4", ROTARY_BASE, 500000.0),
+    ],
 )
 def test_what_a_run_saves_and_what_is_exported_stay_of_their_generation(name, field, value):
-    family = get_family(name)
+    family = get_family({"glm-4": "chatglm4"}.get(name, name))
     config = {**LONG, "_name_or_path": f"THUDM/{name}-6b-32k"}
     adapted = family.adapt_config(config)
     assert adapted[field] == value and "rope_ratio" not in adapted
     saved = {key: value for key, value in adapted.items() if key != "_name_or_path"}
     assert find_family(saved) is family and family.adapt_config(saved) == saved
     written = hugging_face_config(saved, family, dtype="float16")
-    assert written["rope_ratio"] == 50 and not {ROTARY_BASE, POSITION_DIVISOR} & written.keys()
+    assert written["rope_ratio"] == 50 and not {ROTARY_BASE, POSITION_DIVISOR, GENERATION} & written.keys()
     assert find_family(written) is family and family.adapt_config(written)[field] == value
 
 
@@ -170,7 +186,7 @@ def test_the_other_generation_would_compute_something_else(published, name, tmp_
 
 
 def test_a_conversation_has_the_ids_of_the_published_tokenizer(folders, tmp_path):
-    """Every role is its token, then a line break and the text, each spelled by itself."""
+    """Every role is its token, then a line break and the text, each spelled by itself; <|user|> ends an answer."""
     folder = folders["chatglm3"]
     family = get_family("chatglm3")
     encoder = FamilyEncoder(load_tokenizer(folder, family), family)
@@ -190,17 +206,17 @@ def test_a_conversation_has_the_ids_of_the_published_tokenizer(folders, tmp_path
         name: encoder.tokenizer.convert_tokens_to_ids(f"<|{name}|>")
         for name in ("system", "user", "assistant")
     }
-    line, end = encoder.encode("\n"), encoder.eos_token_id
+    line, end, was_answer = encoder.encode("\n"), roles["user"], False
     expected, learned = list(encoder.prefix_ids), [False] * 2
     for message in messages:
         text = [*line, *encoder.encode(message["content"])]
         is_answer = message["role"] == "assistant"
-        expected += [roles[message["role"]], *text, *([end] if is_answer else [])]
-        learned += [False, *[is_answer] * (len(text) + is_answer)]
-    row = [*sample.input_ids.tolist(), end]
-    assert row == expected
-    assert [label != IGNORE_INDEX for label in sample.labels] == learned[1:]
+        expected += [roles[message["role"]], *text]
+        learned += [was_answer, *[is_answer] * len(text)]
+        was_answer = is_answer
+    assert [*sample.input_ids.tolist(), int(sample.labels[-1])] == [*expected, end]
+    assert [label != IGNORE_INDEX for label in sample.labels] == [*learned[1:], True]
     (prompt,), _ = load_prompts([path], encoder, template, src_length=200)
-    last = len(line) + len(encoder.encode("fits")) + 1
+    last = len(line) + len(encoder.encode("fits"))
     assert prompt.input_ids.tolist() == expected[:-last]
     assert {roles["user"]} <= set(encoder.chat_end_ids)

@@ -51,8 +51,9 @@ REFUSED = [
     *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in ("gemma",)),
     ("mistral", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
     ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu', but Mistral"),
-    ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}, "sliding-window attention from layer 2"),
-    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
+    ("qwen2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
+    ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "use_sliding_window None.*give them no window"),
+    ("qwen3_moe", {"use_sliding_window": True}, "sliding-window attention"),
     (
         "gemma",
         {"hidden_activation": "relu"},
@@ -237,7 +238,18 @@ def test_rotary_settings_of_internlm():
 
 def test_a_window_that_no_layer_uses_is_accepted():
     settings = {"use_sliding_window": True, "max_window_layers": 4, "sliding_window": 8}
-    assert get_family("qwen2").adapt_config({**SIZES, **settings})["sliding_window"] == 8
+    assert get_family("qwen2").adapt_config({**SIZES, **settings})["sliding_window"] is None
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_windows_are_those_that_transformers_reads(name):
+    family = get_family(name)
+    adapted = family.adapt_config({**SIZES, "use_sliding_window": True, "max_window_layers": 3})
+    assert adapted["sliding_window"] == 4096
+    assert adapted["layer_types"] == ["full_attention"] * 3 + ["sliding_attention"]
+    assert family.adapt_config(adapted) == adapted
+    off = {"use_sliding_window": False, "max_window_layers": 0, "sliding_window": 8}
+    assert family.adapt_config({**SIZES, **off})["sliding_window"] is None
 
 
 def test_names_of_bloom_sizes_are_made_one():

@@ -6,6 +6,8 @@ fused kernel would.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -210,7 +212,7 @@ def test_a_kernel_never_gets_a_mask_and_is_causal_together(family, plain, fused,
 
 
 def test_rows_padded_on_the_right_need_no_mask(family, plain, fused, kernels):
-    if FACTS[family.name].adds_distances:
+    if FACTS[family.name].adds_distances or FACTS[family.name].sees_ahead:
         return
     ids, _ = decoding.right_padded(decoding.random_rows([7, 4]))
     expected = decoding.logits(plain, ids)
@@ -343,6 +345,25 @@ def test_a_window_narrows_end_rows(corpus, tmp_path, kernels):
     unwindowed = decoding.load_sharp(folder)
     batch = packed(rows, "block")
     assert np.abs(decoding.logits(unwindowed, batch.pop("ids"), **batch) - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_windows_from_a_layer_on_hold_in_packed_rows_too(name, corpus, tmp_path, kernels):
+    folder = build_tiny(name, tmp_path / "m", corpus=corpus, vocab_size=330, num_layers=2, hidden_size=32)
+    config = json.loads((folder / "config.json").read_text())
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    unwindowed = decoding.load_sharp(folder)
+    (folder / "config.json").write_text(json.dumps(config | windows))
+    plain, fused = (decoding.load_sharp(folder, use_flash_attention=on) for on in (False, True))
+    rows = decoding.random_rows([8, 5])
+    separate = np.concatenate([decoding.logits(plain, row[None])[0] for row in rows])
+    assert np.abs(decoding.logits(unwindowed, rows[0][None])[0] - separate[:8]).max() > 1e-2
+    for model, kind in ((plain, "block"), (fused, "start_end")):
+        batch = packed(rows, kind)
+        together = decoding.logits(model, batch.pop("ids"), **batch)[0]
+        np.testing.assert_allclose(together, separate, atol=2e-5 * max(1, np.abs(separate).max()))
+    whole, narrow = (call["rows"][0, 0, :, 0].tolist() for call in kernels.flashmask)
+    assert narrow == [3, 4, 5, 6, 7, 8, 8, 8, 11, 12, 13, 13, 13] and whole == [8] * 8 + [13] * 5
 
 
 @pytest.mark.parametrize("kind", ["block", "start_end"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from paddle.distributed import fleet
 
@@ -56,9 +58,19 @@ def test_sharding_exchanges_while_it_computes(stage, words, num_halves):
         assert beside.exposed < HALF
 
 
-def test_fleets_stage_1_waits_for_all_sums_and_broadcasts():
-    step = time_of_step(1, NUM_MICRO_BATCHES, COSTS)
-    assert SUM < step.exposed < 1.25 * SUM
+def test_fleets_stage_1_reduces_and_broadcasts_while_it_computes():
+    waiting = time_of_step(1, NUM_MICRO_BATCHES, COSTS, overlaps=False)
+    assert SUM < waiting.exposed < 1.25 * SUM
+    assert time_of_step(1, NUM_MICRO_BATCHES, COSTS).exposed < HALF
+
+
+def test_sums_over_equal_replicas_go_beside_those_into_slices():
+    words, copies = ("split_param",), {"num_copies": 4}
+    waiting = time_of_step(1, NUM_MICRO_BATCHES, COSTS, words=words, overlaps=False, **copies)
+    beside = time_of_step(1, NUM_MICRO_BATCHES, COSTS, words=words, **copies)
+    assert beside.exposed < 0.3 * waiting.exposed
+    of_slices = replace(COSTS, num_replicas=4).ring(13.47e9 / 4, 2)
+    assert beside.exposed < time_of_step(1, NUM_MICRO_BATCHES, COSTS, words=words).exposed + of_slices / 2
 
 
 def test_the_clock_hides_what_nobody_waits_for():

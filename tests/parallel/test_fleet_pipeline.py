@@ -1,19 +1,29 @@
-"""Fleet's pipeline over stages of ours: transfers in the shapes of their micro-batches, losses and gradients kept apart."""
+"""Fleet's pipelines over stages of ours: transfers in the shapes of their micro-batches, losses and gradients kept apart."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import paddle
 import pytest
+from paddle.distributed.fleet.meta_parallel import PipelineParallelWithInterleave
 from paddle.distributed.fleet.meta_parallel.pp_utils.p2p_communication import P2pHelper
 
-from benchmarks.pipeline_time import Program, RecordedGroup, RecordedStage, start_engine
-from finetune.parallel.pipe.stage import StagePlan
+from benchmarks.pipeline_time import Program, RecordedGroup, RecordedStage, RecordedTopology, start_engine
+from finetune.parallel.pipe.fleet_pipeline import FleetInterleavedPipeline
+from finetune.parallel.pipe.stage_plan import StagePlan
+from finetune.parallel.pipe.transfers import Transfers
 
 
 class Stage(RecordedStage):
-    """Hidden states of another length for every micro-batch."""
+    """Hidden states of another length for every micro-batch; notes what is computed."""
 
-    lengths = (3, 5, 4)
+    lengths = (3, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15)
+
+    def __init__(self, plan, program):
+        super().__init__(plan, program)
+        self.computed = []
 
     def shape(self, number):
         return (1, self.lengths[number])
@@ -21,13 +31,28 @@ class Stage(RecordedStage):
     def hidden_shape(self, batch_shape):
         return [batch_shape[1]]
 
+    @contextmanager
+    def computing(self, part, received):
+        self._part = part
+        with super().computing(part, received):
+            yield
+
     def forward(self, number):
         super().forward(number)
-        return self._input * paddle.ones([self.lengths[number]])
+        self.computed.append(("forward", self._part, number))
+        self._output = self._input * paddle.ones([self.lengths[number]])
+        return self._output
+
+    def take_output(self):
+        return self._output
+
+    def finished(self, number):
+        super().finished(number)
+        self.computed.append(("backward", self._part, number))
 
 
 class Group(RecordedGroup):
-    """Notes the shapes of tensors."""
+    """Notes the lengths of hidden states and their gradients that are sent and received."""
 
     def __init__(self, plan, program):
         super().__init__(plan, program)
@@ -39,26 +64,110 @@ class Group(RecordedGroup):
 
     def recv_on_calc_stream(self, tensor, source):
         super().recv_on_calc_stream(tensor, source)
+        self._arrive(tensor, source)
+
+    def send(self, tensor, to, sync_op=True):
+        if tensor.dtype != paddle.int64:
+            self.shapes.append(("send", to, tensor.shape[0]))
+        return super().send(tensor, to, sync_op)
+
+    def recv(self, tensor, source, sync_op):
+        self._arrive(tensor, source)
+        return super().recv(tensor, source, sync_op)
+
+    def _arrive(self, tensor, source):
         tensor.set_value(paddle.ones(tensor.shape))
         self.shapes.append(("receive", source, tensor.shape[0]))
 
 
-class HiddenOf(Stage):
-    """What leaves the layers is what the last forward pass gave."""
+@dataclass(frozen=True)
+class Trained:
+    """A step of one rank."""
 
-    def forward(self, number):
-        self._output = super().forward(number)
-        return self._output
+    stage: Stage
+    group: Group
+    loss: paddle.Tensor
 
-    def take_output(self):
-        return self._output
+    def lengths(self, kind: str, peer: int) -> list[int]:
+        return [length for found, other, length in self.group.shapes if (found, other) == (kind, peer)]
 
 
-def train(rank: int, num_ranks: int):
-    stage = HiddenOf(StagePlan(rank, num_ranks), Program())
+class InFourDirections(Transfers):
+    """The call of Fleet's that sends and receives hidden states and gradients in one batch."""
+
+    def send_forward_backward_recv_forward_backward(self, output, gradient, recv_prev, recv_next, **options):
+        self._expect_gradient(recv_next)
+        return super().send_forward_backward_recv_forward_backward(
+            output, gradient, recv_prev, recv_next, **options
+        )
+
+
+def train(plan: StagePlan, num_micro_batches: int = 3, *, in_batches: bool = False) -> Trained:
+    stage = Stage(plan, Program())
     group = Group(stage.plan, stage.program)
     engine = start_engine(stage, group)
-    return engine, engine.train(stage, 3), group.shapes
+    if in_batches:
+        engine._overlap_p2p_comm, engine._use_batch_p2p_comm = False, True
+        engine._p2p_helper.__class__ = InFourDirections
+    return Trained(stage, group, engine.train(stage, num_micro_batches))
+
+
+VIRTUAL = [
+    (2, 2, 1),
+    (2, 2, 4),
+    (2, 3, 5),
+    (3, 2, 2),
+    (3, 2, 3),
+    (3, 2, 8),
+    (4, 2, 3),
+    (4, 2, 5),
+    (4, 2, 12),
+    (4, 3, 7),
+]
+"""Ranks, chunks on each, micro-batches."""
+
+
+@pytest.mark.parametrize(("num_ranks", "num_chunks", "num_micro_batches"), [(3, 1, 2), (4, 1, 9), *VIRTUAL])
+def test_every_rank_computes_its_parts_once_in_each_direction(num_ranks, num_chunks, num_micro_batches):
+    for rank in range(num_ranks):
+        trained = train(StagePlan(rank, num_ranks, num_chunks), num_micro_batches)
+        numbers = range(num_micro_batches)
+        parts = range(rank, num_ranks * num_chunks, num_ranks)
+        assert sorted(trained.stage.computed) == [
+            (kind, part, number) for kind in ("backward", "forward") for part in parts for number in numbers
+        ]
+        whole = sum(Stage.lengths[:num_micro_batches])
+        assert trained.loss.item() == (whole if rank == num_ranks - 1 else 0)
+
+
+@pytest.mark.parametrize(("num_ranks", "num_chunks", "num_micro_batches"), VIRTUAL)
+def test_what_one_rank_sends_the_other_receives_in_the_same_order(num_ranks, num_chunks, num_micro_batches):
+    ranks = [train(StagePlan(rank, num_ranks, num_chunks), num_micro_batches) for rank in range(num_ranks)]
+    for sender in range(num_ranks):
+        for receiver in range(num_ranks):
+            sent = ranks[sender].lengths("send", receiver)
+            assert sent == ranks[receiver].lengths("receive", sender)
+            assert bool(sent) == ((sender - receiver) % num_ranks in (1, num_ranks - 1))
+
+
+def test_between_two_ranks_batches_of_messages_would_be_mixed_up():
+    """So virtual stages take single ones. Of a batch the first that is sent is the first that is received: here a
+    gradient of length 3 would arrive as hidden states of length 4."""
+    first, last = (train(StagePlan(rank, 2, 2), 8, in_batches=True) for rank in range(2))
+    sent, received = first.lengths("send", 1), last.lengths("receive", 0)
+    assert sorted(sent) == sorted(received) and sent != received
+    assert next(pair for pair in zip(sent, received, strict=True) if pair[0] != pair[1]) == (3, 4)
+
+
+def test_fleets_own_checks_refuse_two_ranks_and_few_micro_batches():
+    class Checked(FleetInterleavedPipeline):
+        _check_sanity = PipelineParallelWithInterleave._check_sanity
+
+    for num_ranks, words in ((2, "pp degree > 2"), (3, "greater than or equal to 2")):
+        stage = Stage(StagePlan(0, num_ranks, 2), Program())
+        group = Group(stage.plan, stage.program)
+        with pytest.raises(AssertionError, match=words):
+            Checked(stage, group, RecordedTopology(stage.plan, group))
 
 
 @pytest.mark.parametrize(
@@ -70,23 +179,20 @@ def train(rank: int, num_ranks: int):
 )  # fmt: skip
 def test_micro_batches_of_several_lengths(rank, shapes):
     """And only the first tensor between two ranks is announced: what a stage computes in is told once."""
-    engine, loss, found = train(rank, 2)
-    assert found == shapes
-    announced = sum(
-        operation.kind in ("send", "receive") for operation in engine._passes.stage.program.operations
-    )
-    assert announced == len(shapes) + 1
-    assert loss.dtype == paddle.float64
-    assert loss.item() == (sum(Stage.lengths) if rank == 1 else 0)
+    trained = train(StagePlan(rank, 2))
+    assert trained.group.shapes == shapes
+    begun = sum(operation.kind in ("send", "receive") for operation in trained.stage.program.operations)
+    assert begun == len(shapes) + 1
+    assert trained.loss.dtype == paddle.float64
 
 
 def train_with_fleets_own_transfers(*, use_cache: bool) -> Group:
-    stage = HiddenOf(StagePlan(0, 2), Program())
+    stage = Stage(StagePlan(0, 2), Program())
     group = Group(stage.plan, stage.program)
     engine = start_engine(stage, group)
     helper = P2pHelper(use_cache=use_cache)
     helper._send_recv_meta.send_meta = lambda *_, **__: None  # the message about the shape
-    helper.begin = lambda shapes: None
+    helper.begin = lambda *_, **__: None
     engine._p2p_helper = helper
     engine.train(stage, 3)
     return group
@@ -101,7 +207,7 @@ def test_fleets_own_transfers_take_no_micro_batches_of_several_lengths():
 
 
 def test_what_is_not_trained_is_handed_on_and_its_gradient_is_dropped():
-    class Frozen(HiddenOf):
+    class Frozen(Stage):
         def forward(self, number):
             return super().forward(number).detach()
 

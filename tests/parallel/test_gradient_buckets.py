@@ -11,6 +11,7 @@ from paddle.distributed.fleet.recompute import recompute
 
 from finetune.errors import RunError
 from finetune.parallel.sharding.gradient_buckets import ArrivalCounts, GradientBuckets
+from finetune.parallel.sharding.gradient_sums import GradientSums
 from finetune.parallel.sharding.local_gradients import MasterGradients, ParameterGradients
 from finetune.processes.groups import Group
 
@@ -69,7 +70,8 @@ def make(reentrant=None, *, masters=False, overlaps=True):
     model, group = Tied(reentrant), Tripled()
     trained = {name: each for name, each in model.named_parameters() if not each.stop_gradient}
     local = MasterGradients(trained.values()) if masters else ParameterGradients()
-    buckets = GradientBuckets(trained, local, group, overlaps=overlaps, max_bytes=4 * (WIDTH * WIDTH + WIDTH))
+    sums = GradientSums(trained, Group(), group, overlaps=overlaps)
+    buckets = GradientBuckets(trained, local, sums, overlaps=overlaps, max_bytes=4 * (WIDTH * WIDTH + WIDTH))
     return model, buckets, group
 
 

@@ -10,13 +10,12 @@ from paddle import nn
 from finetune.parallel.sharding.flat_slices import (
     FilledTensor,
     GatheredTensors,
-    ScatteredSums,
     cut,
     join,
     plan_buckets,
     slice_length,
-    sum_over,
 )
+from finetune.parallel.sharding.gradient_sums import GradientSums
 from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.cpu.process_group import Finished
 from finetune.processes.groups import Group, ProcessGroups
@@ -77,21 +76,32 @@ def test_buckets_keep_dtypes_apart_and_stay_below_their_size():
     assert plan_buckets([]) == []
 
 
-def test_sums_are_in_place_and_of_each_tensor():
-    tensors = [numbers([2, 3]), numbers([]), numbers([5]).astype("float64")]
-    expected = [tensor.numpy() * -2 for tensor in tensors]
-    sum_over(tensors, FakeGroup())
-    for tensor, value in zip(tensors, expected, strict=True):
-        np.testing.assert_array_equal(tensor.numpy(), value)
-
-
-def test_reduce_scatter_gives_this_ranks_slices():
-    wholes = [numbers([5]), numbers([2, 2], 10.0)]
-    sums = ScatteredSums(wholes, FakeGroup())
+def sum_in_one_bucket(wholes, updated, sharding, copies):
+    sums = GradientSums(updated, sharding, copies)
+    sums.begin(list(updated), wholes)
     for whole in wholes:  # given up when the sums begin
         whole.zero_()
-    parts = sums.wait()
-    assert [part.tolist() for part in parts] == [[-8, -10, 0], [-24, -26]]
+    sums.finish()
+    return [each.grad for each in updated.values()]
+
+
+def test_sums_are_of_each_tensor():
+    wholes = [numbers([2, 3]), numbers([]), numbers([5])]
+    expected = [whole.numpy() * -2 for whole in wholes]
+    updated = dict(zip("abc", [paddle.zeros(whole.shape) for whole in wholes], strict=True))
+    for sums, value in zip(sum_in_one_bucket(wholes, updated, Group(), FakeGroup()), expected, strict=True):
+        np.testing.assert_array_equal(sums.numpy(), value)
+
+
+@pytest.mark.parametrize(("copies", "factor"), [(Group(), 1), (FakeGroup(), -2)])
+def test_reduce_scatter_gives_this_ranks_slices(copies, factor):
+    wholes = [numbers([5]), numbers([2, 2], 10.0)]
+    updated = {"a": paddle.zeros([3]), "b": paddle.zeros([2])}
+    parts = sum_in_one_bucket(wholes, updated, FakeGroup(), copies)
+    assert [part.tolist() for part in parts] == [
+        [-8 * factor, -10 * factor, 0],
+        [-24 * factor, -26 * factor],
+    ]
 
 
 def test_gather_takes_the_slices_of_a_bucket_apart():
@@ -119,7 +129,7 @@ def small_model():
 def test_one_process_needs_no_slices(stage):
     model = small_model()
     replicas = start_replicas(model, ProcessGroups(), stage, layers=[model[0]])
-    assert replicas.stage == 0 and not replicas.runs_every_micro_batch
+    assert replicas.stage == 0
     assert [id(p) for p in replicas.optimizer_parameters()] == [
         id(p) for p in model.parameters() if not p.stop_gradient
     ]

@@ -11,9 +11,9 @@ from paddle import nn
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
 
 from finetune.parallel.sharding import flat_slices, updated_weights
-from finetune.parallel.sharding.fleet_stage1 import deal_out
+from finetune.parallel.sharding.gradient_sums import GradientSums
 from finetune.parallel.sharding.layer_units import divide
-from finetune.parallel.sharding.slice_sums import SliceSums
+from finetune.parallel.sharding.owners import deal_out
 from finetune.parallel.sharding.updated_weights import UpdatedWeights
 from finetune.processes.groups import Group
 
@@ -57,7 +57,7 @@ def test_sums_under_way_are_bounded_by_their_bytes(monkeypatch, overlaps, most):
     monkeypatch.setattr(flat_slices, "BUCKET_BYTES", 2 * 4 * WIDTH / 16)
     group = Pair()
     slices = {name: paddle.zeros([WIDTH // 2]) for name in "abcd"}
-    sums, under_way = SliceSums(slices, group, overlaps=overlaps), []
+    sums, under_way = GradientSums(slices, group, Group(), overlaps=overlaps), []
     for number, name in enumerate("abcda"):
         sums.begin([name], [paddle.full([WIDTH], float(number + 1))])
         begun = [sum(event.startswith(word) for event in group.events) for word in ("begin", "wait")]
@@ -70,6 +70,52 @@ def test_sums_under_way_are_bounded_by_their_bytes(monkeypatch, overlaps, most):
     assert {name: piece.grad.tolist() for name, piece in slices.items()} == {
         "a": [12.0] * 2, "b": [4.0] * 2, "c": [6.0] * 2, "d": [8.0] * 2,
     }  # fmt: skip
+
+
+class Copies(Pair):
+    """Ranks that hold the same slices."""
+
+    def __init__(self, events):
+        super().__init__()
+        object.__setattr__(self, "events", events)
+
+    def begin_all_reduce(self, tensor):
+        return self._begin("sum", tensor, tensor * 10)
+
+
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_slices_are_summed_over_equal_replicas_once_when_those_of_the_last_micro_batch_arrive(
+    monkeypatch, overlaps
+):
+    monkeypatch.setattr(flat_slices, "BUCKET_BYTES", 2 * 4 * WIDTH / 16)  # two buckets at most are under way
+    group = Pair()
+    copies = Copies(group.events)
+    slices = {name: paddle.zeros([WIDTH // 2]) for name in "abcd"}
+    sums = GradientSums(slices, group, copies, overlaps=overlaps)
+    sums.begin_step(2)
+    for _ in range(2):
+        for number, name in enumerate("abcd"):
+            sums.begin([name], [paddle.full([WIDTH], number + 1.0)])
+        sums.end_pass()
+    begun = [event for event in group.events if event.startswith("begin sum")]
+    assert len(begun) == (2 if overlaps else 4)
+    assert ("wait sum 1" in group.events) == (not overlaps)
+    assert group.events.index("begin sum 1") > group.events.index("wait scatter 5")
+    sums.finish()
+    assert copies.count == ["sum"] * 4
+    assert [piece.grad.tolist() for piece in slices.values()] == [[40.0 * n] * 2 for n in (1, 2, 3, 4)]
+
+
+def test_what_comes_after_the_sum_over_equal_replicas_is_summed_besides():
+    """A layer's last gradient may come after the rest of its bucket was sent."""
+    group = Pair()
+    slices = {"a": paddle.zeros([WIDTH // 2])}
+    sums = GradientSums(slices, group, Copies(group.events))
+    sums.begin_step(1)
+    for value in (1.0, 2.0):
+        sums.begin(["a"], [paddle.full([WIDTH], value)])
+    sums.finish()
+    assert slices["a"].grad.tolist() == [60.0] * 2
 
 
 class Layered(nn.Layer):
@@ -97,9 +143,7 @@ def test_updated_weights_arrive_layer_by_layer(monkeypatch, overlaps, own_memory
     model, group = Layered(), Pair()
     trained = dict(model.named_parameters())
     slices = {name: paddle.full([each.size // 2], 3.0) for name, each in trained.items()}
-    weights = UpdatedWeights(
-        model, list(model.layers), trained=trained, slices=slices, group=group, overlaps=overlaps
-    )
+    weights = UpdatedWeights(model, list(model.layers), slices, group, overlaps=overlaps)
     weights.begin()
     num_begun = len(group.count)
     model(paddle.to_tensor([[1, 2]]))
@@ -129,13 +173,17 @@ def parameters(*sizes):
     }
 
 
+def sizes_of(trained):
+    return {name: int(each.size) for name, each in trained.items()}
+
+
 @pytest.mark.parametrize("num_ranks", [2, 3])
 @pytest.mark.parametrize("sizes", [(5, 9, 2, 2, 7, 1), (1,), (4, 4, 4, 4), (100, 1, 1, 1)])
 def test_owners_are_those_of_fleet(sizes, num_ranks):
     trained = parameters(*sizes)
     known = SimpleNamespace(_sharding_world_size=num_ranks, _parameter_list=list(trained.values()))
     theirs = DygraphShardingOptimizer._partition_parameters(known)
-    owners = deal_out(trained, num_ranks)
+    owners = deal_out(sizes_of(trained), num_ranks)
     for rank, members in theirs.items():
         assert {each.name for each in members} == {
             trained[name].name for name, owner in owners.items() if owner == rank
@@ -148,6 +196,6 @@ def test_what_stages_share_has_the_same_owner_on_all_of_them():
         "tied": paddle.create_parameter([20], "float32"),
         "prefix": paddle.create_parameter([20], "float32"),
     }
-    owners = [deal_out(stage | shared, 2, shared) for stage in (first, last)]
+    owners = [deal_out(sizes_of(stage | shared), 2, shared) for stage in (first, last)]
     assert [[each["tied"], each["prefix"]] for each in owners] == [[1, 0], [1, 0]]
-    assert deal_out(first | shared, 2)["tied"] != deal_out(last | shared, 2)["tied"]
+    assert deal_out(sizes_of(first | shared), 2)["tied"] != deal_out(sizes_of(last | shared), 2)["tied"]

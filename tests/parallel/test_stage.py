@@ -1,15 +1,21 @@
 """Stages cut from every family's model: run one after another they are the whole model."""
 
+import json
+
+import numpy as np
 import paddle
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from finetune.data.samples.tokenize import IGNORE_INDEX
 from finetune.families.family import families
 from finetune.models.layers import named_weights
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.models.tiny.checkpoint import build_tiny
-from finetune.parallel.pipe.stage import StagePlan, build_stage
-from finetune.training.loss import logits_of
+from finetune.parallel.pipe.stage import build_stage
+from finetune.parallel.pipe.stage_plan import StagePlan
+from finetune.training.loss import LabelPositions, logits_of
 
 LAYERS = 5
 
@@ -101,3 +107,40 @@ def test_layers_are_spread_evenly():
         [range(2, 4), range(6, 7)],
         [range(4, 5), range(7, 8)],
     ]
+
+
+class Counted(paddle.nn.Layer):
+    """A head in the place of another, as adapters put it there."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.inner, self.num_calls = head, 0
+
+    def forward(self, *arguments, **more):
+        self.num_calls += 1
+        return self.inner(*arguments, **more)
+
+
+def test_a_head_rests_with_its_hooks_while_an_earlier_chunk_is_computed(tmp_path):
+    """In a model without a norm behind the last layer, where nothing else keeps what goes to the next part."""
+    build_tiny("opt", tmp_path, hidden_size=16, num_layers=4, num_heads=2, vocab_size=600, max_length=32)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"normalize_before": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {
+        name: each for name, each in weights.items() if ".layers." in name or "final_layer_norm" not in name
+    }
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "np"})
+
+    stage = load(tmp_path, StagePlan(1, 2, 2))
+    head = stage.model.lm_head = Counted(stage.model.lm_head)
+    positions = LabelPositions(head)
+    labels = np.where(np.arange(20).reshape(2, 10) % 3, IGNORE_INDEX, 7)
+    received = paddle.ones([2, 10, 16])
+    with positions.only(labels), stage.computing(1, received):
+        stage.model(**batch())
+    assert stage.take_output().shape == [2, 10, 16]
+    assert head.num_calls == 0
+    with positions.only(labels), stage.computing(3, received):
+        assert logits_of(stage.model(**batch())).shape[0] == (labels == 7).sum()
+    assert head.num_calls == 1

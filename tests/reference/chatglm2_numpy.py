@@ -28,9 +28,9 @@ def logits(weights: Mapping[str, Any], ids: np.ndarray, config: Mapping[str, Any
     hidden = weights["transformer.embedding.word_embeddings.weight"][ids]
     batch, length = ids.shape
     ratio = config.get("rope_ratio", 1)
-    # The published code of ChatGLM3 multiplies the base, that of ChatGLM2 divides the positions.
-    of_third = "chatglm3" in config.get("_name_or_path", "")
-    stretch = {"base": 10000.0 * ratio} if of_third else {"divisor": ratio}
+    # The published code of ChatGLM3 and GLM-4 multiplies the base, that of ChatGLM2 divides the positions.
+    multiplies = config.get("_name_or_path", "").removeprefix("THUDM/").startswith(("chatglm3", "glm-4"))
+    stretch = {"base": 10000.0 * ratio} if multiplies else {"divisor": ratio}
     cosine, sine = rotation(length, head_dim // 2, xp, hidden, **stretch)
     for layer in range(config["num_layers"]):
         prefix = f"transformer.encoder.layers.{layer}."

@@ -25,8 +25,10 @@ WEIGHT_SCALE = 5.0
 rounding, and Adam makes full steps of them: two right runs would part after ten steps."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "chatglm": {},
     "chatglm2": {"num_key_value_heads": 2},
     "chatglm3": {"num_key_value_heads": 2},
+    "chatglm4": {"num_key_value_heads": 2},
     "qwen": {},
 }
 

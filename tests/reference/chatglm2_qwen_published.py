@@ -1,4 +1,4 @@
-"""The two families as their authors publish them: names, layouts and configs of the files on the hubs.
+"""The families that transformers lacks as their authors publish them: names, layouts and configs of the files on the hubs.
 
 A tiny checkpoint written by this project is rewritten here, so that the loader is tested on folders of
 the published shape and the reference models compute from published names.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from tests.families.cases import FACTS
-from tests.reference import chatglm2_numpy, qwen_numpy
+from tests.reference import chatglm2_numpy, chatglm_numpy, qwen_numpy
 
 _FIELDS_OF_CHATGLM2 = {
     "num_hidden_layers": "num_layers",
@@ -55,6 +55,34 @@ def _chatglm3_config(config: dict[str, Any]) -> dict[str, Any]:
     return published | {"_name_or_path": "THUDM/chatglm3-6b-32k", "rope_ratio": ratio}
 
 
+def _chatglm4_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the published GLM-4-9B-chat."""
+    published = _chatglm3_config(config)
+    del published["chatglm_generation"]
+    return published | {
+        "_name_or_path": "THUDM/glm-4-9b-chat",
+        "classifier_dropout": None,
+        "eos_token_id": [published["eos_token_id"]],
+    }
+
+
+def _chatglm_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of the published ChatGLM-6B."""
+    names = {"num_hidden_layers": "num_layers", "intermediate_size": "inner_hidden_size",
+             "rms_norm_eps": "layernorm_epsilon", "max_position_embeddings": "max_sequence_length"}  # fmt: skip
+    left_out = ("dtype", "tie_word_embeddings", "initializer_range")
+    kept = {names.get(name, name): value for name, value in config.items() if name not in left_out}
+    return kept | {
+        "architectures": ["ChatGLMModel"],
+        "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig"},
+        "pre_seq_len": None,
+        "prefix_projection": False,
+        "quantization_bit": 0,
+        "torch_dtype": "float16",
+        "transformers_version": "4.27.1",
+    }
+
+
 def _qwen_config(config: dict[str, Any]) -> dict[str, Any]:
     """Fields of the published Qwen-7B, with this checkpoint's sizes."""
     left_out = ("dtype", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -83,6 +111,10 @@ class Published:
 
     Attributes:
         base: First part of this project's parameter names, "transformer" in the published ones.
+        pairs: Further parts of names: this project's and the published ones.
+        settings: Further settings of tokenizer_config.json.
+        head_copy: The embedding that its files hold a second time, as the output layer.
+        marks: Ids that every text of random ids has to have, one behind the other.
         config: This project's config.json -> the published one.
         tokenizer_class: What the published tokenizer_config.json names.
         logits: The reference model.
@@ -94,15 +126,31 @@ class Published:
     tokenizer_class: str
     logits: Callable[..., Any]
     lora_layers: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    head_copy: str | None = None
+    marks: tuple[int, ...] = ()
 
 
 PUBLISHED = {
+    "chatglm": Published(
+        "chatglm", _chatglm_config, "ChatGLMTokenizer", chatglm_numpy.logits,
+        ("query_key_value_proj", "o_proj", "up_proj", "down_proj"),
+        (("embed_tokens", "word_embeddings"), ("self_attn.query_key_value_proj", "attention.query_key_value"),
+         ("self_attn.o_proj", "attention.dense"), ("up_proj", "dense_h_to_4h"), ("down_proj", "dense_4h_to_h"),
+         ("transformer.norm.", "transformer.final_layernorm.")),
+        {"num_image_tokens": 0}, "transformer.word_embeddings.weight", (5, 8),
+    ),
     "chatglm2": Published(
         "chatglm_v2", _chatglm2_config, "ChatGLMTokenizer", chatglm2_numpy.logits,
         ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
     "chatglm3": Published(
         "chatglm_v2", _chatglm3_config, "ChatGLMTokenizer", chatglm2_numpy.logits,
+        ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
+    ),
+    "chatglm4": Published(
+        "chatglm_v2", _chatglm4_config, "ChatGLM4Tokenizer", chatglm2_numpy.logits,
         ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h"),
     ),
     "qwen": Published(
@@ -112,9 +160,13 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def published_name(name: str, base: str) -> str:
+def published_name(name: str, family: str) -> str:
     """This project's parameter name -> the published one."""
-    return name.replace(f"{base}.", "transformer.", 1) if name.startswith(f"{base}.") else name
+    base = f"{PUBLISHED[family].base}."
+    name = f"transformer.{name.removeprefix(base)}" if name.startswith(base) else name
+    for here, there in PUBLISHED[family].pairs:
+        name = name.replace(here, there)
+    return name
 
 
 def published_config(folder: Path, family: str) -> dict[str, Any]:
@@ -126,10 +178,8 @@ def published_weights(folder: Path, family: str) -> dict[str, np.ndarray]:
     """Weights of a tiny checkpoint by published names, linear layers as [out, in]."""
     found = {}
     for name, array in load_file(folder / "model.safetensors").items():
-        is_linear = array.ndim == 2 and "embeddings" not in name and "wte" not in name
-        found[published_name(name, PUBLISHED[family].base)] = np.ascontiguousarray(
-            array.T if is_linear else array
-        )
+        is_linear = array.ndim == 2 and not any(word in name for word in ("embed", "wte"))
+        found[published_name(name, family)] = np.ascontiguousarray(array.T if is_linear else array)
     return found
 
 
@@ -137,6 +187,8 @@ def write_published(folder: Path, target: Path, family: str) -> Path:
     """The same checkpoint as a folder of the published form."""
     target.mkdir(parents=True)
     weights = published_weights(folder, family)
+    if copied := PUBLISHED[family].head_copy:
+        weights["lm_head.weight"] = weights[copied]
     weights |= {name: np.ones(shape, np.float16) for name, shape in FACTS[family].computed_tensors.items()}
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     (target / "config.json").write_text(json.dumps(published_config(folder, family)))
@@ -144,9 +196,10 @@ def write_published(folder: Path, target: Path, family: str) -> Path:
         "model_max_length": 8192,
         "tokenizer_class": PUBLISHED[family].tokenizer_class,
         "auto_map": {},
+        **PUBLISHED[family].settings,
     }
     (target / "tokenizer_config.json").write_text(json.dumps(settings))
-    for name in ("tokenizer.model", "qwen.tiktoken"):
+    for name in ("tokenizer.model", "qwen.tiktoken", "ice_text.model"):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
     return target

@@ -43,7 +43,7 @@ class ReferenceModel:
         self.adapter: dict[str, torch.Tensor] = {}
         if adapter is not None:
             for name, array in load_file(adapter / "weights.safetensors").items():
-                self.adapter[published_name(name, self.published.base)] = torch.from_numpy(array.copy())
+                self.adapter[published_name(name, family)] = torch.from_numpy(array.copy())
         for tensor in (self.adapter or self.weights).values():
             tensor.requires_grad_(True)
 

@@ -63,6 +63,8 @@ _YARN_MSCALE = _YARN | {
 }
 _LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 6.0]}
 _LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+_WINDOWS = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+_NAMED_WINDOWS = {"use_sliding_window": True, "sliding_window": 3, "layer_types": _LAYERS}
 _GEMMA2 = _ROTARY | {
     "head_dim": 16,
     "query_pre_attn_scalar": 24,
@@ -161,6 +163,8 @@ CASES = {
         LogitCase("phi3", "Phi3", _ROTARY | {"pad_token_id": 0, "sliding_window": 4}),
         LogitCase("qwen3", "Qwen3", _ROTARY | {"head_dim": 16}),
         LogitCase("qwen3_tied", "Qwen3", _ROTARY | {"head_dim": 16, "tie_word_embeddings": True}),
+        LogitCase("qwen2_windows", "Qwen2", _ROTARY | _WINDOWS),
+        LogitCase("qwen3_windows", "Qwen3", _ROTARY | _NAMED_WINDOWS | {"head_dim": 16}),
         LogitCase("qwen2_moe", "Qwen2Moe", _ROTARY | _EXPERTS | {"shared_expert_intermediate_size": 40}),
         LogitCase(
             "qwen2_moe_dense_layers",

@@ -304,7 +304,8 @@ def test_every_family_says_how_fused_attention_keeps_samples_apart(family):
     record, config = get_family(family), resolved(family).config
     rows = {"half": True, "has_prefix": False}
     assert record.packed_mask(config, fused=False, **rows) == "block"
-    takes_rows = not (FACTS[family].adds_distances or FACTS[family].caps_scores)
+    facts = FACTS[family]
+    takes_rows = not (facts.adds_distances or facts.caps_scores or facts.sees_ahead)
     expected = "start_end" if takes_rows else "block"
     assert record.packed_mask(config, fused=True, **rows) == expected
     for change in ({"half": False}, {"has_prefix": True}):  # what FlashMask cannot do

@@ -117,7 +117,7 @@ def test_a_value_of_the_wrong_type_brings_no_further_fault():
         ("--optim sgd", ["optim", "choose one of adamw"]),
         ("--fp16_opt_level O3", ["fp16_opt_level", "O0, O1, O2"]),
         ("--recompute_granularity half", ["recompute_granularity", "full, full_attn, core_attn"]),
-        ("--report_to mlflow", ["report_to", "visualdl, wandb"]),
+        ("--report_to mlfow", ["report_to", "visualdl, wandb"]),
         ("--sharding stage4", ['sharding is "stage4"', "choose stage1, stage2 or stage3"]),
         ("--sharding offload", ['sharding is "offload"']),
         ("--device gpu", ['device is "gpu"', "--device cpu"]),

@@ -126,7 +126,7 @@ def test_right_settings(settings):
         {"top_p": 0},
         {"learning_rate": 1e308},
         {"evaluation_strategy": "sometimes"},
-        {"report_to": ["mlflow"]},
+        {"report_to": ["mlfow"]},
         {"lora_target_modules": [1]},
         {"skip_data_intervals": [1]},
         {"sharding": "stage4"},

@@ -66,11 +66,11 @@ def test_every_family_has_a_row():
 def test_each_token_of_a_sample(data, encoder, framing):
     sample = sample_of(data, encoder, max_length=64)
     learned = [*framing.target, framing.end]
-    expected = [*framing.frame, *framing.source, *learned]
+    expected = [*framing.prompt, *learned]
     # input_ids leave out the last token, labels the first.
     ids = [*sample.input_ids.tolist(), int(sample.labels[-1])]
     assert [(index, shown(encoder, index)) for index in ids] == expected
-    num_prompt_tokens = len(framing.frame) + len(framing.source)
+    num_prompt_tokens = len(framing.prompt)
     assert sample.labels.tolist() == [IGNORE_INDEX] * (num_prompt_tokens - 1) + [
         index for index, _ in learned
     ]
@@ -81,18 +81,18 @@ def test_each_token_of_a_sample(data, encoder, framing):
 
 
 def test_a_target_that_was_cut_does_not_teach_to_stop(data, encoder, framing):
-    whole = sum(map(len, (framing.frame, framing.source, framing.target)))
+    whole = sum(map(len, (framing.prompt, framing.target)))
     for max_length in (whole, whole - 2):  # no room for the end alone, and for the last tokens neither
         sample = sample_of(data, encoder, max_length)
         learned = sample.labels[sample.labels != IGNORE_INDEX].tolist()
-        kept = max_length - len(framing.frame) - len(framing.source)
+        kept = max_length - len(framing.prompt)
         assert learned == [index for index, _ in framing.target][:kept]
         assert sample.truncated_target
 
 
 def test_generation_starts_from_the_prompt_that_was_trained(data, encoder, framing):
     (prompt,), _ = load_prompts([data], encoder, load_template(None), src_length=32)
-    assert prompt.input_ids.tolist() == [index for index, _ in [*framing.frame, *framing.source]]
+    assert prompt.input_ids.tolist() == [index for index, _ in framing.prompt]
 
 
 def test_generation_stops_at_the_end_that_was_learned(data, folder, encoder, framing, family):

@@ -104,6 +104,29 @@ class GlobalOrder:
         return {name: getattr(self, name) for name in names}
 
 
+class LongestFirst(GlobalOrder):
+    """The order of a trial: the longest rows first, and those of the first step once more in the second.
+
+    Only from the second step on there is optimizer state, and so the most of everything at once.
+
+    Args:
+        lengths: int64 [rows], tokens of each.
+        **options: As `GlobalOrder` has them.
+    """
+
+    def __init__(self, lengths: NDArray[Any], **options: Any):
+        super().__init__(len(lengths), **options)
+        self._order = np.argsort(-lengths, kind="stable")
+
+    def permutation(self, epoch: int) -> NDArray[Any]:
+        """Rows by their length: int64 [num_samples]."""
+        return self._order
+
+    def batch(self, step: int) -> tuple[int, NDArray[Any]]:
+        """See `GlobalOrder.batch`."""
+        return super().batch(max(step - 1, 0))
+
+
 def split(
     indices: NDArray[Any],
     micro_batch_size: int,

@@ -96,6 +96,7 @@ class PreferenceBuilder:
             encoder, template, src_length=src_length, truncation=truncation, train_on="last"
         )
         self._prefix = as_ids(encoder.prefix_ids)
+        self._opening = as_ids(getattr(encoder, "answer_prefix_ids", ()))
         # A prompt's last token begins each answer; where answers' ends are read, it stands in the trunk besides.
         self._src_length, self._max_length = src_length, max_length - reads_ends
         self._num_ends = int(reads_ends)
@@ -121,7 +122,7 @@ class PreferenceBuilder:
             return Dropped(conversation, EMPTY_ANSWER)
         for kept in conversation.shortened():
             texts = self._texts.encode(kept, known)
-            num_prompt = len(self._prefix) + len(texts.prompt)
+            num_prompt = len(self._prefix) + len(texts.prompt) + len(self._opening)
             num_tokens = num_prompt - 1 + sum(map(len, texts.answers))
             if num_tokens <= self._max_length:
                 break
@@ -132,7 +133,7 @@ class PreferenceBuilder:
         num_lost = 0
         if num_tokens > self._max_length and self._cuts_prompt:
             num_lost = min(max(num_prompt - self._src_length, 0), len(texts.prompt))
-        prompt = np.concatenate([self._prefix, texts.prompt[num_lost:]])
+        prompt = np.concatenate([self._prefix, texts.prompt[num_lost:], self._opening])
         answers = share_room(texts.answers, self._max_length - (len(prompt) - 1))
         if not len(prompt) or not all(map(len, answers)):
             return Dropped(conversation, NO_ROOM)

@@ -21,10 +21,15 @@ from typing import Any
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.samples.cutting import CutSample
-from finetune.data.samples.piece_encoding import KnownIds, PlainText, TextEncoder
+from finetune.data.samples.piece_encoding import KnownIds, PlainText, TextEncoder, opens_answers
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import SampleBuilder, TooLongError
-from finetune.data.templates.pieces import Piece, RefusedConversationError, Template
+from finetune.data.templates.pieces import (
+    Piece,
+    RefusedConversationError,
+    RewrittenConversationError,
+    Template,
+)
 
 CHUNK_CHARACTERS = 500_000
 """Text that goes to the tokenizer together: enough to keep its threads busy."""
@@ -32,13 +37,16 @@ CHUNK_CHARACTERS = 500_000
 NUM_CHUNKS_AHEAD = 3
 """Chunks rendered before their ids are needed, so that the tokenizer never waits."""
 
+ALL = "all"
 EACH = "each"
 """`train_on`: every answer is the last one of a sample of its own."""
 
 DropCause = TooLongError | RefusedConversationError | None
 """Why a conversation gives no sample; None: nothing of it is left to learn."""
 
-_Rendered = tuple[Conversation, list[Piece]]
+_Rendered = tuple[Conversation, list[Piece], SampleBuilder]
+"""What becomes samples, its pieces, and who cuts them."""
+
 OnDropped = Callable[[Conversation, DropCause], None]
 OnMade = Callable[[Conversation, int, TooLongError | None], None]
 
@@ -50,13 +58,18 @@ class BulkBuilder(SampleBuilder):
         encoder: The tokenizer.
         template: Gives the pieces.
         train_on: "all" or "last" of the answers; with "each" every answer becomes the last one of a sample of its
-            own, behind exactly what a model is given when it is asked for that answer.
+            own, behind exactly what a model is given when it is asked for that answer. With "all" that happens to
+            conversations whose earlier messages the template writes anew when later ones follow, and to all for a
+            tokenizer with ids between a prompt and its answer, of which a sample has one only.
         **options: As for `SampleBuilder`.
     """
 
     def __init__(self, encoder: TextEncoder, template: Template, *, train_on: str = "all", **options: Any):
-        super().__init__(encoder, template, train_on="last" if train_on == EACH else train_on, **options)
-        self._divides = train_on == EACH
+        divides = train_on == EACH or (train_on == ALL and opens_answers(encoder))
+        super().__init__(encoder, template, train_on="last" if divides else train_on, **options)
+        self._divides = divides
+        can_divide = train_on == ALL and not divides
+        self._divider = BulkBuilder(encoder, template, train_on=EACH, **options) if can_divide else None
 
     def build(
         self,
@@ -83,12 +96,12 @@ class BulkBuilder(SampleBuilder):
         while batch := list(islice(conversations, 16)):
             for conversation in batch:
                 try:
-                    rendered = [(part, self.render(part)) for part in self._parts_of(conversation)]
+                    rendered = self._render_parts(conversation)
                 except RefusedConversationError as error:
                     chunk.rendered.append((conversation, error))
                     continue
                 chunk.rendered.append((conversation, rendered))
-                for piece in (piece for _, pieces in rendered for piece in pieces):
+                for piece in (piece for _, pieces, _ in rendered for piece in pieces):
                     if not piece.special:
                         text = self._pieces.plain_text(piece)
                         chunk.texts[text] = None
@@ -98,6 +111,15 @@ class BulkBuilder(SampleBuilder):
                 chunk = _Chunk()
         if chunk.rendered:
             yield chunk
+
+    def _render_parts(self, conversation: Conversation) -> list[_Rendered]:
+        """The pieces of all that becomes samples."""
+        try:
+            return [(part, self.render(part), self) for part in self._parts_of(conversation)]
+        except RewrittenConversationError:
+            if self._divider is None:
+                raise
+            return self._divider._render_parts(conversation)
 
     def _parts_of(self, conversation: Conversation) -> list[Conversation]:
         """What becomes samples: the conversation, or it up to each answer that is learned."""
@@ -128,8 +150,8 @@ class BulkBuilder(SampleBuilder):
                 cause = rendered
             else:
                 try:
-                    for part, pieces in rendered:
-                        samples += self.cut(part, pieces, known)
+                    for part, pieces, builder in rendered:
+                        samples += builder.cut(part, pieces, known)
                 except TooLongError as error:  # what stands before an answer that is too long may fit
                     cause = too_long = error
                 except RefusedConversationError as error:

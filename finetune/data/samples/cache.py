@@ -33,9 +33,10 @@ from finetune.data.samples.data_report import DataReport
 from finetune.data.samples.sample_store import SampleStore
 from finetune.data.samples.tokenize import Prompt
 from finetune.errors import UserError
+from finetune.machine.screen import print_text
 from finetune.storage.files import open_file, read_json_object, write_json
 
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 """To be raised when the same files and settings give other samples."""
 
 KEEP_DAYS = 30
@@ -266,8 +267,8 @@ def _version(package: str) -> str:
 
 
 def _warn(folder: Path, error: OSError) -> None:
-    print(
+    print_text(
         f"data_cache: {folder} cannot be written ({error.strerror or error}): the data are not kept. "
         "Set data_cache_dir to another folder, or data_cache to false.",
-        file=sys.stderr,
+        stream=sys.stderr,
     )

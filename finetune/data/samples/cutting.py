@@ -25,14 +25,20 @@ class CutSample(NamedTuple):
 
 
 def cut_parts(
-    frame: Sequence[Part], parts: Sequence[Part], *, source_length: int | None, max_length: int
+    frame: Sequence[Part],
+    parts: Sequence[Part],
+    *,
+    opening: Sequence[Part] = (),
+    source_length: int | None,
+    max_length: int,
 ) -> tuple[list[Part], bool, bool]:
     """Decides which tokens of a sample stay.
 
     Args:
         frame: The prefix.
         parts: The rest, up to the last learned token.
-        source_length: Most tokens of prefix and source; None where the source is not cut.
+        opening: What stands between source and target, counted with the source but never cut.
+        source_length: Most tokens of prefix, source and opening; None where the source is not cut.
         max_length: Most tokens of all.
 
     Returns:
@@ -40,7 +46,8 @@ def cut_parts(
     """
     num_source_parts = next((place for place, (_, learned) in enumerate(parts) if learned), len(parts))
     source, target = parts[:num_source_parts], parts[num_source_parts:]
-    num_frame, num_source, num_target = count_tokens(frame), count_tokens(source), count_tokens(target)
+    num_frame = count_tokens(frame) + count_tokens(opening)
+    num_source, num_target = count_tokens(source), count_tokens(target)
     num_lost = 0
     if source_length is not None and num_frame + num_source > source_length:
         num_lost = min(num_frame + num_source - source_length, num_source)
@@ -48,23 +55,24 @@ def cut_parts(
     room = max(max_length - num_frame - num_source + num_lost, 0)
     if num_target > room:
         target = take_first(target, room)
-    return [*frame, *source, *target], num_lost > 0, num_target > room
+    return [*frame, *source, *opening, *target], num_lost > 0, num_target > room
 
 
-def split_parts(parts: Sequence[Part], max_length: int) -> list[CutSample]:
+def split_parts(parts: Sequence[Part], max_length: int, *, opening: Sequence[Part] = ()) -> list[CutSample]:
     """Divides a text into samples of at most `max_length` tokens, each of which begins with the last one's end.
 
     Args:
         parts: All tokens of the text, with its prefix and EOS.
-        max_length: At least 2.
+        max_length: At least 2 more than the opening has.
+        opening: What opens every sample.
     """
     samples = []
-    rest = list(parts)
+    rest, room = list(parts), max(max_length - count_tokens(opening), 2)
     while count_tokens(rest) > 1:
-        samples.append(CutSample(take_first(rest, max_length), False, False, 0))
-        if count_tokens(rest) <= max_length:
+        samples.append(CutSample([*opening, *take_first(rest, room)], False, False, 0))
+        if count_tokens(rest) <= room:
             break
-        rest = drop_first(rest, max_length - 1)
+        rest = drop_first(rest, room - 1)
     return samples
 
 

@@ -37,11 +37,13 @@ class TextEncoder(Protocol):
         eos_token_id: Closes a response.
         pad_token_id: Fills up a row of a batch.
         prefix_ids: The ids that frame a prompt, such as ``(bos,)``; may be empty.
+        answer_prefix_ids: The ids between a prompt and its answer; mostly empty.
     """
 
     eos_token_id: int
     pad_token_id: int
     prefix_ids: tuple[int, ...]
+    answer_prefix_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text: no special token added, and none recognised, since text is data."""
@@ -54,6 +56,11 @@ class TextEncoder(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids."""
         ...
+
+
+def opens_answers(encoder: TextEncoder) -> bool:
+    """Whether ids stand between a prompt and its answer, so that a sample has one answer only."""
+    return bool(getattr(encoder, "answer_prefix_ids", ()))
 
 
 class PieceEncoder:

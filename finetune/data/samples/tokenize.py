@@ -43,6 +43,10 @@ These are the rules of the truncation "left", the default. The others change the
 With train_on "last" only the last response (or tool call) of what is kept is learned. A response that is marked
 as not to be learned stays in its place and carries no labels.
 
+Some models have tokens between a prompt and its answer (ChatGLM-6B: [gMASK] <sop>). They stand between source and
+target, count with the source and are never cut. Such a sequence has one answer, the last; earlier ones are source, of
+which all is one text, and are learned in samples of their own. Running text begins with these tokens, in every sample.
+
 A sample without any learned token of a response is no sample: `SampleBuilder.cut` returns none. That happens when
 all responses are blank (EOS alone teaches silence) or when prefix and source leave no room.
 """
@@ -58,8 +62,8 @@ from numpy.typing import NDArray
 from finetune.data.reading.conversation import Conversation
 from finetune.data.samples.cutting import CutSample, cut_parts, split_parts, trains_on_text
 from finetune.data.samples.parts import Part, as_ids, count_tokens, join_ids
-from finetune.data.samples.piece_encoding import KnownIds, PieceEncoder, TextEncoder
-from finetune.data.templates.pieces import Piece, Template, chosen_template
+from finetune.data.samples.piece_encoding import KnownIds, PieceEncoder, TextEncoder, opens_answers
+from finetune.data.templates.pieces import Piece, Template, chosen_template, join_context
 
 IGNORE_INDEX = -100
 TRUNCATIONS = ("left", "right", "drop", "error")
@@ -157,10 +161,12 @@ class SampleBuilder:
         self.encoder, self.template = encoder, template
         self._pieces = PieceEncoder(encoder, template)
         self._frame: list[Part] = [(as_ids(encoder.prefix_ids), False)] if encoder.prefix_ids else []
+        opening = tuple(getattr(encoder, "answer_prefix_ids", ()))
+        self._opening: list[Part] = [(as_ids(opening), False)] if opening else []
         self._src_length, self._max_length = src_length, max_length
         self._cuts = truncation in ("left", "right")
         self._cuts_source = truncation == "left"
-        self._only_last = train_on == "last"
+        self._only_last = train_on == "last" or opens_answers(encoder)
         self._splits_texts = split_texts
 
     def render(self, conversation: Conversation) -> list[Piece]:
@@ -169,7 +175,8 @@ class SampleBuilder:
             return [Piece(conversation.messages[0].content, learned=True)]
         render_last = getattr(chosen_template(self.template, conversation), "render_last", None)
         render = render_last if self._only_last and render_last else self.template.render
-        return self._settle(conversation, render(conversation))
+        pieces = self._settle(conversation, render(conversation))
+        return join_context(pieces, has_answer=True) if self._opening else pieces
 
     def cut(
         self, conversation: Conversation, pieces: Sequence[Piece], known: KnownIds | None = None
@@ -199,7 +206,8 @@ class SampleBuilder:
         if not has_response(conversation, only_last=self._only_last):
             return []
         if conversation.is_text and self._splits_texts:
-            return split_parts([*self._frame, *encode(conversation)], self._max_length)
+            parts = [*self._frame, *encode(conversation)]
+            return split_parts(parts, self._max_length, opening=self._opening)
         kept, parts = self._shorten(conversation, encode, self._max_length)
         num_dropped_rounds = 0
         if kept is not conversation:
@@ -207,7 +215,13 @@ class SampleBuilder:
             if not has_response(kept, only_last=self._only_last):
                 return []
         source_length = self._src_length if self._cuts_source and kept.num_rounds == 1 else None
-        cut = cut_parts(self._frame, parts, source_length=source_length, max_length=self._max_length)
+        cut = cut_parts(
+            self._frame,
+            parts,
+            opening=self._opening,
+            source_length=source_length,
+            max_length=self._max_length,
+        )
         if not trains_on_text(cut[0], self.encoder.eos_token_id):
             return []
         return [CutSample(*cut, num_dropped_rounds)]
@@ -222,7 +236,7 @@ class SampleBuilder:
             known,
             appends_eos=conversation.is_text or chosen_template(self.template, conversation).appends_eos,
             only_last=self._only_last,
-            answers=() if all(message.learned for message in answers) else answers,
+            answers=() if self._opening or all(message.learned for message in answers) else answers,
         )
         while parts and not parts[-1][1]:  # no label depends on what follows the last learned token
             parts.pop()
@@ -251,7 +265,9 @@ class SampleBuilder:
 
         length = self._src_length
         kept, parts = self._shorten(conversation, encode, length)
-        framed, is_cut, _ = cut_parts(self._frame, parts, source_length=length, max_length=length)
+        framed, is_cut, _ = cut_parts(
+            self._frame, parts, opening=self._opening, source_length=length, max_length=length
+        )
         if not framed:
             return None
         return Prompt(
@@ -268,7 +284,7 @@ class SampleBuilder:
         """Drops the oldest rounds until the rest fits in `length` with its prefix, or one round is left."""
         for kept in conversation.shortened():
             parts = encode(kept)
-            num_tokens = count_tokens(self._frame) + count_tokens(parts)
+            num_tokens = count_tokens([*self._frame, *self._opening, *parts])
             if num_tokens <= length:
                 break
             if not self._cuts:
@@ -278,7 +294,8 @@ class SampleBuilder:
     def _render_prompt(self, conversation: Conversation) -> list[Piece]:
         if conversation.is_text:
             return []
-        return self._settle(conversation, self.template.render_prompt(conversation))
+        pieces = self._settle(conversation, self.template.render_prompt(conversation))
+        return join_context(pieces, has_answer=False) if self._opening else pieces
 
     def _settle(self, conversation: Conversation, pieces: list[Piece]) -> list[Piece]:
         is_mixed = getattr(chosen_template(self.template, conversation), "mixes_text", False)

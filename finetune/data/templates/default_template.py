@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from finetune.data.reading.conversation import Conversation
 from finetune.data.templates.pieces import Piece, Template
 from finetune.errors import UserError
 from finetune.families.family import find_family
+from finetune.families.multimodal.text_part import text_part
 from finetune.storage.files import read_json_or_empty
+from finetune.tokenizers.added_tokens import read_folder_tokens
 
 
 class DefaultTemplate:
@@ -52,9 +54,17 @@ def family_format(folder: Path) -> str | None:
     """Name of the format that the family of a model in a folder is trained with; None where nothing tells one."""
     config = read_json_or_empty(folder / "config.json")
     try:
-        return find_family(config, folder).chat_template if config else None
+        return choose_format(find_family(text_part(config), folder).chat_template, folder) if config else None
     except UserError:  # told where the model is loaded
         return None
+
+
+def choose_format(known: str | Mapping[str, str] | None, folder: Path) -> str | None:
+    """The name of a format out of what a family's record says, by the tokens of the tokenizer in a folder."""
+    if known is None or isinstance(known, str):
+        return known
+    tokens = read_folder_tokens(folder).tokens
+    return next((name for token, name in known.items() if token in tokens), None)
 
 
 class TemplateByTools:

@@ -15,6 +15,8 @@ from finetune.data.templates.template_clock import template_time
 
 CHAT = "chat"
 """A template of a whole list of messages, as transformers renders it."""
+TEXT_PARTS = "{% set messages = messages | text_parts %}\n"
+"""In front of a chat template that takes parts of messages alone; the line break goes with the statement."""
 PART = "part"
 """A part of PaddleNLP's ``chat_template.json``."""
 
@@ -44,6 +46,7 @@ def make_environment(kind: str = CHAT) -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = raise_exception
     if kind == CHAT:
         environment.filters["tojson"] = _to_json
+        environment.filters["text_parts"] = _in_parts
         environment.globals["strftime_now"] = lambda pattern: template_time().strftime(pattern)
     return environment
 
@@ -65,6 +68,16 @@ class GenerationMarks(Extension):
             for mark in (GENERATION_START, GENERATION_END)
         )
         return nodes.Scope([start, *body, end], lineno=line)
+
+
+def _in_parts(messages: Any) -> list[dict[str, Any]]:
+    """Messages whose texts are lists of one part, as programs for multimodal models hand them over."""
+    return [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
 
 
 def _to_json(

@@ -15,12 +15,19 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation, Message
 from finetune.data.templates.jinja_environment import CHAT
+from finetune.data.templates.jinja_forms import SWITCH
 from finetune.data.templates.message_outlines import Outline, write_message
 from finetune.data.templates.message_slots import InconsistentError, SlotFinder, Slots, find_closing
-from finetune.data.templates.pieces import Piece, PieceWriter, RefusedConversationError
+from finetune.data.templates.pieces import (
+    Piece,
+    PieceWriter,
+    RefusedConversationError,
+    RewrittenConversationError,
+)
 from finetune.data.templates.template_rendering import Renderer, RenderError, SourceError
 from finetune.data.templates.text_conditions import find_conditions
 from finetune.data.templates.tool_calls import split_calls
@@ -58,6 +65,7 @@ class JinjaTemplate:
         special_tokens: Texts of more special tokens.
         other_tokens: Texts of tokens that are no special ones, and are met in data as well.
         needs_tools: Whether it is meant for conversations that offer functions, and may fail without any.
+        values: What it is told besides, such as ``enable_thinking``.
 
     Attributes:
         takes_reasoning: Whether it has a place for the thoughts of answers.
@@ -76,8 +84,10 @@ class JinjaTemplate:
         other_tokens: Sequence[str] = (),
         *,
         needs_tools: bool = False,
+        values: Mapping[str, Any] | None = None,
     ):
-        self._name = name
+        self.name = self._name = name
+        self._switch = (values or {}).get(SWITCH)
         self._tried_tools = _TRIED_TOOLS if needs_tools else None
         try:
             renderer = Renderer(source, name, CHAT)
@@ -90,7 +100,7 @@ class JinjaTemplate:
         self._finder = SlotFinder(
             source,
             renderer,
-            tokens=tokens,
+            values={**tokens, **(values or {})},
             specials=sorted({*found, *other_tokens}),
             escaped=sorted(found - sought),
             places_texts=not self._conditions.is_opaque,
@@ -151,14 +161,29 @@ class JinjaTemplate:
                 not for_training and not only_last
             ):  # a model is asked with earlier answers as they are written now
                 return self._write(conversation, for_training=False, only_last=True)
-            raise RefusedConversationError(
-                f"{self._name}: cannot be used for {conversation.place}: {error}"
-            ) from None
+            is_rewritten = isinstance(error, InconsistentError) and not only_last
+            kind = RewrittenConversationError if is_rewritten else RefusedConversationError
+            reason = str(error) if is_rewritten else self._describe_mismatch(error)
+            raise kind(f"{self._name}: cannot be used for {conversation.place}: {reason}") from None
         writer = PieceWriter()
         for slot, learned in slots:
             text = texts[int(slot.value)] if slot.kind == "data" else slot.value
             writer.write(slot.kind, text, learned=learned)
         return writer.finish()
+
+    def _describe_mismatch(self, error: Exception) -> str:
+        """Why an answer cannot be learned behind the text that asks for it."""
+        if not isinstance(error, InconsistentError):
+            return str(error)
+        if self._switch is False:
+            return (
+                "the answer, once written, does not begin with the text that asks for it: it holds thoughts, and "
+                f"{SWITCH} is false. Leave {SWITCH} out, or take the thoughts out."
+            )
+        return (
+            "the answer, once written, does not begin with the text that asks for it. Give chat_template another name "
+            "or file."
+        )
 
     def _describe(self, message: Message) -> tuple[Outline, str, str]:
         """A message's outline, its text, and its thoughts."""

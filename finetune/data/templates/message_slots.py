@@ -48,7 +48,7 @@ class SlotFinder:
     Args:
         source: The template's text.
         renderer: Renders it.
-        tokens: Special tokens by role, which the template is given.
+        values: What the template is given beside the messages: special tokens by role, and others.
         specials: What in the text is a special token.
         escaped: The special tokens whose names in data are text.
         places_texts: Whether it places texts as they are, so that a placeholder comes back once and whole.
@@ -64,12 +64,12 @@ class SlotFinder:
         source: str,
         renderer: Renderer,
         *,
-        tokens: Mapping[str, str],
+        values: Mapping[str, Any],
         specials: Sequence[str],
         escaped: Sequence[str],
         places_texts: bool,
     ):
-        self._renderer, self._tokens, self._specials = renderer, dict(tokens), tuple(specials)
+        self._renderer, self._values, self._specials = renderer, dict(values), tuple(specials)
         self.marks_learned = _GENERATION.search(source) is not None
         self.closing = ""
         self._num_copies = 1 if places_texts else _NUM_COPIES
@@ -151,7 +151,7 @@ class SlotFinder:
         keeps_marks: bool = False,
     ) -> Iterator[str]:
         """The text of so many messages of the front, each time with or without what asks for an answer."""
-        values = {**self._tokens, "tools": _parse_tools(tools) if tools else None, "messages": list(messages)}
+        values = {**self._values, "tools": _parse_tools(tools) if tools else None, "messages": list(messages)}
         texts = self._renderer.render_all(
             values, [Variant({"add_generation_prompt": asks}, count) for count, asks in parts]
         )

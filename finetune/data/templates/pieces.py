@@ -44,6 +44,10 @@ class RefusedConversationError(UserError):
         return fault if place in fault else f"{place}: {fault}"
 
 
+class RewrittenConversationError(RefusedConversationError):
+    """A template writes earlier messages anew when later ones follow: each answer can be learned in a sample alone."""
+
+
 class Template(Protocol):
     """How the messages of a conversation are written down.
 
@@ -129,6 +133,29 @@ class PieceWriter:
                 Piece(text, self._learned, joined=self._joined, after=self._after, before=before)
             )
             self._after = ""
+
+
+def join_context(pieces: Sequence[Piece], *, has_answer: bool) -> list[Piece]:
+    """The pieces with all that stands before the last answer as one text, in which earlier answers are not learned.
+
+    Args:
+        pieces: Of a conversation.
+        has_answer: Whether the last learned run is its answer; otherwise all of it is context.
+    """
+    start = len(pieces)
+    if has_answer:
+        last = max((place for place, piece in enumerate(pieces) if piece.learned), default=start)
+        start = last
+        while start and pieces[start - 1].learned:
+            start -= 1
+    joined: list[Piece] = []
+    for piece in pieces[:start]:
+        piece = piece._replace(learned=False)
+        if joined and not (piece.special or joined[-1].special):
+            joined[-1] = joined[-1]._replace(text=joined[-1].text + piece.text, before=piece.before)
+        else:
+            joined.append(piece)
+    return [*joined, *pieces[start:]]
 
 
 def parse_pattern(pattern: str, names: Iterable[str], special_tokens: Sequence[str]) -> tuple[Slot, ...]:

@@ -26,9 +26,15 @@ from typing import Any
 import jinja2
 
 from finetune.data.templates import template_worker
-from finetune.data.templates.jinja_environment import RENDER_ERRORS, describe, make_environment
+from finetune.data.templates.jinja_environment import (
+    CHAT,
+    RENDER_ERRORS,
+    TEXT_PARTS,
+    describe,
+    make_environment,
+)
 from finetune.data.templates.template_clock import fixed_day
-from finetune.data.templates.template_syntax import is_linear
+from finetune.data.templates.template_syntax import is_linear, takes_parts
 from finetune.data.templates.template_worker import Variant
 from finetune.errors import RunError, UserError
 
@@ -74,6 +80,9 @@ class Renderer:
         self._template: jinja2.Template | None = None
         try:
             self.tree = environment.parse(source)
+            if kind == CHAT and takes_parts(self.tree):
+                self._source = source = TEXT_PARTS + source
+                self.tree = environment.parse(source)
             if is_linear(self.tree):
                 self._template = environment.from_string(source)
         except RecursionError:

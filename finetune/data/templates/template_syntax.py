@@ -24,6 +24,10 @@ _METHODS = {"strip", "lstrip", "rstrip", "startswith", "endswith", "upper", "low
 _FUNCTIONS = {"raise_exception"}
 
 
+_CHOOSING = frozenset({"selectattr", "rejectattr"})
+_TESTS_OF_KIND = frozenset({"string", "iterable", "sequence", "mapping"})
+
+
 def is_linear(tree: nodes.Template) -> bool:
     """Whether a parsed template uses nothing but what is known to be cheap."""
     waiting: list[tuple[nodes.Node, int]] = [(tree, 0)]
@@ -45,3 +49,22 @@ def _is_cheap(node: nodes.Node) -> bool:
         is_method = isinstance(called, nodes.Getattr) and called.attr in _METHODS
         return is_method or (isinstance(called, nodes.Name) and called.name in _FUNCTIONS)
     return type(node) in _STATEMENTS or type(node) in _EXPRESSIONS
+
+
+def takes_parts(tree: nodes.Template) -> bool:
+    """Whether a chat template takes what messages say as a list of parts alone, as those of multimodal models may.
+
+    It walks through the parts of a message, and nowhere asks whether there is a text instead.
+    """
+    walks = any(_is_content(each.iter) for each in tree.find_all(nodes.For))
+    chooses = any(each.name in _CHOOSING and _is_content(each.node) for each in tree.find_all(nodes.Filter))
+    asks = any(each.name in _TESTS_OF_KIND for each in tree.find_all(nodes.Test))
+    return (walks or chooses) and not asks
+
+
+def _is_content(node: nodes.Node | None) -> bool:
+    if isinstance(node, nodes.Getattr):
+        return node.attr == "content"
+    if not isinstance(node, nodes.Getitem) or not isinstance(node.arg, nodes.Const):
+        return False
+    return bool(node.arg.value == "content")

@@ -23,7 +23,9 @@ _SEARCHING = frozenset(
 _OF_OBJECTS = frozenset(
     {"items", "keys", "values", "get", "append", "update", "pop", "copy", "extend", "insert", "join"}
 )
-_PLACING_FILTERS = frozenset({"default", "d", "string", "safe", "selectattr", "rejectattr", "map", "attr"})
+_PLACING_FILTERS = frozenset(
+    {"default", "d", "string", "safe", "selectattr", "rejectattr", "map", "attr", "text_parts"}
+)
 _PLACING_TESTS = frozenset(
     {"defined", "undefined", "none", "string", "mapping", "iterable", "sequence", "number", "boolean", "true"}
     | {"false", "integer", "float", "odd", "even", "divisibleby", "callable"}

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.templates.default_template import family_format
+from finetune.data.templates.jinja_forms import JINJA_FORMS, SWITCH
 from finetune.data.templates.own_templates import DEFAULT, read_own_templates
+from finetune.machine.screen import print_text
 from finetune.storage.files import read_json_object, read_json_or_empty, read_text, write_json
 
 if TYPE_CHECKING:
@@ -49,6 +51,12 @@ def trained_system(folder: Path) -> str | None:
     """The system text that examples without one of their own were trained with; None where there was none."""
     system = _find_note(folder).get(_SYSTEM)
     return system if isinstance(system, str) else None
+
+
+def trained_thinking(folder: Path) -> bool | None:
+    """What the template was told of thoughts before answers in training; None where nothing."""
+    switch = _find_note(folder).get(SWITCH)
+    return switch if isinstance(switch, bool) else None
 
 
 def record_default(folder: Path, tokenizer_folder: Path, *, uses_own: bool) -> None:
@@ -104,11 +112,15 @@ def carry_template(sources: Sequence[Path], target: Path) -> str | None:
             recorded = f"{_COPY_STEM}.jinja"
             (target / recorded).write_text(source, encoding="utf-8")
         else:
-            print(
+            print_text(
                 f"note: the template file {name} of the training is not there: give it with --chat_template later"
             )
-    system = trained_system(next(source for source in sources if trained_template(source) is not None))
-    write_json(target / RECORD_FILE, {_KEY: recorded} | ({} if system is None else {_SYSTEM: system}))
+    told = next(source for source in sources if trained_template(source) is not None)
+    told_of = {_SYSTEM: trained_system(told), SWITCH: trained_thinking(told)}
+    write_json(
+        target / RECORD_FILE,
+        {_KEY: recorded} | {key: value for key, value in told_of.items() if value is not None},
+    )
     return name
 
 
@@ -128,14 +140,16 @@ def template_source(folder: Path, tokenizer: TokenizerFacts) -> str | None:
     Returns:
         The text; None where there is none or jinja of one piece cannot express it.
     """
-    from finetune.data.templates.chat_jinja import with_system, write_jinja
+    from finetune.data.templates.chat_jinja import with_switch, with_system, write_jinja
     from finetune.data.templates.chat_templates import CHAT_FORMATS
     from finetune.data.templates.template import OWN_NAME
 
-    name, system = trained_template(folder), trained_system(folder)
-    if name == OWN_NAME and system:  # without a system text the folder's own template is left as it is
+    name, system, switch = trained_template(folder), trained_system(folder), trained_thinking(folder)
+    if name == OWN_NAME and (system or switch is not None):  # else the folder's own template is left as it is
         own = _own_source(folder)
-        return with_system(own, system) if own is not None else None
+        return with_switch(with_system(own, system), switch) if own is not None else None
+    if name in JINJA_FORMS:
+        return with_switch(with_system(JINJA_FORMS[name].source, system), switch)
     if name is None or _is_name(name):
         if name not in CHAT_FORMATS:
             return None
@@ -144,9 +158,9 @@ def template_source(folder: Path, tokenizer: TokenizerFacts) -> str | None:
     path = Path(name)
     if not path.is_file():
         named = _find_named(name, [folder])
-        return None if named is None else with_system(named, system)
+        return None if named is None else with_switch(with_system(named, system), switch)
     source = read_json_object(path).get(_KEY) if path.suffix == ".json" else read_text(path)
-    return with_system(source, system) if isinstance(source, str) else None
+    return with_switch(with_system(source, system), switch) if isinstance(source, str) else None
 
 
 def _own_source(folder: Path) -> str | None:
@@ -178,4 +192,4 @@ def _is_name(name: str) -> bool:
     from finetune.data.templates.chat_templates import CHAT_FORMATS
     from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES
 
-    return name in (*CHAT_FORMATS, *PLAIN_NAMES, OWN_NAME)
+    return name in (*CHAT_FORMATS, *JINJA_FORMS, *PLAIN_NAMES, OWN_NAME)

@@ -7,6 +7,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -111,6 +112,7 @@ BLOOM = register(
         hugging_face=HuggingFaceForm(
             prefix="transformer", bare=True, tables=("word_embeddings",), always_tied=True
         ),
+        memory=LayerMemory(hidden=5, inner=8, norms=0),
         tiny=TinyRecipe(
             tokenizer="byte_level_bloom",
             config=_tiny_config,
@@ -118,7 +120,9 @@ BLOOM = register(
             grouped_heads=False,
             inner_ratio=4,
         ),
-        fields=ConfigFields(num_layers="n_layer", num_heads="n_head", max_positions="seq_length"),
+        fields=ConfigFields(
+            num_layers="n_layer", num_heads="n_head", inner_size=None, max_positions="seq_length"
+        ),
         positions_end=False,
         parallel=ParallelLimits(tensor_divides=("n_head", "vocab_size")),
         adapt_config=_adapt_config,

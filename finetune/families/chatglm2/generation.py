@@ -3,7 +3,8 @@
 ChatGLM2 and ChatGLM3 have one `model_type`, one set of fields and one set of weights, but their models of long texts
 read `rope_ratio` in two ways: ChatGLM2-6B-32k divides positions by it, ChatGLM3-6B-32k and -128k multiply the rotary
 base with it. Nothing in config.json tells but the name that it was published under; the tokenizer's files tell too,
-since only ChatGLM3's knows tokens for roles.
+since only ChatGLM3's knows tokens for roles. GLM-4-9B was first published in the same form, as the fourth generation:
+its vocabulary is larger, and no SentencePiece model.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from finetune.storage.files import read_json_or_empty
 
 ROTARY_BASE, POSITION_DIVISOR = "rotary_base", "position_divisor"
 """Fields of ours: the base of ChatGLM3's angles, and what ChatGLM2's positions are divided by."""
+GENERATION = "chatglm_generation"
+"""Field of ours: 4 for GLM-4, whose sizes need not tell."""
 PLAIN_BASE = 10000.0
 
 _NAME = re.compile(r"chatglm[-_]?v?([23])(?!\d)", re.IGNORECASE)
+_GLM4_NAME = re.compile(r"(?<!chat)glm[-_]?4(?!\d)|codegeex4", re.IGNORECASE)
+_GLM4_TOKENIZER = "ChatGLM4Tokenizer"
 _ROLE = "<|user|>"
 _CODE = "tokenization_chatglm.py"
-# GLM-4 was first published in the same form, with a vocabulary that is not SentencePiece's.
+# Between ChatGLM3's padded vocabulary and GLM-4's.
 _GLM4_TOKENS = 150000
 # Hugging Face's field -> PaddleNLP's.
 RENAMED = {
@@ -42,7 +47,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 UNDERSTOOD = (
     *(*RENAMED, *FIXED, "apply_residual_connection_post_layernorm", "multi_query_attention"),
-    *("hidden_size_per_attention_head", "rope_ratio", ROTARY_BASE, POSITION_DIVISOR),
+    *("hidden_size_per_attention_head", "rope_ratio", ROTARY_BASE, POSITION_DIVISOR, GENERATION),
 )
 """Fields of config.json that are read or refused beside those of the tiny configuration."""
 
@@ -53,16 +58,16 @@ def may_be(generation: int, config: Mapping[str, Any], folder: Path | None) -> b
     Where nothing tells and `rope_ratio` is 1 the two compute the same, and the answer is ChatGLM2.
 
     Args:
-        generation: 2 or 3.
+        generation: 2, 3 or 4.
         config: config.json.
         folder: Where it stands, with the files of the tokenizer; None where there is none.
     """
     if "ffn_hidden_size" not in config:
         return False
-    told = 3 if _is_glm4(config) else _generation(config, folder)  # GLM-4 is refused by `adapt_config`
+    told = _generation(config, folder)
     if told is None and _ratio(config) == 1:
         told = 2
-    return told in (None, generation)
+    return generation == told if told is not None else generation in (2, 3)
 
 
 def adapt_config(config: dict[str, Any], generation: int) -> dict[str, Any]:
@@ -78,7 +83,9 @@ def adapt_config(config: dict[str, Any], generation: int) -> dict[str, Any]:
     adapted = {RENAMED.get(name, name): value for name, value in config.items() if name not in left_out}
     if config.get("multi_query_attention") is False:
         adapted["multi_query_group_num"] = adapted["num_attention_heads"]
-    if generation == 3:
+    if generation == 4:
+        adapted[GENERATION] = generation
+    if generation in (3, 4):
         adapted.setdefault(ROTARY_BASE, PLAIN_BASE * _ratio(config))
     elif _ratio(config) != 1:
         adapted.setdefault(POSITION_DIVISOR, float(_ratio(config)))
@@ -101,7 +108,7 @@ def published_config(config: dict[str, Any], name: str) -> dict[str, Any]:
     renamed = {
         theirs.get(field, field): value
         for field, value in config.items()
-        if field not in (ROTARY_BASE, POSITION_DIVISOR)
+        if field not in (ROTARY_BASE, POSITION_DIVISOR, GENERATION)
     }
     ratio = float(config.get(POSITION_DIVISOR) or config.get(ROTARY_BASE, PLAIN_BASE) / PLAIN_BASE)
     return renamed | {
@@ -123,10 +130,6 @@ def _ratio(config: Mapping[str, Any]) -> Any:
     return 1 if ratio is None else ratio
 
 
-def _is_glm4(config: Mapping[str, Any]) -> bool:
-    return int(config.get("padded_vocab_size") or 0) > _GLM4_TOKENS
-
-
 def _faults(config: Mapping[str, Any]) -> Iterator[str]:
     for name, allowed in FIXED.items():
         if name in config and config[name] not in allowed:
@@ -140,22 +143,24 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
             f"config.json has rope_ratio {ratio!r}; allowed: a number above 0. "
             "Copy config.json of the published folder again"
         )
-    if _is_glm4(config):
-        yield (
-            f"config.json has padded_vocab_size {config['padded_vocab_size']}: that is GLM-4 in its first form, whose "
-            "tokenizer is not read here. Use the same weights in Hugging Face's form (glm-4-9b-hf, glm-4-9b-chat-hf)"
-        )
 
 
 def _generation(config: Mapping[str, Any], folder: Path | None) -> int | None:
-    """2 or 3; None where neither config.json nor the tokenizer's files tell."""
+    """2, 3 or 4; None where neither config.json nor the tokenizer's files tell."""
+    if GENERATION in config or int(config.get("padded_vocab_size") or 0) > _GLM4_TOKENS:
+        return 4
     if ROTARY_BASE in config:
         return 3
     if POSITION_DIVISOR in config:
         return 2
     settings = read_json_or_empty(folder / "tokenizer_config.json") if folder else {}
-    for name in (config.get("_name_or_path"), settings.get("name_or_path")):
-        numbers = set(_NAME.findall(name)) if isinstance(name, str) else set()
+    names = [
+        name for name in (config.get("_name_or_path"), settings.get("name_or_path")) if isinstance(name, str)
+    ]
+    if settings.get("tokenizer_class") == _GLM4_TOKENIZER:
+        return 4
+    for name in names:
+        numbers = set(_NAME.findall(name)) | ({"4"} if _GLM4_NAME.search(name) else set())
         if len(numbers) == 1:
             return int(numbers.pop())
     return _generation_of_files(settings, folder) if folder else None

@@ -14,6 +14,7 @@ from finetune.families.chatglm2.generation import (
     published_config,
 )
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -106,12 +107,14 @@ CHATGLM2 = register(
             tokenizer_class="finetune.families.chatglm2.tokenizer.ChatGLMv2Tokenizer",
             own_class=True,
         ),
+        chat_template="chatglm2",
         hugging_face=HuggingFaceForm(
             prefix="transformer",
             tables=("embedding.word_embeddings",),
             config=_hugging_face_config,
             needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm2-6b",
         ),
+        memory=LayerMemory(hidden=7, key_value=1, inner=4),
         tiny=TinyRecipe(
             # Half of a head is rotated, in pairs.
             tokenizer="sentencepiece_chatglm2",
@@ -122,6 +125,7 @@ CHATGLM2 = register(
         fields=ConfigFields(
             num_kv_heads="multi_query_group_num",
             head_dim="kv_channels",
+            inner_size="ffn_hidden_size",
             max_positions="max_sequence_length",
         ),
         parallel=ParallelLimits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
@@ -11,6 +12,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
@@ -46,6 +48,10 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "ernie4_5", head_dim=_head_dim(shape), tied=True)
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_decoder_weights(config, "ernie4_5")
+
+
 ERNIE4_5 = register(
     Family(
         name="ernie4_5",
@@ -67,7 +73,9 @@ ERNIE4_5 = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             own_class=True,
         ),
+        chat_template={"<|begin_of_sentence|>": "ernie4_5"},
         hugging_face=HuggingFaceForm(always_tied=True),
+        weights=_weights,
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.falcon.config import MODEL_TYPES, UNDERSTOOD, adapt_config, published_config
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -37,18 +39,45 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
 
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
+    norms = ("ln_attn", "ln_mlp") if shape.num_kv_heads > 1 else ("input_layernorm",)
+    return _falcon_weights(shape, norms, has_bias=False)
+
+
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    num_heads = int(config["num_attention_heads"])
+    shape = TinyShape(
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        num_layers=int(config["num_hidden_layers"]),
+        num_heads=num_heads,
+        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+        vocab_size=int(config["vocab_size"]),
+        max_length=0,
+    )
+    norms = ("ln_attn", "ln_mlp") if config["num_ln_in_parallel_attn"] == 2 else ("input_layernorm",)
+    if not config["parallel_attn"]:
+        norms = ("input_layernorm", "post_attention_layernorm")
+    weights = _falcon_weights(shape, norms, has_bias=bool(config["bias"]))
+    if not config["tie_word_embeddings"]:
+        weights["lm_head.weight"] = TensorSpec((shape.hidden_size, shape.vocab_size))
+    return weights
+
+
+def _falcon_weights(shape: TinyShape, norms: tuple[str, ...], *, has_bias: bool) -> dict[str, TensorSpec]:
     hidden, inner = shape.hidden_size, shape.intermediate_size
     keys = 2 * shape.num_kv_heads * hidden // shape.num_heads
-    norms = ("ln_attn", "ln_mlp") if shape.num_kv_heads > 1 else ("input_layernorm",)
     weights = {"falcon.embed_tokens.weight": TensorSpec((shape.vocab_size, hidden))}
     for number in range(shape.num_layers):
         layer = f"falcon.layers.{number}."
-        weights |= {
-            f"{layer}self_attn.query_key_value_proj.weight": TensorSpec((hidden, hidden + keys)),
-            f"{layer}self_attn.o_proj.weight": TensorSpec((hidden, hidden)),
-            f"{layer}mlp.up_proj.weight": TensorSpec((hidden, inner)),
-            f"{layer}mlp.down_proj.weight": TensorSpec((inner, hidden)),
+        matrices = {
+            f"{layer}self_attn.query_key_value_proj": (hidden, hidden + keys),
+            f"{layer}self_attn.o_proj": (hidden, hidden),
+            f"{layer}mlp.up_proj": (hidden, inner),
+            f"{layer}mlp.down_proj": (inner, hidden),
         }
+        weights |= {f"{name}.weight": TensorSpec(sizes) for name, sizes in matrices.items()}
+        if has_bias:
+            weights |= {f"{name}.bias": TensorSpec(sizes[1:], "zeros") for name, sizes in matrices.items()}
         for name in norms:
             weights |= _norm(f"{layer}{name}", hidden)
     return weights | _norm("falcon.norm", hidden)
@@ -79,6 +108,7 @@ FALCON = register(
             own_class=True,
             opened_by_file=True,
         ),
+        chat_template="falcon",
         hugging_face=HuggingFaceForm(
             prefix="transformer",
             pairs=(
@@ -96,6 +126,8 @@ FALCON = register(
             always_tied=True,
             config=published_config,
         ),
+        weights=_weights,
+        memory=LayerMemory(hidden=3, inner=2, norms=0),
         tiny=TinyRecipe(tokenizer="byte_level_falcon", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         parallel=ParallelLimits(

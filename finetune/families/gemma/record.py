@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
@@ -11,7 +12,9 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    sized_decoder_weights,
 )
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -55,6 +58,10 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "gemma", norm_fill="zeros", tied=True)
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_decoder_weights(config, "gemma", tied=True)
+
+
 GEMMA = register(
     Family(
         name="gemma",
@@ -76,7 +83,10 @@ GEMMA = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma"},
         hugging_face=HuggingFaceForm(always_tied=True),
+        weights=_weights,
+        memory=LayerMemory(query=6.7, key_value=1.9, inner=4, tables=2),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Whole embeddings and key and value heads: see llama.py.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.gated_decoder import gated_decoder_config, gated_decoder_weights, require_values
+from finetune.families.gated_decoder import (
+    gated_decoder_config,
+    gated_decoder_weights,
+    require_values,
+    sized_decoder_weights,
+)
 from finetune.families.tiny_recipe import TensorSpec, TinyShape
 
 _KINDS = ("full_attention", "sliding_attention")
+_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 _TINY_HEADS = 2  # times hidden size / heads: published models have heads of another size than that
 
 
@@ -82,5 +88,12 @@ def tiny_gemma_weights(shape: TinyShape, prefix: str, *, head_norms: bool = Fals
         tied=True,
         head_dim=tiny_head_dim(shape),
         head_norms=head_norms,
-        more_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        more_norms=_NORMS,
     )
+
+
+def sized_gemma_weights(
+    config: Mapping[str, Any], prefix: str, *, head_norms: bool = False
+) -> dict[str, TensorSpec]:
+    """The same of a model with this configuration, as the family adapts it."""
+    return sized_decoder_weights(config, prefix, tied=True, head_norms=head_norms, more_norms=_NORMS)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS
-from finetune.families.gemma2.published import complete_gemma, tiny_gemma_config, tiny_gemma_weights
+from finetune.families.gemma2.published import (
+    complete_gemma,
+    sized_gemma_weights,
+    tiny_gemma_config,
+    tiny_gemma_weights,
+)
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -47,6 +54,10 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return tiny_gemma_weights(shape, "gemma2")
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_gemma_weights(config, "gemma2")
+
+
 GEMMA2 = register(
     Family(
         name="gemma2",
@@ -69,7 +80,10 @@ GEMMA2 = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma2"},
         hugging_face=HuggingFaceForm(always_tied=True),
+        weights=_weights,
+        memory=LayerMemory(hidden=10, inner=4, scores=2, norms=4),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(

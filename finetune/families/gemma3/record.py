@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS
-from finetune.families.gemma2.published import complete_gemma, tiny_gemma_config, tiny_gemma_weights
+from finetune.families.gemma2.published import (
+    complete_gemma,
+    sized_gemma_weights,
+    tiny_gemma_config,
+    tiny_gemma_weights,
+)
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling, without_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -61,6 +68,10 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return tiny_gemma_weights(shape, "gemma3", head_norms=True)
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_gemma_weights(config, "gemma3", head_norms=True)
+
+
 GEMMA3 = register(
     Family(
         name="gemma3",
@@ -83,7 +94,10 @@ GEMMA3 = register(
             tokenizer_class="paddlenlp.transformers.GemmaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<start_of_turn>": "gemma3"},
         hugging_face=HuggingFaceForm(always_tied=True),
+        weights=_weights,
+        memory=LayerMemory(hidden=10, query=6, key_value=2, inner=4, norms=4),
         tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
@@ -98,5 +112,6 @@ GEMMA3 = register(
         # Always tied, also where the config leaves that out.
         tensor_splits={**TENSOR_SPLITS, "lm_head": "vocabulary"},
         argument_folder="llama",
+        left_out=_PUBLISHED | {"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216},
     )
 )

@@ -12,8 +12,10 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
     join_inner_layers,
     require_values,
+    sized_decoder_weights,
     with_padding_field,
 )
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -63,6 +65,12 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return join_inner_layers(apart)
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    norms = () if _variant(config) else ("post_self_attn_layernorm", "post_mlp_layernorm")
+    has_bias = bool(config.get("attention_bias"))
+    return join_inner_layers(sized_decoder_weights(config, "glm4", qkv_bias=has_bias, more_norms=norms))
+
+
 GLM4 = register(
     Family(
         name="glm4",
@@ -89,6 +97,8 @@ GLM4 = register(
         ),
         chat_template="glm4",
         hugging_face=HuggingFaceForm(config=with_padding_field),
+        weights=_weights,
+        memory=LayerMemory(hidden=10, norms=4),
         tiny=TinyRecipe(
             tokenizer="byte_level_glm4", config=_tiny_config, weights=_tiny_weights, head_dim_multiple=2
         ),

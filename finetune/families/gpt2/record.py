@@ -7,6 +7,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS, require_values
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -146,6 +147,7 @@ GPT2 = register(
             always_tied=True,
             config=_to_hugging_face,
         ),
+        memory=LayerMemory(hidden=4, inner=2, norms=0),
         tiny=TinyRecipe(
             tokenizer="byte_level_gpt2", config=_tiny_config, weights=_tiny_weights, grouped_heads=False
         ),

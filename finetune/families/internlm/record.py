@@ -14,6 +14,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.internlm.generations import FIRST, names_generation
 from finetune.families.parallel_limits import ParallelLimits
@@ -61,6 +62,11 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "internlm", qkv_bias=True, output_bias=True)
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    has_bias = bool(config.get("bias", True))
+    return sized_decoder_weights(config, "internlm", qkv_bias=has_bias, output_bias=has_bias)
+
+
 INTERNLM = register(
     Family(
         name="internlm",
@@ -88,6 +94,7 @@ INTERNLM = register(
             config=_to_hugging_face,
             needs_files="configuration_internlm.py and modeling_internlm.py of the published InternLM",
         ),
+        weights=_weights,
         tiny=TinyRecipe(
             tokenizer="sentencepiece_internlm",
             config=_tiny_config,

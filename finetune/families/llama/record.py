@@ -13,8 +13,10 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -71,12 +73,31 @@ def _variant(config: Mapping[str, Any]) -> str | None:
     return "finetune.families.llama.own_layers.LlamaForCausalLM" if is_own else None
 
 
+_LEFT_OUT = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+
+
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
     return gated_decoder_config(shape, model_type="llama", architectures=["LlamaForCausalLM"])
 
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "llama")
+
+
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    bias = bool(config.get("attention_bias"))
+    inner_bias = bool(config.get("mlp_bias"))
+    return sized_decoder_weights(config, "llama", qkv_bias=bias, output_bias=bias, inner_bias=inner_bias)
 
 
 LLAMA = register(
@@ -102,6 +123,15 @@ LLAMA = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        weights=_weights,
+        memory=LayerMemory(
+            query=6.7, key_value=1.9, tables=2, cpu=LayerMemory(key_value=2, inner=4, tables=2)
+        ),
+        chat_template={
+            "<｜Assistant｜>": "deepseek_r1",
+            "<|start_header_id|>": "llama3",
+            "<|im_start|>": "yi",
+        },
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
@@ -115,6 +145,7 @@ LLAMA = register(
         understood=("alibi", "attention_bias", "head_dim", "mlp_bias", "rope_parameters", "rope_scaling"),
         variants=_variant,
         gguf=GgufForm("llama", interleaved=True),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
     )
 )

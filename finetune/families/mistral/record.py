@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
@@ -11,6 +12,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.parallel_limits import ParallelLimits
@@ -26,6 +28,21 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     return adapted
 
 
+_LEFT_OUT = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+
+
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
     return gated_decoder_config(
         shape,
@@ -38,6 +55,10 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "mistral")
+
+
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_decoder_weights(config, "mistral")
 
 
 MISTRAL = register(
@@ -61,6 +82,13 @@ MISTRAL = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        weights=_weights,
+        chat_template={
+            "[SYSTEM_PROMPT]": "mistral_small",
+            "<SPECIAL_20>": "mistral_nemo",
+            "[TOOL_CALLS]": "mistral_v3",
+            "<s>": "mistral",
+        },
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
@@ -70,6 +98,7 @@ MISTRAL = register(
         adapt_config=_adapt_config,
         understood=("head_dim", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
         gguf=GgufForm("llama", interleaved=True),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
         argument_folder="llama",
     )

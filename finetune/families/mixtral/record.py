@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.expert_config import JOINED_INNER_REFUSAL, check_chosen_experts, with_experts
@@ -13,6 +14,7 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
@@ -70,6 +72,15 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return with_experts(gated_decoder_weights(shape, "mixtral"), "mixtral", _tiny_experts(shape))
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    experts = ExpertFacts(
+        num_routed=int(config["num_local_experts"]),
+        num_chosen=int(config["num_experts_per_tok"]),
+        inner_size=int(config["intermediate_size"]),
+    )
+    return with_experts(sized_decoder_weights(config, "mixtral"), "mixtral", experts)
+
+
 MIXTRAL = register(
     Family(
         name="mixtral",
@@ -91,7 +102,9 @@ MIXTRAL = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template="mixtral",
         hugging_face=HuggingFaceForm(pairs=_NAMES),
+        weights=_weights,
         tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(
             num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_local_experts"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -123,6 +125,31 @@ _NAMES = (
 )
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    """Those of the tiny recipe; narrow embeddings (350M) have projections, norms behind the sums no last norm."""
+    shape = TinyShape(
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        num_layers=int(config["num_hidden_layers"]),
+        num_heads=int(config["num_attention_heads"]),
+        num_kv_heads=int(config["num_attention_heads"]),
+        vocab_size=int(config["vocab_size"]),
+        max_length=int(config["max_position_embeddings"]),
+    )
+    weights = _tiny_weights(shape)
+    narrow = int(config.get("word_embed_proj_dim") or shape.hidden_size)
+    table = TensorSpec((shape.vocab_size, narrow))
+    weights["opt.embeddings.word_embeddings.weight"] = table
+    if narrow != shape.hidden_size:
+        weights["opt.embeddings.project_in.weight"] = TensorSpec((narrow, shape.hidden_size))
+        weights["opt.decoder.project_out.weight"] = TensorSpec((shape.hidden_size, narrow))
+    if not config.get("normalize_before", True):
+        weights = {name: each for name, each in weights.items() if "final_layer_norm" not in name}
+    if config.get("tie_word_embeddings") is False:
+        weights["lm_head.decoder_weight"] = table
+    return weights
+
+
 OPT = register(
     Family(
         name="opt",
@@ -159,6 +186,8 @@ OPT = register(
             own_head="lm_head.decoder_weight",
             config=_hugging_face_config,
         ),
+        weights=_weights,
+        memory=LayerMemory(hidden=4, inner=1, norms=0),
         tiny=TinyRecipe(
             tokenizer="byte_level_opt",
             config=_tiny_config,

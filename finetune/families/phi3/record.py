@@ -72,6 +72,7 @@ PHI3 = register(
             tokenizer_class="paddlenlp.transformers.LlamaTokenizer",
             reads_add_bos=True,
         ),
+        chat_template={"<|im_sep|>": "phi4", "<|tool_call|>": "phi4_mini", "<|assistant|>": "phi3"},
         hugging_face=HuggingFaceForm(
             pairs=(("layers.{}.self_attn.qkv_proj", "layers.{}.self_attn.query_key_value_proj"),),
             config=_to_hugging_face,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -78,6 +80,26 @@ def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"architectures": ["QWenLMHeadModel"]}
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    shape = TinyShape(
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]) // 2,
+        num_layers=int(config["num_hidden_layers"]),
+        num_heads=int(config["num_attention_heads"]),
+        num_kv_heads=int(config["num_attention_heads"]),
+        vocab_size=int(config["vocab_size"]),
+        max_length=0,
+    )
+    weights = _tiny_weights(shape)
+    if not config.get("no_bias", True):
+        of_layers = [
+            name for name in weights if name.endswith((".c_proj.weight", ".w1.weight", ".w2.weight"))
+        ]
+        for name in of_layers:
+            weights[f"{name.removesuffix('.weight')}.bias"] = TensorSpec(weights[name].shape[1:])
+    return weights
+
+
 QWEN = register(
     Family(
         name="qwen",
@@ -106,16 +128,19 @@ QWEN = register(
             vocab_files=("qwen.tiktoken",),
             tokenizer_class="paddlenlp.transformers.QWenTokenizer",
         ),
+        chat_template="qwen",
         hugging_face=HuggingFaceForm(
             prefix="transformer",
             tables=("wte",),
             config=_hugging_face_config,
             needs_files="configuration_qwen.py and modeling_qwen.py of the published Qwen",
         ),
+        weights=_weights,
+        memory=LayerMemory(query=8.5),
         tiny=TinyRecipe(
             tokenizer="tiktoken", config=_tiny_config, weights=_tiny_weights, grouped_heads=False
         ),
-        fields=ConfigFields(head_dim="kv_channels"),
+        fields=ConfigFields(head_dim="kv_channels", inner_parts=2),
         positions_end=False,
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "vocab_size"),

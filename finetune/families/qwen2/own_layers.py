@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts
+from finetune.families.layer_windows import window_facts
 from finetune.families.rotary_config import scaling_of
 
 
@@ -23,5 +24,5 @@ class Qwen2ForCausalLM(HeadForCausalLM):
 
     @classmethod
     def facts_of(cls, config: Any) -> HeadFacts:
-        """Stretched positions as the configuration has them."""
-        return HeadFacts(input_bias=True, scaling=scaling_of(config))
+        """Stretched positions and windows as the configuration has them."""
+        return HeadFacts(input_bias=True, scaling=scaling_of(config), **window_facts(config))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
@@ -14,32 +13,40 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
+from finetune.families.layer_windows import windowed_layers, with_layer_windows
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, kind_of_scaling, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
+_NUM_LAYERS = 32  # where a config.json does not say
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Brings the rotary base to the top and refuses sliding windows, which PaddleNLP would ignore."""
-    adapted = with_scaling(config)
+    """Brings the rotary base to the top, and the window to null where no layer has it."""
+    adapted = with_layer_windows(with_scaling(config), num_layers=_NUM_LAYERS)
     check_head_dim(config)
-    windowed = "sliding_attention" in (config.get("layer_types") or ())
-    first_windowed = config.get("max_window_layers", 28)
-    if config.get("use_sliding_window") and first_windowed < config.get("num_hidden_layers", 32):
-        windowed = True
-    if windowed:
-        raise UserError(
-            f"config.json asks for sliding-window attention from layer {first_windowed} on, which PaddleNLP's "
-            "Qwen2 does not compute; set use_sliding_window to false if your texts are shorter than "
-            f"sliding_window ({config.get('sliding_window')}), or use other weights"
-        )
     return adapted
 
 
 def _variant(config: Mapping[str, Any]) -> str | None:
-    """The class for stretched rotary positions, which PaddleNLP's Qwen2 has not."""
-    scaled = kind_of_scaling(dict(config)) is not None
-    return "finetune.families.qwen2.own_layers.Qwen2ForCausalLM" if scaled else None
+    """The class for stretched rotary positions and for windows, which PaddleNLP's Qwen2 has not."""
+    num_layers = config.get("num_hidden_layers", _NUM_LAYERS)
+    is_own = kind_of_scaling(dict(config)) is not None or any(windowed_layers(config, num_layers))
+    return "finetune.families.qwen2.own_layers.Qwen2ForCausalLM" if is_own else None
+
+
+_LEFT_OUT = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
@@ -66,6 +73,7 @@ QWEN2 = register(
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
+        window_option="sliding_window",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",
         tokenizer=TokenizerFacts(
@@ -77,6 +85,8 @@ QWEN2 = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        memory=LayerMemory(query=6.7, key_value=1.9, tables=2),
+        chat_template={"<｜Assistant｜>": "deepseek_r1", "<tool_call>": "qwen2.5", "<|im_start|>": "qwen2"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
@@ -90,12 +100,14 @@ QWEN2 = register(
         understood=(
             "head_dim",
             "layer_types",
+            "max_window_layers",
             "partial_rotary_factor",
             "rope_parameters",
             "rope_scaling",
             "sliding_window",
         ),
         gguf=GgufForm("qwen2"),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
     )
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from finetune.families.expert_config import (
     EXPERT_FIELDS,
     JOINED_INNER_REFUSAL,
     adapt_qwen_experts,
+    expert_facts,
     with_experts,
 )
 from finetune.families.expert_facts import ExpertFacts
@@ -17,6 +20,7 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    sized_decoder_weights,
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
@@ -70,6 +74,11 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return with_experts(dense, "qwen2_moe", _tiny_experts(shape))
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    dense = sized_decoder_weights(config, "qwen2_moe", qkv_bias=bool(config.get("qkv_bias", True)))
+    return with_experts(dense, "qwen2_moe", expert_facts(SimpleNamespace(**config)))
+
+
 QWEN2_MOE = register(
     Family(
         name="qwen2_moe",
@@ -91,6 +100,8 @@ QWEN2_MOE = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        weights=_weights,
+        chat_template={"<|im_start|>": "qwen2"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.families.head_attention import HeadFacts
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
+from finetune.families.layer_windows import window_facts
 from finetune.families.rotary_config import scaling_of
 
 
@@ -23,5 +24,5 @@ class Qwen3ForCausalLM(HeadForCausalLM):
 
     @classmethod
     def facts_of(cls, config: Any) -> HeadFacts:
-        """Normed heads; stretched positions where the configuration asks for them."""
-        return HeadFacts(normed=True, scaling=scaling_of(config))
+        """Normed heads; stretched positions and windows where the configuration asks for them."""
+        return HeadFacts(normed=True, scaling=scaling_of(config), **window_facts(config))

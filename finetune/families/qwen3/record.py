@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
@@ -12,25 +12,36 @@ from finetune.families.gated_decoder import (
     gated_decoder_config,
     gated_decoder_weights,
     require_values,
+    sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_memory import LayerMemory
+from finetune.families.layer_windows import with_layer_windows
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
+_NUM_LAYERS = 32  # where a config.json does not say
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Brings the rotary base to the top; refuses windows, biases and activations that the layers do not compute."""
-    adapted = with_scaling(config)
-    windowed = "sliding_attention" in (config.get("layer_types") or ())
-    if windowed or config.get("use_sliding_window"):
-        raise UserError(
-            "config.json asks for sliding-window attention, which this Qwen3 does not compute; set "
-            "use_sliding_window to false if your texts are shorter than sliding_window "
-            f"({config.get('sliding_window')}), or use other weights"
-        )
+    """Brings the rotary base to the top, and the window to null where no layer has it; refuses biases and activations."""
     require_values(config, "Qwen3", attention_bias=False, hidden_act="silu")
-    return adapted
+    return with_layer_windows(with_scaling(config), num_layers=_NUM_LAYERS)
+
+
+_LEFT_OUT = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "head_dim": 128,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+}
+"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
 
 
 def _head_dim(shape: TinyShape) -> int:
@@ -54,6 +65,10 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return gated_decoder_weights(shape, "qwen3", head_dim=_head_dim(shape), head_norms=True)
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return sized_decoder_weights(config, "qwen3", head_norms=True)
+
+
 QWEN3 = register(
     Family(
         name="qwen3",
@@ -64,6 +79,7 @@ QWEN3 = register(
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
+        window_option="sliding_window",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",
         tokenizer=TokenizerFacts(
@@ -75,6 +91,9 @@ QWEN3 = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        weights=_weights,
+        memory=LayerMemory(query=6, key_value=2),
+        chat_template={"<｜Assistant｜>": "deepseek_r1", "<|im_start|>": "qwen3"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
@@ -84,8 +103,9 @@ QWEN3 = register(
         sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
-        understood=("layer_types", "rope_parameters", "rope_scaling"),
+        understood=("layer_types", "max_window_layers", "rope_parameters", "rope_scaling", "sliding_window"),
         gguf=GgufForm("qwen3"),
+        left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,
     )
 )

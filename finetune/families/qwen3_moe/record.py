@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from finetune.families.expert_config import (
     EXPERT_FIELDS,
     JOINED_INNER_REFUSAL,
     adapt_qwen_experts,
+    expert_facts,
     with_experts,
 )
 from finetune.families.expert_facts import ExpertFacts
@@ -17,7 +20,9 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    sized_decoder_weights,
 )
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -72,6 +77,11 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     return with_experts(dense, "qwen3_moe", _tiny_experts(shape))
 
 
+def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    dense = sized_decoder_weights(config, "qwen3_moe", head_norms=True)
+    return with_experts(dense, "qwen3_moe", expert_facts(SimpleNamespace(**config)))
+
+
 QWEN3_MOE = register(
     Family(
         name="qwen3_moe",
@@ -93,6 +103,9 @@ QWEN3_MOE = register(
             vocab_files=("vocab.json",),
             tokenizer_class="paddlenlp.transformers.Qwen2Tokenizer",
         ),
+        weights=_weights,
+        memory=LayerMemory(query=6, key_value=2),
+        chat_template={"<|im_start|>": "qwen3"},
         tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.

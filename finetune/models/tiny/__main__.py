@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.machine.command_names import TINY, usage_name
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.command_start import start_command
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
@@ -19,7 +20,7 @@ from finetune.processes.command import run_command
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(TINY),
         description="Write a tiny random model with its tokenizer, to rehearse a run, test or measure.",
     )

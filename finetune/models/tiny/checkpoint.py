@@ -208,6 +208,16 @@ def _sentencepiece_model(
     raise UserError(f"tokenizer {options.tokenizer} is not a file: give a SentencePiece .model file")
 
 
+def _chatglm_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+    """The same for ChatGLM-6B, which has pieces for line breaks and runs of blanks."""
+    model = _sentencepiece_model(options, control_pieces=sentencepiece_training.CHATGLM_PIECES)
+
+    def write(folder: Path) -> dict[str, Any]:
+        return sentencepiece_training.write_chatglm_tokenizer(folder, model, max_length=options.max_length)
+
+    return write
+
+
 def _chatglm2_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
     """The same for ChatGLM2, whose control tokens come behind the pieces."""
     model = _sentencepiece_model(options, num_control_tokens=sentencepiece_training.NUM_CHATGLM2_TOKENS)
@@ -218,21 +228,26 @@ def _chatglm2_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
     return write
 
 
-def _tiktoken_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+def _tiktoken_writer(
+    num_control_tokens: int, write_files: Callable[..., dict[str, Any]]
+) -> Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]:
     """Trains or reads a rank file, before anything is written, and returns what writes the files."""
-    if options.tokenizer is None:
-        corpus = Path(options.corpus or DEFAULT_CORPUS)
-        ranks = tiktoken_training.train_ranks(corpus, vocab_size=options.vocab_size)
-    elif Path(options.tokenizer).is_file():
-        ranks = Path(options.tokenizer).read_bytes()
-        tiktoken_training.count_ranks(ranks)
-    else:
-        raise UserError(f"tokenizer {options.tokenizer} is not a file: give a .tiktoken rank file")
 
-    def write(folder: Path) -> dict[str, Any]:
-        return tiktoken_training.write_tiktoken_tokenizer(folder, ranks, max_length=options.max_length)
+    def prepare(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
+        if options.tokenizer is None:
+            ranks = tiktoken_training.train_ranks(
+                Path(options.corpus or DEFAULT_CORPUS),
+                vocab_size=options.vocab_size,
+                num_control_tokens=num_control_tokens,
+            )
+        elif Path(options.tokenizer).is_file():
+            ranks = Path(options.tokenizer).read_bytes()
+            tiktoken_training.count_ranks(ranks)
+        else:
+            raise UserError(f"tokenizer {options.tokenizer} is not a file: give a .tiktoken rank file")
+        return lambda folder: write_files(folder, ranks, max_length=options.max_length)
 
-    return write
+    return prepare
 
 
 _BAICHUAN_SETTINGS = {"add_bos_token": False, "pad_token": "<unk>"}
@@ -259,8 +274,14 @@ TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, 
     "byte_level_gpt2": _byte_level_writer(byte_level_training.GPT2_KIND),
     "byte_level_qwen2": _byte_level_writer(byte_level_training.QWEN2_KIND),
     "byte_level_glm4": _byte_level_writer(byte_level_training.GLM4_KIND),
+    "sentencepiece_chatglm": _chatglm_writer,
     "sentencepiece_chatglm2": _chatglm2_writer,
-    "tiktoken": _tiktoken_writer,
+    "tiktoken": _tiktoken_writer(
+        tiktoken_training.NUM_CONTROL_TOKENS, tiktoken_training.write_tiktoken_tokenizer
+    ),
+    "tiktoken_glm4": _tiktoken_writer(
+        tiktoken_training.NUM_GLM4_TOKENS, tiktoken_training.write_glm4_tokenizer
+    ),
 }
 
 

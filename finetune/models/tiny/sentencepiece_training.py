@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.blank_pieces import CHATGLM_ROLES, CHATGLM_TOKENS
 from finetune.families.tokenizer_kinds import CHATGLM2_TOKENS
 from finetune.storage.files import write_json
 
@@ -29,6 +30,7 @@ _MAX_LINE_CHARS = 1000
 
 PADDLE_VOCAB_FILE = "sentencepiece.bpe.model"
 HUGGING_FACE_VOCAB_FILE = "tokenizer.model"
+CHATGLM_VOCAB_FILE = "ice_text.model"
 
 NUM_CHATGLM2_TOKENS = len(CHATGLM2_TOKENS)
 """Control tokens of ChatGLM2 that are no pieces: [MASK], [gMASK], [sMASK], sop, eop and four roles."""
@@ -75,6 +77,15 @@ BAICHUAN2_PIECES = {
     **LLAMA_CONTROL_PIECES,
     "user_defined_symbols": ["<reserved_106>", "<reserved_107>"],
     "add_dummy_prefix": False,
+}
+CHATGLM_PIECES = {
+    **{"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3},
+    "user_defined_symbols": [
+        *CHATGLM_TOKENS[:6],
+        "<n>",
+        "<|tab|>",
+        *(f"<|blank_{count}|>" for count in (2, 3, 4, 80)),
+    ],
 }
 GEMMA_CONTROL_PIECES = {
     **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
@@ -216,6 +227,34 @@ def write_sentencepiece_tokenizer(
         "eos_token_id": eos_id,
         "pad_token_id": pad_id if pad_id >= 0 else eos_id,
     }
+
+
+def write_chatglm_tokenizer(out_dir: Path, model: bytes, *, max_length: int) -> dict[str, Any]:
+    """Writes the files that PaddleNLP's and Hugging Face's ChatGLM-6B tokenizers read.
+
+    Returns:
+        The ids for config.json: `vocab_size`, `bos_token_id`, `eos_token_id`, `pad_token_id`, `mask_token_id` and
+        `gmask_token_id`.
+
+    Raises:
+        UserError: `model` is no SentencePiece model, or lacks a begin, end or unknown token.
+    """
+    processor = open_sentencepiece(model)
+    (out_dir / CHATGLM_VOCAB_FILE).write_bytes(model)
+    settings = {
+        **CHATGLM_ROLES,
+        "gmask_token": "[gMASK]",
+        "end_token": "</s>",
+        "do_lower_case": False,
+        "remove_space": False,
+        "num_image_tokens": 0,
+        "model_max_length": max_length,
+        "tokenizer_class": "ChatGLMTokenizer",
+    }
+    write_json(out_dir / "tokenizer_config.json", settings)
+    names = {"bos": "<sop>", "eos": "<eop>", "pad": "<pad>", "mask": "[MASK]", "gmask": "[gMASK]"}
+    ids = {f"{role}_token_id": processor.piece_to_id(name) for role, name in names.items()}
+    return {"vocab_size": processor.get_piece_size(), **ids}
 
 
 def write_chatglm2_tokenizer(out_dir: Path, model: bytes, *, max_length: int) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""What the trainer computes for the micro-batches of a step, as the pipelines ask for it."""
+"""What the trainer computes for the micro-batches of a step, as pipelines ask for it, and the sum of their losses."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
+
+import paddle
 
 
 class MicroBatchComputation(Protocol):
@@ -28,3 +30,19 @@ class MicroBatchComputation(Protocol):
     def finished(self, number: int) -> None:
         """A backward pass of this micro-batch is done."""
         ...
+
+
+class LossSum:
+    """A sum of scalar losses that stays on the device.
+
+    Attributes:
+        value: The sum so far, float64 [1]: float32 losses are added without a rounding error that matters.
+    """
+
+    def __init__(self) -> None:
+        self.value: Any = paddle.zeros([1], dtype="float64")
+
+    def add(self, loss: Any) -> None:
+        """Adds a scalar of any float dtype; no gradient passes through the sum."""
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+            self.value = self.value + loss.detach().astype("float64").reshape([1])

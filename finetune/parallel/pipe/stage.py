@@ -16,6 +16,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate, pairwise
 from typing import Any
 
 import paddle
@@ -24,43 +26,7 @@ from paddle import nn
 from finetune.families.family import Family
 from finetune.models.layers import layer_list
 from finetune.models.local_layers import LocalLayers, replace_layers
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Which part of a model a pipeline rank holds.
-
-    Attributes:
-        rank: Of the pipeline.
-        num_ranks: Pipeline-parallel degree.
-        num_chunks: Parts per rank (virtual stages).
-    """
-
-    rank: int = 0
-    num_ranks: int = 1
-    num_chunks: int = 1
-
-    @property
-    def num_parts(self) -> int:
-        """Parts of the whole model."""
-        return self.num_ranks * self.num_chunks
-
-    @property
-    def holds_first(self) -> bool:
-        """Whether the embedding is here."""
-        return self.rank == 0
-
-    @property
-    def holds_last(self) -> bool:
-        """Whether the output layer is here."""
-        return self.rank == self.num_ranks - 1
-
-    def layers(self, num_layers: int) -> list[range]:
-        """Numbers of the decoder layers of each chunk; parts differ by one layer at most."""
-        each, more = divmod(num_layers, self.num_parts)
-        starts = [part * each + min(part, more) for part in range(self.num_parts + 1)]
-        parts = range(self.rank, self.num_parts, self.num_ranks)
-        return [range(starts[part], starts[part + 1]) for part in parts]
+from finetune.parallel.pipe.stage_plan import StagePlan
 
 
 class PlaceholderModule(nn.Layer):
@@ -70,19 +36,6 @@ class PlaceholderModule(nn.Layer):
 
     def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
         """Returns its first argument."""
-        return hidden
-
-
-class PlaceholderExit(PlaceholderModule):
-    """Stands for a module behind the last layer; catches what the layers hand on."""
-
-    def __init__(self, state: _StageState):
-        super().__init__()
-        self._state = state
-
-    def forward(self, hidden: Any, *_unused: Any, **_more: Any) -> Any:
-        """Returns its first argument."""
-        self._state.keep_output(hidden)
         return hidden
 
 
@@ -116,9 +69,31 @@ class _StageState:
     output: Any = None
     keeps_output: bool = False
 
-    def keep_output(self, hidden: Any) -> None:
-        if self.keeps_output and self.output is None:
-            self.output = hidden
+    def enter(self, _layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Puts received hidden states in the place of what comes to the first layer of a chunk."""
+        if self.received is None:
+            return None
+        # Recomputation as a PyLayer wants a gradient for what it was called with, though nothing comes of it.
+        return (self.received + inputs[0].astype(self.received.dtype) * 0, *inputs[1:])
+
+
+class _Exit:
+    """The forward pass of a module behind the last layer; rests while another part than the last is computed."""
+
+    def __init__(self, state: _StageState, forward: Any = None):
+        self.state, self.forward = state, forward
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the module hands on what it gets: hooks that expect it to compute look at this."""
+        return self.state.keeps_output
+
+    def __call__(self, hidden: Any, *arguments: Any, **more: Any) -> Any:
+        if self.forward and not self.is_resting:
+            return self.forward(hidden, *arguments, **more)
+        if self.is_resting and self.state.output is None:
+            self.state.output = hidden
+        return hidden
 
 
 class Stage:
@@ -130,6 +105,7 @@ class Stage:
         layers: Its list of layers.
         state: Shared with the hooks.
         chunks: Layers of each chunk, as places in `layers`.
+        exits: Names of modules behind the last layer that rest while a chunk is computed which is not the last.
         family: For names of fields and the order of axes.
     """
 
@@ -141,18 +117,14 @@ class Stage:
         state: _StageState,
         *,
         chunks: list[range],
+        exits: list[str],
         family: Family,
     ):
         self.plan, self.model, self.layers, self.chunks = plan, model, layers, chunks
-        self._state, self._family = state, family
+        self._state, self._exits, self._family = state, exits, family
         self._owner = next(
             layer for layer in model.sublayers(include_self=True) if layers in layer.children()
         )
-
-    @property
-    def decoder_layers(self) -> list[Any]:
-        """All decoder layers of this rank."""
-        return self.layers.all_layers
 
     def hidden_shape(self, batch_shape: tuple[int, ...]) -> list[int]:
         """Shape of the hidden states between layers.
@@ -176,6 +148,10 @@ class Stage:
             received: Hidden states that come in; None for the first part.
         """
         self._activate(part // self.plan.num_ranks)
+        for name in self._exits:  # adapters and quantisation may have put others in their place
+            layer = reduce(getattr, name.split("."), self.model)
+            if not isinstance(layer.forward, _Exit):
+                layer.forward = _Exit(self._state, layer.forward)
         state = self._state
         state.received, state.output = received, None
         state.keeps_output = part < self.plan.num_parts - 1
@@ -217,34 +193,17 @@ def build_stage(model_class: Any, config: Any, *, family: Family, plan: StagePla
     built = layer_list(model)._sub_layers.values()
     layers = replace_layers(model, dict(zip(own, built, strict=True)))
     state = _StageState()
-    _replace_ends(model, layers, state, family=family, plan=plan)
-    chunks, start = [], 0
-    for part in numbers:
-        chunks.append(range(start, start + len(part)))
-        start += len(part)
+    exits = _replace_ends(model, layers, state, family=family, plan=plan)
+    chunks = [range(start, end) for start, end in pairwise(accumulate(map(len, numbers), initial=0))]
     for chunk in chunks:
-        layers.all_layers[chunk.start].register_forward_pre_hook(_Entrance(state))
-    return Stage(plan, model, layers, state, chunks=chunks, family=family)
-
-
-class _Entrance:
-    """Puts received hidden states in the place of what comes to the first layer of a chunk."""
-
-    def __init__(self, state: _StageState):
-        self.state = state
-
-    def __call__(self, _layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        received = self.state.received
-        if received is None:
-            return None
-        # Recomputation as a PyLayer wants a gradient for what it was called with, though nothing comes of it.
-        return (received + inputs[0].astype(received.dtype) * 0, *inputs[1:])
+        layers.all_layers[chunk.start].register_forward_pre_hook(state.enter)
+    return Stage(plan, model, layers, state, chunks=chunks, exits=exits, family=family)
 
 
 def _replace_ends(
     model: Any, layers: LocalLayers, state: _StageState, *, family: Family, plan: StagePlan
-) -> None:
-    """Puts stubs in the place of modules that other stages hold."""
+) -> list[str]:
+    """Puts stubs in the place of modules that other stages hold; the names of those that rest for some chunks."""
     width = family.width(model.config)
     inside = {id(layer) for layer in layers.sublayers(include_self=True)}
     ends = [
@@ -258,33 +217,19 @@ def _replace_ends(
     tied = any(weight is embedding.weight for layer in exits for weight in layer.parameters())
     for name, layer in ends:
         if is_entry[name] and not plan.holds_first:
+            kept = embedding.weight if tied and plan.holds_last else None
             stub = PlaceholderModule()
             if layer is embedding:
-                kept = embedding.weight if tied and plan.holds_last else None
-                stub = PlaceholderEmbedding(width, embedding.weight.dtype, kept)
+                stub = PlaceholderEmbedding(width, layer.weight.dtype, kept)
             _put(model, name, stub)
         elif not is_entry[name] and not plan.holds_last:
-            _put(model, name, PlaceholderExit(state))
-        elif not is_entry[name] and plan.num_chunks > 1:
-            layer.forward = _SkippedUntilLastChunk(layer.forward, state)
-
-
-class _SkippedUntilLastChunk:
-    """Lets a module behind the last layer rest while a chunk that is not the last is computed."""
-
-    def __init__(self, forward: Any, state: _StageState):
-        self.forward, self.state = forward, state
-
-    def __call__(self, hidden: Any, *arguments: Any, **more: Any) -> Any:
-        if not self.state.keeps_output:
-            return self.forward(hidden, *arguments, **more)
-        self.state.keep_output(hidden)
-        return hidden
+            exit_: Any = PlaceholderModule()
+            exit_.forward = _Exit(state)
+            _put(model, name, exit_)
+    rest = plan.holds_last and plan.num_chunks > 1
+    return [name for name, _ in ends if not is_entry[name]] if rest else []
 
 
 def _put(model: Any, name: str, layer: nn.Layer) -> None:
     *parents, last = name.split(".")
-    owner = model
-    for parent in parents:
-        owner = getattr(owner, parent)
-    setattr(owner, last, layer)
+    setattr(reduce(getattr, parents, model), last, layer)

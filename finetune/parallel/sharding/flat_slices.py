@@ -69,53 +69,6 @@ def plan_buckets(tensors: Iterable[Any], max_bytes: int | None = None) -> list[l
     return buckets
 
 
-def sum_over(tensors: Sequence[Any], group: Group) -> None:
-    """Sets each tensor, in place, to its sum over the ranks of a group."""
-    if group.size == 1:
-        return
-    for bucket in plan_buckets(tensors):
-        members = [tensors[place] for place in bucket]
-        if len(members) == 1:
-            group.all_reduce(members[0])
-            continue
-        flat = paddle.concat([member.flatten() for member in members])
-        group.all_reduce(flat)
-        parts = paddle.split(flat, [member.size for member in members])
-        for member, part in zip(members, parts, strict=True):
-            paddle.assign(part.reshape(member.shape), output=member)
-
-
-class ScatteredSums:
-    """Sums of tensors over a group, of which each rank gets its slices; begun when it is made.
-
-    Args:
-        wholes: Of one dtype.
-        group: Ranks that all have tensors of these shapes.
-
-    Attributes:
-        num_bytes: Of the copy that is summed.
-    """
-
-    def __init__(self, wholes: Sequence[Any], group: Group):
-        pieces = [cut(whole, group.size) for whole in wholes]
-        self._lengths = [piece.shape[1] for piece in pieces]
-        # Always new memory: a backward pass may still use a gradient's elsewhere.
-        source = pieces[0].clone() if len(pieces) == 1 else paddle.concat(pieces, axis=1)
-        self._source = source.flatten()  # [size * n]
-        self.num_bytes = self._source.size * self._source.element_size()
-        self._mine = paddle.empty([source.shape[1]], dtype=source.dtype)
-        self._task = group.begin_reduce_scatter(self._mine, self._source)
-
-    def wait(self) -> list[Any]:
-        """This rank's slice [n] of each sum."""
-        self._task.wait()
-        self._source = None
-        # Copies: a slice must not keep the memory of the whole bucket.
-        if len(self._lengths) == 1:
-            return [self._mine]
-        return [part.clone() for part in paddle.split(self._mine, self._lengths)]
-
-
 class GatheredTensors:
     """Whole tensors from the slices [n] that the ranks of a group hold; begun when it is made.
 

@@ -6,59 +6,63 @@ replicas along the data axis, and broadcasts the updated parameters. A tensor is
 whole tensors from their owners; the price is that ranks hold as much as Fleet's dealing out gives them, and one
 embedding may be a large part of it.
 
+Fleet waits for every reduction. Here it is given a group that only begins its calls (`BegunCalls`): gradients are
+handed to it as soon as a bucket of them is complete, and parameters are waited for where the next forward pass needs
+them, layer by layer. Fleet's own overlap is not used: it wants each parameter to get a gradient equally often on every
+rank, keeps gradients for good, and waits for weights in layers without sublayers only, which LoRA's with dropout are
+not.
+
 Fleet's `HybridParallelOptimizer` sums, clips and updates in one call. Here loss, norm, overflow and signals are read in
 one piece between the sums and the update (`parallel_model.py`), so that its parts are called by themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from paddle import nn
 from paddle.distributed import fleet
+from paddle.distributed.communication.group import Group as PaddleGroup
 from paddle.distributed.communication.reduce import is_avg_reduce_op_supported
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
-from finetune.parallel.sharding.replicas import Replicas
+from finetune.parallel.sharding.gradient_buckets import GradientBuckets
+from finetune.parallel.sharding.layer_units import divide
+from finetune.parallel.sharding.owners import deal_out
+from finetune.parallel.sharding.replicas import DEFAULTS, ReplicaOptions, Replicas
 from finetune.parallel.sharding.whole_state import StateTensor, collect_from_owners
 
 if TYPE_CHECKING:
-    from finetune.processes.groups import Group, ProcessGroups
+    from finetune.processes.groups import ProcessGroups
 
 
 class OwnedReplicas(Replicas):
-    """Stage 1: each rank of the sharding group updates the parameters that it owns.
-
-    Args:
-        model: The Layer whose forward is called.
-        groups: The process groups.
-        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
-        shared: Names of trained parameters that several stages of a pipeline hold.
-        words: Of the setting `sharding_parallel_config`.
-    """
+    """Stage 1: each rank of the sharding group updates the parameters that it owns."""
 
     stage = 1
 
-    def __init__(
-        self,
-        model: Any,
-        groups: ProcessGroups,
-        *,
-        master_gradients: bool = False,
-        shared: Collection[str] = (),
-        words: Collection[str] = (),
-    ):
-        super().__init__(model, groups, master_gradients=master_gradients)
-        self._owners = deal_out(self.trained, groups.sharding.size, shared)
+    def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
+        super().__init__(model, groups, options)
+        sizes = {name: int(parameter.size) for name, parameter in self.trained.items()}
+        self._owners = deal_out(sizes, groups.sharding.size, options.shared)
         self._owned = {
             name: parameter
             for name, parameter in self.trained.items()
             if self._owners[name] == groups.sharding.position
         }
-        self._averages = "disable_stage1_reduce_avg" not in words
         self._optimizer: Any = None
+        self._calls = BegunCalls(groups.sharding.handle)
+        self.buckets = GradientBuckets(self.trained, self._local, self, overlaps=options.overlaps)
+        frame, units = divide(model, options.layers)
+        order = {name: None for unit in (frame, *units) for name in unit if name in self.trained}
+        self._in_forward_order = [self.trained[name] for name in order]
+        for module, unit in zip((model, *options.layers), (frame, *units), strict=True):
+            module.register_forward_pre_hook(lambda *_, unit=unit: self._calls.wait(unit.values()))
 
     def engine(self, axis: str) -> str:
         """Fleet's class or function for the axis."""
@@ -72,9 +76,14 @@ class OwnedReplicas(Replicas):
         """Hands an optimizer to Fleet's, once."""
         if optimizer is self._optimizer:
             return optimizer
-        _set_strategy(averages=self._averages)
+        _set_strategy(averages="disable_stage1_reduce_avg" not in self._options.sharding_words)
         ranks = {parameter.name: self._owners[name] for name, parameter in self.trained.items()}
-        self._optimizer = OwnedParametersOptimizer(optimizer, fleet.get_hybrid_communicate_group(), ranks)
+        topology, group = copy(fleet.get_hybrid_communicate_group()), self._calls.handle
+        topology.get_sharding_parallel_group = lambda: group
+        self._optimizer = OwnedParametersOptimizer(optimizer, topology, ranks)
+        # Has it begin broadcasts in the order in which a forward pass needs them, and put hooks on nothing.
+        self._optimizer._broadcast_order_params = self._in_forward_order
+        self._optimizer._broadcast_overlap, self._optimizer._layers = True, nn.Layer()
         return self._optimizer
 
     def collect_state(self, state: Mapping[str, Any]) -> dict[str, StateTensor]:
@@ -87,43 +96,77 @@ class OwnedReplicas(Replicas):
             for name, parameter in self.trained.items():
                 self.groups.sharding.broadcast(parameter, self._owners[name])
 
-    def after_update(self) -> None:
-        """Nothing to do: Fleet's step has broadcast the parameters."""
+    def finish_updates(self) -> None:
+        """Returns when the parameters hold what their owners made of them."""
+        self._calls.wait()
 
-    def sum_gradients(self) -> None:
+    def begin(self, names: Sequence[str], gradients: Sequence[Any]) -> None:
+        """Has Fleet begin to reduce gradients to the owners of their parameters."""
+        parameters = [self.trained[name] for name in names]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            # New memory: a backward pass may use a gradient's elsewhere still, and Fleet writes into it.
+            setattr(parameter, self._local.attribute, gradient.clone().reshape(parameter.shape))
+        self._optimizer.reduce_gradients(parameters, self._optimizer._hcg)
+
+    def finish(self) -> None:
         """Leaves the sums in the gradients of the owned parameters; those of the others are worth nothing then."""
-        with no_grad_no_autocast():
-            self._note_present()
-            # Where Fleet has to make a gradient itself, what the others send gets lost in a copy.
-            for parameter in self.trained.values():
-                self._local.fill(parameter)
-            topology = self._optimizer._hcg
-            self._optimizer.reduce_gradients(list(self.trained.values()), topology)
-            if self.groups.replicas.size > 1:
-                fused_allreduce_gradients(list(self._owned.values()), topology)
-            for parameter in self.trained.values():
-                self._local.hand_over(parameter)
-            # Fleet leaves the mean over the ranks. A loss is divided by the label tokens of the global batch already.
-            self.scale_gradients(self.groups.data.size)
-
-    def drop_absent(self, presence: Sequence[float]) -> None:
-        """Takes away gradients which no replica has, on all ranks: neither an update nor a broadcast follows."""
-        for parameter, flag in zip(self.trained.values(), presence, strict=True):
-            if not flag:
-                parameter.clear_gradient(False)
-
-    def clear_gradients(self) -> None:
-        """Frees all gradients."""
-        super().clear_gradients()
+        self._calls.wait()
+        if self.groups.replicas.size > 1:
+            fused_allreduce_gradients(list(self._owned.values()), self._optimizer._hcg)
         for parameter in self.trained.values():
-            parameter.clear_gradient(False)
+            self._local.hand_over(parameter)
+        # Fleet leaves the mean over the ranks. A loss is divided by the label tokens of the global batch already.
+        self.scale_gradients(self.groups.data.size)
 
-    @property
-    def _copies(self) -> Group:
-        return self.groups.replicas
+    def after_update(self) -> None:
+        """Fleet's step has begun to broadcast the parameters."""
+        if not self._options.overlaps:
+            self.finish_updates()
 
     def _updated(self) -> dict[str, Any]:
         return self._owned
+
+
+class BegunCalls:
+    """In the place of a process group: its calls begin, whoever makes them, and are waited for here.
+
+    Args:
+        handle: Paddle's group.
+    """
+
+    def __init__(self, handle: Any):
+        self._handle = handle
+        # By the id of the tensor, which is kept as long as its call is under way.
+        self._begun: dict[int, tuple[Any, Any]] = {}
+
+    @property
+    def handle(self) -> Any:
+        """Paddle's group with these calls."""
+        return PaddleGroup(self._handle.rank, self._handle.id, self._handle.ranks, self, self._handle.name)
+
+    def rank(self) -> int:
+        """This process's place in the group."""
+        return int(self._handle.rank)
+
+    def reduce(self, tensor: Any, dst: int, op: Any, _waits: bool) -> Any:
+        """Begins to reduce a tensor to the rank at position `dst`."""
+        return self._begin(tensor, self._handle.process_group.reduce(tensor, dst, op, False))
+
+    def broadcast(self, tensor: Any, src: int, _waits: bool) -> Any:
+        """Begins to set a tensor to what the rank at position `src` holds."""
+        return self._begin(tensor, self._handle.process_group.broadcast(tensor, src, False))
+
+    def wait(self, tensors: Iterable[Any] | None = None) -> None:
+        """Returns when the calls that have begun are over; those of some tensors only, if these are given."""
+        keys = list(self._begun) if tensors is None else [id(tensor) for tensor in tensors]
+        for key in keys:
+            if key in self._begun:
+                with no_grad_no_autocast():
+                    self._begun.pop(key)[1].wait()
+
+    def _begin(self, tensor: Any, task: Any) -> Any:
+        self._begun[id(tensor)] = tensor, task
+        return SimpleNamespace(wait=lambda: None)  # for Fleet, which waits at once
 
 
 class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]
@@ -131,7 +174,7 @@ class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]
 
     Args:
         optimizer: Of all trained parameters; it goes on with those of this rank.
-        topology: Fleet's `HybridCommunicateGroup`.
+        topology: Fleet's, with a sharding group whose calls somebody else waits for.
         ranks: Paddle's name of a parameter -> position of its owner in the sharding group.
     """
 
@@ -149,35 +192,6 @@ class OwnedParametersOptimizer(DygraphShardingOptimizer):  # type: ignore[misc]
         for parameter in self._parameter_list:
             parts[self._ranks.get(parameter.name, 0)].append(parameter)
         return parts
-
-    def _get_param_grad(self, param: Any) -> Any:
-        # Fleet looks for a float32 gradient in `main_grad` only; once summed it stands where optimizers look.
-        main = getattr(param, "main_grad", None)
-        return param._grad_ivar() if main is None else main
-
-
-def deal_out(trained: Mapping[str, Any], num_ranks: int, shared: Collection[str] = ()) -> dict[str, int]:
-    """Who owns which parameter: Fleet's rule, largest first, each to the first of the ranks that have least.
-
-    What several stages of a pipeline hold is dealt out before the rest, so that it has the same owner on all of them:
-    its gradient is summed over the stages.
-
-    Args:
-        trained: Parameters by structured name.
-        num_ranks: Size of the sharding group.
-        shared: Names that are dealt out first; in the order of their names where they are equally large.
-
-    Returns:
-        Position of the owner in the sharding group, by name.
-    """
-    first = sorted(name for name in trained if name in shared)
-    rest = [name for name in trained if name not in shared]
-    sizes, owners = [0] * num_ranks, {}
-    for names in (first, rest):
-        for name in sorted(names, key=lambda name: -trained[name].size):
-            owners[name] = sizes.index(min(sizes))
-            sizes[owners[name]] += trained[name].size
-    return owners
 
 
 def _set_strategy(*, averages: bool) -> None:

@@ -19,15 +19,16 @@ Recompute runs a layer's forward once more within backward. Then it is left whol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from finetune.parallel.sharding.flat_slices import GatheredTensors, no_grad_no_autocast, plan_buckets
-from finetune.parallel.sharding.layer_units import divide
+from finetune.parallel.sharding.flat_slices import no_grad_no_autocast, plan_buckets
+from finetune.parallel.sharding.layer_units import UnitGather, divide
+from finetune.parallel.sharding.replicas import DEFAULTS, ReplicaOptions
 from finetune.parallel.sharding.sliced_replicas import SliceHolders
 
 if TYPE_CHECKING:
@@ -40,21 +41,21 @@ class _Unit:
 
     Attributes:
         parameters: By structured name, frozen ones too.
+        gather: Gives them their memory.
         is_whole: Whether they have their memory now.
         in_backward: Whether they were gathered for backward, which is not over.
         had_backward: Whether that happened in the micro-batch that was the last to end.
         has_backward: The same of the one that goes on.
-        arriving: Gathers that have begun, each with the names of what it brings.
         next: The unit of the layer behind this one, if any.
         previous: The unit of the layer before.
     """
 
     parameters: dict[str, Any]
+    gather: UnitGather
     is_whole: bool = True
     in_backward: bool = False
     had_backward: bool = False
     has_backward: bool = False
-    arriving: list[tuple[list[str], GatheredTensors]] = field(default_factory=list)
     next: _Unit | None = None
     previous: _Unit | None = None
 
@@ -64,49 +65,27 @@ class GatheredReplicas(SliceHolders):
 
     All ranks of the sharding group must run forward and backward equally often, also in evaluation; where they
     cannot, `whole_parameters` makes the model usable without communication.
-
-    Args:
-        model: The Layer whose forward is called.
-        groups: The process groups.
-        layers: Its decoder layers; the first tensor that they are given is the hidden states.
-        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
-        overlaps: Whether ranks exchange while they compute; the bits are the same either way.
     """
 
     stage = 3
-    runs_every_micro_batch = True
 
-    def __init__(
-        self,
-        model: Any,
-        groups: ProcessGroups,
-        *,
-        layers: Sequence[Any],
-        master_gradients: bool = False,
-        overlaps: bool = True,
-    ):
-        super().__init__(model, groups, master_gradients=master_gradients, overlaps=overlaps)
-        self._overlaps, self._all_whole, self._backward_began = overlaps, 0, False
-        frame, units = divide(model, layers)
-        self._frame, self._units = _Unit(frame), [_Unit(unit) for unit in units]
-        for unit, following in zip(self._units, self._units[1:], strict=False):
-            unit.next, following.previous = following, unit
+    def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
+        super().__init__(model, groups, options)
+        self._all_whole, self._backward_began = 0, False
         self._stored: dict[str, Any] = dict(self._slices)
-        for unit in (self._frame, *self._units):
-            for name, parameter in unit.parameters.items():
-                self._shapes[name] = list(parameter.shape)
-                if name not in self._stored:
-                    self._stored[name] = self.slice_of(name, parameter)
-            self._free(unit)
-        model.register_forward_pre_hook(lambda *_: self._before_model())
+        frame, units = divide(model, options.layers)
+        self._frame, self.units = self._hold(frame), [self._hold(unit) for unit in units]
+        for unit, following in zip(self.units, self.units[1:], strict=False):
+            unit.next, following.previous = following, unit
+        model.register_forward_pre_hook(lambda *_: self._gather(self._frame))
         model.register_forward_post_hook(lambda _, __, outputs: self._after_model(outputs))
-        for unit, layer in zip(self._units, layers, strict=True):
+        for unit, layer in zip(self.units, options.layers, strict=True):
             self._watch(unit, layer)
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:
         """Gathers all parameters and keeps them until it ends; changes of them are kept."""
-        units = (self._frame, *self._units)
+        units = (self._frame, *self.units)
         for unit in units:
             self._gather(unit)
         self._all_whole += 1
@@ -119,10 +98,14 @@ class GatheredReplicas(SliceHolders):
                 if not self._all_whole:
                     self._free(unit)
 
+    def begin_step(self, num_micro_batches: int) -> None:
+        """To be called before the first forward pass of a step."""
+        self._sums.begin_step(num_micro_batches * self._options.num_parts)
+
     def after_micro_batch(self) -> None:
         """Scatters the gradients that are left, the frame's for one, and frees what is still whole."""
         self._backward_began = False
-        for unit in (*reversed(self._units), self._frame):
+        for unit in (*reversed(self.units), self._frame):
             has_gradient = any(
                 self._local.exists(parameter)
                 for name, parameter in unit.parameters.items()
@@ -133,17 +116,14 @@ class GatheredReplicas(SliceHolders):
             unit.in_backward = False
             unit.had_backward, unit.has_backward = unit.has_backward, False
             self._free(unit)
+        self._sums.end_pass()
 
     def sum_gradients(self) -> None:
         """Leaves the sums of all micro-batches in the slices' gradients."""
         with no_grad_no_autocast():
             self._sums.finish()
-            self._sum_over_replicas()
 
     # ---------------------------------------------------------------- hooks
-
-    def _before_model(self) -> None:
-        self._gather(self._frame)
 
     def _after_model(self, outputs: Any) -> None:
         if paddle.is_grad_enabled():
@@ -192,21 +172,24 @@ class GatheredReplicas(SliceHolders):
 
     # ---------------------------------------------------------------- memory of a unit
 
+    def _hold(self, parameters: dict[str, Any]) -> _Unit:
+        """Takes the slices of a unit's parameters and frees these."""
+        for name, parameter in parameters.items():
+            self._shapes[name] = list(parameter.shape)
+            if name not in self._stored:
+                self._stored[name] = self.slice_of(name, parameter)
+        unit = _Unit(parameters, UnitGather(parameters, self._stored, self.groups.sharding))
+        self._free(unit)
+        return unit
+
     def _begin_early(self, unit: _Unit) -> None:
         """Begins to gather what will be needed next."""
-        if self._overlaps:
+        if self._options.overlaps:
             self._begin_gather(unit)
 
     def _begin_gather(self, unit: _Unit) -> None:
-        if unit.is_whole or unit.arriving:
-            return
-        names = list(unit.parameters)
-        with no_grad_no_autocast():
-            for bucket in plan_buckets(unit.parameters.values()):
-                members = [names[place] for place in bucket]
-                slices = [self._stored[name] for name in members]
-                shapes = [self._shapes[name] for name in members]
-                unit.arriving.append((members, GatheredTensors(slices, shapes, self.groups.sharding)))
+        if not (unit.is_whole or unit.gather.under_way):
+            unit.gather.begin()
 
     def _gather(self, unit: _Unit) -> None:
         """Gives the parameters their memory and values."""
@@ -214,16 +197,13 @@ class GatheredReplicas(SliceHolders):
             return
         self._begin_gather(unit)
         unit.is_whole = True
-        with no_grad_no_autocast():
-            for names, gathered in unit.arriving:
-                for name, whole in zip(names, gathered.wait(), strict=True):
-                    whole._share_buffer_to(unit.parameters[name])
-        unit.arriving.clear()
+        for parameter, whole in unit.gather.take():
+            whole._share_buffer_to(parameter)
 
     def _free(self, unit: _Unit) -> None:
         """Takes the parameters' memory, unless all are to stay whole."""
-        while unit.arriving:  # nothing came to need it
-            unit.arriving.pop()[1].wait()
+        for _ in unit.gather.take():
+            pass  # nothing came to need it
         if unit.is_whole and not self._all_whole:
             unit.is_whole = False
             for parameter in unit.parameters.values():
@@ -238,14 +218,10 @@ class GatheredReplicas(SliceHolders):
         names = [name for name in unit.parameters if name in self.trained]
         with no_grad_no_autocast():
             for bucket in plan_buckets(self.trained[name] for name in names):
-                members = [names[place] for place in bucket]
-                gradients = []
-                for name in members:
-                    if self._local.exists(self.trained[name]):
-                        self._seen.add(name)
-                    gradients.append(self._local.get(self.trained[name]).flatten())  # keeps the memory
-                    self._local.clear(self.trained[name])
-                self._sums.begin(members, gradients)
+                members = {names[place]: self.trained[names[place]] for place in bucket}
+                gradients, present = self._local.take(members)
+                self._seen |= present
+                self._sums.begin(list(members), gradients)
 
 
 def _tensors(values: Any) -> Iterator[Any]:

@@ -1,6 +1,4 @@
-"""Gradient sums in buckets that travel while the last backward pass still computes: those of plain replicas.
-
-Where ranks keep slices of the sums, `slice_sums.py` takes the buckets.
+"""Buckets of gradients whose sums begin while the last backward pass still computes.
 
 Trained parameters are put into buckets of about 32 MB in the reverse of the model's order, which is about the order in
 which a backward pass has their gradients. A hook of each parameter counts how often a backward pass gave it a gradient;
@@ -17,18 +15,14 @@ ready twice under reentrant recomputation; docs/parallel.md tells what was tried
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import paddle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finetune.errors import RunError
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast, plan_buckets
 
 if TYPE_CHECKING:
-    from finetune.parallel.sharding.local_gradients import MasterGradients, ParameterGradients
-    from finetune.processes.groups import Group
+    from finetune.parallel.sharding.local_gradients import ParameterGradients
 
 
 class ArrivalCounts:
@@ -38,7 +32,7 @@ class ArrivalCounts:
         names: Of the parameters.
     """
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Iterable[str]):
         self._counts = dict.fromkeys(names, 0)
         self._per_micro_batch: dict[str, int] = {}
         self._num_micro_batches = 0
@@ -64,32 +58,23 @@ class ArrivalCounts:
         return self._counts[name] == self._per_micro_batch.get(name, 0) * self._num_micro_batches
 
 
-@dataclass
-class Bucket:
-    """Parameters whose gradients travel together.
+class Sums(Protocol):
+    """Takes buckets of gradients."""
 
-    Attributes:
-        names: Of the parameters.
-        awaited: Those whose last gradient of the step has not come yet.
-        is_begun: Whether the sum of this step has begun.
-        flat: Their gradients one after the other, from the beginning of the sum on.
-        task: Of the sum.
-    """
+    def begin(self, names: Sequence[str], gradients: Sequence[Any]) -> None:
+        """Begins the sum of some parameters' flat gradients, which are of one dtype and may be given up."""
 
-    names: list[str]
-    awaited: set[str] = field(default_factory=set)
-    is_begun: bool = False
-    flat: Any = None
-    task: Any = None
+    def finish(self) -> None:
+        """Returns when all that has begun is where the optimizer looks."""
 
 
 class GradientBuckets:
-    """Sums the gradients of parameters over a group, early where they are complete.
+    """Begins the sums of gradients, early where they are complete.
 
     Args:
         parameters: Trained ones by name, in the model's order; each gets a hook for good.
         local: Where backward passes leave their gradients.
-        group: Over which they are summed.
+        sums: Take the buckets.
         overlaps: Whether sums begin before the backward passes are over; the bits are the same either way.
         max_bytes: Of a bucket, unless a single tensor has more; None: as elsewhere.
 
@@ -100,18 +85,19 @@ class GradientBuckets:
     def __init__(
         self,
         parameters: Mapping[str, Any],
-        local: ParameterGradients | MasterGradients,
-        group: Group,
+        local: ParameterGradients,
+        sums: Sums,
         *,
         overlaps: bool = True,
         max_bytes: int | None = None,
     ):
-        self._parameters, self._local, self._group = parameters, local, group
+        self._parameters, self._local, self._sums = parameters, local, sums
         self._overlaps = overlaps
         names = list(parameters)[::-1]
         planned = plan_buckets([parameters[name] for name in names], max_bytes)
-        self._buckets = [Bucket([names[place] for place in places]) for places in planned]
-        self._bucket_of = {name: bucket for bucket in self._buckets for name in bucket.names}
+        self._buckets = [[names[place] for place in places] for places in planned]
+        self._place = {name: number for number, bucket in enumerate(self._buckets) for name in bucket}
+        self._awaited: list[set[str]] = []
         self._arrivals = ArrivalCounts(names)
         self._present: set[str] = set()
         self._late: list[str] = []
@@ -130,11 +116,10 @@ class GradientBuckets:
         self._arrivals.begin_step(num_micro_batches)
         self._num_begun = 0
         self._late.clear()
-        for bucket in self._buckets:
-            bucket.awaited, bucket.is_begun = set(bucket.names), False
+        self._awaited = [set(bucket) for bucket in self._buckets]
 
     def finish(self) -> set[str]:
-        """Leaves the sums where the optimizer looks, in `parameter.grad`; a gradient that this rank lacks counts as zero.
+        """Leaves the sums where the optimizer looks; a gradient that this rank lacks counts as zero.
 
         Returns:
             Names of the parameters for which this rank had a gradient.
@@ -153,25 +138,22 @@ class GradientBuckets:
         self.num_early = self._num_begun
         with no_grad_no_autocast():
             while self._num_begun < len(self._buckets):
-                self._begin(self._buckets[self._num_begun])
+                self._begin_next()
 
     def take(self) -> set[str]:
         """Waits for all sums that have begun; what it leaves and returns is that of `finish`."""
         with no_grad_no_autocast():
-            self._take_sums()
-        for bucket in self._buckets:
-            bucket.is_begun = False
+            self._sums.finish()
         present, self._present = self._present, set()
         self._num_begun = 0
         return present
 
     def _make_hook(self, name: str) -> Callable[[], None]:
         def note() -> None:
-            bucket = self._bucket_of[name]
-            if bucket.is_begun:
+            if self._place[name] < self._num_begun:
                 self._late.append(name)
             if self._arrivals.note(name) and self._overlaps:
-                bucket.awaited.discard(name)
+                self._awaited[self._place[name]].discard(name)
                 self._begin_complete()
 
         return note
@@ -179,32 +161,12 @@ class GradientBuckets:
     def _begin_complete(self) -> None:
         """Begins the sums of the next buckets that await nothing."""
         with no_grad_no_autocast():
-            while self._num_begun < len(self._buckets) and not self._buckets[self._num_begun].awaited:
-                self._begin(self._buckets[self._num_begun])
+            while self._num_begun < len(self._buckets) and not self._awaited[self._num_begun]:
+                self._begin_next()
 
-    def _begin(self, bucket: Bucket) -> None:
-        gradients = []
-        for name in bucket.names:
-            parameter = self._parameters[name]
-            if self._local.exists(parameter):
-                self._present.add(name)
-            gradients.append(self._local.get(parameter).flatten())  # keeps the memory
-            self._local.clear(parameter)
-        self._begin_sum(bucket, gradients)
-        bucket.is_begun = True
+    def _begin_next(self) -> None:
+        names = self._buckets[self._num_begun]
+        gradients, present = self._local.take({name: self._parameters[name] for name in names})
+        self._present |= present
         self._num_begun += 1
-
-    def _begin_sum(self, bucket: Bucket, gradients: Sequence[Any]) -> None:
-        # Always new memory: a backward pass may use a gradient's elsewhere still, and sums are written in place.
-        bucket.flat = gradients[0].clone() if len(gradients) == 1 else paddle.concat(list(gradients))
-        bucket.task = self._group.begin_all_reduce(bucket.flat)
-
-    def _take_sums(self) -> None:
-        """Waits for the sums and hands them to the parameters."""
-        for bucket in self._buckets:
-            bucket.task.wait()
-            parameters = [self._parameters[name] for name in bucket.names]
-            parts = paddle.split(bucket.flat, [parameter.size for parameter in parameters])
-            for parameter, part in zip(parameters, parts, strict=True):
-                parameter.grad = part.reshape(parameter.shape)
-            bucket.flat = bucket.task = None
+        self._sums.begin(names, gradients)

@@ -8,7 +8,7 @@ its optimizer wrapper is not needed, because Paddle's optimizers take a float32 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import paddle
@@ -17,57 +17,57 @@ from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 
 
 class ParameterGradients:
-    """Gradients in the parameters' dtype, where Paddle leaves them."""
+    """Gradients in the parameters' dtype, where Paddle leaves them.
+
+    Attributes:
+        attribute: Of a parameter, under which its gradient is.
+    """
+
+    attribute = "grad"
 
     def exists(self, parameter: Any) -> bool:
         """Whether a backward pass left a gradient."""
-        return parameter.grad is not None
+        return getattr(parameter, self.attribute) is not None
 
     def get(self, parameter: Any) -> Any:
         """The gradient, of the parameter's shape, until it is cleared; zeros for none."""
-        if parameter.grad is None:
-            return paddle.zeros(parameter.shape, dtype=parameter.dtype)
-        return parameter.grad
+        gradient = getattr(parameter, self.attribute)
+        return paddle.zeros(parameter.shape, dtype=self._dtype(parameter)) if gradient is None else gradient
 
-    def fill(self, parameter: Any) -> None:
-        """Puts zeros where there is no gradient."""
-        if parameter.grad is None:
-            parameter.grad = self.get(parameter)
+    def take(self, parameters: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
+        """Gradients, flat, of which nothing is left behind; and which of the parameters have one."""
+        present = {name for name, parameter in parameters.items() if self.exists(parameter)}
+        gradients = [self.get(parameter).flatten() for parameter in parameters.values()]  # keeps the memory
+        for parameter in parameters.values():
+            self.clear(parameter)
+        return gradients, present
 
     def hand_over(self, parameter: Any) -> None:
         """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""
-        self.fill(parameter)
+        if parameter.grad is None:
+            parameter.grad = self.get(parameter)
 
     def clear(self, parameter: Any) -> None:
         """Drops the gradient."""
         parameter.clear_gradient(False)
 
+    def _dtype(self, parameter: Any) -> Any:
+        return parameter.dtype
 
-class MasterGradients:
+
+class MasterGradients(ParameterGradients):
     """Gradients added up in float32.
 
     Args:
         parameters: Those that are trained; each gets a hook for good.
     """
 
+    attribute = "main_grad"
+
     def __init__(self, parameters: Iterable[Any]):
         for parameter in parameters:
             parameter.main_grad = None
             parameter._register_grad_hook(_add_to_main(parameter))
-
-    def exists(self, parameter: Any) -> bool:
-        """Whether a backward pass left a gradient."""
-        return parameter.main_grad is not None
-
-    def get(self, parameter: Any) -> Any:
-        """The float32 gradient, of the parameter's shape, until it is cleared; zeros for none."""
-        if parameter.main_grad is None:
-            return paddle.zeros(parameter.shape, dtype="float32")
-        return parameter.main_grad
-
-    def fill(self, parameter: Any) -> None:
-        """Puts zeros where there is no gradient."""
-        parameter.main_grad = self.get(parameter)
 
     def hand_over(self, parameter: Any) -> None:
         """Leaves the gradient, or zeros for none, where the optimizer looks: in `parameter.grad`."""
@@ -77,6 +77,9 @@ class MasterGradients:
     def clear(self, parameter: Any) -> None:
         """Drops the gradient."""
         parameter.main_grad = None
+
+    def _dtype(self, parameter: Any) -> Any:
+        return paddle.float32
 
 
 def _add_to_main(parameter: Any) -> Callable[[Any], None]:

@@ -14,8 +14,9 @@ replicas. ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054) spares memory among t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -29,32 +30,66 @@ from finetune.parallel.sharding.whole_state import StateTensor
 from finetune.storage.dtypes import dtype_name
 
 if TYPE_CHECKING:
+    from finetune.parallel.sharding.gradient_buckets import GradientBuckets
     from finetune.processes.groups import Group, ProcessGroups
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """How replicas work together.
+
+    Attributes:
+        layers: Decoder layers of the model, whose weights come and go one layer after the other; the first tensor that
+            they are given is the hidden states.
+        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
+        overlaps: Whether ranks exchange gradients and weights while they compute, where the engine can; the bits are
+            the same either way.
+        sharding_words: Of the setting `sharding_parallel_config`; some give each rank a slice of every parameter at
+            stage 1, in the place of whole parameters.
+        shared: Names of weights that several stages of a pipeline hold.
+        num_parts: Parts of the model on this rank (virtual stages), each of which has backward passes of its own.
+    """
+
+    layers: Sequence[Any] = ()
+    master_gradients: bool = False
+    overlaps: bool = True
+    sharding_words: Collection[str] = ()
+    shared: Collection[str] = ()
+    num_parts: int = 1
+
+
+DEFAULTS = ReplicaOptions()
 
 
 class Replicas:
     """A single replica, and the interface of all stages.
 
     A step is: `begin_step`; for each micro-batch forward, backward and `after_micro_batch`; then `sum_gradients`, `squared_norm`
-    for clipping, `drop_absent` and `scale_gradients`, the optimizer's step, `after_update`, `clear_gradients`. All ranks must call
-    `after_micro_batch` equally often (a rank without samples calls it alone); stage 3 moreover needs a forward and
-    backward of some micro-batch, which may weigh nothing, before each call.
+    for clipping, `drop_absent` and `scale_gradients`, the optimizer's step, `after_update`, `clear_gradients`. All ranks run
+    equally many micro-batches, some of which may weigh nothing.
+
+    Args:
+        model: The Layer whose forward is called; which parameters are trained is final from here on.
+        groups: The process groups.
+        options: How replicas work together.
 
     Attributes:
         stage: The sharding stage.
-        runs_every_micro_batch: Whether a rank without samples must run a micro-batch all the same.
         trained: Trained parameters by structured name.
+        buckets: What begins the sums of gradients, if anything.
     """
 
     stage = 0
-    runs_every_micro_batch = False
+    buckets: GradientBuckets | None = None
 
-    def __init__(self, model: Any, groups: ProcessGroups, *, master_gradients: bool = False):
-        self.groups = groups
+    def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
+        self.groups, self._options = groups, options
         self.trained = {
             name: parameter for name, parameter in named_weights(model).items() if not parameter.stop_gradient
         }
-        self._local = MasterGradients(self.trained.values()) if master_gradients else ParameterGradients()
+        values = self.trained.values()
+        self._local = MasterGradients(values) if options.master_gradients else ParameterGradients()
+        self._shapes = {name: list(parameter.shape) for name, parameter in self.trained.items()}
         self._seen: set[str] = set()
 
     def engine(self, axis: str) -> str:
@@ -104,15 +139,18 @@ class Replicas:
 
     def whole_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a trained parameter, also while its memory is freed."""
-        return tuple(self.trained[name].shape)
+        return tuple(self._shapes[name])
 
     @contextmanager
     def whole_parameters(self) -> Iterator[None]:
         """Within it the model's parameters are whole, to be read or changed; all ranks must enter."""
+        self.finish_updates()
         yield
 
     def share_updated(self) -> None:
         """Puts into the parameters what the ranks of the sharding group changed in what they update."""
+        self.after_update()
+        self.finish_updates()
 
     def finish_updates(self) -> None:
         """Returns when the parameters may be read elsewhere than in the model's forward pass."""
@@ -120,10 +158,16 @@ class Replicas:
     # ---------------------------------------------------------------- in a step
 
     def begin_step(self, num_micro_batches: int) -> None:
-        """To be called before the first forward pass of a step, with the number of micro-batches of this rank."""
+        """To be called before the first forward pass of a step.
+
+        Args:
+            num_micro_batches: Of this rank, as many as on all others.
+        """
+        if self.buckets:
+            self.buckets.begin_step(num_micro_batches)
 
     def after_micro_batch(self) -> None:
-        """To be called when a micro-batch's backward is done."""
+        """To be called when a micro-batch's backward is done, that of each part of the model by itself."""
 
     def sum_gradients(self) -> None:
         """Sums the gradients over all replicas; a rank without one counts as zero.
@@ -131,6 +175,10 @@ class Replicas:
         Which parameters have a gradient on some replica is found out later (`presence`), so that nothing waits for it:
         with several replicas all have one until `drop_absent`.
         """
+        self.finish_updates()
+        if self.buckets:
+            self._seen |= self.buckets.finish()
+            return
         with no_grad_no_autocast():
             self._note_present()
             for name in self._seen:
@@ -156,7 +204,7 @@ class Replicas:
         """
         updated = self._updated()
         for name, flag in zip(self.trained, presence, strict=False):
-            if not flag:
+            if not flag and name in updated:
                 updated[name].clear_gradient(False)
 
     def gradients(self) -> Iterator[tuple[str, Any]]:
@@ -196,7 +244,7 @@ class Replicas:
     def clear_gradients(self) -> None:
         """Frees all gradients."""
         self._seen.clear()
-        for tensor in self._updated().values():
+        for tensor in (*self._updated().values(), *self.trained.values()):
             tensor.clear_gradient(False)
         for parameter in self.trained.values():
             self._local.clear(parameter)
@@ -206,7 +254,7 @@ class Replicas:
     @property
     def _copies(self) -> Group:
         """Ranks that hold the same gradients once these are summed."""
-        return self.groups.data
+        return self.groups.replicas if self.stage else self.groups.data
 
     @cached_property
     def _decayed(self) -> set[str]:

@@ -7,7 +7,7 @@ Slices are copies: weights take (1 + 1/s) of their size at stages 1 and 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,32 +15,23 @@ import paddle
 from paddle.base.framework import EagerParamBase
 from paddle.utils import unique_name
 
-from finetune.parallel.sharding.flat_slices import GatheredTensors, cut, no_grad_no_autocast, sum_over
-from finetune.parallel.sharding.replicas import Replicas
-from finetune.parallel.sharding.slice_sums import SliceBuckets, SliceSums
+from finetune.parallel.sharding.flat_slices import GatheredTensors, cut, no_grad_no_autocast
+from finetune.parallel.sharding.gradient_buckets import GradientBuckets
+from finetune.parallel.sharding.gradient_sums import GradientSums
+from finetune.parallel.sharding.replicas import DEFAULTS, ReplicaOptions, Replicas
 from finetune.parallel.sharding.updated_weights import UpdatedWeights
 
 if TYPE_CHECKING:
-    from finetune.processes.groups import Group, ProcessGroups
+    from finetune.processes.groups import ProcessGroups
 
 
 class SliceHolders(Replicas):
-    """Each rank of the sharding group updates its slice of every trained parameter.
+    """Each rank of the sharding group updates its slice of every trained parameter."""
 
-    Args:
-        model: The Layer whose forward is called.
-        groups: The process groups.
-        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
-        overlaps: Whether ranks exchange while they compute; the bits are the same either way.
-    """
-
-    def __init__(
-        self, model: Any, groups: ProcessGroups, *, master_gradients: bool = False, overlaps: bool = True
-    ):
-        super().__init__(model, groups, master_gradients=master_gradients)
-        self._shapes = {name: list(parameter.shape) for name, parameter in self.trained.items()}
+    def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
+        super().__init__(model, groups, options)
         self._slices = {name: self._new_slice(name, parameter) for name, parameter in self.trained.items()}
-        self._sums = SliceSums(self._slices, groups.sharding, overlaps=overlaps)
+        self._sums = GradientSums(self._slices, groups.sharding, groups.replicas, overlaps=options.overlaps)
 
     def slice_of(self, name: str, whole: Any) -> Any:
         """This rank's slice [n] of a tensor that has a parameter's shape."""
@@ -53,14 +44,6 @@ class SliceHolders(Replicas):
         with no_grad_no_autocast():
             return GatheredTensors([part], [self._shapes[name]], self.groups.sharding).wait()[0]
 
-    def whole_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a trained parameter, also while its memory is freed."""
-        return tuple(self._shapes[name])
-
-    @property
-    def _copies(self) -> Group:
-        return self.groups.replicas
-
     def _updated(self) -> dict[str, Any]:
         return self._slices
 
@@ -72,46 +55,18 @@ class SliceHolders(Replicas):
         piece.regularizer = parameter.regularizer
         return piece
 
-    def _sum_over_replicas(self) -> None:
-        """Sums the slices' gradients over the replicas; they have them of the same parameters."""
-        pieces = self._slices.values()
-        sum_over([piece.grad for piece in pieces if piece.grad is not None], self.groups.replicas)
-
 
 class SlicedReplicas(SliceHolders):
-    """Stage 1 in slices: gradients are summed beside the last backward pass.
-
-    Args:
-        model: The Layer whose forward is called.
-        groups: The process groups.
-        layers: Its decoder layers, which wait for their updated weights one by one.
-        master_gradients: Whether gradients are added up in float32 whatever the parameters' dtype.
-        overlaps: Whether ranks exchange while they compute; the bits are the same either way.
-    """
+    """Stage 1 in slices: gradients are summed beside the last backward pass."""
 
     stage = 1
+    buckets: GradientBuckets
 
-    def __init__(
-        self,
-        model: Any,
-        groups: ProcessGroups,
-        *,
-        layers: Sequence[Any] = (),
-        master_gradients: bool = False,
-        overlaps: bool = True,
-    ):
-        super().__init__(model, groups, master_gradients=master_gradients, overlaps=overlaps)
-        self.buckets = SliceBuckets(
-            self.trained, self._local, groups.sharding, sums=self._sums, overlaps=overlaps
-        )
-        self.buckets.begin_step(1)
-        self._weights = UpdatedWeights(
-            model,
-            layers,
-            trained=self.trained,
-            slices=self._slices,
-            group=groups.sharding,
-            overlaps=overlaps,
+    def __init__(self, model: Any, groups: ProcessGroups, options: ReplicaOptions = DEFAULTS):
+        super().__init__(model, groups, options)
+        self.buckets = GradientBuckets(self.trained, self._local, self._sums, overlaps=options.overlaps)
+        self.weights = UpdatedWeights(
+            model, options.layers, self._slices, groups.sharding, overlaps=options.overlaps
         )
 
     @contextmanager
@@ -122,29 +77,13 @@ class SlicedReplicas(SliceHolders):
         for name, parameter in self.trained.items():
             paddle.assign(self.slice_of(name, parameter), output=self._slices[name])
 
-    def begin_step(self, num_micro_batches: int) -> None:
-        """To be called before the first forward pass of a step."""
-        self.buckets.begin_step(num_micro_batches)
-
-    def sum_gradients(self) -> None:
-        """Leaves the sums in the slices' gradients; the parameters' own are freed."""
-        self.finish_updates()
-        self._seen |= self.buckets.finish()
-        with no_grad_no_autocast():
-            self._sum_over_replicas()
-
     def after_update(self) -> None:
         """Begins to put the updated slices of all ranks together in the parameters."""
-        self._weights.begin()
-
-    def share_updated(self) -> None:
-        """The same, to its end."""
-        self.after_update()
-        self.finish_updates()
+        self.weights.begin()
 
     def finish_updates(self) -> None:
         """Returns when the parameters hold the updated slices of all ranks."""
-        self._weights.finish()
+        self.weights.finish()
 
 
 class SlicedGradientReplicas(SlicedReplicas):
@@ -153,16 +92,12 @@ class SlicedGradientReplicas(SlicedReplicas):
     stage = 2
 
     def begin_step(self, num_micro_batches: int) -> None:
-        """Nothing to do: to the buckets, every micro-batch is a step."""
+        """To the buckets, every backward pass is a step."""
+        self._sums.begin_step(num_micro_batches * self._options.num_parts)
+        self.buckets.begin_step(1)
 
     def after_micro_batch(self) -> None:
         """Begins those sums of the micro-batch's gradients that its backward pass has not begun."""
         self.buckets.begin_rest()
-        self.buckets.begin_step(1)
-
-    def sum_gradients(self) -> None:
-        """Leaves the sums of all micro-batches in the slices' gradients."""
-        self.finish_updates()
-        self._seen |= self.buckets.take()
-        with no_grad_no_autocast():
-            self._sum_over_replicas()
+        if self._sums.end_pass():
+            self.buckets.begin_step(1)

@@ -156,15 +156,18 @@ class CpuProcessGroup:
         arrays, operation = [tensor.numpy() for tensor in tensors], _reduction(op, tensors[0])
         return self._exchange(lambda: self._reduced_part(arrays, operation), output, sync_op)
 
-    def broadcast(self, tensor: Any, src: int, sync_op: bool = True) -> Finished:
+    def broadcast(self, tensor: Any, src: int, sync_op: bool = True) -> Task:
         """Sets a tensor to what the rank at position `src` holds."""
-        self._background.finish_earlier()
-        if src == self._position:
+        array = tensor.numpy() if src == self._position else _array_like(tensor)
+
+        def exchange() -> NDArray[Any]:
+            if src != self._position:
+                return self._receive(src, array)
             for peer in self._others():
-                self._send(peer, tensor.numpy())
-        else:
-            _write(tensor, self._receive(src, _array_like(tensor)))
-        return _FINISHED
+                self._send(peer, array)
+            return array
+
+        return self._exchange(exchange, tensor, sync_op)
 
     def send(self, tensor: Any, dst: int, sync_op: bool = True) -> Finished:
         """Sends a tensor to the rank at position `dst`."""

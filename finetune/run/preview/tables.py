@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from finetune.data.packing.packing import pack
 from finetune.data.samples.tokenize import Prompt, Sample
+from finetune.machine.language.columns import count_columns, pad
+from finetune.machine.language.translation import translate_piece
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,14 +90,17 @@ def print_figures(console: Console, title: str, report: DataReport, figures: Fig
     from rich.text import Text
 
     console.print()
-    console.rule(Text(title, "bold"), align="left")
-    rows = _table_rows(report, figures)
-    label_width, figure_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    console.rule(Text(translate_piece(title), "bold"), align="left")
+    rows = [
+        (translate_piece(label), figure, translate_piece(note))
+        for label, figure, note in _table_rows(report, figures)
+    ]
+    label_width, figure_width = (max(count_columns(row[column]) for row in rows) for column in (0, 1))
     for label, figure, note in rows:
-        line = Text(f"  {label:<{label_width}}  ").append(f"{figure:>{figure_width}}", "bold cyan")
+        line = Text(f"  {pad(label, label_width)}  ").append(f"{figure:>{figure_width}}", "bold cyan")
         console.print(line.append(f"  {note}" if note else ""))
     console.print()
-    console.print(Text("  tokens of a sample", "bold"))
+    console.print(Text(f"  {translate_piece('tokens of a sample')}", "bold"))
     for line in _histogram(figures.lengths, console.width, plain=not _shows_blocks(console)):
         console.print(line, soft_wrap=True)
 
@@ -168,7 +173,9 @@ def _histogram(lengths: NDArray[Any], width: int, *, plain: bool) -> list[Text]:
     middle, high = np.quantile(lengths, [0.5, 0.95], method="nearest").tolist()
     lines.append(
         Text(
-            f"  shortest {lengths.min():,}, median {middle:,}, 95% up to {high:,}, longest {lengths.max():,}"
+            translate_piece(
+                f"  shortest {lengths.min():,}, median {middle:,}, 95% up to {high:,}, longest {lengths.max():,}"
+            )
         )
     )
     return lines

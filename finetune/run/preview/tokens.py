@@ -103,6 +103,7 @@ class TokenReader:
     def __init__(self, encoder: Any):
         self._encoder = encoder
         self._framing = {encoder.eos_token_id, encoder.pad_token_id, *encoder.prefix_ids}
+        self._framing |= set(getattr(encoder, "answer_prefix_ids", ()))
         self._framing |= set(getattr(encoder, "chat_end_ids", ()))
         probe = encoder.pieces(encoder.encode("\n"))
         # In the alphabet of byte-level vocabularies a line's end is the letter Ċ.

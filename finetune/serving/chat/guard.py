@@ -16,23 +16,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import ipaddress
 import re
-import socket
-import time
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+
+from finetune.serving.web.attempts import AddressCounts
+from finetune.serving.web.hosts import is_known_host, place_of
 
 MAX_BODY_BYTES = 256 * 1024
 BODY_SECONDS = 20.0
 POSTS_PER_MINUTE = 120
 FAILURES_PER_MINUTE = 10
-_MINUTE = 60.0
-_MAX_ADDRESSES = 4096
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
@@ -73,28 +68,7 @@ class Access:
 
     def knows_host(self, host: str) -> bool:
         """Whether a header Host (name or address, with or without a port) is one of this page's."""
-        name = _name_of(host)
-        with suppress(ValueError):
-            ipaddress.ip_address(name.strip("[]"))
-            return True
-        return name in self.names
-
-
-def own_names(host: str, others: Iterable[str] = ()) -> frozenset[str]:
-    """Names by which a page is called that listens on a host.
-
-    Args:
-        host: Address or name that it listens on.
-        others: More names, such as a proxy's.
-    """
-    names = {"localhost", host.lower(), *(other.lower() for other in others)}
-    try:
-        if ipaddress.ip_address(host).is_loopback:
-            return frozenset(names)
-    except ValueError:
-        if host.lower() == "localhost":
-            return frozenset(names)
-    return frozenset(names | {socket.gethostname().lower(), socket.getfqdn().lower()})
+        return is_known_host(host, self.names)
 
 
 class Guard:
@@ -108,8 +82,8 @@ class Guard:
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], access: Access):
         self._app = app
         self._access = access
-        self._posts = _Counts(POSTS_PER_MINUTE)
-        self._failures = _Counts(FAILURES_PER_MINUTE)
+        self._posts = AddressCounts(POSTS_PER_MINUTE)
+        self._failures = AddressCounts(FAILURES_PER_MINUTE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or hands it on."""
@@ -141,7 +115,7 @@ class Guard:
         if not self._access.knows_host(headers.get("host", "")):
             return 403, "This name is not one of the page's: see --allowed_hosts."
         origin = headers.get("origin")
-        if origin is not None and not self._access.knows_host(_place_of(origin)):
+        if origin is not None and not self._access.knows_host(place_of(origin)):
             return 403, "Another page must not use this one."
         if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET":
             return 403, "Another page must not use this one."
@@ -175,24 +149,6 @@ class Guard:
         return None
 
 
-class _Counts:
-    """How often each address did something in the last minute; of many addresses the oldest is forgotten."""
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._times: OrderedDict[str, deque[float]] = OrderedDict()
-
-    def add(self, address: str) -> None:
-        self._times.setdefault(address, deque(maxlen=self._limit)).append(time.monotonic())
-        self._times.move_to_end(address)
-        while len(self._times) > _MAX_ADDRESSES:
-            self._times.popitem(last=False)
-
-    def are_used_up(self, address: str) -> bool:
-        times = self._times.get(address)
-        return times is not None and len(times) == self._limit and time.monotonic() - times[0] < _MINUTE
-
-
 class _LimitedBody:
     """Reads a body up to the limits of length and patience; what comes behind them is not read."""
 
@@ -205,7 +161,7 @@ class _LimitedBody:
     async def receive(self) -> MutableMapping[str, Any]:
         try:
             message = await asyncio.wait_for(self._receive(), None if self._is_whole else BODY_SECONDS)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # another class than TimeoutError in Python 3.10
             return {"type": "http.disconnect"}
         self._is_whole = not message.get("more_body", False)
         self._num_bytes += len(message.get("body", b""))
@@ -248,22 +204,6 @@ def _is_refusal(error: Exception) -> bool:
     from starlette.exceptions import HTTPException
 
     return isinstance(error.__cause__, HTTPException)
-
-
-def _name_of(host: str) -> str:
-    """The name or address of a "host:port", in small letters."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].rstrip(".")
-
-
-def _place_of(origin: str) -> str:
-    """The "host:port" of a header Origin; "" where it is none."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:  # brackets that do not match
-        return ""
 
 
 def _password_of(authorization: str) -> str:

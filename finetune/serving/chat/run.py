@@ -5,27 +5,27 @@ python -m finetune.chat --model_name_or_path ./checkpoints/llama --lora_path ./c
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import ipaddress
 import os
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.errors import Interrupted, UserError
 from finetune.machine.command_names import CHAT, usage_name
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.device import device_kind
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
+from finetune.machine.screen import print_text
 from finetune.processes.command import run_command
 from finetune.processes.network.listener import allow_open_files
-from finetune.serving.chat.guard import Access, own_names
+from finetune.serving.chat.guard import Access
 from finetune.serving.decoding.options import (
     ModelOptions,
     add_decoding_options,
@@ -34,13 +34,14 @@ from finetune.serving.decoding.options import (
     model_options,
 )
 from finetune.serving.decoding.settings import DecodingSettings
+from finetune.serving.web.hosts import own_names
+from finetune.serving.web.listening import find_port_faults, is_loopback, listen, url_of, warn_of_openness
+from finetune.serving.web.secrets import SecretKind
 
 if TYPE_CHECKING:
     from finetune.serving.chat.page import Side
 
-PASSWORD_VARIABLE = "FINETUNE_CHAT_PASSWORD"
-MIN_PASSWORD_LENGTH = 8
-_MAX_PASSWORD_LENGTH = 1024
+PASSWORD = SecretKind("the password", "password_file", "FINETUNE_CHAT_PASSWORD", "the page")
 _MAX_OPEN_FILES = 4096
 
 
@@ -90,10 +91,9 @@ class ChatOptions:
                 "second_model is given with lora_path or prefix_path, but the page has two columns: "
                 "an adapter is shown beside its base already; leave one out"
             )
-        if not 0 <= self.port <= 65535:
-            faults.append(f"port is {self.port} but must be 0 to 65535: change --port")
-        with suppress(ValueError):  # a name, which `access` looks at when it is resolved
-            faults += find_password_faults(ipaddress.ip_address(self.host).is_loopback, self.password)
+        faults += find_port_faults(self.port)
+        if (is_alone := is_loopback(self.host)) is not None:  # `access` looks at a name when it is resolved
+            faults += PASSWORD.faults(is_alone, self.password)
         if importlib.util.find_spec("gradio") is None:
             faults.append("the chat page needs Gradio, which is not installed: pip install '.[chat]'")
         if faults:
@@ -106,46 +106,11 @@ class ChatOptions:
             UserError: The address is not this machine's alone, and there is no password.
         """
         is_alone = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-        if faults := find_password_faults(is_alone, self.password):
+        if faults := PASSWORD.faults(is_alone, self.password):
             raise UserError(faults)
         return Access(
             own_names(self.host, self.allowed_hosts), self.password, is_behind_proxy=bool(self.allowed_hosts)
         )
-
-
-def find_password_faults(is_alone: bool, password: str | None) -> list[str]:
-    """What is wrong with a password for a page that this machine alone can reach, or others, too."""
-    how = f"write one into a file and give --password_file, or put it into the environment variable {PASSWORD_VARIABLE}"
-    if password is None:
-        fault = f"no password is given, so the page would be open to everyone who reaches its address: {how}, or leave out --host"
-        return [] if is_alone else [fault]
-    if len(password) < MIN_PASSWORD_LENGTH:
-        return [
-            f"the password has {len(password)} characters but must have at least {MIN_PASSWORD_LENGTH}: {how}"
-        ]
-    return []
-
-
-def _read_password(path: str | None) -> str | None:
-    """The password of the file, or of the environment; None where neither is given."""
-    if path is None:
-        return os.environ.get(PASSWORD_VARIABLE) or None
-    try:
-        if not Path(path).is_file():
-            raise UserError(f"password_file {path} is not a file: give one that holds the password")
-        data = Path(path).read_bytes()
-        password = data.decode("utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise UserError(
-            f"password_file {path} cannot be read ({error.strerror}): give one that can"
-        ) from None
-    except ValueError:
-        raise UserError(f"password_file {path!r} is no text file: give one that holds the password") from None
-    if not password or len(password) > _MAX_PASSWORD_LENGTH or "\n" in password:
-        raise UserError(
-            f"password_file {path} must hold one line of 1 to {_MAX_PASSWORD_LENGTH} characters, the password"
-        )
-    return password
 
 
 def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
@@ -154,7 +119,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
     Raises:
         UserError: A value is out of range.
     """
-    parser = argparse.ArgumentParser(prog=usage_name(CHAT), description=__doc__.partition("\n")[0])
+    parser = CommandParser(prog=usage_name(CHAT), description=__doc__.partition("\n")[0])
     group = parser.add_argument_group("page")
     group.add_argument("--second_model", help="another model, shown beside the first")
     group.add_argument(
@@ -165,10 +130,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets other machines in and needs a password (127.0.0.1)",
     )
-    group.add_argument(
-        "--password_file",
-        help=f"file with the password that the browser asks for (or {PASSWORD_VARIABLE} in the environment)",
-    )
+    PASSWORD.add_option(group, "the browser asks for")
     group.add_argument(
         "--allowed_hosts",
         nargs="+",
@@ -194,7 +156,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
         compare=not values["no_compare"],
         host=values["host"],
         port=values["port"],
-        password=_read_password(values["password_file"]),
+        password=PASSWORD.read(values["password_file"]),
         allowed_hosts=tuple(values["allowed_hosts"]),
     )
 
@@ -214,21 +176,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         serve(sides, options.settings, listener, access)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Takes the port before minutes of loading.
-
-    Raises:
-        UserError: It is taken, or there is no such address.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port} ({error.strerror or error}): give another --port or --host"
-        ) from None
-
-
 def load_sides(options: ChatOptions) -> list[Side]:
     """Loads the models of the page.
 
@@ -240,7 +187,7 @@ def load_sides(options: ChatOptions) -> list[Side]:
     plans = [plan_model(each) for each in (options.model, options.second) if each]
     silence_libraries()
     for plan in plans:
-        print(*plan.notes, sep="\n", file=sys.stderr)
+        print_text(*plan.notes, stream=sys.stderr)
     from finetune.serving.chat.page import Side
 
     name, adapter = options.model.model_name_or_path, options.model.adapter
@@ -261,10 +208,9 @@ def serve(
     """Serves the page on an open port until the process is stopped."""
     import uvicorn
 
-    from finetune.serving.chat.connections import ImpatientProtocol
     from finetune.serving.chat.page import ChatPage, build_app
+    from finetune.serving.web.connections import ImpatientProtocol
 
-    host, port = listener.getsockname()[:2]
     access = access or Access()
     app = build_app(ChatPage(sides, settings), access)
     allow_open_files(_MAX_OPEN_FILES)
@@ -277,18 +223,13 @@ def serve(
         server_header=False,
     )
     server = uvicorn.Server(config)
-    if not ipaddress.ip_address(host).is_loopback:
-        print(
-            f"Everyone who reaches port {port} of this machine and knows the password can use the model. Nothing is "
-            "encrypted: put a proxy with TLS in front, or use an SSH tunnel, on a network that others can read.",
-            file=sys.stderr,
-        )
-    shown = "127.0.0.1" if ipaddress.ip_address(host).is_unspecified else host
-    print(f"Open http://{f'[{shown}]' if ':' in shown else shown}:{port} (Ctrl-C ends it)", flush=True)
+    if warning := warn_of_openness(listener, PASSWORD.name):
+        print_text(warning, stream=sys.stderr)
+    print_text(f"Open {url_of(listener)} (Ctrl-C ends it)")
     try:
         server.run(sockets=[listener])
     except (KeyboardInterrupt, Interrupted):
-        print("stopped", file=sys.stderr)
+        print_text("stopped", stream=sys.stderr)
 
 
 def _short(name: str | Path) -> str:

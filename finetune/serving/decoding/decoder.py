@@ -106,6 +106,44 @@ class StaticDecoder:
             made += size
         return answers
 
+    def run(
+        self,
+        ids: NDArray[Any],
+        padding: NDArray[Any],
+        draws: NDArray[Any],
+        settings: DecodingSettings,
+        cache: list[Any] | None = None,
+    ) -> tuple[NDArray[Any], list[Any]]:
+        """Goes on with rows by a few tokens, for batches whose rows come and go.
+
+        Args:
+            ids: int64 [B, S], tokens that the cache does not hold yet, padded on the left.
+            padding: int64 [B], columns in front of a row's first token.
+            draws: float32 [B, N], for the tokens to make.
+            settings: Of all rows; it penalises no repetition and names its stop ids.
+            cache: What the call before returned; None begins.
+
+        Returns:
+            The new tokens [B, N], a row filled up behind its end; and the cache without the last of them, the tensors of
+            all layers [1, K, B, T, D].
+        """
+        assert settings.stop_ids is not None and settings.repetition_penalty == 1
+        inputs = {
+            "ids": ids,
+            "padding": padding,
+            "history": ids[:, -1:],
+            "finished": np.zeros((len(ids), 1), bool),
+            "draws": draws,
+        } | _controls(
+            settings,
+            settings.stop_ids,
+            0,
+            filler=self.facts.pad_token_id,
+            prefix=self.facts.num_prefix_tokens,
+        )
+        tokens, _, cache = self._call(inputs, self._first_cache(len(ids)) if cache is None else cache)
+        return tokens, cache
+
     def _check(self, prompts: Sequence[Sequence[int]], settings: DecodingSettings) -> None:
         limit = self.facts.max_positions
         for number, prompt in enumerate(prompts):
@@ -132,14 +170,21 @@ class StaticDecoder:
         self, inputs: dict[str, NDArray[Any]], cache: list[Any], batch: _Batch
     ) -> tuple[NDArray[Any], list[Any]]:
         """One call of the graph; keeps in `batch` what the next one needs."""
+        tokens, finished, cache = self._call(inputs, cache)
+        batch.extend(tokens, finished)
+        return batch.last_tokens, cache
+
+    def _call(
+        self, inputs: dict[str, NDArray[Any]], cache: list[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any], list[Any]]:
+        """Tokens [B, N], finished [B, 1] and the cache."""
         import paddle
 
         feeds = {name: paddle.to_tensor(array) for name, array in inputs.items()}
         for number in range(self.facts.num_layers):
             feeds[f"past_key_{number}"], feeds[f"past_value_{number}"] = cache[2 * number : 2 * number + 2]
         tokens, finished, *cache = self._predictor.run([feeds[name] for name in self._input_names])
-        batch.extend(tokens.numpy(), finished.numpy())
-        return batch.last_tokens, cache
+        return tokens.numpy(), finished.numpy(), cache
 
 
 class _Batch:

@@ -38,6 +38,7 @@ class ModelOptions:
         dtype: Type of the weights; None: float32 on CPU, else that of config.json.
         chat_template: As in training; None asks the folder of the adapter or the model.
         system: System text of conversations that have none.
+        enable_thinking: What the template is told of thoughts before answers; None: as in training.
         src_length: Most tokens of a prompt; what is older is cut.
         base: "trained": the base of a LoRA run is quantised as it was in training; "original": it is not.
     """
@@ -50,6 +51,7 @@ class ModelOptions:
     dtype: str | None = None
     chat_template: str | None = None
     system: str | None = None
+    enable_thinking: bool | None = None
     src_length: int = 1024
     base: str = BASES[0]
 
@@ -137,8 +139,20 @@ class ModelOptions:
         folders = filter(None, (self.adapter, Path(self.model_name_or_path)))
         return next((text for folder in folders if (text := trained_system(folder)) is not None), None)
 
+    def thinking(self) -> bool | None:
+        """What the template is told of thoughts: what is given, else, for the template of the training, as it was."""
+        from finetune.data.templates.trained_template import trained_template, trained_thinking
+
+        if self.enable_thinking is not None or self.chat_template is not None:
+            return self.enable_thinking
+        for folder in filter(None, (self.adapter, Path(self.model_name_or_path))):
+            if trained_template(folder) is not None:
+                return trained_thinking(folder)
+        return None
+
     def template_name(self, tokenizer_folder: Path) -> str:
-        """The chat template: the one given, else that of the training, else the tokenizer's own, else none."""
+        """The chat template: the one given, else that of the training, the tokenizer's own, its family's, or none."""
+        from finetune.data.templates.default_template import family_format
         from finetune.data.templates.template import OWN_NAME, PLAIN_NAMES, load_template
         from finetune.data.templates.trained_template import trained_template
 
@@ -150,15 +164,31 @@ class ModelOptions:
         try:
             load_template(OWN_NAME, tokenizer_folder)
         except UserError:
-            return PLAIN_NAMES[0]
+            return family_format(tokenizer_folder) or PLAIN_NAMES[0]
         return OWN_NAME
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ModelOptions`."""
+def _read_switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser, *, needs_name: bool = True, src_length: int = 1024
+) -> None:
+    """The options of `ModelOptions`.
+
+    Args:
+        parser: Gets them.
+        needs_name: Whether the model must be given by this option.
+        src_length: Default of the most tokens of a prompt.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model_name_or_path", required=True, help="model folder or hub name, or a folder of export_model.py"
+        "--model_name_or_path",
+        required=needs_name,
+        help="model folder or hub name, or a folder of export_model.py",
     )
     group.add_argument(
         "--lora_path",
@@ -184,8 +214,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="as in training: a name such as chatml, tokenizer, a file, or none (the one of the training, "
         "else the tokenizer's own, else none)",
     )
+    group.add_argument(
+        "--enable_thinking",
+        type=_read_switch,
+        metavar="{true,false}",
+        help="whether answers begin with thoughts, for templates that have a switch (as in training, else theirs)",
+    )
     group.add_argument("--system", help="system text of conversations that have none")
-    group.add_argument("--src_length", type=int, default=1024, help="most tokens of a prompt (1024)")
+    group.add_argument(
+        "--src_length", type=int, default=src_length, help=f"most tokens of a prompt ({src_length})"
+    )
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:

@@ -50,7 +50,9 @@ def _samples(
         lora_path=options.lora_path,
         chat_template=options.chat_template,
     )
-    template = load_template(model.template_name(tokenizer_folder), tokenizer_folder)
+    template = load_template(
+        model.template_name(tokenizer_folder), tokenizer_folder, enable_thinking=model.thinking()
+    )
     files = find_split(path, "train") if path == options.calibration_data else find_evaluation_files(path)
     store, _ = load_samples(
         files,

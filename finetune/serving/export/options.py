@@ -11,6 +11,7 @@ from typing import Any
 from finetune.adapters.adapter_folder import find_adapter_faults
 from finetune.errors import UserError
 from finetune.machine.command_names import EXPORT, usage_name
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.device import detect_device, device_kind, find_device_fault
 from finetune.models.hubs.adapters import is_hub_name, local_adapter
 from finetune.storage.lock import remove_dead_lock
@@ -133,7 +134,7 @@ class ExportOptions:
 
 def parse_options(argv: Sequence[str] | None = None) -> ExportOptions:
     """Reads the command line; exits with 2 and the usage where it cannot be read."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(EXPORT),
         description="Write a model as a static graph with its tokenizer, for predict_generation.py --mode static.",
     )

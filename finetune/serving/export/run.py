@@ -15,6 +15,7 @@ from finetune.adapters.adapter_folder import has_reward_head
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError, find_remedy
 from finetune.families.decoder_description import check_description
+from finetune.machine.screen import print_text
 from finetune.models.resolve import ResolvedModel, trained_over_another, with_weights
 from finetune.models.reward_head import is_reward_config
 from finetune.serving.decoding.exported import PREFIX_FILE, PROGRAM_FILE, ExportedFacts
@@ -105,7 +106,7 @@ def _export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
     except OSError as error:
         raise _unwritable(options.output_path, error) from error
     if quantised:
-        print(*quantised[1].lines(), sep="\n")
+        print_text(*quantised[1].lines())
     return facts
 
 
@@ -282,6 +283,7 @@ def _tokenizer_folder(options: ExportOptions, folder: Path, resolved: ResolvedMo
 def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
     """Configuration, generation settings, tokenizer and chat template, byte for byte but for how weights are packed."""
     from finetune.checkpoints.companions import copy_companions
+    from finetune.models.other_parts import drop_other_parts
 
     copy_companions(tokenizer_folder, target)
     if tokenizer_folder != folder:
@@ -293,3 +295,4 @@ def _copy_files(folder: Path, tokenizer_folder: Path, target: Path) -> None:
         write_json(target / "config.json", ordinary)
     for name in _ADAPTER_FILES:
         (target / name).unlink(missing_ok=True)
+    drop_other_parts(target)

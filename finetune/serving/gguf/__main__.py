@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.machine.command_names import called_as
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.command_start import start_command
+from finetune.machine.screen import print_text
 
 if __name__ == "__main__":  # until `run_command`: the imports below take a moment
     start_command()
@@ -25,7 +27,7 @@ from finetune.serving.gguf.tensors import TYPES
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{program} gguf" if (program := called_as()) else "python -m finetune.serving.gguf",
         description=f"Write a whole (merged) model as {WEIGHTS} for llama.cpp, with a {MODELFILE} for Ollama.",
     )
@@ -56,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.model_name_or_path, options.output_path, options.type, overwrite=options.overwrite
     )
     if facts.narrow:
-        print(
+        print_text(
             f"note: {len(facts.narrow)} matrices became f16: blocks of q8_0 need rows of a multiple of 32 numbers"
         )
     if facts.sizes.is_window:
-        print(
+        print_text(
             f"note: texts end at {facts.sizes.context} tokens, the model's window of attention, which llama.cpp "
             "leaves out"
         )
-    print(
+    print_text(
         f"{options.output_path / WEIGHTS}: {facts.architecture}, {options.type}, {facts.num_tensors} tensors, "
         f"{facts.num_bytes / 1e6:.1f} MB, texts of up to {facts.sizes.context} tokens; read back and compared"
     )

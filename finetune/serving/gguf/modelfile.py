@@ -69,8 +69,9 @@ def go_template(chat: ChatFormat, *, bos: str, eos: str) -> str | None:
             later + text.removeprefix(bos) if text.startswith(bos) else text for text in (asked, returned)
         )
     answered = _filled(chat.answer, "{{ .Content }}")
+    end = chat.end or ("" if chat.ends_with_next else eos)
     # The last message, if it is an answer, is one that the model goes on with.
-    ended = "{{ if gt (len (slice $.Messages $i)) 1 }}" + (chat.end or eos) + chat.after + "{{ end }}"
+    ended = "{{ if gt (len (slice $.Messages $i)) 1 }}" + end + chat.after + "{{ end }}"
     return "".join((
         opening,
         "" if in_user else system,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from finetune.data.templates.chat_jinja import write_jinja
 from finetune.data.templates.chat_templates import CHAT_FORMATS, ChatFormat
+from finetune.data.templates.default_template import choose_format
+from finetune.data.templates.jinja_forms import JINJA_FORMS
 from finetune.data.templates.own_templates import DEFAULT, read_own_templates
 from finetune.data.templates.template import PLAIN_NAMES
 from finetune.data.templates.trained_template import template_source, trained_system, trained_template
@@ -48,11 +50,13 @@ def choose_template(folder: Path, family: Family) -> ChosenTemplate:
         return ChosenTemplate(None, None, system)
     own = read_own_templates(folder).by_name.get(DEFAULT)
     if name is None and own is None:
-        name = family.chat_template
+        name = choose_format(family.chat_template, folder)
     chat = CHAT_FORMATS.get(name or "")
     source = template_source(folder, family.tokenizer)
     if chat is not None and source is None:
         source = write_jinja(chat, family.tokenizer)
+    if source is None and name in JINJA_FORMS:
+        source = JINJA_FORMS[name].source
     if system is None and chat is not None:
         system = chat.default_system
     return ChosenTemplate(own if source is None else source, chat, system)

@@ -13,6 +13,7 @@ from finetune.adapters.adapter_folder import CONFIG_FILES
 from finetune.checkpoints.companions import is_companion
 from finetune.data.samples.tokenize import Prompt
 from finetune.errors import UserError, list_some
+from finetune.machine.screen import print_text
 from finetune.models.resolve import ResolvedModel
 from finetune.serving.decoding.exported import FACTS_FILE
 from finetune.serving.decoding.settings import DecodingSettings
@@ -39,6 +40,7 @@ def describe_run(plan: PlannedModel, settings: DecodingSettings, data_file: Path
         "dtype": options.dtype,
         "chat_template": plan.template_name,
         "system": options.system_text(),
+        **({} if (switch := options.thinking()) is None else {"enable_thinking": switch}),
         "src_length": options.src_length,
         **asdict(settings),
         "content of data_file": _digest([data_file]),
@@ -55,7 +57,7 @@ def run_batches(
     journal: Journal,
     *,
     batch_size: int,
-    show_message: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    show_message: Callable[[str], None] = lambda line: print_text(line, stream=sys.stderr),
 ) -> None:
     """Generates what the journal does not hold yet, and writes the output.
 

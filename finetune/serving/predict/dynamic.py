@@ -73,8 +73,6 @@ class DynamicDecoder:
         on_tokens: OnTokens | None = None,
     ) -> list[list[int]]:
         """Answers to a batch of prompts; see `finetune.serving.decoding.decoder.StaticDecoder.generate`."""
-        import paddle
-
         if not prompts:
             return []
         stop_ids = self.stop_ids if settings.stop_ids is None else settings.stop_ids
@@ -82,8 +80,7 @@ class DynamicDecoder:
         chooser = _Chooser(prompts, settings, stop_ids=stop_ids, samples=samples)
         answers: list[list[int]] = [[] for _ in prompts]
         is_open = [True] * len(prompts)
-        paddle.set_device(self._device)
-        with paddle.no_grad(), self._switched():
+        with self.inference():
             steps = self._steps(prompts, chooser)
             for tokens in steps:
                 news = [[token] if open_ and token not in stop_ids else []
@@ -102,28 +99,62 @@ class DynamicDecoder:
 
     def _steps(self, prompts: Sequence[Sequence[int]], chooser: _Chooser) -> Iterator[list[int]]:
         """The next token of every row, again and again; what the caller writes into the list goes on."""
+        logits, state = self.read_prompts(prompts)
+        tokens: list[int] = []
+        for step in range(chooser.num_steps):
+            if step:
+                logits, state = self.read_tokens(tokens, state)
+            tokens = chooser.choose(logits, step)
+            yield tokens
+            chooser.remember(tokens)
+
+    def read_prompts(self, prompts: Sequence[Sequence[int]]) -> tuple[Any, dict[str, Any]]:
+        """Runs the model over prompts; within `inference`.
+
+        Args:
+            prompts: Token ids of each, at least one id; any lengths.
+
+        Returns:
+            Logits of the token behind each prompt, float32 [B, vocabulary]; and what `read_tokens` goes on from: the
+            cache, ``attention_mask`` [B, tokens so far], where padding stands on the left, and
+            ``position_ids`` of the next tokens, [B, 1].
+        """
         import paddle
 
         from finetune.data.batches.collate import collate_prompts
-        from finetune.training.loss import logits_of
 
         rows = [Prompt(input_ids=np.asarray(row, np.int32), source="", target="") for row in prompts]
         batch = {name: paddle.to_tensor(array)
                  for name, array in collate_prompts(rows, pad_token_id=self._filler).items()}  # fmt: skip
         ids = batch.pop("input_ids")
-        kwargs: dict[str, Any] = {**batch, "use_cache": True}
-        prepare = self._prepare()
         last = np.full(ids.shape, IGNORE_INDEX, np.int64)
         last[:, -1] = 0
-        for step in range(chooser.num_steps):
-            with self._positions.only(last) if step == 0 else contextlib.nullcontext():
-                outputs = self._base(**prepare(ids, **kwargs))
-            logits = logits_of(outputs)
-            tokens = chooser.choose((logits if step == 0 else logits[:, -1]).astype("float32"), step)
-            yield tokens
-            chooser.remember(tokens)
-            ids = paddle.concat([ids, paddle.to_tensor(tokens, "int64").unsqueeze(1)], axis=1)
-            kwargs = self._base.update_model_kwargs_for_generation(outputs, kwargs)
+        with self._positions.only(last):
+            return self._forward(ids, {**batch, "use_cache": True})
+
+    def read_tokens(self, tokens: Sequence[int], state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Runs the model over one more token of every row; see `read_prompts`."""
+        import paddle
+
+        logits, state = self._forward(paddle.to_tensor(tokens, "int64").unsqueeze(1), state)
+        return logits[:, -1], state
+
+    def _forward(self, ids: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        from finetune.training.loss import logits_of
+
+        outputs = self._base(**self._prepare()(ids, **state))
+        state = self._base.update_model_kwargs_for_generation(outputs, state)
+        state["position_ids"] = state["position_ids"][..., -1:]
+        return logits_of(outputs).astype("float32"), state
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """What a thread needs in which the model runs: device, no gradients, adapter on or off."""
+        import paddle
+
+        paddle.set_device(self._device)
+        with paddle.no_grad(), self._switched():
+            yield
 
     def _prepare(self) -> Any:
         if hasattr(self._model, "prefix_config") and self._adapter_on:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from finetune.errors import UserError
+from finetune.machine.screen import print_text
 from finetune.serving.decoding.settings import DecodingSettings
 from finetune.serving.predict.responder import Responder
 
@@ -120,7 +121,7 @@ def converse(responder: Responder, settings: DecodingSettings) -> None:
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` line editing and its history)
-    print(HELP, file=sys.stderr)
+    print_text(HELP, stream=sys.stderr)
     if not responder.keeps_history:
-        print("Without a chat template every line stands alone.", file=sys.stderr)
+        print_text("Without a chat template every line stands alone.", stream=sys.stderr)
     Terminal(responder, settings).run()

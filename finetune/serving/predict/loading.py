@@ -91,7 +91,7 @@ def plan_model(options: ModelOptions, *, takes_rewards: bool = False) -> Planned
     has_own = adapter is not None and find_vocabulary(adapter, resolved.family.tokenizer) is not None
     tokenizer = adapter if adapter and has_own else resolved.folder or resolved.name
     name = options.template_name(Path(tokenizer))
-    template = load_template(name, Path(tokenizer))
+    template = load_template(name, Path(tokenizer), enable_thinking=options.thinking())
     missing = describe_missing(adapter, resolved.family, resolved.config) if adapter else []
     return PlannedModel(options, resolved, template, name, tokenizer, [*resolved.notes, *missing])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from finetune.errors import UserError
 from finetune.machine.command_names import PREDICT, usage_name
+from finetune.machine.command_parser import CommandParser
+from finetune.machine.screen import print_text
 from finetune.serving.decoding.options import (
     ModelOptions,
     add_decoding_options,
@@ -66,7 +67,7 @@ def parse_options(argv: Sequence[str] | None = None) -> PredictOptions:
     Raises:
         UserError: A value is out of range.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=usage_name(PREDICT),
         description="Answer the lines of a file, or talk with a model on the terminal.",
     )
@@ -111,7 +112,7 @@ def predict(options: PredictOptions) -> None:
     check_room(plan.position_limit, options.settings)
     if options.data_file is None or options.output_file is None:
         silence_libraries()
-        print(*plan.notes, sep="\n", file=sys.stderr)
+        print_text(*plan.notes, stream=sys.stderr)
         from finetune.serving.predict.interactive import converse
 
         converse(load_responder(plan), options.settings)
@@ -123,7 +124,7 @@ def predict(options: PredictOptions) -> None:
     requests = read_requests(options.data_file)
     with Journal(options.output_file, describe_run(plan, options.settings, options.data_file)) as journal:
         silence_libraries()
-        print(*plan.notes, sep="\n", file=sys.stderr)
+        print_text(*plan.notes, stream=sys.stderr)
         responder = load_responder(plan)
         run_batches(responder, requests, options.settings, journal, batch_size=options.batch_size)
 
@@ -142,5 +143,5 @@ def _score(options: PredictOptions, plan: PlannedModel) -> None:
     rows = read_rows(options.data_file)
     with Journal(options.output_file, describe_run(plan, options.settings, options.data_file)) as journal:
         silence_libraries()
-        print(*plan.notes, sep="\n", file=sys.stderr)
+        print_text(*plan.notes, stream=sys.stderr)
         score_rows(load_scorer(plan), rows, journal, batch_size=options.batch_size)

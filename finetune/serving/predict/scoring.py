@@ -12,6 +12,7 @@ from finetune.data.preference.encoding import Dropped, PreferenceBuilder
 from finetune.data.preference.sample import PreferenceSample
 from finetune.data.reading.records import FaultCollector
 from finetune.data.samples.dataset import with_system
+from finetune.machine.screen import print_text
 from finetune.models.reward_head import REWARD_HEAD
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def score_rows(
     journal: Journal,
     *,
     batch_size: int,
-    show_message: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    show_message: Callable[[str], None] = lambda line: print_text(line, stream=sys.stderr),
 ) -> None:
     """Computes what the journal does not hold yet, and writes the output.
 

@@ -65,11 +65,11 @@ def test_both_languages_have_all_words():
 
 def test_other_machines_need_a_password(monkeypatch, tmp_path):
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.delenv(run.PASSWORD_VARIABLE, raising=False)
+    monkeypatch.delenv(run.PASSWORD.variable, raising=False)
     with pytest.raises(UserError, match=r"open to everyone .* --password_file"):
         parse("--host", "0.0.0.0").check()
     parse().check()
-    monkeypatch.setenv(run.PASSWORD_VARIABLE, "1234567")
+    monkeypatch.setenv(run.PASSWORD.variable, "1234567")
     with pytest.raises(UserError, match="has 7 characters but must have at least 8"):
         parse("--host", "::").check()
     path = tmp_path / "password"
@@ -80,7 +80,7 @@ def test_other_machines_need_a_password(monkeypatch, tmp_path):
 
 
 def test_a_name_is_judged_by_the_address_that_it_means(monkeypatch):
-    monkeypatch.delenv(run.PASSWORD_VARIABLE, raising=False)
+    monkeypatch.delenv(run.PASSWORD.variable, raising=False)
     with socket.create_server(("0.0.0.0", 0)) as listener, pytest.raises(UserError, match="open to everyone"):
         parse("--host", "some-name").access(listener)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -102,3 +102,10 @@ def test_a_password_file_that_holds_none(tmp_path, content, words):
         parse("--password_file", str(tmp_path / "gone"))
     with pytest.raises(UserError, match="is not a file"):
         parse("--password_file", str(tmp_path))
+
+
+def test_a_password_is_no_word_of_the_command_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run.parse_options(["--model_name_or_path", "model", "--password", "correct horse"])
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and "--password_file" in told and "horse" not in told

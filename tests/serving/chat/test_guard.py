@@ -8,7 +8,9 @@ import base64
 import pytest
 
 from finetune.serving.chat import guard
-from finetune.serving.chat.guard import Access, Guard, own_names
+from finetune.serving.chat.guard import Access, Guard
+from finetune.serving.web import attempts
+from finetune.serving.web.hosts import own_names
 
 JOIN = "/gradio_api/queue/join"
 
@@ -153,8 +155,8 @@ def test_an_address_may_send_so_many_requests_a_minute(page, monkeypatch):
         assert ask(page, "POST", JOIN)[0] == 200
     assert ask(page, "POST", JOIN)[0] == 429
     assert ask(page)[0] == 200 and ask(page, "POST", JOIN, address="10.0.0.7")[0] == 200
-    later = guard.time.monotonic() + 61
-    monkeypatch.setattr(guard.time, "monotonic", lambda: later)
+    later = attempts.time.monotonic() + 61
+    monkeypatch.setattr(attempts.time, "monotonic", lambda: later)
     assert ask(page, "POST", JOIN)[0] == 200
 
 

@@ -30,7 +30,11 @@ def build_sharp(family: str, folder: Path, **options: Any) -> Path:
     sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 600, "max_length": 256}
     build_tiny(family, folder, **sizes | options)
     path = folder / "model.safetensors"
-    tensors = {name: tensor * np.float32(_scale(name)) for name, tensor in load_file(path).items()}
+    sharpness = FACTS[family].sharpness
+    tensors = {
+        name: tensor * np.float32(_scale(name) * (sharpness if name.endswith("proj.weight") else 1.0))
+        for name, tensor in load_file(path).items()
+    }
     save_file(tensors, path, metadata={"format": "np"})
     return folder
 

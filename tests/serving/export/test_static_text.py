@@ -22,7 +22,20 @@ GREEDY = DecodingSettings(max_new_tokens=30, stop_ids=())
 PENALISED = DecodingSettings(max_new_tokens=30, stop_ids=(), repetition_penalty=1.3)
 
 
-@pytest.mark.parametrize("name", sorted(families()))
+# ChatGLM-6B's second positions are in no graph.
+REFUSED = ("chatglm",)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_families_without_a_description_are_refused_before_their_weights_are_read(name, tmp_path):
+    folder = build_sharp(name, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"nothing that could be read")
+    with pytest.raises(UserError, match=f"family {name} cannot be exported to a static graph"):
+        export_folder(folder, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("name", sorted({*families()} - {*REFUSED}))
 def test_greedy_text_is_that_of_the_dynamic_model(name, tmp_path):
     folder = build_sharp(name, tmp_path / "model")
     decoder = StaticDecoder(export_folder(folder, tmp_path / "exported"))
@@ -143,6 +156,8 @@ def test_a_sliding_window_and_scaled_positions(tmp_path):
     """Settings of config.json that change what attention sees."""
     for name, changes in (
         ("mistral", {"sliding_window": 4}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}}),
         (
             "qwen3",

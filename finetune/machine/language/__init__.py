@@ -1,0 +1,1 @@
+"""The language in which commands speak to a person."""
