@@ -39,7 +39,7 @@ from finetune.serving.web.listening import find_port_faults, is_loopback, listen
 from finetune.serving.web.secrets import SecretKind
 
 if TYPE_CHECKING:
-    from finetune.serving.chat.page import Side
+    from finetune.serving.chat.panel import Side
 
 PASSWORD = SecretKind("the password", "password_file", "FINETUNE_CHAT_PASSWORD", "the page")
 _MAX_OPEN_FILES = 4096
@@ -188,7 +188,7 @@ def load_sides(options: ChatOptions) -> list[Side]:
     silence_libraries()
     for plan in plans:
         print_text(*plan.notes, stream=sys.stderr)
-    from finetune.serving.chat.page import Side
+    from finetune.serving.chat.panel import Side
 
     name, adapter = options.model.model_name_or_path, options.model.adapter
     if adapter and options.compare:
