@@ -12,7 +12,8 @@ from typing import Any
 def read_json_lines(paths: Iterable[Path]) -> Iterator[Any]:
     """The values of files that hold one on each line."""
     for path in paths:
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        with path.open(encoding="utf-8") as file:  # strings may hold other line separators
+            yield from map(json.loads, file)
 
 
 def table_marks(name: str = "") -> tuple[str, str]:
