@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.errors import EXIT_FAILED, UserError
 from finetune.machine.command_names import called_as
+from finetune.machine.command_parser import CommandParser
 from finetune.machine.device import device_kind
+from finetune.machine.language.translation import translate_piece
 from finetune.machine.screen import show_line
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.parsing import read_given
@@ -58,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{called_as() or 'paddle-finetune'} plan",
-        usage="%(prog)s FILE [--card_memory 24GB] [--num_cards N] [--tokens_per_second N] [--json] [--setting value ...]",
+        usage="%(prog)s FILE [options] [--key value ...]",
         description="Tell what a run will be before it is started: parameters, layout, steps, memory, disk, time. "
         "The settings are those of train; --device gpu plans for cards that this machine need not have.",
         allow_abbrev=False,
@@ -155,7 +157,7 @@ def _run(args: Arguments, options: argparse.Namespace) -> int:
 def _print(lines: Iterator[str]) -> None:
     from finetune.run.plan.screen import fold
 
-    for line in fold(lines):
+    for line in fold(map(translate_piece, lines)):
         print(line)
 
 

@@ -7,7 +7,9 @@ front of them (docs/memory.md tells them, `tests/families/test_layer_memory.py` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,28 @@ class LayerMemory:
         return self.cpu if self.cpu is not None and device == "cpu" else self
 
 
-CHOSEN_HIDDEN = 2
+_CHOSEN_HIDDEN = 2
 """Tensors of hidden size that a layer keeps for each expert that a token passes."""
-SHARED_HIDDEN = 1
+_SHARED_HIDDEN = 1
 """The same for an expert that every token passes."""
+
+
+def passed_experts(
+    layer: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> tuple[int, int] | None:
+    """What the experts of a layer come to for a token; None for a layer without any.
+
+    Args:
+        layer: Name of the decoder layer.
+        shapes: Of all parameters of the model, by name.
+        config: Its configuration as the family adapts it.
+
+    Returns:
+        The width of all experts that a token passes, and the tensors of hidden size that are kept for them.
+    """
+    routed = shapes.get(f"{layer}.mlp.experts.0.down_proj.weight")
+    if routed is None:
+        return None
+    num_chosen = int(config.get("num_experts_per_tok") or 1)
+    shared = shapes.get(f"{layer}.mlp.shared_expert.down_proj.weight", (0,))[0]
+    return num_chosen * routed[0] + shared, _CHOSEN_HIDDEN * num_chosen + (_SHARED_HIDDEN if shared else 0)

@@ -16,7 +16,7 @@ from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config
 
 Shape = tuple[int, ...]
 
-_JOINED_BY = {"fuse_attention_qkv": "qkv_proj", "fuse_attention_ffn": "gate_up_fused_proj"}
+_JOINED_BY = dict(zip(("fuse_attention_qkv", "fuse_attention_ffn"), JOINED_LAYERS, strict=True))
 """Option -> the layer that it makes of several."""
 
 
@@ -42,9 +42,8 @@ def weight_shapes(
     specs = family.weights(sized) if family.weights else family.tiny.weights(_sizes(family, sized))
     shapes = {name: spec.shape for name, spec in specs.items()}
     if is_reward_config(sized):
-        hidden = int(sized[family.fields.hidden_size])
         shapes = {name: each for name, each in shapes.items() if not is_output(name)}
-        shapes[REWARD_WEIGHT] = (hidden, 1)
+        shapes[REWARD_WEIGHT] = (family.width(sized), 1)
     elif is_tied(sized, family):
         shapes = {name: each for name, each in shapes.items() if not is_output(name)}
     for option, joined in _JOINED_BY.items():
@@ -62,9 +61,9 @@ def _sizes(family: Family, config: Mapping[str, Any]) -> TinyShape:
     fields = family.fields
     num_heads = int(config[fields.num_heads])
     num_kv_heads = int(config.get(fields.num_kv_heads or "") or num_heads)
-    inner = config.get(fields.inner_size or "") or (family.tiny.inner_ratio or 4) * config[fields.hidden_size]
+    inner = config.get(fields.inner_size or "") or (family.tiny.inner_ratio or 4) * family.width(config)
     return TinyShape(
-        hidden_size=int(config[fields.hidden_size]),
+        hidden_size=family.width(config),
         intermediate_size=int(inner),
         num_layers=int(config[fields.num_layers]),
         num_heads=num_heads,

@@ -7,6 +7,7 @@ from typing import Any
 from finetune.families.chatglm.config import UNDERSTOOD, adapt_config, covers, published_config
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS
+from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -88,6 +89,7 @@ CHATGLM = register(
             config=published_config,
             needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm-6b",
         ),
+        memory=LayerMemory(hidden=4, inner=2, norms=0),
         tiny=TinyRecipe(
             tokenizer="sentencepiece_chatglm",
             config=_tiny_config,

@@ -125,7 +125,10 @@ LLAMA = register(
         ),
         weights=_weights,
         memory=LayerMemory(
-            query=6.7, key_value=1.9, tables=2, cpu=LayerMemory(key_value=2, inner=4, tables=2)
+            query=6.7,
+            key_value=1.9,
+            tables=2,
+            cpu=LayerMemory(hidden=4, query=6, key_value=2, inner=4, tables=2),
         ),
         chat_template={
             "<｜Assistant｜>": "deepseek_r1",

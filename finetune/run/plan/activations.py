@@ -19,10 +19,13 @@ from typing import Any
 
 from finetune.adapters.trained_shapes import TrainedShapes
 from finetune.families.family import Family
-from finetune.families.layer_memory import CHOSEN_HIDDEN, SHARED_HIDDEN
+from finetune.families.layer_memory import passed_experts
 from finetune.run.plan.facts import FLOAT_BYTES, HALF_BYTES, MemoryFacts
+from finetune.run.plan.rank_parts import layer_number
 
 _LOSS_BYTES = 8  # a logit in float32 and its probability
+_MAGNITUDE = "lora_magnitude"
+_KRONECKER = (("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a"))
 _GATHERED = 2  # tensors of hidden size that sequence parallelism keeps whole
 
 
@@ -60,6 +63,7 @@ class Widths:
         positions: Of the model.
         inner: For each layer, what its feed-forward layers are wide for a token: of experts all that a token passes.
         expert_hidden: For each layer, further tensors of hidden size of its experts.
+        updates: For each layer, what its low-rank updates keep for a token.
     """
 
     hidden: int
@@ -71,24 +75,20 @@ class Widths:
     positions: int
     inner: tuple[int, ...]
     expert_hidden: tuple[int, ...]
+    updates: tuple[int, ...] = ()
 
 
 def widths_of(family: Family, config: Mapping[str, Any], shapes: TrainedShapes) -> Widths:
     """The sizes of a model with this configuration, as the family adapts it."""
     geometry = family.prefix_geometry(config)
     num_layers, fields = geometry.num_layers, family.fields
-    hidden = int(config[fields.hidden_size])
+    hidden = family.width(config)
     given = config.get(fields.inner_size or "") or (family.tiny.inner_ratio or 4) * hidden
     inner, more = [int(given) // fields.inner_parts] * num_layers, [0] * num_layers
     for number in range(num_layers):
-        layer = f"{family.base_prefix}.layers.{number}.mlp"
-        routed = shapes.model.get(f"{layer}.experts.0.down_proj.weight")
-        if routed is None:
-            continue
-        num_chosen = int(config.get("num_experts_per_tok") or 1)
-        shared = shapes.model.get(f"{layer}.shared_expert.down_proj.weight", (0,))[0]
-        inner[number] = num_chosen * routed[0] + shared
-        more[number] = CHOSEN_HIDDEN * num_chosen + (SHARED_HIDDEN if shared else 0)
+        experts = passed_experts(f"{family.base_prefix}.layers.{number}", shapes.model, config)
+        if experts is not None:
+            inner[number], more[number] = experts
     return Widths(
         hidden=hidden,
         query=geometry.num_heads * geometry.head_dim,
@@ -99,7 +99,26 @@ def widths_of(family: Family, config: Mapping[str, Any], shapes: TrainedShapes) 
         positions=int(config.get(fields.max_positions) or 0),
         inner=tuple(inner),
         expert_hidden=tuple(more),
+        updates=tuple(_update_widths(shapes, num_layers)),
     )
+
+
+def _update_widths(shapes: TrainedShapes, num_layers: int) -> list[int]:
+    """What updates keep for a token: x A of LoRA, the scaled output of DoRA, x w2 of LoKr."""
+    widths = [0] * num_layers
+    for name, rank in shapes.adapted.items():
+        number = layer_number(name)
+        if number is None:
+            continue
+        widths[number] += rank
+        if f"{name}.{_MAGNITUDE}" in shapes.added:
+            widths[number] += shapes.model[f"{name}.weight"][1]
+        first, second = (
+            next((shapes.added[f"{name}.{end}"] for end in ends if f"{name}.{end}" in shapes.added), (0, 0))
+            for ends in _KRONECKER
+        )
+        widths[number] += first[1] * second[0]
+    return widths
 
 
 class Activations:
@@ -136,6 +155,7 @@ class Activations:
             self._stream(number, batch)
             + self._attention(batch)
             + self._inner(number, batch)
+            + self._updates(number, batch)
             + self.scores(batch)
         )
 
@@ -214,6 +234,11 @@ class Activations:
             * self.facts.compute_bytes
             / self._degree
         )
+
+    def _updates(self, number: int, batch: MicroBatch) -> float:
+        widths = self.widths.updates
+        width = widths[number] if widths else 0
+        return batch.tokens * width * self.facts.compute_bytes / self._degree
 
     @property
     def table_bytes(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finetune.machine.language.columns import count_columns, wrap
 
 if TYPE_CHECKING:
     from finetune.run.plan.nearest import Change
@@ -198,16 +199,13 @@ def _change_to_json(change: Change) -> dict[str, Any]:
 def fold(lines: Iterable[str]) -> Iterator[str]:
     """Lines of at most 80 columns; what is longer goes on below, indented, and no word is broken."""
     for line in lines:
-        indent = " " * (len(line) - len(line.lstrip()) + 2)
-        folded = textwrap.wrap(
-            line,
-            _WIDTH,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-            drop_whitespace=len(line) > _WIDTH,
-        )
-        yield from folded if len(line) > _WIDTH else [line]
+        if count_columns(line) <= _WIDTH:
+            yield line
+            continue
+        indent = " " * (len(line) - len(line.lstrip()))
+        first, *rest = wrap(line.lstrip(), _WIDTH - len(indent) - 2).split("\n")
+        yield indent + first
+        yield from (f"{indent}  {each}" for each in rest)
 
 
 def format_seconds(seconds: float) -> str:

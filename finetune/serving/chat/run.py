@@ -98,7 +98,8 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
     Raises:
         UserError: A value is out of range.
     """
-    parser = CommandParser(prog=usage_name(CHAT), description=__doc__.partition("\n")[0])
+    description = "A chat page in the browser, for one model or for two side by side."
+    parser = CommandParser(prog=usage_name(CHAT), description=description)
     group = parser.add_argument_group("page")
     group.add_argument("--second_model", help="another model, shown beside the first")
     group.add_argument(
