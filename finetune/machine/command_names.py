@@ -14,7 +14,15 @@ from pathlib import Path
 PROGRAM = "paddle-finetune"
 _PACKAGE = "finetune"
 
-TRAIN, PREDICT, CHAT, SERVE, EXPORT, TINY = "train", "predict", "chat", "serve", "export", "tiny"
+TRAIN, PREVIEW, PREDICT, CHAT, SERVE, EXPORT, TINY = (
+    "train",
+    "preview",
+    "predict",
+    "chat",
+    "serve",
+    "export",
+    "tiny",
+)
 MERGE_LORA, MERGE_RANKS = "merge lora", "merge tp"
 
 SCRIPTS = {

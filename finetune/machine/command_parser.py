@@ -6,7 +6,7 @@ import argparse
 from typing import Any, NoReturn
 
 from finetune.machine.language.choice import language
-from finetune.machine.language.columns import wrap
+from finetune.machine.language.columns import count_columns, wrap
 from finetune.machine.language.translation import translate, translate_piece
 
 
@@ -53,6 +53,14 @@ class _HelpFormatter(argparse.HelpFormatter):
         if language() == "en":
             return super()._fill_text(text, width, indent)
         return "\n".join(indent + line for line in wrap(" ".join(text.split()), width).split("\n"))
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None) -> str:
+        wide = count_columns(prefix or "") - len(prefix or "")
+        self._width -= wide  # argparse counts characters
+        try:
+            return super()._format_usage(usage, actions, groups, prefix)
+        finally:
+            self._width += wide
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
         """The line of usage, under its name in the person's language."""

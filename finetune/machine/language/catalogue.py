@@ -7,8 +7,9 @@ looked up when it is shown, so that no code knows of languages, and what a catal
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from finetune.machine.language.columns import pad
 
@@ -18,6 +19,10 @@ _MAX_DEPTH = 4
 _LINES, _COLUMNS, _PARTS = re.compile(r"(\n)"), re.compile(r"( {2,})"), re.compile(r"(; )")
 """Between parts of a message that are messages of their own."""
 _LABEL = re.compile(r"(error|warning|note|next|interrupted): (?=\S)")
+_QUOTES = frozenset(('""', "''", "``"))
+_NUMBER = re.compile(r"[-+~<]?\d|nan\b|inf\b")
+_MIN_FIXED = 12
+"""Letters of a piece around its values; one with fewer fits many a sentence, and is taken around numbers only."""
 
 
 class Catalogue:
@@ -27,10 +32,18 @@ class Catalogue:
         entries: English template -> the same in the other language.
         pieces: The same of what stands in columns, titles and enumerations only: too short to be looked for inside
                 a message.
+        kept: Texts of a person, such as names of files, that stay as they are inside messages, whatever they look
+              like; may grow later.
     """
 
-    def __init__(self, entries: Mapping[str, str], pieces: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        entries: Mapping[str, str],
+        pieces: Mapping[str, str] | None = None,
+        kept: Container[str] = frozenset(),
+    ):
         self._pieces = Catalogue(pieces) if pieces else None
+        self._kept = kept
         self._exact = {key: _Template(key, text) for key, text in entries.items() if _PLACE not in key}
         # What is put behind other messages; f-strings have no place that tells where it begins.
         self._endings = {
@@ -45,8 +58,11 @@ class Catalogue:
 
         Values inside a message are translated where they are messages themselves.
         """
-        if not text or text.isspace():
+        if not text or text.isspace() or (depth and self._is_kept(text)):
             return text
+        if text.startswith("  ") and text not in self._exact:
+            core = text.lstrip(" ")
+            return " " * (len(text) - len(core)) + self.translate(core, depth)
         if found := self._find(text, depth):
             return found
         if depth < _MAX_DEPTH:
@@ -72,8 +88,16 @@ class Catalogue:
             return None
         template, values = found
         if depth < _MAX_DEPTH:
-            values = [self.translate(value, depth + 1) for value in values]
+            values = [
+                value if is_quoted else self.translate(value, depth + 1)
+                for value, is_quoted in zip(values, template.quoted, strict=False)
+            ]
         return template.fill(values)
+
+    def _is_kept(self, text: str) -> bool:
+        """Whether a part of a message is a person's: one of the kept texts, or in quotes."""
+        text = text.strip()
+        return text in self._kept or (text[:1] + text[-1:] in _QUOTES and text[:1] not in text[1:-1])
 
     def _match(self, text: str) -> tuple[_Template, list[str]] | None:
         if text in self._exact:
@@ -86,8 +110,10 @@ class Catalogue:
     def translate_piece(self, text: str, depth: int = 0) -> str:
         """The text of a column or title in the other language."""
         found = self._pieces._match(text) if self._pieces else None
-        if found is None:
+        if found is None or (found[1] and not found[0].fits_piece(found[1])) or text in self._exact:
             return self.translate(text, depth)
+        if depth and self._is_kept(text):
+            return text
         template, values = found
         if depth < _MAX_DEPTH:
             values = [self.translate_piece(value, depth + 1) for value in values]
@@ -120,6 +146,9 @@ class _Template:
         self._first, *self._middle = template.split(_PLACE)
         self._last = self._middle.pop() if self._middle else ""
         self.num_fixed = len(template.replace(_PLACE, ""))
+        fixed = template.split(_PLACE)
+        self.quoted = [before[-1:] + after[:1] in _QUOTES for before, after in itertools.pairwise(fixed)]
+        """Whether a place stands in quotes, and so holds a name."""
         self._text = text
 
     def match(self, text: str) -> list[str] | None:
@@ -137,6 +166,10 @@ class _Template:
             values.append(text[start:found])
             start = found + len(fixed)
         return None if start > end else [*values, text[start:end]]
+
+    def fits_piece(self, values: list[str]) -> bool:
+        """Whether the values are such as stand in a piece of this length."""
+        return self.num_fixed >= _MIN_FIXED or all(_NUMBER.match(value) for value in values)
 
     def fill(self, values: list[str]) -> str:
         """The translation with the values in its places."""
