@@ -37,6 +37,11 @@ REFUSED = [
     ),
     ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu', but Gemma 2 is run with"),
     ("gemma3", {"tie_word_embeddings": False}, "tie_word_embeddings False, but Gemma 3"),
+    (
+        "gemma3",
+        {"sliding_window_pattern": "LLG"},
+        "sliding_window_pattern is 'LLG', but must be a whole number",
+    ),
     ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
     ("glm4", {"hidden_act": "gelu"}, "hidden_act 'gelu', but GLM-4"),
     ("glm4", {"rope_scaling": {"type": "longrope"}}, r"rotary scaling 'longrope'.*allowed: none, linear"),
