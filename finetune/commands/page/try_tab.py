@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,13 +13,13 @@ from anyio import to_thread
 from finetune.commands.page.controller import RunController
 from finetune.commands.page.drawing import draw_lines
 from finetune.commands.page.handlers import telling
+from finetune.commands.page.trial import chat_options
 from finetune.errors import UserError
 from finetune.machine.stop_signals import renew_handlers
 from finetune.serving.chat.page_words import PageWords
 from finetune.serving.chat.panel import ChatPanel
-from finetune.serving.chat.run import ChatOptions, load_sides, parse_options
+from finetune.serving.chat.run import load_sides
 from finetune.serving.decoding.settings import DecodingSettings
-from finetune.storage.files import read_json_object
 
 
 class TryTab:
@@ -79,22 +78,3 @@ class TryTab:
     def _unload(self, language: str) -> list[Any]:
         self.unload()
         return [draw_lines([self._words.texts[language]["unloaded"]]), *self.panel.shown(language)]
-
-
-def chat_options(output: Path) -> ChatOptions:
-    """The options of the chat page for the output folder of a run: its model before, and after.
-
-    Raises:
-        UserError: The folder's record of the run cannot be read.
-    """
-    arguments = read_json_object(output / "arguments.json", keys=("model_name_or_path",))
-    base = str(arguments["model_name_or_path"])
-    adapter = (
-        "--lora_path"
-        if arguments.get("lora")
-        else "--prefix_path"
-        if arguments.get("prefix_tuning")
-        else None
-    )
-    own = [adapter, str(output)] if adapter else ["--second_model", str(output)]
-    return parse_options(["--model_name_or_path", base, *own, "--temperature", "0"])

@@ -44,7 +44,7 @@ class PageAddress:
         if (is_alone := is_loopback(self.host)) is not None:  # `access` looks at a name when it is resolved
             found += secret.faults(is_alone, self.password)
         if importlib.util.find_spec("gradio") is None:
-            found.append("the chat page needs Gradio, which is not installed: pip install '.[chat]'")
+            found.append("the page needs Gradio, which is not installed: pip install '.[chat]'")
         return found
 
     def access_by(self, listener: socket.socket, secret: SecretKind) -> Access:

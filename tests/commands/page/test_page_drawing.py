@@ -55,7 +55,9 @@ def test_a_long_curve_is_thinned_but_keeps_its_end():
 
 
 def test_a_state_in_both_languages():
-    state = RunState(kind="running", step=1200, num_steps=2400, loss=1.5, tokens_per_second=1234.5, seconds_left=3723)
+    state = RunState(
+        kind="running", step=1200, num_steps=2400, loss=1.5, tokens_per_second=1234.5, seconds_left=3723
+    )
     english, chinese = draw_state(state, WORDS), draw_state(state, TEXTS["zh"])
     for shown in ("1,200 / 2,400", "1.5000", "1,234 tokens/s", "1:02:03", "width: 50.0%"):
         assert shown in english
@@ -76,6 +78,6 @@ def test_what_is_learned_is_marked():
 
 @pytest.mark.parametrize("draw", [draw_text, draw_log, draw_preview, lambda text: draw_lines([text])])
 def test_no_text_becomes_markup(draw):
-    evil = "<script>alert(1)</script><img src=x onerror=\"a\"> [[<b>]] ' &amp;"
+    evil = '<script>alert(1)</script><img src=x onerror="a"> [[<b>]] \' &amp;'
     shown = draw(evil)
     assert "<script" not in shown and "<img" not in shown and "<b>" not in shown and "&amp;amp;" in shown

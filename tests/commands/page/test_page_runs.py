@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from finetune.commands.page import run_folder
-from finetune.commands.page.controller import RunController, child_environment
+from finetune.commands.page.controller import PASSWORD, RunController, child_environment
+from finetune.commands.page.run import main, parse_options
 from finetune.commands.page.run_folder import RunFolder, read_log_end, read_state
+from finetune.commands.page.trial import chat_options
 from finetune.errors import UserError
+from finetune.serving.chat import address
 from tests.conftest import FAST, losses
 from tests.watched_runs import is_alive, logged_steps, wait_until
 
@@ -185,6 +188,25 @@ def test_a_run_is_started_stopped_found_again_and_resumed(tiny_llama, small_data
     assert other.names() == ["first"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "own"),
+    [
+        ({"lora": True}, "lora_path"),
+        ({"prefix_tuning": True}, "prefix_path"),
+        ({"lora": False}, "second_model"),
+    ],
+)
+def test_the_chat_shows_before_and_after(folder, settings, own):
+    (folder.output / "arguments.json").write_text(json.dumps({"model_name_or_path": "/a model"} | settings))
+    options = chat_options(folder.output)
+    values = vars(options.model) | {"second_model": options.second_model}
+    assert str(values[own]) == str(folder.output) and values["model_name_or_path"] == "/a model"
+    assert options.settings.is_greedy and options.compare
+    (folder.output / "arguments.json").write_text("{}")
+    with pytest.raises(UserError, match="model_name_or_path"):
+        chat_options(folder.output)
+
+
 def test_a_run_that_cannot_start_says_why(tmp_path):
     controller = RunController(tmp_path)
     controller.start("bad", {"do_train": True, "model_name_or_path": str(tmp_path / "absent")})
@@ -215,3 +237,23 @@ def test_a_run_outlives_the_page_that_is_killed(tmp_path):
     while controller.current() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert controller.state("r").kind == "stopped"
+
+
+def test_the_options_of_the_page(monkeypatch, tmp_path):
+    monkeypatch.delenv(PASSWORD.variable, raising=False)
+    options = parse_options([])
+    assert (options.host, options.port, options.runs_dir, options.stops_run) == (
+        "127.0.0.1",
+        7870,
+        Path("runs"),
+        False,
+    )
+    monkeypatch.setattr(address.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        main(["--host", "0.0.0.0", "--port", "70000"])
+    for words in ("port is 70000", "open to everyone", "needs Gradio"):
+        assert words in str(caught.value)
+    assert not list(tmp_path.iterdir()), "nothing was made"
+    with pytest.raises(SystemExit):
+        parse_options(["--password", "x"])
