@@ -35,7 +35,7 @@ _PACKAGES = (
     "safetensors",
 )
 _EXTRAS = {
-    "gradio": "the chat page: pip install 'paddle-finetune[chat]'",
+    "gradio": "the training page and the chat page: pip install 'paddle-finetune[chat]'",
     "uvicorn": "the server: pip install 'paddle-finetune[serve]'",
     "wandb": "report_to wandb: pip install wandb",
     "swanlab": "report_to swanlab: pip install swanlab",

@@ -94,7 +94,7 @@ _KINDS: dict[str, tuple[_Check, str]] = {
     ),
     r"^(rope_scaling|quantization_config)$": (lambda value: isinstance(value, dict), "an object"),
     r"_token_ids?$": (_is_id, "the number of a token"),
-    r"(_size|_dim|_heads|_length|_channels|_num|_embeddings|_positions|_experts|_experts_per_tok|_sparse_step)$|^n_": (
+    r"(_size|_dim|(?<!pruned)_heads|_length|_channels|_num|_embeddings|_positions|_experts|_experts_per_tok|_sparse_step)$|^n_": (
         _is_size,
         "a whole number of 0 or more",
     ),

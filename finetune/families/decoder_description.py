@@ -50,6 +50,42 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class SharedExpert:
+    """The expert that every token passes beside those that are chosen for it.
+
+    Attributes:
+        gate: From hidden to 1; its sigmoid multiplies what the expert gives.
+        inner: To twice the inner size, the gate's half first.
+        outer: From the inner size to hidden.
+    """
+
+    gate: Linear
+    inner: Linear
+    outer: Linear
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """Feed-forward layers of which each token passes a few.
+
+    Attributes:
+        router: From hidden to the number of experts.
+        inner: Of all experts, [experts, hidden, 2 x inner size], the gate's half first.
+        outer: Of all experts, [experts, inner size, hidden].
+        num_chosen: Experts that a token passes.
+        normalised: Whether the shares of a token's experts are divided by their sum.
+        shared: The expert of all tokens; None where there is none.
+    """
+
+    router: Linear
+    inner: NDArray[Any]
+    outer: NDArray[Any]
+    num_chosen: int
+    normalised: bool
+    shared: SharedExpert | None = None
+
+
+@dataclass(frozen=True)
 class LayerWeights:
     """One decoder layer.
 
@@ -60,12 +96,13 @@ class LayerWeights:
         value: Like `key`.
         output: From heads x head dim to hidden.
         inner_norm: Norm of the feed-forward layers; that of attention again where both share one.
-        inner: To the inner size; with a gate to twice that, the gate's half first.
-        outer: From the inner size to hidden.
+        inner: To the inner size; with a gate to twice that, the gate's half first. None where there are experts.
+        outer: From the inner size to hidden; None where there are experts.
         attention_output_norm: Norm of what attention gives, before it is added; None where there is none.
         inner_output_norm: The same of what the feed-forward layers give.
         query_norm: RMS norm of every query head before it is turned, [head dim]; None where there is none.
         key_norm: The same of key heads; there is one where there is one of queries.
+        experts: In the place of `inner` and `outer`.
     """
 
     attention_norm: Norm
@@ -74,12 +111,13 @@ class LayerWeights:
     value: Linear
     output: Linear
     inner_norm: Norm
-    inner: Linear
-    outer: Linear
+    inner: Linear | None
+    outer: Linear | None
     attention_output_norm: Norm | None = None
     inner_output_norm: Norm | None = None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
+    experts: ExpertWeights | None = None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from finetune.families.decoder_description import (
     DecoderDescription,
     DecoderShape,
+    ExpertWeights,
     LayerWeights,
     Linear,
     Norm,
+    SharedExpert,
     array,
     joined,
     linear,
@@ -86,7 +88,7 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) ->
         return None if name is None else norm(getattr(block, name))
 
     attention, mlp = block.self_attn, block.mlp
-    normed = hasattr(attention, "q_norm")
+    normed, has_experts = hasattr(attention, "q_norm"), hasattr(mlp, "experts_facts")
     query, key, value = _projections(attention)
     return LayerWeights(
         query_norm=norm(block.self_attn.q_norm) if normed else None,
@@ -99,8 +101,26 @@ def _layer_weights(block: Any, norm: Callable[[Any], Norm], names: NormNames) ->
         value=value,
         output=linear(block.self_attn.o_proj),
         inner_norm=norm(getattr(block, names.inner or names.attention)),
-        inner=_inner(mlp),
-        outer=linear(block.mlp.down_proj),
+        inner=None if has_experts else _inner(mlp),
+        outer=None if has_experts else linear(mlp.down_proj),
+        experts=_experts(mlp) if has_experts else None,
+    )
+
+
+def _experts(mlp: Any) -> ExpertWeights:
+    """Of a `finetune.families.experts.ExpertFeedForward`."""
+    facts, experts = mlp.experts_facts, list(mlp.experts)
+    shared = None
+    if facts.shared_size:
+        expert = mlp.shared_expert
+        shared = SharedExpert(linear(mlp.shared_expert_gate), _inner(expert), linear(expert.down_proj))
+    return ExpertWeights(
+        router=linear(mlp.gate),
+        inner=np.stack([_inner(each).weight for each in experts]),
+        outer=np.stack([array(each.down_proj.weight) for each in experts]),
+        num_chosen=facts.num_chosen,
+        normalised=facts.normalised,
+        shared=shared,
     )
 
 

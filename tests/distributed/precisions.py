@@ -23,8 +23,11 @@ from tests.distributed.layouts import (
     curve_from,
 )
 from tests.distributed.server_runs import Curve, Kill, RankServer, Run
+from tests.families.cases import FACTS
 
 FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt")
+OTHER_FAMILIES = tuple(name for name in FACTS if name not in FAMILIES)
+"""Families that run in one precision, in each way of dividing a model."""
 LAYOUT_NAMES = (
     "one", "dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2", "sharding2 stage3", "tp2 x pp2",
 )  # fmt: skip
@@ -84,7 +87,7 @@ class Case:
 
     def other_layout(self) -> str:
         """A layout in which the checkpoint of this case is resumed; over all cases each pair occurs."""
-        turn = FAMILIES.index(self.family) + 2 * list(METHODS).index(self.method)
+        turn = (*FAMILIES, *OTHER_FAMILIES).index(self.family) + 2 * list(METHODS).index(self.method)
         turn += list(_SETTINGS).index(self.precision)
         return LAYOUT_NAMES[(LAYOUT_NAMES.index(self.layout) + 1 + turn % 7) % len(LAYOUT_NAMES)]
 

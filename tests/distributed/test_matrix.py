@@ -18,12 +18,14 @@ from tests.families.cases import FACTS
 pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 
 RESULTS = os.environ.get("FINETUNE_LAYOUT_RESULTS")
-# The five families of the argument files in every layout; the others where they could differ from llama.
+# The five families of the argument files in every layout; the others in each way of dividing a model, and where they
+# could differ from llama.
 ALL_LAYOUTS = ("llama", "chatglm2", "qwen", "bloom", "opt")
+_EACH_WAY = ("tp2", "pp2", "sharding2 stage2", "tp2 x pp2")
 FOR_OTHERS = {
-    "sft": ("tp2 sequence", "pp2 virtual2", "dp2 x tp2", "tp2 x pp2", "pp2 x sharding2"),
-    "lora": ("tp2 x pp2", "tp2 x sharding2"),
-    "pt": ("tp2 x pp2", "dp2 x tp2"),
+    "sft": (*_EACH_WAY, "tp2 sequence", "pp2 virtual2", "dp2 x tp2", "pp2 x sharding2"),
+    "lora": (*_EACH_WAY, "tp2 x sharding2"),
+    "pt": (*_EACH_WAY, "dp2 x tp2"),
 }
 CASES = [
     (family, method, layout)

@@ -26,6 +26,7 @@ from tests.distributed.precisions import (
     FAMILIES,
     LAYOUT_NAMES,
     MASTER_GRADIENTS,
+    OTHER_FAMILIES,
     PRECISIONS,
     Case,
     faults_of,
@@ -38,10 +39,21 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 RESULTS = os.environ.get("FINETUNE_PRECISION_RESULTS")
 PART, _, NUM_PARTS = os.environ.get("FINETUNE_MATRIX_PART", "1/1").partition("/")
 FINAL = "final folder"
-PAIRS = [(family, method) for family in FAMILIES for method in METHODS][int(PART) - 1 :: int(NUM_PARTS)]
+PAIRS = [(family, method) for family in (*FAMILIES, *OTHER_FAMILIES) for method in METHODS][
+    int(PART) - 1 :: int(NUM_PARTS)
+]
+FOR_OTHERS = {"bf16 O2": ("one", "tp2", "pp2", "sharding2 stage2", "tp2 x pp2")}
 # Gradients in the master type are looked at once: they do not depend on family and method.
 PAIR_OF_MASTER_GRADIENTS = ("llama", "sft")
+
+
 # In this order the runs that several cases are compared with need not be kept for long.
+def layouts_of(family: str, precision: str) -> tuple[str, ...]:
+    """The layouts in which a family runs in a precision, and what it leaves."""
+    layouts = LAYOUT_NAMES if family in FAMILIES else FOR_OTHERS.get(precision, ())
+    return (*layouts, FINAL) if layouts and precision in PRECISIONS else layouts
+
+
 CASES = [
     (family, method, precision, layout)
     for family, method in PAIRS
@@ -49,7 +61,7 @@ CASES = [
         *PRECISIONS,
         *([MASTER_GRADIENTS] if (family, method) == PAIR_OF_MASTER_GRADIENTS else []),
     ]
-    for layout in [*LAYOUT_NAMES, *([FINAL] if precision in PRECISIONS else [])]
+    for layout in layouts_of(family, precision)
 ]
 
 

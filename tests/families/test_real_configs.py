@@ -196,7 +196,7 @@ READ = {
         "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "downsample_ratio": 0.5,
         "dynamic_image_size": True, "ps_version": "v2", "use_backbone_lora": 0, "vision_config": {"hidden_size": 1024},
         "llm_config": named("internlm2", "InternLM2ForCausalLM", bias=False, add_cross_attention=False,
-                            attn_implementation="flash_attention_2",
+                            attn_implementation="flash_attention_2", pruned_heads={},
                             rope_scaling={"factor": 2.0, "type": "dynamic"}),
     }),
     "GLM-4V 9B, first files": ("chatglm4", True, {

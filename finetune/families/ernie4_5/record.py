@@ -20,11 +20,21 @@ from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _TINY_HEADS = 2  # times hidden size / heads: published models have heads wider than that
 
+_PUBLISHED = {
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+}
+"""What transformers takes for fields that a config.json leaves out."""
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Brings the rotary base to the top, says that embeddings are tied where the file leaves it out."""
+    """Brings the rotary base to the top, adds what the file leaves out."""
     require_values(config, "ERNIE 4.5", use_bias=False, hidden_act="silu")
-    return {"tie_word_embeddings": True, "head_dim": 128, "rope_theta": 500000.0, **without_scaling(config)}
+    return _PUBLISHED | without_scaling(config)
 
 
 def _head_dim(shape: TinyShape) -> int:

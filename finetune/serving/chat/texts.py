@@ -35,6 +35,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "no_history": "This model has no chat template: every message stands alone.",
         "too_long": "{name}: {num} characters, but at most {limit} are taken. Shorten it",
         "too_many_turns": "The conversation has {limit} turns, which is the most. Begin a new one",
+        "no_model": "No model is loaded yet",
         "no_number": "{name}: {value} is no number that can be used here",
     },
     "zh": {
@@ -67,6 +68,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "no_history": "此模型没有对话模板：每条消息单独回答。",
         "too_long": "{name}：共 {num} 个字符，最多 {limit} 个。请缩短",
         "too_many_turns": "对话已有 {limit} 轮，达到上限。请开始新对话",
+        "no_model": "尚未载入模型",
         "no_number": "{name}：{value} 不是这里可用的数字",
     },
 }

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.families.decoder_description import DecoderShape, LayerWeights, Linear, Norm
+from finetune.families.decoder_description import DecoderShape, ExpertWeights, LayerWeights, Linear, Norm
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,20 @@ class PackedLayer:
         heads_norm: What multiplies normed query and key heads [groups + 1, 1, 1, 1, head dim], keys last; see
             `rms_gain`. None where heads are not normed.
         heads_epsilon: Of that norm.
+        experts: In the place of `inner` and `outer`, as described.
     """
 
     attention_norm: Norm
     qkv: Linear
     output: Linear
     inner_norm: Norm
-    inner: Linear
-    outer: Linear
+    inner: Linear | None
+    outer: Linear | None
     attention_output_norm: Norm | None = None
     inner_output_norm: Norm | None = None
     heads_norm: NDArray[Any] | None = None
     heads_epsilon: float = 0.0
+    experts: ExpertWeights | None = None
 
 
 def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -> PackedLayer:
@@ -61,12 +63,13 @@ def pack_layer(layer: LayerWeights, shape: DecoderShape, *, fold: bool = True) -
         qkv=fold_norm(layer.attention_norm, qkv) if fold else qkv,
         output=Linear(_grouped_rows(layer.output.weight, shape), layer.output.bias),
         inner_norm=layer.inner_norm,
-        inner=fold_norm(layer.inner_norm, layer.inner) if fold else layer.inner,
+        inner=fold_norm(layer.inner_norm, layer.inner) if fold and layer.inner else layer.inner,
         outer=layer.outer,
         attention_output_norm=layer.attention_output_norm,
         inner_output_norm=layer.inner_output_norm,
         heads_norm=_heads_gain(layer, shape, scale=scale) if normed else None,
         heads_epsilon=layer.query_norm.epsilon if layer.query_norm is not None else 0.0,
+        experts=layer.experts,
     )
 
 

@@ -59,6 +59,11 @@ def export(options: ExportOptions, resolved: ResolvedModel) -> ExportedFacts:
             "the lines of a file with predict_generation.py --data_file ... --output_file ..., or give a model that writes"
         )
     check_description(resolved.family)
+    if options.quantize and resolved.family.fields.experts:
+        raise UserError(
+            f"quantize is {options.quantize}, and {options.model_name_or_path} is a mixture of experts, whose matrices no "
+            "quantised graph holds yet: leave --quantize out"
+        )
     output = options.output_path
     with contextlib.ExitStack() as stack:
         try:

@@ -23,42 +23,13 @@ from paddle import _C_ops, nn
 
 from finetune.families.attention import soft_capped
 from finetune.families.decoder_description import DecoderDescription, Linear, Norm
+from finetune.serving.export.expert_layer import ExpertLayer
 from finetune.serving.export.layout import fold_norm, pack_layer, rms_gain
+from finetune.serving.export.linear_layer import ACTIVATIONS, LinearLayer, activate_gated, parameter
 from finetune.serving.export.packed_layers import GraphMatrix, PackedLinearLayer
 
 KeyValue = tuple[paddle.Tensor, paddle.Tensor]
 Store = Callable[[KeyValue, KeyValue], KeyValue]
-
-_ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate=True),
-    "relu": F.relu,
-}
-
-
-def parameter(array: NDArray[Any], dtype: str) -> Any:
-    """A frozen parameter that holds an array."""
-    made = paddle.create_parameter(list(array.shape), dtype, default_initializer=nn.initializer.Constant(0.0))
-    made.set_value(paddle.to_tensor(array).astype(dtype))
-    made.stop_gradient = True
-    return made
-
-
-class LinearLayer(nn.Layer):
-    """x @ weight + bias."""
-
-    def __init__(self, linear: Linear, dtype: str):
-        super().__init__()
-        self.weight = parameter(linear.weight, dtype)
-        self.bias = None if linear.bias is None else parameter(linear.bias, dtype)
-
-    def forward(self, x: Any) -> Any:
-        """[..., in] -> [..., out]."""
-        if self.bias is not None and x.dtype != paddle.float32:
-            return F.linear(x, self.weight, self.bias)  # rounds once, as in training
-        product = paddle.matmul(x, self.weight)
-        return product if self.bias is None else product + self.bias
 
 
 def unit_rms(x: Any, size: int, epsilon: float) -> Any:
@@ -120,8 +91,14 @@ class DecoderLayer(nn.Layer):
 
         self.attention_norm = NormLayer(packed.attention_norm, dtype, keep_gain=self.is_unfolded)
         self.qkv, self.output = linear("qkv"), linear("output")
-        self.inner_norm = NormLayer(packed.inner_norm, dtype, keep_gain=self.is_unfolded)
-        self.inner, self.outer = linear("inner"), linear("outer")
+        # The weight of the norm before experts stays its own, instead of going into a matrix of each.
+        keep_gain = self.is_unfolded or packed.experts is not None
+        self.inner_norm = NormLayer(packed.inner_norm, dtype, keep_gain=keep_gain)
+        if packed.experts is None:
+            self.inner, self.outer = linear("inner"), linear("outer")
+            self.experts = None
+        else:
+            self.experts = ExpertLayer(packed.experts, dtype, self._activate)
         self.attention_output_norm = _optional(packed.attention_output_norm, dtype)
         self.inner_output_norm = _optional(packed.inner_output_norm, dtype)
         self.heads_gain = None if packed.heads_norm is None else parameter(packed.heads_norm, "float32")
@@ -175,13 +152,14 @@ class DecoderLayer(nn.Layer):
         return inner if self.inner_output_norm is None else self.inner_output_norm(inner)
 
     def _feed_forward(self, x: Any) -> Any:
-        x = self.inner(x)
-        if not self.shape.gated:
-            return self.outer(_ACTIVATIONS[self.shape.activation](x))
-        if self.shape.activation == "silu":
-            return self.outer(F.swiglu(x))
-        gate, up = paddle.split(x, 2, axis=-1)
-        return self.outer(_ACTIVATIONS[self.shape.activation](gate) * up)
+        if self.experts is not None:
+            return self.experts(x)
+        return self.outer(self._activate(self.inner(x)))
+
+    def _activate(self, x: Any) -> Any:
+        """What stands between the inner and the outer layer; of a gated one [..., 2 x inner] -> [..., inner]."""
+        activation = self.shape.activation
+        return activate_gated(x, activation) if self.shape.gated else ACTIVATIONS[activation](x)
 
 
 class Decoder(nn.Layer):

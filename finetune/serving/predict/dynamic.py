@@ -57,7 +57,7 @@ class DynamicDecoder:
         )
 
     def without_adapter(self) -> DynamicDecoder:
-        """The base with the same weights in memory. The two must not generate at the same time."""
+        """The base with the same weights in memory. The two may take turns, but must not run at the same time."""
         assert self.can_switch_off
         twin = object.__new__(DynamicDecoder)
         twin.__dict__.update(self.__dict__)
@@ -142,18 +142,19 @@ class DynamicDecoder:
     def _forward(self, ids: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         from finetune.training.loss import logits_of
 
-        outputs = self._base(**self._prepare()(ids, **state))
+        with self._switched():
+            outputs = self._base(**self._prepare()(ids, **state))
         state = self._base.update_model_kwargs_for_generation(outputs, state)
         state["position_ids"] = state["position_ids"][..., -1:]
         return logits_of(outputs).astype("float32"), state
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """What a thread needs in which the model runs: device, no gradients, adapter on or off."""
+        """What a thread needs in which the model runs: device, and no gradients."""
         import paddle
 
         paddle.set_device(self._device)
-        with paddle.no_grad(), self._switched():
+        with paddle.no_grad():
             yield
 
     def _prepare(self) -> Any:
@@ -163,6 +164,7 @@ class DynamicDecoder:
 
     @contextlib.contextmanager
     def _switched(self) -> Iterator[None]:
+        # For one pass over the model, not longer: in between the same weights may answer with the adapter.
         if self._adapter_on or not hasattr(self._model, "lora_config"):
             yield
             return

@@ -19,7 +19,19 @@ from finetune.serving.export.generation_graph import GenerationGraph, _extend, _
 from finetune.training.loss import logits_of
 from tests.serving.export.builders import build_sharp
 
-FAMILIES = ["llama", "chatglm2", "qwen", "bloom", "opt", "qwen2", "mistral", "gemma", "gemma2", "gemma3"]
+FAMILIES = [
+    "llama",
+    "chatglm2",
+    "qwen",
+    "bloom",
+    "opt",
+    "qwen2",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "qwen2_moe",
+]
 PROMPT, LENGTH = 596, 600
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from finetune.commands.predict import main
 from finetune.errors import UserError
 from finetune.families.family import families, get_family
 from finetune.serving.decoding.decoder import StaticDecoder
 from finetune.serving.decoding.settings import DecodingSettings
+from tests.conftest import launch
 from tests.families.decoding import with_lora, with_prefix
 from tests.serving.export.builders import build_sharp, dynamic_model, dynamic_text, export_folder, prompts
 
@@ -15,8 +22,8 @@ GREEDY = DecodingSettings(max_new_tokens=30, stop_ids=())
 PENALISED = DecodingSettings(max_new_tokens=30, stop_ids=(), repetition_penalty=1.3)
 
 
-# Which experts a token passes is not a graph that stands still; ChatGLM-6B's second positions are in no graph.
-REFUSED = ("mixtral", "qwen2_moe", "qwen3_moe", "chatglm")
+# ChatGLM-6B's second positions are in no graph.
+REFUSED = ("chatglm",)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -48,6 +55,69 @@ def test_one_norm_for_both_branches_and_one_head_of_keys(tmp_path):
     expected = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
     assert decoder.generate(prompts(), GREEDY) == expected
     assert len({token for answer in expected for token in answer}) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3_moe", {"num_experts": 4, "mlp_only_layers": [0]}),
+        ("qwen2_moe", {"num_experts_per_tok": 1}),
+        ("mixtral", {"sliding_window": 4, "num_experts_per_tok": 4}),
+    ],
+)
+def test_experts_in_some_layers_and_few_or_all_for_a_token(name, changes, tmp_path):
+    folder = build_sharp(name, tmp_path / "model")
+    if "mlp_only_layers" in changes:
+        give_dense_layer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    expected = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
+    assert len({token for answer in expected for token in answer}) > 20
+    assert StaticDecoder(export_folder(folder, tmp_path / "exported")).generate(prompts(), GREEDY) == expected
+
+
+def give_dense_layer(folder: Path) -> None:
+    """The first layer's experts become one feed-forward network of twice their width."""
+    path = folder / "model.safetensors"
+    tensors, found = load_file(path), {}
+    for name, array in tensors.items():
+        layer, _, part = name.partition(".mlp.")
+        if not (part and ".layers.0" in layer):
+            found[name] = array
+        elif part.startswith("experts.0."):
+            axis, other = int("down" not in part), name.replace("experts.0", "experts.1")
+            found[name.replace("experts.0.", "")] = np.concatenate(
+                [array, tensors[other]], axis=1 if axis else 0
+            )
+    save_file(found, path, metadata={"format": "np"})
+
+
+def test_the_scripts_export_and_answer_with_experts(tmp_path):
+    """Through the command; both modes of predict_generation.py give the same lines."""
+    folder = build_sharp("qwen3_moe", tmp_path / "model")
+    exported = tmp_path / "exported"
+    result = launch(
+        "export_model.py", "--model_name_or_path", folder, "--output_path", exported, "--device", "cpu"
+    )
+    assert result.returncode == 0, result.stderr
+    data = tmp_path / "in.jsonl"
+    data.write_text('{"src": "a red dress"}\n{"src": "上衣"}\n{"src": "白色 上衣 显瘦, for all days"}\n')
+    answers = []
+    for number, model in enumerate((folder, exported)):
+        out = tmp_path / f"{number}.jsonl"
+        given = {"model_name_or_path": model, "data_file": data, "output_file": out, "device": "cpu"}
+        options = given | {"max_new_tokens": 12}
+        main([str(part) for name, value in options.items() for part in (f"--{name}", value)])
+        answers.append(out.read_text(encoding="utf-8"))
+    assert answers[0] == answers[1] and len(set(answers[0].splitlines())) == 3
+
+
+def test_a_mixture_of_experts_is_not_quantised(tmp_path):
+    folder = build_sharp("mixtral", tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"nothing that could be read")
+    with pytest.raises(UserError, match=r"quantize is int8, and .* is a mixture of experts"):
+        export_folder(folder, tmp_path / "exported", quantize="int8")
+    assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.parametrize("name", ["llama", "chatglm2", "bloom"])
@@ -84,8 +154,6 @@ def test_lora_is_merged_into_the_exported_weights(sharp_llama, tmp_path):
 
 def test_a_sliding_window_and_scaled_positions(tmp_path):
     """Settings of config.json that change what attention sees."""
-    import json
-
     for name, changes in (
         ("mistral", {"sliding_window": 4}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}),

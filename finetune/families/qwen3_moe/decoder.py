@@ -1,0 +1,13 @@
+"""Qwen3-MoE for the static-graph export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.families.decoder_description import DecoderDescription
+from finetune.families.head_decoder_description import describe_head_decoder
+
+
+def describe(model: Any) -> DecoderDescription:
+    """The description of a Qwen3-MoE."""
+    return describe_head_decoder(model)
