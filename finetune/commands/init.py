@@ -234,5 +234,5 @@ def _tell(first: FirstArguments, target: Path) -> None:
     if num_processes > 1:
         cards = ",".join(map(str, range(num_processes)))
         train = f"python -m paddle.distributed.launch --gpus {cards} {launched_name(TRAIN)} {target}"
-    print_text(f"wrote {target}", *first.notes)
+    print_text(f"wrote the settings to {target}", *first.notes)
     print_text(f"next: {program} preview {target}\n      {train}")
