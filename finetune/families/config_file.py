@@ -87,7 +87,7 @@ _KINDS: dict[str, tuple[_Check, str]] = {
         "a text",
     ),
     r"_layers$": (_counts_layers, "a number of layers or their numbers"),
-    r"^(tie_|use_|add_|apply_|no_)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
+    r"^(tie_|use_|add_|apply_|no_|quantization_embeddings$)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
         # Qwen's files leave their kernels to the program.
         lambda value: isinstance(value, bool | int) or value == "auto",
         'true, false or "auto"',

@@ -196,6 +196,11 @@ def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> 
         for name in (*tokenizer.all_special_tokens, *kind.names)
         if (index := backend.id_of(str(name))) is not None
     }
+    special |= getattr(tokenizer, "special_ids", {})  # those of a rank file
+    if kind.take_names is not None and hasattr(tokenizer, "sp_model"):
+        content, names = kind.take_names(Path(tokenizer.vocab_file))
+        tokenizer.sp_model.LoadFromSerializedProto(content)
+        special |= names
     folder = getattr(tokenizer, SOURCE_FOLDER, None)
     roles = {f"{role}_token": value for role, value in _roles_of(tokenizer).items()}
     if folder is not None:

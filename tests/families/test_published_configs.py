@@ -127,6 +127,13 @@ PUBLISHED = {
         "max_position_embeddings": 131072, "num_key_value_heads": 2, "rope_theta": 500000, "use_bias": False,
         "tie_word_embeddings": True, "vocab_size": 103424,
     }),
+    "ernie 4.5, by its own programs": ("ernie4_5", 131072, LLAMA_SHAPE | {
+        "model_type": "ernie4_5", "architectures": ["Ernie4_5_ForCausalLM"], "attention_probs_dropout_prob": 0.0,
+        "compression_ratio": 1.0, "dtype": "bfloat16", "fuse_rms_norm": True, "fuse_swiglu": False, "head_dim": 128,
+        "hidden_dropout_prob": 0.0, "max_position_embeddings": 131072, "max_sequence_length": None,
+        "num_key_value_heads": 2, "rope_reorder": False, "rope_theta": 500000, "scale_qk_coeff": 1.0, "use_bias": False,
+        "use_rmsnorm": True, "weight_share_add_bias": True, "tie_word_embeddings": True, "vocab_size": 103424,
+    }),
     "phi3 mini": ("phi3", 4096, LLAMA_SHAPE | {
         "model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "_name_or_path": "Phi-3-mini-4k-instruct",
         "attention_bias": False, "attention_dropout": 0.0, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},

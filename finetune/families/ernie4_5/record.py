@@ -33,7 +33,9 @@ _PUBLISHED = {
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Brings the rotary base to the top, adds what the file leaves out."""
-    require_values(config, "ERNIE 4.5", use_bias=False, hidden_act="silu")
+    require_values(
+        config, "ERNIE 4.5", use_bias=False, hidden_act="silu", use_rmsnorm=True, scale_qk_coeff=1.0
+    )
     return _PUBLISHED | without_scaling(config)
 
 
@@ -94,7 +96,14 @@ ERNIE4_5 = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
-        understood=("rope_parameters", "rope_scaling"),
+        # A bias that the output layer shares with the embedding: of models with biases only.
+        understood=(
+            "rope_parameters",
+            "rope_scaling",
+            "scale_qk_coeff",
+            "use_rmsnorm",
+            "weight_share_add_bias",
+        ),
         tensor_splits=TENSOR_SPLITS,
     )
 )
