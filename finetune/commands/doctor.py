@@ -145,4 +145,4 @@ def _hubs(*, offline: bool) -> Iterator[str]:
 def _extras() -> Iterator[str]:
     for module, use in _EXTRAS.items():
         if importlib.util.find_spec(module) is None:
-            yield f"{module}, for {use}"
+            yield f"{module}  {use}"

@@ -189,7 +189,8 @@ class _Template:
         if any("  " in value for value in values):
             return False
         is_title = self.first[:1].isupper()
-        return is_title or self.num_fixed >= _MIN_FIXED or all(map(_NUMBER.match, values))
+        words = [word for value in values for word in value.split()]  # such as "3m 20s"
+        return is_title or self.num_fixed >= _MIN_FIXED or all(map(_NUMBER.match, words))
 
     def fill(self, values: list[str]) -> str:
         """The translation with the values in its places."""
