@@ -87,14 +87,14 @@ _KINDS: dict[str, tuple[_Check, str]] = {
         "a text",
     ),
     r"_layers$": (_counts_layers, "a number of layers or their numbers"),
-    r"^(tie_|use_|add_|apply_|no_)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
+    r"^(tie_|use_|add_|apply_|no_|quantization_embeddings$)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
         # Qwen's files leave their kernels to the program.
         lambda value: isinstance(value, bool | int) or value == "auto",
         'true, false or "auto"',
     ),
     r"^(rope_scaling|quantization_config)$": (lambda value: isinstance(value, dict), "an object"),
     r"_token_ids?$": (_is_id, "the number of a token"),
-    r"(_size|_dim|_heads|_length|_channels|_num|_embeddings|_positions|_experts|_experts_per_tok|_sparse_step)$|^n_": (
+    r"(_size|_dim|(?<!pruned)_heads|_length|_channels|_num|_embeddings|_positions|_experts|_experts_per_tok|_sparse_step)$|^n_": (
         _is_size,
         "a whole number of 0 or more",
     ),

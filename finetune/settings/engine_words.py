@@ -20,6 +20,10 @@ _AT_END = (
     "the owners of whole parameters at stage 1 sum over replicas at the end of a step: add split_param to "
     "sharding_parallel_config, or"
 )
+_TWO_DTYPES = (
+    "Paddle's backward passes with this word fail under fp16_opt_level O1, where weights and activations have two "
+    "dtypes: set fp16_opt_level O2, or"
+)
 _STATIC = "it is for PaddleNLP's static graphs"
 _COMPARED = (
     "what it would broadcast is the same on all tensor ranks to the bit, which replica_check_steps compares; "
@@ -90,6 +94,8 @@ def _check_tensor_words(values: Mapping[str, Any]) -> Faults:
         if frozen:
             reason = "Paddle's backward passes with this word fail at such a weight"
             yield _fault(name, word, frozen[0], f"{frozen[0]} leaves weights untrained: {reason}")
+        elif (values["bf16"] or values["fp16"]) and values["fp16_opt_level"] == "O1":
+            yield _fault(name, word, "fp16_opt_level", _TWO_DTYPES)
         elif methods:
             reason = (
                 "it makes backward passes of whole weights run beside sums, and this method trains none in the layers "

@@ -18,6 +18,7 @@ from finetune.errors import UserError
 from finetune.machine import command_names
 from finetune.machine.command_names import MERGE_LORA, PREDICT, TRAIN, launched_name, next_command, usage_name
 from finetune.machine.language.columns import count_columns
+from finetune.machine.screen import print_text
 from finetune.machine.stop_signals import end_command
 from finetune.processes.command import run_command
 from tests.conftest import ROOT
@@ -180,6 +181,28 @@ def test_usage_names_what_was_started(called, monkeypatch, started, usage, launc
     called(started)
     assert usage_name(TRAIN) == usage
     assert launched_name(TRAIN) == launched
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("merge it with merge_lora_params.py first", "merge it with paddle-finetune merge lora first"),
+        ("(python export_model.py --quantize int4)", "(paddle-finetune export --quantize int4)"),
+        ("Or python -m finetune.models.tiny llama", "Or paddle-finetune tiny llama"),
+        ("a folder of export_model.py", "a folder of paddle-finetune export"),
+        ("my/export_model.py is gone", "my/export_model.py is gone"),
+        ('"export_model.py" is gone', '"export_model.py" is gone'),
+        ("my-export_model.py or export_model.pyc", "my-export_model.py or export_model.pyc"),
+        ("python -m paddle.distributed.launch finetune_generation.py", "python -m paddle.distributed.launch finetune_generation.py"),
+    ],
+)  # fmt: skip
+def test_messages_name_commands_as_the_person_called_them(text, shown, called, capsys, monkeypatch):
+    called("/x/bin/paddle-finetune")
+    print_text(text)
+    assert capsys.readouterr().out == f"{shown}\n"
+    called("finetune_generation.py")
+    print_text(text)
+    assert capsys.readouterr().out == f"{text}\n"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_a_message_is_found_by_what_stands_in_it(text, shown):
         ("  2 of 3 are missing", "  3 中缺少 2"),
         ("loss of a sample", "loss of a sample"),
         ("3 samples", "3 个样本"),
+        ("step 1/3  epoch 0.1  loss 2.5  2s left", "步 1/3    轮次 0.1   损失 2.5  剩余 2s"),
+        ("3 checkpoints is 3 samples: choose 4", "3 个检查点 是 3 个样本：请选 4"),
+        ("Trained ./a", "已训练 ./a"),
+        ("  for a batch of 3", "  每批 3"),
         ("kinds of samples", "kinds of samples"),
     ],
 )
@@ -76,9 +80,10 @@ def test_names_stay_and_short_pieces_stand_around_numbers(text, shown):
         "{} is {}: choose {}": "{0} 是 {1}：请选 {2}",
         "nothing to do": "无事可做",
         "kept text": "留下的",
+        "  for a batch of {}": "  每批 {0}",
         "{} of {} are missing": "{1} 中缺少 {0}",
     }
-    catalogue = Catalogue(messages, {"{} samples": "{0} 个样本", "loss {}": "损失 {0}"}, {"kept text"})
+    catalogue = Catalogue(messages, PIECES, {"kept text"})
     assert catalogue.translate_piece(text) == shown
 
 

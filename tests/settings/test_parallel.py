@@ -145,6 +145,7 @@ def test_overlap_with_an_axis_that_the_run_does_not_have_says_nothing(monkeypatc
     assert parse_arguments([*VALID, *overlap, *sharding, *waits]).warnings == ()
 
 
+REHEARSED = ["--rehearse_half_precision", "true"]
 TENSOR = ["--tensor_parallel_degree", "2", "--tensor_parallel_config"]
 
 
@@ -162,6 +163,7 @@ TENSOR = ["--tensor_parallel_degree", "2", "--tensor_parallel_config"]
         (["enable_mp_async_allreduce", "--sequence_parallel", "true"], "enable_sp_async_reduce_scatter is the word"),
         (["enable_mp_async_allreduce", "--lora", "true"], "this method trains none"),
         (["enable_mp_async_allreduce", "--prefix_tuning", "true"], "this method trains none"),
+        (["enable_mp_async_allreduce", "--bf16", "true", *REHEARSED], "set fp16_opt_level O2, or remove the word"),
         (["enable_mp_async_allreduce", "--freeze_layers", "1"], "freeze_layers leaves weights untrained"),
         (
             ["enable_sp_async_reduce_scatter", "--sequence_parallel", "true", "--trainable_parameters", "norm"],
@@ -180,6 +182,7 @@ def test_words_that_tensor_parallel_layers_obey_are_taken(monkeypatch):
     for words in (
         ["enable_delay_scale_loss,enable_mp_async_allreduce enable_mp_skip_c_identity"],
         ["enable_sp_async_reduce_scatter", "--sequence_parallel", "true"],
+        ["enable_mp_async_allreduce", "--bf16", "true", "--fp16_opt_level", "O2", *REHEARSED],
     ):
         assert parse_arguments([*VALID, *TENSOR, *words]).warnings == ()
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")  # words of an axis that the run does not have say nothing

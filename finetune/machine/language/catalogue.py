@@ -21,6 +21,8 @@ _LINES, _COLUMNS, _PARTS = re.compile(r"(\n)"), re.compile(r"( {2,})"), re.compi
 _LABEL = re.compile(r"(error|warning|note|next|interrupted): (?=\S)")
 _QUOTES = frozenset(('""', "''", "``"))
 _NUMBER = re.compile(r"[-+~<]?\d|nan\b|inf\b")
+_MIN_BEGINNING = 6
+"""Characters before the first value of what is put behind other messages, by which it is found."""
 _MIN_FIXED = 12
 """Letters of a piece around its values; one with fewer fits many a sentence, and is taken around numbers only."""
 
@@ -50,6 +52,11 @@ class Catalogue:
             key: text for key, text in entries.items() if key in self._exact and key[0] in " ,:;"
         }
         templates = (_Template(template, text) for template, text in entries.items() if _PLACE in template)
+        self._ending_templates = [
+            _Template(key, text)
+            for key, text in entries.items()
+            if _PLACE in key and key[0] in " ,:;" and key.find(_PLACE) >= _MIN_BEGINNING
+        ]
         # Of several templates that fit, the one with most fixed text tells most of the message.
         self._templates = sorted(templates, key=lambda each: -each.num_fixed)
 
@@ -60,11 +67,11 @@ class Catalogue:
         """
         if not text or text.isspace() or (depth and self._is_kept(text)):
             return text
-        if text.startswith("  ") and text not in self._exact:
-            core = text.lstrip(" ")
-            return " " * (len(text) - len(core)) + self.translate(core, depth)
         if found := self._find(text, depth):
             return found
+        if text.startswith("  "):
+            core = text.lstrip(" ")
+            return " " * (len(text) - len(core)) + self.translate(core, depth)
         if depth < _MAX_DEPTH:
             if label := _LABEL.match(text):
                 name = self._exact.get(f"{label[1]}:")
@@ -81,6 +88,10 @@ class Catalogue:
         for ending, shown in self._endings.items():
             if text.endswith(ending):
                 return self.translate(text.removesuffix(ending), depth) + shown
+        for template in self._ending_templates:
+            place = text.find(template.first)
+            if place > 0 and (values := template.match(text[place:])) is not None:
+                return self.translate(text[:place], depth) + template.fill(values)
         return text
 
     def _find(self, text: str, depth: int) -> str | None:
@@ -89,10 +100,14 @@ class Catalogue:
         template, values = found
         if depth < _MAX_DEPTH:
             values = [
-                value if is_quoted else self.translate(value, depth + 1)
+                value if is_quoted else self._translate_value(value, depth + 1)
                 for value, is_quoted in zip(values, template.quoted, strict=False)
             ]
         return template.fill(values)
+
+    def _translate_value(self, value: str, depth: int) -> str:
+        """A value inside a message: a message itself, or a number of things such as "3 samples"."""
+        return (self.translate_piece if _NUMBER.match(value) else self.translate)(value, depth)
 
     def _is_kept(self, text: str) -> bool:
         """Whether a part of a message is a person's: one of the kept texts, or in quotes."""
@@ -143,7 +158,7 @@ class _Template:
     """An English message with places for values, and its translation."""
 
     def __init__(self, template: str, text: str):
-        self._first, *self._middle = template.split(_PLACE)
+        self.first, *self._middle = template.split(_PLACE)
         self._last = self._middle.pop() if self._middle else ""
         self.num_fixed = len(template.replace(_PLACE, ""))
         fixed = template.split(_PLACE)
@@ -153,12 +168,14 @@ class _Template:
 
     def match(self, text: str) -> list[str] | None:
         """The values in the places, each as short as it can be; None where this is another message."""
-        if _LABEL.match(text) and not _LABEL.match(self._first):
+        if _LABEL.match(text) and not _LABEL.match(self.first):
             return None  # the label stands before a message of its own
+        if not self.first and text.startswith("  "):
+            return None  # an indentation is no value
         end = len(text) - len(self._last)
-        if not text.startswith(self._first) or not text.endswith(self._last):
+        if not text.startswith(self.first) or not text.endswith(self._last):
             return None
-        values, start = [], len(self._first)
+        values, start = [], len(self.first)
         for fixed in self._middle:
             found = text.find(fixed, start, end)
             if found < 0:
@@ -168,8 +185,11 @@ class _Template:
         return None if start > end else [*values, text[start:end]]
 
     def fits_piece(self, values: list[str]) -> bool:
-        """Whether the values are such as stand in a piece of this length."""
-        return self.num_fixed >= _MIN_FIXED or all(_NUMBER.match(value) for value in values)
+        """Whether the values are such as stand in this piece, and not the rest of a sentence or of a line."""
+        if any("  " in value for value in values):
+            return False
+        is_title = self.first[:1].isupper()
+        return is_title or self.num_fixed >= _MIN_FIXED or all(map(_NUMBER.match, values))
 
     def fill(self, values: list[str]) -> str:
         """The translation with the values in its places."""

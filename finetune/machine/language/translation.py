@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.machine.command_names import name_as_called
 from finetune.machine.language.catalogue import Catalogue
 from finetune.machine.language.choice import language
 
@@ -40,13 +41,15 @@ def keep_values(*values: Any) -> None:
 
 
 def translate(text: str) -> str:
-    """What is about to be shown, in the person's language; untouched in English."""
-    return text if language() == "en" else _translate_around_kept(text, chinese().translate)
+    """What is about to be shown, in the person's language, with commands called as the person called this one."""
+    return name_as_called(text if language() == "en" else _translate_around_kept(text, chinese().translate))
 
 
 def translate_piece(text: str) -> str:
     """The same for what stands in a column, a title or a label."""
-    return text if language() == "en" else _translate_around_kept(text, chinese().translate_piece)
+    return name_as_called(
+        text if language() == "en" else _translate_around_kept(text, chinese().translate_piece)
+    )
 
 
 def _translate_around_kept(text: str, translated: Callable[[str], str]) -> str:
