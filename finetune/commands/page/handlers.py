@@ -6,10 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import gradio as gr
-
-from finetune.commands.page.choices import in_language
 from finetune.errors import UserError
+from finetune.serving.chat.toasts import fault_toast
 
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that answer at once."""
@@ -23,7 +21,6 @@ def telling(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(language, *values)
         except UserError as error:
-            told = "\n".join(in_language(fault, language) for fault in error.faults)
-            raise gr.Error(told, print_exception=False) from None
+            raise fault_toast(error, language) from None
 
     return handle

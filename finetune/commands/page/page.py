@@ -45,8 +45,8 @@ class TrainingPage:
             started: Any = self.prepare.start(before=self.trial.unload)
             started.success(self.run.choose, self.prepare.name, self.run.choosers, **QUIET).success(
                 **self.run.refreshing()
-            ).success(None, js=_SHOW_RUN, **QUIET)
+            ).success(None, js=_SHOW_RUN, **QUIET).success(**self.prepare.naming())
             self.run.connect(before_resume=self.trial.unload)
             words.connect(self.blocks)
             self.run.begin(self.blocks)
-            self.prepare.begin(self.blocks)
+            self.blocks.load(**self.prepare.naming())

@@ -76,9 +76,9 @@ class PrepareTab:
     def _chosen(self) -> list[Any]:
         return [self.model, self.data, self.file, *self._settings]
 
-    def begin(self, blocks: gr.Blocks) -> None:
-        """Gives the run a name when a browser opens the page."""
-        blocks.load(lambda: time.strftime("run-%m%d-%H%M%S"), None, self.name, **QUIET)
+    def naming(self) -> dict[str, Any]:
+        """The event that proposes a name for the next run."""
+        return {"fn": lambda: time.strftime("run-%m%d-%H%M%S"), "inputs": None, "outputs": self.name, **QUIET}
 
     def start(self, before: Callable[[], None]) -> Any:
         """Connects the button that starts; the event goes on where the run has started.

@@ -126,6 +126,9 @@ def test_a_beginner_trains_stops_goes_on_and_talks(browser, home):
         state(tab, "Training")
         tab.locator("#curve svg").wait_for()
         tab.locator("#log").get_by_text("loss").first.wait_for()
+        tab.wait_for_function(
+            "document.querySelector('#run_name textarea, #run_name input').value.startsWith('run-')"
+        )
         assert re.search(
             rf"Step \d+ / {_STEPS}\b.*tokens/s.*Time left", tab.locator("#state").inner_text(), re.DOTALL
         )
@@ -170,6 +173,7 @@ def talk(tab) -> None:
         ("run_name", "../x", "cannot be the name of a run"),
         ("learning_rate", "much", 'learning_rate is "much"'),
         ("model_folder", "/nowhere", "model /nowhere is no folder"),
+        ("model_folder", "/<b>bold</b><img src=x>", "model /<b>bold</b><img src=x> is no folder"),
     ],
 )
 def test_faults_are_told_and_nothing_starts(browser, home, page_url, name, value, words):
