@@ -38,6 +38,7 @@ class TokenizerKind:
         has_prefix: Whether the vocabulary puts a blank in front of texts.
         marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for, prefix or not.
         first_only: Whether that blank comes in front of the first stretch of a text only, whatever the folder says.
+        restarts: Whether it comes behind the tokens that the folder names, too; `names` are pieces within a text.
         unset: Settings of tokenizer_config.json that must not be true.
         take_names: vocabulary file -> the model in which no text is spelled with the names of tokens, and their ids; None
             where names are no pieces that SentencePiece finds in text.
@@ -52,6 +53,7 @@ class TokenizerKind:
     has_prefix: bool = False
     marks_blanks: bool = False
     first_only: bool = False
+    restarts: bool = False
     unset: tuple[str, ...] = ()
     take_names: TakeNames | None = None
 
@@ -168,6 +170,7 @@ KINDS: dict[str, TokenizerKind] = {
         roles=_LLAMA_ROLES,
         names=("<eoh>", "<eoa>"),
         first_only=True,
+        restarts=True,
     ),
     "InternLM2Tokenizer": TokenizerKind(
         open=_open_without(_take_names), take_names=_take_names, roles=_LLAMA_ROLES, first_only=True

@@ -35,6 +35,7 @@ class AddedToken:
         single_word: Whether it is met only where no letter or digit touches it.
         normalized: Whether it is looked for after the text was normalised.
         behind: What it has to follow to be met; None where it is never met in text.
+        restarts: Whether text behind it begins anew, with a blank in front where only beginnings get one.
     """
 
     content: str
@@ -44,6 +45,7 @@ class AddedToken:
     single_word: bool = False
     normalized: bool = False
     behind: str | None = ""
+    restarts: bool = False
 
 
 @dataclass(frozen=True)

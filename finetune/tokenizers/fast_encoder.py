@@ -99,7 +99,12 @@ def make_table(
     taken = {index: name for name, index in found.ids.items()}
     own = {name: index for name, index in extra.items() if taken.get(index, name) == name}
     tokens = dict(found.tokens) | {name: AddedToken(name) for name in own}
-    tokens = {name: replace(token, behind=kind.behind.get(name, "")) for name, token in tokens.items()}
+    tokens = {
+        name: replace(
+            token, behind=kind.behind.get(name, ""), restarts=kind.restarts and name in found.tokens
+        )
+        for name, token in tokens.items()
+    }
     pieces = {
         name: index for name in found.ids if name not in extra and (index := backend.id_of(name)) is not None
     }

@@ -123,10 +123,11 @@ class TokenSplitter:
         for part, token in self._plain.cut(text):
             if token is not None:
                 yield Stretch("", self._ids[token.content])
+                is_first = token.restarts
             else:
                 is_inner = self._first_only and (not is_first or part.startswith(self._unblanked))
                 yield from self._split_normalized(part, inner=is_inner)
-            is_first = False
+                is_first = False
 
     def _split_normalized(self, text: str, *, inner: bool) -> Iterator[Stretch]:
         if self._normalize is not None:

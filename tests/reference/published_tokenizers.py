@@ -200,7 +200,7 @@ def _make_gemma(folder: Path) -> None:
         corpus = Path(scratch) / "texts.txt"
         corpus.write_text("\n".join(draw_passages(60_000)), encoding="utf-8")
         trained = train_sentencepiece(corpus, vocab_size=900, control_pieces=_GEMMA_CONTROL)
-    content = _with_user_defined(trained, _GEMMA_PIECES)
+    content = with_user_defined(trained, _GEMMA_PIECES)
     for path in folder.glob("*.model"):
         path.write_bytes(content)
     names = ("<start_of_turn>", "<end_of_turn>")
@@ -217,7 +217,7 @@ def _make_gemma(folder: Path) -> None:
     _resize(folder, processor.get_piece_size())
 
 
-def _with_user_defined(content: bytes, texts: tuple[str, ...]) -> bytes:
+def with_user_defined(content: bytes, texts: tuple[str, ...]) -> bytes:
     """A SentencePiece model in which pieces are user-defined: those that it has, and new ones behind the others."""
     for text in (each.encode() for each in texts):
         inside = b"\x0a" + bytes([len(text)]) + text + b"\x15"

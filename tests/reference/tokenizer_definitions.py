@@ -203,11 +203,21 @@ def _pieces(folder: Path, *, cut_at_names: bool) -> dict[bool, Reader]:
     if cut_at_names:
         ids |= {name: model.piece_to_id(name) for name in names}
     plain = open_sentencepiece(without_names(content, names))
-    return _both(between_names(model.encode, ids), plain.encode)
+
+    def spell(text: str) -> Ids:
+        found: Ids = model.encode(text)
+        return (
+            found[1:] if text.startswith(tuple(names)) and model.id_to_piece(found[0]) == "\u2581" else found
+        )
+
+    return _both(between_names(spell, ids), plain.encode)
 
 
 def named_pieces(folder: Path) -> dict[bool, Reader]:
-    """InternLM's: SentencePiece finds the names in the text itself; text behind them gets no blank in front."""
+    """InternLM's: SentencePiece finds the names in the text itself; text behind them gets no blank in front.
+
+    Nor does a name that begins a text get one here, which it does by the library: no published prompt begins so.
+    """
     return _pieces(folder, cut_at_names=False)
 
 
