@@ -34,6 +34,11 @@ class RankTokenizer(PretrainedTokenizer):  # type: ignore[misc]
         super().__init__(**kwargs)
 
     @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Ids of the special tokens that the vocabulary has by itself."""
+        return self._backend.special_ids
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens, the special ones included."""
         return len(self.decoder)

@@ -44,6 +44,31 @@ def take_names(content: bytes, known: Collection[str] = ()) -> tuple[bytes, dict
     return b"".join([*parts, content[copied:]]), names
 
 
+def take_special_names(content: bytes, names: Collection[str]) -> tuple[bytes, dict[str, int]]:
+    """The same for those of some names that are user-defined pieces, fast enough for a quarter of a million pieces.
+
+    Args:
+        content: The model file's, its fields in the order in which SentencePiece writes them.
+        names: What a folder calls special.
+    """
+    found = []
+    for name in names:
+        text = name.encode()
+        entry = re.compile(
+            re.escape(b"\x0a" + _varint(len(text)) + text + b"\x15") + rb"....\x18\x04", re.DOTALL
+        )
+        if (match := entry.search(content)) is not None:
+            content = content[: match.end() - 1] + _AS_UNUSED[1:] + content[match.end() :]
+            found.append(name)
+    if not found:
+        return content, {}
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(content)
+    return content, {name: int(processor.piece_to_id(name)) for name in found}
+
+
 def _name_of(piece: bytes, known: Collection[str]) -> str | None:
     """The text of a piece that is a name; None for any other piece."""
     text, kind = "", None

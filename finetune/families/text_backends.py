@@ -23,7 +23,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.families.sentencepiece_names import take_names
 from finetune.storage.files import read_json_object
 
 
@@ -34,6 +33,8 @@ class UnsupportedTokenizerError(Exception):
 _TEXTS_AT_A_TIME = 16
 Ids = list[int] | NDArray[Any]
 """The ids of one text, int32 where it is an array."""
+TakeNames = Callable[[Path], tuple[bytes, dict[str, int]]]
+"""A vocabulary file -> the serialised model in which no text is spelled with the names of tokens, and their ids."""
 
 
 class TextBackend(Protocol):
@@ -90,7 +91,7 @@ class SentencePieceBackend:
     Args:
         path: The model file.
         num_threads: Threads that texts are spread over.
-        takes_names: Whether user-defined pieces that are names of tokens spell no text.
+        take_names: Reads the file as a model that spells no text with names of tokens, and gives their ids.
 
     Attributes:
         names: Ids of these.
@@ -99,13 +100,12 @@ class SentencePieceBackend:
         UnsupportedTokenizerError: The file is no such model.
     """
 
-    def __init__(self, path: Path, num_threads: int, *, takes_names: bool = False):
+    def __init__(self, path: Path, num_threads: int, *, take_names: TakeNames | None = None):
         import sentencepiece
 
         self.processor = sentencepiece.SentencePieceProcessor()
         try:
-            content = path.read_bytes()
-            self._content, self.names = take_names(content) if takes_names else (content, {})
+            self._content, self.names = take_names(path) if take_names else (path.read_bytes(), {})
             self.processor.LoadFromSerializedProto(self._content)
         except (RuntimeError, OSError, ValueError):
             raise UnsupportedTokenizerError(f"{path.name} is no SentencePiece model") from None

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.families.blank_pieces import CHATGLM_ROLES, CHATGLM_TOKENS, open_chatglm
+from finetune.families.sentencepiece_names import take_names, take_special_names
 from finetune.families.tekken import TEKKEN_ROLES, open_tekken
 from finetune.families.text_backends import (
     SentencePieceBackend,
+    TakeNames,
     TextBackend,
     TiktokenBackend,
     UnsupportedTokenizerError,
@@ -19,6 +21,7 @@ from finetune.families.text_backends import (
     read_vocab_and_merges,
 )
 from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
+from finetune.storage.files import read_json_or_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class TokenizerKind:
         marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for, prefix or not.
         first_only: Whether that blank comes in front of the first stretch of a text only, whatever the folder says.
         unset: Settings of tokenizer_config.json that must not be true.
+        take_names: vocabulary file -> the model in which no text is spelled with the names of tokens, and their ids; None
+            where names are no pieces that SentencePiece finds in text.
     """
 
     open: Callable[[Path, int], tuple[TextBackend, dict[str, int]]]
@@ -48,6 +53,7 @@ class TokenizerKind:
     marks_blanks: bool = False
     first_only: bool = False
     unset: tuple[str, ...] = ()
+    take_names: TakeNames | None = None
 
 
 _QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
@@ -72,14 +78,26 @@ CHATGLM2_PATTERN = (
 """Names that a template writes: "sop" is a token only behind the mask that it belongs to, "eop" nowhere."""
 
 
-def _open_sentencepiece(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    backend = SentencePieceBackend(path, num_threads)
-    return backend, backend.control_ids()
+def _take_names(path: Path) -> tuple[bytes, dict[str, int]]:
+    return take_names(path.read_bytes())
 
 
-def _open_named_pieces(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
-    backend = SentencePieceBackend(path, num_threads, takes_names=True)
-    return backend, backend.control_ids() | backend.names
+def _take_special_names(path: Path) -> tuple[bytes, dict[str, int]]:
+    """Those that the folder calls special, and Gemma's marks of turns; other user-defined pieces stay in texts."""
+    settings = read_json_or_empty(path.with_name("tokenizer_config.json"))
+    added = (settings.get("added_tokens_decoder") or {}).values()
+    listed = settings.get("additional_special_tokens") or []
+    names = [each["content"] for each in added if each.get("special")]
+    names += [each["content"] if isinstance(each, dict) else each for each in listed]
+    return take_special_names(path.read_bytes(), dict.fromkeys(map(str, (*_GEMMA_TURNS, *names))))
+
+
+def _open_without(take: TakeNames) -> Callable[[Path, int], tuple[TextBackend, dict[str, int]]]:
+    def open_file(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
+        backend = SentencePieceBackend(path, num_threads, take_names=take)
+        return backend, backend.control_ids() | backend.names
+
+    return open_file
 
 
 def _open_chatglm2(path: Path, num_threads: int) -> tuple[TextBackend, dict[str, int]]:
@@ -129,6 +147,7 @@ def _merges(vocab: Path) -> str:
 
 _LLAMA_ROLES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 _GEMMA_ROLES = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+_GEMMA_TURNS = ("<start_of_turn>", "<end_of_turn>")
 _GLM4_ROLES = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 _END_OF_TEXT = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
@@ -136,15 +155,33 @@ LLAMA3 = "Llama3Tokenizer"
 TEKKEN = "TekkenTokenizer"
 
 KINDS: dict[str, TokenizerKind] = {
-    "LlamaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_LLAMA_ROLES, has_prefix=True),
+    "LlamaTokenizer": TokenizerKind(
+        open=_open_without(_take_special_names),
+        take_names=_take_special_names,
+        roles=_LLAMA_ROLES,
+        has_prefix=True,
+    ),
     # Whether a blank comes in front is left to the vocabulary.
     "InternLMTokenizer": TokenizerKind(
-        open=_open_named_pieces, roles=_LLAMA_ROLES, names=("<eoh>", "<eoa>"), first_only=True
+        open=_open_without(_take_names),
+        take_names=_take_names,
+        roles=_LLAMA_ROLES,
+        names=("<eoh>", "<eoa>"),
+        first_only=True,
     ),
-    "InternLM2Tokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES, first_only=True),
+    "InternLM2Tokenizer": TokenizerKind(
+        open=_open_without(_take_names), take_names=_take_names, roles=_LLAMA_ROLES, first_only=True
+    ),
     # Every message of a conversation is spelled as a text of its own.
-    "BaichuanTokenizer": TokenizerKind(open=_open_named_pieces, roles=_LLAMA_ROLES),
-    "GemmaTokenizer": TokenizerKind(open=_open_sentencepiece, roles=_GEMMA_ROLES, marks_blanks=True),
+    "BaichuanTokenizer": TokenizerKind(
+        open=_open_without(_take_names), take_names=_take_names, roles=_LLAMA_ROLES
+    ),
+    "GemmaTokenizer": TokenizerKind(
+        open=_open_without(_take_special_names),
+        take_names=_take_special_names,
+        roles=_GEMMA_ROLES,
+        marks_blanks=True,
+    ),
     "ChatGLMTokenizer": TokenizerKind(open=open_chatglm, roles=CHATGLM_ROLES, names=CHATGLM_TOKENS),
     "ChatGLMv2Tokenizer": TokenizerKind(
         open=_open_chatglm2,

@@ -10,6 +10,7 @@ and the names of added tokens in every position of a line. What the ids are comp
     llama, mistral, gemma, qwen2, bloom, opt     transformers
     qwen                                         tiktoken with the ranks and the pattern of the published tokenizer
     chatglm2                                     SentencePiece between the names of the published tokenizer's tokens
+    formats in which models are published        tests.reference.published_tokenizers says what
 
 Every line is read three times: as a template's own text and as data whose special tokens count (both are what
 transformers gives by default), and as data whose special tokens are text (transformers' `split_special_tokens`).
@@ -20,12 +21,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import shutil
 import tempfile
 import time
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ from finetune.models.tiny.checkpoint import build_tiny
 from finetune.tokenizers.encoder import FamilyEncoder, load_encoder
 from finetune.tokenizers.fast_encoder import load_fast_encoder
 from tests.families.cases import FACTS
+from tests.reference.published_tokenizers import KINDS, make_published
+from tests.reference.tokenizer_definitions import Ids, Reader, chatglm2, qwen
 from tests.texts import NASTY, draw_passages, draw_texts
 
 FLAGS = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False, "special": False}
@@ -65,9 +66,6 @@ FAMILIES = ("llama", "mistral", "gemma", "qwen2", "bloom", "opt", "qwen", "chatg
 NO_PREFIX = b"\x1a\x02\x18\x00"
 """Behind a SentencePiece model: normalizer_spec.add_dummy_prefix is false."""
 MAX_CHARACTERS = 2000
-
-Ids = list[int]
-Reader = Callable[[Sequence[str]], list[Ids]]
 
 
 def add_tokens(folder: Path, **config: Any) -> None:
@@ -148,11 +146,11 @@ def _strings_in(value: Any) -> Iterator[str]:
             yield from _strings_in(each)
 
 
-def _with_tokens(text: str, generator: random.Random) -> str:
+def _with_tokens(text: str, generator: random.Random, names: Sequence[str] = ()) -> str:
     """A text with up to three names in it: at its ends, within words, beside blanks, one behind the other."""
     for _ in range(generator.randrange(1, 4)):
         place = generator.choice((0, len(text), generator.randrange(len(text) + 1)))
-        name = generator.choice([*ADDED, "</s>", "<s>", "<|endoftext|>"])
+        name = generator.choice(names or [*ADDED, "</s>", "<s>", "<|endoftext|>"])
         left, right = (generator.choice(("", "", " ", "  ", "\n")) for _ in range(2))
         text = f"{text[:place]}{left}{name}{right}{text[place:]}"
     return text
@@ -184,7 +182,12 @@ def make_folder(family: str, folder: Path, vocabulary: Path | None) -> Path:
 def references(family: str, folder: Path) -> dict[bool, Reader]:
     """What gives the right ids: with special tokens as text (True), and as tokens (False)."""
     if FACTS[family].ids_from != "transformers":
-        return {"tiktoken": _qwen, "sentencepiece": _chatglm2}[FACTS[family].ids_from](folder)
+        return {"tiktoken": qwen, "sentencepiece": chatglm2}[FACTS[family].ids_from](folder)
+    return by_transformers(folder)
+
+
+def by_transformers(folder: Path) -> dict[bool, Reader]:
+    """The readers of transformers' fast tokenizer of a folder."""
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -195,57 +198,6 @@ def references(family: str, folder: Path) -> dict[bool, Reader]:
         return [each.ids for each in found]
 
     return {splits: lambda texts, splits=splits: read(texts, splits=splits) for splits in (False, True)}
-
-
-def _qwen(folder: Path) -> dict[bool, Reader]:
-    import base64
-
-    import tiktoken
-
-    lines = (folder / "qwen.tiktoken").read_bytes().splitlines()
-    ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in lines}
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205))]
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"
-    )
-    special = {name: len(ranks) + place for place, name in enumerate(names)}
-    encoding = tiktoken.Encoding("qwen", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-
-    def read(texts: Sequence[str], *, splits: bool) -> list[Ids]:
-        allowed: Any = set() if splits else "all"
-        composed = [unicodedata.normalize("NFC", text) for text in texts]
-        return [encoding.encode(text, allowed_special=allowed, disallowed_special=()) for text in composed]
-
-    return {splits: lambda texts, splits=splits: read(texts, splits=splits) for splits in (False, True)}
-
-
-def _chatglm2(folder: Path) -> dict[bool, Reader]:
-    import sentencepiece
-
-    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    names = (
-        "[MASK]",
-        "[gMASK]",
-        "[sMASK]",
-        "sop",
-        "eop",
-        "<|system|>",
-        "<|user|>",
-        "<|assistant|>",
-        "<|observation|>",
-    )
-    ids = {name: model.get_piece_size() + place for place, name in enumerate(names)} | {
-        "</s>": model.eos_id()
-    }
-    written = "|".join(re.escape(name) for name in ids if name not in ("sop", "eop")) + r"|(?<=MASK\])sop"
-
-    def read(text: str) -> Ids:
-        parts = re.split(f"({written})", text)
-        found = [[ids[part]] if place % 2 else model.encode(part) for place, part in enumerate(parts) if part]
-        return [index for part in found for index in part]
-
-    return {False: lambda texts: list(map(read, texts)), True: lambda texts: model.encode(list(texts))}
 
 
 def readers(family: str, folder: Path, *, fast: bool) -> dict[str, tuple[Reader, bool]]:
@@ -274,9 +226,33 @@ def _encoder(family: str, folder: Path, *, fast: bool, splits_special: bool) -> 
     return FamilyEncoder(loaded.tokenizer, record, splits_special=splits_special)
 
 
-def compare(family: str, folder: Path, lines: Sequence[str], *, fast: bool) -> dict[str, Any]:
-    """Counts lines with other ids than the reference's."""
-    expected = references(family, folder)
+def compare_published(name: str, folder: Path, lines: Sequence[str], *, fast: bool) -> dict[str, Any]:
+    """The same for a published format that `make_published` wrote, with its tokens in some of the lines."""
+    kind = KINDS[name]
+    expected = kind.references(folder) if kind.references else by_transformers(folder)
+    lines = lines_with(kind.names, lines)
+    return compare(kind.family, folder, lines, fast=fast, expected=expected) | {"family": name}
+
+
+def lines_with(names: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """As many lines: some with each of the names in every position, in an eighth the names stand anywhere."""
+    generator = random.Random(1)
+    count = len(lines)
+    placed = [form.format(n=name) for name in names for form in PLACES][: count // 4]
+    mixed = [_with_tokens(text, generator, names) for text in generator.choices(lines, k=count // 8)]
+    return list(dict.fromkeys([*placed, *mixed, *lines]))[:count]
+
+
+def compare(
+    family: str,
+    folder: Path,
+    lines: Sequence[str],
+    *,
+    fast: bool,
+    expected: dict[bool, Reader] | None = None,
+) -> dict[str, Any]:
+    """Counts lines with other ids than the reference's, which are the family's where none are given."""
+    expected = expected or references(family, folder)
     wanted = {splits: read(lines) for splits, read in expected.items()}
     wrong: dict[str, list[str]] = {}
     began = time.perf_counter()
@@ -306,7 +282,11 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, help="file that a line is written to for each family and reader"
     )
-    parser.add_argument("--families", default=",".join(FAMILIES), help="names, separated by commas")
+    parser.add_argument(
+        "--families",
+        default=";".join((*FAMILIES, *KINDS)),
+        help="names of families and of formats in tests.reference.published_tokenizers, separated by semicolons",
+    )
     parser.add_argument("--readers", default="fast,PaddleNLP", help="fast, PaddleNLP or both")
     parser.add_argument(
         "--llama_vocabulary", type=Path, help="tokenizer.model of a published Llama, instead of a tiny one"
@@ -314,12 +294,17 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = collect_lines(arguments.data, arguments.lines)
     published = {"llama": arguments.llama_vocabulary}
-    for family in arguments.families.split(","):
+    for family in arguments.families.split(";"):
         with tempfile.TemporaryDirectory() as folder:
             vocabulary = published.get(family)
-            model = make_folder(family, Path(folder) / family, vocabulary)
+            model = Path(folder) / "model"
+            if family in FAMILIES:
+                make_folder(family, model, vocabulary)
+            else:
+                make_published(family, model)
             for reader in arguments.readers.split(","):
-                result = compare(family, model, lines, fast=reader == "fast")
+                run = compare if family in FAMILIES else compare_published
+                result = run(family, model, lines, fast=reader == "fast")
                 result["vocabulary"] = "published" if vocabulary else "tiny"
                 print(
                     family,
