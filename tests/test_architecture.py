@@ -36,6 +36,8 @@ STARTS_FAST = (
     "finetune.commands.doctor",
     "finetune.commands.export",
     "finetune.commands.init",
+    "finetune.commands.page.run",
+    "finetune.commands.page.trial",
     "finetune.commands.plan",
     "finetune.commands.predict",
     "finetune.commands.train",

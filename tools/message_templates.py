@@ -81,8 +81,10 @@ def _templates(node: ast.AST, skipped: set[int], *, is_shown: bool) -> Iterator[
     elif isinstance(node, ast.Subscript | ast.Compare):
         is_shown = False
     text = _template(node)
-    if text is not None and _is_message(text):
-        yield text, node.lineno, is_shown  # type: ignore[attr-defined]
+    lines = (text or "").split("\n")  # which are looked up one by one
+    for part in lines if is_shown else lines[:1] * (len(lines) == 1):
+        if _is_message(part):
+            yield part, node.lineno, is_shown  # type: ignore[attr-defined]
     for child in ast.iter_child_nodes(node):
         if isinstance(node, ast.JoinedStr) and isinstance(child, ast.Constant):
             continue

@@ -16,6 +16,7 @@ from finetune.commands.registry import find_command
 from finetune.errors import RunError, UserError
 from finetune.machine.command_names import PROGRAM
 from finetune.machine.command_start import hear_signals, prepare_process
+from finetune.machine.language.translation import keep_values
 from finetune.processes.command import run_command
 
 
@@ -23,6 +24,7 @@ def main() -> int | None:
     """Runs the command of the request; its exit code, None for 0."""
     folder = Path(sys.argv[1])
     request = json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8"))
+    keep_values(request)
     sys.argv[:] = [PROGRAM]  # next steps are named as this program's
     try:
         return run(request)

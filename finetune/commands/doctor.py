@@ -35,7 +35,7 @@ _PACKAGES = (
     "safetensors",
 )
 _EXTRAS = {
-    "gradio": "the chat page: pip install 'paddle-finetune[chat]'",
+    "gradio": "the training page and the chat page: pip install 'paddle-finetune[chat]'",
     "uvicorn": "the server: pip install 'paddle-finetune[serve]'",
     "wandb": "report_to wandb: pip install wandb",
     "swanlab": "report_to swanlab: pip install swanlab",
@@ -145,4 +145,4 @@ def _hubs(*, offline: bool) -> Iterator[str]:
 def _extras() -> Iterator[str]:
     for module, use in _EXTRAS.items():
         if importlib.util.find_spec(module) is None:
-            yield f"{module}, for {use}"
+            yield f"{module}  {use}"

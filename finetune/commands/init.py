@@ -26,11 +26,13 @@ from finetune.machine.command_names import PROGRAM, TRAIN, called_as, launched_n
 from finetune.machine.command_parser import CommandParser
 from finetune.machine.language.translation import translate
 from finetune.machine.screen import print_text
+from finetune.settings.argument_file import ENDINGS, is_argument_file, read_argument_file
 from finetune.settings.arguments import parse_arguments
 from finetune.settings.parsing import read_given
 from finetune.settings.records import LAYOUT
 from finetune.settings.registry import known_settings
-from finetune.storage.files import write_json
+from finetune.settings.yaml_output import format_yaml
+from finetune.storage.files import write_atomically, write_json
 from finetune.storage.shipped_files import sample_data, shipped_arguments
 
 _MODEL, _DATA = "model_name_or_path", "dataset_name_or_path"
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.list:
         print(*shipped_arguments(), sep="\n")
         return
+    if name is None and rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
     given = read_given(rest)
     if given.faults:
         raise UserError(given.faults)
@@ -58,17 +62,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--sample_data and --{_DATA} {settings[_DATA]} exclude each other: give one of them")
     first, title = _from_shipped(name) if name else _from_model(settings, options.method, options.sample_data)
     target = options.output_file or Path(f"{title.replace('/', '_')}_argument.json")
+    if not is_argument_file(target.name):
+        raise UserError(f"--output_file {target} must end in one of {', '.join(ENDINGS)}: it is JSON or YAML")
     if target.exists() and not options.overwrite:
         raise UserError(f"{target} is there: add --overwrite, or another name with --output_file")
-    if target.suffix != ".json":
-        raise UserError(f"--output_file {target} must end in .json: JSON is what is written")
     first.values |= settings
     _fit(first, settings, memory_bytes, is_sample=options.sample_data)
     _check(first.values)
     if options.sample_data:
         _copy_sample_data(Path("data"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_json(target, first.values)
+    if target.suffix.lower() == ".json":
+        write_json(target, first.values)
+    else:
+        write_atomically(target, format_yaml(first.values).encode())
     _tell(first, target)
 
 
@@ -76,15 +83,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog=f"{called_as() or PROGRAM} init",
         usage=f"{called_as() or PROGRAM} init [NAME] [options] [--key value ...]",
-        description="Write an argument file. NAME is a shipped file such as llama/lora; without it the model and the "
-        "data decide, and what is not given is asked for. Every setting of a run may follow as --key value.",
+        description="Write an argument file. NAME is a shipped file such as llama/lora, or a file of your own; without "
+        "it the model and the data decide, and what is not given is asked for. Every setting of a run may follow as "
+        "--key value.",
         allow_abbrev=False,
     )
     parser.add_argument("--list", action="store_true", help="list the shipped files")
     parser.add_argument(
         "--method", help="lora, sft, pt, dpo, kto and so on, as in the names of the shipped files"
     )
-    parser.add_argument("--output_file", type=Path, help="the file to write (FAMILY_METHOD_argument.json)")
+    parser.add_argument(
+        "--output_file",
+        type=Path,
+        help="the file to write, in YAML with comments if it ends in .yaml (FAMILY_METHOD_argument.json)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     parser.add_argument(
         "--sample_data", action="store_true", help="copy the sample data to ./data and train on them"
@@ -103,6 +115,8 @@ def _read_size(text: str) -> int:
 def _from_shipped(name: str) -> tuple[FirstArguments, str]:
     shipped = shipped_arguments()
     short = name.removesuffix(".json").removesuffix("_argument")
+    if short not in shipped and is_argument_file(name) and Path(name).exists():
+        return _read_own(Path(name)), Path(name).stem.removesuffix("_argument")
     if short not in shipped:
         from difflib import get_close_matches
 
@@ -110,6 +124,15 @@ def _from_shipped(name: str) -> tuple[FirstArguments, str]:
         hint = f"did you mean {', '.join(near)}?" if near else "--list shows the names"
         raise UserError(f'no argument file is named "{name}": {hint}')
     return read_shipped(shipped[short]), short
+
+
+def _read_own(path: Path) -> FirstArguments:
+    """The settings of a file of one's own."""
+    faults: list[str] = []
+    entries = read_argument_file(path, faults)
+    if entries is None or faults:
+        raise UserError(faults)
+    return FirstArguments({key: value for key, value in entries.values.items() if key != "$schema"})
 
 
 def _from_model(settings: dict[str, Any], method: str | None, is_sample: bool) -> tuple[FirstArguments, str]:
@@ -211,5 +234,5 @@ def _tell(first: FirstArguments, target: Path) -> None:
     if num_processes > 1:
         cards = ",".join(map(str, range(num_processes)))
         train = f"python -m paddle.distributed.launch --gpus {cards} {launched_name(TRAIN)} {target}"
-    print_text(f"wrote {target}", *first.notes)
+    print_text(f"wrote the settings to {target}", *first.notes)
     print_text(f"next: {program} preview {target}\n      {train}")

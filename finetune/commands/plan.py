@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _read_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = CommandParser(
         prog=f"{called_as() or 'paddle-finetune'} plan",
-        usage="%(prog)s FILE [--card_memory 24GB] [--num_cards N] [--tokens_per_second N] [--json] [--setting value ...]",
+        usage="%(prog)s FILE [options] [--key value ...]",
         description="Tell what a run will be before it is started: parameters, layout, steps, memory, disk, time. "
         "The settings are those of train; --device gpu plans for cards that this machine need not have.",
         allow_abbrev=False,

@@ -37,6 +37,7 @@ COMMANDS = (
     Command("plan", "tell memory, steps, disk and time of a run before it starts", "finetune.commands.plan"),
     Command("train", "fine-tune a model from an argument file", "finetune.commands.train"),
     Command("predict", "answer the lines of a file, or talk on the terminal", "finetune.commands.predict"),
+    Command("page", "prepare, start, watch and try out trainings in the browser", "finetune.commands.page.run"),
     Command("chat", "talk with a model in the browser", "finetune.serving.chat.run"),
     Command("serve", "answer requests of OpenAI's interface over HTTP", "finetune.serving.api.run"),
     Command("merge lora", "merge LoRA adapters into their base", "finetune.merge.lora", threads_below=False),

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from finetune.machine.command_names import PREVIEW
 from finetune.machine.environment import check_machine
 from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
-from finetune.settings.arguments import parse_arguments
+from finetune.settings.arguments import answer_help, parse_arguments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,5 +148,6 @@ def preview(argv: Sequence[str] | None = None) -> None:
         argv: As for `main`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    answer_help(words, PREVIEW)
     is_counted = any(word.split("=")[0] == "--preview" for word in words)
     main(words if is_counted else [*words, "--preview", str(_NUM_SHOWN)])

@@ -135,6 +135,8 @@ def _asks_nothing(name: str, value: Any, config: Mapping[str, Any]) -> bool:
         return True
     if name == "head_dim":
         return bool(value * config.get("num_attention_heads", 0) == config.get("hidden_size"))
+    if name == "activation":  # Falcon 3 names its Llama's twice
+        return value == "swiglu" and config.get("hidden_act") == "silu"
     if name == "layer_types":
         return set(value) <= {"full_attention"}
     return not isinstance(value, bool) and value in _NEUTRAL.get(name, ())

@@ -15,6 +15,7 @@ from finetune.storage.files import is_present, read_json_object
 from finetune.storage.quantisation.side_files import with_side_facts
 
 _MAX_SIZE = 2**40
+_NEVER_NULL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _Check = Callable[[Any], bool]
 
 
@@ -49,7 +50,7 @@ def find_wrong_fields(config: Mapping[str, Any]) -> Iterator[str]:
         config: Of a model. What a field holds is told by its name, as all families name theirs alike.
     """
     for name, value in config.items():
-        if value is None:
+        if value is None and name not in _NEVER_NULL:
             continue
         for pattern, (is_right, what) in _KINDS.items():
             if re.search(pattern, name):
@@ -81,20 +82,24 @@ def _are_texts(value: Any) -> bool:
 
 
 _KINDS: dict[str, tuple[_Check, str]] = {
-    r"^architectures$": (_are_texts, "a list of names"),
+    r"^(architectures|layer_types)$": (_are_texts, "a list of names"),
     r"^(model_type|torch_dtype|dtype|hidden_act|hidden_activation|activation_function|_name_or_path)$": (
         lambda value: isinstance(value, str),
         "a text",
     ),
+    r"^num_(hidden_)?layers$": (_is_size, "a whole number of 0 or more"),
     r"_layers$": (_counts_layers, "a number of layers or their numbers"),
-    r"^(tie_|use_|add_|apply_|no_)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
+    r"^(tie_|use_|add_|apply_|no_|quantization_embeddings$)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
         # Qwen's files leave their kernels to the program.
         lambda value: isinstance(value, bool | int) or value == "auto",
         'true, false or "auto"',
     ),
-    r"^(rope_scaling|quantization_config)$": (lambda value: isinstance(value, dict), "an object"),
+    r"^(rope_scaling|rope_parameters|rotary|quantization_config)$": (
+        lambda value: isinstance(value, dict),
+        "an object",
+    ),
     r"_token_ids?$": (_is_id, "the number of a token"),
-    r"(_size|_dim|_heads|_length|_channels|_num|_embeddings|_positions|_experts|_experts_per_tok|_sparse_step)$|^n_": (
+    r"(_size|_dim|(?<!pruned)_heads|_length|_channels|_num|_embeddings|_positions|_experts|_experts_per_tok|_sparse_step)$|^n_": (
         _is_size,
         "a whole number of 0 or more",
     ),

@@ -158,16 +158,7 @@ def sized_decoder_weights(config: Mapping[str, Any], prefix: str, **facts: Any) 
         prefix: First part of the names.
         **facts: Of `gated_decoder_weights`, beside the size of a head and whether the output layer is the embedding.
     """
-    num_heads = int(config["num_attention_heads"])
-    shape = TinyShape(
-        hidden_size=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
-        num_layers=int(config["num_hidden_layers"]),
-        num_heads=num_heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-        vocab_size=int(config["vocab_size"]),
-        max_length=int(config.get("max_position_embeddings") or 0),
-    )
+    shape = TinyShape.of_config(config)
     own: dict[str, Any] = {
         "head_dim": config.get("head_dim"),
         "tied": bool(config.get("tie_word_embeddings")),

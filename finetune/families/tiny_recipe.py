@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class TinyShape:
-    """Sizes of a tiny checkpoint; counts except `max_length`, which is in tokens."""
+    """Sizes of a checkpoint; counts except `max_length`, which is in tokens."""
 
     hidden_size: int
     intermediate_size: int
@@ -18,6 +18,20 @@ class TinyShape:
     num_kv_heads: int
     vocab_size: int
     max_length: int
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> TinyShape:
+        """The sizes that a config.json tells under Llama's names."""
+        num_heads = int(config["num_attention_heads"])
+        return cls(
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            num_layers=int(config["num_hidden_layers"]),
+            num_heads=num_heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
+            vocab_size=int(config["vocab_size"]),
+            max_length=int(config.get("max_position_embeddings") or 0),
+        )
 
 
 @dataclass(frozen=True)

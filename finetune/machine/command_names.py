@@ -6,6 +6,7 @@ module. Which of them was used stands in the first word of the command line.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,15 @@ from pathlib import Path
 PROGRAM = "paddle-finetune"
 _PACKAGE = "finetune"
 
-TRAIN, PREDICT, CHAT, SERVE, EXPORT, TINY = "train", "predict", "chat", "serve", "export", "tiny"
+TRAIN, PREVIEW, PREDICT, CHAT, SERVE, EXPORT, TINY = (
+    "train",
+    "preview",
+    "predict",
+    "chat",
+    "serve",
+    "export",
+    "tiny",
+)
 MERGE_LORA, MERGE_RANKS = "merge lora", "merge tp"
 
 SCRIPTS = {
@@ -32,6 +41,13 @@ MODULES = {
     TINY: "python -m finetune.models.tiny",
 }
 """Command -> how the module that does the same is started."""
+
+
+_COMMANDS = {name: command for command, name in (*SCRIPTS.items(), *MODULES.items())}
+_SCRIPT_NAME = re.compile(
+    rf"""(?<![\w/."'“-])(?:python )?({"|".join(map(re.escape, _COMMANDS))})(?![\w"'”/]|-\w|\.\w)"""
+)
+_LAUNCHER = "paddle.distributed.launch"
 
 
 def python_name() -> str:
@@ -63,6 +79,22 @@ def usage_name(command: str) -> str:
 def launched_name(command: str) -> str:
     """A command as the launcher of several processes takes it: a script, or a program."""
     return f"{PROGRAM} {command}" if called_as() == PROGRAM else SCRIPTS[command]
+
+
+def name_as_called(text: str) -> str:
+    """A message with its commands called as this process was: messages stand in the code with the names of scripts.
+
+    What stands in quotes or behind a slash is a person's file and stays; so does what is handed to the launcher of
+    several processes, which takes scripts.
+    """
+    if (".py" not in text and "-m finetune" not in text) or (program := called_as()) is None:
+        return text
+    return "\n".join(
+        line
+        if _LAUNCHER in line
+        else _SCRIPT_NAME.sub(lambda found: f"{program} {_COMMANDS[found[1]]}", line)
+        for line in text.split("\n")
+    )
 
 
 def next_command(command: str, words: Sequence[str]) -> str:

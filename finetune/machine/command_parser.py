@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, NoReturn
 
-from finetune.machine.language.choice import language
-from finetune.machine.language.columns import wrap
+from finetune.machine.language.columns import count_columns, wrap
 from finetune.machine.language.translation import translate, translate_piece
 
 
@@ -23,7 +23,7 @@ class CommandParser(argparse.ArgumentParser):
         for group in self._action_groups:
             group.title = translate_piece(group.title) if group.title else None
         for action in self._actions:
-            action.help = translate(action.help) if action.help else None
+            action.help = translate_piece(action.help) if action.help else None
 
     def add_argument(self, *args: Any, **options: Any) -> argparse.Action:
         """Adds an option with its help in the person's language."""
@@ -38,21 +38,27 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the command with code 2, the usage and what is wrong."""
-        super().error(translate(message))
+        self.print_usage(sys.stderr)
+        label = translate("error:")
+        self.exit(2, f"{self.prog}: {label}{' ' * label.isascii()}{translate_piece(message)}\n")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """argparse's layout, by columns where characters are wide."""
+    """argparse's layout, by columns where characters are wide, and with names such as paddle-finetune in one piece."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        if language() == "en":
-            return super()._split_lines(text, width)
         return wrap(" ".join(text.split()), width).split("\n")
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if language() == "en":
-            return super()._fill_text(text, width, indent)
         return "\n".join(indent + line for line in wrap(" ".join(text.split()), width).split("\n"))
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None) -> str:
+        wide = count_columns(prefix or "") - len(prefix or "")
+        self._width -= wide  # argparse counts characters
+        try:
+            return super()._format_usage(usage, actions, groups, prefix)
+        finally:
+            self._width += wide
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
         """The line of usage, under its name in the person's language."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -96,7 +97,12 @@ def kept_from_threads() -> Iterator[None]:
 
 
 def renew_handlers() -> None:
-    """Sets what Python knows to be set; libraries in C++ may have set something else, or nothing, behind its back."""
+    """Sets what Python knows to be set; libraries in C++ may have set something else, or nothing, behind its back.
+
+    Only the main thread may do so. Who imports such a library in another thread has the main thread do it afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     for number in STOP_SIGNALS:
         if (handler := signal.getsignal(number)) is not None:  # None: set by code that is not Python
             signal.signal(number, handler)

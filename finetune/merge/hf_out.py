@@ -173,7 +173,7 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
             "config.json has alibi true, which transformers' Llama does not compute: use --save_format paddle"
         )
     if "transformers_version" in config:
-        return dict(config) | {"torch_dtype": dtype}
+        return with_dtype(config, dtype)
     adapted = family.adapt_config(dict(config))
     theirs = {name: value for name, value in adapted.items() if not name.startswith(_OWN_FIELDS)}
     if factor := _linear_scaling(adapted):
@@ -182,6 +182,12 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     if is_reward_config(config):
         theirs = with_reward_class(theirs, family)
     return theirs | {"tie_word_embeddings": says_tied(config, family), "torch_dtype": dtype}
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration of weights of that element type, under the name that its version of transformers has for it."""
+    names = [name for name in ("dtype", "torch_dtype") if name in config]
+    return dict(config) | dict.fromkeys(names or ["torch_dtype"], dtype)
 
 
 def with_vocabulary(config: Mapping[str, Any], size: int) -> dict[str, Any]:

@@ -192,8 +192,9 @@ def export_peft(options: MergeOptions) -> None:
         write_tensors(folder, tensors, Layout(WEIGHTS_STEM, 2**62, "pt"))
     size = sum(map(count_bytes, tensors)) / 1e6
     print_text(
-        f"exported {adapter.folder} for peft\nwrote {options.output}: {len(tensors)} tensors, {size:.3g} MB\n"
-        f"next: PeftModel.from_pretrained(<{base_folder.name} in Hugging Face's form>, {str(options.output)!r})"
+        f"exported {adapter.folder} for peft",
+        f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} MB",
+        f"next: PeftModel.from_pretrained(<{base_folder.name} in Hugging Face's form>, {str(options.output)!r})",
     )
     if not base.is_hugging_face:
         print_text(
@@ -255,10 +256,10 @@ def _report(
     what = f"took {names} out of {base.folder}" if options.unmerge else f"merged {names} into {base.folder}"
     size = sum(map(count_bytes, tensors)) / 1e9
     print_text(
-        f"{what}: {changed} low-rank updates" + f", {replaced} tensors replaced" * bool(replaced) + "\n"
+        f"{what}: {changed} low-rank updates" + f", {replaced} tensors replaced" * bool(replaced),
         f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} file{'s' * (num_files > 1)}, "
-        f"{seconds:.1f} s\n"
-        f"next: {next_command(PREDICT, ['--model_name_or_path', str(options.output)])}"
+        f"{seconds:.1f} s",
+        f"next: {next_command(PREDICT, ['--model_name_or_path', str(options.output)])}",
     )
 
 

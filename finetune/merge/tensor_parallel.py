@@ -125,9 +125,9 @@ def _report(
         origin = f"tensor-parallel degree {files.tensor_degree}, pipeline degree {files.pipeline_degree}"
     size = sum(map(count_bytes, tensors)) / 1e9
     print_text(
-        f"merged {source.kind} from {options.source} ({origin})\n"
+        f"merged {source.kind} from {options.source} ({origin})",
         f"wrote {options.output}: {len(tensors)} tensors, {size:.3g} GB in {num_files} "
-        f"file{'s' * (num_files > 1)}, {seconds:.1f} s"
+        f"file{'s' * (num_files > 1)}, {seconds:.1f} s",
     )
     output = str(options.output)
     commands = {

@@ -17,6 +17,7 @@ from finetune.errors import (
     UserError,
     describe_outside_error,
 )
+from finetune.machine.language.translation import keep_values
 from finetune.machine.memory_limit import describe_memory_failure
 from finetune.machine.screen import print_text, show_line
 from finetune.machine.stop_signals import end_command, ignore_repeats, set_handlers
@@ -42,6 +43,7 @@ def run_command(main: Callable[[], int | None]) -> int:
         0 done; 2 the arguments or the data are wrong, one line per fault on stderr, said by the
         first process of each machine; 1 the run failed.
     """
+    keep_values(*(part for word in sys.argv[1:] for part in (word, word.partition("=")[2])))
     previous = set_handlers(end_command)
     code = EXIT_FAILED
     try:

@@ -25,7 +25,7 @@ from finetune.errors import UserError
 from finetune.processes.network.secret import SECRET_PREFIX
 from finetune.run.disk_space import TRIAL_FILE, try_writing
 from finetune.run.template_day import choose_day
-from finetune.settings.checks import FROZEN_PARTS
+from finetune.settings.model import FROZEN_PARTS
 from finetune.settings.registry import known_settings
 from finetune.storage.files import read_json_if_present, read_json_object, read_json_or_empty, write_json
 from finetune.storage.lock import take_lock

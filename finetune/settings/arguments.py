@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.machine.command_names import TRAIN
 from finetune.processes.layout import Layout
 from finetune.settings.alignment import AlignmentArguments, infer_loss_type
 from finetune.settings.checks import find_faults
@@ -129,7 +130,7 @@ def parse_arguments(
         SystemExit: With code 0 after ``--help``, ``--help WORD`` or ``--help-all`` was printed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _answer_help(argv)
+    answer_help(argv)
     given = read_given(argv, overrides or {})
     values = {name: setting.default for name, setting in known_settings().items()} | given.values
     names = frozenset(given.values)
@@ -148,7 +149,17 @@ def parse_arguments(
     return _build(copy.deepcopy(values), names, tuple(warnings))
 
 
-def _answer_help(argv: list[str]) -> None:
+def answer_help(argv: Sequence[str], command: str = TRAIN) -> None:
+    """Prints the help where the words ask for it.
+
+    Args:
+        argv: The words after the command's name.
+        command: What it is.
+
+    Raises:
+        SystemExit: With code 0 after it was printed.
+        UserError: No setting has the word that is looked for.
+    """
     wants_all = not {"--help-all", "--help_all"}.isdisjoint(argv)
     if flags := [flag for flag in ("--help", "-h") if flag in argv]:
         following = argv[argv.index(flags[0]) + 1 :][:1]
@@ -162,7 +173,7 @@ def _answer_help(argv: list[str]) -> None:
             print(format_matches(following[0]))
             raise SystemExit(0)
     if wants_all or flags:
-        print(format_help(every_setting=wants_all))
+        print(format_help(every_setting=wants_all, command=command))
         raise SystemExit(0)
 
 

@@ -18,6 +18,7 @@ from finetune.settings.data_checks import check_data
 from finetune.settings.degrees import check_degrees
 from finetune.settings.engine_words import check_engine_words
 from finetune.settings.lora_checks import check_lora
+from finetune.settings.model import FROZEN_PARTS
 from finetune.settings.paths import (
     describe_missing,
     find_obstacle,
@@ -29,9 +30,6 @@ from finetune.settings.quantisation import check_quantisation, find_export_comma
 from finetune.settings.registry import foreign_settings, known_settings
 from finetune.settings.resolution import canonical_metric, possible_metrics
 from finetune.settings.trackers import TRACKER_PACKAGES
-
-FROZEN_PARTS = ("freeze_layers", "freeze_parameters_ratio", "freeze_parameters", "trainable_parameters")
-"""Settings that choose what is trained in full fine-tuning."""
 
 Values = Mapping[str, Any]
 Faults = Iterator[tuple[tuple[str, ...], str]]

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune.machine.command_names import TRAIN, launched_name
 from finetune.machine.device import detect_device, device_kind
-from finetune.processes.layout import SHARDING_STAGES, count_processes, split_processes
+from finetune.processes.layout import SHARDING_STAGES, Layout, count_processes, split_processes
 
 _LAUNCHER = "python -m paddle.distributed.launch"
 _CARDS_PER_NODE = 8
@@ -23,6 +23,22 @@ def check_degrees(values: Mapping[str, Any]) -> Faults:
     """
     yield from _check_sharding(values)
     yield from _check_processes(values)
+
+
+def layout_of(values: Mapping[str, Any]) -> Layout | None:
+    """How the processes of this run are spread over the axes; None where the degrees do not fit their number.
+
+    Args:
+        values: Settings by name.
+    """
+    tensor, pipeline, sharding = (values[name] for name in _DEGREES)
+    return split_processes(
+        count_processes(),
+        tensor=tensor,
+        pipeline=pipeline,
+        sharding=sharding,
+        sharded=bool(values["sharding"]),
+    )
 
 
 def _check_sharding(values: Mapping[str, Any]) -> Faults:
@@ -47,12 +63,11 @@ def _check_sharding(values: Mapping[str, Any]) -> Faults:
 
 
 def _check_processes(values: Mapping[str, Any]) -> Faults:
-    num_processes, sharded = count_processes(), bool(values["sharding"])
-    tensor, pipeline, sharding = (values[name] for name in _DEGREES)
-    if split_processes(num_processes, tensor=tensor, pipeline=pipeline, sharding=sharding, sharded=sharded):
+    if layout_of(values):
         return
+    num_processes = count_processes()
     split = {name: values[name] for name in _DEGREES if values[name] > 1}
-    if not sharded:
+    if not values["sharding"]:
         split.pop("sharding_parallel_degree", None)
     needed = math.prod(split.values())
     alone = " ".join(f"--{name} 1" for name in split)

@@ -10,12 +10,20 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from finetune.processes.layout import count_processes
-from finetune.settings.sharding_words import check_sharding_words
+from finetune.settings.degrees import layout_of
+from finetune.settings.model import FROZEN_PARTS
+from finetune.settings.sharding_words import SLICE_WORDS, check_sharding_words
 
 Faults = Iterator[tuple[tuple[str, ...], str]]
 
-_AT_END = "with sharding the gradients of replicas are summed at the end of a step"
+_AT_END = (
+    "the owners of whole parameters at stage 1 sum over replicas at the end of a step: add split_param to "
+    "sharding_parallel_config, or"
+)
+_TWO_DTYPES = (
+    "Paddle's backward passes with this word fail under fp16_opt_level O1, where weights and activations have two "
+    "dtypes: set fp16_opt_level O2, or"
+)
 _STATIC = "it is for PaddleNLP's static graphs"
 _COMPARED = (
     "what it would broadcast is the same on all tensor ranks to the bit, which replica_check_steps compares; "
@@ -80,9 +88,15 @@ def _check_tensor_words(values: Mapping[str, Any]) -> Faults:
     name = "tensor_parallel_config"
     given = set(split_words(values[name]))
     methods = [method for method in ("lora", "prefix_tuning") if values[method]]
+    frozen = [part for part in FROZEN_PARTS if values[part]]
     for word in (each for each in _OF_LAYERS if each in given):
         is_of_sequences = word == "enable_sp_async_reduce_scatter"
-        if methods:
+        if frozen:
+            reason = "Paddle's backward passes with this word fail at such a weight"
+            yield _fault(name, word, frozen[0], f"{frozen[0]} leaves weights untrained: {reason}")
+        elif (values["bf16"] or values["fp16"]) and values["fp16_opt_level"] == "O1":
+            yield _fault(name, word, "fp16_opt_level", _TWO_DTYPES)
+        elif methods:
             reason = (
                 "it makes backward passes of whole weights run beside sums, and this method trains none in the layers "
                 "that have such sums"
@@ -108,13 +122,13 @@ def _check_tensor_words(values: Mapping[str, Any]) -> Faults:
 def _check_overlap(values: Mapping[str, Any]) -> Faults:
     """Gradient sums of replicas that a pipeline's word wants beside its passes."""
     name, word = "pipeline_parallel_config", "enable_dp_comm_overlap"
-    if word not in split_words(values[name]):
+    layout = layout_of(values)
+    if word not in split_words(values[name]) or layout is None or layout.data == 1:
         return
-    if values["sharding"]:
+    owns_whole = layout.sharding > 1 and "stage1" in values["sharding"].split()
+    if owns_whole and not SLICE_WORDS & set(split_words(values["sharding_parallel_config"])):
         yield _fault(name, word, "sharding", _AT_END)
-    elif count_processes() > 1 and "gradient_sync_after_accumulate" in split_words(
-        values["data_parallel_config"]
-    ):
+    elif "gradient_sync_after_accumulate" in split_words(values["data_parallel_config"]):
         reason = "data_parallel_config holds gradient_sync_after_accumulate, the contrary"
         yield _fault(name, word, "data_parallel_config", reason)
 

@@ -1,27 +1,19 @@
 """The text of ``--help``: settings by group with their defaults, in 80 columns."""
 
 import json
+from collections.abc import Iterator
 from difflib import get_close_matches
 
 from finetune.errors import UserError
 from finetune.machine.command_names import TRAIN, usage_name
 from finetune.machine.language.choice import language
-from finetune.machine.language.columns import wrap
-from finetune.machine.language.translation import translate
+from finetune.machine.language.columns import count_columns, wrap
+from finetune.machine.language.translation import translate, translate_piece
 from finetune.settings.records import Setting
 from finetune.settings.registry import known_settings
 
 _WIDTH = 80
 _KEY_WIDTH = 34
-_USAGE = """\
-usage: {name} ARGS.json [--key value ...]
-       {name} --key value [--key=value ...]
-
-Fine-tune a generative language model. Settings come from a file in JSON or YAML
-(ARGS.yaml), from the command line, or both; the command line wins. A flag needs
-no value (--do_train is true; true/false, yes/no, on/off and 1/0 are read, too),
-a list takes several words, null stands for the default. Defaults are in
-brackets."""
 _TITLES = {
     "model": "Model and method",
     "data": "Data",
@@ -32,19 +24,39 @@ _TITLES = {
 }
 
 
-def format_help(*, every_setting: bool) -> str:
-    """The help text: everything, or what is commonly set."""
+def format_help(*, every_setting: bool, command: str = TRAIN) -> str:
+    """The help text: everything, or what is commonly set.
+
+    Args:
+        every_setting: Whether it is everything.
+        command: Whose usage it tells.
+    """
     settings = known_settings().values()
-    blocks = [translate(_USAGE.format(name=usage_name(TRAIN)))]
+    blocks = list(_format_usage(usage_name(command)))
     for group, title in _TITLES.items():
         shown = [each for each in settings if each.group == group and (each.common or every_setting)]
         if shown:
-            blocks.append("\n".join([translate(f"{title}:"), *map(_format_setting, shown)]))
+            blocks.append("\n".join([f"{translate_piece(title)}:", *map(_format_setting, shown)]))
     if not every_setting:
         blocks.append(
             translate(f"--help-all shows all {len(settings)} settings, --help WORD those that have the word.")
         )
     return "\n\n".join(blocks)
+
+
+def _format_usage(name: str) -> Iterator[str]:
+    label = translate_piece("usage:") + " "
+    lead = " " * count_columns(label)
+    yield f"{label}{name} ARGS.json [--key value ...]\n{lead}{name} --key value [--key=value ...]"
+    yield wrap(
+        translate(
+            "Fine-tune a generative language model. Settings come from a file in JSON or YAML (ARGS.yaml), from the "
+            "command line, or both; the command line wins. A flag needs no value (--do_train is true; true/false, yes/no, "
+            "on/off and 1/0 are read, too), a list takes several words, null stands for the default. Defaults are in "
+            "brackets."
+        ),
+        _WIDTH,
+    )
 
 
 def format_matches(word: str) -> str:

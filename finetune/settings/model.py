@@ -6,6 +6,8 @@ from typing import Any
 from finetune.settings.records import LAYOUT, MODEL_CONFIG, POSITIVE, SHARE_BELOW_ONE, Range, setting
 from finetune.storage.quantisation.scheme import ALGORITHMS, BLOCK_SIZES
 
+FROZEN_PARTS = ("freeze_layers", "freeze_parameters_ratio", "freeze_parameters", "trainable_parameters")
+"""Settings that choose what is trained in full fine-tuning."""
 UNQUANTISED = "off"
 """Value of weight_quantize_algo that leaves the base as it is, whatever an adapter was trained on."""
 QUANTISE_LATER = (

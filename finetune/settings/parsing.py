@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from finetune.machine.command_names import TRAIN, launched_name, usage_name
+from finetune.machine.language.translation import keep_values
 from finetune.settings.argument_file import ENDINGS, FileEntries, is_argument_file, read_argument_file
 from finetune.settings.conversion import convert_json, convert_words, show
 from finetune.settings.records import Setting
@@ -86,6 +87,7 @@ def _take(
 ) -> None:
     """Adds one source's entries to ``given``, over what an earlier source said."""
     source = _Source(given, origin, convert, entries.lines)
+    keep_values(entries.values)
     for key, raw in entries.values.items():
         given.raw[key] = raw
         try:

@@ -13,7 +13,7 @@ from finetune.families.family import Family
 from finetune.families.special_tokens import token_id
 from finetune.families.text_backends import TextBackend, UnsupportedTokenizerError, unprefixed_processor
 from finetune.families.tokenizer_kinds import TokenizerKind, find_kind
-from finetune.storage.files import read_json_object
+from finetune.storage.files import read_json_object, read_json_or_empty
 from finetune.tokenizers.added_tokens import FolderTokens, read_folder_tokens
 from finetune.tokenizers.fast_encoder import JSON_FILE, find_spelling, load_fast_encoder, make_table
 from finetune.tokenizers.loading import SOURCE_FOLDER, has_token, load_tokenizer
@@ -53,15 +53,21 @@ def load_encoder(
 
 
 def end_ids(folders: Iterable[Path]) -> tuple[int, ...]:
-    """The ids that the files generation_config.json of some folders name as ends of answers.
+    """The ids that the files of some folders name as ends of answers.
+
+    They stand in generation_config.json. In a folder without it those count that config.json lists, as in transformers;
+    a single one there is left alone, since tools leave the default of a class there, which may be an ordinary token.
 
     Raises:
         UserError: `eos_token_id` there is neither a number nor a list of numbers.
     """
     found: dict[int, None] = {}
-    for path in (folder / "generation_config.json" for folder in folders):
-        value = read_json_object(path).get("eos_token_id") if path.is_file() else None
-        listed = value if isinstance(value, list) else [] if value is None else [value]
+    for folder in folders:
+        path = folder / "generation_config.json"
+        is_stated = path.is_file()
+        path = path if is_stated else folder / "config.json"
+        value = (read_json_object if is_stated else read_json_or_empty)(path).get("eos_token_id")
+        listed = value if isinstance(value, list) else [value] if is_stated and value is not None else []
         if not all(isinstance(index, int) and not isinstance(index, bool) for index in listed):
             raise UserError(f"{path}: eos_token_id must be a number or a list of numbers, not {value!r}")
         found |= dict.fromkeys(listed)

@@ -16,16 +16,8 @@ from finetune.models.resolve import ResolvedModel
 from finetune.models.weight_shapes import weight_shapes
 from finetune.processes.groups import ProcessGroups
 from finetune.settings.arguments import parse_arguments
+from tests.models.odd_shape import SHAPE
 
-SHAPE = TinyShape(
-    hidden_size=48,
-    intermediate_size=80,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    vocab_size=90,
-    max_length=40,
-)
 RUNS = (
     ("llama", []),
     ("qwen2", ["--freeze_layers", "1"]),

@@ -17,6 +17,8 @@ from finetune.commands.registry import COMMANDS, find_command
 from finetune.errors import UserError
 from finetune.machine import command_names
 from finetune.machine.command_names import MERGE_LORA, PREDICT, TRAIN, launched_name, next_command, usage_name
+from finetune.machine.language.columns import count_columns
+from finetune.machine.screen import print_text
 from finetune.machine.stop_signals import end_command
 from finetune.processes.command import run_command
 from tests.conftest import ROOT
@@ -77,8 +79,22 @@ def test_every_command_answers_for_its_help(command):
     assert callable(command.load())
     result = call(*command.word.split(), "--help")
     assert result.returncode == 0, result.stderr
-    word = "train" if command.word == "preview" else command.word  # the same settings
-    assert re.match(rf"usage: \S*python -m finetune {word}\b", result.stdout)
+    assert re.match(rf"usage: \S*python -m finetune {command.word}\b", result.stdout)
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.word)
+def test_help_is_in_the_language_and_fits_the_screen(command, lang, capsys, called, monkeypatch):
+    called("paddle-finetune")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FINETUNE_LANG", lang)
+    with pytest.raises(SystemExit) as end:
+        command_line.run([*command.word.split(), "--help"])
+    assert end.value.code == 0
+    blocks = capsys.readouterr().out.split("\n\n")
+    assert [line for line in "\n".join(blocks).splitlines() if count_columns(line) > 80] == []
+    in_chinese = [bool(re.search("[一-鿿]", block)) for block in blocks]
+    assert all(in_chinese) if lang == "zh" else not any(in_chinese[:3])  # one setting is about Chinese
 
 
 def test_the_version(capsys):
@@ -165,6 +181,28 @@ def test_usage_names_what_was_started(called, monkeypatch, started, usage, launc
     called(started)
     assert usage_name(TRAIN) == usage
     assert launched_name(TRAIN) == launched
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("merge it with merge_lora_params.py first", "merge it with paddle-finetune merge lora first"),
+        ("(python export_model.py --quantize int4)", "(paddle-finetune export --quantize int4)"),
+        ("Or python -m finetune.models.tiny llama", "Or paddle-finetune tiny llama"),
+        ("a folder of export_model.py", "a folder of paddle-finetune export"),
+        ("my/export_model.py is gone", "my/export_model.py is gone"),
+        ('"export_model.py" is gone', '"export_model.py" is gone'),
+        ("my-export_model.py or export_model.pyc", "my-export_model.py or export_model.pyc"),
+        ("python -m paddle.distributed.launch finetune_generation.py", "python -m paddle.distributed.launch finetune_generation.py"),
+    ],
+)  # fmt: skip
+def test_messages_name_commands_as_the_person_called_them(text, shown, called, capsys, monkeypatch):
+    called("/x/bin/paddle-finetune")
+    print_text(text)
+    assert capsys.readouterr().out == f"{shown}\n"
+    called("finetune_generation.py")
+    print_text(text)
+    assert capsys.readouterr().out == f"{text}\n"
 
 
 @pytest.mark.parametrize(

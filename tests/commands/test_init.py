@@ -13,6 +13,8 @@ from finetune.commands import first_arguments, init
 from finetune.commands.first_arguments import FirstArguments, count_weights, fit_to_machine, look_at_data
 from finetune.errors import UserError
 from finetune.settings.arguments import parse_arguments
+from finetune.settings.yaml_output import format_yaml
+from finetune.settings.yaml_text import parse_yaml
 from finetune.storage.shipped_files import sample_data, shipped_arguments
 from tests.conftest import ROOT
 
@@ -34,6 +36,27 @@ def test_every_shipped_file_becomes_one_that_a_run_reads(name):
     args = parse_arguments([file])
     assert args.training.max_steps == 3 and args.model.model_name_or_path == "m/x"
     assert (sample_data() / "train.json").read_bytes() == Path("data/train.json").read_bytes()
+
+
+@pytest.mark.parametrize("lang, comment", [("en", "# Peak learning rate."), ("zh", "# 最大学习率。")])
+def test_yaml_says_the_same_with_comments(lang, comment, monkeypatch):
+    monkeypatch.setenv("FINETUNE_LANG", lang)
+    init.main(["llama/lora", "--sample_data"])
+    init.main(["--output_file", "run.yaml", "llama/lora", "--sample_data"])  # the name may stand last
+    assert parse_yaml(Path("run.yaml").read_text(encoding="utf-8"))[0] == written("llama_lora_argument.json")
+    assert comment in Path("run.yaml").read_text(encoding="utf-8").splitlines()
+    init.main(["run.yaml", "--output_file", "again.json"])
+    assert written("again.json") == written("llama_lora_argument.json")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["no", "yes", "null", "~", "1e-5", "010", "", " a ", "a: b", "a #b", "- a", "*a", "&a", "!x", "%", "@", "`", "{", "[1]", "'", '"', "a\nb",
+     "\u2028", "\x07", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"), "C:\\x", "中文：值", "---", "2024-01-01", "=", "<<", "?"],
+)  # fmt: skip
+def test_every_text_is_read_back_from_yaml(value):
+    values = {"system": value, "dataset_mix": [{"path": value, "ratio": 0.5}], "learning_rate": 1e-05}
+    assert parse_yaml(format_yaml(values))[0] == values
 
 
 def test_model_and_data_decide(tiny_llama, capsys):
@@ -95,7 +118,7 @@ def test_an_end_of_the_answers_writes_nothing(tmp_path, monkeypatch):
         (["llama/lora", "--lerning_rate", "1"], 'did you mean "learning_rate"'),
         (["llama/lora", "--learning_rate", "-1"], "learning_rate is -1"),
         (["llama/lora", "--memory", "much"], "write a size such as 24GB"),
-        (["llama/lora", "--output_file", "a.txt"], "must end in .json"),
+        (["llama/lora", "--output_file", "a.txt"], "must end in one of"),
         (["llama/lora", "--sample_data", "--dataset_name_or_path", "x"], "exclude each other"),
         (["--model_name_or_path", "./nothing"], "does not exist"),
     ],

@@ -14,7 +14,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def test_half_precision(precision_bench, family, method, precision, layout):
         )
     else:
         case = Case(family, method, precision, layout)
-        faults = note(record, lambda: measure(precision_bench, case), faults_of)
+        faults = note(record, lambda: measure(precision_bench, case), partial(faults_of, family=family))
     assert not faults, faults
 
 

@@ -76,11 +76,16 @@ def test_each_method_and_precision_is_killed_once_and_resumed_in_every_other_lay
 
 def test_a_fault_is_found():
     curve = {name: {1: 2.0, 2: 3.0} for name in ("loss", "grad_norm", "learning_rate", "eval_loss")}
-    near, far, gone = (curve | {"loss": {1: 2.0, 2: value}} for value in (3.002, 3.01, math.nan))
+    near, apart, far, gone = (
+        curve | {"loss": {1: 2.0, 2: value}} for value in (3.002, 3.0065, 3.03, math.nan)
+    )
     same = differences(curve, curve)
     good = {"float32": differences(near, curve), "one": same, "resumed": same, "other": same}
     assert faults_of(good, "bf16 O2") == []
     assert len(faults_of(good, "fp16 O2")) == 1
+    assert len(faults_of(good | {"float32": differences(apart, curve)}, "bf16 O2", "llama")) == 1
+    assert faults_of(good | {"float32": differences(apart, curve)}, "bf16 O2", "mixtral") == []
+    assert len(faults_of(good | {"float32": differences(far, curve)}, "bf16 O2", "mixtral")) == 1
     assert "nothing was rounded" in faults_of(good | {"float32": same}, "bf16 O2")[0]
     for form in ("float32", "one", "resumed", "other", "killed"):
         for other in (far, gone):

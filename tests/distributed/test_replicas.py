@@ -87,7 +87,7 @@ def test_stage_3_holds_half_of_the_weights(results):
 def test_stage_3_has_one_layer_at_a_time_and_gathers_it_twice(results):
     for name, facts in cases(results, stages=(3,)):
         assert facts["most_layers_whole"] == 1, name
-        num_micro_batches = 2 * (STEPS - 1) + 1
+        num_micro_batches = 2 * (STEPS - 1) + 1 + 2  # of an idle step one, and those of a skipped step
         assert facts["num_gathers"] == num_micro_batches * (2 * NUM_LAYERS + 1), name
     for name, facts in cases(results, stages=(0, 1, 2)):
         assert facts["most_layers_whole"] == NUM_LAYERS, name

@@ -49,10 +49,24 @@ told = gradients()
 column.mp_skip_c_identity = False  # as without that word
 whole = gradients()
 column.mp_async_allreduce = row.mp_skip_c_identity = scattered.sp_async_reduce_scatter = False
-num_calls, plain = len(calls), gradients()
+num_calls, plain, reached = len(calls), gradients(), [*calls]
+def find_failure(enabled):
+    try:
+        with paddle.amp.auto_cast(enable=enabled, dtype="bfloat16", level="O1"):
+            outputs = column(paddle.ones([2, 4])).astype("float32")
+        outputs.sum().backward()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+column.mp_async_allreduce = True
+column.mp_skip_c_identity = True
+mixed = find_failure(True)
+column.weight.stop_gradient = True
 out = {
-    "calls": calls,
-    "all": num_calls == len(calls),
+    "fails": [bool(mixed), "should return None" in (find_failure(False) or "")],
+    "calls": reached,
+    "all": num_calls == len(reached),
     "same": [all(map(np.array_equal, each, plain)) for each in (told, whole)],
     "moved": all(gradient.any() for gradient in plain),
 }
@@ -72,4 +86,6 @@ def test_words_reach_fleets_layers_and_change_no_bit():
         assert facts.pop("calls") == [
             [COLUMN, False, True, True, False], scatter, [COLUMN, False, True, False, False], scatter
         ]  # fmt: skip
+        # What refusals of settings rest on: two dtypes (level O1), and a weight that is not trained.
+        assert facts.pop("fails") == [True, True]
         assert facts == {"all": True, "same": [True, True], "moved": True}

@@ -135,3 +135,8 @@ def some_labels(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     labels = np.where(mask == 1, ids, IGNORE_INDEX)
     labels[:, :2] = IGNORE_INDEX
     return labels
+
+
+def window_of(family: Any, num_tokens: int | None) -> dict[str, Any]:
+    """Fields of config.json that give every layer of a family a window, as its published models spell it."""
+    return {family.window_option: num_tokens, "use_sliding_window": True, "max_window_layers": 0}

@@ -123,6 +123,13 @@ def test_what_the_project_writes_passes(name):
         assert list(unknown_fields(json.loads(text), family)) == []
 
 
+def test_an_activation_that_is_named_twice_passes():
+    llama, own = get_family("llama"), own_config("llama")
+    assert list(unknown_fields(own | {"activation": "swiglu"}, llama)) == []
+    for wrong in ({"activation": "gelu"}, {"activation": "swiglu", "hidden_act": "gelu"}):
+        assert len(list(unknown_fields(own | wrong, llama))) == 1
+
+
 def test_granite_mapped_to_llama_is_refused_before_weights_are_read(llama_folder):
     path = llama_folder / "config.json"
     granite = {

@@ -33,6 +33,11 @@ WRONG = [
     ({"rope_theta": [1]}, "rope_theta is [1], but must be a number"),
     ({"rms_norm_eps": 1e400}, "rms_norm_eps is Infinity"),
     ({"architectures": "LlamaForCausalLM"}, "a list of names"),
+    ({"layer_types": 3}, "layer_types is 3, but must be a list of names"),
+    ({"rope_parameters": [1]}, "rope_parameters is [1], but must be an object"),
+    ({"rotary": "linear"}, 'rotary is "linear", but must be an object'),
+    ({"num_hidden_layers": None}, "num_hidden_layers is null, but must be a whole number"),
+    ({"num_hidden_layers": [1]}, "num_hidden_layers is [1], but must be a whole number"),
     ({"eos_token_id": "2"}, "the number of a token"),
 ]
 

@@ -37,6 +37,11 @@ REFUSED = [
     ),
     ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu', but Gemma 2 is run with"),
     ("gemma3", {"tie_word_embeddings": False}, "tie_word_embeddings False, but Gemma 3"),
+    (
+        "gemma3",
+        {"sliding_window_pattern": "LLG"},
+        "sliding_window_pattern is 'LLG', but must be a whole number",
+    ),
     ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
     ("glm4", {"hidden_act": "gelu"}, "hidden_act 'gelu', but GLM-4"),
     ("glm4", {"rope_scaling": {"type": "longrope"}}, r"rotary scaling 'longrope'.*allowed: none, linear"),
@@ -274,6 +279,43 @@ def test_layers_without_a_list_have_the_windows_of_the_published_models():
     assert two["layer_types"] == [narrow, whole, narrow, whole, narrow, whole, narrow]
     assert three["layer_types"] == [narrow] * 5 + [whole, narrow]
     assert three["rope_local_base_freq"] == 10000.0 and three["rope_theta"] == 1000000.0
+
+
+_ROTARY = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+# Family: what transformers takes for fields that a config.json leaves out, and no weight tells.
+LEFT_OUT = {
+    "ernie4_5": {
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "head_dim": 128,
+    },
+    "mistral": _ROTARY | {"max_position_embeddings": 131072, "sliding_window": 4096},
+    "mixtral": {
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+    },
+    "phi3": {
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "sliding_window": None,
+    },
+    "qwen2_moe": {"num_key_value_heads": 16},
+    "qwen3": _ROTARY | {"max_position_embeddings": 32768, "head_dim": 128, "num_key_value_heads": 32},
+    "qwen3_moe": {"num_key_value_heads": 4},
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_fields_that_are_left_out_are_those_of_transformers(name):
+    adapted = get_family(name).adapt_config(SIZES)
+    assert {field: adapted.get(field) for field in LEFT_OUT[name]} == LEFT_OUT[name]
+    given = {"max_position_embeddings": 64, "rms_norm_eps": 1e-3, "rope_theta": 5.0, "sliding_window": None}
+    adapted = get_family(name).adapt_config(SIZES | given)
+    assert {field: adapted.get(field) for field in given} == given, "null is no window"
 
 
 def test_both_rotary_settings_of_gemma_3_in_the_form_of_transformers_5():

@@ -84,6 +84,17 @@ REFUSED = {
     "GLM-4.5": (named("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=128), "glm4_moe"),
     "Jamba": (named("jamba", "JambaForCausalLM", mamba_d_state=16), "jamba"),
     "Mamba": ({"model_type": "mamba", "architectures": ["MambaForCausalLM"], "state_size": 16}, "mamba"),
+    "ChatGLM-6B int4": (
+        {"model_type": "chatglm", "hidden_size": 4096, "inner_hidden_size": 16384, "num_layers": 28,
+         "quantization_bit": 4, "quantization_embeddings": False}, "quantization_bit 4",
+    ),
+    "ChatGLM2-6B int4": (
+        {"model_type": "chatglm", "hidden_size": 4096, "ffn_hidden_size": 13696, "quantization_bit": 4},
+        "quantization_bit 4",
+    ),
+    "ERNIE 4.5 with norms of another kind": (
+        named("ernie4_5", "Ernie4_5ForCausalLM", use_rmsnorm=False), "use_rmsnorm False",
+    ),
     "Falcon Mamba": ({"model_type": "falcon_mamba", "architectures": ["FalconMambaForCausalLM"]}, "falcon_mamba"),
     "Falcon H1": (named("falcon_h1", "FalconH1ForCausalLM", mamba_d_ssm=1536), "falcon_h1"),
     "Pythia": (named("gpt_neox", "GPTNeoXForCausalLM", rotary_pct=0.25), "gpt_neox"),
@@ -196,7 +207,7 @@ READ = {
         "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "downsample_ratio": 0.5,
         "dynamic_image_size": True, "ps_version": "v2", "use_backbone_lora": 0, "vision_config": {"hidden_size": 1024},
         "llm_config": named("internlm2", "InternLM2ForCausalLM", bias=False, add_cross_attention=False,
-                            attn_implementation="flash_attention_2",
+                            attn_implementation="flash_attention_2", pruned_heads={},
                             rope_scaling={"factor": 2.0, "type": "dynamic"}),
     }),
     "GLM-4V 9B, first files": ("chatglm4", True, {

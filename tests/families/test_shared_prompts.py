@@ -112,7 +112,7 @@ def test_an_answer_does_not_see_the_other(tuned, samples):
 def test_a_window_counts_the_tokens_of_a_text(folder, family, samples):
     if family.window_option is None:
         pytest.skip("this family sees all tokens")
-    model = decoding.load_sharp(folder, **{family.window_option: 4})
+    model = decoding.load_sharp(folder, **decoding.window_of(family, 4))
     model.eval()
     expected = answer_logits(model, rows_of(samples, "separate").batch(np.arange(3)))
     for kind in ("shared", "packed"):
@@ -124,7 +124,7 @@ def test_a_window_counts_the_tokens_of_a_text(folder, family, samples):
                 np.testing.assert_allclose(
                     found[batch.groups[place][number]], expected[2 * sample + number], atol=3e-5
                 )
-    config = {family.window_option: 4}
+    config = decoding.window_of(family, 4)
     options = {"fused": True, "half": True, "has_prefix": False}
     plain = "block" if FACTS[family.name].caps_scores else "start_end"  # which a kernel reads
     assert family.packed_mask(config, **options) == plain

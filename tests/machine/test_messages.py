@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from finetune.machine.language import translation
 from finetune.machine.language.catalogue import Catalogue
 from finetune.machine.language.choice import language
 from finetune.machine.language.columns import count_columns, pad, wrap
@@ -57,6 +58,65 @@ def test_a_message_is_found_by_what_stands_in_it(text, shown):
     assert CATALOGUE.translate(text) == shown
 
 
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ('file "nothing to do" is gone', "文件“nothing to do”不见了"),
+        ("'nothing to do' is 3: choose 4", "'nothing to do' 是 3：请选 4"),
+        ("kept text is 3: choose 4", "kept text 是 3：请选 4"),
+        ("  2 of 3 are missing", "  3 中缺少 2"),
+        ("loss of a sample", "loss of a sample"),
+        ("3 samples", "3 个样本"),
+        ("step 1/3  epoch 0.1  loss 2.5  2s left", "步 1/3    轮次 0.1   损失 2.5  剩余 2s"),
+        ("3 checkpoints is 3 samples: choose 4", "3 个检查点 是 3 个样本：请选 4"),
+        ("118 tokens, 86 learned", "118 个 token，其中学习 86 个"),
+        ("3 kinds of samples", "3 kinds of samples"),
+        ("2m 3s left", "剩余 2m 3s"),
+        ("Trained ./a", "已训练 ./a"),
+        ("  for a batch of 3", "  每批 3"),
+        ("kinds of samples", "kinds of samples"),
+    ],
+)
+def test_names_stay_and_short_pieces_stand_around_numbers(text, shown):
+    messages = {
+        'file "{}" is gone': "文件“{0}”不见了",
+        "{} is {}: choose {}": "{0} 是 {1}：请选 {2}",
+        "nothing to do": "无事可做",
+        "kept text": "留下的",
+        "  for a batch of {}": "  每批 {0}",
+        "{} of {} are missing": "{1} 中缺少 {0}",
+    }
+    catalogue = Catalogue(messages, PIECES, {"kept text"})
+    assert catalogue.translate_piece(text) == shown
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "warning: Data",
+        "the CPU; note: x",
+        "not tried",
+        "does not exist",
+        "a  Memory",
+        "step 3",
+        "3 samples",
+        "空  no adapter",
+    ],
+)
+def test_what_a_person_gave_stays(value, monkeypatch):
+    monkeypatch.setenv("FINETUNE_LANG", "zh")
+    monkeypatch.setattr(translation, "_kept", set())
+    monkeypatch.setattr(translation, "chinese", lambda: Catalogue(MESSAGES, PIECES, translation._kept))
+    translation.keep_values({"path": [value]})
+    for message in (
+        "argument file {} does not exist (looked in /a): check the path",
+        'model_name_or_path is "{}", which does not exist (looked in /a): check the path',
+    ):
+        shown = translation.translate_piece(message.format(value))
+        assert value in shown
+        assert "检查路径" in shown
+
+
 def test_braces_of_a_value_stay():
     assert CATALOGUE.translate("{0} is {1}: choose {}") == "{0} 是 {1}：请选 {}"
 
@@ -95,7 +155,7 @@ def test_lines_break_between_characters_but_not_in_words():
     text = "学习率 learning_rate 必须大于零，请给出更大的值。"
     lines = wrap(text, 16).split("\n")
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
-    assert all(count_columns(line) <= 18 for line in lines)
+    assert all(count_columns(line) <= 16 for line in lines)
     assert any("learning_rate" in line for line in lines)
     assert not any(line[0] in "，。" for line in lines)
 

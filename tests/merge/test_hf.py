@@ -211,3 +211,10 @@ def test_configuration_of_llama(changes, expected):
     assert not any(name.startswith(("rope_scaling_", "alibi")) for name in written)
     with pytest.raises(UserError, match="alibi true"):
         hugging_face_config(config | {"alibi": True}, get_family("llama"), dtype="bfloat16")
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+def test_a_configuration_of_transformers_says_one_element_type(field):
+    config = {"model_type": "llama", "transformers_version": "5.0.0", field: "float32"}
+    written = hugging_face_config(config, get_family("llama"), dtype="bfloat16")
+    assert written == config | {field: "bfloat16"}

@@ -69,7 +69,7 @@ def test_shared_rows_equal_separate_ones_on_the_kernel_of_the_family(
 ):
     if has_window and family.window_option is None:
         pytest.skip("this family sees all tokens")
-    window = {family.window_option: WINDOW} if has_window else {}
+    window = decoding.window_of(family, WINDOW) if has_window else {}
     plain, fused = (decoding.load_sharp(folder, use_flash_attention=on, **window) for on in (False, True))
     samples = make_samples()
     kind = family.packed_mask(window, fused=True, half=True, has_prefix=False, shares_prompts=True)

@@ -10,16 +10,8 @@ from finetune.models.layers import named_weights
 from finetune.models.loading import build_config, find_model_class
 from finetune.models.resolve import ResolvedModel
 from finetune.models.weight_shapes import weight_shapes
+from tests.models.odd_shape import SHAPE
 
-SHAPE = TinyShape(
-    hidden_size=48,
-    intermediate_size=80,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    vocab_size=90,
-    max_length=40,
-)
 OPTIONS = (
     ("llama", {"attention_bias": True}, {}),
     ("llama", {"mlp_bias": True, "head_dim": 8}, {}),

@@ -125,15 +125,27 @@ def test_words_that_the_pipeline_does_not_obey_are_refused(monkeypatch):
 
 
 def test_sums_of_replicas_beside_a_pipeline_are_obeyed_unless_something_forbids_it(monkeypatch):
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "8")
     overlap = ["--pipeline_parallel_degree", "2", "--pipeline_parallel_config", "enable_dp_comm_overlap"]
-    assert parse_arguments([*VALID, *overlap]).warnings == ()
     waits = ["--data_parallel_config", "gradient_sync_after_accumulate"]
-    assert "data_parallel_config holds gradient_sync_after_accumulate" in only_fault_of(*overlap, *waits)
-    assert "with sharding the gradients" in only_fault_of(*overlap, "--sharding", "stage1")
+    whole = [*overlap, "--sharding_parallel_degree", "2", "--sharding", "stage1"]
+    sliced = [*whole[:-1], "stage2"]
+    for words in (overlap, sliced, [*whole, "--sharding_parallel_config", "split_param"]):
+        assert parse_arguments([*VALID, *words]).warnings == ()
+        assert "data_parallel_config holds gradient_sync_after_accumulate" in only_fault_of(*words, *waits)
+    assert "add split_param to sharding_parallel_config, or remove the word" in only_fault_of(*whole)
     assert parse_arguments([*VALID, *waits]).warnings == ()
 
 
+@pytest.mark.parametrize("sharding", [[], ["--sharding", "stage1"]])
+def test_overlap_with_an_axis_that_the_run_does_not_have_says_nothing(monkeypatch, sharding):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4" if sharding else "2")
+    overlap = ["--pipeline_parallel_degree", "2", "--pipeline_parallel_config", "enable_dp_comm_overlap"]
+    waits = ["--data_parallel_config", "gradient_sync_after_accumulate"]
+    assert parse_arguments([*VALID, *overlap, *sharding, *waits]).warnings == ()
+
+
+REHEARSED = ["--rehearse_half_precision", "true"]
 TENSOR = ["--tensor_parallel_degree", "2", "--tensor_parallel_config"]
 
 
@@ -151,6 +163,12 @@ TENSOR = ["--tensor_parallel_degree", "2", "--tensor_parallel_config"]
         (["enable_mp_async_allreduce", "--sequence_parallel", "true"], "enable_sp_async_reduce_scatter is the word"),
         (["enable_mp_async_allreduce", "--lora", "true"], "this method trains none"),
         (["enable_mp_async_allreduce", "--prefix_tuning", "true"], "this method trains none"),
+        (["enable_mp_async_allreduce", "--bf16", "true", *REHEARSED], "set fp16_opt_level O2, or remove the word"),
+        (["enable_mp_async_allreduce", "--freeze_layers", "1"], "freeze_layers leaves weights untrained"),
+        (
+            ["enable_sp_async_reduce_scatter", "--sequence_parallel", "true", "--trainable_parameters", "norm"],
+            "trainable_parameters leaves weights untrained",
+        ),
     ],
 )  # fmt: skip
 def test_words_that_no_tensor_parallel_layer_obeys_are_refused(monkeypatch, words, reason):
@@ -164,6 +182,7 @@ def test_words_that_tensor_parallel_layers_obey_are_taken(monkeypatch):
     for words in (
         ["enable_delay_scale_loss,enable_mp_async_allreduce enable_mp_skip_c_identity"],
         ["enable_sp_async_reduce_scatter", "--sequence_parallel", "true"],
+        ["enable_mp_async_allreduce", "--bf16", "true", "--fp16_opt_level", "O2", *REHEARSED],
     ):
         assert parse_arguments([*VALID, *TENSOR, *words]).warnings == ()
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")  # words of an axis that the run does not have say nothing

@@ -161,6 +161,16 @@ def test_generation_ends_where_the_files_say(thinking):
     assert end_ids([folder]) == ()
 
 
+@pytest.mark.parametrize(("stated", "expected"), [([7, 3], (7, 3)), (7, ()), (None, ())])
+def test_without_generation_settings_the_ends_are_those_that_the_configuration_lists(
+    tmp_path, stated, expected
+):
+    write(tmp_path, "config.json", {"eos_token_id": stated})
+    assert end_ids([tmp_path]) == expected
+    write(tmp_path, "generation_config.json", {"eos_token_id": 5})
+    assert end_ids([tmp_path]) == (5,)
+
+
 @pytest.mark.parametrize("value", ["</s>", [1, "2"], True])
 def test_ends_that_are_no_numbers_are_refused(tmp_path, value):
     from finetune.errors import UserError

@@ -96,7 +96,7 @@ def describe_bad_answers(notes: ReadingNotes) -> str | None:
     return (
         f"{examples} marked as bad answers (label or kto_tag is false): these are data of a preference method "
         "(KTO), which supervised training would learn as good ones. Set loss_type to kto to train on both kinds "
-        "(finetune_generation.py llama/kto_argument.json), or preference to chosen to train on the others."
+        "(as in llama/kto_argument.json), or preference to chosen to train on the others."
     )
 
 

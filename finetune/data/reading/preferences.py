@@ -53,7 +53,7 @@ def refuse_preference(record: Record) -> None:
     shown = shown or ", ".join(sorted(record.fields.keys() & (REJECTED_FIELDS | {"response", "sort"})))
     raise UserError(
         f"{record.file}:{record.line_number}: these are preference pairs ({shown}), the data of a preference method "
-        "such as DPO: set loss_type to train on them (finetune_generation.py llama/dpo_argument.json), or preference "
+        "such as DPO: set loss_type to train on them (as in llama/dpo_argument.json), or preference "
         "to chosen to train on the chosen answers alone"
     )
 

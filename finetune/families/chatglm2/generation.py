@@ -47,7 +47,14 @@ FIXED: dict[str, tuple[Any, ...]] = {
 }
 UNDERSTOOD = (
     *(*RENAMED, *FIXED, "apply_residual_connection_post_layernorm", "multi_query_attention"),
-    *("hidden_size_per_attention_head", "rope_ratio", ROTARY_BASE, POSITION_DIVISOR, GENERATION),
+    *(
+        "hidden_size_per_attention_head",
+        "quantization_bit",
+        "rope_ratio",
+        ROTARY_BASE,
+        POSITION_DIVISOR,
+        GENERATION,
+    ),
 )
 """Fields of config.json that are read or refused beside those of the tiny configuration."""
 
@@ -137,6 +144,11 @@ def _faults(config: Mapping[str, Any]) -> Iterator[str]:
                 f"config.json has {name} {config[name]!r}, which this stack cannot reproduce; allowed: "
                 f"{', '.join(map(repr, allowed))}. Use other weights"
             )
+    if config.get("quantization_bit"):
+        yield (
+            f"config.json has quantization_bit {config['quantization_bit']}: these weights are packed in a form of their "
+            "own, which is not read here. Use the model of ordinary weights, and weight_quantize_algo to save memory"
+        )
     ratio = _ratio(config)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < float("inf"):
         yield (

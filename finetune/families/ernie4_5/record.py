@@ -20,11 +20,23 @@ from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _TINY_HEADS = 2  # times hidden size / heads: published models have heads wider than that
 
+_PUBLISHED = {
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+}
+"""What transformers takes for fields that a config.json leaves out."""
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Brings the rotary base to the top, says that embeddings are tied where the file leaves it out."""
-    require_values(config, "ERNIE 4.5", use_bias=False, hidden_act="silu")
-    return {"tie_word_embeddings": True, "head_dim": 128, "rope_theta": 500000.0, **without_scaling(config)}
+    """Brings the rotary base to the top, adds what the file leaves out."""
+    require_values(
+        config, "ERNIE 4.5", use_bias=False, hidden_act="silu", use_rmsnorm=True, scale_qk_coeff=1.0
+    )
+    return _PUBLISHED | without_scaling(config)
 
 
 def _head_dim(shape: TinyShape) -> int:
@@ -84,7 +96,14 @@ ERNIE4_5 = register(
         sequence_parallel=True,
         argument_folder="llama",
         adapt_config=_adapt_config,
-        understood=("rope_parameters", "rope_scaling"),
+        # A bias that the output layer shares with the embedding: of models with biases only.
+        understood=(
+            "rope_parameters",
+            "rope_scaling",
+            "scale_qk_coeff",
+            "use_rmsnorm",
+            "weight_share_add_bias",
+        ),
         tensor_splits=TENSOR_SPLITS,
     )
 )

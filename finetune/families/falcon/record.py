@@ -44,16 +44,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 
 
 def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    num_heads = int(config["num_attention_heads"])
-    shape = TinyShape(
-        hidden_size=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
-        num_layers=int(config["num_hidden_layers"]),
-        num_heads=num_heads,
-        num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-        vocab_size=int(config["vocab_size"]),
-        max_length=0,
-    )
+    shape = TinyShape.of_config(config)
     norms = ("ln_attn", "ln_mlp") if config["num_ln_in_parallel_attn"] == 2 else ("input_layernorm",)
     if not config["parallel_attn"]:
         norms = ("input_layernorm", "post_attention_layernorm")

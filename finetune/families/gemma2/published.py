@@ -41,7 +41,9 @@ def complete_gemma(
         tie_word_embeddings=True,
         use_bidirectional_attention=False,
     )
-    whole = {**defaults, **config, "tie_word_embeddings": True}
+    # Files have one of the two names of the activation; PaddleNLP's object would write its own default for the other.
+    activations = dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh")
+    whole = {**defaults, **config, **activations, "tie_word_embeddings": True}
     num_layers = whole["num_hidden_layers"]
     if whole.get("layer_types") is None:
         whole["layer_types"] = [_KINDS[has_window(number)] for number in range(num_layers)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS
 from finetune.families.gemma2.published import (
@@ -38,6 +39,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Adds what the file leaves out: of `sliding_window_pattern` layers all but the last have a window."""
     adapted = with_scaling(_one_base(config))
     pattern = adapted.get("sliding_window_pattern") or _PUBLISHED["sliding_window_pattern"]
+    if not isinstance(pattern, int) or pattern < 1:
+        raise UserError(f"sliding_window_pattern is {pattern!r}, but must be a whole number of 1 or more")
     return complete_gemma(
         adapted, "Gemma 3", defaults=_PUBLISHED, has_window=lambda number: (number + 1) % pattern > 0
     )

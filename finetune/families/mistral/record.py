@@ -19,13 +19,18 @@ from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
+_LEFT_OUT_HERE = {
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+}
+"""What transformers takes for fields that a config.json leaves out and no weight tells; a window of null is none."""
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     require_values(config, "Mistral", hidden_act="silu")
-    adapted = with_scaling(config)
-    # A missing field would become PaddleNLP's default of 4096; null means no window.
-    adapted.setdefault("sliding_window", None)
-    return adapted
+    return {**_LEFT_OUT_HERE, **with_scaling(config)}
 
 
 _LEFT_OUT = {
@@ -35,12 +40,9 @@ _LEFT_OUT = {
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
+    **_LEFT_OUT_HERE,
 }
-"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+"""The same for fields that the configuration of a larger model leaves out of its text part."""
 
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:

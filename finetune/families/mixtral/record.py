@@ -21,6 +21,7 @@ from finetune.families.rotary_config import without_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
+    "max_position_embeddings": 131072,
     "num_experts_per_tok": 2,
     "num_key_value_heads": 8,
     "num_local_experts": 8,

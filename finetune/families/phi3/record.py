@@ -16,10 +16,13 @@ from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import ANY_LENGTH, TEXT_POSITIONS, check_head_dim, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
+_PUBLISHED = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+"""What transformers takes for fields that a config.json leaves out."""
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Refuses what the layers do not compute."""
-    adapted = with_scaling(config, kinds=(*ANY_LENGTH, "longrope"), may_turn_parts=True)
+    adapted = with_scaling(_PUBLISHED | config, kinds=(*ANY_LENGTH, "longrope"), may_turn_parts=True)
     check_head_dim(config)
     require_values(config, "Phi-3", attention_bias=False, hidden_act="silu", resid_pdrop=0.0, embd_pdrop=0.0)
     positions = {TEXT_POSITIONS: adapted.get(TEXT_POSITIONS) or adapted.get("max_position_embeddings")}

@@ -32,6 +32,7 @@ _PUBLISHED = {
     "norm_topk_prob": False,
     "num_experts": 60,
     "num_experts_per_tok": 4,
+    "num_key_value_heads": 16,
     "qkv_bias": True,
     "router_aux_loss_coef": 0.001,
     "shared_expert_intermediate_size": 5632,

@@ -23,11 +23,20 @@ from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _NUM_LAYERS = 32  # where a config.json does not say
 
+_PUBLISHED = {
+    "head_dim": 128,
+    "max_position_embeddings": 32768,
+    "num_key_value_heads": 32,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+}
+"""What transformers takes for fields that a config.json leaves out."""
+
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Brings the rotary base to the top, and the window to null where no layer has it; refuses biases and activations."""
     require_values(config, "Qwen3", attention_bias=False, hidden_act="silu")
-    return with_layer_windows(with_scaling(config), num_layers=_NUM_LAYERS)
+    return with_layer_windows(_PUBLISHED | with_scaling(config), num_layers=_NUM_LAYERS)
 
 
 _LEFT_OUT = {
@@ -36,12 +45,9 @@ _LEFT_OUT = {
     "intermediate_size": 22016,
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
-    "head_dim": 128,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 10000.0,
+    **_PUBLISHED,
 }
-"""What transformers takes for fields that the configuration of a larger model leaves out of its text part."""
+"""The same for fields that the configuration of a larger model leaves out of its text part."""
 
 
 def _head_dim(shape: TinyShape) -> int:

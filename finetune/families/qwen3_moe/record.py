@@ -33,6 +33,7 @@ _PUBLISHED = {
     "norm_topk_prob": False,
     "num_experts": 128,
     "num_experts_per_tok": 8,
+    "num_key_value_heads": 4,
     "router_aux_loss_coef": 0.001,
 }
 """What transformers takes for fields that a config.json leaves out."""

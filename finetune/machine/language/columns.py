@@ -7,7 +7,8 @@ import unicodedata
 
 _PIECES = re.compile(r"[^\s⺀-鿿豈-﫿︰-﹏！-｠]+|.", re.DOTALL)
 """What is never broken: words and paths; a Chinese character is a piece of its own."""
-_NEVER_FIRST = frozenset("，。、；：！？）》」』”％")
+_NEVER_FIRST = frozenset("，。、；：！？）》」』”％.,;:!?)")
+_NEVER_LAST = frozenset("（《「“")
 _WIDE = ("W", "F")
 
 
@@ -28,12 +29,22 @@ def pad(text: str, num_columns: int) -> str:
 
 
 def wrap(line: str, num_columns: int) -> str:
-    """A line in lines of a width: broken at spaces and between Chinese characters; longer words stay whole."""
-    lines = [""]
+    """A line in lines of a width: broken at spaces and between Chinese characters; longer words stay whole.
+
+    A closing mark takes the character before it along to the next line, and so does what follows an opening one.
+    """
+    lines: list[list[str]] = [[]]
     for piece in _PIECES.findall(line):
-        fits = count_columns(lines[-1] + piece) <= num_columns or piece in _NEVER_FIRST
-        if fits or not lines[-1]:
-            lines[-1] += piece
-        else:
-            lines.append("" if piece.isspace() else piece)
-    return "\n".join(each.rstrip() for each in lines)
+        last = lines[-1]
+        if not last or count_columns("".join(last) + piece) <= num_columns:
+            last.append(piece)
+            continue
+        start = len(last)
+        while start > 1 and ((piece if start == len(last) else last[start]) in _NEVER_FIRST):
+            start -= 1
+        while start > 1 and last[start - 1] in _NEVER_LAST:
+            start -= 1
+        moved = last[start:]
+        del last[start:]
+        lines.append(moved if piece.isspace() else [*moved, piece])
+    return "\n".join("".join(each).rstrip() for each in lines)

@@ -107,6 +107,8 @@ class OwnedReplicas(Replicas):
             # New memory: a backward pass may use a gradient's elsewhere still, and Fleet writes into it.
             setattr(parameter, self._local.attribute, gradient.clone().reshape(parameter.shape))
         self._optimizer.reduce_gradients(parameters, self._optimizer._hcg)
+        if not self._options.overlaps:
+            self._calls.wait()
 
     def finish(self) -> None:
         """Leaves the sums in the gradients of the owned parameters; those of the others are worth nothing then."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.machine.language.columns import count_columns, wrap
+from finetune.reporting.progress import format_duration
 
 if TYPE_CHECKING:
     from finetune.run.plan.nearest import Change
@@ -79,7 +80,7 @@ def _describe_course(plan: RunPlan) -> Iterator[str]:
         yield "Time: not known; give --tokens_per_second, or run a few steps: their speed is read from output_dir"
     else:
         speed = f"{plan.tokens_per_second:,.0f} tokens/s ({plan.speed_from})"
-        yield f"Time: {about or 'about '}{format_seconds(plan.seconds)} at {speed}"
+        yield f"Time: {about or 'about '}{format_duration(plan.seconds)} at {speed}"
 
 
 def _describe_memory(plan: RunPlan) -> Iterator[str]:
@@ -206,18 +207,6 @@ def fold(lines: Iterable[str]) -> Iterator[str]:
         first, *rest = wrap(line.lstrip(), _WIDTH - len(indent) - 2).split("\n")
         yield indent + first
         yield from (f"{indent}  {each}" for each in rest)
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration in the two largest of its units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def existing_folder(path: Path) -> Path:

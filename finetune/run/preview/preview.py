@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from finetune.data.preference.sample import PreferenceSample
+from finetune.machine.language.translation import translate, translate_piece
 from finetune.machine.screen import show_line
 from finetune.run.alignment import gives_rewards
 from finetune.run.preview.preferences import count_preferences, print_preferences
@@ -91,7 +92,8 @@ def _count(args: Arguments, data: RunData, split: str) -> Figures:
 def _print_examples(console: Console, examples: list[Example], reader: TokenReader) -> None:
     from rich.text import Text
 
-    how = ("in [[ ]]", "") if uses_marks(console) else ("green", "green")
-    console.print(Text.assemble("What is learned is ", how, "; below each token stands its id."))
+    how, colour = ("in [[ ]]", "") if uses_marks(console) else ("green", "green")
+    before, after = translate("What is learned is "), translate("; below each token stands its id.")
+    console.print(Text.assemble(before, (translate_piece(how), colour), after))
     for number, example in enumerate(examples, start=1):
         print_example(console, f"Sample {number}", example, reader)

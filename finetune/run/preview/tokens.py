@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetune.data.samples.tokenize import IGNORE_INDEX, Prompt, Sample
+from finetune.machine.language.translation import translate_piece
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -224,11 +225,12 @@ def print_example(console: Console, title: str, example: Example, reader: TokenR
     if any(example.learned):
         figures += f", {sum(example.learned):,} learned"
     console.print()
-    console.print(Text.assemble((title, "bold"), "  ", "; ".join((figures, *example.notes))))
+    notes = map(translate_piece, (figures, *example.notes))
+    console.print(Text.assemble((translate_piece(title), "bold"), "  ", "; ".join(notes)))
     for line in _lines(example, reader.read(example.ids), console.width, marks=uses_marks(console)):
         console.print(line, soft_wrap=True)
     if example.target:
-        target = Text("  expected: ", "dim")
+        target = Text(f"  {translate_piece('expected:')} ", "dim")
         target.append(_printable(example.target.strip()).replace("▁", " "))
         target.truncate(2 * console.width, overflow="ellipsis")
         console.print(target)

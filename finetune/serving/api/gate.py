@@ -9,23 +9,19 @@ while the server is not about to end.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.responses import JSONResponse
 
 from finetune.serving.api.answers import unavailable
 from finetune.serving.api.errors import ApiError
+from finetune.serving.web.asgi_types import Receive, Scope, Send
 from finetune.serving.web.attempts import AddressCounts
 from finetune.serving.web.hosts import is_known_host, place_of
 
 FAILURES_PER_MINUTE = 10
 HEALTH = "/health"
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)

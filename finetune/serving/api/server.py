@@ -73,7 +73,8 @@ class GracefulServer(uvicorn.Server):
             return True
         if self._num_signals and not self._gate.is_closing:
             self._gate.is_closing = True
-            show_line(f"stopping: {self._gate.num_open} requests are finished first")
+            number = self._gate.num_open
+            show_line(f"stopping: {number} request{'s are' if number > 1 else ' is'} finished first")
             self._end = self._end if self._end is not None else time.monotonic() + self._drain_seconds
         if self._end is not None and (not self._gate.num_open or time.monotonic() >= self._end):
             self._engine.close(timeout=0)  # tells those that are not finished

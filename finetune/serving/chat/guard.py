@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune.serving.web.asgi_types import Receive, Scope, Send
 from finetune.serving.web.attempts import AddressCounts
 from finetune.serving.web.hosts import is_known_host, place_of
 
@@ -44,10 +45,6 @@ _GETS = re.compile(
     r"|/gradio_api/(info/?|theme\.css|app_id/?|startup-events|queue/data|heartbeat/[\w-]+)"
 )
 _POSTS = re.compile(r"/gradio_api/(queue/join|run/[\w-]+|cancel|reset)/?")
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True)

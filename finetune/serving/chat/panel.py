@@ -15,6 +15,7 @@ import gradio as gr
 from finetune.errors import UserError
 from finetune.serving.chat.page_words import PageWords
 from finetune.serving.chat.texts import TEXTS
+from finetune.serving.chat.toasts import fault_toast
 from finetune.serving.decoding.settings import DecodingSettings
 from finetune.serving.predict.answer_stream import Answerer, AnswerThread
 from finetune.serving.predict.responder import Responder
@@ -201,7 +202,7 @@ class ChatPanel:
                     yield ["", now, *shown]
             except UserError as error:
                 yield [text, past, *_messages(past)]
-                raise gr.Error(str(error), print_exception=False) from None
+                raise fault_toast(error, language) from None
 
         def on_stop(request: gr.Request) -> None:
             self.stop(request.session_hash or "")

@@ -5,17 +5,15 @@ python -m finetune.chat --model_name_or_path ./checkpoints/llama --lora_path ./c
 
 from __future__ import annotations
 
-import importlib.util
-import ipaddress
 import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.errors import Interrupted, UserError
+from finetune.errors import UserError
 from finetune.machine.command_names import CHAT, usage_name
 from finetune.machine.command_parser import CommandParser
 from finetune.machine.device import device_kind
@@ -24,7 +22,7 @@ from finetune.machine.processor import configure_processor
 from finetune.machine.quiet import silence_libraries
 from finetune.machine.screen import print_text
 from finetune.processes.command import run_command
-from finetune.processes.network.listener import allow_open_files
+from finetune.serving.chat.address import PageAddress, add_address_options, read_address, serve_app
 from finetune.serving.chat.guard import Access
 from finetune.serving.decoding.options import (
     ModelOptions,
@@ -34,40 +32,30 @@ from finetune.serving.decoding.options import (
     model_options,
 )
 from finetune.serving.decoding.settings import DecodingSettings
-from finetune.serving.web.hosts import own_names
-from finetune.serving.web.listening import find_port_faults, is_loopback, listen, url_of, warn_of_openness
+from finetune.serving.web.listening import listen
 from finetune.serving.web.secrets import SecretKind
 
 if TYPE_CHECKING:
     from finetune.serving.chat.panel import Side
 
 PASSWORD = SecretKind("the password", "password_file", "FINETUNE_CHAT_PASSWORD", "the page")
-_MAX_OPEN_FILES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
-    """What the page shows and where.
+class ChatOptions(PageAddress):
+    """What the page shows, and where.
 
     Attributes:
         model: The model.
         settings: Where the controls stand at first.
         second_model: Another model beside it.
         compare: Whether an adapter is shown beside its base.
-        host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        password: What the browser must give; needed where `host` is not this machine alone.
-        allowed_hosts: More names by which the page may be called, such as a proxy's.
     """
 
     model: ModelOptions
     settings: DecodingSettings
     second_model: str | None = None
     compare: bool = True
-    host: str = "127.0.0.1"
-    port: int = 7860
-    password: str | None = field(default=None, repr=False)
-    allowed_hosts: tuple[str, ...] = ()
 
     @property
     def second(self) -> ModelOptions | None:
@@ -91,11 +79,7 @@ class ChatOptions:
                 "second_model is given with lora_path or prefix_path, but the page has two columns: "
                 "an adapter is shown beside its base already; leave one out"
             )
-        faults += find_port_faults(self.port)
-        if (is_alone := is_loopback(self.host)) is not None:  # `access` looks at a name when it is resolved
-            faults += PASSWORD.faults(is_alone, self.password)
-        if importlib.util.find_spec("gradio") is None:
-            faults.append("the chat page needs Gradio, which is not installed: pip install '.[chat]'")
+        faults += self.faults(PASSWORD)
         if faults:
             raise UserError(faults)
 
@@ -105,12 +89,7 @@ class ChatOptions:
         Raises:
             UserError: The address is not this machine's alone, and there is no password.
         """
-        is_alone = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-        if faults := PASSWORD.faults(is_alone, self.password):
-            raise UserError(faults)
-        return Access(
-            own_names(self.host, self.allowed_hosts), self.password, is_behind_proxy=bool(self.allowed_hosts)
-        )
+        return self.access_by(listener, PASSWORD)
 
 
 def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
@@ -119,29 +98,14 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
     Raises:
         UserError: A value is out of range.
     """
-    parser = CommandParser(prog=usage_name(CHAT), description=__doc__.partition("\n")[0])
+    description = "A chat page in the browser, for one model or for two side by side."
+    parser = CommandParser(prog=usage_name(CHAT), description=description)
     group = parser.add_argument_group("page")
     group.add_argument("--second_model", help="another model, shown beside the first")
     group.add_argument(
         "--no_compare", action="store_true", help="show a model with its adapter alone, not beside its base"
     )
-    group.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 lets other machines in and needs a password (127.0.0.1)",
-    )
-    PASSWORD.add_option(group, "the browser asks for")
-    group.add_argument(
-        "--allowed_hosts",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="more names by which browsers may call the page, such as a proxy's",
-    )
-    group.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for a free one (7860)")
-    group.add_argument(
-        "--share", choices=("never",), default="never", help="no tunnel to the internet is offered"
-    )
+    add_address_options(group, PASSWORD, port=7860)
     add_model_options(parser)
     add_decoding_options(parser)
     values = vars(parser.parse_args(argv))
@@ -154,10 +118,7 @@ def parse_options(argv: Sequence[str] | None = None) -> ChatOptions:
         settings=settings,
         second_model=values["second_model"],
         compare=not values["no_compare"],
-        host=values["host"],
-        port=values["port"],
-        password=PASSWORD.read(values["password_file"]),
-        allowed_hosts=tuple(values["allowed_hosts"]),
+        **read_address(values, PASSWORD),
     )
 
 
@@ -206,30 +167,10 @@ def serve(
     sides: Sequence[Side], settings: DecodingSettings, listener: socket.socket, access: Access | None = None
 ) -> None:
     """Serves the page on an open port until the process is stopped."""
-    import uvicorn
-
     from finetune.serving.chat.page import ChatPage, build_app
-    from finetune.serving.web.connections import ImpatientProtocol
 
     access = access or Access()
-    app = build_app(ChatPage(sides, settings), access)
-    allow_open_files(_MAX_OPEN_FILES)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-        http=ImpatientProtocol,
-        proxy_headers=access.is_behind_proxy,
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
-    if warning := warn_of_openness(listener, PASSWORD.name):
-        print_text(warning, stream=sys.stderr)
-    print_text(f"Open {url_of(listener)} (Ctrl-C ends it)")
-    try:
-        server.run(sockets=[listener])
-    except (KeyboardInterrupt, Interrupted):
-        print_text("stopped", stream=sys.stderr)
+    serve_app(build_app(ChatPage(sides, settings), access), listener, access, PASSWORD)
 
 
 def _short(name: str | Path) -> str:

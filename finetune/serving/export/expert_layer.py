@@ -29,7 +29,7 @@ class ExpertLayer(nn.Layer):
 
     def __init__(self, experts: ExpertWeights, dtype: str, activate: Callable[[Any], Any]):
         super().__init__()
-        self.num_experts, self.num_chosen = experts.router.weight.shape[1], experts.num_chosen
+        self.size, self.num_chosen = experts.router.weight.shape[1], experts.num_chosen
         self.normalised, self.activate = experts.normalised, activate
         self.router = LinearLayer(experts.router, dtype)
         self.inner, self.outer = parameter(experts.inner, dtype), parameter(experts.outer, dtype)
@@ -67,7 +67,7 @@ class ExpertLayer(nn.Layer):
             rows: [tokens * chosen, hidden].
             flat: The expert of each choice, in any order.
         """
-        counts = F.one_hot(flat, self.num_experts).sum(0).astype("int64")  # [experts]
+        counts = F.one_hot(flat, self.size).sum(0).astype("int64")  # [experts]
         ends, busy = counts.cumsum(0), paddle.nonzero(counts).flatten()
         num_busy = paddle.shape(busy)[0].astype("int64")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from finetune.adapters.update_tensors import name_parts
 from finetune.families.family import Family
-from finetune.merge.hf_out import hugging_face_config
+from finetune.merge.hf_out import hugging_face_config, with_dtype
 from finetune.models.hf_names import is_tied, is_turned, to_hugging_face
 from finetune.models.layers import named_weights
 from finetune.models.resolve import ResolvedModel
@@ -52,7 +52,7 @@ def write_packed_weights(
         config = hugging_face_config(config, family, dtype="float32")
     config = {name: value for name, value in config.items() if name not in _JOINING}
     facts = format_facts(next(iter(packed.values())), group_size=group_size, head=family.head_module)
-    write_json(path, config | {"torch_dtype": "float32", "quantization_config": facts})
+    write_json(path, with_dtype(config, "float32") | {"quantization_config": facts})
 
 
 def _one_block(array: Array) -> Any:

@@ -1,14 +1,19 @@
-"""Asks a served chat page for what a browser asks it for, without one."""
+"""Asks a served page for what a browser asks it for, without one; and a browser, where there is one."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 from urllib.request import urlopen
+
+import pytest
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 SHORT_ANSWER: tuple[Any, ...] = (0.9, 1, 0, 1, 3, 0)
 """Temperature, top_p, top_k, repetition penalty, number of new tokens, seed: the controls of the page in their order."""
@@ -41,3 +46,16 @@ def stream_message(
         for line in events:
             if line.startswith(b"data: "):
                 yield json.loads(line.removeprefix(b"data: "))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(_BROWSERS)}")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from finetune.errors import UserError
-from finetune.serving.chat import run
+from finetune.serving.chat import address, run
 from finetune.serving.chat.texts import TEXTS, other_language, preferred_language
 
 
@@ -24,7 +24,7 @@ def test_loopback_unless_asked():
 
 
 def test_faults_come_before_loading(monkeypatch):
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(address.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
         parse("--second_model", "y", "--lora_path", "z", "--port", "70000").check()
     assert len(error.value.faults) == 3
@@ -64,7 +64,7 @@ def test_both_languages_have_all_words():
 
 
 def test_other_machines_need_a_password(monkeypatch, tmp_path):
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(address.importlib.util, "find_spec", lambda name: name)
     monkeypatch.delenv(run.PASSWORD.variable, raising=False)
     with pytest.raises(UserError, match=r"open to everyone .* --password_file"):
         parse("--host", "0.0.0.0").check()

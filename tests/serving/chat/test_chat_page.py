@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,14 +19,14 @@ import pytest
 
 from finetune.errors import UserError
 from tests.conftest import ROOT
-from tests.serving.chat.page_client import ask, stream_message
+from tests.serving.chat.page_client import ask, browser, stream_message
 from tests.serving.export.builders import build_sharp
 from tests.serving.predict.builders import save_lora
 
 pytest.importorskip("gradio", reason="the chat page is an extra")
 pytestmark = pytest.mark.slow
 _OPEN: list[socket.socket] = []
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+__all__ = ["browser"]
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +56,6 @@ def page_url(tmp_path_factory) -> Iterator[str]:
             errors.seek(0)
             told = errors.read()
             assert "Traceback" not in told and "ERROR" not in told, told
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(_BROWSERS)}")
-    with api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture
