@@ -69,7 +69,7 @@ def test_the_end_waits_for_answers_and_refuses_new_ones(loaded, held_steps, capf
         server.thread.join(20)
         assert not server.thread.is_alive() and not server.server.has_failed
     told = capfd.readouterr().err
-    assert "stopping: 1 requests" in told and "Traceback" not in told and "ERROR" not in told
+    assert "stopping: 1 request is finished first" in told and "Traceback" not in told and "ERROR" not in told
 
 
 def test_the_end_does_not_wait_for_ever(loaded, slow_steps, capfd):
