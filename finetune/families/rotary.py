@@ -71,10 +71,17 @@ def _half_turn(x: Any, halves: bool) -> Any:
 
 def keep_tables(rotary_layer: Any) -> None:
     """Has a rotary layer of PaddleNLP's answer float32 tables, whatever type it is asked for."""
-    rotary_layer.forward = functools.partial(_float32_tables, rotary_layer.forward)
+    # A tensor that is an attribute of a layer is converted with its weights; an array is not.
+    frequencies = getattr(rotary_layer, "inv_freq", None)  # [head dim / 2]
+    kept = None if frequencies is None else frequencies.astype("float32").numpy()
+    rotary_layer.forward = functools.partial(_float32_tables, rotary_layer, rotary_layer.forward, kept)
 
 
-def _float32_tables(stock: Callable[..., Any], _like: Any, *arguments: Any, **more: Any) -> Any:
+def _float32_tables(
+    layer: Any, stock: Callable[..., Any], frequencies: Any, _like: Any, *arguments: Any, **more: Any
+) -> Any:
+    if frequencies is not None and layer.inv_freq.dtype != paddle.float32:
+        layer.inv_freq = paddle.to_tensor(frequencies)
     # Some layers work them out in every pass, or anew for longer texts: by a product that would be half precision.
     with paddle.amp.auto_cast(enable=False):
         return stock(_LIKE_FLOAT32, *arguments, **more)
