@@ -158,10 +158,10 @@ class _Template:
     """An English message with places for values, and its translation."""
 
     def __init__(self, template: str, text: str):
-        self.first, *self._middle = template.split(_PLACE)
-        self._last = self._middle.pop() if self._middle else ""
-        self.num_fixed = len(template.replace(_PLACE, ""))
         fixed = template.split(_PLACE)
+        self.first, self._middle = fixed[0], fixed[1:-1]
+        self._last = fixed[-1] if len(fixed) > 1 else ""
+        self.num_fixed = sum(map(len, fixed))
         self.quoted = [before[-1:] + after[:1] in _QUOTES for before, after in itertools.pairwise(fixed)]
         """Whether a place stands in quotes, and so holds a name."""
         self._text = text

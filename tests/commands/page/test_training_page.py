@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from finetune.commands.page.controller import RunController
-from tests.conftest import ROOT
 from tests.serving.chat.page_client import ask, browser
+from tests.serving.chat.page_process import served
 from tests.watched_runs import is_alive
 
 pytest.importorskip("gradio", reason="the page is an extra")
@@ -39,27 +37,8 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
         str(folder / "runs"),
         *options,
     ]
-    with (folder / "errors").open("w+") as errors:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-            errors.seek(0)
-            assert found, errors.read()
-            yield found[0]
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
-            errors.seek(0)
-            told = errors.read()
-            assert "Traceback" not in told and "ERROR" not in told, told
+    with served(command, errors_file=folder / "errors", cwd=folder, end_seconds=60) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

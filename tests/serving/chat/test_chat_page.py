@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -18,8 +16,8 @@ from urllib.request import urlopen
 import pytest
 
 from finetune.errors import UserError
-from tests.conftest import ROOT
 from tests.serving.chat.page_client import ask, browser, stream_message
+from tests.serving.chat.page_process import served
 from tests.serving.export.builders import build_sharp
 from tests.serving.predict.builders import save_lora
 
@@ -39,23 +37,8 @@ def page_url(tmp_path_factory) -> Iterator[str]:
         sys.executable, "-m", "finetune.chat", "--model_name_or_path", str(model), "--lora_path", str(adapter),
         "--port", "0", "--chat_template", "chatglm2", "--temperature", "0.9", "--device", "cpu", "--min_new_tokens", "80",
     ]  # fmt: skip
-    with (folder / "errors").open("w+") as errors:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=errors,
-            text=True,
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-            errors.seek(0)
-            assert found, errors.read()
-            yield found[0]
-        finally:
-            process.terminate()
-            assert process.wait(30) == 0
-            errors.seek(0)
-            told = errors.read()
-            assert "Traceback" not in told and "ERROR" not in told, told
+    with served(command, errors_file=folder / "errors") as url:
+        yield url
 
 
 @pytest.fixture
