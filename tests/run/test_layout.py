@@ -214,7 +214,7 @@ def test_sequence_parallelism_of_families_and_methods():
     able = {name for name, record in families().items() if record.sequence_parallel}
     assert able == {name for name, facts in FACTS.items() if facts.splits_rows}
     (fault,) = faults_of(TENSOR, resolved("opt"), sequence_parallel=True)
-    assert "layers of family opt cannot split rows: set it to false" in fault
+    assert "the layers of family opt cannot split rows: set it to false" in fault
     (fault,) = faults_of(TENSOR, resolved(), sequence_parallel=True, prefix_tuning=True)
     assert "sequence_parallel and prefix_tuning are both true" in fault
 
