@@ -157,7 +157,7 @@ class _PaddleBackend:
     @functools.cached_property
     def _unprefixed(self) -> Any:
         """The SentencePiece model without the blank that it puts in front of texts."""
-        return unprefixed_processor(Path(self._tokenizer.vocab_file).read_bytes())
+        return unprefixed_processor(self._tokenizer.sp_model.serialized_model_proto())
 
     def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[Ids]:
         """The ids of each text."""
@@ -197,17 +197,19 @@ def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> 
         if (index := backend.id_of(str(name))) is not None
     }
     special |= getattr(tokenizer, "special_ids", {})  # those of a rank file
+    taken: tuple[str, ...] = ()
     if kind.take_names is not None and hasattr(tokenizer, "sp_model"):
         content, names = kind.take_names(Path(tokenizer.vocab_file))
         tokenizer.sp_model.LoadFromSerializedProto(content)
         special |= names
+        taken = tuple(names)
     folder = getattr(tokenizer, SOURCE_FOLDER, None)
     roles = {f"{role}_token": value for role, value in _roles_of(tokenizer).items()}
     if folder is not None:
         found = read_folder_tokens(folder, kind.roles or roles, fixed_roles=kind.fixed_roles)
     else:
         found = FolderTokens(roles, {}, {}, {})
-    table = make_table(kind, found, special, backend)
+    table = make_table(kind, found, special, backend, taken=taken)
     try:
         named = named_ids(facts, found.roles, table.ids, backend.id_of, config=found.config)
         spelling = find_spelling(kind, found.config, folder / JSON_FILE) if folder else Spelling()

@@ -14,7 +14,8 @@ tests/tokenizers/test_fast_encoder.py with PaddleNLP. Which files are read:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from finetune.tokenizers.token_encoder import Spelling, TokenEncoder, TokenTable
 
 NUM_THREADS = 2
 JSON_FILE = "tokenizer.json"
+_TURN_MARK = re.compile(r"<\|[^|<>\s]+\|>")
 _JSON_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -88,17 +90,34 @@ def is_rank_file(path: Path) -> bool:
 
 
 def make_table(
-    kind: TokenizerKind, found: FolderTokens, extra: Mapping[str, int], backend: TextBackend
+    kind: TokenizerKind,
+    found: FolderTokens,
+    extra: Mapping[str, int],
+    backend: TextBackend,
+    *,
+    taken: Collection[str] = (),
 ) -> TokenTable:
     """The tokens of a folder and those that its vocabulary file has by itself.
+
+    Args:
+        kind: The tokenizer's.
+        found: What the folder's files say.
+        extra: Ids by name of what the vocabulary file has.
+        backend: Reads it.
+        taken: Those of them that SentencePiece would find in any text.
 
     The flags of a token that the vocabulary file has are fixed (transformers takes the first that it meets); its
     name is the folder's, where that gives another name to its id. An added token that is a piece of the vocabulary
     has the piece's id, whatever the folder says.
     """
-    taken = {index: name for name, index in found.ids.items()}
-    own = {name: index for name, index in extra.items() if taken.get(index, name) == name}
-    tokens = dict(found.tokens) | {name: AddedToken(name) for name in own}
+    named = {index: name for name, index in found.ids.items()}
+    own = {name: index for name, index in extra.items() if named.get(index, name) == name}
+    ordinary = set(taken).difference(kind.names) if kind.has_ordinary else set()
+    ordinary -= {name for name, token in found.tokens.items() if token.special}
+    tokens = dict(found.tokens) | {
+        name: AddedToken(name, special=name not in ordinary or _TURN_MARK.fullmatch(name) is not None)
+        for name in own
+    }
     tokens = {
         name: replace(
             token, behind=kind.behind.get(name, ""), restarts=kind.restarts and name in found.tokens
@@ -126,7 +145,7 @@ def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_speci
     found = read_folder_tokens(folder, kind.roles, fixed_roles=kind.fixed_roles)
     _refuse_settings(kind, found.config)
     backend, extra = kind.open(vocabulary, num_threads)
-    table = make_table(kind, found, extra, backend)
+    table = make_table(kind, found, extra, backend, taken=getattr(backend, "names", ()))
     named = named_ids(facts, found.roles, table.ids, backend.id_of, config=found.config)
     spelling = replace(find_spelling(kind, found.config, folder / JSON_FILE), splits_special=splits_special)
     return TokenEncoder(backend, table, named, spelling)
@@ -148,6 +167,7 @@ def find_spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path)
             marks_blanks=kind.marks_blanks,
             first_only=kind.first_only,
             even_blanks=kind.first_only,
+            reads_signs=kind.has_ordinary,
         )
     is_legacy = config.get("legacy") is not False
     if config.get("add_prefix_space") is None and as_json.is_file():
@@ -164,6 +184,7 @@ def find_spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path)
         prefixed=prefixed,
         first_only=first_only,
         unprefixed=not (prefixed or first_only),
+        reads_signs=kind.has_ordinary,
     )
 
 

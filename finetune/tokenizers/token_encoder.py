@@ -13,7 +13,7 @@ import numpy as np
 from finetune.families.family import TokenizerFacts
 from finetune.families.text_backends import Ids, TextBackend, UnsupportedTokenizerError
 from finetune.tokenizers.added_tokens import AddedToken
-from finetune.tokenizers.token_splitter import PREFIXES, Stretch, TokenSplitter
+from finetune.tokenizers.token_splitter import BLANK_SIGN, PREFIXES, Stretch, TokenSplitter
 
 _BOS = "bos"
 _GENERAL_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -49,6 +49,7 @@ class Spelling:
         first_only: Whether only the first stretch of a text does.
         even_blanks: Whether it does although it begins with a blank.
         unprefixed: Whether none does although the vocabulary would put one there.
+        reads_signs: Whether the sign for a blank in the name of a token is a blank in decoded text.
         splits_special: Whether names of special tokens in data are plain text.
     """
 
@@ -58,6 +59,7 @@ class Spelling:
     first_only: bool = False
     even_blanks: bool = False
     unprefixed: bool = False
+    reads_signs: bool = False
     splits_special: bool = True
 
 
@@ -222,7 +224,7 @@ class TokenEncoder:
             if name is None:
                 run.append(index)
                 continue
-            texts += [self._decode_run(run, inner=bool(texts)), name]
+            texts += [self._decode_run(run, inner=bool(texts)), self._read_name(name)]
             run = []
         return "".join(texts) + self._decode_run(run, inner=bool(texts))
 
@@ -234,6 +236,9 @@ class TokenEncoder:
         spelling = self._spelling
         inner = (inner and spelling.first_only) or spelling.unprefixed
         return self._backend.decode(ids, inner=inner) if ids else ""
+
+    def _read_name(self, name: str) -> str:
+        return name.replace(BLANK_SIGN, " ") if self._spelling.reads_signs else name
 
     def _splitter(self, tokens: Iterable[AddedToken]) -> TokenSplitter:
         spelling = self._spelling
