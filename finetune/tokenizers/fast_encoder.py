@@ -106,16 +106,21 @@ def make_table(
         backend: Reads it.
         taken: Those of them that SentencePiece would find in any text.
 
-    The flags of a token that the vocabulary file has are fixed (transformers takes the first that it meets); its
-    name is the folder's, where that gives another name to its id. An added token that is a piece of the vocabulary
-    has the piece's id, whatever the folder says.
+    Where a folder says how text meets such a token, that counts if transformers has a class for the vocabulary, and
+    other classes fix it; its name is the folder's, where that gives another name to its id. An added token that is a
+    piece of the vocabulary has the piece's id, whatever the folder says.
     """
     named = {index: name for name, index in found.ids.items()}
     own = {name: index for name, index in extra.items() if named.get(index, name) == name}
     ordinary = set(taken).difference(kind.names) if kind.has_ordinary else set()
     ordinary -= {name for name, token in found.tokens.items() if token.special}
+    flagged = found.tokens if kind.has_ordinary else {}
     tokens = dict(found.tokens) | {
-        name: AddedToken(name, special=name not in ordinary or _TURN_MARK.fullmatch(name) is not None)
+        name: replace(
+            flagged.get(name) or AddedToken(name),
+            special=name not in ordinary or _TURN_MARK.fullmatch(name) is not None,
+            normalized=False,
+        )
         for name in own
     }
     tokens = {
