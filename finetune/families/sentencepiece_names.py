@@ -87,7 +87,9 @@ def _user_defined(content: bytes) -> dict[str, tuple[int, int]]:
         else:
             field, _, inner, end = next(_fields(content, place))
         if field == _PIECES:
-            if content[end - 2 : end] == _AS_USER_DEFINED and (text := _name_of(content[inner:end], any_user=True)):
+            if content[end - 2 : end] == _AS_USER_DEFINED and (
+                text := _name_of(content[inner:end], any_user=True)
+            ):
                 found[text] = number, end
             number += 1
         place = end

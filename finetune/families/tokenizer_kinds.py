@@ -38,6 +38,8 @@ class TokenizerKind:
         marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for, prefix or not.
         first_only: Whether that blank comes in front of the first stretch of a text only, whatever the folder says.
         restarts: Whether it comes behind the tokens that the folder names, too; `names` are pieces within a text.
+        rebuilt_by: Setting of tokenizer_config.json with which transformers reads this vocabulary and no tokenizer.json.
+        numbers_on: Whether added tokens follow the vocabulary without gaps, whatever ids the folder gives them.
         unset: Settings of tokenizer_config.json that must not be true.
         has_ordinary: Whether what `take_names` finds is special only by `names`, by the folder, or as a mark of a turn.
         take_names: vocabulary file -> the model in which no text is spelled with the names of tokens, and their ids; None
@@ -54,6 +56,8 @@ class TokenizerKind:
     marks_blanks: bool = False
     first_only: bool = False
     restarts: bool = False
+    rebuilt_by: str = ""
+    numbers_on: bool = False
     unset: tuple[str, ...] = ()
     has_ordinary: bool = False
     take_names: TakeNames | None = None
@@ -85,10 +89,10 @@ def _take_names(path: Path) -> tuple[bytes, dict[str, int]]:
     return take_names(path.read_bytes())
 
 
-# normalizer_spec (field 3), behind what a file has of it: no map of characters (2), whether a blank comes in front (3),
+# normalizer_spec (field 3), behind what a file has of it: no map of characters (2), a blank in front for Llama (3),
 # no blanks lost (4), a sign for each (5). transformers' classes do this to text whatever the file says.
 _LLAMA_TEXT = bytes((0x1A, 8, 0x12, 0, 0x18, 1, 0x20, 0, 0x28, 1))
-_GEMMA_TEXT = bytes((0x1A, 8, 0x12, 0, 0x18, 0, 0x20, 0, 0x28, 1))
+_GEMMA_TEXT = bytes((0x1A, 6, 0x12, 0, 0x20, 0, 0x28, 1))
 
 
 def _take_llama(path: Path) -> tuple[bytes, dict[str, int]]:
@@ -170,6 +174,8 @@ KINDS: dict[str, TokenizerKind] = {
         roles=_LLAMA_ROLES,
         has_ordinary=True,
         has_prefix=True,
+        rebuilt_by="add_prefix_space",
+        numbers_on=True,
     ),
     # Whether a blank comes in front is left to the vocabulary.
     "InternLMTokenizer": TokenizerKind(
@@ -193,6 +199,7 @@ KINDS: dict[str, TokenizerKind] = {
         roles=_GEMMA_ROLES,
         names=_GEMMA_TURNS,
         has_ordinary=True,
+        numbers_on=True,
         marks_blanks=True,
     ),
     "ChatGLMTokenizer": TokenizerKind(open=open_chatglm, roles=CHATGLM_ROLES, names=CHATGLM_TOKENS),
@@ -217,8 +224,10 @@ KINDS: dict[str, TokenizerKind] = {
         },
     ),
     TEKKEN: TokenizerKind(open=open_tekken, roles=TEKKEN_ROLES),
-    "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True),
-    "GPTTokenizer": TokenizerKind(open=_open_gpt, roles=_END_OF_TEXT, unset=("add_prefix_space",)),
+    "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True, numbers_on=True),
+    "GPTTokenizer": TokenizerKind(
+        open=_open_gpt, roles=_END_OF_TEXT, numbers_on=True, unset=("add_prefix_space",)
+    ),
 }
 
 

@@ -82,6 +82,12 @@ def class_name(folder: Path, facts: TokenizerFacts, vocabulary: Path) -> str:
     return own if facts.own_class or named not in KINDS else named
 
 
+def default_roles(folder: Path, facts: TokenizerFacts) -> Mapping[str, str]:
+    """The special tokens that the class of a folder with tokenizer.json has where no file names them."""
+    kind = KINDS.get(_class_of(folder) or facts.tokenizer_class.rpartition(".")[2])
+    return kind.roles if kind else {}
+
+
 def is_rank_file(path: Path) -> bool:
     """Whether a file holds tiktoken's ranks: lines of a token in base64 and a number."""
     with path.open("rb") as file:
@@ -108,8 +114,14 @@ def make_table(
 
     Where a folder says how text meets such a token, that counts if transformers has a class for the vocabulary, and
     other classes fix it; its name is the folder's, where that gives another name to its id. An added token that is a
-    piece of the vocabulary has the piece's id, whatever the folder says.
+    piece of the vocabulary has the piece's id, whatever the folder says. Others follow the vocabulary in the order of
+    the ids that the folder gives, without gaps, where transformers numbers them so; those of tokenizer.json have its ids.
     """
+
+    def piece_of(name: str) -> int | None:
+        index = backend.id_of(name)
+        return index if index is not None and index < backend.num_pieces else None
+
     named = {index: name for name, index in found.ids.items()}
     own = {name: index for name, index in extra.items() if named.get(index, name) == name}
     ordinary = set(taken).difference(kind.names) if kind.has_ordinary else set()
@@ -130,10 +142,17 @@ def make_table(
         for name, token in tokens.items()
     }
     pieces = {
-        name: index for name in found.ids if name not in extra and (index := backend.id_of(name)) is not None
+        name: index for name in found.ids if name not in extra and (index := piece_of(name)) is not None
     }
-    known = replace(found, tokens=tokens, ids=own | dict(found.ids) | pieces)
-    return TokenTable(tokens=tokens, ids=known.number(backend.id_of, backend.num_pieces))
+    stated = {
+        name: index
+        for name, index in found.ids.items()
+        if not kind.numbers_on or index < backend.num_pieces or name in found.in_json
+    }
+    known = replace(found, tokens=tokens, ids=own | stated | pieces)
+    ids = known.number(piece_of, backend.num_pieces)
+    listed = [index for name, index in ids.items() if name not in kind.roles.values() or name in found.ids]
+    return TokenTable(tokens=tokens, ids=ids, num_tokens=1 + max([backend.num_pieces - 1, *listed]))
 
 
 def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_special: bool) -> TokenEncoder:
@@ -143,11 +162,11 @@ def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_speci
             f"{folder} holds none of {', '.join((*facts.vocab_files, JSON_FILE, TEKKEN_FILE))}"
         )
     if vocabulary.name == JSON_FILE:
-        named_kind = KINDS.get(_class_of(folder) or facts.tokenizer_class.rpartition(".")[2])
-        defaults = named_kind.roles if named_kind else {}
-        return open_json_encoder(vocabulary, facts, defaults, splits_special=splits_special)
+        return open_json_encoder(
+            vocabulary, facts, default_roles(folder, facts), splits_special=splits_special
+        )
     kind = KINDS[class_name(folder, facts, vocabulary)]
-    found = read_folder_tokens(folder, kind.roles, fixed_roles=kind.fixed_roles)
+    found = read_folder_tokens(folder, kind.roles, fixed_roles=kind.fixed_roles, rebuilt_by=kind.rebuilt_by)
     _refuse_settings(kind, found.config)
     backend, extra = kind.open(vocabulary, num_threads)
     table = make_table(kind, found, extra, backend, taken=getattr(backend, "names", ()))

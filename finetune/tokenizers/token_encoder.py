@@ -70,10 +70,12 @@ class TokenTable:
     Attributes:
         tokens: The tokens.
         ids: Their ids.
+        num_tokens: How many embeddings they and the vocabulary need.
     """
 
     tokens: Mapping[str, AddedToken]
     ids: Mapping[str, int]
+    num_tokens: int
 
 
 def named_ids(
@@ -163,6 +165,7 @@ class TokenEncoder:
         self._special = self._splitter(special)
         self._skips_blanks = spelling.first_only and not spelling.even_blanks
         self.splits_special = spelling.splits_special
+        self.num_tokens = table.num_tokens
         self._special_ids = frozenset(table.ids[token.content] for token in special)
         self._names = {index: name for name, index in table.ids.items()}
 
