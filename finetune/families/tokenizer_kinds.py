@@ -40,7 +40,7 @@ class TokenizerKind:
         restarts: Whether it comes behind the tokens that the folder names, too; `names` are pieces within a text.
         rebuilt_by: Setting of tokenizer_config.json with which transformers reads this vocabulary and no tokenizer.json.
         numbers_on: Whether added tokens follow the vocabulary without gaps, whatever ids the folder gives them.
-        unset: Settings of tokenizer_config.json that must not be true.
+        types_prefix: Whether add_prefix_space in tokenizer_config.json puts a blank in front of texts.
         has_ordinary: Whether what `take_names` finds is special only by `names`, by the folder, or as a mark of a turn.
         take_names: vocabulary file -> the model in which no text is spelled with the names of tokens, and their ids; None
             where names are no pieces that SentencePiece finds in text.
@@ -58,7 +58,7 @@ class TokenizerKind:
     restarts: bool = False
     rebuilt_by: str = ""
     numbers_on: bool = False
-    unset: tuple[str, ...] = ()
+    types_prefix: bool = False
     has_ordinary: bool = False
     take_names: TakeNames | None = None
 
@@ -225,9 +225,7 @@ KINDS: dict[str, TokenizerKind] = {
     ),
     TEKKEN: TokenizerKind(open=open_tekken, roles=TEKKEN_ROLES),
     "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True, numbers_on=True),
-    "GPTTokenizer": TokenizerKind(
-        open=_open_gpt, roles=_END_OF_TEXT, numbers_on=True, unset=("add_prefix_space",)
-    ),
+    "GPTTokenizer": TokenizerKind(open=_open_gpt, roles=_END_OF_TEXT, numbers_on=True, types_prefix=True),
 }
 
 

@@ -204,10 +204,17 @@ def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> 
         if (index := backend.id_of(str(name))) is not None and (folder is None or index < backend.num_pieces)
     }
     special |= getattr(tokenizer, "special_ids", {})  # those of a rank file
+    if kind.types_prefix:
+        tokenizer.add_prefix_space = False  # it comes before names are looked for
     taken: tuple[str, ...] = ()
     if kind.take_names is not None and hasattr(tokenizer, "sp_model"):
         content, names = kind.take_names(Path(tokenizer.vocab_file))
         tokenizer.sp_model.LoadFromSerializedProto(content)
+        special |= {
+            str(tokenizer.sp_model.id_to_piece(index)): index
+            for index in range(tokenizer.sp_model.get_piece_size())
+            if tokenizer.sp_model.is_control(index)
+        }
         special |= names
         taken = tuple(names)
     roles = {f"{role}_token": value for role, value in _roles_of(tokenizer).items()}

@@ -176,7 +176,7 @@ def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_speci
 
 
 def _refuse_settings(kind: TokenizerKind, config: Mapping[str, Any]) -> None:
-    wrong = [key for key in (*kind.unset, "do_lower_case") if config.get(key)]
+    wrong = [key for key in ("do_lower_case",) if config.get(key)]
     if config.get("sp_model_kwargs"):
         wrong.append("sp_model_kwargs")
     if wrong:
@@ -191,6 +191,7 @@ def find_spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path)
             marks_blanks=kind.marks_blanks,
             first_only=kind.first_only,
             even_blanks=kind.first_only,
+            typed_prefix=kind.types_prefix and bool(config.get("add_prefix_space")),
             reads_signs=kind.has_ordinary,
         )
     is_legacy = config.get("legacy") is not False

@@ -72,6 +72,7 @@ def open_json_encoder(
     """
     tokenizer = open_tokenizer(path)
     found = read_folder_tokens(path.parent, defaults)
+    _set_prefix(tokenizer, has_prefix=bool(found.config.get("add_prefix_space")))
     known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     for name, token in found.tokens.items():
         if name not in known or _flags(token) != _flags(known[name]):
@@ -111,6 +112,16 @@ def open_tokenizer(path: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _set_prefix(tokenizer: Any, *, has_prefix: bool) -> None:
+    """A blank in front of texts as the folder has it, where cutting into words is one step: transformers does so too."""
+    from tokenizers import pre_tokenizers
+
+    step = tokenizer.pre_tokenizer
+    if isinstance(step, pre_tokenizers.ByteLevel) and step.add_prefix_space != has_prefix:
+        step.add_prefix_space = has_prefix
+        tokenizer.pre_tokenizer = step
 
 
 def _opening_ids(tokenizer: Any) -> tuple[int, ...]:
