@@ -64,6 +64,7 @@ def adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 def published_config(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration in the fields of the published folder."""
     theirs = {here: there for there, here in RENAMED.items()}
-    return {theirs.get(name, name): value for name, value in config.items() if name != TOTAL_LAYERS} | {
+    left_out = (TOTAL_LAYERS, "activation")
+    return {theirs.get(name, name): value for name, value in config.items() if name not in left_out} | {
         "architectures": ["ChatGLMModel"]
     }
