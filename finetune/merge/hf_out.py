@@ -219,6 +219,8 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     theirs = family.hugging_face.config(_without_class_defaults(theirs, family))
     if is_reward_config(config):
         theirs = with_reward_class(theirs, family)
+    if theirs.get("use_cache") is False:  # of the training; transformers' own default is true
+        del theirs["use_cache"]
     return theirs | {"tie_word_embeddings": says_tied(config, family), "torch_dtype": dtype}
 
 

@@ -203,8 +203,6 @@ def one_process_config(model: Any) -> Any:
     for name, value in _LAYOUT_FIELDS.items():
         if hasattr(saved, name):
             setattr(saved, name, value)
-    if getattr(saved, "use_cache", True) is False:
-        saved.use_cache = True  # training needs no cache; whoever generates does
     dtypes = (str(parameter.dtype).rpartition(".")[2] for parameter in model.parameters())
     saved.dtype = next((name for name in dtypes if "float" in name), saved.dtype)
     saved.architectures = [type(model).__name__]
