@@ -175,7 +175,7 @@ def check_published(folder: Path, family: str) -> None:
         shape = TinyShape(
             hidden_size=8,
             intermediate_size=8,
-            num_layers=2,
+            num_layers=config.get("num_layers") or config["num_hidden_layers"],
             num_heads=1,
             num_kv_heads=1,
             vocab_size=8,
