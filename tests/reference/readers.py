@@ -61,7 +61,15 @@ _GLM_FIELDS = (
         "num_layers",
         "padded_vocab_size",
     ),
-    *("rmsnorm", "rope_ratio", "seq_length", "tie_word_embeddings", "eos_token_id", "pad_token_id"),
+    *(
+        "rmsnorm",
+        "rope_ratio",
+        "seq_length",
+        "original_rope",
+        "tie_word_embeddings",
+        "eos_token_id",
+        "pad_token_id",
+    ),
 )
 
 
