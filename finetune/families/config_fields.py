@@ -120,8 +120,13 @@ def unread_fields(config: Mapping[str, Any], family: Family) -> list[str]:
     ]
 
 
+def read_fields(family: Family) -> set[str]:
+    """Names of the fields that a family's record reads or has in its tiny configuration."""
+    return {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
+
+
 def _not_understood(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, Any]]:
-    understood = {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
+    understood = read_fields(family)
     for name, value in config.items():
         is_harmless = name in understood or name in _HARMLESS or _HARMLESS_KINDS.search(name)
         if not is_harmless and not _asks_nothing(name, value, config):
