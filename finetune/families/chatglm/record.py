@@ -100,6 +100,7 @@ CHATGLM = register(
         fields=ConfigFields(),
         positions_end=False,
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        sequence_parallel=True,
         argument_folder="chatglm2",
         # Worked out anew in every pass.
         computed_weights=(r"rotary_emb\.inv_freq$",),
