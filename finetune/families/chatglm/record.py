@@ -62,6 +62,7 @@ CHATGLM = register(
         lora_target_modules=(".*query_key_value_proj.*", ".*o_proj.*", ".*up_proj.*", ".*down_proj.*"),
         embedding_module="embed_tokens",
         # What a token sees of its own text is no longer what lies before it.
+        sees_ahead=True,
         fused_packing="block",
         # Past keys and values: (batch, length, heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",

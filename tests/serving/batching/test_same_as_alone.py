@@ -10,9 +10,9 @@ from finetune.serving.batching.static_batch import StaticRows
 from finetune.serving.decoding.decoder import StaticDecoder
 from finetune.serving.predict.dynamic import DynamicDecoder
 from tests.families.cases import FACTS
-from tests.families.decoding import NUM_PREFIX_TOKENS, with_lora, with_prefix
+from tests.families.decoding import CONTEXT_END, NUM_PREFIX_TOKENS, with_lora, with_prefix
 from tests.serving.batching.builders import Told, alone, decoding, make_row
-from tests.serving.export.builders import CONTEXT_END, build_sharp, dynamic_model, export_folder, prompts
+from tests.serving.export.builders import build_sharp, dynamic_model, export_folder, prompts
 from tests.serving.predict.builders import save_prefix
 
 SETTINGS = (

@@ -17,8 +17,6 @@ from tests.families.cases import FACTS
 from tests.families.decoding import WEIGHT_SCALE, random_rows
 
 LENGTHS = (5, 9, 3, 12)
-CONTEXT_END = (5, 8)
-"""[gMASK] and <sop> of a tiny ChatGLM-6B."""
 # Large embeddings would outweigh the layers, and a tied output layer then repeats the last token.
 _SCALES = {"embeddings_layernorm": 0.05, "norm": 1.0, "ln_": 1.0, "embed": 1.0, "wte": 1.0}
 

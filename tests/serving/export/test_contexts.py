@@ -16,9 +16,8 @@ from finetune.serving.decoding.exported import FACTS_FILE, read_facts
 from finetune.serving.decoding.settings import DecodingSettings
 from finetune.serving.predict.dynamic import DynamicDecoder
 from tests.conftest import launch
-from tests.families.decoding import greedy_without_cache, with_prefix
+from tests.families.decoding import CONTEXT_END, greedy_without_cache, with_prefix
 from tests.serving.export.builders import (
-    CONTEXT_END,
     build_sharp,
     dynamic_model,
     dynamic_text,

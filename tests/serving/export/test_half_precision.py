@@ -19,7 +19,8 @@ from finetune.serving.decoding.token_choice import Choice
 from finetune.serving.export.generation_graph import GenerationGraph, _extend, _Loop
 from finetune.training.loss import logits_of
 from tests.families.cases import FACTS
-from tests.serving.export.builders import CONTEXT_END, build_sharp
+from tests.families.decoding import CONTEXT_END
+from tests.serving.export.builders import build_sharp
 
 FAMILIES = [
     "llama",
