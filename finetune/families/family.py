@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
@@ -76,6 +77,8 @@ class Family:
         chat_template: Name of the template for conversations where a folder has none of its own; or names by a token
             that only the tokenizers of models with this template have, the first that is met counts. None for plain
             text.
+        chat_formats: The forms of conversations that models of this family were trained with, by the names that
+            `chat_template` knows.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
         covers: Whether a config.json with one of `model_types`, and the folder that it stands in (None where there
@@ -118,6 +121,7 @@ class Family:
     sees_ahead: bool = False
     positions: str = "position_ids"
     chat_template: str | Mapping[str, str] | None = None
+    chat_formats: Mapping[str, ChatFormat] = field(default_factory=dict)
     head_module: str = "lm_head"
     fused_packing: str = "refused"
     distance_option: str | None = None

@@ -161,6 +161,10 @@ _NEW_GEMMA = FamilyFacts(
 NUM_TINY_EXPERTS = 4
 """Experts of each layer of a tiny model that has some."""
 
+_EXPERT_FIELDS = (
+    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
+)  # fmt: skip
 _BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
 _EXPERTS = FamilyFacts(
     _GATED,
@@ -174,7 +178,7 @@ _EXPERTS = FamilyFacts(
 )
 
 FACTS = {
-    "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True),
+    "llama": FamilyFacts(_GATED, groups_heads=True, splits_rows=True, named_as_llama="Llama"),
     "chatglm": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
         known_to_paddlenlp=False,
@@ -204,6 +208,7 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
+        named_as_llama="Qwen2",
     ),
     "ernie4_5": FamilyFacts(
         _GATED,
@@ -213,6 +218,8 @@ FACTS = {
         tied_embedding="embed_tokens",
         curve_learning_rate=2e-3,
         rotary_function="finetune.families.head_attention.turn",
+        named_as_llama="Ernie4_5",
+        llama_fields=("head_dim",),
     ),
     "glm4": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
@@ -241,10 +248,23 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
+        named_as_llama="Qwen3",
+        llama_fields=("head_dim",),
     ),
-    "qwen2_moe": replace(_EXPERTS, curve_learning_rate=2e-3, feed_forwards=NUM_TINY_EXPERTS + 1),
+    "qwen2_moe": replace(
+        _EXPERTS,
+        curve_learning_rate=2e-3,
+        feed_forwards=NUM_TINY_EXPERTS + 1,
+        named_as_llama="Qwen2Moe",
+        llama_fields=("qkv_bias", "shared_expert_intermediate_size", *_EXPERT_FIELDS),
+    ),
     # Two families with the loss that balances experts, in all layouts; one without.
-    "qwen3_moe": replace(_EXPERTS, smooth_config=_BALANCED),
+    "qwen3_moe": replace(
+        _EXPERTS,
+        smooth_config=_BALANCED,
+        named_as_llama="Qwen3Moe",
+        llama_fields=("head_dim", *_EXPERT_FIELDS),
+    ),
     "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
@@ -283,6 +303,7 @@ FACTS = {
         splits_rows=True,
         curve_learning_rate=2e-3,
         rotary_function="finetune.families.head_attention.turn",
+        named_as_llama="Llama",
     ),
     "bloom": FamilyFacts(
         _FUSED,
@@ -332,6 +353,8 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
         rotary_function="finetune.families.head_attention.turn",
+        named_as_llama="Mistral",
+        llama_fields=("sliding_window",),
     ),
     "gemma": FamilyFacts(
         _GATED,
@@ -343,6 +366,8 @@ FACTS = {
         fast_tokenizer_agrees=False,
         curve_learning_rate=1e-2,
         norm_offset=1.0,
+        named_as_llama="Gemma",
+        llama_fields=("head_dim", "hidden_act"),
     ),
     "gemma2": replace(_NEW_GEMMA, caps_scores=True),
     "gemma3": replace(_NEW_GEMMA, curve_learning_rate=1e-3),

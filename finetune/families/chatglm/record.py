@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.chatglm.config import UNDERSTOOD, adapt_config, covers, published_config
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS
@@ -91,6 +92,15 @@ CHATGLM = register(
             needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm-6b",
         ),
         memory=LayerMemory(hidden=4, inner=2, norms=0),
+        chat_formats={
+            "chatglm": ChatFormat(  # what stands before an answer, "[gMASK]<sop>", is put there by the family
+                system="{content}\n",
+                user="[Round {round}]\n问：{content}\n答：",
+                only_user="{content}",
+                first_round=0,
+                after="\n",
+            )
+        },
         tiny=TinyRecipe(
             tokenizer="sentencepiece_chatglm",
             config=_tiny_config,

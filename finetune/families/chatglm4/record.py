@@ -20,6 +20,7 @@ from finetune.families.chatglm2.generation import (
 )
 from finetune.families.chatglm2.record import tiny_config
 from finetune.families.chatglm3.record import CHATGLM3
+from finetune.families.chatglm4.chat_formats import GLM4_FORMAT
 from finetune.families.family import register
 from finetune.families.tiny_recipe import TinyShape
 
@@ -56,6 +57,7 @@ CHATGLM4 = register(
             tokenizer_class="finetune.families.chatglm4.tokenizer.ChatGLM4Tokenizer",
         ),
         chat_template="glm4",
+        chat_formats={"glm4": GLM4_FORMAT},
         hugging_face=replace(
             CHATGLM3.hugging_face,
             config=_hugging_face_config,

@@ -14,10 +14,12 @@ from finetune.families.gated_decoder import (
     gated_decoder_weights,
     sized_decoder_weights,
 )
+from finetune.families.gemma.chat_formats import GEMMA_FORMAT
+from finetune.families.gemma.tokenizer_pieces import GEMMA_PIECES
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
 
@@ -87,7 +89,12 @@ GEMMA = register(
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
         memory=LayerMemory(query=6.7, key_value=1.9, inner=4, tables=2),
-        tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={"gemma": GEMMA_FORMAT},
+        tiny=TinyRecipe(
+            tokenizer=SentencePieceKind(pieces=GEMMA_PIECES, tokenizer_class="GemmaTokenizer"),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Whole embeddings and key and value heads: see llama.py.
         parallel=ParallelLimits(
