@@ -120,7 +120,7 @@ CASES = (
     FamilyCase("falcon", {"num_key_value_heads": 1}, num_kv_heads=1, framing=FALCON),
     FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
-    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=GEMMA),
+    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, fused_layers=True, framing=GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
     FamilyCase("gemma3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
 )
@@ -364,7 +364,9 @@ FACTS = {
         tied_embedding="embed_tokens",
         # It supposes that the model puts no blank before a text; tiny ones do.
         fast_tokenizer_agrees=False,
+        splits_rows=True,
         curve_learning_rate=1e-2,
+        rotary_function="finetune.families.head_attention.turn",
         norm_offset=1.0,
         named_as_llama="Gemma",
         llama_fields=("head_dim", "hidden_act"),
