@@ -70,6 +70,7 @@ class Family:
             cannot do.
         window_option: Field of config.json that says how many of the last tokens a token sees; None for a family
             without such a window.
+        sees_ahead: Whether tokens of a prompt see what follows them in it; a prompt is then never learned.
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
@@ -117,6 +118,7 @@ class Family:
     fields: ConfigFields = field(default_factory=ConfigFields)
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
     packing: bool = True
+    sees_ahead: bool = False
     positions: str = "position_ids"
     chat_template: str | Mapping[str, str] | None = None
     chat_formats: Mapping[str, ChatFormat] = field(default_factory=dict)

@@ -71,7 +71,7 @@ GEMMA = register(
         architectures=("GemmaForCausalLM",),
         model_class="finetune.families.gemma.layers.GemmaForCausalLM",
         base_prefix="gemma",
-        lora_target_modules=LINEAR_LAYERS,
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
@@ -88,7 +88,7 @@ GEMMA = register(
         chat_template={"<start_of_turn>": "gemma"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
-        memory=LayerMemory(query=6.7, key_value=1.9, inner=4, tables=2),
+        memory=LayerMemory(inner=4),
         chat_formats={"gemma": GEMMA_FORMAT},
         tiny=TinyRecipe(
             tokenizer=SentencePieceKind(pieces=GEMMA_PIECES, tokenizer_class="GemmaTokenizer"),
@@ -100,6 +100,7 @@ GEMMA = register(
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
+        sequence_parallel=True,
         adapt_config=_adapt_config,
         understood=("alibi", "attention_bias", "rope_parameters", "rope_scaling"),
         # Always tied, also where the config leaves that out.

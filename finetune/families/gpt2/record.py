@@ -169,6 +169,7 @@ GPT2 = register(
             grouped_heads=False,
         ),
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        sequence_parallel=True,
         argument_folder="opt",
         understood=(*_FIELDS, *_FIXED, *_OF_THE_CLASS, "activation_function", "n_ctx"),
         adapt_config=_adapt_config,
