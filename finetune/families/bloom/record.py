@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.config_checks import check_names_agree, check_norm_epsilon
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
@@ -12,8 +13,6 @@ from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
-# Paddle's layer norm refuses more.
-_LARGEST_EPSILON = 1e-3
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -26,12 +25,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json has tie_word_embeddings {config['tie_word_embeddings']}, but BLOOM is run with True "
             "only. Use other weights"
         )
-    epsilon = config.get("layer_norm_epsilon")
-    if epsilon is not None and not 0 <= epsilon <= _LARGEST_EPSILON:
-        raise UserError(
-            f"config.json has layer_norm_epsilon {epsilon}, but Paddle's layer norm takes 0 to "
-            f"{_LARGEST_EPSILON}. Use other weights"
-        )
+    check_norm_epsilon(config, "layer_norm_epsilon")
+    check_names_agree(config, _OTHER_NAMES)
     adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
     for other, name in _OTHER_NAMES.items():
         if config.get(other) is not None:
