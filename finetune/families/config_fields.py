@@ -138,7 +138,9 @@ def _asks_nothing(name: str, value: Any, config: Mapping[str, Any]) -> bool:
     if name == "activation":  # Falcon 3 names its Llama's twice
         return value == "swiglu" and config.get("hidden_act") == "silu"
     if name == "layer_types":
-        return set(value) <= {"full_attention"}
+        # Beside a window, transformers' Mistral takes one or the other, by its release and its kernel.
+        has_window = config.get("sliding_window") and config.get("use_sliding_window") is not False
+        return set(value) <= {"full_attention"} and not has_window
     return not isinstance(value, bool) and value in _NEUTRAL.get(name, ())
 
 

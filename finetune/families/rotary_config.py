@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
@@ -20,6 +21,7 @@ _MAY_HAVE = {
     "yarn": (
         *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
         *("mscale", "mscale_all_dim", "truncate"),
+        "finetuned",  # a note in the first published files, which no program of theirs reads
     ),
     "longrope": ("factor", "attention_factor", "original_max_position_embeddings"),
 }
@@ -121,6 +123,27 @@ def scaling_of(config: Any) -> RotaryScaling | None:
         amplitude = settings.get("attention_factor") or longrope_amplitude(longest / original, original)
         return RotaryScaling(kind, pair_factors=tuple(settings["short_factor"]), amplitude=amplitude)
     return None
+
+
+def longest_text(config: Mapping[str, Any], limit: int) -> int:
+    """Most tokens of a text whose positions are stretched.
+
+    Files say the length before stretching, or that behind it: the longer reading counts, as nothing in the computation
+    ends there.
+
+    Args:
+        config: As adapted.
+        limit: `max_position_embeddings`.
+    """
+    settings = config.get("rope_scaling") or {}
+    kind, factor = settings.get("rope_type"), settings.get("factor")
+    if config.get("rope_scaling_type") == "linear":  # as PaddleNLP's Llama reads it
+        kind, factor = "linear", config.get("rope_scaling_factor")
+    if kind == "linear" and factor:
+        return max(limit, int(limit * factor))
+    if kind == "yarn" and factor:
+        return max(limit, int((settings.get("original_max_position_embeddings") or limit) * factor))
+    return limit
 
 
 def _yarn_amplitude(settings: dict[str, Any], factor: float) -> float:
