@@ -123,7 +123,9 @@ _BEHAVIOUR = "tests/families/test_behaviour.py"
 def _curve_claim(english: str, chinese: str, *, lora: bool) -> Claim:
     proofs = (
         Proof(_CURVES, _of_cases(curves.CASES, lora=lora)),
-        Proof(f"{_WRITTEN}::test_curve_equals_the_golden_one", _of_cases(chatglm2_qwen_curves.CASES, lora=lora)),
+        Proof(
+            f"{_WRITTEN}::test_curve_equals_the_golden_one", _of_cases(chatglm2_qwen_curves.CASES, lora=lora)
+        ),
     )
     return Claim(english, chinese, proofs)
 

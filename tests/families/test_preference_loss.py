@@ -80,7 +80,9 @@ def expected_step(model, samples, reference) -> tuple[float, dict[str, np.ndarra
 
 def found_step(model, samples, reference, kind: str) -> tuple[float, dict[str, np.ndarray]]:
     """What a training step computes of the pairs in one batch."""
-    packing = pack(group_lengths(samples), int(group_lengths(samples).sum()), seed=1) if kind == "packed" else None
+    packing = (
+        pack(group_lengths(samples), int(group_lengths(samples).sum()), seed=1) if kind == "packed" else None
+    )
     mask = None if kind == "separate" else "block"
     rows = PreferenceRows(samples, pad_token_id=0, packing=packing, mask=mask)
     batch = rows.batch(np.arange(len(rows)))
@@ -105,4 +107,6 @@ def test_a_step_is_that_of_the_definition(tuned, samples):
         assert found[1].keys() == gradients.keys()
         for name, gradient in found[1].items():
             scale = max(0.1, np.abs(gradients[name]).max())
-            np.testing.assert_allclose(gradient, gradients[name], rtol=0, atol=3e-5 * scale, err_msg=f"{kind}: {name}")
+            np.testing.assert_allclose(
+                gradient, gradients[name], rtol=0, atol=3e-5 * scale, err_msg=f"{kind}: {name}"
+            )
