@@ -33,6 +33,7 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
+        models: Published models that people know, as their authors call them.
         feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
@@ -58,6 +59,7 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
+    models: str = ""
     feed_forwards: int = 1
 
     @property
