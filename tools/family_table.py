@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from finetune.errors import UserError  # noqa: E402
 from finetune.families.decoder_description import check_description  # noqa: E402
-from finetune.families.family import Family, families  # noqa: E402
+from finetune.families.registry import families  # noqa: E402
 from tests.families.cases import FACTS  # noqa: E402
 from tests.families.coverage import CLAIMS, Claim  # noqa: E402
 from tests.families.references import REARRANGED, WRITTEN, references  # noqa: E402
@@ -28,7 +28,7 @@ class Words:
     Attributes:
         heads: Of the columns of both tables.
         references: For the kinds of references that are no class of transformers.
-        packing: For the ways of keeping packed samples apart under fused attention, and for models with distances.
+        packing: For the ways of keeping packed samples apart under fused attention.
         static_graph: The refused export.
         every: "every one", of families.
         reasons: Family -> why a claim leaves it out.
@@ -51,7 +51,7 @@ PAGES = {
             ("what holds", "families", "tests"),
         ),
         {WRITTEN: "own reference", REARRANGED: "`Llama`, rearranged"},
-        {"rows": "rows", "block": "mask", "refused": "", "distances": "; with ALiBi: mask"},
+        {"rows": "rows", "block": "mask", "refused": ""},
         "static graph",
         "all {}",
         {"chatglm": "no graph has its second positions"},
@@ -63,7 +63,7 @@ PAGES = {
             ("成立的内容", "系列", "测试"),
         ),
         {WRITTEN: "自写的参照", REARRANGED: "`Llama`，重新排列"},
-        {"rows": "行号", "block": "掩码", "refused": "", "distances": "；有 ALiBi 时：掩码"},
+        {"rows": "行号", "block": "掩码", "refused": ""},
         "静态图",
         "全部 {} 个",
         {"chatglm": "静态图没有它的第二组位置"},
@@ -82,14 +82,9 @@ def family_table(words: Words) -> str:
         lines.append(_row((
             f"`{name}`", FACTS[name].models, ", ".join(f"`{each}`" for each in family.model_types),
             f"[{folder}](../{folder}/README{words.ending}.md)", ", ".join(kinds),
-            _packing(family, words), "✓" if family.gguf else "", ", ".join(_refused(name, words)),
+            words.packing[family.fused_packing], "✓" if family.gguf else "", ", ".join(_refused(name, words)),
         )))  # fmt: skip
     return "\n".join(lines)
-
-
-def _packing(family: Family, words: Words) -> str:
-    may_add = family.fused_packing == "rows" and family.distance_option
-    return words.packing[family.fused_packing] + (words.packing["distances"] if may_add else "")
 
 
 def _refused(name: str, words: Words) -> list[str]:

@@ -187,8 +187,8 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "every layout trains the curve of one process",
-        "每种布局的训练曲线与单进程相同",
+        "layouts train the curve of one process",
+        "各种布局的训练曲线与单进程相同",
         _proofs("tests/distributed/test_matrix.py::test_the_curve_is_that_of_one_process"),
     ),
     Claim(
