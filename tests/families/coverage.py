@@ -66,6 +66,12 @@ class Proof:
         found = {self.family_of(value) for value in _values(module, function)}
         return {name for name in found if name}
 
+    @property
+    def skips(self) -> bool:
+        """Whether it may leave a family out while it runs, which no parameter tells."""
+        _, function = self._load()
+        return "pytest.skip(" in inspect.getsource(inspect.unwrap(function))
+
     def _load(self) -> tuple[Any, Any]:
         path, _, name = self.test.partition("::")
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
