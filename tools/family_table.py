@@ -15,7 +15,6 @@ sys.path.insert(0, str(ROOT))
 from finetune.errors import UserError  # noqa: E402
 from finetune.families.decoder_description import check_description  # noqa: E402
 from finetune.families.registry import families  # noqa: E402
-from tests.families.cases import FACTS  # noqa: E402
 from tests.families.coverage import CLAIMS, Claim  # noqa: E402
 from tests.families.references import REARRANGED, WRITTEN, references  # noqa: E402
 from tools.marked_tables import replace_table  # noqa: E402
@@ -80,7 +79,7 @@ def family_table(words: Words) -> str:
         folder = family.argument_folder or name
         kinds = [words.references.get(kind, f"`{kind}`") for kind in compared[name]]
         lines.append(_row((
-            f"`{name}`", FACTS[name].models, ", ".join(f"`{each}`" for each in family.model_types),
+            f"`{name}`", family.models, ", ".join(f"`{each}`" for each in family.model_types),
             f"[{folder}](../{folder}/README{words.ending}.md)", ", ".join(kinds),
             words.packing[family.fused_packing], "✓" if family.gguf else "", ", ".join(_refused(name, words)),
         )))  # fmt: skip

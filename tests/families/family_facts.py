@@ -33,7 +33,9 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
-        models: Published models that people know, as their authors call them.
+        named_as_llama: Prefix of the names of transformers' classes ("Qwen2" in Qwen2ForCausalLM) where its config and
+            its weights are named as its Llama's; "" where they are not, or it has none.
+        llama_fields: Further fields of the config that both name alike.
         feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
@@ -59,7 +61,8 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
-    models: str = ""
+    named_as_llama: str = ""
+    llama_fields: tuple[str, ...] = ()
     feed_forwards: int = 1
 
     @property

@@ -42,9 +42,6 @@ class PublishedForm:
         return {name: value for name, value in changed.items() if self.config.get(name, name) is not None}
 
 
-XVERSE = PublishedForm({"model_type": "xverse", "architectures": ["XverseForCausalLM"]})
-
-
 def _groups(weights: Mapping[str, np.ndarray], layer: str, config: Mapping[str, Any]) -> np.ndarray:
     """One matrix of the queries of a key head, its key, its value, then those of the next key head."""
     num_kv_heads = config["num_key_value_heads"]

@@ -80,6 +80,7 @@ def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
 CHATGLM2 = register(
     Family(
         name="chatglm2",
+        models="ChatGLM2-6B, -32k",
         model_types=("chatglm_v2", "chatglm"),
         architectures=("ChatGLMv2ForCausalLM", "ChatGLMv2ForCausalLMPipe", "ChatGLMModel"),
         model_class="finetune.families.chatglm2.layers.ChatGLMv2ForCausalLM",

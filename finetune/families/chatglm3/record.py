@@ -36,6 +36,7 @@ CHATGLM3 = register(
     replace(
         CHATGLM2,
         name="chatglm3",
+        models="ChatGLM3-6B, -32k, -128k",
         told_by="_name_or_path chatglm3..., or files of the tokenizer that name <|user|>",
         covers=_covers,
         adapt_config=_adapt_config,

@@ -67,6 +67,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 INTERNLM2 = register(
     Family(
         name="internlm2",
+        models="InternLM 2, 2.5",
         model_types=("internlm2", "internlm"),
         architectures=("InternLM2ForCausalLM",),
         model_class="finetune.families.internlm2.layers.InternLM2ForCausalLM",
