@@ -120,7 +120,7 @@ CASES = (
     FamilyCase("falcon", {"num_key_value_heads": 1}, num_kv_heads=1, framing=FALCON),
     FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
-    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=GEMMA),
+    FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, fused_layers=True, framing=GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
     FamilyCase("gemma3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
 )
@@ -186,6 +186,7 @@ FACTS = {
         tied_embedding="embed_tokens",
         computed_tensors={"transformer.layers.0.attention.rotary_emb.inv_freq": (4,)},
         rotary_function="finetune.families.chatglm.layers.turn",
+        splits_rows=True,
         norm_centres=True,
         sees_ahead=True,
         sharpness=3.0,
@@ -327,6 +328,7 @@ FACTS = {
         known_to_paddlenlp=False,
         small={"seed": 1},  # one that does not say the same of everything
         tied_embedding="embed_tokens",
+        splits_rows=True,
         curve_learning_rate=1e-3,
         rotary_tables=0,
         norm_centres=True,
@@ -337,6 +339,7 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         tied_embedding="embed_tokens",
+        splits_rows=True,
         curve_learning_rate=1e-3,
         rotary_function="finetune.families.head_attention.turn",
         norm_centres=True,
@@ -361,7 +364,9 @@ FACTS = {
         tied_embedding="embed_tokens",
         # It supposes that the model puts no blank before a text; tiny ones do.
         fast_tokenizer_agrees=False,
+        splits_rows=True,
         curve_learning_rate=1e-2,
+        rotary_function="finetune.families.head_attention.turn",
         norm_offset=1.0,
         named_as_llama="Gemma",
         llama_fields=("head_dim", "hidden_act"),

@@ -56,9 +56,12 @@ class Proof:
     @property
     def is_marked(self) -> bool:
         """Whether it is left out unless it is asked for."""
-        module, function = self._load()
-        marks = [*_marks(module), *_marks(function)]
-        return any(mark.name == MARKED for mark in marks)
+        return MARKED in self._mark_names()
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether it compares with what PyTorch computes meanwhile."""
+        return "parity" in self._mark_names()
 
     def families(self) -> set[str]:
         """The families that the test runs for."""
@@ -71,6 +74,9 @@ class Proof:
         """Whether it may leave a family out while it runs, which no parameter tells."""
         _, function = self._load()
         return "pytest.skip(" in inspect.getsource(inspect.unwrap(function))
+
+    def _mark_names(self) -> set[str]:
+        return {mark.name for owner in self._load() for mark in _marks(owner)}
 
     def _load(self) -> tuple[Any, Any]:
         path, _, name = self.test.partition("::")
@@ -116,13 +122,13 @@ class Claim:
         english: The claim, as the page of families says it.
         chinese: The same.
         proofs: Together they run for every family but the exceptions.
-        exceptions: Families for which it does not hold, and why.
+        exceptions: Families for which it does not hold, and why, in both languages.
     """
 
     english: str
     chinese: str
     proofs: tuple[Proof, ...]
-    exceptions: Mapping[str, str] = field(default_factory=dict)
+    exceptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def families(self) -> set[str]:
         """The families that its tests run for."""
@@ -255,6 +261,14 @@ CLAIMS = (
         _proofs("tests/merge/test_hf.py::test_there_and_back_is_identity"),
     ),
     Claim(
+        "after a training, transformers (or the own reference) reads that folder and writes the same tokens",
+        "训练之后，transformers（或自写的参照）读取这样的目录，写出同样的 token",
+        _proofs(
+            "tests/reference/test_hugging_face_folders.py::test_transformers_writes_the_same_tokens",
+            "tests/reference/test_hugging_face_folders.py::test_numpy_writes_the_same_tokens",
+        ),
+    ),
+    Claim(
         "answers with the cache are those without, alone and among others: all weights, LoRA, prefix",
         "使用缓存的回答与不用缓存的相同，单独或与其他请求一起：全部权重、LoRA、前缀",
         _proofs(
@@ -267,6 +281,5 @@ CLAIMS = (
         "the static graph writes the text of the model",
         "静态图写出与模型相同的文本",
         _proofs("tests/serving/export/test_static_text.py::test_greedy_text_is_that_of_the_dynamic_model"),
-        {"chatglm": "no graph has its second positions"},
     ),
 )

@@ -13,8 +13,11 @@ from finetune.data.samples.tokenize import IGNORE_INDEX, Prompt
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.training.loss import logits_of
+from tests.families.cases import FACTS
 
 NUM_PREFIX_TOKENS = 3
+CONTEXT_END = (5, 8)
+"""[gMASK] and <sop> of a tiny ChatGLM-6B."""
 WEIGHT_SCALE = 8.0
 """Tiny weights are multiplied by this: with a spread of 0.02 attention is uniform and hides faults."""
 
@@ -72,6 +75,16 @@ def random_rows(lengths, vocab_size: int = 300, seed: int = 0) -> list[np.ndarra
     """Rows of ordinary token ids."""
     random = np.random.default_rng(seed)
     return [random.integers(3, vocab_size, size=length) for length in lengths]
+
+
+def family_rows(family: Any, lengths, **draws: Any) -> list[np.ndarray]:
+    """`random_rows`; texts of a family that reads contexts in both directions have one where they are long enough."""
+    rows = random_rows(lengths, **draws)
+    if FACTS[family.name].sees_ahead:
+        for row in rows:
+            if len(row) > 3:
+                row[len(row) // 4 : len(row) // 4 + 2] = CONTEXT_END
+    return rows
 
 
 def logits(model: Any, ids: np.ndarray, **inputs: np.ndarray) -> np.ndarray:

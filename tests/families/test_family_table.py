@@ -6,7 +6,6 @@ import pytest
 
 from finetune.families.family import families
 from tests.conftest import ROOT
-from tests.families.coverage import CLAIMS
 from tests.families.references import references
 from tools.family_table import PAGES, tables
 from tools.marked_tables import table_marks
@@ -27,12 +26,6 @@ def test_every_family_has_models_and_a_reference():
         "each names its own, also where it copies another record"
     )
     assert references().keys() == families().keys() and all(references().values())
-
-
-def test_every_exception_has_its_reason_in_both_languages():
-    left_out = {name for claim in CLAIMS for name in claim.exceptions}
-    for words in PAGES.values():
-        assert words.reasons.keys() == left_out
 
 
 def test_both_languages_have_the_same_sections():
