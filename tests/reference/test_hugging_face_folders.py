@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from finetune.families.family import families, get_family
 from finetune.families.tiny_recipe import TinyShape
+from finetune.merge.hf_out import hugging_face_config
 from finetune.merge.lora import main as merge_adapter
 from finetune.merge.tensor_parallel import main as merge_files
 from tests.conftest import run_entry, write_arguments
@@ -169,6 +170,11 @@ OTHER_FIELDS = {
 }
 
 
+SMALLEST = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_length"), 8) | dict.fromkeys(
+    ("num_layers", "num_heads", "num_kv_heads"), 1
+)
+
+
 def check_published(folder: Path, family: str) -> None:
     """Names of tensors, fields and files are those that the family is published with."""
     reader, (config, weights) = READERS[family], read_folder(folder, family)
@@ -176,13 +182,7 @@ def check_published(folder: Path, family: str) -> None:
     assert config.get("use_cache", True)
     if family in PUBLISHED:
         shape = TinyShape(
-            hidden_size=8,
-            intermediate_size=8,
-            num_layers=config.get("num_layers") or config["num_hidden_layers"],
-            num_heads=1,
-            num_kv_heads=1,
-            vocab_size=8,
-            max_length=8,
+            **SMALLEST | {"num_layers": config.get("num_layers") or config["num_hidden_layers"]}
         )
         names = get_family(family).tiny.weights(shape)
         assert set(weights) == {published_name(name, family) for name in names}
@@ -285,6 +285,14 @@ def test_files_of_ranks_give_the_same_folder(name, merged, tmp_path):
         assert json.loads((tmp_path / "merged" / name).read_text()) == json.loads(
             (expected / name).read_text()
         )
+
+
+@pytest.mark.parametrize(("base", "name"), [(10000.0, "chatglm3-6b"), (500000.0, "chatglm3-6b-32k")])
+def test_code_that_reads_the_rotary_base_is_named(base, name, tmp_path):
+    """That of ChatGLM3-6B has no `rope_ratio`: the models of long texts have code of their own."""
+    family = get_family("chatglm3")
+    config = family.tiny.config(TinyShape(**SMALLEST)) | {"rotary_base": base}
+    assert hugging_face_config(config, family, dtype="float32")["_name_or_path"] == name
 
 
 def files_of(folder: Path) -> set[str]:
