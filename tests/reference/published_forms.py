@@ -71,9 +71,6 @@ def undo(
     return {name: numbers[ids] for name, ids in places.items()}
 
 
-XVERSE = PublishedForm({"model_type": "xverse", "architectures": ["XverseForCausalLM"]})
-
-
 def _groups(weights: Mapping[str, np.ndarray], layer: str, config: Mapping[str, Any]) -> np.ndarray:
     """One matrix of the queries of a key head, its key, its value, then those of the next key head."""
     num_kv_heads = config["num_key_value_heads"]

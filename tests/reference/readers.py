@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.families.cases import FACTS
 from tests.reference import chatglm2_numpy, chatglm_numpy, published_forms, qwen_numpy
 from tests.reference.published_forms import PublishedForm, Weights, as_glm, as_qwen2, undo
 
@@ -93,7 +94,7 @@ def _internlm2(config: Config) -> dict[str, Any]:
     return _as_llama(config, num_key_value_heads=groups, rope_theta=config.get("rope_theta", 10000.0))
 
 
-def _xverse(config: Config) -> dict[str, Any]:
+def _llama_shaped(config: Config) -> dict[str, Any]:
     return _as_llama(config, rope_theta=config.get("rope_theta", 10000.0))
 
 
@@ -202,8 +203,19 @@ _CHATGLM2 = Reader(
 )
 _CHATGLM3 = replace(_CHATGLM2, config=_glm_of_long_texts)
 
+_LLAMA_SHAPED = Reader(
+    borrowed="Llama",
+    config=_llama_shaped,
+    weights=_llama_weights(PublishedForm()),
+    tokenizer=("tokenizer.json", "PreTrainedTokenizerFast"),
+    fields=(*_LLAMA_FIELDS, "max_position_embeddings"),
+)
+
 READERS = {
-    "llama": OWN,
+    name: OWN if facts.named_as_llama != "Llama" or name == "llama" else _LLAMA_SHAPED
+    for name, facts in FACTS.items()
+    if facts.named_as_llama
+} | {
     "chatglm": Reader(
         logits=chatglm_numpy.logits,
         tokenizer=("ice_text.model", "ChatGLMTokenizer"),
@@ -251,12 +263,7 @@ READERS = {
             *("rotary_pct", "seq_length", "tie_word_embeddings", "use_dynamic_ntk", "use_logn_attn"),
         ),
     ),
-    "qwen2": OWN,
-    "qwen3": OWN,
-    "qwen2_moe": OWN,
-    "qwen3_moe": OWN,
     "mixtral": OWN,
-    "ernie4_5": OWN,
     "glm4": OWN,
     "phi3": OWN,
     "internlm": Reader(
@@ -275,19 +282,10 @@ READERS = {
     ),
     "baichuan": _BAICHUAN,
     "baichuan2": replace(_BAICHUAN, weights=_normed_head, fields=(*_BAICHUAN.fields, "z_loss_weight")),
-    "xverse": Reader(
-        borrowed="Llama",
-        config=_xverse,
-        weights=_llama_weights(published_forms.XVERSE),
-        tokenizer=("tokenizer.json", "PreTrainedTokenizerFast"),
-        fields=(*_LLAMA_FIELDS, "max_position_embeddings"),
-    ),
     "bloom": OWN,
     "gpt2": OWN,
     "falcon": OWN,
     "opt": OWN,
-    "mistral": OWN,
-    "gemma": OWN,
     "gemma2": OWN,
     "gemma3": OWN,
 }

@@ -63,6 +63,7 @@ CHATGLM = register(
         lora_target_modules=(".*query_key_value_proj.*", ".*o_proj.*", ".*up_proj.*", ".*down_proj.*"),
         embedding_module="embed_tokens",
         # What a token sees of its own text is no longer what lies before it.
+        sees_ahead=True,
         fused_packing="block",
         # Past keys and values: (batch, length, heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
@@ -110,6 +111,7 @@ CHATGLM = register(
         fields=ConfigFields(),
         positions_end=False,
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        sequence_parallel=True,
         argument_folder="chatglm2",
         # Worked out anew in every pass.
         computed_weights=(r"rotary_emb\.inv_freq$",),

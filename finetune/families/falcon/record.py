@@ -142,6 +142,7 @@ FALCON = register(
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
+        sequence_parallel=True,
         argument_folder="opt",
         adapt_config=adapt_config,
         understood=UNDERSTOOD,

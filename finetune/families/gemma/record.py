@@ -12,6 +12,7 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
     sized_decoder_weights,
 )
 from finetune.families.gemma.chat_formats import GEMMA_FORMAT
@@ -32,6 +33,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     function and is ignored by others, so no one result would be right.
     """
     adapted = without_scaling(config)
+    require_values(config, "Gemma", alibi=False)
     for name, allowed in (("hidden_activation", _TANH_GELU), ("hidden_act", (*_TANH_GELU, "gelu"))):
         if config.get(name) is not None and config[name] not in allowed:
             raise UserError(
@@ -71,7 +73,7 @@ GEMMA = register(
         architectures=("GemmaForCausalLM",),
         model_class="finetune.families.gemma.layers.GemmaForCausalLM",
         base_prefix="gemma",
-        lora_target_modules=LINEAR_LAYERS,
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
@@ -88,7 +90,7 @@ GEMMA = register(
         chat_template={"<start_of_turn>": "gemma"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
-        memory=LayerMemory(query=6.7, key_value=1.9, inner=4, tables=2),
+        memory=LayerMemory(inner=4),
         chat_formats={"gemma": GEMMA_FORMAT},
         tiny=TinyRecipe(
             tokenizer=SentencePieceKind(pieces=GEMMA_PIECES, tokenizer_class="GemmaTokenizer"),
@@ -100,6 +102,7 @@ GEMMA = register(
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
+        sequence_parallel=True,
         adapt_config=_adapt_config,
         understood=("alibi", "attention_bias", "rope_parameters", "rope_scaling"),
         # Always tied, also where the config leaves that out.
