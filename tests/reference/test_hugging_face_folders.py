@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,14 @@ from tests.merge.rank_writing import check_same, read_whole, write_ranks
 from tests.reference.chatglm2_qwen_published import PUBLISHED, published_name
 from tests.reference.curves import COMMON, HERE
 from tests.reference.exchange import load_theirs
-from tests.reference.readers import READERS, borrowed_tokens, llama_shapes, load_borrowed, reference_tokens
+from tests.reference.readers import (
+    READERS,
+    VARIANTS,
+    borrowed_tokens,
+    llama_shapes,
+    load_borrowed,
+    reference_tokens,
+)
 from tests.serving.export.builders import build_sharp
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -39,30 +45,6 @@ NUM_TOKENS = 8
 PROMPTS = ("今天天气很好，我们去公园。", "Answer", "问题：水在什么时候结冰？ 答案：", "a")
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A model of a family.
-
-    Attributes:
-        family: Its name.
-        fields: What its config.json has that the family's tiny model has not.
-        left_out: Ending of tensors that it has not.
-        seed: Of its weights: one that does not say the same of everything.
-    """
-
-    family: str
-    fields: dict[str, Any] = field(default_factory=dict)
-    left_out: str = ""
-    seed: int = 0
-
-
-VARIANTS = {name: Variant(name) for name in READERS} | {
-    "baichuan_13b": Variant("baichuan", {"has_distances": True}),
-    "baichuan2_7b": Variant("baichuan2", {"has_distances": False}),
-    "chatglm2_32k": Variant("chatglm2", {"position_divisor": 4.0}),
-    "internlm_20b": Variant("internlm", {"bias": False}, left_out="proj.bias"),
-    "opt": Variant("opt", seed=1),
-}
 BY_NUMPY = [name for name, variant in VARIANTS.items() if READERS[variant.family].logits]
 BORROWED = [name for name, variant in VARIANTS.items() if READERS[variant.family].borrowed]
 OWN = [name for name, reader in READERS.items() if reader.is_own]
