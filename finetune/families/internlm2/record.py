@@ -128,6 +128,8 @@ INTERNLM2 = register(
         argument_folder="llama",
         adapt_config=_adapt_config,
         understood=("bias", "rope_scaling"),
+        # Worked out anew; files of converted models hold them.
+        computed_weights=(r"rotary_emb\.inv_freq$",),
         covers=_covers,
         told_by=f"architectures or auto_map name {SECOND}...",
         # The queries of a key head, its key, its value; then the next key head's.
