@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.families.gemma.tokenizer_pieces import GEMMA_PIECES
 from finetune.models.tiny.checkpoint import DEFAULT_CORPUS, build_tiny
 from finetune.models.tiny.sentencepiece_training import (
-    GEMMA_CONTROL_PIECES,
     corpus_lines,
     train_sentencepiece,
 )
@@ -64,7 +64,7 @@ _GEMMA_PIECES = (
     *("\t" * count for count in range(1, 4)),
 )
 
-_GEMMA_CONTROL = {**GEMMA_CONTROL_PIECES, "add_dummy_prefix": False}
+_GEMMA_CONTROL = {**GEMMA_PIECES, "add_dummy_prefix": False}
 
 
 @dataclass(frozen=True, kw_only=True)
