@@ -111,7 +111,8 @@ def read_folder_tokens(
         if not rebuilt_by or config.get(rebuilt_by) is None:
             _take_json(folder / "tokenizer.json", tokens, ids)
         in_json = frozenset(ids)
-        _take_entries((config["added_tokens_decoder"] or {}).items(), tokens, stated := {})
+        stated: dict[str, int] = {}
+        _take_entries((config["added_tokens_decoder"] or {}).items(), tokens, stated)
         taken = set(ids.values())
         ids |= {name: index for name, index in stated.items() if index not in taken and name not in ids}
     else:
@@ -121,7 +122,8 @@ def read_folder_tokens(
         for name, index in sorted(added, key=lambda pair: int(pair[1])):
             tokens[name] = AddedToken(name, special=name in special, normalized=name not in special)
             ids[name] = int(index)
-        _take_json(folder / "tokenizer.json", tokens, listed := {})
+        listed: dict[str, int] = {}
+        _take_json(folder / "tokenizer.json", tokens, listed)
         ids |= listed
         in_json = frozenset(listed)
     if fixed_roles:
