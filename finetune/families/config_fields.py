@@ -123,6 +123,11 @@ def unread_fields(config: Mapping[str, Any], family: Family) -> list[str]:
     ]
 
 
+def read_fields(family: Family) -> set[str]:
+    """Names of the fields that a family's record reads or has in its tiny configuration."""
+    return {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
+
+
 def foreign_classes(config: Mapping[str, Any], family: Family) -> list[str]:
     """A warning where `architectures` names a class of another model than `model_type` does; arguments as above.
 
@@ -144,7 +149,7 @@ def _stem(class_name: str) -> str:
 
 
 def _not_understood(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, Any]]:
-    understood = {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
+    understood = read_fields(family)
     for name, value in config.items():
         is_harmless = name in understood or name in _HARMLESS or _HARMLESS_KINDS.search(name)
         if not is_harmless and not _asks_nothing(name, value, config):

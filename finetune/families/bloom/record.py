@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.chat_format import ChatFormat
 from finetune.families.config_checks import check_names_agree, check_norm_epsilon
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import BLOOM_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
 
@@ -108,8 +110,19 @@ BLOOM = register(
             prefix="transformer", bare=True, tables=("word_embeddings",), always_tied=True
         ),
         memory=LayerMemory(hidden=5, inner=8, norms=0),
+        chat_formats={
+            "seqgpt": ChatFormat(system="{content}\n", user="输入: {content}\n输出: [GEN]", after="\n"),
+            "bloomz": ChatFormat(system="{content}\n", user="{content}", answer=" {content}", after="\n"),
+        },
         tiny=TinyRecipe(
-            tokenizer="byte_level_bloom",
+            tokenizer=ByteLevelKind(
+                special_tokens=("<unk>", "<s>", "</s>", "<pad>"),
+                roles={"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"},
+                pattern=BLOOM_PATTERN,
+                special_first=True,
+                one_file=True,
+                settings={"tokenizer_class": "BloomTokenizerFast", "add_prefix_space": False},
+            ),
             config=_tiny_config,
             weights=_tiny_weights,
             grouped_heads=False,

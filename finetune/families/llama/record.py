@@ -17,9 +17,10 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
+from finetune.families.llama.chat_formats import CHAT_FORMATS
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _LINEAR_SCALING = ("linear",)
 _OWN_SCALING = ("yarn", "dynamic")
@@ -133,7 +134,8 @@ LLAMA = register(
             "<|start_header_id|>": "llama3",
             "<|im_start|>": "yi",
         },
-        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        chat_formats=CHAT_FORMATS,
+        tiny=TinyRecipe(tokenizer=SentencePieceKind(), config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
         # PaddleNLP would do the same with key and value heads, but then each rank's gradients, those of the

@@ -10,7 +10,8 @@ from finetune.families.config_checks import check_names_agree
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import GPT2_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {
     "ffn_dim": "intermediate_size",
@@ -189,7 +190,18 @@ OPT = register(
         weights=_weights,
         memory=LayerMemory(hidden=4, inner=1, norms=0),
         tiny=TinyRecipe(
-            tokenizer="byte_level_opt",
+            tokenizer=ByteLevelKind(
+                special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
+                roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},
+                pattern=GPT2_PATTERN,
+                special_first=True,
+                one_file=False,
+                settings={
+                    "tokenizer_class": "GPT2Tokenizer",
+                    "add_bos_token": True,
+                    "add_prefix_space": False,
+                },
+            ),
             config=_tiny_config,
             weights=_tiny_weights,
             grouped_heads=False,
