@@ -280,6 +280,5 @@ CLAIMS = (
         "the static graph writes the text of the model",
         "静态图写出与模型相同的文本",
         _proofs("tests/serving/export/test_static_text.py::test_greedy_text_is_that_of_the_dynamic_model"),
-        {"chatglm": "no graph has its second positions"},
     ),
 )
