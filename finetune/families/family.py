@@ -26,6 +26,7 @@ from finetune.families.record_parts import (
     unchanged,
 )
 from finetune.families.registry import families, find_family, get_family, register
+from finetune.families.rotary_config import longest_text
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe
 
 __all__ = [
@@ -171,8 +172,11 @@ class Family:
 
     def position_limit(self, config: dict[str, Any]) -> int | None:
         """Most tokens of a text that this model can compute, from a config.json; None without a limit."""
-        limit = _read(self.adapt_config(config), self.fields.max_positions) if self.positions_end else None
-        return int(limit) if limit else None
+        if not self.positions_end:
+            return None
+        adapted = self.adapt_config(config)
+        limit = _read(adapted, self.fields.max_positions)
+        return longest_text(adapted, int(limit)) if limit else None
 
     def packed_mask(
         self, config: Any, *, fused: bool, half: bool, has_prefix: bool, shares_prompts: bool = False

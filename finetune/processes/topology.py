@@ -20,7 +20,7 @@ def _layer_faults(family: Family, args: Arguments) -> list[str]:
     faults = []
     if args.training.sequence_parallel and not family.sequence_parallel:
         faults.append(
-            f"sequence_parallel is true, but PaddleNLP's layers of family {family.name} cannot split rows: "
+            f"sequence_parallel is true, but the layers of family {family.name} cannot split rows: "
             "set it to false; recompute saves memory, too"
         )
     if args.model.use_flash_attention and args.data.zero_padding and family.fused_packing == "refused":

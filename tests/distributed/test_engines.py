@@ -19,6 +19,8 @@ STAGE1 = {"sharding": "stage1", "sharding_parallel_degree": 2}
 STAGES_2_AND_3 = [STAGE1 | {"sharding": stage} for stage in ("stage2", "stage3")]
 SHARDING = "fleet DygraphShardingOptimizer"
 TENSOR = "paddlenlp layers over fleet.meta_parallel"
+OWN_TENSOR = TENSOR.replace("paddlenlp", "finetune")
+"""Of families whose decoder is not PaddleNLP's."""
 PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
 TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
 TP = {"tensor_parallel_degree": 2}
@@ -46,10 +48,10 @@ CASES = [
         {"pipeline": VIRTUAL},
     ),
     (
-        "llama",
+        "qwen3",
         "lora",
         LayoutCase(4, 2, TP_PP | {"virtual_pp_degree": 2, "sequence_parallel": True}),
-        {"tensor": TENSOR, "pipeline": VIRTUAL},
+        {"tensor": OWN_TENSOR, "pipeline": VIRTUAL},
     ),
     (
         "llama",

@@ -57,6 +57,20 @@ def with_lora(model: Any, family: Any) -> Any:
     return add_lora(model, settings, family=family, dtype="float32")
 
 
+def with_moved_lora(model: Any, family: Any, *, seed: int = 1) -> Any:
+    """LoRA whose second matrices, which begin at zero, matter; only its matrices are trained."""
+    import paddle
+
+    adapted = with_lora(model, family)
+    paddle.seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.set_value(paddle.randn(parameter.shape) * 0.3)
+    adapted.mark_only_lora_as_trainable()
+    adapted.eval()
+    return adapted
+
+
 def random_rows(lengths, vocab_size: int = 300, seed: int = 0) -> list[np.ndarray]:
     """Rows of ordinary token ids."""
     random = np.random.default_rng(seed)

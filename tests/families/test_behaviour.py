@@ -33,10 +33,22 @@ def model(folder):
     return decoding.load_sharp(folder)
 
 
+ADAPTED = {
+    "plain": lambda model, family: model,
+    "prefix": decoding.with_prefix,
+    "lora": decoding.with_moved_lora,
+}
+
+
 @pytest.fixture(params=["plain", "prefix"])
 def tuned(request, model, family):
     """The model as it is, and with a prefix."""
-    return decoding.with_prefix(model, family) if request.param == "prefix" else model
+    return ADAPTED[request.param](model, family)
+
+
+def with_every_adapter(test):
+    """Runs a test with LoRA, too."""
+    return pytest.mark.parametrize("tuned", ADAPTED, indirect=True)(test)
 
 
 def test_padding_on_the_right_needs_no_mask(tuned, family):
@@ -50,6 +62,7 @@ def test_padding_on_the_right_needs_no_mask(tuned, family):
     assert np.abs(plain[0, :2] - plain[2, :2]).max() > 0.1
 
 
+@with_every_adapter
 def test_packed_rows_equal_separate_rows(tuned, family):
     rows = decoding.family_rows(family, [6, 3, 5])
     batch = decoding.packed(rows)
@@ -68,6 +81,7 @@ def loss_and_gradients(model, ids, labels, **inputs):
     return float(loss), found
 
 
+@with_every_adapter
 def test_packed_rows_have_the_loss_and_gradients_of_separate_rows(tuned, family):
     rows = decoding.family_rows(family, [6, 3, 5])
     targets = decoding.family_rows(family, [6, 3, 5], seed=1)
@@ -149,6 +163,7 @@ def test_neftune_and_the_head_find_their_layers(model, family):
     assert len(seen) == 1 and seen[0][-1] == 32
 
 
+@with_every_adapter
 def test_cached_steps_give_the_logits_of_one_pass(tuned, family):
     ids = np.stack(decoding.family_rows(family, [11, 11]))
     steps = decoding.stepwise_logits(tuned, ids, prompt_length=4)

@@ -11,28 +11,11 @@ import numpy as np
 import pytest
 
 from finetune.families.family import get_family
+from tests.reference.readers import READERS
 
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
 REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
-FAMILIES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "mixtral",
-    "ernie4_5",
-    "glm4",
-    "phi3",
-    "bloom",
-    "gpt2",
-    "falcon",
-    "opt",
-    "mistral",
-    "gemma",
-    "gemma2",
-    "gemma3",
-)
+FAMILIES = tuple(name for name, reader in READERS.items() if reader.is_own)
 """Families that go to transformers and peft, and back."""
 NEEDS_PEFT = [
     pytest.mark.parity,

@@ -235,6 +235,7 @@ def _make_phi3(folder: Path) -> None:
         str(size + place): {"content": name, **_FLAGS, "rstrip": strips}
         for place, (name, strips) in enumerate(_PHI3_NAMES.items())
     }
+    added["2"] = {"content": "</s>", **_FLAGS, "rstrip": True, "special": False}
     settings = json.loads(path.read_text()) | {
         **{"added_tokens_decoder": added, "legacy": False, "add_bos_token": False},
         **{"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
@@ -352,7 +353,9 @@ KINDS = {
     "ernie4_5": PublishedKind(
         family="ernie4_5", make=_leave, references=None, names=("<s>", "</s>", "<unk>")
     ),
-    "phi3": PublishedKind(family="phi3", make=_make_phi3, references=None, names=tuple(_PHI3_NAMES)),
+    "phi3": PublishedKind(
+        family="phi3", make=_make_phi3, references=None, names=(*_PHI3_NAMES, "</s>", "<unk>")
+    ),
     **{
         name: PublishedKind(
             family=name, make=_make_gemma, references=None, names=("<bos>", "<eos>", *_GEMMA_PIECES[:8])

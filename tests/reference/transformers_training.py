@@ -299,16 +299,21 @@ def batches(samples: list, arguments: dict[str, Any]) -> Iterator[dict[str, torc
     batch_size = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
     for step in range(NUM_STEPS):
         batch = [samples[i] for i in sample_order(len(samples), step, batch_size, arguments["seed"])]
-        length = max(len(sample.input_ids) for sample in batch)
-        ids = torch.zeros(len(batch), length, dtype=torch.long)
-        labels = torch.full((len(batch), length), IGNORED)
-        mask = torch.zeros(len(batch), length, dtype=torch.long)
-        for row, sample in enumerate(batch):
-            size = len(sample.input_ids)
-            ids[row, :size] = torch.from_numpy(sample.input_ids.astype(np.int64))
-            labels[row, :size] = torch.from_numpy(sample.labels.astype(np.int64))
-            mask[row, :size] = 1
-        yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        yield join_samples(batch)
+
+
+def join_samples(batch: list) -> dict[str, torch.Tensor]:
+    """Padded rows of samples: input_ids, attention_mask and labels, int64 [batch, length]."""
+    length = max(len(sample.input_ids) for sample in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    labels = torch.full((len(batch), length), IGNORED)
+    mask = torch.zeros(len(batch), length, dtype=torch.long)
+    for row, sample in enumerate(batch):
+        size = len(sample.input_ids)
+        ids[row, :size] = torch.from_numpy(sample.input_ids.astype(np.int64))
+        labels[row, :size] = torch.from_numpy(sample.labels.astype(np.int64))
+        mask[row, :size] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def label_loss(model: Any, batch: dict[str, torch.Tensor], balance: float = 0.0) -> torch.Tensor:

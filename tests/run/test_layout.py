@@ -217,8 +217,9 @@ def test_sequence_parallelism_of_families_and_methods():
     able = {name for name, record in families().items() if record.sequence_parallel}
     assert able == {name for name, facts in FACTS.items() if facts.splits_rows}
     (fault,) = faults_of(TENSOR, resolved("opt"), sequence_parallel=True)
-    assert "layers of family opt cannot split rows: set it to false" in fault
-    check_topology(TENSOR, resolved(), arguments(sequence_parallel=True, prefix_tuning=True))
+    assert "the layers of family opt cannot split rows: set it to false" in fault
+    generates = {"do_eval": True, "eval_with_do_generation": True}
+    check_topology(TENSOR, resolved(), arguments(sequence_parallel=True, prefix_tuning=True, **generates))
 
 
 def test_no_layout_fits():

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.chat_format import ChatFormat
+from finetune.families.config_checks import check_names_agree, check_norm_epsilon
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
@@ -14,8 +15,6 @@ from finetune.families.text_patterns import BLOOM_PATTERN
 from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
-# Paddle's layer norm refuses more.
-_LARGEST_EPSILON = 1e-3
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -28,12 +27,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json has tie_word_embeddings {config['tie_word_embeddings']}, but BLOOM is run with True "
             "only. Use other weights"
         )
-    epsilon = config.get("layer_norm_epsilon")
-    if epsilon is not None and not 0 <= epsilon <= _LARGEST_EPSILON:
-        raise UserError(
-            f"config.json has layer_norm_epsilon {epsilon}, but Paddle's layer norm takes 0 to "
-            f"{_LARGEST_EPSILON}. Use other weights"
-        )
+    check_norm_epsilon(config, "layer_norm_epsilon")
+    check_names_agree(config, _OTHER_NAMES)
     adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
     for other, name in _OTHER_NAMES.items():
         if config.get(other) is not None:

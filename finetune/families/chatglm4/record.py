@@ -40,7 +40,10 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
 
 
 def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
-    return published_config(config, "glm-4-9b")
+    """Its code reads some sizes by both their names."""
+    published = published_config(config, "glm-4-9b")
+    twice = {"num_hidden_layers": published["num_layers"], "vocab_size": published["padded_vocab_size"]}
+    return published | twice
 
 
 CHATGLM4 = register(

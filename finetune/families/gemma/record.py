@@ -12,6 +12,7 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
     sized_decoder_weights,
 )
 from finetune.families.gemma.chat_formats import GEMMA_FORMAT
@@ -32,6 +33,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     function and is ignored by others, so no one result would be right.
     """
     adapted = without_scaling(config)
+    require_values(config, "Gemma", alibi=False)
     for name, allowed in (("hidden_activation", _TANH_GELU), ("hidden_act", (*_TANH_GELU, "gelu"))):
         if config.get(name) is not None and config[name] not in allowed:
             raise UserError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
-from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS
+from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS, require_values
 from finetune.families.gemma.chat_formats import GEMMA_FORMAT
 from finetune.families.gemma.tokenizer_pieces import GEMMA_PIECES
 from finetune.families.gemma2.published import (
@@ -39,6 +39,8 @@ _PUBLISHED = {
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Adds what the file leaves out: of `sliding_window_pattern` layers all but the last have a window."""
+    # In transformers the field is there and has no effect: no one result would be right.
+    require_values(config, "Gemma 3", attn_logit_softcapping=None)
     adapted = with_scaling(_one_base(config))
     pattern = adapted.get("sliding_window_pattern") or _PUBLISHED["sliding_window_pattern"]
     if not isinstance(pattern, int) or pattern < 1:

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.chat_format import ChatFormat
+from finetune.families.config_checks import check_names_agree, check_norm_epsilon
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS, require_values
 from finetune.families.layer_memory import LayerMemory
@@ -42,6 +43,8 @@ _ACTIVATIONS = (None, "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # three nam
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Hugging Face's field names -> those of the layers; refuses what they do not compute."""
     require_values(config, "GPT-2", **_FIXED)
+    check_norm_epsilon(config, "layer_norm_epsilon")
+    check_names_agree(config, _FIELDS)
     if config.get("activation_function") not in _ACTIVATIONS:
         raise UserError(
             f"config.json has activation_function {config['activation_function']!r}; allowed for GPT-2: "

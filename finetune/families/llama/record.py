@@ -24,7 +24,6 @@ from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRec
 
 _LINEAR_SCALING = ("linear",)
 _OWN_SCALING = ("yarn", "dynamic")
-_UNSCALED = (None, "default")
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -46,16 +45,15 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             config, "a Llama with biases, a head_dim of its own or such rotary scaling", alibi=False
         )
         return with_scaling(config)
-    adapted, rope = split_rotary(config)
+    kind, (adapted, rope) = kind_of_scaling(config), split_rotary(config)
     if config.get("model_type") == "skywork":
         adapted |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    kind = rope.get("rope_type", rope.get("type"))
     if kind == "llama3":
         adapted["rope_scaling"] = {**rope, "rope_type": "llama3"}
     elif kind in _LINEAR_SCALING:
         adapted["rope_scaling_type"] = "linear"
         adapted["rope_scaling_factor"] = rope["factor"]
-    elif kind not in _UNSCALED:
+    elif kind is not None:
         raise UserError(
             f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce; allowed: "
             "none, linear, dynamic, llama3, yarn. Use weights without that scaling"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.config_checks import check_names_agree
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
@@ -39,6 +40,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"config.json has {name} {config[name]}, but OPT is run with {only} only. Use other weights"
             )
+    check_names_agree(config, {name: other for name, other in _OTHER_NAMES.items() if other != "hidden_act"})
     adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
     for other, name in _OTHER_NAMES.items():
         if config.get(other) is not None:
@@ -51,8 +53,6 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
                 f"{', '.join(_ACTIVATIONS)}. Use other weights"
             )
         adapted["hidden_act"] = _ACTIVATIONS[activation]
-    if adapted.get("tie_word_embeddings", True) is None:
-        del adapted["tie_word_embeddings"]
     if adapted.get("word_embed_proj_dim") is None and "hidden_size" in adapted:
         adapted["word_embed_proj_dim"] = adapted["hidden_size"]
     return adapted

@@ -11,6 +11,7 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
@@ -25,7 +26,8 @@ _NUM_LAYERS = 32  # where a config.json does not say
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Brings the rotary base to the top, and the window to null where no layer has it."""
+    """Brings the rotary base to the top, and the window to null where no layer has it; refuses activations."""
+    require_values(config, "Qwen2", hidden_act="silu")
     adapted = with_layer_windows(with_scaling(config), num_layers=_NUM_LAYERS)
     check_head_dim(config)
     return adapted

@@ -36,7 +36,7 @@ _PUBLISHED = {
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Brings the rotary base to the top, and the window to null where no layer has it; refuses biases and activations."""
-    require_values(config, "Qwen3", attention_bias=False, hidden_act="silu")
+    require_values(config, "Qwen3", attention_bias=False, hidden_act="silu", use_qk_norm=True, qkv_bias=False)
     return with_layer_windows(_PUBLISHED | with_scaling(config), num_layers=_NUM_LAYERS)
 
 
@@ -110,7 +110,15 @@ QWEN3 = register(
         sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
-        understood=("layer_types", "max_window_layers", "rope_parameters", "rope_scaling", "sliding_window"),
+        understood=(
+            "layer_types",
+            "max_window_layers",
+            "qkv_bias",
+            "rope_parameters",
+            "rope_scaling",
+            "use_qk_norm",
+            "sliding_window",
+        ),
         gguf=GgufForm("qwen3"),
         left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,

@@ -41,7 +41,9 @@ _PUBLISHED = {
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    return adapt_qwen_experts(config, "Qwen3-MoE", _PUBLISHED, attention_bias=False)
+    return adapt_qwen_experts(
+        config, "Qwen3-MoE", _PUBLISHED, attention_bias=False, use_qk_norm=True, qkv_bias=False
+    )
 
 
 def _tiny_experts(shape: TinyShape) -> ExpertFacts:
@@ -123,7 +125,14 @@ QWEN3_MOE = register(
         refused_options=JOINED_INNER_REFUSAL,
         argument_folder="qwen",
         adapt_config=_adapt_config,
-        understood=("layer_types", "rope_parameters", "rope_scaling", *EXPERT_FIELDS),
+        understood=(
+            "layer_types",
+            "qkv_bias",
+            "rope_parameters",
+            "rope_scaling",
+            "use_qk_norm",
+            *EXPERT_FIELDS,
+        ),
         tensor_splits=TENSOR_SPLITS,
     )
 )

@@ -29,7 +29,7 @@ MAX_CORPUS_CHARS = 2_000_000
 # SentencePiece silently drops longer lines (the limit is in bytes), so they are cut before.
 _MAX_LINE_CHARS = 1000
 
-PADDLE_VOCAB_FILE = "sentencepiece.bpe.model"
+PADDLE_VOCAB_FILE, _PADDLE_CLASS = "sentencepiece.bpe.model", "LlamaTokenizer"
 HUGGING_FACE_VOCAB_FILE = "tokenizer.model"
 CHATGLM_VOCAB_FILE = "ice_text.model"
 
@@ -173,8 +173,9 @@ def write_sentencepiece_tokenizer(
     """
     processor = open_sentencepiece(model)
     bos_id, eos_id, unk_id = processor.bos_id(), processor.eos_id(), processor.unk_id()
-    (out_dir / PADDLE_VOCAB_FILE).write_bytes(model)
-    shutil.copyfile(out_dir / PADDLE_VOCAB_FILE, out_dir / HUGGING_FACE_VOCAB_FILE)
+    (out_dir / HUGGING_FACE_VOCAB_FILE).write_bytes(model)
+    if kind.tokenizer_class == _PADDLE_CLASS:  # other families' folders have the published name alone
+        shutil.copyfile(out_dir / HUGGING_FACE_VOCAB_FILE, out_dir / PADDLE_VOCAB_FILE)
     tokens = {
         "bos_token": processor.id_to_piece(bos_id),
         "eos_token": processor.id_to_piece(eos_id),
