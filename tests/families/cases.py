@@ -137,7 +137,6 @@ _CHATGLM = FamilyFacts(
     ids_from="sentencepiece",
     groups_heads=True,
     small=_GROUPED,
-    splits_rows=True,
     most_tensor_parts=2,
     computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
     rotary_tables=1,
@@ -150,7 +149,6 @@ _NEW_GEMMA = FamilyFacts(
     blank_in_front=False,
     groups_heads=True,
     small=_GROUPED,
-    splits_rows=True,
     tied_embedding="embed_tokens",
     fast_tokenizer_agrees=False,
     curve_learning_rate=3e-3,
@@ -163,7 +161,6 @@ _EXPERTS = FamilyFacts(
     known_to_paddlenlp=False,
     groups_heads=True,
     small=_GROUPED,
-    splits_rows=True,
     curve_learning_rate=1e-3,  # larger steps meet tokens between two experts, where rounding chooses
     feed_forwards=NUM_TINY_EXPERTS,
 )
@@ -172,7 +169,6 @@ FACTS = {
     "llama": FamilyFacts(
         _GATED,
         groups_heads=True,
-        splits_rows=True,
         named_as_llama="Llama",
         rotary_function=PADDLENLP_TURN,
     ),
@@ -183,7 +179,6 @@ FACTS = {
         tied_embedding="embed_tokens",
         computed_tensors={"transformer.layers.0.attention.rotary_emb.inv_freq": (4,)},
         rotary_function="finetune.families.chatglm.layers.turn",
-        splits_rows=True,
         norm_centres=True,
         sees_ahead=True,
         sharpness=3.0,
@@ -195,14 +190,12 @@ FACTS = {
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
         ids_from="tiktoken",
         small={"vocab_size": 520},
-        splits_rows=True,
         rotary_function=PADDLENLP_TURN,
     ),
     "qwen2": FamilyFacts(
         _GATED,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
@@ -213,7 +206,6 @@ FACTS = {
         _GATED,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         curve_learning_rate=2e-3,
         named_as_llama="Ernie4_5",
@@ -224,7 +216,6 @@ FACTS = {
         known_to_paddlenlp=False,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         curve_learning_rate=5e-3,
     ),
     "phi3": FamilyFacts(
@@ -232,14 +223,12 @@ FACTS = {
         known_to_paddlenlp=False,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
     ),
     "qwen3": FamilyFacts(
         _GATED,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
@@ -263,7 +252,6 @@ FACTS = {
     "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
     ),
     "internlm2": FamilyFacts(
@@ -271,20 +259,17 @@ FACTS = {
         known_to_paddlenlp=False,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
         blank_in_front=False,
     ),
     "baichuan": FamilyFacts(
         _JOINED_INPUT,
         known_to_paddlenlp=False,
-        splits_rows=True,
         curve_learning_rate=2e-3,
     ),
     "baichuan2": FamilyFacts(
         _JOINED_INPUT,
         known_to_paddlenlp=False,
-        splits_rows=True,
         curve_learning_rate=2e-3,
         rotary_tables=0,
         adds_distances=True,
@@ -292,12 +277,12 @@ FACTS = {
     ),
     "xverse": FamilyFacts(
         _GATED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
         named_as_llama="Llama",
     ),
     "bloom": FamilyFacts(
         _FUSED,
+        splits_rows=False,
         tied_embedding="word_embeddings",
         curve_learning_rate=1e-2,
         rotary_tables=0,
@@ -306,6 +291,7 @@ FACTS = {
     ),
     "opt": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"}),
+        splits_rows=False,
         tied_embedding="word_embeddings",
         # At the kink of OPT's ReLU the order of a sum decides between two gradients: about one step in two
         # hundred would differ by 1e-4, in that step's norm alone.
@@ -319,7 +305,6 @@ FACTS = {
         known_to_paddlenlp=False,
         small={"seed": 1},  # one that does not say the same of everything
         tied_embedding="embed_tokens",
-        splits_rows=True,
         curve_learning_rate=1e-3,
         rotary_tables=0,
         norm_centres=True,
@@ -330,7 +315,6 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         tied_embedding="embed_tokens",
-        splits_rows=True,
         curve_learning_rate=1e-3,
         norm_centres=True,
     ),
@@ -338,7 +322,6 @@ FACTS = {
         _GATED,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
@@ -353,7 +336,6 @@ FACTS = {
         tied_embedding="embed_tokens",
         # It supposes that the model puts no blank before a text; tiny ones do.
         fast_tokenizer_agrees=False,
-        splits_rows=True,
         curve_learning_rate=1e-2,
         norm_offset=1.0,
         named_as_llama="Gemma",
