@@ -141,13 +141,19 @@ def test_what_paddlenlp_would_compute_wrongly_is_refused(name, settings, message
         ),
         ({"rope_theta": 5.0, "rope_parameters": {"rope_theta": 6.0}}, r"rope_theta: 5\.0 \(top\), 6\.0"),
         (
+            {"rope_scaling": {"type": "linear", "factor": -2.0}},
+            "factor -2.0, but it must be a number above 0",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor '2', but it must be a number above 0"),
+        ({"rope_scaling": {"type": "yarn", "factor": 0}}, "factor 0, but it must be a number above 0"),
+        (
             {"partial_rotary_factor": 1.0, "rope_parameters": {"partial_rotary_factor": 0.5}},
             r"partial_rotary_factor: 1\.0 \(top\), 0\.5",
         ),
     ],
 )
-def test_a_rotary_setting_with_two_values_is_refused(name, settings, message):
-    """Releases of transformers differ in which of them they take."""
+def test_a_rotary_setting_with_two_values_or_a_wrong_one_is_refused(name, settings, message):
+    """Releases of transformers differ in which of two they take; a negative factor ends in a crash of the tables."""
     with pytest.raises(UserError, match=message):
         get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
 

@@ -83,6 +83,7 @@ def _norm(name: str, size: int) -> dict[str, TensorSpec]:
 FALCON = register(
     Family(
         name="falcon",
+        models="Falcon 7B, 11B, 40B, 180B",
         model_types=MODEL_TYPES,
         architectures=("FalconForCausalLM", "RWForCausalLM"),
         model_class="finetune.families.falcon.layers.FalconForCausalLM",

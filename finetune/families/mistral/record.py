@@ -67,6 +67,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 MISTRAL = register(
     Family(
         name="mistral",
+        models="Mistral 7B, Nemo, Small",
         model_types=("mistral",),
         architectures=("MistralForCausalLM",),
         model_class="finetune.families.mistral.layers.MistralForCausalLM",
