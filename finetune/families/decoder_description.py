@@ -187,6 +187,7 @@ class DecoderDescription:
         local_frequencies: The same in layers with a window, with amplitude 1; None: those of all layers.
         distance_slopes: What a key's position adds to the scores of each head, [heads] (ALiBi, Press et
             al. 2022). None: nothing.
+        rounded_divisor: Of slopes times positions, rounded to bfloat16; None: exact products.
         positions: Table of learned positions [positions, hidden], the first text position first.
         project_in: From narrow word embeddings to hidden.
         project_out: From hidden back to the size of the embeddings.
@@ -202,6 +203,7 @@ class DecoderDescription:
     rotary_amplitude: float = 1.0
     local_frequencies: NDArray[Any] | None = None
     distance_slopes: NDArray[Any] | None = None
+    rounded_divisor: float | None = None
     positions: NDArray[Any] | None = None
     project_in: Linear | None = None
     project_out: Linear | None = None

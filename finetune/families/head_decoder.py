@@ -181,7 +181,8 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
     ) -> dict[bool, Any]:
         """What layers without and with a window get as their mask."""
         if self.facts.distances:
-            return {False: self._distances(given, shape, past_length, position_ids)}
+            divisor = self.facts.rounded_divisor
+            return {False: self._distances(given, shape, past_length, position_ids, rounded_divisor=divisor)}
         # Masks of several texts in a row are met in training only, where nothing but a prefix is past.
         places = position_ids + past_length
         return {

@@ -37,6 +37,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
             "distance_slopes": array(distance_slopes(config.num_attention_heads))
             if facts.distances
             else None,
+            "rounded_divisor": facts.rounded_divisor if facts.distances else None,
         },
         gated=facts.gated,
         parallel_branches=facts.parallel_branches,

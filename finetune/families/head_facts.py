@@ -48,6 +48,7 @@ class HeadFacts:
         turned_share: Share of a head that rotary positions turn: its first places; 0: none.
         learned_positions: Whether a table gives each position a row that is added to the embedding.
         distances: Whether scores get distances (ALiBi, Press et al. 2022) in place of rotary positions.
+        rounded_divisor: Of distances whose products with the slopes are rounded to bfloat16; None: exact products.
         scaling: How the angles of rotary positions are stretched; None: not at all.
         local_base: Base of the angles, unscaled, in layers with a window; None: that of all layers.
         window: A token sees this many tokens, itself included; None: all before it.
@@ -78,6 +79,7 @@ class HeadFacts:
     turned_share: float = 1.0
     learned_positions: bool = False
     distances: bool = False
+    rounded_divisor: float | None = None
     scaling: RotaryScaling | None = None
     local_base: float | None = None
     window: int | None = None

@@ -119,6 +119,7 @@ CASES = (
     FamilyCase("gpt2", framing=GPT2),
     FamilyCase("falcon", {"num_key_value_heads": 1}, num_kv_heads=1, framing=FALCON),
     FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
+    FamilyCase("falcon", framing=FALCON),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
     FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),

@@ -34,6 +34,10 @@ FALCON_SHAPE = {
     "bias": False, "bos_token_id": 11, "eos_token_id": 11, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
     "parallel_attn": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 65024,
 }  # fmt: skip
+FALCON_RW = {
+    "alibi": True, "apply_residual_connection_post_layernorm": False, "bias": True, "bos_token_id": 1, "eos_token_id": 2,
+    "multi_query": False, "parallel_attn": False,
+}  # fmt: skip
 GEMMA_SHAPE = {
     "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2, "cache_implementation": "hybrid",
     "eos_token_id": 1, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
@@ -88,6 +92,14 @@ PUBLISHED = {
     "falcon 7b, early": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "hidden_size": 4544, "multi_query": True,
         "n_head": 71, "n_layer": 32,
+    }),
+    "falcon rw 1b": ("falcon", 2048, FALCON_SHAPE | FALCON_RW | {
+        "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 2048,
+        "new_decoder_architecture": False, "num_attention_heads": 32, "num_hidden_layers": 24, "vocab_size": 50304,
+    }),
+    "falcon rw 7b, early": ("falcon", 2048, FALCON_SHAPE | FALCON_RW | {
+        "model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "hidden_size": 4096, "n_head": 64,
+        "n_layer": 36,
     }),
     "falcon 40b, early": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "RefinedWeb", "architectures": ["RWForCausalLM"], "hidden_size": 8192, "n_head": 128,

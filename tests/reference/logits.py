@@ -44,6 +44,11 @@ _GPT2 = {
     **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
 }
 _FALCON = _SIZES | {"rope_theta": 50000.0, "max_position_embeddings": 64}
+_SIX_HEADS = {"hidden_size": 48, "num_attention_heads": 6}
+# Its plain form ("eager") adds distances twice: once in the mask, once to the scores.
+_ONCE = "sdpa"
+_ALIBI = {"alibi": True, "tie_word_embeddings": False}
+_RW_FALCON = {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
 _NEW_FALCON = _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48}
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -97,6 +102,7 @@ class LogitCase:
         config_class: Of transformers, where it has another prefix.
         changes: Functions of `llama_changes` that change transformers' model.
         form: How a published folder holds it, where transformers has no code of the family.
+        attention: transformers' implementation that is compared with.
     """
 
     name: str
@@ -106,6 +112,7 @@ class LogitCase:
     config_class: str = ""
     form: PublishedForm = field(default_factory=PublishedForm)
     changes: tuple[str, ...] = ()
+    attention: str = "eager"
 
     def write(
         self, folder: Path, config: dict[str, Any], shapes: dict[str, list[int]], scale: float = LARGE
@@ -187,6 +194,8 @@ CASES = {
         LogitCase("falcon_40b", "Falcon", _NEW_FALCON),
         LogitCase("falcon_11b", "Falcon", _NEW_FALCON | {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False}),
         LogitCase("falcon_sequential", "Falcon", _FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
+        LogitCase("falcon_rw", "Falcon", _SIZES | _SIX_HEADS | _RW_FALCON, attention=_ONCE),
+        LogitCase("falcon_rw_parallel", "Falcon", _SIZES | _SIX_HEADS | _ALIBI, attention=_ONCE),
         LogitCase("falcon_yarn", "Falcon", _NEW_FALCON | {"rope_scaling": _YARN}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),

@@ -201,6 +201,7 @@ class Decoder(nn.Layer):
         self.local_frequencies = _optional(description.local_frequencies, "float32")
         self.amplitudes = _optional(_amplitudes(description), "float32")
         self.slopes = _optional(description.distance_slopes, "float32")
+        self.rounded_divisor = description.rounded_divisor
         self.half_turn = None
         if self.frequencies is not None:
             self.half_turn = parameter(_half_turn(self.shape.head_dim), "float32")
