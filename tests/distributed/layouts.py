@@ -154,7 +154,12 @@ def build_model(
 
     from finetune.models.tiny.checkpoint import build_tiny
 
-    options = {**FACTS[family].small, "hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads}
+    options = {
+        **FACTS[family].small,
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+    }
     options["vocab_size"] = 640
     options |= {"num_key_value_heads": num_kv_heads} if num_kv_heads else {}
     build_tiny(family, folder, max_length=max_length, **options)

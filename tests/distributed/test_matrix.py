@@ -73,7 +73,9 @@ def test_the_curve_is_that_of_one_process(bench, family, method, layout):
     assert max(differences.values()) <= TOLERANCE, differences
 
 
-@pytest.mark.parametrize("precision", [{}, {"bf16": True, "fp16_opt_level": "O2"}], ids=["float32", "bf16 O2"])
+@pytest.mark.parametrize(
+    "precision", [{}, {"bf16": True, "fp16_opt_level": "O2"}], ids=["float32", "bf16 O2"]
+)
 @pytest.mark.parametrize("layout", ["tp2", "tp2 x pp2"])
 def test_each_part_of_a_falcon_with_distances_has_those_of_its_heads(bench, tmp_path, layout, precision):
     model = build_model("falcon", tmp_path / "model", num_heads=6, num_kv_heads=6, hidden_size=48)

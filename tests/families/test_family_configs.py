@@ -27,6 +27,7 @@ def test_the_rotary_base_goes_to_the_top(name, settings):
     assert repr(config) == before
 
 
+MIXED = ["full_attention", "sliding_attention"] * 2
 YARN = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
 REFUSED = [
     ("gemma2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
@@ -58,7 +59,15 @@ REFUSED = [
     ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu', but Mistral"),
     ("qwen2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
     ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "use_sliding_window None.*give them no window"),
-    ("qwen3_moe", {"use_sliding_window": True}, "sliding-window attention"),
+    (
+        "qwen3_moe",
+        {"use_sliding_window": True, "max_window_layers": 2},
+        "a window to some layers .max_window_layers 2",
+    ),
+    ("qwen3_moe", {"use_sliding_window": True, "layer_types": MIXED}, "a window to some layers"),
+    ("qwen2_moe", {"layer_types": MIXED}, "use_sliding_window None.*give them no window"),
+    ("mistral", {"layer_types": MIXED}, "set model_type to ministral"),
+    ("mixtral", {"rope_scaling": {"type": "longrope"}}, "rotary scaling 'longrope'.*allowed: none, linear"),
     (
         "gemma",
         {"hidden_activation": "relu"},
@@ -105,6 +114,10 @@ def test_what_paddlenlp_would_compute_wrongly_is_refused(name, settings, message
 
 
 ACCEPTED = [
+    ("mistral", {"sliding_window": 8, "layer_types": ["sliding_attention"] * 4}),
+    ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 8, "layer_types": MIXED}),
+    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8}),
+    ("qwen3_moe", {"use_sliding_window": False, "max_window_layers": 2}),
     ("gemma2", {"layer_types": ["sliding_attention", "full_attention"] * 2}),
     ("gemma3", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
     (

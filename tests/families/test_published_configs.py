@@ -85,6 +85,12 @@ PUBLISHED = {
         "model_type": "llama", "max_position_embeddings": 4096, "num_key_value_heads": 4, "rope_theta": 5000000.0,
     }),
     "polylm": ("gpt2", 2048, GPT2_SHAPE | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}),
+    "ministral 8b": ("mistral", 32768, LLAMA_SHAPE | {
+        "model_type": "ministral", "architectures": ["MinistralForCausalLM"], "attention_dropout": 0.0, "head_dim": 128,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3] * 9, "max_position_embeddings": 32768,
+        "num_hidden_layers": 36, "num_key_value_heads": 8, "rope_theta": 100000000.0, "sliding_window": 32768,
+        "vocab_size": 131072,
+    }),
     "falcon 7b": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 4544, "multi_query": True,
         "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32,

@@ -264,8 +264,9 @@ def test_distances_of_falcon_are_rounded_as_its_published_code_rounds_them():
     ids = paddle.to_tensor(positions).unsqueeze(0)
     bias = attention.distance_bias(paddle.to_tensor(slopes), ids, visible, rounded_divisor=3.0)[0].numpy()
     expected = (products[:, None] - products[:, -2:, None]) / np.float32(3)
-    np.testing.assert_array_equal(bias[:, 1], expected[:, 1])
-    np.testing.assert_array_equal(bias[:, 0, :-1], expected[:, 0, :-1])
+    np.testing.assert_array_equal(
+        bias[:, :, :-1], expected[:, :, :-1]
+    )  # the last key is hidden from one query
 
 
 # Norms
