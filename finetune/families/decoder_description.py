@@ -131,6 +131,7 @@ class DecoderShape:
         residual_from_norm: Whether the sums add to the norm's result instead of to its input.
         parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once; norms
             stand before them.
+        branch_scale: Factor on what each branch gives before it is added.
         embedding_scale: Factor on word embeddings.
         max_positions: Most tokens of a text; None without a limit.
         window: A token sees this many tokens, itself included; None: all before it.
@@ -138,6 +139,7 @@ class DecoderShape:
         score_scale: Factor on the scores; None: 1 / sqrt(head dim).
         score_cap: Scores s become cap * tanh(s / cap); None: they stay.
         logit_cap: The same of the logits.
+        logit_divisor: What the logits are divided by.
         head_order: Where each place of a head is found in the model's own head, for queries and keys:
             rotary positions turn place i together with place i + head dim / 2.
     """
@@ -151,6 +153,7 @@ class DecoderShape:
     norm_first: bool = True
     residual_from_norm: bool = False
     parallel_branches: bool = False
+    branch_scale: float = 1.0
     embedding_scale: float = 1.0
     max_positions: int | None = None
     window: int | None = None
@@ -158,6 +161,7 @@ class DecoderShape:
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
+    logit_divisor: float = 1.0
     head_order: NDArray[Any] | None = None
 
     @property

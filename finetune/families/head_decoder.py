@@ -23,7 +23,14 @@ from finetune.families.family import get_family
 from finetune.families.gated_layers import GatedDecoder
 from finetune.families.head_attention import HeadAttention
 from finetune.families.head_facts import HeadFacts, RotaryAngles
-from finetune.families.head_layers import CappedHead, FeedForward, GatedFeedForward, NormedHead, OffsetNorm
+from finetune.families.head_layers import (
+    CappedHead,
+    DividedHead,
+    FeedForward,
+    GatedFeedForward,
+    NormedHead,
+    OffsetNorm,
+)
 from finetune.families.rotary_tables import RotaryTables
 
 
@@ -75,6 +82,7 @@ class HeadDecoderLayer(nn.Layer):
         super().__init__()
         self.config, self.names, self.has_window = config, facts.norms, facts.has_window(number)
         self.parallel_branches, self.norm_factor = facts.parallel_branches, facts.norm_factor
+        self.branch_scale = facts.branch_scale
         self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
         self.mlp = _feed_forward(config, facts, number)
@@ -113,22 +121,23 @@ class HeadDecoderLayer(nn.Layer):
         else:
             attended = self.self_attn(*arguments)
         attended, cache = attended if use_cache else (attended, None)
-        attended = self._normed(names.attention_output, self._dropped(attended))
+        attended = self._branch(names.attention_output, attended)
         if self.parallel_branches:
             inner = self.mlp(normed if names.inner is None else self._normed(names.inner, hidden))
-            hidden = hidden + (attended + self._normed(names.inner_output, self._dropped(inner)))
+            hidden = hidden + (attended + self._branch(names.inner_output, inner))
         else:
             hidden = self._kept(hidden, normed) + attended
             normed = self._normed(names.inner, hidden)
-            inner = self._normed(names.inner_output, self._dropped(self.mlp(normed)))
-            hidden = self._kept(hidden, normed) + inner
+            hidden = self._kept(hidden, normed) + self._branch(names.inner_output, self.mlp(normed))
         return (hidden, cache) if use_cache else hidden
 
     def _kept(self, hidden: Any, normed: Any) -> Any:
         return hidden if self.norm_factor is None else normed * self.norm_factor
 
-    def _dropped(self, branch: Any) -> Any:
-        return dropped(branch, getattr(self.config, "branch_dropout", 0.0), self)
+    def _branch(self, norm: str | None, output: Any) -> Any:
+        """What a branch gives, as it is added."""
+        branch = self._normed(norm, dropped(output, getattr(self.config, "branch_dropout", 0.0), self))
+        return branch if self.branch_scale == 1.0 else branch * self.branch_scale
 
     def _normed(self, name: str | None, hidden: Any) -> Any:
         return hidden if name is None else self._sub_layers[name](hidden)
@@ -248,6 +257,8 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         head: Any = modeling.Qwen2LMHead
         if self.facts.logit_cap is not None:
             head = functools.partial(CappedHead, cap=self.facts.logit_cap)
+        if self.facts.logit_divisor != 1.0:
+            head = functools.partial(DividedHead, divisor=self.facts.logit_divisor)
         if self.facts.normed_head:
             head = NormedHead
         self.lm_head = head(config, embedding_weights=shared, transpose_y=tied)

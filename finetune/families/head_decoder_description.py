@@ -50,6 +50,8 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         score_scale=facts.score_scale,
         score_cap=facts.score_cap,
         logit_cap=facts.logit_cap,
+        logit_divisor=facts.logit_divisor,
+        branch_scale=facts.branch_scale,
         head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves) if turns else None,
     )
 

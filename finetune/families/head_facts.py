@@ -62,6 +62,7 @@ class HeadFacts:
         inner_bias: Whether the feed-forward layers have biases.
         norm_factor: Each branch is added to its norm's result times this; None: to that norm's input.
         parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once.
+        branch_scale: Factor on what each branch gives before it is added.
         activation: Of the gate, or of the inner layer: "silu", "gelu_tanh", or without a gate "gelu", which is exact.
         norms: Names of a layer's norms.
         centred_norms: Whether norms of hidden states take the mean off and have biases.
@@ -69,6 +70,7 @@ class HeadFacts:
         score_scale: Factor on the scores; None: 1 / sqrt(head dim).
         score_cap: Scores s become cap * tanh(s / cap), Gemma 2 (2024); None: they stay.
         logit_cap: The same of the logits.
+        logit_divisor: What the logits are divided by.
         normed_head: Whether the output layer's weights of each token are divided by their length.
         embedding_scale: Factor on word embeddings.
         experts: Of the layers that have some; None: no layer has.
@@ -93,6 +95,7 @@ class HeadFacts:
     inner_bias: bool = False
     norm_factor: float | None = None
     parallel_branches: bool = False
+    branch_scale: float = 1.0
     activation: str = "silu"
     norms: NormNames = TWO_NORMS
     centred_norms: bool = False
@@ -100,6 +103,7 @@ class HeadFacts:
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
+    logit_divisor: float = 1.0
     normed_head: bool = False
     embedding_scale: float = 1.0
     experts: ExpertFacts | None = None

@@ -45,6 +45,8 @@ TOLD = [
     ("gemma2", ("<start_of_turn>",), "gemma2"),
     ("gemma3", ("<start_of_turn>",), "gemma3"),
     ("falcon", (), "falcon"),
+    ("granite", ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"), "granite"),
+    ("granite", ("<|end_of_text|>",), None),
     ("chatglm2", (), "chatglm2"),
     ("chatglm3", (), "chatglm3"),
     ("glm4", (), "glm4"),

@@ -91,6 +91,14 @@ PUBLISHED = {
         "num_hidden_layers": 36, "num_key_value_heads": 8, "rope_theta": 100000000.0, "sliding_window": 32768,
         "vocab_size": 131072,
     }),
+    "granite 3.3 2b": ("granite", 131072, LLAMA_SHAPE | {
+        "model_type": "granite", "architectures": ["GraniteForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attention_multiplier": 0.015625, "bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0,
+        "hidden_size": 2048, "intermediate_size": 8192, "logits_scaling": 8.0, "max_position_embeddings": 131072,
+        "mlp_bias": False, "num_hidden_layers": 40, "num_key_value_heads": 8, "pad_token_id": 0,
+        "residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000000.0,
+        "tie_word_embeddings": True, "vocab_size": 49159,
+    }),
     "falcon 7b": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 4544, "multi_query": True,
         "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32,

@@ -36,7 +36,6 @@ def named(model_type: str, architecture: str, **fields: object) -> dict[str, obj
 
 # Model: (config.json, what the refusal says)
 REFUSED = {
-    "Granite 3": (named("granite", "GraniteForCausalLM", **_GRANITE), "granite"),
     "Granite 3 renamed to Llama": (named("llama", "LlamaForCausalLM", **_GRANITE), "embedding_multiplier 12.0"),
     "Granite 3 MoE": (named("granitemoe", "GraniteMoeForCausalLM", **_GRANITE, num_local_experts=32), "granitemoe"),
     "Granite 4": (named("granitemoehybrid", "GraniteMoeHybridForCausalLM", **_GRANITE), "granitemoehybrid"),

@@ -49,6 +49,7 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "gpt2": {"intermediate_size": 80},
     "falcon": _GROUPED,
     "opt": {"intermediate_size": 80},
+    "granite": _GROUPED,
     "mistral": _GROUPED,
     "gemma": _GROUPED,
     "gemma2": _GROUPED,

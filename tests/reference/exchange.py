@@ -27,6 +27,7 @@ FAMILIES = (
     "bloom",
     "gpt2",
     "falcon",
+    "granite",
     "opt",
     "mistral",
     "gemma",

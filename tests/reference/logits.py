@@ -85,6 +85,12 @@ _GEMMA3 = _ROTARY | {
     "layer_types": _LAYERS,
     "rope_local_base_freq": 100.0,
 }
+_FACTORS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.5,
+}
 _GLM = _ROTARY | {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
@@ -201,6 +207,8 @@ CASES = {
         LogitCase("falcon_rw", "Falcon", _SIZES | _SIX_HEADS | _RW_FALCON, attention=_ONCE),
         LogitCase("falcon_rw_parallel", "Falcon", _SIZES | _SIX_HEADS | _ALIBI, attention=_ONCE),
         LogitCase("falcon_yarn", "Falcon", _NEW_FALCON | {"rope_scaling": _YARN}),
+        LogitCase("granite", "Granite", _ROTARY | _FACTORS),
+        LogitCase("granite_biases_yarn", "Granite", _ROTARY | _FACTORS | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_scaling": _YARN}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
         LogitCase("mistral_nemo", "Mistral", _ROTARY | {"sliding_window": None, "head_dim": 16}),

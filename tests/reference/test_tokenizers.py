@@ -44,6 +44,7 @@ FAMILIES = (
     "bloom",
     "gpt2",
     "falcon",
+    "granite",
     "opt",
     "mistral",
     "gemma",

@@ -138,6 +138,9 @@ REFERENCES = {
     "internlm2": _joined(grouped=True),
     "baichuan": _joined(),
     "baichuan2": _joined(norm_head, add_distances),
+    "granite": _rotary(
+        "Granite", "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"
+    ),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
     "glm4": Reference(

@@ -178,6 +178,13 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
     "falcon": ChatFormat(
         system="System: {content}\n", user="User: {content}\nFalcon:", answer=" {content}", after="\n"
     ),
+    "granite": ChatFormat(
+        system="<|start_of_role|>system<|end_of_role|>{content}<|end_of_text|>\n",
+        user="<|start_of_role|>user<|end_of_role|>{content}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+        end="<|end_of_text|>",
+        after="\n",
+        special_tokens=("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+    ),
     "polylm": ChatFormat(system="{content}\n", user="<|user|>\n{content}\n<|assistant|>\n", after="\n"),
     "seqgpt": ChatFormat(system="{content}\n", user="输入: {content}\n输出: [GEN]", after="\n"),
     "bloomz": ChatFormat(system="{content}\n", user="{content}", answer=" {content}", after="\n"),

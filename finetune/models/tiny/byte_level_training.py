@@ -150,6 +150,15 @@ FALCON_KIND = ByteLevelKind(
     settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
 )
 
+GRANITE_KIND = ByteLevelKind(
+    special_tokens=("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
+    roles=dict.fromkeys(("bos", "eos", "pad", "unk"), "<|end_of_text|>"),
+    pattern=GPT2_PATTERN,
+    special_first=True,
+    write_files=_write_tokenizer_json,
+    settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
+)
+
 OPT_KIND = ByteLevelKind(
     special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
     roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},

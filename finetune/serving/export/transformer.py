@@ -116,8 +116,7 @@ class DecoderLayer(nn.Layer):
         """
         normed = self.attention_norm(x) if self.shape.norm_first else x
         attended, cache = self._attend(normed, turn, mask, past, store)
-        if self.attention_output_norm is not None:
-            attended = self.attention_output_norm(attended)
+        attended = self._branch(self.attention_output_norm, attended)
         if self.shape.parallel_branches:
             return x + (attended + self._inner_branch(self.inner_norm(x))), cache
         x = (normed if self.shape.residual_from_norm else x) + attended
@@ -148,8 +147,12 @@ class DecoderLayer(nn.Layer):
         return self.output(attended.reshape([0, 0, shape.num_heads * shape.head_dim])), (keys, values)
 
     def _inner_branch(self, normed: Any) -> Any:
-        inner = self._feed_forward(normed)
-        return inner if self.inner_output_norm is None else self.inner_output_norm(inner)
+        return self._branch(self.inner_output_norm, self._feed_forward(normed))
+
+    def _branch(self, norm: NormLayer | None, output: Any) -> Any:
+        """What a branch gives, as it is added."""
+        branch = output if norm is None else norm(output)
+        return branch if self.shape.branch_scale == 1.0 else branch * self.shape.branch_scale
 
     def _feed_forward(self, x: Any) -> Any:
         if self.experts is not None:
@@ -255,7 +258,9 @@ class Decoder(nn.Layer):
         if self.project_out is not None:
             x = self.project_out(x)
         logits = paddle.matmul(x, self.embedding, transpose_y=True) if self.head is None else self.head(x)
-        return soft_capped(logits.astype("float32"), self.shape.logit_cap)
+        divisor = self.shape.logit_divisor
+        logits = soft_capped(logits.astype("float32"), self.shape.logit_cap)
+        return logits if divisor == 1.0 else logits / divisor
 
 
 def _amplitudes(description: DecoderDescription) -> NDArray[Any] | None:
