@@ -136,6 +136,7 @@ class DecoderShape:
         max_positions: Most tokens of a text; None without a limit.
         window: A token sees this many tokens, itself included; None: all before it.
         windowed_layers: For each layer whether it has the window; None: all have.
+        turned_layers: For each layer whether rotary positions turn its heads; None: they do in all.
         score_scale: Factor on the scores; None: 1 / sqrt(head dim).
         score_cap: Scores s become cap * tanh(s / cap); None: they stay.
         logit_cap: The same of the logits.
@@ -158,6 +159,7 @@ class DecoderShape:
     max_positions: int | None = None
     window: int | None = None
     windowed_layers: tuple[bool, ...] | None = None
+    turned_layers: tuple[bool, ...] | None = None
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
@@ -168,6 +170,10 @@ class DecoderShape:
     def score_factor(self) -> float:
         """Factor on the scores."""
         return self.head_dim**-0.5 if self.score_scale is None else self.score_scale
+
+    def has_turn(self, layer: int) -> bool:
+        """Whether rotary positions, where there are some, turn the heads of a layer."""
+        return self.turned_layers is None or self.turned_layers[layer]
 
     def has_window(self, layer: int) -> bool:
         """Whether a layer sees the last tokens only."""

@@ -65,7 +65,7 @@ class HeadDecoderLayer(nn.Layer):
     Args:
         config: Sizes and degrees of parallelism.
         facts: Of the decoder.
-        tables: Rotary positions, shared by all layers that turn by the same angles.
+        tables: Rotary positions, shared by all layers that turn by the same angles; None: this one does not turn.
         number: Of the layer in the whole model.
         layerwise_recompute: Whether this layer may be computed again in the backward pass.
     """
@@ -74,7 +74,7 @@ class HeadDecoderLayer(nn.Layer):
         self,
         config: Any,
         facts: HeadFacts,
-        tables: RotaryTables,
+        tables: RotaryTables | None,
         *,
         number: int,
         layerwise_recompute: bool,
@@ -169,7 +169,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
             HeadDecoderLayer(
                 config,
                 facts,
-                tables[facts.has_window(number)],
+                tables[facts.has_window(number)] if facts.has_turn(number) else None,
                 number=number,
                 layerwise_recompute=index not in self.no_recompute_layers,
             )

@@ -47,6 +47,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         max_positions=config.text_positions or config.max_position_embeddings,
         window=facts.window,
         windowed_layers=facts.windowed_layers,
+        turned_layers=facts.turned_layers,
         score_scale=facts.score_scale,
         score_cap=facts.score_cap,
         logit_cap=facts.logit_cap,

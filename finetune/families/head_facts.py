@@ -46,6 +46,7 @@ class HeadFacts:
         normed: Whether queries and keys pass an RMS norm over the head before they are turned.
         halves: Whether rotary positions pair place i with place i + turned places / 2; else with its neighbour.
         turned_share: Share of a head that rotary positions turn: its first places; 0: none.
+        turned_layers: For each layer whether positions turn its heads; None: they do in all.
         learned_positions: Whether a table gives each position a row that is added to the embedding.
         distances: Whether scores get distances (ALiBi, Press et al. 2022) in place of rotary positions.
         rounded_divisor: Of distances whose products with the slopes are rounded to bfloat16; None: exact products.
@@ -79,6 +80,7 @@ class HeadFacts:
     normed: bool = False
     halves: bool = True
     turned_share: float = 1.0
+    turned_layers: tuple[bool, ...] | None = None
     learned_positions: bool = False
     distances: bool = False
     rounded_divisor: float | None = None
@@ -111,6 +113,12 @@ class HeadFacts:
     def has_experts(self, layer: int) -> bool:
         """Whether a layer, by its number in the whole model, has experts."""
         return self.experts is not None and self.experts.has_experts(layer)
+
+    def has_turn(self, layer: int) -> bool:
+        """Whether rotary positions turn the heads of a layer, by its number in the whole model."""
+        if self.distances or not self.turned_share:
+            return False
+        return self.turned_layers is None or self.turned_layers[layer]
 
     def has_window(self, layer: int) -> bool:
         """Whether a layer, by its number in the whole model, sees the last tokens only."""

@@ -47,6 +47,8 @@ TOLD = [
     ("falcon", (), "falcon"),
     ("granite", ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"), "granite"),
     ("granite", ("<|end_of_text|>",), None),
+    ("smollm3", ("<|end_of_text|>", *MARKS), "chatml"),
+    ("smollm3", ("<|end_of_text|>",), None),
     ("chatglm2", (), "chatglm2"),
     ("chatglm3", (), "chatglm3"),
     ("glm4", (), "glm4"),

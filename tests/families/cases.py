@@ -20,6 +20,7 @@ from tests.families.framings import (
     OPT,
     QWEN2,
     SENTENCEPIECE,
+    SMOLLM3,
     Framing,
 )
 
@@ -122,6 +123,7 @@ CASES = (
     FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
     FamilyCase("falcon", framing=FALCON),
     FamilyCase("granite", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GRANITE),
+    FamilyCase("smollm3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=SMOLLM3),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
     FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, framing=GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
@@ -332,6 +334,17 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=5e-3,
+        rotary_function="finetune.families.head_attention.turn",
+    ),
+    "smollm3": FamilyFacts(
+        _GATED,
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        splits_rows=True,
+        tied_embedding="embed_tokens",
+        tied_config={"tie_word_embeddings": True},
+        curve_learning_rate=2e-3,
         rotary_function="finetune.families.head_attention.turn",
     ),
     "mistral": FamilyFacts(

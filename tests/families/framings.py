@@ -85,6 +85,15 @@ GRANITE = Framing(
     pad_token_id=0,
 )
 
+SMOLLM3 = Framing(
+    frame=[],
+    source=[(64, "a"), (286, " red"), (287, " dress")],
+    target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+    end=(327, "<|end_of_text|>"),
+    pad_token_id=327,
+    chat_ends=("<|im_end|>",),
+)
+
 GEMMA = Framing(
     frame=[(2, "<bos>")],
     source=[(261, "a"), (275, "red"), (276, "dress")],

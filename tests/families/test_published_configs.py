@@ -99,6 +99,15 @@ PUBLISHED = {
         "residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000000.0,
         "tie_word_embeddings": True, "vocab_size": 49159,
     }),
+    "smollm3 3b": ("smollm3", 65536, LLAMA_SHAPE | {
+        "model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": 128000, "eos_token_id": 128012, "hidden_size": 2048, "intermediate_size": 11008,
+        "layer_types": ["full_attention"] * 36, "max_position_embeddings": 65536, "max_window_layers": 28,
+        "mlp_bias": False, "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16,
+        "num_hidden_layers": 36, "num_key_value_heads": 4, "pad_token_id": 128004, "pretraining_tp": 2,
+        "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None, "tie_word_embeddings": True,
+        "use_sliding_window": False, "vocab_size": 128256,
+    }),
     "falcon 7b": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 4544, "multi_query": True,
         "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32,

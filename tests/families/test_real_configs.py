@@ -103,7 +103,6 @@ REFUSED = {
     "T5": ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 512}, "t5"),
     "BERT": ({"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 768}, "bert"),
     "Whisper": ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}, "whisper"),
-    "SmolLM3": (named("smollm3", "SmolLM3ForCausalLM", no_rope_layers=[1, 1, 1, 0]), "smollm3"),
     "SmolLM3 renamed to Llama": (named("llama", "LlamaForCausalLM", no_rope_layer_interval=4), "no_rope_layer_interval"),
     "EXAONE 3": (named("exaone", "ExaoneForCausalLM", num_layers=32), "exaone"),
     "EXAONE 4": (named("exaone4", "Exaone4ForCausalLM", sliding_window_pattern="LLLG"), "exaone4"),

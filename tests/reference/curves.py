@@ -50,6 +50,7 @@ FAMILY_SHAPES: dict[str, dict[str, int]] = {
     "falcon": _GROUPED,
     "opt": {"intermediate_size": 80},
     "granite": _GROUPED,
+    "smollm3": _GROUPED,
     "mistral": _GROUPED,
     "gemma": _GROUPED,
     "gemma2": _GROUPED,

@@ -28,6 +28,7 @@ FAMILIES = (
     "gpt2",
     "falcon",
     "granite",
+    "smollm3",
     "opt",
     "mistral",
     "gemma",

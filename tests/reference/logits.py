@@ -91,6 +91,7 @@ _FACTORS = {
     "residual_multiplier": 0.6,
     "logits_scaling": 1.5,
 }
+_BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "pad_token_id": 0}
 _GLM = _ROTARY | {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
@@ -209,6 +210,8 @@ CASES = {
         LogitCase("falcon_yarn", "Falcon", _NEW_FALCON | {"rope_scaling": _YARN}),
         LogitCase("granite", "Granite", _ROTARY | _FACTORS),
         LogitCase("granite_biases_yarn", "Granite", _ROTARY | _FACTORS | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_scaling": _YARN}),
+        LogitCase("smollm3", "SmolLM3", _ROTARY | {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+        LogitCase("smollm3_biases_yarn", "SmolLM3", _ROTARY | _BIASED | {"no_rope_layers": [0, 1, 1], "rope_scaling": _YARN}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
         LogitCase("mistral_nemo", "Mistral", _ROTARY | {"sliding_window": None, "head_dim": 16}),

@@ -269,6 +269,7 @@ _GRANITE_NAMES = (
     *("<|end_of_text|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>"),
     *("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
 )
+_SMOLLM3_NAMES = ("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _FALCON_NAMES = (
     *(">>TITLE<<", ">>ABSTRACT<<", ">>INTRODUCTION<<", ">>SUMMARY<<", ">>COMMENT<<", ">>ANSWER<<"),
     *(">>QUESTION<<", ">>DOMAIN<<", ">>PREFIX<<", ">>SUFFIX<<", ">>MIDDLE<<", _END),
@@ -352,6 +353,17 @@ KINDS = {
         make=_make_json(_granite_steps, _GRANITE_NAMES, {"eos_token": _GRANITE_NAMES[0]}, special_first=True),
         references=definitions.json_file,
         names=_GRANITE_NAMES,
+    ),
+    "smollm3": PublishedKind(
+        family="smollm3",
+        make=_make_json(
+            lambda: _byte_steps(_split_by(LLAMA3_PATTERN)),
+            _SMOLLM3_NAMES,
+            {"eos_token": "<|im_end|>"},
+            ignores_merges=True,
+        ),
+        references=definitions.json_file,
+        names=_SMOLLM3_NAMES,
     ),
     "xverse": PublishedKind(
         family="xverse",

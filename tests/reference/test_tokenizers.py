@@ -45,6 +45,7 @@ FAMILIES = (
     "gpt2",
     "falcon",
     "granite",
+    "smollm3",
     "opt",
     "mistral",
     "gemma",

@@ -141,6 +141,7 @@ REFERENCES = {
     "granite": _rotary(
         "Granite", "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"
     ),
+    "smollm3": _rotary("SmolLM3", "no_rope_layers", "pad_token_id"),
     "mistral": _rotary("Mistral", "sliding_window"),
     "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
     "glm4": Reference(

@@ -159,6 +159,15 @@ GRANITE_KIND = ByteLevelKind(
     settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
 )
 
+SMOLLM3_KIND = ByteLevelKind(
+    special_tokens=("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"),
+    roles={"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|end_of_text|>"},
+    pattern=LLAMA3_PATTERN,
+    special_first=False,
+    write_files=_write_tokenizer_json,
+    settings={"tokenizer_class": "PreTrainedTokenizerFast"},
+)
+
 OPT_KIND = ByteLevelKind(
     special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
     roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},

@@ -228,7 +228,8 @@ class Decoder(nn.Layer):
         caches = []
         for number, layer in enumerate(self.layers):
             narrow = layer.has_window
-            x, cache = layer(x, local if narrow else turn, masks[narrow], pasts[number], store)
+            own = (local if narrow else turn) if self.shape.has_turn(number) else None
+            x, cache = layer(x, own, masks[narrow], pasts[number], store)
             caches.append(cache)
         return self._logits(x[:, -1:]), caches
 
