@@ -30,8 +30,7 @@ READS_CONFIG = {
     ROOT / "finetune" / "serving" / "gguf" / "vocabulary.py",
 }
 ALLOWED_NAMES = {
-    "finetune/data/templates/chat_templates.py": "names of conversation formats, which users choose and no code compares",
-    "finetune/data/templates/jinja_forms.py": "the same",
+    "finetune/data/templates/jinja_forms.py": "names of forms of conversations, which users choose and no code compares",
     "finetune/demo.py": "the demonstration is one run, of one family",
     "finetune/serving/gguf/vocabulary.py": "GGUF calls kinds of tokenizers by the names of models",
 }

@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.distributed.precision_finals import faults_of_final
+from tests.distributed.precisions import faults_of
 from tools.marked_tables import read_json_lines, replace_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "half_precision_matrix.md"
@@ -38,7 +40,7 @@ def main() -> None:
 
 def render(records: Iterable[Record]) -> str:
     """The tables in Markdown, and above them what they were made with; of several runs of a case the last counts."""
-    latest = {_key(record): record for record in records}
+    latest = {_key(record): _judge(record) for record in records}
     cases = [record for record in latest.values() if record["layout"] != FINAL]
     finals = [record for record in latest.values() if record["layout"] == FINAL]
     parts = [
@@ -61,6 +63,16 @@ def render(records: Iterable[Record]) -> str:
 
 def _key(record: Record) -> tuple[str, ...]:
     return record["family"], record["method"], record["precision"], record["layout"]
+
+
+def _judge(record: Record) -> Record:
+    """The record with its faults by the bounds of today; one without figures keeps why it has none."""
+    figures, precision = dict(record), record["precision"]
+    if "final" in record:
+        return figures | {"faults": faults_of_final(figures, precision)}
+    if "one" in record:
+        return figures | {"faults": faults_of(figures, precision, record["family"], record["method"])}
+    return record
 
 
 def _summary(records: Sequence[Record]) -> str:

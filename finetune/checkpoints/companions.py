@@ -14,6 +14,7 @@ from typing import Any
 
 from finetune.data.templates import trained_template
 from finetune.models.other_parts import OTHER_PARTS, WHOLE_CONFIG
+from finetune.storage.code_files import copy_code
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.template_files import copy_named
 
@@ -44,6 +45,7 @@ def copy_companions(source: Path, target: Path) -> list[str]:
             else:
                 write_json(target / path.name, changed)
             names.append(path.name)
+    copy_code(source, target)
     copy_named(source, target)
     return names
 

@@ -11,7 +11,9 @@ from finetune.checkpoints.tensors_of_ranks import LocalTensor, family_of, local_
 from finetune.checkpoints.writers import TensorSet, TensorSetWriter
 from finetune.models.layers import unique_tensors
 from finetune.models.loading import one_process_config
+from finetune.models.other_parts import has_other_parts
 from finetune.processes.joint_steps import fail_on_all_ranks
+from finetune.storage.code_files import keep_code
 from finetune.storage.rank_files import MODEL_STEM
 
 MODEL_FILES = TensorSet("model", MODEL_STEM, is_divided=True)
@@ -50,5 +52,8 @@ def save_model_weights(
     with fail_on_all_ranks(writer.groups):
         if writer.groups.is_first:
             one_process_config(model).save_pretrained(str(folder))
+            source = getattr(model, "source_folder", None)
+            if source is not None and not has_other_parts(source):  # code of the whole is kept with those
+                keep_code(source, folder, "config.json")
             if model.can_generate():
                 model.generation_config.save_pretrained(str(folder))

@@ -51,6 +51,9 @@ _HARMLESS_KINDS = re.compile(
     r"|(dropout|dropout_prob|_pdrop|_token_ids?)$|^(use_last_token|use_flash_attention)_for_generation$"
 )
 
+_HEADS = re.compile(r"(For[A-Z]\w*|LMHeadModel|(Text)?Model)$")
+"""Ends of the names of classes that say what stands on the decoder."""
+
 _OF_COMPUTATION = re.compile(
     r"norm|bias|scal|multipl|cap(ping)?$|clip|expert|moe|rope|rotary|yarn|alibi|ntk|window|sliding|residual|head|attn|"
     r"attention|layer|rank|qk|qkv|act(ivation)?(_|$)|position|mlp|ffn|emb|logit|conv|ssm|mamba|rout(er|ing)|parallel|"
@@ -120,8 +123,33 @@ def unread_fields(config: Mapping[str, Any], family: Family) -> list[str]:
     ]
 
 
+def read_fields(family: Family) -> set[str]:
+    """Names of the fields that a family's record reads or has in its tiny configuration."""
+    return {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
+
+
+def foreign_classes(config: Mapping[str, Any], family: Family) -> list[str]:
+    """A warning where `architectures` names a class of another model than `model_type` does; arguments as above.
+
+    Folders that bring a program of their own have such names, as do those of converted models. Like transformers without
+    that program, the model is computed by its `model_type`.
+    """
+    named, known = config.get("architectures") or (), {_stem(each) for each in family.architectures}
+    if not named or any(_stem(str(each)) in known for each in named):
+        return []
+    return [
+        f"warning: config.json names the class {', '.join(map(str, named))}, which is none of family {family.name}: it is "
+        f"computed as model_type {config.get('model_type')}, which may not be what a program of its own computes"
+    ]
+
+
+def _stem(class_name: str) -> str:
+    """What a class is called without the words for its head."""
+    return _HEADS.sub("", class_name.removesuffix("Pipe")).rstrip("_").lower()
+
+
 def _not_understood(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, Any]]:
-    understood = {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
+    understood = read_fields(family)
     for name, value in config.items():
         is_harmless = name in understood or name in _HARMLESS or _HARMLESS_KINDS.search(name)
         if not is_harmless and not _asks_nothing(name, value, config):
@@ -138,7 +166,9 @@ def _asks_nothing(name: str, value: Any, config: Mapping[str, Any]) -> bool:
     if name == "activation":  # Falcon 3 names its Llama's twice
         return value == "swiglu" and config.get("hidden_act") == "silu"
     if name == "layer_types":
-        return set(value) <= {"full_attention"}
+        # Beside a window, transformers' Mistral takes one or the other, by its release and its kernel.
+        has_window = config.get("sliding_window") and config.get("use_sliding_window") is not False
+        return set(value) <= {"full_attention"} and not has_window
     return not isinstance(value, bool) and value in _NEUTRAL.get(name, ())
 
 

@@ -15,7 +15,10 @@ from finetune.storage.files import is_present, read_json_object
 from finetune.storage.quantisation.side_files import with_side_facts
 
 _MAX_SIZE = 2**40
-_NEVER_NULL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_NEVER_NULL = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings",
+    "tie_word_embeddings",
+)  # fmt: skip
 _Check = Callable[[Any], bool]
 
 
@@ -52,6 +55,8 @@ def find_wrong_fields(config: Mapping[str, Any]) -> Iterator[str]:
     for name, value in config.items():
         if value is None and name not in _NEVER_NULL:
             continue
+        if name == "sliding_window" and "use_sliding_window" in config:
+            continue  # Qwen's files keep the number of a window that is switched off
         for pattern, (is_right, what) in _KINDS.items():
             if re.search(pattern, name):
                 if not is_right(value):
@@ -66,6 +71,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
+
+
+def _is_positive_size(value: Any) -> bool:
+    return _is_size(value) and value > 0
 
 
 def _is_id(value: Any) -> bool:
@@ -87,7 +96,11 @@ _KINDS: dict[str, tuple[_Check, str]] = {
         lambda value: isinstance(value, str),
         "a text",
     ),
-    r"^num_(hidden_)?layers$": (_is_size, "a whole number of 0 or more"),
+    r"^(vocab_size|hidden_size|n_embe?d|intermediate_size|moe_intermediate_size|ffn_dim|ffn_hidden_size|max_position_embeddings|"
+    r"n_positions|sliding_window|num_(hidden_)?layers|n_layer|num_(attention|key_value|kv)_heads|n_head|head_dim)$": (
+        _is_positive_size,
+        "a whole number of 1 or more",
+    ),
     r"_layers$": (_counts_layers, "a number of layers or their numbers"),
     r"^(tie_|use_|add_|apply_|no_|quantization_embeddings$)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
         # Qwen's files leave their kernels to the program.

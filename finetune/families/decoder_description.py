@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import UserError
+from finetune.families.context_marks import ContextMarks
 from finetune.families.family import Family
 
 
@@ -129,6 +130,7 @@ class DecoderShape:
         gated: Whether the activation of one half of the inner layer multiplies the other half.
         norm_first: Whether norms stand before attention and feed-forward layers, or behind the sums.
         residual_from_norm: Whether the sums add to the norm's result instead of to its input.
+        residual_factor: What that result is multiplied with.
         parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once; norms
             stand before them.
         branch_scale: Factor on what each branch gives before it is added.
@@ -143,6 +145,9 @@ class DecoderShape:
         logit_divisor: What the logits are divided by.
         head_order: Where each place of a head is found in the model's own head, for queries and keys:
             rotary positions turn place i together with place i + head dim / 2.
+        context_marks: Tokens that end a context which every token of its text sees. Rotary positions then turn the
+            first half of a head's pairs by the position in the context, the others by that in the answer; see
+            `finetune.families.two_positions`. None: a token sees what lies before it.
     """
 
     num_layers: int
@@ -153,6 +158,7 @@ class DecoderShape:
     gated: bool
     norm_first: bool = True
     residual_from_norm: bool = False
+    residual_factor: float = 1.0
     parallel_branches: bool = False
     branch_scale: float = 1.0
     embedding_scale: float = 1.0
@@ -165,6 +171,7 @@ class DecoderShape:
     logit_cap: float | None = None
     logit_divisor: float = 1.0
     head_order: NDArray[Any] | None = None
+    context_marks: ContextMarks | None = None
 
     @property
     def score_factor(self) -> float:

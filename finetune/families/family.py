@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits, stage_faults
@@ -25,6 +26,7 @@ from finetune.families.record_parts import (
     unchanged,
 )
 from finetune.families.registry import families, find_family, get_family, register
+from finetune.families.rotary_config import longest_text
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe
 
 __all__ = [
@@ -69,12 +71,15 @@ class Family:
             cannot do.
         window_option: Field of config.json that says how many of the last tokens a token sees; None for a family
             without such a window.
+        sees_ahead: Whether tokens of a prompt see what follows them in it; a prompt is then never learned.
         packing: Whether packed samples with a block mask equal separate samples.
         positions: How a packed row gives positions: "position_ids" (restarting at each sample) or
             "none" (the model takes no positions).
         chat_template: Name of the template for conversations where a folder has none of its own; or names by a token
             that only the tokenizers of models with this template have, the first that is met counts. None for plain
             text.
+        chat_formats: The forms of conversations that models of this family were trained with, by the names that
+            `chat_template` knows.
         adapt_config: config.json as found -> config.json as PaddleNLP reads it; raises UserError for
             what PaddleNLP cannot express. Must not change its argument.
         covers: Whether a config.json with one of `model_types`, and the folder that it stands in (None where there
@@ -115,8 +120,10 @@ class Family:
     fields: ConfigFields = field(default_factory=ConfigFields)
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
     packing: bool = True
+    sees_ahead: bool = False
     positions: str = "position_ids"
     chat_template: str | Mapping[str, str] | None = None
+    chat_formats: Mapping[str, ChatFormat] = field(default_factory=dict)
     head_module: str = "lm_head"
     fused_packing: str = "refused"
     distance_option: str | None = None
@@ -171,8 +178,11 @@ class Family:
 
     def position_limit(self, config: dict[str, Any]) -> int | None:
         """Most tokens of a text that this model can compute, from a config.json; None without a limit."""
-        limit = _read(self.adapt_config(config), self.fields.max_positions) if self.positions_end else None
-        return int(limit) if limit else None
+        if not self.positions_end:
+            return None
+        adapted = self.adapt_config(config)
+        limit = _read(adapted, self.fields.max_positions)
+        return longest_text(adapted, int(limit)) if limit else None
 
     def packed_mask(
         self, config: Any, *, fused: bool, half: bool, has_prefix: bool, shares_prompts: bool = False

@@ -50,10 +50,12 @@ def require_values(config: dict[str, Any], name: str, **allowed: Any) -> None:
     Args:
         config: As found.
         name: Of the family, as users know it.
-        **allowed: The one value of each field; a field that is missing has it.
+        **allowed: The one value of each field; a field that is missing has it, and one of null unless that is true.
     """
     for field, value in allowed.items():
-        if config.get(field) not in (None, value):
+        # A switch of null is off, as transformers reads it.
+        given = config.get(field, value)
+        if given != value and (given is not None or value is True):
             raise UserError(
                 f"config.json has {field} {config[field]!r}, but {name} is run with {value!r} only. Use other weights"
             )

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from paddle import nn
 from paddle.distributed.fleet.layers.mpu.mp_layers import VocabParallelEmbedding
 from paddle.distributed.fleet.utils import recompute
+from paddle.distributed.fleet.utils.sequence_parallel_utils import mark_as_sequence_parallel_parameter
 from paddlenlp.transformers import Qwen2Config
 from paddlenlp.transformers.conversion_utils import StateDictNameMapping
 from paddlenlp.transformers.qwen2 import modeling
@@ -223,7 +224,10 @@ def dropped(x: Any, rate: float, layer: Any) -> Any:
 def hidden_norm(config: Any, facts: HeadFacts) -> Any:
     """A norm of hidden states: RMS, or one that takes the mean off."""
     if facts.centred_norms:
-        return nn.LayerNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        norm = nn.LayerNorm(config.hidden_size, epsilon=config.rms_norm_eps)
+        for parameter in norm.parameters() if config.sequence_parallel else ():
+            mark_as_sequence_parallel_parameter(parameter)  # a rank has the gradient of its rows only
+        return norm
     return OffsetNorm(config) if facts.norm_offset else modeling.Qwen2RMSNorm(config)
 
 

@@ -41,6 +41,8 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         },
         gated=facts.gated,
         parallel_branches=facts.parallel_branches,
+        residual_from_norm=facts.norm_factor is not None,
+        residual_factor=facts.norm_factor or 1.0,
         activation=facts.activation,
         embedding_scale=facts.embedding_scale,
         head_dim=head_dim,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
@@ -20,6 +21,7 @@ _MAY_HAVE = {
     "yarn": (
         *("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
         *("mscale", "mscale_all_dim", "truncate"),
+        "finetuned",  # a note in the first published files, which no program of theirs reads
     ),
     "longrope": ("factor", "attention_factor", "original_max_position_embeddings"),
 }
@@ -32,9 +34,19 @@ TEXT_POSITIONS = "text_positions"
 
 def kind_of_scaling(config: dict[str, Any]) -> str | None:
     """Kind of scaling that a config.json asks for; None for none."""
-    settings = split_rotary(config)[1]
-    kind = settings.get("rope_type", settings.get("type"))
-    return None if kind in _UNSCALED else _SAME_KIND.get(str(kind), str(kind))
+    return _kind(split_rotary(config)[1])
+
+
+def _kind(settings: dict[str, Any]) -> str | None:
+    """Files have one of two names of the kind, or both; releases of transformers differ in which of them counts."""
+    named = [settings[name] for name in ("rope_type", "type") if settings.get(name) is not None]
+    kinds = {None if kind in _UNSCALED else _SAME_KIND.get(str(kind), str(kind)) for kind in named}
+    if len(kinds) > 1:
+        raise UserError(
+            f"config.json asks for rotary scaling {named[0]!r} (rope_type) and {named[1]!r} (type) at once: delete the one "
+            "that these weights were not trained with"
+        )
+    return kinds.pop() if kinds else None
 
 
 def with_scaling(
@@ -113,6 +125,27 @@ def scaling_of(config: Any) -> RotaryScaling | None:
     return None
 
 
+def longest_text(config: Mapping[str, Any], limit: int) -> int:
+    """Most tokens of a text whose positions are stretched.
+
+    Files say the length before stretching, or that behind it: the longer reading counts, as nothing in the computation
+    ends there.
+
+    Args:
+        config: As adapted.
+        limit: `max_position_embeddings`.
+    """
+    settings = config.get("rope_scaling") or {}
+    kind, factor = settings.get("rope_type"), settings.get("factor")
+    if config.get("rope_scaling_type") == "linear":  # as PaddleNLP's Llama reads it
+        kind, factor = "linear", config.get("rope_scaling_factor")
+    if kind == "linear" and factor:
+        return max(limit, int(limit * factor))
+    if kind == "yarn" and factor:
+        return max(limit, int((settings.get("original_max_position_embeddings") or limit) * factor))
+    return limit
+
+
 def _yarn_amplitude(settings: dict[str, Any], factor: float) -> float:
     if settings.get("attention_factor") is not None:
         return float(settings["attention_factor"])
@@ -139,9 +172,21 @@ def split_rotary(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     Returns:
         The config without the nested settings and with `rope_theta` at the top where it was given, and
         the scaling settings (empty when there are none).
+
+    Raises:
+        UserError: A setting has two values.
     """
     adapted = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
-    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    places = {"top": config} | {name: config.get(name) or {} for name in ("rope_scaling", "rope_parameters")}
+    for name in ("rope_theta", "partial_rotary_factor"):
+        given = {place: held[name] for place, held in places.items() if held.get(name) is not None}
+        if any(value != next(iter(given.values())) for value in given.values()):
+            told = ", ".join(f"{value!r} ({place})" for place, value in given.items())
+            raise UserError(
+                f"config.json has more than one {name}: {told}; programs differ in which they take. Delete those that these "
+                "weights were not trained with"
+            )
+    scaling = {**places["rope_scaling"], **places["rope_parameters"]}
     if "rope_theta" in scaling:
         adapted["rope_theta"] = scaling.pop("rope_theta")
     return adapted, scaling
@@ -158,8 +203,8 @@ def without_scaling(config: dict[str, Any], *, may_turn_parts: bool = False) -> 
         UserError: The config asks for a scaling, or for positions on a part of each head.
     """
     adapted, scaling = split_rotary(config)
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in _UNSCALED:
+    kind = _kind(scaling)
+    if kind is not None:
         raise _unknown_kind(kind, "none")
     share = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
     if share != 1.0 and not may_turn_parts:

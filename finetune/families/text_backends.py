@@ -211,11 +211,8 @@ class TiktokenBackend:
         return [self._encode_one(text) for text in texts]
 
     def _encode_one(self, text: str) -> Ids:
-        try:
-            found: NDArray[Any] = self._encoding.encode_to_numpy(text, disallowed_special=())
-            return found.view(np.int32)
-        except UnicodeEncodeError:  # half of a pair of surrogates
-            return list(self._encoding.encode_ordinary(text))
+        found: NDArray[Any] = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return found.view(np.int32)
 
     def id_of(self, token: str) -> int | None:
         """The id of a control token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -42,12 +42,55 @@ class TensorSpec:
     fill: str = "normal"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ByteLevelKind:
+    """A tokenizer of byte-level pairs, trained for a tiny checkpoint.
+
+    Attributes:
+        special_tokens: All special tokens, in the order of their ids.
+        roles: The token of each role: "bos", "eos", "pad", and "unk" where there is one.
+        pattern: Regular expression whose matches are cut out before merging.
+        special_first: Whether special tokens have the first ids, or the last.
+        one_file: Whether tokenizer.json holds all of it, or vocab.json and merges.txt.
+        settings: Further fields of tokenizer_config.json.
+    """
+
+    special_tokens: tuple[str, ...]
+    roles: Mapping[str, str]
+    pattern: str
+    special_first: bool
+    one_file: bool
+    settings: Mapping[str, Any]
+
+
+LLAMA_PIECES = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
+"""Ids of the control tokens of Llama's SentencePiece model, by the names of the trainer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentencePieceKind:
+    """A tokenizer of SentencePiece's byte-pair kind, trained for a tiny checkpoint.
+
+    Attributes:
+        pieces: Ids and texts of the control tokens, and further options, by the names of SentencePiece's trainer.
+        tokenizer_class: Name of the class that reads the files.
+        names: Names that the folder gives to pieces -> these pieces.
+        settings: Further fields of tokenizer_config.json, or other values.
+    """
+
+    pieces: Mapping[str, Any] = field(default_factory=lambda: LLAMA_PIECES)
+    tokenizer_class: str = "LlamaTokenizer"
+    names: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class TinyRecipe:
     """How to write a random checkpoint of the family without building the model.
 
     Attributes:
-        tokenizer: Kind of tokenizer to train; a key of `TOKENIZER_WRITERS` in `finetune.models.tiny`.
+        tokenizer: The tokenizer to train; a name for kinds that only one family has: a key of `TOKENIZER_WRITERS` in
+            `finetune.models.tiny`.
         config: Shape -> content of config.json.
         weights: Shape -> PaddleNLP's parameter names (linear layers stored as [in, out]).
         grouped_heads: Whether several heads may share one head of keys and values.
@@ -56,7 +99,7 @@ class TinyRecipe:
             fixes it.
     """
 
-    tokenizer: str
+    tokenizer: SentencePieceKind | ByteLevelKind | str
     config: Callable[[TinyShape], dict[str, Any]]
     weights: Callable[[TinyShape], dict[str, TensorSpec]]
     grouped_heads: bool = True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.families.blank_pieces import CHATGLM_ROLES, CHATGLM_TOKENS, open_chatglm
-from finetune.families.sentencepiece_names import take_names, take_special_names
+from finetune.families.sentencepiece_names import take_names, take_user_defined
 from finetune.families.tekken import TEKKEN_ROLES, open_tekken
 from finetune.families.text_backends import (
     SentencePieceBackend,
@@ -21,7 +21,6 @@ from finetune.families.text_backends import (
     read_vocab_and_merges,
 )
 from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
-from finetune.storage.files import read_json_or_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,10 @@ class TokenizerKind:
         marks_blanks: Whether blanks become SentencePiece's sign for them before names are looked for, prefix or not.
         first_only: Whether that blank comes in front of the first stretch of a text only, whatever the folder says.
         restarts: Whether it comes behind the tokens that the folder names, too; `names` are pieces within a text.
-        unset: Settings of tokenizer_config.json that must not be true.
+        rebuilt_by: Setting of tokenizer_config.json with which transformers reads this vocabulary and no tokenizer.json.
+        numbers_on: Whether added tokens follow the vocabulary without gaps, whatever ids the folder gives them.
+        types_prefix: Whether add_prefix_space in tokenizer_config.json puts a blank in front of texts.
+        has_ordinary: Whether what `take_names` finds is special only by `names`, by the folder, or as a mark of a turn.
         take_names: vocabulary file -> the model in which no text is spelled with the names of tokens, and their ids; None
             where names are no pieces that SentencePiece finds in text.
     """
@@ -54,7 +56,10 @@ class TokenizerKind:
     marks_blanks: bool = False
     first_only: bool = False
     restarts: bool = False
-    unset: tuple[str, ...] = ()
+    rebuilt_by: str = ""
+    numbers_on: bool = False
+    types_prefix: bool = False
+    has_ordinary: bool = False
     take_names: TakeNames | None = None
 
 
@@ -84,14 +89,20 @@ def _take_names(path: Path) -> tuple[bytes, dict[str, int]]:
     return take_names(path.read_bytes())
 
 
-def _take_special_names(path: Path) -> tuple[bytes, dict[str, int]]:
-    """Those that the folder calls special, and Gemma's marks of turns; other user-defined pieces stay in texts."""
-    settings = read_json_or_empty(path.with_name("tokenizer_config.json"))
-    added = (settings.get("added_tokens_decoder") or {}).values()
-    listed = settings.get("additional_special_tokens") or []
-    names = [each["content"] for each in added if each.get("special")]
-    names += [each["content"] if isinstance(each, dict) else each for each in listed]
-    return take_special_names(path.read_bytes(), dict.fromkeys(map(str, (*_GEMMA_TURNS, *names))))
+# normalizer_spec (field 3), behind what a file has of it: no map of characters (2), a blank in front for Llama (3),
+# no blanks lost (4), a sign for each (5). transformers' classes do this to text whatever the file says.
+_LLAMA_TEXT = bytes((0x1A, 8, 0x12, 0, 0x18, 1, 0x20, 0, 0x28, 1))
+_GEMMA_TEXT = bytes((0x1A, 6, 0x12, 0, 0x20, 0, 0x28, 1))
+
+
+def _take_llama(path: Path) -> tuple[bytes, dict[str, int]]:
+    content, names = take_user_defined(path.read_bytes())
+    return content + _LLAMA_TEXT, names
+
+
+def _take_gemma(path: Path) -> tuple[bytes, dict[str, int]]:
+    content, names = take_user_defined(path.read_bytes(), keeps_runs=True)
+    return content + _GEMMA_TEXT, names
 
 
 def _open_without(take: TakeNames) -> Callable[[Path, int], tuple[TextBackend, dict[str, int]]]:
@@ -158,10 +169,13 @@ TEKKEN = "TekkenTokenizer"
 
 KINDS: dict[str, TokenizerKind] = {
     "LlamaTokenizer": TokenizerKind(
-        open=_open_without(_take_special_names),
-        take_names=_take_special_names,
+        open=_open_without(_take_llama),
+        take_names=_take_llama,
         roles=_LLAMA_ROLES,
+        has_ordinary=True,
         has_prefix=True,
+        rebuilt_by="add_prefix_space",
+        numbers_on=True,
     ),
     # Whether a blank comes in front is left to the vocabulary.
     "InternLMTokenizer": TokenizerKind(
@@ -180,9 +194,12 @@ KINDS: dict[str, TokenizerKind] = {
         open=_open_without(_take_names), take_names=_take_names, roles=_LLAMA_ROLES
     ),
     "GemmaTokenizer": TokenizerKind(
-        open=_open_without(_take_special_names),
-        take_names=_take_special_names,
+        open=_open_without(_take_gemma),
+        take_names=_take_gemma,
         roles=_GEMMA_ROLES,
+        names=_GEMMA_TURNS,
+        has_ordinary=True,
+        numbers_on=True,
         marks_blanks=True,
     ),
     "ChatGLMTokenizer": TokenizerKind(open=open_chatglm, roles=CHATGLM_ROLES, names=CHATGLM_TOKENS),
@@ -207,8 +224,8 @@ KINDS: dict[str, TokenizerKind] = {
         },
     ),
     TEKKEN: TokenizerKind(open=open_tekken, roles=TEKKEN_ROLES),
-    "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True),
-    "GPTTokenizer": TokenizerKind(open=_open_gpt, roles=_END_OF_TEXT, unset=("add_prefix_space",)),
+    "Qwen2Tokenizer": TokenizerKind(open=_open_qwen2, roles=_END_OF_TEXT, composes=True, numbers_on=True),
+    "GPTTokenizer": TokenizerKind(open=_open_gpt, roles=_END_OF_TEXT, numbers_on=True, types_prefix=True),
 }
 
 

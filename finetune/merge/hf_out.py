@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.templates.own_templates import keep_named
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
+from finetune.families.config_fields import read_fields
 from finetune.families.family import Family, find_family
 from finetune.families.multimodal.text_part import text_part
 from finetune.models.hf_names import embedding_name, is_tied, says_tied, to_hugging_face
 from finetune.models.other_parts import drop_other_parts, take_text_part
 from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, with_reward_class
+from finetune.storage.code_files import AUTO_MAP, with_present_code
 from finetune.storage.files import read_json_if_present, write_json
 from finetune.storage.joined_tensors import JoinedTensor
 from finetune.storage.quantisation.stored_format import without_format
@@ -37,10 +39,23 @@ _OWN_FIELDS = (
     "quantization_config_",
 )  # fmt: skip
 _DISTANCES = "alibi"
+# What the class of our decoders leaves in config.json of a trained model, whether its family has such a field or not.
+_CLASS_DEFAULTS: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "max_window_layers": 28,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "seq_length": 32768,
+    "sliding_window": 4096,
+    "text_positions": None,
+    "use_sliding_window": False,
+}
 # PaddleNLP's name of a tokenizer's class -> transformers'.
 _TOKENIZER_CLASSES = {
     "GPTTokenizer": "GPT2Tokenizer",
     "BloomTokenizer": "BloomTokenizerFast",
+    "ChatGLMv2Tokenizer": "ChatGLMTokenizer",
     "JsonTokenizer": "PreTrainedTokenizerFast",
 }
 # PaddleNLP's notes on where a tokenizer came from; with "from_slow" transformers refuses a tokenizer.json.
@@ -132,8 +147,27 @@ def write_hugging_face_files(folder: Path, family: Family, *, dtype: str) -> Non
         dtype: Element type of its weights.
     """
     path = folder / "config.json"
-    write_json(path, hugging_face_config(read_json_if_present(path), family, dtype=dtype))
+    config = read_json_if_present(path)
+    code = {AUTO_MAP: config[AUTO_MAP]} if AUTO_MAP in config else {}  # which few records keep
+    written = hugging_face_config(config, family, dtype=dtype) | code
+    write_json(path, with_present_code(written, folder))
     write_tokenizer_files(folder, family)
+
+
+def describe_needed_code(folder: Path, family: Family) -> str | None:
+    """What has to be put into a folder in Hugging Face's form before transformers can load it; None where nothing has.
+
+    Args:
+        folder: Of the result.
+        family: Record of its model.
+    """
+    needed = family.hugging_face.needs_files
+    if not needed or AUTO_MAP in read_json_if_present(folder / "config.json"):
+        return None
+    return (
+        f"note: transformers has no {family.name} of its own; copy {needed} into the folder, and the auto_map of the "
+        "config.json beside them into its config.json"
+    )
 
 
 def write_tokenizer_files(folder: Path, family: Family) -> None:
@@ -141,11 +175,15 @@ def write_tokenizer_files(folder: Path, family: Family) -> None:
 
     The chat template of the training takes the place of the tokenizer's own, where jinja can express it.
     """
-    if (folder / _SENTENCEPIECE).is_file() and not (folder / _THEIR_SENTENCEPIECE).exists():
-        shutil.move(folder / _SENTENCEPIECE, folder / _THEIR_SENTENCEPIECE)
+    ours, theirs = folder / _SENTENCEPIECE, folder / _THEIR_SENTENCEPIECE
+    if ours.is_file() and not theirs.exists():
+        shutil.move(ours, theirs)
+    elif ours.is_file() and ours.read_bytes() == theirs.read_bytes():
+        ours.unlink()
     path = folder / "tokenizer_config.json"
     settings = read_json_if_present(path)
     kept = {name: value for name, value in settings.items() if name not in _TOKENIZER_NOTES}
+    kept = with_present_code(kept, folder)
     if name := _TOKENIZER_CLASSES.get(str(kept.get("tokenizer_class"))):
         kept["tokenizer_class"] = name
         if name == "PreTrainedTokenizerFast":  # else it gives types of tokens, which few models take
@@ -181,10 +219,25 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     theirs = {name: value for name, value in adapted.items() if not name.startswith(own)}
     if factor := _linear_scaling(adapted):
         theirs["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": factor}
-    theirs = family.hugging_face.config(theirs)
+    theirs = family.hugging_face.config(_without_class_defaults(theirs, family))
     if is_reward_config(config):
         theirs = with_reward_class(theirs, family)
+    if theirs.get("use_cache") is False:  # of the training; transformers' own default is true
+        del theirs["use_cache"]
     return theirs | {"tie_word_embeddings": says_tied(config, family), "torch_dtype": dtype}
+
+
+def _without_class_defaults(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Without fields that the family does not have and that say nothing."""
+    read, heads = read_fields(family), config.get("num_attention_heads")
+    defaults = _CLASS_DEFAULTS | {"num_key_value_heads": heads}
+    if heads and config.get("hidden_size"):
+        defaults["head_dim"] = config["hidden_size"] // heads
+    return {
+        name: value
+        for name, value in config.items()
+        if name in read or name not in defaults or value != defaults[name]
+    }
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

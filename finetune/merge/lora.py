@@ -137,9 +137,8 @@ def merge(options: MergeOptions) -> None:
     _report(options, base, adapters, tensors, num_files=len(files), seconds=time.monotonic() - began)
     if line := quantised_base.describe_choice(options.adapters, scheme, form):
         print_text(line)
-    if hugging_face and not base.is_hugging_face and base.family.hugging_face.needs_files:
-        needed = base.family.hugging_face.needs_files
-        print_text(f"note: transformers has no {base.family.name} of its own; copy {needed} into the folder")
+    if hugging_face and (line := hf_out.describe_needed_code(options.output, base.family)):
+        print_text(line)
     if options.verify:
         from finetune.merge.lora_verify import verify
 

@@ -17,6 +17,7 @@ from finetune.merge.tokenizer_files import copy_tokenizer
 from finetune.models.hf_names import is_tied, paddle_config
 from finetune.models.other_parts import copy_files_of_others, write_other_parts
 from finetune.models.reward_head import REWARD_WEIGHT, is_reward_config, reward_config
+from finetune.storage.code_files import with_present_code
 from finetune.storage.files import read_json_if_present
 from finetune.storage.writer import Tensor
 
@@ -49,6 +50,8 @@ def write_companions(
         write_other_parts(base.other_parts, folder)
     if base.is_hugging_face and not hugging_face:
         config = paddle_config(config, base.family, dtype=dtype)
+    elif hugging_face:
+        config = with_present_code(config, folder)
     hf_out.write_config(path, config)
     if hugging_face and not base.is_hugging_face:
         hf_out.write_hugging_face_files(folder, base.family, dtype=dtype)

@@ -15,6 +15,8 @@ from finetune.checkpoints import companions
 from finetune.checkpoints.folder import MANIFEST_NAME, find_fault
 from finetune.data.templates.trained_template import carry_template
 from finetune.errors import UserError
+from finetune.families.family import Family, find_family
+from finetune.families.multimodal.text_part import text_part
 from finetune.machine.command_names import MERGE_LORA, MERGE_RANKS, PREDICT, next_command, usage_name
 from finetune.machine.command_parser import CommandParser
 from finetune.machine.screen import print_text
@@ -89,6 +91,12 @@ def merge(options: MergeOptions) -> None:
             layout = _layout(source.kind, options.max_shard_bytes, "pt" if is_theirs else "np")
             files = write_tensors(folder, written, layout, advance=advance)
     _report(options, source, written, num_files=len(files), seconds=time.monotonic() - began)
+    if is_theirs and (line := hf_out.describe_needed_code(options.output, _family_of(options.output))):
+        print_text(line)
+
+
+def _family_of(folder: Path) -> Family:
+    return find_family(text_part(read_json_if_present(folder / "config.json")), folder)
 
 
 def _check_manifest(folder: Path, *, verify: bool) -> None:

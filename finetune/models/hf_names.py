@@ -16,6 +16,7 @@ from finetune.families.family import Family
 from finetune.families.multimodal.tensor_layout import without_wrapper
 from finetune.families.record_parts import OUTPUT_LAYER
 from finetune.models.reward_head import REWARD_HEAD, is_reward_config, reward_architecture
+from finetune.storage.code_files import AUTO_MAP
 
 JOINED_LAYERS = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
@@ -136,4 +137,5 @@ def paddle_config(config: Mapping[str, Any], family: Family, *, dtype: str) -> d
     adapted = {name: value for name, value in family.adapt_config(dict(config)).items() if name not in names}
     causal = family.class_path(config).rpartition(".")[2]
     architecture = reward_architecture(family) if is_reward_config(config) else causal
-    return adapted | {"architectures": [architecture], "dtype": dtype}
+    code = {name: config[name] for name in (AUTO_MAP,) if name in config}  # for the way back
+    return adapted | code | {"architectures": [architecture], "dtype": dtype}

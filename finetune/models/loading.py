@@ -106,6 +106,7 @@ def load_model(
     if REWARD_WEIGHT in absent:
         model.score.draw(config, head_seed)
     _set_generation_config(model, folder, encoder)
+    model.source_folder = folder  # what is trained keeps the files beside these weights
     model.eval()
     return model
 

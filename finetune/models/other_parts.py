@@ -210,10 +210,15 @@ def drop_other_parts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def has_other_parts(folder: Path) -> bool:
+    """Whether a folder is of a multimodal model, whole or as a text part beside the others."""
+    return (folder / WHOLE_CONFIG).is_file() or find_multimodal_kind(folder) is not None
+
+
 def copy_files_of_others(source: Path, folder: Path) -> None:
     """Copies settings and code of other parts, which say how images and sounds become numbers; without any, nothing."""
     source = _place_of_others(source)
-    if not (source / WHOLE_CONFIG).is_file() and find_multimodal_kind(source) is None:
+    if not has_other_parts(source):
         return
     for pattern in ("*processor_config.json", "*.py"):
         for path in source.glob(pattern):

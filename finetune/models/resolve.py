@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.config_fields import unknown_fields, unread_fields
+from finetune.families.config_fields import foreign_classes, unknown_fields, unread_fields
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
 from finetune.families.multimodal.kinds import MultimodalKind
@@ -57,8 +57,8 @@ class ResolvedModel:
 
     @property
     def notes(self) -> list[str]:
-        """Warnings of what config.json says and nothing reads, and that a part of the model alone is used."""
-        unread = unread_fields(self.config, self.family)
+        """Warnings of what config.json says and nothing reads, of a class of another family, and that a part of the model alone is used."""
+        unread = foreign_classes(self.config, self.family) + unread_fields(self.config, self.family)
         if self.kind is None:
             return unread
         return [f"note: {self.name} is multimodal ({self.kind.name}): its text part alone is used", *unread]

@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import UserError
+from finetune.errors import UserError, list_some
 from finetune.families.family import Family
 from finetune.families.tensor_splits import find_split
 from finetune.models.other_parts import find_multimodal_kind, take_text_part
 from finetune.models.own_head import refuse_packed_copy
 from finetune.storage.checkpoints import Checkpoint, ShardedCheckpoint, TensorFiles, has_weights
+from finetune.storage.dtypes import BFLOAT16, dtype_name
 from finetune.storage.quantisation.stored_format import stored_format
 from finetune.storage.quantisation.stored_tensors import PackedTensor, with_packed
 from finetune.storage.rank_files import MODEL_STEM, find_rank_files
+
+_MAX_LISTED = 5
 
 
 def open_shards(
@@ -74,7 +77,24 @@ def open_checkpoint(folder: Path, family: Family, config: Mapping[str, Any]) -> 
     if form:
         checkpoint.tensors = with_packed(checkpoint.tensors, form, folder)
         refuse_packed_copy(family.adapt_config(dict(config)), checkpoint.tensors, family, folder)
+    else:
+        _refuse_whole_numbers(checkpoint, folder)
     return checkpoint
+
+
+def _refuse_whole_numbers(checkpoint: Checkpoint, folder: Path) -> None:
+    """Raises UserError where weights are codes of a quantisation that config.json says nothing of."""
+    coded = [
+        f"{name} ({dtype_name(tensor.dtype)})"
+        for name, tensor in checkpoint.tensors.items()
+        if name.endswith(".weight") and tensor.dtype.kind != "f" and tensor.dtype != BFLOAT16
+    ]
+    if coded:
+        raise UserError(
+            f"model {folder}: weights are whole numbers, as of a quantised model, but config.json has no quantization_config "
+            f"that says what they stand for ({len(coded)}): {list_some(sorted(coded), _MAX_LISTED)}. Copy its config.json "
+            "again, or give the folder of the model that it was made from"
+        )
 
 
 def check_packed(folder: Path, family: Family, config: Mapping[str, Any]) -> None:

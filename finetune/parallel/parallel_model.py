@@ -22,7 +22,7 @@ import paddle
 
 from finetune.adapters.base import base_model
 from finetune.adapters.prefix import partial_gradients
-from finetune.models.layers import named_weights
+from finetune.models.layers import decoder_layers, named_weights
 from finetune.models.quantised.layers import packed_layers
 from finetune.models.reward_head import is_reward_model
 from finetune.models.sequence_parallel import set_row_length
@@ -97,7 +97,7 @@ class ParallelModel:
         """What drives each axis that is longer than 1, as "package class"."""
         layout, engines = self.groups.layout, {}
         if layout.tensor > 1:
-            engines["tensor"] = "paddlenlp layers over fleet.meta_parallel"
+            engines["tensor"] = f"{_package_of_layers(self.model)} layers over fleet.meta_parallel"
         if self.pipeline:
             engines["pipeline"] = self.pipeline.engine_name
         for axis, degree in (("sharding", layout.sharding), ("data", layout.data)):
@@ -261,6 +261,11 @@ def _start_pipeline(stage: Stage, group: Group, words: Collection[str]) -> Any:
 
     engine = FleetInterleavedPipeline if stage.plan.num_chunks > 1 else FleetPipeline
     return engine(stage, group, fleet.get_hybrid_communicate_group(), words)
+
+
+def _package_of_layers(model: Any) -> str:
+    """Whose decoder layers the model has: "paddlenlp", or "finetune"."""
+    return type(decoder_layers(base_model(model))[0]).__module__.partition(".")[0]
 
 
 def _logits_group(model: Any, groups: ProcessGroups) -> Group:

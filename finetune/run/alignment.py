@@ -76,7 +76,7 @@ def build_preference_rows(
         packing=packing,
         mask=mask,
         partners=partners,
-        learns_prompts=loss_settings(args).learns_prompts,
+        learns_prompts=loss_settings(args).learns_prompts and not resolved.family.sees_ahead,
         **padding,
     )
 

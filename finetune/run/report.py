@@ -154,11 +154,22 @@ class Report:
             options["prefix_path"] = out
         else:
             options["model_name_or_path"] = out
+        options |= self._options_of_one_process()
         words = [word for name, value in options.items() for word in (f"--{name}", value)]
         return {
             "evaluate by generated text": next_command(TRAIN, [f"{out}/arguments.json", *words]),
             **self._use_commands(out),
         }
+
+    def _options_of_one_process(self) -> dict[str, str]:
+        """What one process must be told to run with the settings of this run, which may have had several."""
+        names = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree")
+        degrees = {name: getattr(self.args.training, name) for name in names}
+        degrees["virtual_pp_degree"] = self.args.model.virtual_pp_degree
+        options = {name: "1" for name, degree in degrees.items() if degree > 1}
+        if self.args.training.sequence_parallel:
+            options["sequence_parallel"] = "false"
+        return options
 
     def _use_commands(self, out: str) -> dict[str, str]:
         """How to talk with what was trained, and how to make one model of an adapter."""

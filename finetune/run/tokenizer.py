@@ -79,7 +79,7 @@ def plan_vocabulary(args: Arguments, resolved: ResolvedModel, pair: TokenizerPai
     from finetune.adapters.files import count_embeddings
     from finetune.models.vocabulary import find_growth, is_other_tokenizer
 
-    family, num_tokens = resolved.family, len(pair.tokenizer)
+    family, num_tokens = resolved.family, pair.encoder.num_tokens
     vocab_size = family.adapt_config(resolved.config).get("vocab_size")
     if adapter := adapter_folder(args):
         num_tokens = count_embeddings(adapter, family, num_tokens=num_tokens, vocab_size=vocab_size)

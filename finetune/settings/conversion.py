@@ -156,8 +156,10 @@ def _join_names(names: list[Any]) -> str:
 def _convert_foreign(raw: Any) -> Any:
     """Brings a value to the form that the records of foreign settings use."""
     raw = take_word(raw)
-    if not isinstance(raw, str) or (number := _to_float(raw)) is not None:
-        return number if isinstance(raw, str) else raw
+    if not isinstance(raw, str):
+        return raw
+    if (number := _to_float(raw)) is not None:
+        return int(number) if number.is_integer() else number
     return None if raw.lower() in _NULL_WORDS else raw if (flag := _to_bool(raw)) is None else flag
 
 

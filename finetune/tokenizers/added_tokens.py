@@ -4,7 +4,8 @@ The files say the same thing in several places, and not always the same. What co
 `PreTrainedTokenizerBase.from_pretrained` of transformers 4.55:
 
 - `added_tokens_decoder` in tokenizer_config.json: ids, names and flags. Where it stands, even empty,
-  special_tokens_map.json and added_tokens.json are not looked at.
+  special_tokens_map.json and added_tokens.json are not looked at. The added tokens of tokenizer.json count beside it,
+  and of two names for one id theirs.
 - otherwise special_tokens_map.json overrides the roles of tokenizer_config.json, added_tokens.json gives ids,
   and the added tokens of tokenizer.json count too.
 - A token with a role is special. One without an id that is no piece of the vocabulary gets the next free id.
@@ -57,12 +58,14 @@ class FolderTokens:
         tokens: Tokens by name; those with a role among them, in the order in which ids are given.
         ids: Ids by name, as far as files give them.
         config: tokenizer_config.json.
+        in_json: Those whose ids tokenizer.json gives.
     """
 
     roles: Mapping[str, str]
     tokens: Mapping[str, AddedToken]
     ids: Mapping[str, int]
     config: Mapping[str, Any]
+    in_json: frozenset[str] = frozenset()
 
     def number(self, id_of: Callable[[str], int | None], num_pieces: int) -> dict[str, int]:
         """Ids of all tokens.
@@ -81,7 +84,11 @@ class FolderTokens:
 
 
 def read_folder_tokens(
-    folder: Path, defaults: Mapping[str, str] | None = None, *, fixed_roles: bool = False
+    folder: Path,
+    defaults: Mapping[str, str] | None = None,
+    *,
+    fixed_roles: bool = False,
+    rebuilt_by: str = "",
 ) -> FolderTokens:
     """Reads the files of a folder.
 
@@ -89,6 +96,7 @@ def read_folder_tokens(
         folder: Holds them.
         defaults: Names by role of the tokenizer's class, for roles that the files leave out.
         fixed_roles: Whether the class does not look at what files say of roles.
+        rebuilt_by: A setting of tokenizer_config.json with which its class does not look at tokenizer.json.
 
     Raises:
         UserError: A file cannot be read.
@@ -99,15 +107,24 @@ def read_folder_tokens(
     _take_roles(config, roles, lists)
     tokens: dict[str, AddedToken] = {}
     ids: dict[str, int] = {}
+    stated: dict[str, int] = {}
     if "added_tokens_decoder" in config:
-        _take_entries((config["added_tokens_decoder"] or {}).items(), tokens, ids)
+        if not rebuilt_by or config.get(rebuilt_by) is None:
+            _take_json(folder / "tokenizer.json", tokens, ids)
+        in_json = frozenset(ids)
+        _take_entries((config["added_tokens_decoder"] or {}).items(), tokens, stated)
+        taken = set(ids.values())
+        ids |= {name: index for name, index in stated.items() if index not in taken and name not in ids}
     else:
         _take_roles(_read(folder / "special_tokens_map.json"), roles, lists)
         special = {_name(value) for value in [*roles.values(), *lists]}
-        for name, index in _read(folder / "added_tokens.json").items():
+        added = _read(folder / "added_tokens.json").items()
+        for name, index in sorted(added, key=lambda pair: int(pair[1])):
             tokens[name] = AddedToken(name, special=name in special, normalized=name not in special)
             ids[name] = int(index)
-        _take_json(folder / "tokenizer.json", tokens, ids)
+        _take_json(folder / "tokenizer.json", tokens, stated)
+        ids |= stated
+        in_json = frozenset(stated)
     if fixed_roles:
         roles, lists = dict(defaults or {}), []
     for value in [*(roles[role] for role in ROLES if roles.get(role)), *lists]:
@@ -115,7 +132,7 @@ def read_folder_tokens(
         if name:
             tokens[name] = replace(tokens.get(name) or _token(value), special=True)
     named = {role: _name(value) for role, value in roles.items() if _name(value)}
-    return FolderTokens(named, tokens, ids, config)
+    return FolderTokens(named, tokens, ids, config, in_json)
 
 
 def _take_roles(source: Mapping[str, Any], roles: dict[str, Any], lists: list[Any]) -> None:

@@ -112,6 +112,11 @@ class FamilyEncoder:
         self.marks_inner_text = self._encoder.marks_inner_text
         self.splits_special = self._encoder.splits_special
 
+    @property
+    def num_tokens(self) -> int:
+        """How many embeddings the tokenizer needs: PaddleNLP's does not know the tokens of every file."""
+        return max(len(self.tokenizer), self._encoder.num_tokens)
+
     def add_end_ids(self, ids: Iterable[int]) -> None:
         """Ids at which generation stops as well."""
         own = (self.eos_token_id, *self.chat_end_ids)
@@ -157,7 +162,7 @@ class _PaddleBackend:
     @functools.cached_property
     def _unprefixed(self) -> Any:
         """The SentencePiece model without the blank that it puts in front of texts."""
-        return unprefixed_processor(Path(self._tokenizer.vocab_file).read_bytes())
+        return unprefixed_processor(self._tokenizer.sp_model.serialized_model_proto())
 
     def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> list[Ids]:
         """The ids of each text."""
@@ -191,23 +196,35 @@ def _paddle_encoder(tokenizer: Any, family: Family, *, splits_special: bool) -> 
     """PaddleNLP's tokenizer with the tokens that the files of its folder name."""
     facts, kind = family.tokenizer, find_kind(tokenizer) or TokenizerKind(open=_not_opened)
     backend = _PaddleBackend(tokenizer, has_prefix=kind.has_prefix or kind.first_only)
+    # Of the tokens that PaddleNLP added by itself the folder's files tell more.
+    folder = getattr(tokenizer, SOURCE_FOLDER, None)
     special = {
         str(name): index
         for name in (*tokenizer.all_special_tokens, *kind.names)
-        if (index := backend.id_of(str(name))) is not None
+        if (index := backend.id_of(str(name))) is not None and (folder is None or index < backend.num_pieces)
     }
     special |= getattr(tokenizer, "special_ids", {})  # those of a rank file
+    if kind.types_prefix:
+        tokenizer.add_prefix_space = False  # it comes before names are looked for
+    taken: tuple[str, ...] = ()
     if kind.take_names is not None and hasattr(tokenizer, "sp_model"):
         content, names = kind.take_names(Path(tokenizer.vocab_file))
         tokenizer.sp_model.LoadFromSerializedProto(content)
+        special |= {
+            str(tokenizer.sp_model.id_to_piece(index)): index
+            for index in range(tokenizer.sp_model.get_piece_size())
+            if tokenizer.sp_model.is_control(index)
+        }
         special |= names
-    folder = getattr(tokenizer, SOURCE_FOLDER, None)
+        taken = tuple(names)
     roles = {f"{role}_token": value for role, value in _roles_of(tokenizer).items()}
     if folder is not None:
-        found = read_folder_tokens(folder, kind.roles or roles, fixed_roles=kind.fixed_roles)
+        found = read_folder_tokens(
+            folder, kind.roles or roles, fixed_roles=kind.fixed_roles, rebuilt_by=kind.rebuilt_by
+        )
     else:
         found = FolderTokens(roles, {}, {}, {})
-    table = make_table(kind, found, special, backend)
+    table = make_table(kind, found, special, backend, taken=taken)
     try:
         named = named_ids(facts, found.roles, table.ids, backend.id_of, config=found.config)
         spelling = find_spelling(kind, found.config, folder / JSON_FILE) if folder else Spelling()

@@ -14,7 +14,8 @@ tests/tokenizers/test_fast_encoder.py with PaddleNLP. Which files are read:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from finetune.tokenizers.token_encoder import Spelling, TokenEncoder, TokenTable
 
 NUM_THREADS = 2
 JSON_FILE = "tokenizer.json"
+_TURN_MARK = re.compile(r"<\|[^|<>\s]+\|>")
 _JSON_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -80,6 +82,12 @@ def class_name(folder: Path, facts: TokenizerFacts, vocabulary: Path) -> str:
     return own if facts.own_class or named not in KINDS else named
 
 
+def default_roles(folder: Path, facts: TokenizerFacts) -> Mapping[str, str]:
+    """The special tokens that the class of a folder with tokenizer.json has where no file names them."""
+    kind = KINDS.get(_class_of(folder) or facts.tokenizer_class.rpartition(".")[2])
+    return kind.roles if kind else {}
+
+
 def is_rank_file(path: Path) -> bool:
     """Whether a file holds tiktoken's ranks: lines of a token in base64 and a number."""
     with path.open("rb") as file:
@@ -88,17 +96,45 @@ def is_rank_file(path: Path) -> bool:
 
 
 def make_table(
-    kind: TokenizerKind, found: FolderTokens, extra: Mapping[str, int], backend: TextBackend
+    kind: TokenizerKind,
+    found: FolderTokens,
+    extra: Mapping[str, int],
+    backend: TextBackend,
+    *,
+    taken: Collection[str] = (),
 ) -> TokenTable:
     """The tokens of a folder and those that its vocabulary file has by itself.
 
-    The flags of a token that the vocabulary file has are fixed (transformers takes the first that it meets); its
-    name is the folder's, where that gives another name to its id. An added token that is a piece of the vocabulary
-    has the piece's id, whatever the folder says.
+    Args:
+        kind: The tokenizer's.
+        found: What the folder's files say.
+        extra: Ids by name of what the vocabulary file has.
+        backend: Reads it.
+        taken: Those of them that SentencePiece would find in any text.
+
+    Where a folder says how text meets such a token, that counts if transformers has a class for the vocabulary, and
+    other classes fix it; its name is the folder's, where that gives another name to its id. An added token that is a
+    piece of the vocabulary has the piece's id, whatever the folder says. Others follow the vocabulary in the order of
+    the ids that the folder gives, without gaps, where transformers numbers them so; those of tokenizer.json have its ids.
     """
-    taken = {index: name for name, index in found.ids.items()}
-    own = {name: index for name, index in extra.items() if taken.get(index, name) == name}
-    tokens = dict(found.tokens) | {name: AddedToken(name) for name in own}
+
+    def piece_of(name: str) -> int | None:
+        index = backend.id_of(name)
+        return index if index is not None and index < backend.num_pieces else None
+
+    named = {index: name for name, index in found.ids.items()}
+    own = {name: index for name, index in extra.items() if named.get(index, name) == name}
+    ordinary = set(taken).difference(kind.names) if kind.has_ordinary else set()
+    ordinary -= {name for name, token in found.tokens.items() if token.special}
+    flagged = found.tokens if kind.has_ordinary else {}
+    tokens = dict(found.tokens) | {
+        name: replace(
+            flagged.get(name) or AddedToken(name),
+            special=name not in ordinary or _TURN_MARK.fullmatch(name) is not None,
+            normalized=False,
+        )
+        for name in own
+    }
     tokens = {
         name: replace(
             token, behind=kind.behind.get(name, ""), restarts=kind.restarts and name in found.tokens
@@ -106,10 +142,17 @@ def make_table(
         for name, token in tokens.items()
     }
     pieces = {
-        name: index for name in found.ids if name not in extra and (index := backend.id_of(name)) is not None
+        name: index for name in found.ids if name not in extra and (index := piece_of(name)) is not None
     }
-    known = replace(found, tokens=tokens, ids=own | dict(found.ids) | pieces)
-    return TokenTable(tokens=tokens, ids=known.number(backend.id_of, backend.num_pieces))
+    stated = {
+        name: index
+        for name, index in found.ids.items()
+        if not kind.numbers_on or index < backend.num_pieces or name in found.in_json
+    }
+    known = replace(found, tokens=tokens, ids=own | stated | pieces)
+    ids = known.number(piece_of, backend.num_pieces)
+    listed = [index for name, index in ids.items() if name not in kind.roles.values() or name in found.ids]
+    return TokenTable(tokens=tokens, ids=ids, num_tokens=1 + max([backend.num_pieces - 1, *listed]))
 
 
 def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_special: bool) -> TokenEncoder:
@@ -119,21 +162,21 @@ def _load(folder: Path, facts: TokenizerFacts, num_threads: int, *, splits_speci
             f"{folder} holds none of {', '.join((*facts.vocab_files, JSON_FILE, TEKKEN_FILE))}"
         )
     if vocabulary.name == JSON_FILE:
-        named_kind = KINDS.get(_class_of(folder) or facts.tokenizer_class.rpartition(".")[2])
-        defaults = named_kind.roles if named_kind else {}
-        return open_json_encoder(vocabulary, facts, defaults, splits_special=splits_special)
+        return open_json_encoder(
+            vocabulary, facts, default_roles(folder, facts), splits_special=splits_special
+        )
     kind = KINDS[class_name(folder, facts, vocabulary)]
-    found = read_folder_tokens(folder, kind.roles, fixed_roles=kind.fixed_roles)
+    found = read_folder_tokens(folder, kind.roles, fixed_roles=kind.fixed_roles, rebuilt_by=kind.rebuilt_by)
     _refuse_settings(kind, found.config)
     backend, extra = kind.open(vocabulary, num_threads)
-    table = make_table(kind, found, extra, backend)
+    table = make_table(kind, found, extra, backend, taken=getattr(backend, "names", ()))
     named = named_ids(facts, found.roles, table.ids, backend.id_of, config=found.config)
     spelling = replace(find_spelling(kind, found.config, folder / JSON_FILE), splits_special=splits_special)
     return TokenEncoder(backend, table, named, spelling)
 
 
 def _refuse_settings(kind: TokenizerKind, config: Mapping[str, Any]) -> None:
-    wrong = [key for key in (*kind.unset, "do_lower_case") if config.get(key)]
+    wrong = [key for key in ("do_lower_case",) if config.get(key)]
     if config.get("sp_model_kwargs"):
         wrong.append("sp_model_kwargs")
     if wrong:
@@ -148,6 +191,8 @@ def find_spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path)
             marks_blanks=kind.marks_blanks,
             first_only=kind.first_only,
             even_blanks=kind.first_only,
+            typed_prefix=kind.types_prefix and bool(config.get("add_prefix_space")),
+            reads_signs=kind.has_ordinary,
         )
     is_legacy = config.get("legacy") is not False
     if config.get("add_prefix_space") is None and as_json.is_file():
@@ -164,6 +209,7 @@ def find_spelling(kind: TokenizerKind, config: Mapping[str, Any], as_json: Path)
         prefixed=prefixed,
         first_only=first_only,
         unprefixed=not (prefixed or first_only),
+        reads_signs=kind.has_ordinary,
     )
 
 

@@ -72,13 +72,11 @@ def open_json_encoder(
     """
     tokenizer = open_tokenizer(path)
     found = read_folder_tokens(path.parent, defaults)
-    own = tokenizer.get_added_tokens_decoder().values()
-    known = {token.content for token in own}
-    for token in sorted(
-        (token for name, token in found.tokens.items() if name not in known),
-        key=lambda token: found.ids.get(token.content, 1 << 40),
-    ):
-        _add(tokenizer, token)
+    _set_prefix(tokenizer, has_prefix=bool(found.config.get("add_prefix_space")))
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    for name, token in found.tokens.items():
+        if name not in known or _flags(token) != _flags(known[name]):
+            _add(tokenizer, token)
     special = {name for name, token in found.tokens.items() if token.special}
     tokens = {
         token.content: AddedToken(
@@ -95,7 +93,8 @@ def open_json_encoder(
     named = named_ids(facts, found.roles, ids, tokenizer.token_to_id, config=found.config)
     if facts.opened_by_file:
         named = replace(named, prefix=(*_opening_ids(tokenizer), *named.prefix))
-    return JsonEncoder(tokenizer, TokenTable(tokens=tokens, ids=ids), named, splits_special=splits_special)
+    table = TokenTable(tokens=tokens, ids=ids, num_tokens=tokenizer.get_vocab_size())
+    return JsonEncoder(tokenizer, table, named, splits_special=splits_special)
 
 
 def open_tokenizer(path: Path) -> Any:
@@ -115,11 +114,25 @@ def open_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
+def _set_prefix(tokenizer: Any, *, has_prefix: bool) -> None:
+    """A blank in front of texts as the folder has it, where cutting into words is one step: transformers does so too."""
+    from tokenizers import pre_tokenizers
+
+    step = tokenizer.pre_tokenizer
+    if isinstance(step, pre_tokenizers.ByteLevel) and step.add_prefix_space != has_prefix:
+        step.add_prefix_space = has_prefix
+        tokenizer.pre_tokenizer = step
+
+
 def _opening_ids(tokenizer: Any) -> tuple[int, ...]:
     """What the file's own last step puts in front of a text."""
     bare, framed = (tokenizer.encode("0", add_special_tokens=adds).ids for adds in (False, True))
     starts = (start for start in range(len(framed)) if framed[start : start + len(bare)] == bare)
     return tuple(framed[: next(starts, 0)])
+
+
+def _flags(token: Any) -> tuple[bool, ...]:
+    return token.special, token.lstrip, token.rstrip, token.single_word, token.normalized
 
 
 def _add(tokenizer: Any, token: AddedToken) -> None:

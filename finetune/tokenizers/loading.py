@@ -19,7 +19,7 @@ from finetune.models.hubs.repository import cached_model, fetch_small_files, fin
 from finetune.storage.files import open_file, read_json_if_present, read_json_or_empty
 from finetune.storage.lfs_pointers import refuse_pointers
 from finetune.tokenizers.added_tokens import read_folder_tokens
-from finetune.tokenizers.fast_encoder import JSON_FILE, class_name, find_vocabulary
+from finetune.tokenizers.fast_encoder import JSON_FILE, class_name, default_roles, find_vocabulary
 
 _TEMPLATE_FILE = "chat_template.json"
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", _TEMPLATE_FILE)
@@ -109,7 +109,7 @@ def _load_from_folder(folder: Path, family: Family | None) -> Any:
     _check_files(folder)
     is_plain = facts.tokenizer_class.endswith(".JsonTokenizer")  # not one of a family with roles of its own
     if vocabulary.name == JSON_FILE and (is_plain or facts.vocab_files[0] != JSON_FILE):
-        return _load_json(vocabulary)
+        return _load_json(vocabulary, facts)
     if vocabulary.name == TEKKEN_FILE:
         return _load_tekken(vocabulary)
     overrides = {} if vocabulary.name == facts.vocab_files[0] else {"vocab_file": str(vocabulary)}
@@ -119,10 +119,10 @@ def _load_from_folder(folder: Path, family: Family | None) -> Any:
     return _load_by_name(str(folder), tokenizer_class=path, **overrides)
 
 
-def _load_json(path: Path) -> Any:
+def _load_json(path: Path, facts: TokenizerFacts) -> Any:
     from finetune.families.json_tokenizer import JsonTokenizer
 
-    roles = read_folder_tokens(path.parent).roles
+    roles = read_folder_tokens(path.parent, default_roles(path.parent, facts)).roles
     try:
         return JsonTokenizer(str(path), **roles)
     except Exception as error:  # the library raises plain Exception

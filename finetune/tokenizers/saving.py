@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from finetune.storage.code_files import copy_code
 from finetune.storage.template_files import copy_named
 from finetune.tokenizers.loading import SOURCE_FOLDER
 
@@ -39,4 +40,5 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
         elif name in _SETTINGS:
             (folder / name).unlink(missing_ok=True)
+    copy_code(source, folder, _SETTINGS[0])
     copy_named(source, folder)

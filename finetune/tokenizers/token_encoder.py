@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from finetune.errors import UserError
 from finetune.families.family import TokenizerFacts
 from finetune.families.text_backends import Ids, TextBackend, UnsupportedTokenizerError
 from finetune.tokenizers.added_tokens import AddedToken
-from finetune.tokenizers.token_splitter import PREFIXES, Stretch, TokenSplitter
+from finetune.tokenizers.token_splitter import BLANK_SIGN, PREFIXES, Stretch, TokenSplitter
 
 _BOS = "bos"
+_HALF = re.compile("[\ud800-\udfff]")
 _GENERAL_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -49,6 +52,8 @@ class Spelling:
         first_only: Whether only the first stretch of a text does.
         even_blanks: Whether it does although it begins with a blank.
         unprefixed: Whether none does although the vocabulary would put one there.
+        typed_prefix: Whether every stretch gets a typed blank in front unless it begins with one.
+        reads_signs: Whether the sign for a blank in the name of a token is a blank in decoded text.
         splits_special: Whether names of special tokens in data are plain text.
     """
 
@@ -58,6 +63,8 @@ class Spelling:
     first_only: bool = False
     even_blanks: bool = False
     unprefixed: bool = False
+    typed_prefix: bool = False
+    reads_signs: bool = False
     splits_special: bool = True
 
 
@@ -68,10 +75,12 @@ class TokenTable:
     Attributes:
         tokens: The tokens.
         ids: Their ids.
+        num_tokens: How many embeddings they and the vocabulary need.
     """
 
     tokens: Mapping[str, AddedToken]
     ids: Mapping[str, int]
+    num_tokens: int
 
 
 def named_ids(
@@ -161,6 +170,7 @@ class TokenEncoder:
         self._special = self._splitter(special)
         self._skips_blanks = spelling.first_only and not spelling.even_blanks
         self.splits_special = spelling.splits_special
+        self.num_tokens = table.num_tokens
         self._special_ids = frozenset(table.ids[token.content] for token in special)
         self._names = {index: name for name, index in table.ids.items()}
 
@@ -194,12 +204,24 @@ class TokenEncoder:
         return list(map(int, self.encode_many([text], inner=inner)[0])) if text else []
 
     def encode_many(self, texts: Sequence[str], *, inner: bool = False) -> Sequence[Ids]:
-        """Ids of each text (lists, or int32 arrays), on several threads; the interpreter is free meanwhile."""
-        return self._encode(texts, self._in_data, inner=inner)
+        """Ids of each text (lists, or int32 arrays), on several threads; the interpreter is free meanwhile.
+
+        Raises:
+            UserError: A text holds half of a character.
+        """
+        try:
+            return self._encode(texts, self._in_data, inner=inner)
+        except (TypeError, UnicodeEncodeError):
+            _refuse_halves(texts)
+            raise
 
     def encode_special(self, text: str, *, inner: bool = False) -> list[int]:
         """Ids of a template's own text, in which the names of special tokens stand for them."""
-        return list(map(int, self._encode([text], self._all, inner=inner)[0])) if text else []
+        try:
+            return list(map(int, self._encode([text], self._all, inner=inner)[0])) if text else []
+        except (TypeError, UnicodeEncodeError):
+            _refuse_halves([text])
+            raise
 
     def names_special(self, text: str) -> bool:
         """Whether a text spells the name of a special token."""
@@ -211,7 +233,10 @@ class TokenEncoder:
         return (token.lstrip, token.rstrip) if token else (False, False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids without the special tokens; blanks are left as the ids have them."""
+        """Text of ids without the special tokens; blanks are left as the ids have them.
+
+        A model may have more embeddings than the tokenizer has tokens: their ids are no text.
+        """
         skipped = self._special_ids | self._framing
         texts: list[str] = []
         run: list[int] = []
@@ -220,20 +245,27 @@ class TokenEncoder:
                 continue
             name = self._names.get(index)
             if name is None:
-                run.append(index)
+                run += [index] if index < self._backend.num_pieces else []
                 continue
-            texts += [self._decode_run(run, inner=bool(texts)), name]
+            texts += [self._decode_run(run, inner=bool(texts)), self._read_name(name)]
             run = []
         return "".join(texts) + self._decode_run(run, inner=bool(texts))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each token for people to read; tokens with names by these."""
-        return [self._names.get(int(index)) or self._backend.piece(int(index)) for index in ids]
+        return [self._piece(int(index)) for index in ids]
+
+    def _piece(self, index: int) -> str:
+        is_known = index in self._names or index < self._backend.num_pieces
+        return (self._names.get(index) or self._backend.piece(index)) if is_known else f"<{index}>"
 
     def _decode_run(self, ids: list[int], *, inner: bool) -> str:
         spelling = self._spelling
         inner = (inner and spelling.first_only) or spelling.unprefixed
         return self._backend.decode(ids, inner=inner) if ids else ""
+
+    def _read_name(self, name: str) -> str:
+        return name.replace(BLANK_SIGN, " ") if self._spelling.reads_signs else name
 
     def _splitter(self, tokens: Iterable[AddedToken]) -> TokenSplitter:
         spelling = self._spelling
@@ -269,7 +301,18 @@ class TokenEncoder:
     def _spell(self, texts: Sequence[str], *, inner: bool) -> Sequence[Ids]:
         if self._spelling.composes:
             texts = [_compose(text) for text in texts]
+        if self._spelling.typed_prefix:
+            texts = [text if text.startswith(" ") or not text else f" {text}" for text in texts]
         return self._backend.encode_many(texts, inner=inner or self._spelling.unprefixed)
+
+
+def _refuse_halves(texts: Iterable[str]) -> None:
+    for text in texts:
+        if isinstance(text, str) and (half := _HALF.search(text)):
+            raise UserError(
+                f"a text holds half of a character ({half.group()!r}, a lone surrogate, at place {half.start()}): "
+                "write the whole character, or leave it out"
+            )
 
 
 def _compose(text: str) -> str:

@@ -250,15 +250,15 @@ def _relative(value: float, expected: float) -> float:
     return abs(value - expected) / max(abs(expected), 1e-12)
 
 
-def tolerances_of(precision: str, family: str = "") -> dict[str, float]:
+def tolerances_of(precision: str, family: str = "", method: str = "") -> dict[str, float]:
     """`TOLERANCES` of a precision; in bf16 O2 those of families with experts are measured of transformers."""
     limits = TOLERANCES[precision[:4]]
-    return limits | expert_tolerances(family) if precision.startswith("bf16 O2") else limits
+    return expert_tolerances(family, method, limits) if precision.startswith("bf16 O2") else limits
 
 
-def faults_of(found: dict[str, Any], precision: str, family: str = "") -> list[str]:
+def faults_of(found: dict[str, Any], precision: str, family: str = "", method: str = "") -> list[str]:
     """What of a case's measurements is not as it should be."""
-    limits = tolerances_of(precision, family)
+    limits = tolerances_of(precision, family, method)
     faults = []
     if not found["float32"]["loss"] <= limits["float32"]:
         faults.append(f"loss is {found['float32']['loss']:.1e} from float32")

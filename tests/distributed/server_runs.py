@@ -83,20 +83,29 @@ class Run:
         return self
 
     def curve(self) -> Curve:
-        """What is compared, by name and step."""
-        found: Curve = {}
-        for line in (self.folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            for name in _COMPARED:
-                if record.get(name) is not None:  # a step that overflowed has no loss
-                    found.setdefault(name, {})[record["step"]] = float(record[name])
-        return found
+        """See `read_curve`."""
+        return read_curve(self.folder)
 
 
 _COMPARED = (
     "loss", "grad_norm", "learning_rate", "num_tokens", "num_label_tokens",
     "eval_loss", "eval_perplexity", "eval_accuracy", "loss_scale",
 )  # fmt: skip
+
+
+def read_curve(folder: Path) -> Curve:
+    """What is compared of a run, by name and step.
+
+    Args:
+        folder: Its output folder.
+    """
+    found: Curve = {}
+    for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        for name in _COMPARED:
+            if record.get(name) is not None:  # a step that overflowed has no loss
+                found.setdefault(name, {})[record["step"]] = float(record[name])
+    return found
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ STAGE1 = {"sharding": "stage1", "sharding_parallel_degree": 2}
 STAGES_2_AND_3 = [STAGE1 | {"sharding": stage} for stage in ("stage2", "stage3")]
 SHARDING = "fleet DygraphShardingOptimizer"
 TENSOR = "paddlenlp layers over fleet.meta_parallel"
+OWN_TENSOR = TENSOR.replace("paddlenlp", "finetune")
+"""Of families whose decoder is not PaddleNLP's."""
 PP4 = LayoutCase(4, 2, {"pipeline_parallel_degree": 4})
 TP_PP = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2}
 TP = {"tensor_parallel_degree": 2}
@@ -46,10 +48,10 @@ CASES = [
         {"pipeline": VIRTUAL},
     ),
     (
-        "llama",
+        "qwen3",
         "lora",
         LayoutCase(4, 2, TP_PP | {"virtual_pp_degree": 2, "sequence_parallel": True}),
-        {"tensor": TENSOR, "pipeline": VIRTUAL},
+        {"tensor": OWN_TENSOR, "pipeline": VIRTUAL},
     ),
     (
         "llama",
@@ -181,3 +183,14 @@ def test_what_a_run_noted_of_its_engines_is_no_setting(bench):
     run = bench.server.run(settings).check()
     assert "layout_engines" not in run.logs[0]
     assert "layout_engines" not in json.loads((run.folder / "arguments.json").read_text())
+
+
+def test_rows_of_many_lengths_are_recomputed_in_a_pipeline_that_splits_them(bench):
+    long = {"src_length": 150, "max_length": 250, "recompute": True, "max_steps": 4, "eval_steps": 4}
+    model = build_model("llama", bench.folder / "models" / "llama of many positions", max_length=256)
+    settings = bench.settings("llama", "sft", "padded") | long | {"model_name_or_path": str(model)}
+    layout = LayoutCase(4, 1, TP_PP | {"sequence_parallel": True})
+    run = bench.server.run(settings | layout.arguments(), layout.world).check()
+    expected = bench.server.run(settings | ONE.arguments()).check()
+    differences = largest_difference(run.curve(), expected.curve())
+    assert max(differences.values()) <= TOLERANCE, differences

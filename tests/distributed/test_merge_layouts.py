@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.distributed.layouts import FAMILIES, LAYOUTS, ROOT
+from tests.reference.test_hugging_face_folders import check_tokens
 
 pytestmark = pytest.mark.distributed
 slow = pytest.mark.slow_distributed
@@ -64,6 +65,10 @@ def test_files_of_ranks_merge_to_the_whole_model(bench, tmp_path):
     whole, expected = read_weights(tmp_path / "whole"), read_weights(run.folder)
     assert whole.keys() == expected.keys()
     assert all((whole[name] == expected[name]).all() for name in expected)
+    theirs = tmp_path / "theirs"
+    words = ("--model_name_or_path", checkpoint, "--output_dir", theirs, "--save_format", "hf")
+    run_script("merge_tp_params.py", *words)
+    check_tokens(theirs, "qwen", live=False)
 
 
 def read_weights(folder) -> dict:

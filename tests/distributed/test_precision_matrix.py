@@ -83,7 +83,8 @@ def test_half_precision(precision_bench, family, method, precision, layout):
         )
     else:
         case = Case(family, method, precision, layout)
-        faults = note(record, lambda: measure(precision_bench, case), partial(faults_of, family=family))
+        check = partial(faults_of, family=family, method=method)
+        faults = note(record, lambda: measure(precision_bench, case), check)
     assert not faults, faults
 
 

@@ -51,3 +51,19 @@ def test_figures_stand_in_their_cells(tmp_path):
     assert "| opt | sft | bf16 O2 | 5e-04 |" in text
     assert "| bf16 O2 | 1 |  | 7e-06 |" in text
     assert "commit abc" in text
+
+
+def test_figures_are_judged_by_the_bounds_of_today(tmp_path):
+    beyond = FORMS | {"one": FIGURES | {"grad_norm": 5e-2}}
+    text = make_page(
+        tmp_path,
+        [
+            CASE | beyond | {"faults": []},
+            CASE | beyond | {"family": "mixtral", "method": "pt", "faults": ["a bound of that time"]},
+            CASE | {"layout": "final folder", "final": 1e-3, "num_generated": 4, "faults": []},
+        ],
+    )
+    assert "1 of 3 recorded cases are within the bounds" in text
+    assert "- llama sft bf16 O2 dp2: one: grad_norm is 5.0e-02 from one process\n" in text
+    assert "- llama sft bf16 O2 final folder: the final folder evaluates 1.0e-03 from the run" in text
+    assert "a bound of that time" not in text

@@ -41,7 +41,7 @@ FINALS = [("qwen", "lora", "bf16 O2"), ("qwen", "pt", "fp16 O2"), ("llama", "sft
     "case", CASES, ids=lambda case: f"{case.family}-{case.method}-{case.precision}-{case.layout}"
 )
 def test_half_precision(precision_bench, case):
-    faults = faults_of(measure(precision_bench, case), case.precision)
+    faults = faults_of(measure(precision_bench, case), case.precision, case.family, case.method)
     assert not faults, faults
 
 
@@ -83,9 +83,9 @@ def test_a_fault_is_found():
     good = {"float32": differences(near, curve), "one": same, "resumed": same, "other": same}
     assert faults_of(good, "bf16 O2") == []
     assert len(faults_of(good, "fp16 O2")) == 1
-    assert len(faults_of(good | {"float32": differences(apart, curve)}, "bf16 O2", "llama")) == 1
-    assert faults_of(good | {"float32": differences(apart, curve)}, "bf16 O2", "mixtral") == []
-    assert len(faults_of(good | {"float32": differences(far, curve)}, "bf16 O2", "mixtral")) == 1
+    assert len(faults_of(good | {"float32": differences(apart, curve)}, "bf16 O2", "llama", "sft")) == 1
+    assert faults_of(good | {"float32": differences(apart, curve)}, "bf16 O2", "mixtral", "sft") == []
+    assert len(faults_of(good | {"float32": differences(far, curve)}, "bf16 O2", "mixtral", "sft")) == 1
     assert "nothing was rounded" in faults_of(good | {"float32": same}, "bf16 O2")[0]
     for form in ("float32", "one", "resumed", "other", "killed"):
         for other in (far, gone):

@@ -22,7 +22,7 @@ CASES = [
     ("llama", "lora", "simpo", "sharding2 stage1", "bf16", False),
     ("qwen", "sft", "kto", "tp2", "bf16", True),
 ]
-ALL_FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt")
+ALL_FAMILIES = ("llama", "chatglm2", "qwen", "bloom", "opt", "chatglm")
 ALL_LAYOUTS = ("dp2", "tp2", "pp2", "sharding2 stage1", "sharding2 stage2", "sharding2 stage3", "tp2 x pp2")
 ALL_LOSSES = ("sigmoid", "kto", "orpo", "ipo", "kto_pair", "simpo", "cpo")
 

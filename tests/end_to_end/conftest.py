@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.models.tiny.checkpoint import build_tiny
 from tests.conftest import FAST, write_arguments
+from tests.end_to_end.family_models import OPTIONS, TINY
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,17 @@ def write_run(tiny_llama, small_data, tmp_path_factory) -> Callable[..., tuple[P
         return write_arguments(folder / "arguments.json", **base | settings), folder / "out"
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Callable[[str], Path]:
+    """Gives the tiny checkpoint of a family, built once."""
+    found: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("tiny_families")
+
+    def build(family: str) -> Path:
+        if family not in found:
+            found[family] = build_tiny(family, root / family, **TINY | OPTIONS.get(family, {}))
+        return found[family]
+
+    return build

@@ -17,14 +17,14 @@ from finetune.families import registry
 from finetune.families.family import families, get_family
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.run.directory import ARGUMENTS_FILE, LOCK_FILE
+from finetune.run.reference import REFERENCE_FILE
 from tests.conftest import ROOT, launch, losses, read_log, run_entry, write_arguments
-from tests.families.cases import CASES as FAMILY_CASES
+from tests.end_to_end.family_models import OPTIONS, TINY
 from tests.families.cases import FamilyCase
 
 METHODS = ("sft", "lora", "pt", "sft_pp")
 BORROWED_METHODS = ("sft", "lora", "pt")  # one of them for each family that runs with the files of another
 NUM_TRAIN, NUM_DEV = 6, 2
-TINY = {"vocab_size": 330, "num_layers": 2, "hidden_size": 32, "max_length": 256}
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,6 @@ ALIGNMENT_FILES = sorted(
     if "loss_type" in json.loads(path.read_text(encoding="utf-8"))
 )
 """Files of preference methods, which train on other data."""
-# Of a family with two rows the last one: keys and values in fewer heads.
-OPTIONS = {row.name: row.options for row in FAMILY_CASES}
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    """Gives the tiny checkpoint of a family, built once."""
-    found: dict[str, Path] = {}
-    root = tmp_path_factory.mktemp("tiny_families")
-
-    def build(family: str) -> Path:
-        if family not in found:
-            found[family] = build_tiny(family, root / family, **TINY | OPTIONS.get(family, {}))
-        return found[family]
-
-    return build
 
 
 @pytest.fixture(scope="session")
@@ -170,10 +154,11 @@ def check(case, tiny_model, few_samples, tmp_path) -> None:
 
 def cut_power_after_step_1(out: Path) -> None:
     """Leaves what a run of two steps has on the disk before its second checkpoint is written."""
+    kept = (ARGUMENTS_FILE, LOCK_FILE, REFERENCE_FILE, "train_log.jsonl")
     for path in out.iterdir():
         if path.is_dir() and path.name != "checkpoint-1":
             shutil.rmtree(path)
-        elif path.is_file() and path.name not in (ARGUMENTS_FILE, LOCK_FILE, "train_log.jsonl"):
+        elif path.is_file() and path.name not in kept:
             path.unlink()
 
 

@@ -13,8 +13,11 @@ from finetune.data.samples.tokenize import IGNORE_INDEX, Prompt
 from finetune.models.loading import load_model
 from finetune.models.resolve import resolve_model
 from finetune.training.loss import logits_of
+from tests.families.cases import FACTS
 
 NUM_PREFIX_TOKENS = 3
+CONTEXT_END = (5, 8)
+"""[gMASK] and <sop> of a tiny ChatGLM-6B."""
 WEIGHT_SCALE = 8.0
 """Tiny weights are multiplied by this: with a spread of 0.02 attention is uniform and hides faults."""
 
@@ -54,10 +57,34 @@ def with_lora(model: Any, family: Any) -> Any:
     return add_lora(model, settings, family=family, dtype="float32")
 
 
+def with_moved_lora(model: Any, family: Any, *, seed: int = 1) -> Any:
+    """LoRA whose second matrices, which begin at zero, matter; only its matrices are trained."""
+    import paddle
+
+    adapted = with_lora(model, family)
+    paddle.seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.set_value(paddle.randn(parameter.shape) * 0.3)
+    adapted.mark_only_lora_as_trainable()
+    adapted.eval()
+    return adapted
+
+
 def random_rows(lengths, vocab_size: int = 300, seed: int = 0) -> list[np.ndarray]:
     """Rows of ordinary token ids."""
     random = np.random.default_rng(seed)
     return [random.integers(3, vocab_size, size=length) for length in lengths]
+
+
+def family_rows(family: Any, lengths, **draws: Any) -> list[np.ndarray]:
+    """`random_rows`; texts of a family that reads contexts in both directions have one where they are long enough."""
+    rows = random_rows(lengths, **draws)
+    if FACTS[family.name].sees_ahead:
+        for row in rows:
+            if len(row) > 3:
+                row[len(row) // 4 : len(row) // 4 + 2] = CONTEXT_END
+    return rows
 
 
 def logits(model: Any, ids: np.ndarray, **inputs: np.ndarray) -> np.ndarray:

@@ -33,6 +33,10 @@ class FamilyFacts:
         caps_scores: Whether its scores are capped, which no fused kernel does: attention runs without one.
         norm_offset: What its norms add to their weights.
         norm_centres: Whether its norms take the mean off.
+        named_as_llama: Prefix of the names of transformers' classes ("Qwen2" in Qwen2ForCausalLM) where its config and
+            its weights are named as its Llama's; "" where they are not, or it has none.
+        llama_fields: Further fields of the config that both name alike.
+        models: Published models that people know, as their authors call them.
         feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
@@ -58,6 +62,9 @@ class FamilyFacts:
     caps_scores: bool = False
     norm_offset: float = 0.0
     norm_centres: bool = False
+    named_as_llama: str = ""
+    llama_fields: tuple[str, ...] = ()
+    models: str = ""
     feed_forwards: int = 1
 
     @property

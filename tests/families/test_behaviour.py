@@ -33,14 +33,26 @@ def model(folder):
     return decoding.load_sharp(folder)
 
 
+ADAPTED = {
+    "plain": lambda model, family: model,
+    "prefix": decoding.with_prefix,
+    "lora": decoding.with_moved_lora,
+}
+
+
 @pytest.fixture(params=["plain", "prefix"])
 def tuned(request, model, family):
     """The model as it is, and with a prefix."""
-    return decoding.with_prefix(model, family) if request.param == "prefix" else model
+    return ADAPTED[request.param](model, family)
 
 
-def test_padding_on_the_right_needs_no_mask(tuned):
-    rows = decoding.random_rows([9, 5, 2])
+def with_every_adapter(test):
+    """Runs a test with LoRA, too."""
+    return pytest.mark.parametrize("tuned", ADAPTED, indirect=True)(test)
+
+
+def test_padding_on_the_right_needs_no_mask(tuned, family):
+    rows = decoding.family_rows(family, [9, 5, 2])
     ids, mask = decoding.right_padded(rows)
     plain, masked = decoding.logits(tuned, ids), decoding.logits(tuned, ids, attention_mask=mask)
     for place, row in enumerate(rows):
@@ -50,8 +62,9 @@ def test_padding_on_the_right_needs_no_mask(tuned):
     assert np.abs(plain[0, :2] - plain[2, :2]).max() > 0.1
 
 
-def test_packed_rows_equal_separate_rows(tuned):
-    rows = decoding.random_rows([6, 3, 5])
+@with_every_adapter
+def test_packed_rows_equal_separate_rows(tuned, family):
+    rows = decoding.family_rows(family, [6, 3, 5])
     batch = decoding.packed(rows)
     together = decoding.logits(tuned, batch.pop("ids"), **batch)[0]
     separate = np.concatenate([decoding.logits(tuned, row[None])[0] for row in rows])
@@ -68,9 +81,10 @@ def loss_and_gradients(model, ids, labels, **inputs):
     return float(loss), found
 
 
-def test_packed_rows_have_the_loss_and_gradients_of_separate_rows(tuned):
-    rows = decoding.random_rows([6, 3, 5])
-    targets = decoding.random_rows([6, 3, 5], seed=1)
+@with_every_adapter
+def test_packed_rows_have_the_loss_and_gradients_of_separate_rows(tuned, family):
+    rows = decoding.family_rows(family, [6, 3, 5])
+    targets = decoding.family_rows(family, [6, 3, 5], seed=1)
     batch = decoding.packed(rows)
     packed_loss, packed = loss_and_gradients(tuned, batch.pop("ids"), np.concatenate(targets)[None], **batch)
     parts = [
@@ -83,8 +97,8 @@ def test_packed_rows_have_the_loss_and_gradients_of_separate_rows(tuned):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=2e-5 * max(1, np.abs(expected).max()))
 
 
-def test_changing_one_packed_sample_changes_no_other(tuned):
-    rows = decoding.random_rows([6, 3, 5])
+def test_changing_one_packed_sample_changes_no_other(tuned, family):
+    rows = decoding.family_rows(family, [6, 3, 5])
     changed = [rows[0], rows[1][::-1].copy() + 1, rows[2]]
     before, after = (
         decoding.logits(tuned, batch.pop("ids"), **batch)[0]
@@ -97,7 +111,7 @@ def test_changing_one_packed_sample_changes_no_other(tuned):
 
 
 def test_label_positions_leave_loss_and_gradients_as_they_are(tuned, family):
-    ids, mask = decoding.right_padded(decoding.random_rows([7, 4]))
+    ids, mask = decoding.right_padded(decoding.family_rows(family, [7, 4]))
     labels = decoding.some_labels(ids, mask)
     base = getattr(tuned, "model", tuned)
     positions = LabelPositions(find_layer(base, family.head_module), length_first=family.hidden_length_first)
@@ -139,7 +153,7 @@ def test_lora_adapts_the_linear_layers_and_nothing_else(model, family):
 
 def test_neftune_and_the_head_find_their_layers(model, family):
     embedding = find_layer(model, family.embedding_module)
-    ids = paddle.to_tensor(decoding.random_rows([4])[0][None])
+    ids = paddle.to_tensor(decoding.family_rows(family, [4])[0][None])
     assert embedding(ids).shape == [1, 4, 32]
     seen = []
     find_layer(model, family.head_module).register_forward_pre_hook(
@@ -149,8 +163,9 @@ def test_neftune_and_the_head_find_their_layers(model, family):
     assert len(seen) == 1 and seen[0][-1] == 32
 
 
-def test_cached_steps_give_the_logits_of_one_pass(tuned):
-    ids = np.stack(decoding.random_rows([11, 11]))
+@with_every_adapter
+def test_cached_steps_give_the_logits_of_one_pass(tuned, family):
+    ids = np.stack(decoding.family_rows(family, [11, 11]))
     steps = decoding.stepwise_logits(tuned, ids, prompt_length=4)
     np.testing.assert_allclose(steps, decoding.logits(tuned, ids)[:, 3:], atol=2e-5)
 
@@ -169,7 +184,7 @@ def _evaluate(tuned, folder, family, rows, *, batch_size, eos=None, max_new_toke
 
 
 def test_a_padded_batch_gives_each_row_its_own_answer(tuned, folder, family):
-    rows = decoding.random_rows([8, 3, 5])
+    rows = decoding.family_rows(family, [8, 3, 5])
     expected = [decoding.greedy_without_cache(tuned, row, 6) for row in rows]
     found = _evaluate(tuned, folder, family, rows, batch_size=3, eos=NO_TOKEN)
     assert found == expected
@@ -177,7 +192,7 @@ def test_a_padded_batch_gives_each_row_its_own_answer(tuned, folder, family):
 
 
 def test_an_answer_stops_at_the_end_token(tuned, folder, family):
-    rows = decoding.random_rows([8, 3])
+    rows = decoding.family_rows(family, [8, 3])
     free = _evaluate(tuned, folder, family, rows, batch_size=2, eos=NO_TOKEN, max_new_tokens=8)
     end = free[0][3]
     found = _evaluate(tuned, folder, family, rows, batch_size=2, eos=end, max_new_tokens=8)
@@ -197,7 +212,7 @@ def _prefix_gradient(tuned, ids):
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["plain", "recompute"])
 def test_gradients_reach_the_prefix_only(folder, family, recompute):
-    ids = np.stack(decoding.random_rows([6, 6]))
+    ids = np.stack(decoding.family_rows(family, [6, 6]))
     tuned = decoding.with_prefix(decoding.load_sharp(folder), family)
     expected = _prefix_gradient(tuned, ids)
     assert expected.shape == (decoding.NUM_PREFIX_TOKENS, expected.size // decoding.NUM_PREFIX_TOKENS)
@@ -215,7 +230,7 @@ def test_gradients_reach_the_prefix_only(folder, family, recompute):
 
 
 def test_a_saved_prefix_gives_the_same_logits(folder, family, model, tmp_path):
-    ids = np.stack(decoding.random_rows([6, 6]))
+    ids = np.stack(decoding.family_rows(family, [6, 6]))
     tuned = decoding.with_prefix(model, family)
     without = decoding.logits(decoding.load_sharp(folder), ids)
     expected = decoding.logits(tuned, ids)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.config_fields import unknown_fields, unread_fields
+from finetune.families.config_fields import foreign_classes, unknown_fields, unread_fields
 from finetune.families.family import families, get_family, import_object
 from finetune.families.tiny_recipe import TinyShape
 from finetune.models.resolve import resolve_model
@@ -142,3 +142,29 @@ def test_granite_mapped_to_llama_is_refused_before_weights_are_read(llama_folder
     ) as found:
         resolve_model(llama_folder)
     assert "model.safetensors" not in str(found.value)
+
+
+OF_THE_FAMILY = {
+    "chatglm3": ["ChatGLMModel"],
+    "ernie4_5": ["Ernie4_5_ForCausalLM"],
+    "gemma3": ["Gemma3TextModel"],
+    "gpt2": ["GPT2Model"],
+    "llama": ["LlamaForSequenceClassification"],
+    "mistral": ["MistralModel"],
+    "qwen2": ["Qwen2ForRewardModel"],
+    "qwen": ["QWenLMHeadModel"],
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_FAMILY)
+def test_classes_of_the_family_with_another_head_are_no_news(name):
+    assert foreign_classes({"architectures": OF_THE_FAMILY[name]}, get_family(name)) == []
+    assert foreign_classes({}, get_family(name)) == []
+
+
+@pytest.mark.parametrize("named", ["LlamaEncoderModel", "MiniCPMForCausalLM", "MistralForCausalLM"])
+def test_a_class_of_another_model_is_told(named):
+    (line,) = foreign_classes({"model_type": "llama", "architectures": [named]}, get_family("llama"))
+    assert line.startswith(
+        f"warning: config.json names the class {named}, which is none of family llama: it is "
+    )

@@ -14,6 +14,7 @@ RIGHT = {
         "no_bias": True,
     },
     "PaddleNLP keeps the layers that are not recomputed": {"no_recompute_layers": [0, 1]},
+    "Qwen keeps the number of a window that is off": {"sliding_window": 0, "use_sliding_window": False},
     "several end tokens": {"eos_token_id": [151645, 151643], "pad_token_id": -1},
     "numbers for flags": {"use_cache": 1, "sequence_parallel": 0},
     "nothing said": {
@@ -25,7 +26,15 @@ RIGHT = {
     "whole numbers for others": {"rope_theta": 10000, "rms_norm_eps": 1e-6, "attention_dropout": 0},
 }
 WRONG = [
-    ({"hidden_size": "16"}, 'hidden_size is "16", but must be a whole number of 0 or more'),
+    ({"hidden_size": "16"}, 'hidden_size is "16", but must be a whole number of 1 or more'),
+    ({"max_position_embeddings": 0}, "max_position_embeddings is 0, but must be a whole number of 1 or more"),
+    ({"intermediate_size": 0}, "intermediate_size is 0, but must be"),
+    ({"head_dim": 0}, "head_dim is 0, but must be"),
+    ({"num_kv_heads": 0}, "num_kv_heads is 0, but must be"),
+    ({"sliding_window": 0}, "sliding_window is 0, but must be a whole number of 1 or more"),
+    ({"sliding_window": False}, "sliding_window is false, but must be"),
+    ({"max_position_embeddings": None}, "max_position_embeddings is null, but must be"),
+    ({"tie_word_embeddings": None}, 'tie_word_embeddings is null, but must be true, false or "auto"'),
     ({"num_hidden_layers": True}, "num_hidden_layers is true"),
     ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
     ({"no_recompute_layers": ["x"]}, "a number of layers or their numbers"),

@@ -126,3 +126,26 @@ def test_rotary_scaling_that_cannot_be_expressed_is_refused():
 def test_other_head_size_is_refused():
     with pytest.raises(UserError, match=r"head_dim 16 with 8 heads"):
         get_family("qwen2").adapt_config({**LLAMA_SIZES, "head_dim": 16})
+
+
+LONGEST = [
+    ("llama", {}, 64),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}, "attention_bias": True}, 256),
+    ("qwen2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, 256),
+    ("qwen3", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}, 128),
+    ("qwen3", {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}, 64),
+    ("mistral", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, 64),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "expected"), LONGEST)
+def test_stretched_positions_reach_as_far_as_they_are_stretched(name, settings, expected):
+    """Vicuna 16k and Qwen2.5 with YaRN say the length before stretching, Llama with YaRN that behind it."""
+    sizes = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 64,
+    }
+    assert get_family(name).position_limit({"model_type": name, **sizes, **settings}) == expected

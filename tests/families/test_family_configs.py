@@ -99,6 +99,24 @@ REFUSED = [
     ("falcon", {"parallel_attn": False, "new_decoder_architecture": True}, "a form that no Falcon has"),
     ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2; allowed: 1, or 2 with"),
     ("falcon", {"rope_scaling": {"type": "longrope"}}, "rotary scaling 'longrope'.*allowed: none, linear"),
+    ("falcon", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    ("gpt2", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    ("gpt2", {"scale_attn_weights": None}, "scale_attn_weights None, but GPT-2 is run with True only"),
+    ("gpt2", {"n_head": 8}, "n_head 8 and num_attention_heads 4, which are two names of one field"),
+    ("bloom", {"n_head": 8}, "num_attention_heads 4 and n_head 8, which are two names of one field"),
+    ("falcon", {"n_head": 8}, "n_head 8 and num_attention_heads 4, which are two names of one field"),
+    ("opt", {"ffn_dim": 8, "intermediate_size": 9}, "ffn_dim 8 and intermediate_size 9, which are two names"),
+    (
+        "qwen2",
+        {"hidden_act": "gelu", "rope_scaling": {"type": "linear", "factor": 2.0}},
+        "hidden_act 'gelu', but Qwen2",
+    ),
+    ("gemma", {"alibi": True}, "alibi True, but Gemma is run with False only"),
+    (
+        "gemma3",
+        {"attn_logit_softcapping": 50.0},
+        r"attn_logit_softcapping 50\.0, but Gemma 3 is run with None only",
+    ),
     ("xverse", {"hidden_act": "gelu"}, "hidden_act 'gelu', but XVERSE is run with 'silu' only"),
     ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary positions of type 'linear'"),
     ("internlm2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
@@ -109,6 +127,35 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "settings", "message"), REFUSED)
 def test_what_paddlenlp_would_compute_wrongly_is_refused(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
+
+
+@pytest.mark.parametrize("name", ["gemma", "glm4", "llama", "mistral", "qwen2", "qwen3_moe", "xverse"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 2.0}},
+            "'linear' .*and 'dynamic'",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "default", "type": "linear", "factor": 2.0}},
+            "'default' .*and 'linear'",
+        ),
+        (
+            {"rope_theta": 5.0, "rope_scaling": {"type": "default", "rope_theta": 6.0}},
+            r"rope_theta: 5\.0 \(top\), 6\.0",
+        ),
+        ({"rope_theta": 5.0, "rope_parameters": {"rope_theta": 6.0}}, r"rope_theta: 5\.0 \(top\), 6\.0"),
+        (
+            {"partial_rotary_factor": 1.0, "rope_parameters": {"partial_rotary_factor": 0.5}},
+            r"partial_rotary_factor: 1\.0 \(top\), 0\.5",
+        ),
+    ],
+)
+def test_a_rotary_setting_with_two_values_is_refused(name, settings, message):
+    """Releases of transformers differ in which of them they take."""
     with pytest.raises(UserError, match=message):
         get_family(name).adapt_config({"model_type": name, **SIZES, **settings})
 

@@ -18,6 +18,8 @@ from finetune.tokenizers.encoder import FamilyEncoder
 from finetune.tokenizers.fast_encoder import load_fast_encoder
 from finetune.tokenizers.loading import load_tokenizer
 from tests.families import decoding
+from tests.reference.chatglm2_qwen_published import published_config, published_weights
+from tests.reference.published_forms import as_glm
 from tests.texts import draw_texts
 
 PUBLISHED = {
@@ -63,34 +65,18 @@ def folder(corpus, tmp_path_factory):
 
 def _as_transformers_has_it(folder, target):
     """The same weights under the names and with the fields of transformers' Glm, whose projections stand apart."""
-    config = json.loads((folder / "config.json").read_text())
-    head_dim, heads = config["kv_channels"], config["num_attention_heads"]
-    sizes = np.cumsum([heads * head_dim, config["multi_query_group_num"] * head_dim])
-    found = {}
-    plain = {"self_attention.dense": "self_attn.o_proj", "mlp.dense_h_to_4h": "mlp.gate_up_proj",
-             "mlp.dense_4h_to_h": "mlp.down_proj"}  # fmt: skip
-    for name, array in load_file(folder / "model.safetensors").items():
-        array = array.T if array.ndim == 2 and "embedding" not in name else array
-        name = name.removeprefix("chatglm_v2.").replace("encoder.", "")
-        if ".query_key_value." in name:
-            layer, kind = name.split(".self_attention")[0], name.rpartition(".")[2]
-            for part, piece in zip("qkv", np.split(array, sizes), strict=True):
-                found[f"model.{layer}.self_attn.{part}_proj.{kind}"] = piece
-            continue
-        for here, there in plain.items():
-            name = name.replace(here, there)
-        name = name.replace("embedding.word_embeddings", "embed_tokens").replace("final_layernorm", "norm")
-        found["lm_head.weight" if name == "output_layer.weight" else f"model.{name}"] = array
+    config, weights = published_config(folder, "chatglm4"), published_weights(folder, "chatglm4")
+    found = as_glm(weights, config)
     target.mkdir()
     save_file({name: np.ascontiguousarray(array) for name, array in found.items()}, target / "model.safetensors",
               metadata={"format": "pt"})  # fmt: skip
     fields = {
-        "model_type": "glm", "architectures": ["GlmForCausalLM"], "attention_bias": True, "head_dim": head_dim,
+        "model_type": "glm", "architectures": ["GlmForCausalLM"], "attention_bias": True, "head_dim": config["kv_channels"],
         "hidden_act": "silu", "hidden_size": config["hidden_size"], "intermediate_size": config["ffn_hidden_size"],
-        "max_position_embeddings": 512, "num_attention_heads": heads, "num_hidden_layers": 2,
+        "max_position_embeddings": 512, "num_attention_heads": config["num_attention_heads"], "num_hidden_layers": 2,
         "num_key_value_heads": config["multi_query_group_num"], "partial_rotary_factor": 0.5,
-        "rms_norm_eps": config["layernorm_epsilon"], "rope_theta": config["rotary_base"],
-        "tie_word_embeddings": False, "vocab_size": config["vocab_size"],
+        "rms_norm_eps": config["layernorm_epsilon"], "rope_theta": 1e4 * config["rope_ratio"],
+        "tie_word_embeddings": False, "vocab_size": config["padded_vocab_size"],
     }  # fmt: skip
     (target / "config.json").write_text(json.dumps(fields))
     return target

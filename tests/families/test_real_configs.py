@@ -128,6 +128,12 @@ REFUSED = {
     "InternLM3": (named("internlm3", "InternLM3ForCausalLM", qkv_bias=False), "internlm3"),
     "XComposer": (named("internlmxcomposer2", "InternLMXComposer2ForCausalLM"), "internlmxcomposer2"),
     "Persimmon": (named("persimmon", "PersimmonForCausalLM", qk_layernorm=True), "persimmon"),
+    "Qwen3-MoE without norms of heads": (
+        named("qwen3_moe", "Qwen3MoeForCausalLM", use_qk_norm=False), "use_qk_norm False",
+    ),
+    "Mistral with layers beside its window": (
+        named("mistral", "MistralForCausalLM", sliding_window=4096, layer_types=["full_attention"] * 24), "layer_types",
+    ),
     "Dream": (named("Dream", "DreamModel", mask_token_id=151666), "Dream"),
 }  # fmt: skip
 # Model: (family, whether it is multimodal, config.json)
@@ -139,6 +145,15 @@ READ = {
     }),
     "SmolLM2": ("llama", False, named("llama", "LlamaForCausalLM", rope_interleaved=False, rope_scaling=None)),
     "Nemotron 70B": ("llama", False, named("llama", "LlamaForCausalLM", attention_bias=False, mlp_bias=False)),
+    "Qwen3-Coder 30B": ("qwen3_moe", False, named(
+        "qwen3_moe", "Qwen3MoeForCausalLM", decoder_sparse_step=1, head_dim=128, max_window_layers=28, mlp_only_layers=[],
+        moe_intermediate_size=768, norm_topk_prob=True, num_experts=128, num_experts_per_tok=8, qkv_bias=False,
+        output_router_logits=False, router_aux_loss_coef=0.0, shared_expert_intermediate_size=0, sliding_window=None,
+        use_qk_norm=True, use_sliding_window=False,
+    )),
+    "Llama 2 with YaRN": ("llama", False, named("llama", "LlamaForCausalLM", rope_scaling={
+        "factor": 32.0, "original_max_position_embeddings": 4096, "type": "yarn", "finetuned": True,
+    })),
     "Ministral": ("mistral", False, named("mistral", "MistralForCausalLM", sliding_window=32768, head_dim=128)),
     "Yi-VL": ("llama", True, named(
         "llava", "LlavaLlamaForCausalLM", mm_vision_tower="./vit", mm_hidden_size=1280, image_aspect_ratio="pad",

@@ -35,12 +35,16 @@ def tuned(request, folder, family):
 
 
 @pytest.fixture
-def samples():
+def samples(family):
     random = np.random.default_rng(3)
-    return [
+    made = [
         PreferenceSample(*(pick(random, sizes[0]), (pick(random, sizes[1]), pick(random, sizes[2]))))
         for sizes in SIZES
     ]
+    if FACTS[family.name].sees_ahead:
+        for sample in made[::2]:
+            sample.prompt_ids[-2:] = decoding.CONTEXT_END
+    return made
 
 
 def pick(random, size):

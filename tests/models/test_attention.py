@@ -113,7 +113,7 @@ def kind_of(family, *, has_prefix=False) -> str:
 
 
 def test_packed_samples_equal_separate_ones_on_the_kernel_of_the_family(family, plain, fused, kernels):
-    rows, kind = decoding.random_rows(LENGTHS), kind_of(family)
+    rows, kind = decoding.family_rows(family, LENGTHS), kind_of(family)
     separate = np.concatenate([decoding.logits(plain, row[None])[0] for row in rows])
     batch = packed(rows, kind)
     together = decoding.logits(fused, batch.pop("ids"), **batch)[0]
@@ -131,7 +131,7 @@ def test_packed_samples_equal_separate_ones_on_the_kernel_of_the_family(family, 
 
 
 def test_packed_rows_equal_a_block_mask_and_samples_do_not_see_each_other(family, fused, kernels):
-    rows, kind = decoding.random_rows(LENGTHS), kind_of(family)
+    rows, kind = decoding.family_rows(family, LENGTHS), kind_of(family)
     by_block, by_kind = (
         decoding.logits(fused, batch.pop("ids"), **batch)[0]
         for batch in (packed(rows, "block"), packed(rows, kind))
@@ -155,8 +155,8 @@ def loss_and_gradients(model, batch, labels):
 
 @pytest.mark.parametrize("granularity", ["full", "core_attn"])
 def test_gradients_of_packed_samples_with_recomputation(family, folder, plain, kernels, granularity):
-    rows = decoding.random_rows(LENGTHS)
-    labels = np.concatenate(decoding.random_rows(LENGTHS, seed=1))[None]
+    rows = decoding.family_rows(family, LENGTHS)
+    labels = np.concatenate(decoding.family_rows(family, LENGTHS, seed=1))[None]
     expected_loss, expected = loss_and_gradients(plain, packed(rows, "block"), labels)
     fused = decoding.load_sharp(folder, use_flash_attention=True, recompute_granularity=granularity)
     fused.train()
@@ -173,7 +173,7 @@ def test_gradients_of_packed_samples_with_recomputation(family, folder, plain, k
 
 def test_packed_samples_behind_a_prefix_keep_apart_by_a_block_mask(family, plain, fused, kernels):
     assert kind_of(family, has_prefix=True) == "block"
-    rows = decoding.random_rows(LENGTHS)
+    rows = decoding.family_rows(family, LENGTHS)
     plain, fused = (decoding.with_prefix(model, family) for model in (plain, fused))
     separate = np.concatenate([decoding.logits(plain, row[None])[0] for row in rows])
     batch = packed(rows, "block")
@@ -185,7 +185,7 @@ def test_packed_samples_behind_a_prefix_keep_apart_by_a_block_mask(family, plain
 def test_end_rows_behind_a_prefix_and_without_a_kernel_are_no_silent_leak(family, plain, fused):
     if kind_of(family) == "block":
         return
-    batch = packed(decoding.random_rows(LENGTHS), "start_end")
+    batch = packed(decoding.family_rows(family, LENGTHS), "start_end")
     ids = batch.pop("ids")
     with pytest.raises(ValueError, match="give a block mask"):
         decoding.logits(decoding.with_prefix(fused, family), ids, **batch)
@@ -197,7 +197,7 @@ def test_end_rows_behind_a_prefix_and_without_a_kernel_are_no_silent_leak(family
 
 
 def test_a_kernel_never_gets_a_mask_and_is_causal_together(family, plain, fused, kernels):
-    rows = decoding.random_rows([7, 4])
+    rows = decoding.family_rows(family, [7, 4])
     ids, mask = decoding.right_padded(rows)
     for model in (fused, decoding.with_prefix(fused, family)):
         for inputs in ({}, {"attention_mask": mask}):
@@ -214,7 +214,7 @@ def test_a_kernel_never_gets_a_mask_and_is_causal_together(family, plain, fused,
 def test_rows_padded_on_the_right_need_no_mask(family, plain, fused, kernels):
     if FACTS[family.name].adds_distances or FACTS[family.name].sees_ahead:
         return
-    ids, _ = decoding.right_padded(decoding.random_rows([7, 4]))
+    ids, _ = decoding.right_padded(decoding.family_rows(family, [7, 4]))
     expected = decoding.logits(plain, ids)
     np.testing.assert_allclose(
         decoding.logits(fused, ids), expected, atol=2e-5 * max(1, np.abs(expected).max())
@@ -224,20 +224,20 @@ def test_rows_padded_on_the_right_need_no_mask(family, plain, fused, kernels):
 
 def test_a_prefix_without_a_mask_is_seen_whole(family, plain, fused):
     """PaddleNLP finds such a mask causal and drops it: the kernel then hides the last prefix tokens or the text."""
-    ids = np.stack(decoding.random_rows([7, 7]))
+    ids = np.stack(decoding.family_rows(family, [7, 7]))
     expected, found = (decoding.logits(decoding.with_prefix(model, family), ids) for model in (plain, fused))
     np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, np.abs(expected).max()))
 
 
 def test_decoding_with_a_cache_equals_one_pass(family, plain, fused):
-    ids = np.stack(decoding.random_rows([9, 9]))
+    ids = np.stack(decoding.family_rows(family, [9, 9]))
     expected = decoding.logits(plain, ids)[:, 4:]
     found = decoding.stepwise_logits(fused, ids, 5)
     np.testing.assert_allclose(found, expected, atol=2e-5 * max(1, np.abs(expected).max()))
 
 
 def test_padding_on_the_left_is_finite_and_changes_nothing(family, plain, fused):
-    rows = decoding.random_rows([7, 4])
+    rows = decoding.family_rows(family, [7, 4])
     length = 7
     ids = np.stack([np.pad(row, (length - len(row), 0)) for row in rows])
     mask = np.stack([np.arange(length) >= length - len(row) for row in rows]).astype(np.int64)
@@ -256,7 +256,7 @@ READS = ["item", "numpy", "tolist", "__bool__", "__int__", "__float__", "__index
 @pytest.mark.parametrize("given", ["nothing", "tokens", "block", "rows"])
 def test_a_forward_pass_reads_nothing_back_from_the_device(family, fused, monkeypatch, given):
     monkeypatch.setattr(F, "flashmask_attention", lambda query, *_unused, **_more: query)
-    rows = decoding.random_rows([6, 3])
+    rows = decoding.family_rows(family, [6, 3])
     inputs = {
         "nothing": {"ids": np.concatenate(rows)[None]},
         "tokens": {"ids": np.concatenate(rows)[None], "attention_mask": np.ones((1, 9), np.int64)},

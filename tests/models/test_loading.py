@@ -274,3 +274,15 @@ def test_a_config_that_no_model_can_be_built_from_ends_in_a_message(llama_folder
     _edit_config(llama_folder, num_key_value_heads=8)
     with pytest.raises(UserError, match=r"no model can be built from its config.json|shape"):
         load_model(resolve_model(llama_folder), dtype="float32")
+
+
+def test_codes_of_a_quantisation_that_nothing_is_said_of_are_refused(llama_folder):
+    """Read as numbers they would be a model of noise."""
+
+    def code(tensors):
+        for name in [name for name in tensors if name.endswith("q_proj.weight")]:
+            tensors[name] = (tensors[name] * 1000).astype(np.int8)
+
+    _rewrite(llama_folder, code)
+    with pytest.raises(UserError, match=r"whole numbers.*quantization_config.*q_proj.weight \(int8\)"):
+        load_model(resolve_model(llama_folder), dtype="float32")

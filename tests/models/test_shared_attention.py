@@ -12,7 +12,7 @@ from finetune.families.family import get_family
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.training.loss import logits_of
 from tests.families import decoding
-from tests.families.cases import small_options
+from tests.families.cases import FACTS, small_options
 from tests.models.test_attention import FAMILIES, Kernels
 
 WINDOW = 4
@@ -39,15 +39,18 @@ def kernels(monkeypatch):
     return made
 
 
-def make_samples():
+def make_samples(family):
     random = np.random.default_rng(4)
-    return [
+    made = [
         PreferenceSample(ids[0], (ids[1], ids[2]))
         for ids in (
             [random.integers(3, 300, size=size).astype(np.int32) for size in sizes]
             for sizes in ((5, 4, 6), (1, 3, 2))
         )
     ]
+    if FACTS[family.name].sees_ahead:
+        made[0].prompt_ids[-2:] = decoding.CONTEXT_END
+    return made
 
 
 def answer_logits(model, batch):
@@ -71,7 +74,7 @@ def test_shared_rows_equal_separate_ones_on_the_kernel_of_the_family(
         pytest.skip("this family sees all tokens")
     window = decoding.window_of(family, WINDOW) if has_window else {}
     plain, fused = (decoding.load_sharp(folder, use_flash_attention=on, **window) for on in (False, True))
-    samples = make_samples()
+    samples = make_samples(family)
     kind = family.packed_mask(window, fused=True, half=True, has_prefix=False, shares_prompts=True)
     packing = pack(group_lengths(samples), 40, seed=1) if is_packed else None
     separate = PreferenceRows(samples, pad_token_id=0, mask=None)

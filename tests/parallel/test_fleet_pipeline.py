@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import paddle
 import pytest
@@ -102,8 +103,10 @@ class InFourDirections(Transfers):
         )
 
 
-def train(plan: StagePlan, num_micro_batches: int = 3, *, in_batches: bool = False) -> Trained:
-    stage = Stage(plan, Program())
+def train(
+    plan: StagePlan, num_micro_batches: int = 3, *, in_batches: bool = False, kind: type[Stage] = Stage
+) -> Trained:
+    stage = kind(plan, Program())
     group = Group(stage.plan, stage.program)
     engine = start_engine(stage, group)
     if in_batches:
@@ -138,6 +141,32 @@ def test_every_rank_computes_its_parts_once_in_each_direction(num_ranks, num_chu
         ]
         whole = sum(Stage.lengths[:num_micro_batches])
         assert trained.loss.item() == (whole if rank == num_ranks - 1 else 0)
+
+
+class SequenceStage(Stage):
+    """Of a model that restores rows from a length that it is told."""
+
+    def __init__(self, plan, program):
+        super().__init__(plan, program)
+        self.model = SimpleNamespace(config=SimpleNamespace(sequence_parallel=True), sublayers=list)
+        self.told = []
+
+    def forward(self, number):
+        self.told.append((self.model.config.seq_length, self.lengths[number]))
+        return super().forward(number)
+
+    def finished(self, number):
+        super().finished(number)
+        self.told.append((self.model.config.seq_length, self.lengths[number]))
+
+
+@pytest.mark.parametrize(("num_ranks", "num_chunks"), [(3, 1), (3, 2)])
+def test_rows_have_the_length_of_their_micro_batch_in_backward_passes_too(num_ranks, num_chunks):
+    """Recomputation restores them there, when other micro-batches have had their forward passes."""
+    for rank in range(num_ranks):
+        stage = train(StagePlan(rank, num_ranks, num_chunks), 5, kind=SequenceStage).stage
+        assert len(stage.told) == 2 * 5 * num_chunks
+        assert all(told == length for told, length in stage.told), stage.told
 
 
 @pytest.mark.parametrize(("num_ranks", "num_chunks", "num_micro_batches"), VIRTUAL)

@@ -50,6 +50,10 @@ class ReferenceModel:
     def train(self) -> None:
         """There is no dropout to switch on."""
 
+    def eval(self) -> ReferenceModel:
+        """The same."""
+        return self
+
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What is trained."""
         yield from (self.adapter or self.weights).items()

@@ -30,35 +30,28 @@ SHAPE = {
     "seed": 3,
 }
 _GROUPED = {"intermediate_size": 80, "num_key_value_heads": 2}
+WHOLE_HEADS = {"intermediate_size": 80}
+"""Each query head has its own keys: Falcon's tiny model is then of the form of RW 1B."""
 FAMILY_SHAPES: dict[str, dict[str, int]] = {
-    "llama": _GROUPED,
-    "qwen2": _GROUPED,
-    "qwen3": _GROUPED,
-    "qwen2_moe": _GROUPED,
-    "qwen3_moe": _GROUPED,
+    name: _GROUPED if facts.groups_heads else WHOLE_HEADS
+    for name, facts in FACTS.items()
+    if facts.named_as_llama
+} | {
     "mixtral": _GROUPED,
     "glm4": _GROUPED,
     "phi3": _GROUPED,
-    "ernie4_5": _GROUPED,
-    "xverse": {"intermediate_size": 80},
-    "internlm": {"intermediate_size": 80},
+    "internlm": WHOLE_HEADS,
     "internlm2": _GROUPED,
-    "baichuan": {"intermediate_size": 80},
-    "baichuan2": {"intermediate_size": 80},
+    "baichuan": WHOLE_HEADS,
+    "baichuan2": WHOLE_HEADS,
     "bloom": {},
-    "gpt2": {"intermediate_size": 80},
+    "gpt2": WHOLE_HEADS,
     "falcon": _GROUPED,
-    "opt": {"intermediate_size": 80},
-    "granite": _GROUPED,
-    "smollm3": _GROUPED,
-    "mistral": _GROUPED,
-    "gemma": _GROUPED,
+    "opt": WHOLE_HEADS,
     "gemma2": _GROUPED,
     "gemma3": _GROUPED,
 }
 """What each compared family adds to `SHAPE`."""
-WHOLE_HEADS = {"intermediate_size": 80}
-"""Each query head has its own keys: Falcon's tiny model is then of the form of RW 1B."""
 
 
 @dataclass(frozen=True)

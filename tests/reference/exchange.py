@@ -11,30 +11,11 @@ import numpy as np
 import pytest
 
 from finetune.families.family import get_family
+from tests.reference.readers import READERS
 
 HAS_PEFT = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
 REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
-FAMILIES = (
-    "llama",
-    "qwen2",
-    "qwen3",
-    "qwen2_moe",
-    "qwen3_moe",
-    "mixtral",
-    "ernie4_5",
-    "glm4",
-    "phi3",
-    "bloom",
-    "gpt2",
-    "falcon",
-    "granite",
-    "smollm3",
-    "opt",
-    "mistral",
-    "gemma",
-    "gemma2",
-    "gemma3",
-)
+FAMILIES = tuple(name for name, reader in READERS.items() if reader.is_own)
 """Families that go to transformers and peft, and back."""
 NEEDS_PEFT = [
     pytest.mark.parity,
@@ -49,7 +30,7 @@ def load_theirs(folder: Path):
     import torch
     import transformers
 
-    # The other forms of attention leave caps of scores out; this one adds Falcon's distances twice.
+    # The other forms of attention leave caps of scores out.
     has_distances = json.loads((folder / "config.json").read_text()).get("alibi")
     settings = {"torch_dtype": torch.float32, "attn_implementation": "sdpa" if has_distances else "eager"}
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **settings).eval()

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from finetune.families.registry import get_family
+from tests.families.cases import FACTS
+from tests.families.family_facts import FamilyFacts
 from tests.reference import published_forms
 from tests.reference.published_forms import PublishedForm
 
@@ -143,7 +146,6 @@ CASES = {
         LogitCase("llama3", "Llama", _ROTARY | {"rope_scaling": _LLAMA3}),
         LogitCase("llama_biases", "Llama", _ROTARY | {"attention_bias": True, "mlp_bias": True}),
         LogitCase("llama_wide_heads", "Llama", _ROTARY | {"head_dim": 16}),
-        LogitCase("xverse", "Llama", _ROTARY | {"num_key_value_heads": 4}, form=published_forms.XVERSE),
         LogitCase(
             "internlm",
             "Llama",
@@ -231,6 +233,22 @@ CASES = {
         LogitCase("gemma_mqa", "Gemma", _ROTARY | {"head_dim": 16, "num_key_value_heads": 1}, norm_mean=0.0),
     )
 }  # fmt: skip
+
+
+def _named_as_llama(name: str, facts: FamilyFacts) -> LogitCase:
+    """The plain case of a family that needs no more than the row in `tests.families.cases`."""
+    family = get_family(name)
+    heads = {} if facts.groups_heads else {"num_key_value_heads": _SIZES["num_attention_heads"]}
+    names = {"model_type": family.model_types[0], "architectures": list(family.architectures)}
+    form = PublishedForm(names if facts.named_as_llama == "Llama" else {})
+    return LogitCase(name, facts.named_as_llama, _ROTARY | heads, form=form)
+
+
+CASES |= {
+    name: _named_as_llama(name, facts)
+    for name, facts in FACTS.items()
+    if facts.named_as_llama and name not in CASES
+}
 
 
 def input_rows() -> tuple[np.ndarray, np.ndarray]:

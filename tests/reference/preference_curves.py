@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.reference import chatglm2_qwen_curves, curves
+from tests.reference.chatglm2_qwen_published import PUBLISHED
 from tests.reference.curves import COMMON, HERE, LORA_RANK
 
 GOLDEN_PREFERENCES = HERE / "golden_preferences.json"
-_SHAPE = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 600, "max_length": 256, "seed": 3,
-          "intermediate_size": 80, "num_key_value_heads": 2}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PreferenceCase:
-    """A loss, with what its argument file adds."""
+    """A loss, with what its argument file adds, and the family of the model."""
 
     name: str
     loss_type: str
@@ -23,6 +23,7 @@ class PreferenceCase:
     full_learning_rate: float = 1e-3
     lora_learning_rate: float = 5e-3
     only_lora: bool = False
+    family: str = "llama"
 
     @property
     def is_marked(self) -> bool:
@@ -62,12 +63,25 @@ CASES = {
         PreferenceCase("simpo", "simpo", {"beta": 2.0, "simpo_gamma": 1.0}),
         PreferenceCase("cpo", "cpo"),
         PreferenceCase("kto", "kto", {"desirable_weight": 1.2, "undesirable_weight": 0.8}),
+        *(
+            PreferenceCase(f"sigmoid_{family}", "sigmoid", family=family)
+            for family in ("chatglm2", "qwen", "bloom")
+        ),
+        # Larger steps come to the kink of its ReLU, where the order of a sum decides between two gradients.
+        PreferenceCase("sigmoid_opt", "sigmoid", lora_learning_rate=1e-3, family="opt"),
     )
 }
 
 
-def build_policy(folder: Path) -> Path:
-    """The tiny Llama that all cases start from, and are held to."""
-    from finetune.models.tiny.checkpoint import build_tiny
+def build_policy(folder: Path, family: str = "llama") -> Path:
+    """The tiny model that all cases of a family start from, and are held to."""
+    return _parts(family).build_model(folder, family)
 
-    return build_tiny("llama", folder, corpus=HERE / "data" / "train.json", **_SHAPE)
+
+def build_policy_adapter(folder: Path, policy: Path, family: str) -> Path:
+    """The adapter that its cases with LoRA start from."""
+    return _parts(family).build_adapter(folder, policy, family=family)
+
+
+def _parts(family: str) -> Any:
+    return chatglm2_qwen_curves if family in PUBLISHED else curves

@@ -24,8 +24,16 @@ import torch
 import transformers
 import trl
 
-from tests.reference.curves import NUM_STEPS, build_adapter
-from tests.reference.preference_curves import CASES, GOLDEN_PREFERENCES, PreferenceCase, build_policy
+from tests.reference.chatglm2_qwen_published import PUBLISHED
+from tests.reference.chatglm2_qwen_training import ReferenceModel
+from tests.reference.curves import NUM_STEPS
+from tests.reference.preference_curves import (
+    CASES,
+    GOLDEN_PREFERENCES,
+    PreferenceCase,
+    build_policy,
+    build_policy_adapter,
+)
 from tests.reference.transformers_training import (
     IGNORED,
     add_reference_lora,
@@ -136,9 +144,7 @@ def train_case(case: PreferenceCase, folder: Path, adapter: Path | None) -> list
     """Loss, gradient norm and learning rate of every step."""
     arguments = case.arguments(lora=adapter is not None)
     samples = read_samples(case, arguments, folder)
-    model = load_reference_model(folder)
-    if adapter is not None:
-        model = add_reference_lora(model, adapter)
+    model = build_reference(case.family, folder, adapter)
     reference = copy.deepcopy(model).eval()
     if arguments.get("reference_model") == "base":
         reference.disable_adapter_layers()  # as in the context in which TRL asks a model that peft holds
@@ -166,6 +172,14 @@ def train_case(case: PreferenceCase, folder: Path, adapter: Path | None) -> list
     return curve
 
 
+def build_reference(family: str, folder: Path, adapter: Path | None) -> Any:
+    """The tiny model in transformers, its adapter in peft; or the model written here of a family that it lacks."""
+    if family in PUBLISHED:
+        return ReferenceModel(folder, family, adapter)
+    model = load_reference_model(folder, family)
+    return model if adapter is None else add_reference_lora(model, adapter, family=family)
+
+
 def read_samples(case: PreferenceCase, arguments: dict[str, Any], folder: Path) -> list:
     """The samples as token ids, read by this project."""
     from finetune.data.reading.splits import find_sources
@@ -184,7 +198,7 @@ def read_samples(case: PreferenceCase, arguments: dict[str, Any], folder: Path) 
         file = Path(name) / "arguments.json"
         file.write_text(json.dumps(arguments | given))
         args = parse_arguments([str(file)])
-        encoder: Any = FamilyEncoder(load_tokenizer(folder), get_family("llama"))
+        encoder: Any = FamilyEncoder(load_tokenizer(folder), get_family(case.family))
         files = find_sources(args.data, training=True, evaluating=False)
         pair: Any = SimpleNamespace(encoder=encoder)
         comparison = "marked" if case.is_marked else "pairs"
@@ -196,9 +210,11 @@ def reference_curves(names: Sequence[str] = tuple(CASES)) -> dict[str, list[dict
     torch.manual_seed(0)
     curves = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = build_policy(Path(name) / "llama")
-        adapter = build_adapter(Path(name) / "adapter", folder)
         for case in map(CASES.__getitem__, names):
+            folder = Path(name) / case.family
+            adapter = Path(name) / f"{case.family}_adapter"
+            if not folder.exists():
+                build_policy_adapter(adapter, build_policy(folder, case.family), case.family)
             if not case.only_lora:
                 curves[case.name] = train_case(case, folder, None)
             curves[f"{case.name}_lora"] = train_case(case, folder, adapter)

@@ -1,12 +1,13 @@
-"""How published folders hold models that transformers computes as a Llama: other names, joined layers.
+"""How published folders hold models that transformers computes with another class: other names, joined layers.
 
-Families that transformers has no code of are compared with its Llama, where the weights of one are those of the
-other, put in another order.
+Families that transformers has no code of are compared with its Llama, Glm and Qwen2, where the weights of one are those
+of the other, put in another order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,32 @@ class PublishedForm:
         return {name: value for name, value in changed.items() if self.config.get(name, name) is not None}
 
 
-XVERSE = PublishedForm({"model_type": "xverse", "architectures": ["XverseForCausalLM"]})
+def undo(
+    form: PublishedForm,
+    published: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+) -> Weights:
+    """The weights of transformers' Llama from those of a published folder, each number in the place it came from.
+
+    Args:
+        form: How the folder holds them.
+        published: All of its weights.
+        config: Of transformers' model.
+        shapes: Of its weights.
+    """
+    places, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + int(np.prod(shape))
+        places[name] = np.arange(start, end).reshape(shape)
+    moved = form.rearrange(places, config)
+    assert moved.keys() == published.keys()
+    numbers, seen = np.empty(end, np.float32), np.zeros(end, bool)
+    for name, ids in moved.items():
+        assert ids.shape == published[name].shape, name
+        numbers[ids], seen[ids] = published[name], True
+    assert seen.all()
+    return {name: numbers[ids] for name, ids in places.items()}
 
 
 def _groups(weights: Mapping[str, np.ndarray], layer: str, config: Mapping[str, Any]) -> np.ndarray:
@@ -125,3 +151,53 @@ BAICHUAN = PublishedForm(
 BAICHUAN_13B = PublishedForm(_OF_13B | {"normed_head": False}, _as_baichuan)
 BAICHUAN2 = PublishedForm(_BAICHUAN | {"z_loss_weight": 0}, _as_baichuan)
 BAICHUAN2_13B = PublishedForm(_OF_13B | {"z_loss_weight": 0}, _as_baichuan)
+
+
+_GLM_NAMES = {
+    "transformer.embedding.word_embeddings": "model.embed_tokens",
+    "transformer.encoder.final_layernorm": "model.norm",
+    "transformer.encoder.layers": "model.layers",
+    "transformer.output_layer": "lm_head",
+    "self_attention.dense": "self_attn.o_proj",
+    "self_attention.query_key_value": "self_attn.qkv",
+    "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+    "mlp.dense_4h_to_h": "mlp.down_proj",
+}
+_QWEN2_NAMES = {
+    "transformer.wte": "model.embed_tokens",
+    "transformer.ln_f": "model.norm",
+    "transformer.h": "model.layers",
+    "ln_1": "input_layernorm",
+    "ln_2": "post_attention_layernorm",
+    "attn.c_attn": "self_attn.qkv",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.w1": "mlp.up_proj",
+    "mlp.w2": "mlp.gate_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+
+
+def _apart(published: Mapping[str, np.ndarray], names: Mapping[str, str], sizes: Sequence[int]) -> Weights:
+    """Other names, and queries, keys and values (`sizes`: rows of each) from layers of their own."""
+    found: Weights = {}
+    for name, array in published.items():
+        for theirs, ours in names.items():
+            name = re.sub(rf"(^|\.){re.escape(theirs)}(?=\.)", rf"\g<1>{ours}", name)
+        if ".qkv." in name:
+            for part, piece in zip("qkv", np.split(array, np.cumsum(sizes)[:-1]), strict=True):
+                found[name.replace(".qkv.", f".{part}_proj.")] = piece
+        else:
+            found[name] = array
+    return found
+
+
+def as_glm(published: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Weights:
+    """The weights of ChatGLM 2, 3 and GLM-4 as transformers' Glm has them."""
+    head_dim, groups = config["kv_channels"], config["multi_query_group_num"]
+    sizes = [config["num_attention_heads"] * head_dim, groups * head_dim, groups * head_dim]
+    return _apart(published, _GLM_NAMES, sizes)
+
+
+def as_qwen2(published: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Weights:
+    """The weights of Qwen as transformers' Qwen2 has them."""
+    return _apart(published, _QWEN2_NAMES, [config["hidden_size"]] * 3)

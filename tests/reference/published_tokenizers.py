@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.families.gemma.tokenizer_pieces import GEMMA_PIECES
 from finetune.models.tiny.checkpoint import DEFAULT_CORPUS, build_tiny
 from finetune.models.tiny.sentencepiece_training import (
-    GEMMA_CONTROL_PIECES,
     corpus_lines,
     train_sentencepiece,
 )
@@ -64,7 +64,7 @@ _GEMMA_PIECES = (
     *("\t" * count for count in range(1, 4)),
 )
 
-_GEMMA_CONTROL = {**GEMMA_CONTROL_PIECES, "add_dummy_prefix": False}
+_GEMMA_CONTROL = {**GEMMA_PIECES, "add_dummy_prefix": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +241,7 @@ def _make_phi3(folder: Path) -> None:
         str(size + place): {"content": name, **_FLAGS, "rstrip": strips}
         for place, (name, strips) in enumerate(_PHI3_NAMES.items())
     }
+    added["2"] = {"content": "</s>", **_FLAGS, "rstrip": True, "special": False}
     settings = json.loads(path.read_text()) | {
         **{"added_tokens_decoder": added, "legacy": False, "add_bos_token": False},
         **{"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
@@ -380,7 +381,9 @@ KINDS = {
     "ernie4_5": PublishedKind(
         family="ernie4_5", make=_leave, references=None, names=("<s>", "</s>", "<unk>")
     ),
-    "phi3": PublishedKind(family="phi3", make=_make_phi3, references=None, names=tuple(_PHI3_NAMES)),
+    "phi3": PublishedKind(
+        family="phi3", make=_make_phi3, references=None, names=(*_PHI3_NAMES, "</s>", "<unk>")
+    ),
     **{
         name: PublishedKind(
             family=name, make=_make_gemma, references=None, names=("<bos>", "<eos>", *_GEMMA_PIECES[:8])

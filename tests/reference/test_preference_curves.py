@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import read_log, run_entry, write_arguments
-from tests.reference.curves import NUM_STEPS, build_adapter
-from tests.reference.preference_curves import CASES, GOLDEN_PREFERENCES, build_policy
+from tests.reference.curves import NUM_STEPS
+from tests.reference.preference_curves import CASES, GOLDEN_PREFERENCES, build_policy, build_policy_adapter
 
 HAS_TRL = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft", "trl"))
 REQUIRED = os.environ.get("FINETUNE_REQUIRE_PARITY") == "1"
@@ -32,13 +33,17 @@ RUNS = [
 def our_curve(tmp_path_factory):
     """Our curve of a case, through the entry script."""
     folder = tmp_path_factory.mktemp("preferences")
-    policy = build_policy(folder / "llama")
-    adapter = build_adapter(folder / "adapter", policy)
+    policies: dict[str, tuple[Path, Path]] = {}
     found: dict[tuple[str, bool], list[dict]] = {}
 
     def curve(name: str, lora: bool) -> list[dict]:
         if (name, lora) not in found:
             case, out = CASES[name], folder / f"{name}_{lora}"
+            if case.family not in policies:
+                model = build_policy(folder / case.family, case.family)
+                adapter = build_policy_adapter(folder / f"{case.family}_adapter", model, case.family)
+                policies[case.family] = model, adapter
+            policy, adapter = policies[case.family]
             given = {"model_name_or_path": str(policy), "dataset_name_or_path": str(case.data())}
             given |= {"output_dir": str(out)} | ({"lora_path": str(adapter)} if lora else {})
             file = write_arguments(folder / f"{name}.json", **case.arguments(lora=lora) | given)

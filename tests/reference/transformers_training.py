@@ -24,6 +24,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from tests.families.cases import FACTS
 from tests.reference.curves import (
     CASES,
     COMMON,
@@ -112,38 +113,25 @@ def _gemma(name: str, transformers_class: str, *extra: str) -> Reference:
     return replace(_rotary(transformers_class, *names), renamed=((rf"^{name}\.", "model."),))
 
 
-_EXPERTS = (
-    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
-    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
-)  # fmt: skip
-
 REFERENCES = {
-    "llama": _rotary("Llama"),
-    "qwen2": _rotary("Qwen2"),
-    "qwen3": _rotary("Qwen3", "head_dim"),
-    "qwen2_moe": _rotary("Qwen2Moe", "qkv_bias", "shared_expert_intermediate_size", *_EXPERTS),
-    "qwen3_moe": _rotary("Qwen3Moe", "head_dim", *_EXPERTS),
+    **{
+        name: _rotary(facts.named_as_llama, *facts.llama_fields)
+        for name, facts in FACTS.items()
+        if facts.named_as_llama
+    },
     "mixtral": Reference(
         "Mixtral",
-        (*_SIZES, *_same("sliding_window", "num_local_experts", "num_experts_per_tok", *_EXPERTS[-2:])),
+        (*_SIZES, *_same("sliding_window", "num_local_experts", "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef")),
         (
             (r"^mixtral\.", "model."), (r"\.mlp\.", ".block_sparse_moe."),
             ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3"),
         ),
         ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"),
     ),
-    "ernie4_5": _rotary("Ernie4_5", "head_dim"),
-    "xverse": _rotary("Llama"),
     "internlm": replace(_rotary("Llama"), fields=(*_SIZES, ("attention_bias", "bias"))),
     "internlm2": _joined(grouped=True),
     "baichuan": _joined(),
     "baichuan2": _joined(norm_head, add_distances),
-    "granite": _rotary(
-        "Granite", "embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"
-    ),
-    "smollm3": _rotary("SmolLM3", "no_rope_layers", "pad_token_id"),
-    "mistral": _rotary("Mistral", "sliding_window"),
-    "gemma": _rotary("Gemma", "head_dim", "hidden_act"),
     "glm4": Reference(
         "Glm4",
         (*_SIZES, *_same("head_dim", "pad_token_id", "attention_bias", "partial_rotary_factor")),
@@ -316,16 +304,21 @@ def batches(samples: list, arguments: dict[str, Any]) -> Iterator[dict[str, torc
     batch_size = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
     for step in range(NUM_STEPS):
         batch = [samples[i] for i in sample_order(len(samples), step, batch_size, arguments["seed"])]
-        length = max(len(sample.input_ids) for sample in batch)
-        ids = torch.zeros(len(batch), length, dtype=torch.long)
-        labels = torch.full((len(batch), length), IGNORED)
-        mask = torch.zeros(len(batch), length, dtype=torch.long)
-        for row, sample in enumerate(batch):
-            size = len(sample.input_ids)
-            ids[row, :size] = torch.from_numpy(sample.input_ids.astype(np.int64))
-            labels[row, :size] = torch.from_numpy(sample.labels.astype(np.int64))
-            mask[row, :size] = 1
-        yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        yield join_samples(batch)
+
+
+def join_samples(batch: list) -> dict[str, torch.Tensor]:
+    """Padded rows of samples: input_ids, attention_mask and labels, int64 [batch, length]."""
+    length = max(len(sample.input_ids) for sample in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    labels = torch.full((len(batch), length), IGNORED)
+    mask = torch.zeros(len(batch), length, dtype=torch.long)
+    for row, sample in enumerate(batch):
+        size = len(sample.input_ids)
+        ids[row, :size] = torch.from_numpy(sample.input_ids.astype(np.int64))
+        labels[row, :size] = torch.from_numpy(sample.labels.astype(np.int64))
+        mask[row, :size] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def label_loss(model: Any, batch: dict[str, torch.Tensor], balance: float = 0.0) -> torch.Tensor:

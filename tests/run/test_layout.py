@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from finetune.data.preference.sample import PreferenceSample
 from finetune.errors import UserError
 from finetune.families.family import families, get_family
 from finetune.families.tiny_recipe import TinyShape
@@ -13,6 +15,7 @@ from finetune.machine import device
 from finetune.models.resolve import ResolvedModel
 from finetune.processes.layout import Coordinates, Layout, split_processes
 from finetune.processes.topology import describe_layout, nearest_layouts
+from finetune.run.alignment import build_preference_rows
 from finetune.run.layout import check_topology, layout_of, sharding_stage
 from finetune.settings.arguments import Arguments, parse_arguments
 from tests.families.cases import FACTS
@@ -214,7 +217,10 @@ def test_sequence_parallelism_of_families_and_methods():
     able = {name for name, record in families().items() if record.sequence_parallel}
     assert able == {name for name, facts in FACTS.items() if facts.splits_rows}
     (fault,) = faults_of(TENSOR, resolved("opt"), sequence_parallel=True)
-    assert "layers of family opt cannot split rows: set it to false" in fault
+    assert "the layers of family opt cannot split rows: set it to false" in fault
+    generates = {"do_eval": True, "eval_with_do_generation": True}
+    (fault,) = faults_of(TENSOR, resolved(), sequence_parallel=True, **generates)
+    assert "sequence_parallel and eval_with_do_generation are both true" in fault
     (fault,) = faults_of(TENSOR, resolved(), sequence_parallel=True, prefix_tuning=True)
     assert "sequence_parallel and prefix_tuning are both true" in fault
 
@@ -297,6 +303,17 @@ def test_packed_rows_that_fused_attention_would_mix_are_refused():
     check_topology(Layout(), model, run)
     run.data.zero_padding = False
     check_topology(Layout(), unknown, run)
+
+
+@pytest.mark.parametrize("family", ["llama", "chatglm"])
+def test_orpo_counts_no_prompt_that_sees_what_it_would_predict(family):
+    run = arguments(loss_type="orpo")
+    samples = [PreferenceSample(np.arange(5), (np.arange(3), np.arange(2)))]
+    rows = build_preference_rows(run, samples, resolved(family), padding={"pad_token_id": 0})
+    num_prompt = 0 if get_family(family).sees_ahead else 4
+    assert FACTS[family].sees_ahead is get_family(family).sees_ahead
+    assert rows.count_label_tokens(np.arange(1)) == num_prompt + 5
+    assert rows.count_learned_tokens(np.arange(1)) == num_prompt + 3
 
 
 @pytest.mark.parametrize("family", families())

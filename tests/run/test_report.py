@@ -45,6 +45,27 @@ def test_the_bound_of_generated_texts_is_told_where_it_acts(words, limit, note, 
     assert capsys.readouterr().err == ""
 
 
+LAYOUTS = [
+    "",
+    "--tensor_parallel_degree 2 --sequence_parallel true",
+    "--pipeline_parallel_degree 2 --virtual_pp_degree 2 --sharding stage1 --sharding_parallel_degree 2",
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_command_that_evaluates_by_text_runs_on_one_process(layout, monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "4")
+    made = report(*layout.split())
+    made.run = SimpleNamespace(path="out")
+    command = made._next_commands()["evaluate by generated text"].split()
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "1")
+    given = command[command.index("out/arguments.json") + 1 :]
+    again = report(*layout.split(), *given).args
+    assert again.data.eval_with_do_generation and not again.training.do_train
+    assert again.model.virtual_pp_degree == 1 and not again.training.sequence_parallel
+    assert layout or not [word for word in given if word.endswith("degree")]
+
+
 @pytest.mark.parametrize("verbose, shown", [("1", True), ("0", False)])
 def test_settings_of_the_processor_are_for_those_who_ask(verbose, shown, capsys, monkeypatch):
     monkeypatch.setenv("FINETUNE_VERBOSE", verbose)

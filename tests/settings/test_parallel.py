@@ -83,6 +83,20 @@ def test_parallel_settings_that_cannot_be(words, parts):
         assert part in fault
 
 
+@pytest.mark.parametrize("name", ["data_parallel_degree", "dp_degree"])
+def test_replicas_have_no_degree(name):
+    fault = only_fault_of(f"--{name}", "2")
+    assert fault.startswith(f"{name} is 2, which") and "those that no degree claims become replicas" in fault
+    assert parse_arguments([*VALID, f"--{name}", "-1"]).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("mp_degree", "tensor_parallel_degree"), ("pp_degree", "pipeline_parallel_degree")]
+)
+def test_degrees_under_fleets_names(name, setting):
+    assert f"{setting} 2 needs 2 processes" in only_fault_of(f"--{name}", "2")
+
+
 def test_launch_command_on_gpus(monkeypatch):
     monkeypatch.setattr(device, "has_gpu_build", lambda: True)
     monkeypatch.setattr(device, "count_visible_gpus", lambda environ=None: 8)

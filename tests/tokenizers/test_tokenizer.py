@@ -1,14 +1,18 @@
 import base64
 import json
 import os
+import shutil
 
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.family import get_family
+from finetune.families.family import families, get_family
 from finetune.families.special_tokens import token_id
+from finetune.merge.hf_out import write_tokenizer_files
+from finetune.models.tiny.checkpoint import build_tiny
 from finetune.tokenizers.encoder import FamilyEncoder
 from finetune.tokenizers.loading import load_tokenizer
+from finetune.tokenizers.saving import save_tokenizer
 
 TEXTS = [
     "类型#上衣*版型#显瘦",
@@ -68,6 +72,41 @@ def test_hugging_face_file_name_is_read(llama_folder):
     tokenizer = load_tokenizer(llama_folder)
     assert tokenizer("上衣 red")["input_ids"] == expected
     assert tokenizer.pad_token == "</s>"
+
+
+PIECE_FAMILIES = sorted(
+    name
+    for name, family in families().items()
+    if "tokenizer.model" in family.tokenizer.vocab_files
+    and name != "gpt2"  # PolyLM's, whose tiny one is GPT-2's
+)
+
+
+@pytest.mark.parametrize("name", PIECE_FAMILIES)
+def test_published_name_of_the_vocabulary_is_enough(name, corpus, tmp_path):
+    """Also of what a run saves beside its weights, and of a merge in Hugging Face's form."""
+    family = get_family(name)
+    folder = build_tiny(name, tmp_path / "model", corpus=corpus, vocab_size=340, num_layers=1)
+    expected = load_tokenizer(folder, family)("上衣 red")["input_ids"]
+    saved, theirs = tmp_path / "saved", tmp_path / "theirs"
+    for each in (saved, theirs):
+        each.mkdir()
+    others = [
+        file
+        for file in family.tokenizer.vocab_files
+        if file != "tokenizer.model" and (folder / file).is_file()
+    ]
+    for file in others:
+        (folder / file).unlink()
+    tokenizer = load_tokenizer(folder, family)
+    save_tokenizer(tokenizer, saved)
+    for path in saved.iterdir():
+        shutil.copyfile(path, theirs / path.name)
+    write_tokenizer_files(theirs, family)
+    assert (theirs / "tokenizer.model").read_bytes() == (folder / "tokenizer.model").read_bytes()
+    assert not any((theirs / file).exists() for file in others)
+    for each in (tokenizer, load_tokenizer(saved, family), load_tokenizer(theirs, family)):
+        assert each("上衣 red")["input_ids"] == expected
 
 
 def test_folder_without_tokenizer_config(llama_folder):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 
-from finetune.data.templates.chat_templates import ChatFormat
 from finetune.data.templates.jinja_forms import SWITCH
 from finetune.data.templates.pieces import parse_pattern
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import TokenizerFacts
 
 _COUNT_USERS = (

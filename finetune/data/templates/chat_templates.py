@@ -1,197 +1,21 @@
-"""The conversation formats of well-known model families, by name.
+"""The forms of conversations that have a name, and how a conversation is written in one of them.
 
-Each string is the one that the family's publisher trained with; tests/data/test_chat_templates.py shows
-every one of them written out. A pattern holds ``{content}``; in a user's also ``{round}`` (counted from
-`first_round`) and, where the system text stands inside the first user's message, ``{system}``.
+Those of one family's models stand in its record; see `finetune.families.chat_format`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from finetune.data.reading.conversation import TOOL, TOOL_CALL, USER, Conversation, Message
 from finetune.data.templates.pieces import Piece, PieceWriter, Slot, parse_pattern
-from finetune.data.templates.tool_calls import ToolFormat
+from finetune.data.templates.tool_calls import describe_tools, write_calls
+from finetune.families.chat_format import CHATML, ChatFormat
+from finetune.families.registry import families
 
-
-@dataclass(frozen=True, kw_only=True)
-class ChatFormat:
-    """How a family writes conversations.
-
-    Attributes:
-        user: A user's message and all that stands before the answer.
-        only_user: The same where it is the only one; None: `user`.
-        first_round: Number of the first round.
-        answer: The answer; learned whole.
-        tool: The same as `user` for what a tool returned; None writes it as a user's message.
-        system: The system text.
-        opening: What every conversation begins with.
-        end: The special token that ends an answer, learned; "" leaves that to end-of-sequence.
-        ends_with_next: Whether the special token that opens the next message ends an answer, and is learned; the last
-            answer ends with the one of a user's message, a call of a function with that of its result.
-        after: What follows an answer before the next message; not learned.
-        trims: Whose texts lose the blanks at their ends: "system", "user" (and what tools returned), "answer".
-        default_system: The system text of conversations that have none.
-        special_tokens: What in these strings is a special token.
-        tools: How functions on offer, in a system text of their own, and calls of them are written; None writes JSON
-            into the system text and calls as the text of an answer.
-    """
-
-    user: str
-    answer: str = "{content}"
-    only_user: str | None = None
-    first_round: int = 1
-    tool: str | None = None
-    system: str = "{content}"
-    opening: str = ""
-    end: str = ""
-    ends_with_next: bool = False
-    after: str = ""
-    trims: tuple[str, ...] = ()
-    default_system: str | None = None
-    special_tokens: tuple[str, ...] = ()
-    tools: ToolFormat | None = None
-
-
-_CHATML = ChatFormat(
-    system="<|im_start|>system\n{content}<|im_end|>\n",
-    user="<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n",
-    tool="<|im_start|>tool\n{content}<|im_end|>\n<|im_start|>assistant\n",
-    end="<|im_end|>",
-    after="\n",
-    special_tokens=("<|im_start|>", "<|im_end|>"),
-)
-_LLAMA3_HEADER = "<|start_header_id|>{role}<|end_header_id|>\n\n"
-_LLAMA3_ANSWER = "<|eot_id|>" + _LLAMA3_HEADER.replace("{role}", "assistant")
-
-CHAT_FORMATS: dict[str, ChatFormat] = {
-    "llama2": ChatFormat(
-        system="<<SYS>>\n{content}\n<</SYS>>\n\n",
-        user="<s>[INST] {system}{content} [/INST]",
-        answer=" {content} ",
-        trims=("user", "answer"),
-        special_tokens=("<s>",),
-    ),
-    "llama3": ChatFormat(
-        opening="<|begin_of_text|>",
-        system=_LLAMA3_HEADER.replace("{role}", "system") + "{content}<|eot_id|>",
-        user=_LLAMA3_HEADER.replace("{role}", "user") + "{content}" + _LLAMA3_ANSWER,
-        tool=_LLAMA3_HEADER.replace("{role}", "ipython") + "{content}" + _LLAMA3_ANSWER,
-        end="<|eot_id|>",
-        trims=("system", "user", "answer"),
-        special_tokens=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    ),
-    "mistral": ChatFormat(
-        opening="<s>",
-        system="{content}\n\n",
-        user="[INST] {system}{content} [/INST]",
-        answer=" {content}",
-        special_tokens=("<s>",),
-    ),
-    "mistral_small": ChatFormat(
-        opening="<s>",
-        system="[SYSTEM_PROMPT]{content}[/SYSTEM_PROMPT]",
-        user="[INST]{content}[/INST]",
-        special_tokens=("<s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"),
-    ),
-    "chatml": _CHATML,
-    "qwen": ChatFormat(**{**vars(_CHATML), "default_system": "You are a helpful assistant."}),
-    "chatglm": ChatFormat(  # what stands before an answer, "[gMASK]<sop>", is put there by the family
-        system="{content}\n",
-        user="[Round {round}]\n问：{content}\n答：",
-        only_user="{content}",
-        first_round=0,
-        after="\n",
-    ),
-    "chatglm2": ChatFormat(
-        system="{content}\n\n",
-        user="[Round {round}]\n\n问：{content}\n\n答：",
-        after="\n\n",
-    ),
-    "chatglm3": ChatFormat(  # what opens a text, "[gMASK]sop", is put there by the family
-        system="<|system|>\n {content}",
-        user="<|user|>\n {content}<|assistant|>",
-        tool="<|observation|>\n {content}<|assistant|>",
-        answer="\n {content}",
-        ends_with_next=True,
-        special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    ),
-    "glm4": ChatFormat(
-        opening="[gMASK]<sop>",
-        system="<|system|>\n{content}",
-        user="<|user|>\n{content}<|assistant|>",
-        tool="<|observation|>\n{content}<|assistant|>",
-        answer="\n{content}",
-        ends_with_next=True,
-        special_tokens=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-        tools=ToolFormat(
-            head="# 可用工具\n",
-            function="\n## {name}\n\n{json}\n在调用上述函数时，请使用 Json 格式表示调用的参数。",
-            call="{name}\n{arguments}",
-            opening="<|assistant|>",
-        ),
-    ),
-    "internlm": ChatFormat(
-        system="<|System|>:{content}\n",
-        user="<|User|>:{content}\n<|Bot|>:",
-        end="<eoa>",
-        after="\n",
-        special_tokens=("<eoa>",),
-    ),
-    "internlm_eoh": ChatFormat(  # of the first InternLM-chat-7B
-        system="<|System|>:{content}\n",
-        user="<|User|>:{content}<eoh>\n<|Bot|>:",
-        end="<eoa>",
-        after="\n",
-        special_tokens=("<eoh>", "<eoa>"),
-    ),
-    "xverse": ChatFormat(system="{content}\n\n", user="Human: {content}\n\nAssistant: "),
-    "internlm2": _CHATML,
-    "yi": _CHATML,
-    "ernie4_5": ChatFormat(
-        opening="<|begin_of_sentence|>",
-        system="{content}\n",
-        user="User: {content}\nAssistant: ",
-        end="<|end_of_sentence|>",
-        special_tokens=("<|begin_of_sentence|>", "<|end_of_sentence|>"),
-    ),
-    "phi3": ChatFormat(
-        system="<|system|>\n{content}<|end|>\n",
-        user="<|user|>\n{content}<|end|>\n<|assistant|>\n",
-        end="<|end|>",
-        after="\n",
-        special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-    ),
-    "phi4": ChatFormat(
-        system="<|im_start|>system<|im_sep|>{content}<|im_end|>",
-        user="<|im_start|>user<|im_sep|>{content}<|im_end|><|im_start|>assistant<|im_sep|>",
-        end="<|im_end|>",
-        special_tokens=("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
-    ),
-    "phi4_mini": ChatFormat(
-        system="<|system|>{content}<|end|>",
-        user="<|user|>{content}<|end|><|assistant|>",
-        end="<|end|>",
-        special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-    ),
-    "falcon": ChatFormat(
-        system="System: {content}\n", user="User: {content}\nFalcon:", answer=" {content}", after="\n"
-    ),
-    "granite": ChatFormat(
-        system="<|start_of_role|>system<|end_of_role|>{content}<|end_of_text|>\n",
-        user="<|start_of_role|>user<|end_of_role|>{content}<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
-        end="<|end_of_text|>",
-        after="\n",
-        special_tokens=("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
-    ),
-    "polylm": ChatFormat(system="{content}\n", user="<|user|>\n{content}\n<|assistant|>\n", after="\n"),
-    "seqgpt": ChatFormat(system="{content}\n", user="输入: {content}\n输出: [GEN]", after="\n"),
-    "bloomz": ChatFormat(system="{content}\n", user="{content}", answer=" {content}", after="\n"),
-    "ziya": ChatFormat(user="<human>:{content}\n<bot>:", after="\n"),
-    "openbuddy": ChatFormat(
-        system="{content}\n\n", user="User: {content}\nAssistant:", answer=" {content}", after="\n"
-    ),
+_OF_NO_FAMILY = {
+    "chatml": CHATML,
     "alpaca": ChatFormat(
         system="{content}\n\n",
         user="### Instruction:\n{content}\n\n### Response:\n",
@@ -200,21 +24,6 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
             "Below is an instruction that describes a task. "
             "Write a response that appropriately completes the request."
         ),
-    ),
-    "baichuan": ChatFormat(
-        user="<reserved_102>{content}<reserved_103>", special_tokens=("<reserved_102>", "<reserved_103>")
-    ),
-    "baichuan2": ChatFormat(
-        user="<reserved_106>{content}<reserved_107>", special_tokens=("<reserved_106>", "<reserved_107>")
-    ),
-    "gemma": ChatFormat(
-        opening="<bos>",
-        system="{content}\n\n",
-        user="<start_of_turn>user\n{system}{content}<end_of_turn>\n<start_of_turn>model\n",
-        end="<end_of_turn>",
-        trims=("user", "answer"),
-        after="\n",
-        special_tokens=("<bos>", "<start_of_turn>", "<end_of_turn>"),
     ),
     "vicuna": ChatFormat(
         system="{content} ",
@@ -226,12 +35,19 @@ CHAT_FORMATS: dict[str, ChatFormat] = {
         ),
     ),
 }
-CHAT_FORMATS |= {
-    "qwen2": CHAT_FORMATS["qwen"],
-    "mixtral": CHAT_FORMATS["mistral"],
-    "gemma2": CHAT_FORMATS["gemma"],
-    "gemma3": CHAT_FORMATS["gemma"],
-}
+
+
+def _collect_formats() -> dict[str, ChatFormat]:
+    """Forms that models of several families were trained with, and those of every record."""
+    found = dict(_OF_NO_FAMILY)
+    for family in families().values():
+        if twice := found.keys() & family.chat_formats.keys():
+            raise ValueError(f"family {family.name} writes a form of another: {', '.join(sorted(twice))}")
+        found |= family.chat_formats
+    return found
+
+
+CHAT_FORMATS = _collect_formats()
 
 
 class NamedTemplate:
@@ -282,7 +98,9 @@ class NamedTemplate:
     def _write(self, conversation: Conversation, num_messages: int) -> PieceWriter:
         writer = PieceWriter()
         self._fill(writer, self._opening, {})
-        functions = self._tools.describe(conversation.tools) if self._tools and conversation.tools else None
+        functions = (
+            describe_tools(self._tools, conversation.tools) if self._tools and conversation.tools else None
+        )
         if functions is not None:
             self._fill(writer, self._system, {"content": functions})
             conversation = replace(conversation, tools=None)
@@ -313,7 +131,7 @@ class NamedTemplate:
         if self._tools is None or message.role != TOOL_CALL:
             self._fill(writer, self._answer, {"content": text}, learned=True)
             return
-        text, calls = self._tools.write_calls(text)
+        text, calls = write_calls(self._tools, text)
         if text or not calls:
             self._fill(writer, self._answer, {"content": text}, learned=True)
         for place, call in enumerate(calls):

@@ -1,55 +1,41 @@
-"""Calls of functions in the text of an answer, taken apart for templates that write them from objects."""
+"""Functions on offer and calls of them: written as a family does, or taken apart for templates that take objects."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
+from finetune.families.chat_format import ToolFormat
 
-@dataclass(frozen=True, kw_only=True)
-class ToolFormat:
-    """How a family writes functions on offer and calls of them.
 
-    Attributes:
-        head: What stands before the functions.
-        function: One of them; ``{name}``, and ``{json}`` for all of it.
-        call: A call; ``{name}``, and ``{arguments}`` as JSON.
-        opening: The special token before each call but the first, and before the first where text precedes it.
-    """
-
-    head: str
-    function: str
-    call: str
-    opening: str
-
-    def describe(self, tools: str) -> str | None:
-        """Functions on offer, given as JSON; None where they are of another shape."""
-        try:
-            listed = json.loads(tools)
-        except (ValueError, RecursionError):
-            return None
-        functions = [_function_of(each) for each in (listed if isinstance(listed, list) else [listed])]
-        if not all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in functions):
-            return None
-        written = (
-            self.function.replace("{name}", each["name"], 1).replace(
-                "{json}", json.dumps(each, ensure_ascii=False, indent=4), 1
-            )
-            for each in functions
+def describe_tools(form: ToolFormat, tools: str) -> str | None:
+    """Functions on offer, given as JSON; None where they are of another shape."""
+    try:
+        listed = json.loads(tools)
+    except (ValueError, RecursionError):
+        return None
+    functions = [_function_of(each) for each in (listed if isinstance(listed, list) else [listed])]
+    if not all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in functions):
+        return None
+    written = (
+        form.function.replace("{name}", each["name"], 1).replace(
+            "{json}", json.dumps(each, ensure_ascii=False, indent=4), 1
         )
-        return self.head + "".join(written)
+        for each in functions
+    )
+    return form.head + "".join(written)
 
-    def write_calls(self, text: str) -> tuple[str, list[str]]:
-        """The text of an answer before its calls, and these one by one; see `split_calls`."""
-        before, calls = split_calls(text)
-        written = []
-        for call in json.loads(calls) if calls else []:
-            arguments = call["arguments"]
-            if not isinstance(arguments, str):
-                arguments = json.dumps(arguments, ensure_ascii=False)
-            written.append(self.call.replace("{name}", call["name"], 1).replace("{arguments}", arguments, 1))
-        return before, written
+
+def write_calls(form: ToolFormat, text: str) -> tuple[str, list[str]]:
+    """The text of an answer before its calls, and these one by one; see `split_calls`."""
+    before, calls = split_calls(text)
+    written = []
+    for call in json.loads(calls) if calls else []:
+        arguments = call["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        written.append(form.call.replace("{name}", call["name"], 1).replace("{arguments}", arguments, 1))
+    return before, written
 
 
 def _function_of(tool: Any) -> Any:

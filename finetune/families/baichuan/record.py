@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.families.baichuan.config import DISTANCES, FIRST, adapt_config, is_second, published_config
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
@@ -15,7 +16,7 @@ from finetune.families.gated_decoder import (
     join_input_layers,
 )
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import LLAMA_PIECES, SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 
 def _covers(config: Mapping[str, Any], _folder: Path | None) -> bool:
@@ -78,8 +79,18 @@ BAICHUAN = register(
             config=_to_hugging_face,
             needs_files="configuration_baichuan.py and modeling_baichuan.py of the published Baichuan",
         ),
+        chat_formats={
+            "baichuan": ChatFormat(
+                user="<reserved_102>{content}<reserved_103>",
+                special_tokens=("<reserved_102>", "<reserved_103>"),
+            )
+        },
         tiny=TinyRecipe(
-            tokenizer="sentencepiece_baichuan",
+            tokenizer=SentencePieceKind(
+                pieces={**LLAMA_PIECES, "user_defined_symbols": ["<reserved_102>", "<reserved_103>"]},
+                tokenizer_class="BaichuanTokenizer",
+                settings={"add_bos_token": False, "pad_token": "<unk>"},
+            ),
             config=_tiny_config,
             weights=_tiny_weights,
             grouped_heads=False,

@@ -9,9 +9,10 @@ from typing import Any
 
 from finetune.families.baichuan.config import SECOND, adapt_config, is_second, published_config
 from finetune.families.baichuan.record import BAICHUAN
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import register
 from finetune.families.gated_decoder import gated_decoder_config, gated_decoder_weights, join_input_layers
-from finetune.families.tiny_recipe import TensorSpec, TinyShape
+from finetune.families.tiny_recipe import LLAMA_PIECES, SentencePieceKind, TensorSpec, TinyShape
 
 
 def _covers(config: Mapping[str, Any], _folder: Path | None) -> bool:
@@ -55,8 +56,25 @@ BAICHUAN2 = register(
             config=_to_hugging_face,
             needs_files="configuration_baichuan.py and modeling_baichuan.py of the published Baichuan 2",
         ),
+        chat_formats={
+            "baichuan2": ChatFormat(
+                user="<reserved_106>{content}<reserved_107>",
+                special_tokens=("<reserved_106>", "<reserved_107>"),
+            )
+        },
         tiny=replace(
-            BAICHUAN.tiny, tokenizer="sentencepiece_baichuan2", config=_tiny_config, weights=_tiny_weights
+            BAICHUAN.tiny,
+            tokenizer=SentencePieceKind(
+                pieces={
+                    **LLAMA_PIECES,
+                    "user_defined_symbols": ["<reserved_106>", "<reserved_107>"],
+                    "add_dummy_prefix": False,
+                },
+                tokenizer_class="BaichuanTokenizer",
+                settings={"add_bos_token": False, "pad_token": "<unk>"},
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
         ),
         adapt_config=_adapt_config,
         covers=_covers,

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.chat_format import ChatFormat
+from finetune.families.config_checks import check_names_agree, check_norm_epsilon
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import BLOOM_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {"n_embed": "hidden_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
-# Paddle's layer norm refuses more.
-_LARGEST_EPSILON = 1e-3
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -26,12 +27,8 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json has tie_word_embeddings {config['tie_word_embeddings']}, but BLOOM is run with True "
             "only. Use other weights"
         )
-    epsilon = config.get("layer_norm_epsilon")
-    if epsilon is not None and not 0 <= epsilon <= _LARGEST_EPSILON:
-        raise UserError(
-            f"config.json has layer_norm_epsilon {epsilon}, but Paddle's layer norm takes 0 to "
-            f"{_LARGEST_EPSILON}. Use other weights"
-        )
+    check_norm_epsilon(config, "layer_norm_epsilon")
+    check_names_agree(config, _OTHER_NAMES)
     adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
     for other, name in _OTHER_NAMES.items():
         if config.get(other) is not None:
@@ -113,8 +110,19 @@ BLOOM = register(
             prefix="transformer", bare=True, tables=("word_embeddings",), always_tied=True
         ),
         memory=LayerMemory(hidden=5, inner=8, norms=0),
+        chat_formats={
+            "seqgpt": ChatFormat(system="{content}\n", user="输入: {content}\n输出: [GEN]", after="\n"),
+            "bloomz": ChatFormat(system="{content}\n", user="{content}", answer=" {content}", after="\n"),
+        },
         tiny=TinyRecipe(
-            tokenizer="byte_level_bloom",
+            tokenizer=ByteLevelKind(
+                special_tokens=("<unk>", "<s>", "</s>", "<pad>"),
+                roles={"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"},
+                pattern=BLOOM_PATTERN,
+                special_first=True,
+                one_file=True,
+                settings={"tokenizer_class": "BloomTokenizerFast", "add_prefix_space": False},
+            ),
             config=_tiny_config,
             weights=_tiny_weights,
             grouped_heads=False,

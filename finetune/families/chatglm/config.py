@@ -20,6 +20,9 @@ RENAMED = {
 }
 FIXED: dict[str, Any] = {"position_encoding_2d": True, "tie_word_embeddings": True, "activation": "gelu"}
 _TRAINED_APART = ("pre_seq_len", "prefix_projection")
+# Fields of the layers that the one model leaves no choice about.
+_OF_LAYERS = (TOTAL_LAYERS, "activation", "attention_scale", "head_dim", "hidden_act", "num_key_value_heads",
+              "output_predict", "rope_theta")  # fmt: skip
 _BEHIND = {"mask_token_id": -4, "gmask_token_id": -3}  # as far from <sop>, in every published vocabulary
 _DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 UNDERSTOOD = (*RENAMED, *FIXED, *_TRAINED_APART, TOTAL_LAYERS, "quantization_bit", "hidden_act", "attention_scale",
@@ -64,6 +67,6 @@ def adapt_config(config: dict[str, Any]) -> dict[str, Any]:
 def published_config(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration in the fields of the published folder."""
     theirs = {here: there for there, here in RENAMED.items()}
-    return {theirs.get(name, name): value for name, value in config.items() if name != TOTAL_LAYERS} | {
+    return {theirs.get(name, name): value for name, value in config.items() if name not in _OF_LAYERS} | {
         "architectures": ["ChatGLMModel"]
     }

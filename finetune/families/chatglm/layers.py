@@ -17,14 +17,14 @@ from typing import Any
 import paddle
 
 from finetune.families.attention import additive, causal_mask, refuse_packed_rows
+from finetune.families.context_marks import ABSENT, ContextMarks
 from finetune.families.head_attention import HeadAttention
 from finetune.families.head_decoder import HeadConfig, HeadDecoder, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts
 from finetune.families.rotary import turn
 from finetune.families.rotary_scaling import inverse_frequencies
 from finetune.families.rotary_tables import RotaryTables
-
-_FAR = 1 << 30  # behind every place of a row
+from finetune.families.two_positions import answer_place, first_marks, positions_of, two_positions
 
 
 class ChatGLMConfig(HeadConfig):
@@ -54,6 +54,11 @@ class ChatGLMConfig(HeadConfig):
         self.gmask_token_id, self.mask_token_id = gmask_token_id, mask_token_id
         self.position_encoding_2d = position_encoding_2d
         self.total_layers = total_layers or self.num_hidden_layers
+
+    @property
+    def context_marks(self) -> ContextMarks:
+        """The tokens that divide a text."""
+        return ContextMarks(self.bos_token_id, self.gmask_token_id, self.mask_token_id)
 
 
 class TwoPositionTables(RotaryTables):
@@ -143,25 +148,21 @@ class TextPlaces:
         whole, part = (
             self._first(input_ids == index) for index in (config.gmask_token_id, config.mask_token_id)
         )
-        mask = paddle.where(whole < _FAR, whole, part)
-        self.mask = paddle.where(mask < _FAR, mask, (self.start - 1).clip(min=0))
+        self.answer = answer_place(self.start, whole, part)
 
     def _first(self, is_mark: Any) -> Any:
-        """Place of the first such token in each token's text; far behind where there is none."""
-        places = paddle.where(is_mark, self.places, paddle.full_like(self.places, _FAR)).unsqueeze(1)
-        return paddle.where(self.is_same, places, paddle.full_like(places, _FAR)).min(axis=2)
+        """Place of the first such token in each token's text; `ABSENT` where there is none."""
+        places = paddle.where(is_mark, self.places, paddle.full_like(self.places, ABSENT)).unsqueeze(1)
+        return paddle.where(self.is_same, places, paddle.full_like(places, ABSENT)).min(axis=2)
 
     def sees_context(self) -> Any:
         """Bool [batch, 1, queries, keys], whether the key is in the context of the query's text."""
-        is_context = (self.places < self.start) & (self.start < _FAR)
+        is_context = (self.places < self.start) & (self.start < ABSENT)
         return (self.is_same & is_context.unsqueeze(1)).unsqueeze(1)
 
     def two_positions(self) -> Any:
         """int64 [batch, 2, length]."""
-        answers = (self.places >= self.start) & (self.start < _FAR)
-        first = paddle.where(answers, self.mask, self.places)
-        second = paddle.where(answers, self.places - self.start + 1, paddle.zeros_like(self.places))
-        return paddle.stack([first, second], axis=1)
+        return paddle.stack([*two_positions(self.places, self.start, self.answer)], axis=1)
 
 
 class ChatGLMForCausalLM(HeadForCausalLM):
@@ -195,22 +196,56 @@ class ChatGLMForCausalLM(HeadForCausalLM):
             norm_factor=(2 * config.total_layers) ** 0.5,
         )
 
+    def follow_texts(
+        self,
+        input_ids: Any,
+        position_ids: Any,
+        attention_mask: Any = None,
+        context_marks: Any = None,
+        **unused: Any,
+    ) -> dict[str, Any]:
+        """What later steps of generation have to know of tokens that they do not get again, one row for each text.
+
+        Args:
+            input_ids: The tokens of this step [batch, length].
+            position_ids: Their places [batch, length].
+            attention_mask: [batch, tokens so far], 0 for padding; None: there is none.
+            context_marks: What the step before gave; None in the first.
+            **unused: The rest of the state of generation.
+
+        Returns:
+            `context_marks`, int64 [batch, 3]: where the texts have their marks.
+        """
+        length = input_ids.shape[1]
+        real = None if attention_mask is None else attention_mask[:, -length:].astype("bool")
+        places = position_ids.astype("int64")
+        ids = self.config.context_marks.ids
+        return {"context_marks": first_marks(input_ids, places, ids, before=context_marks, real=real)}
+
     def prepare_inputs_for_generation(
-        self, input_ids: Any, position_ids: Any = None, past_key_values: Any = None, **more: Any
+        self,
+        input_ids: Any,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        context_marks: Any = None,
+        **more: Any,
     ) -> dict[str, Any]:
         """What a step of generation gives the model: the whole text first, then its last token with both positions.
 
         Args:
-            input_ids: All tokens so far [batch, length].
+            input_ids: All tokens so far [batch, length]; with `context_marks` the last is enough.
             position_ids: Their places [batch, length].
             past_key_values: Keys and values of all but the last; None in the first step.
+            context_marks: What `follow_texts` gave; None: found in `input_ids`.
             **more: `attention_mask` [batch, length] and `use_cache`.
         """
         if position_ids is None:
             position_ids = paddle.arange(input_ids.shape[1]).expand(input_ids.shape)
         if past_key_values is not None:
-            both = TextPlaces(input_ids, position_ids, self.config).two_positions()
-            input_ids, position_ids = input_ids[:, -1:], both[:, :, -1:]
+            if context_marks is None:
+                context_marks = self.follow_texts(input_ids, position_ids, **more)["context_marks"]
+            input_ids, places = input_ids[:, -1:], position_ids[:, -1:].astype("int64")
+            position_ids = paddle.stack([*positions_of(places, context_marks)], axis=1)  # [batch, 2, 1]
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.chatglm.config import UNDERSTOOD, adapt_config, covers, published_config
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS
@@ -62,6 +63,7 @@ CHATGLM = register(
         lora_target_modules=(".*query_key_value_proj.*", ".*o_proj.*", ".*up_proj.*", ".*down_proj.*"),
         embedding_module="embed_tokens",
         # What a token sees of its own text is no longer what lies before it.
+        sees_ahead=True,
         fused_packing="block",
         # Past keys and values: (batch, length, heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
@@ -90,6 +92,15 @@ CHATGLM = register(
             needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm-6b",
         ),
         memory=LayerMemory(hidden=4, inner=2, norms=0),
+        chat_formats={
+            "chatglm": ChatFormat(  # what stands before an answer, "[gMASK]<sop>", is put there by the family
+                system="{content}\n",
+                user="[Round {round}]\n问：{content}\n答：",
+                only_user="{content}",
+                first_round=0,
+                after="\n",
+            )
+        },
         tiny=TinyRecipe(
             tokenizer="sentencepiece_chatglm",
             config=_tiny_config,
@@ -100,6 +111,7 @@ CHATGLM = register(
         fields=ConfigFields(),
         positions_end=False,
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        sequence_parallel=True,
         argument_folder="chatglm2",
         # Worked out anew in every pass.
         computed_weights=(r"rotary_emb\.inv_freq$",),

@@ -123,6 +123,7 @@ def published_config(config: dict[str, Any], name: str) -> dict[str, Any]:
         "architectures": ["ChatGLMModel"],
         "_name_or_path": name,
         "rope_ratio": int(ratio) if ratio.is_integer() else ratio,
+        "original_rope": True,  # the published code has no default of it
         "multi_query_attention": renamed.get("multi_query_group_num") != renamed.get("num_attention_heads"),
     }
 

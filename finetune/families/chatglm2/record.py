@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.chatglm2.generation import (
     POSITION_DIVISOR,
     UNDERSTOOD,
@@ -115,6 +116,13 @@ CHATGLM2 = register(
             needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm2-6b",
         ),
         memory=LayerMemory(hidden=7, key_value=1, inner=4),
+        chat_formats={
+            "chatglm2": ChatFormat(
+                system="{content}\n\n",
+                user="[Round {round}]\n\n问：{content}\n\n答：",
+                after="\n\n",
+            )
+        },
         tiny=TinyRecipe(
             # Half of a head is rotated, in pairs.
             tokenizer="sentencepiece_chatglm2",

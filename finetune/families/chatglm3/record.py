@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.chatglm2.generation import ROTARY_BASE, adapt_config, may_be, published_config
 from finetune.families.chatglm2.record import CHATGLM2, tiny_config
 from finetune.families.family import register
@@ -45,6 +46,16 @@ CHATGLM3 = register(
             config=_hugging_face_config,
             needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm3-6b",
         ),
+        chat_formats={
+            "chatglm3": ChatFormat(  # what opens a text, "[gMASK]sop", is put there by the family
+                system="<|system|>\n {content}",
+                user="<|user|>\n {content}<|assistant|>",
+                tool="<|observation|>\n {content}<|assistant|>",
+                answer="\n {content}",
+                ends_with_next=True,
+                special_tokens=("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+            )
+        },
         tiny=replace(CHATGLM2.tiny, config=_tiny_config),
         argument_folder="chatglm2",
     )

@@ -20,6 +20,7 @@ from finetune.families.chatglm2.generation import (
 )
 from finetune.families.chatglm2.record import tiny_config
 from finetune.families.chatglm3.record import CHATGLM3
+from finetune.families.chatglm4.chat_formats import GLM4_FORMAT
 from finetune.families.family import register
 from finetune.families.tiny_recipe import TinyShape
 
@@ -39,7 +40,10 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
 
 
 def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
-    return published_config(config, "glm-4-9b")
+    """Its code reads some sizes by both their names."""
+    published = published_config(config, "glm-4-9b")
+    twice = {"num_hidden_layers": published["num_layers"], "vocab_size": published["padded_vocab_size"]}
+    return published | twice
 
 
 CHATGLM4 = register(
@@ -56,6 +60,7 @@ CHATGLM4 = register(
             tokenizer_class="finetune.families.chatglm4.tokenizer.ChatGLM4Tokenizer",
         ),
         chat_template="glm4",
+        chat_formats={"glm4": GLM4_FORMAT},
         hugging_face=replace(
             CHATGLM3.hugging_face,
             config=_hugging_face_config,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
@@ -16,7 +17,7 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _TINY_HEADS = 2  # times hidden size / heads: published models have heads wider than that
 
@@ -88,7 +89,16 @@ ERNIE4_5 = register(
         chat_template={"<|begin_of_sentence|>": "ernie4_5"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
-        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={
+            "ernie4_5": ChatFormat(
+                opening="<|begin_of_sentence|>",
+                system="{content}\n",
+                user="User: {content}\nAssistant: ",
+                end="<|end_of_sentence|>",
+                special_tokens=("<|begin_of_sentence|>", "<|end_of_sentence|>"),
+            )
+        },
+        tiny=TinyRecipe(tokenizer=SentencePieceKind(), config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

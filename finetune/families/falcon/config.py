@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.config_checks import check_names_agree, check_norm_epsilon
 from finetune.families.gated_decoder import require_values
 from finetune.families.rotary_config import check_head_dim, with_scaling
 
@@ -53,6 +54,8 @@ def adapt_config(config: dict[str, Any]) -> dict[str, Any]:
         UserError: What the layers do not compute.
     """
     require_values(config, "Falcon", **_FIXED)
+    check_norm_epsilon(config, "layer_norm_epsilon")
+    check_names_agree(config, _FIELDS | _FIRST_FIELDS)
     adapted = {name: value for name, value in config.items() if name not in _LEFT_OUT}
     for theirs, ours in (_FIRST_FIELDS | _FIELDS).items():
         if config.get(theirs) is not None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.falcon.config import DISTANCES, MODEL_TYPES, UNDERSTOOD, adapt_config, published_config
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import GPT2_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -139,11 +141,28 @@ FALCON = register(
         ),
         weights=_weights,
         memory_of=_memory,
-        tiny=TinyRecipe(tokenizer="byte_level_falcon", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={
+            "falcon": ChatFormat(
+                system="System: {content}\n", user="User: {content}\nFalcon:", answer=" {content}", after="\n"
+            )
+        },
+        tiny=TinyRecipe(
+            tokenizer=ByteLevelKind(
+                special_tokens=(">>TITLE<<", "<|endoftext|>"),
+                roles=dict.fromkeys(("bos", "eos", "pad"), "<|endoftext|>"),
+                pattern=GPT2_PATTERN,
+                special_first=True,
+                one_file=True,
+                settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
+        sequence_parallel=True,
         argument_folder="opt",
         adapt_config=adapt_config,
         understood=UNDERSTOOD,

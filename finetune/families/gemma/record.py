@@ -12,12 +12,15 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
     sized_decoder_weights,
 )
+from finetune.families.gemma.chat_formats import GEMMA_FORMAT
+from finetune.families.gemma.tokenizer_pieces import GEMMA_PIECES
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _TANH_GELU = ("gelu_pytorch_tanh", "gelu_new")
 
@@ -30,6 +33,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     function and is ignored by others, so no one result would be right.
     """
     adapted = without_scaling(config)
+    require_values(config, "Gemma", alibi=False)
     for name, allowed in (("hidden_activation", _TANH_GELU), ("hidden_act", (*_TANH_GELU, "gelu"))):
         if config.get(name) is not None and config[name] not in allowed:
             raise UserError(
@@ -69,7 +73,7 @@ GEMMA = register(
         architectures=("GemmaForCausalLM",),
         model_class="finetune.families.gemma.layers.GemmaForCausalLM",
         base_prefix="gemma",
-        lora_target_modules=LINEAR_LAYERS,
+        lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
@@ -86,13 +90,19 @@ GEMMA = register(
         chat_template={"<start_of_turn>": "gemma"},
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
-        memory=LayerMemory(query=6.7, key_value=1.9, inner=4, tables=2),
-        tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
+        memory=LayerMemory(inner=4),
+        chat_formats={"gemma": GEMMA_FORMAT},
+        tiny=TinyRecipe(
+            tokenizer=SentencePieceKind(pieces=GEMMA_PIECES, tokenizer_class="GemmaTokenizer"),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Whole embeddings and key and value heads: see llama.py.
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")
         ),
+        sequence_parallel=True,
         adapt_config=_adapt_config,
         understood=("alibi", "attention_bias", "rope_parameters", "rope_scaling"),
         # Always tied, also where the config leaves that out.

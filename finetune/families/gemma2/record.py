@@ -7,6 +7,8 @@ from typing import Any
 
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS
+from finetune.families.gemma.chat_formats import GEMMA_FORMAT
+from finetune.families.gemma.tokenizer_pieces import GEMMA_PIECES
 from finetune.families.gemma2.published import (
     complete_gemma,
     sized_gemma_weights,
@@ -16,7 +18,7 @@ from finetune.families.gemma2.published import (
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
     "attn_logit_softcapping": 50.0,
@@ -84,7 +86,12 @@ GEMMA2 = register(
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
         memory=LayerMemory(hidden=10, inner=4, scores=2, norms=4),
-        tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={"gemma2": GEMMA_FORMAT},
+        tiny=TinyRecipe(
+            tokenizer=SentencePieceKind(pieces=GEMMA_PIECES, tokenizer_class="GemmaTokenizer"),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

@@ -7,7 +7,9 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
-from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS
+from finetune.families.gated_decoder import LINEAR_LAYERS, TENSOR_SPLITS, require_values
+from finetune.families.gemma.chat_formats import GEMMA_FORMAT
+from finetune.families.gemma.tokenizer_pieces import GEMMA_PIECES
 from finetune.families.gemma2.published import (
     complete_gemma,
     sized_gemma_weights,
@@ -17,7 +19,7 @@ from finetune.families.gemma2.published import (
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling, without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
     "head_dim": 256,
@@ -37,6 +39,8 @@ _PUBLISHED = {
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Adds what the file leaves out: of `sliding_window_pattern` layers all but the last have a window."""
+    # In transformers the field is there and has no effect: no one result would be right.
+    require_values(config, "Gemma 3", attn_logit_softcapping=None)
     adapted = with_scaling(_one_base(config))
     pattern = adapted.get("sliding_window_pattern") or _PUBLISHED["sliding_window_pattern"]
     if not isinstance(pattern, int) or pattern < 1:
@@ -101,7 +105,12 @@ GEMMA3 = register(
         hugging_face=HuggingFaceForm(always_tied=True),
         weights=_weights,
         memory=LayerMemory(hidden=10, query=6, key_value=2, inner=4, norms=4),
-        tiny=TinyRecipe(tokenizer="sentencepiece_gemma", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={"gemma3": GEMMA_FORMAT},
+        tiny=TinyRecipe(
+            tokenizer=SentencePieceKind(pieces=GEMMA_PIECES, tokenizer_class="GemmaTokenizer"),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

@@ -18,7 +18,8 @@ from finetune.families.gated_decoder import (
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import LLAMA3_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _TINY_HEADS = 2  # times hidden size / heads: published models have heads wider than that
 _PUBLISHED = {
@@ -100,7 +101,31 @@ GLM4 = register(
         weights=_weights,
         memory=LayerMemory(hidden=10, norms=4),
         tiny=TinyRecipe(
-            tokenizer="byte_level_glm4", config=_tiny_config, weights=_tiny_weights, head_dim_multiple=2
+            tokenizer=ByteLevelKind(
+                special_tokens=(
+                    *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
+                    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+                ),
+                roles={"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
+                pattern=LLAMA3_PATTERN,
+                special_first=False,
+                one_file=True,
+                settings={
+                    "tokenizer_class": "PreTrainedTokenizerFast",
+                    "model_input_names": ["input_ids", "attention_mask"],
+                    "additional_special_tokens": [
+                        "[gMASK]",
+                        "<sop>",
+                        "<|system|>",
+                        "<|user|>",
+                        "<|assistant|>",
+                        "<|observation|>",
+                    ],
+                },
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
+            head_dim_multiple=2,
         ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(

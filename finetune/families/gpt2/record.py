@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.chat_format import ChatFormat
+from finetune.families.config_checks import check_names_agree, check_norm_epsilon
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS, require_values
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import GPT2_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 # Hugging Face's field -> its name here.
 _FIELDS = {
@@ -40,6 +43,8 @@ _ACTIVATIONS = (None, "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # three nam
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Hugging Face's field names -> those of the layers; refuses what they do not compute."""
     require_values(config, "GPT-2", **_FIXED)
+    check_norm_epsilon(config, "layer_norm_epsilon")
+    check_names_agree(config, _FIELDS)
     if config.get("activation_function") not in _ACTIVATIONS:
         raise UserError(
             f"config.json has activation_function {config['activation_function']!r}; allowed for GPT-2: "
@@ -148,10 +153,26 @@ GPT2 = register(
             config=_to_hugging_face,
         ),
         memory=LayerMemory(hidden=4, inner=2, norms=0),
+        chat_formats={
+            "polylm": ChatFormat(
+                system="{content}\n", user="<|user|>\n{content}\n<|assistant|>\n", after="\n"
+            )
+        },
         tiny=TinyRecipe(
-            tokenizer="byte_level_gpt2", config=_tiny_config, weights=_tiny_weights, grouped_heads=False
+            tokenizer=ByteLevelKind(
+                special_tokens=("<|endoftext|>",),
+                roles=dict.fromkeys(("bos", "eos", "pad", "unk"), "<|endoftext|>"),
+                pattern=GPT2_PATTERN,
+                special_first=False,
+                one_file=False,
+                settings={"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False},
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
+            grouped_heads=False,
         ),
         parallel=ParallelLimits(tensor_divides=("num_attention_heads", "intermediate_size")),
+        sequence_parallel=True,
         argument_folder="opt",
         understood=(*_FIELDS, *_FIXED, *_OF_THE_CLASS, "activation_function", "n_ctx"),
         adapt_config=_adapt_config,

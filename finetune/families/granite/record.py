@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
@@ -17,7 +18,8 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import GPT2_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _FACTORS = dict.fromkeys(
     ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"), 1.0
@@ -91,7 +93,30 @@ GRANITE = register(
         chat_template={"<|start_of_role|>": "granite"},
         hugging_face=HuggingFaceForm(config=with_padding_field),
         weights=_weights,
-        tiny=TinyRecipe(tokenizer="byte_level_granite", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={
+            "granite": ChatFormat(
+                system="<|start_of_role|>system<|end_of_role|>{content}<|end_of_text|>\n",
+                user=(
+                    "<|start_of_role|>user<|end_of_role|>{content}<|end_of_text|>\n"
+                    "<|start_of_role|>assistant<|end_of_role|>"
+                ),
+                end="<|end_of_text|>",
+                after="\n",
+                special_tokens=("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+            )
+        },
+        tiny=TinyRecipe(
+            tokenizer=ByteLevelKind(
+                special_tokens=("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
+                roles=dict.fromkeys(("bos", "eos", "pad", "unk"), "<|end_of_text|>"),
+                pattern=GPT2_PATTERN,
+                special_first=True,
+                one_file=True,
+                settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
@@ -19,7 +20,7 @@ from finetune.families.gated_decoder import (
 from finetune.families.internlm.generations import FIRST, names_generation
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import LLAMA_PIECES, SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 # "dynamic" stretches positions in texts longer than the model's positions, which are refused.
 _ROTARY_KINDS = (None, "origin", "dynamic")
@@ -95,8 +96,27 @@ INTERNLM = register(
             needs_files="configuration_internlm.py and modeling_internlm.py of the published InternLM",
         ),
         weights=_weights,
+        chat_formats={
+            "internlm": ChatFormat(
+                system="<|System|>:{content}\n",
+                user="<|User|>:{content}\n<|Bot|>:",
+                end="<eoa>",
+                after="\n",
+                special_tokens=("<eoa>",),
+            ),
+            "internlm_eoh": ChatFormat(  # of the first InternLM-chat-7B
+                system="<|System|>:{content}\n",
+                user="<|User|>:{content}<eoh>\n<|Bot|>:",
+                end="<eoa>",
+                after="\n",
+                special_tokens=("<eoh>", "<eoa>"),
+            ),
+        },
         tiny=TinyRecipe(
-            tokenizer="sentencepiece_internlm",
+            tokenizer=SentencePieceKind(
+                pieces={**LLAMA_PIECES, "user_defined_symbols": ["<eoh>", "<eoa>"]},
+                tokenizer_class="InternLMTokenizer",
+            ),
             config=_tiny_config,
             weights=_tiny_weights,
             grouped_heads=False,

@@ -7,3 +7,5 @@ from paddlenlp.transformers import LlamaTokenizer
 
 class InternLMTokenizer(LlamaTokenizer):  # type: ignore[misc]
     """SentencePiece as Llama's tokenizer reads it."""
+
+    resource_files_names = {"vocab_file": "tokenizer.model"}  # as published; PaddleNLP's have another name

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.families.chat_format import CHATML
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
@@ -17,7 +18,10 @@ from finetune.families.gated_decoder import (
 from finetune.families.internlm.generations import FIRST, SECOND, names_generation
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import LLAMA_PIECES, SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
+
+_NAMES = {"<|im_start|>": "[UNUSED_TOKEN_146]", "<|im_end|>": "[UNUSED_TOKEN_145]"}
+"""Names that a folder gives to pieces which the vocabulary keeps free."""
 
 
 def _covers(config: Mapping[str, Any], _folder: Path | None) -> bool:
@@ -101,7 +105,20 @@ INTERNLM2 = register(
             config=_to_hugging_face,
             needs_files="configuration_internlm2.py and modeling_internlm2.py of the published InternLM2",
         ),
-        tiny=TinyRecipe(tokenizer="sentencepiece_internlm2", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={"internlm2": CHATML},
+        tiny=TinyRecipe(
+            tokenizer=SentencePieceKind(
+                pieces={
+                    **LLAMA_PIECES,
+                    "user_defined_symbols": list(_NAMES.values()),
+                    "add_dummy_prefix": False,
+                },
+                tokenizer_class="InternLM2Tokenizer",
+                names=_NAMES,
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

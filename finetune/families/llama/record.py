@@ -17,13 +17,13 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
+from finetune.families.llama.chat_formats import CHAT_FORMATS
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import kind_of_scaling, split_rotary, with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _LINEAR_SCALING = ("linear",)
 _OWN_SCALING = ("yarn", "dynamic")
-_UNSCALED = (None, "default")
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -45,16 +45,15 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             config, "a Llama with biases, a head_dim of its own or such rotary scaling", alibi=False
         )
         return with_scaling(config)
-    adapted, rope = split_rotary(config)
+    kind, (adapted, rope) = kind_of_scaling(config), split_rotary(config)
     if config.get("model_type") == "skywork":
         adapted |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    kind = rope.get("rope_type", rope.get("type"))
     if kind == "llama3":
         adapted["rope_scaling"] = {**rope, "rope_type": "llama3"}
     elif kind in _LINEAR_SCALING:
         adapted["rope_scaling_type"] = "linear"
         adapted["rope_scaling_factor"] = rope["factor"]
-    elif kind not in _UNSCALED:
+    elif kind is not None:
         raise UserError(
             f"config.json asks for rotary scaling {kind!r}, which this stack cannot reproduce; allowed: "
             "none, linear, dynamic, llama3, yarn. Use weights without that scaling"
@@ -135,7 +134,8 @@ LLAMA = register(
             "<|start_header_id|>": "llama3",
             "<|im_start|>": "yi",
         },
-        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        chat_formats=CHAT_FORMATS,
+        tiny=TinyRecipe(tokenizer=SentencePieceKind(), config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary: no limit.
         # PaddleNLP would do the same with key and value heads, but then each rank's gradients, those of the

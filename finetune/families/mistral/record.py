@@ -17,9 +17,10 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_windows import with_layer_windows
+from finetune.families.mistral.chat_formats import CHAT_FORMATS
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _LEFT_OUT_HERE = {
     "max_position_embeddings": 131072,
@@ -119,7 +120,8 @@ MISTRAL = register(
             "[TOOL_CALLS]": "mistral_v3",
             "<s>": "mistral",
         },
-        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        chat_formats=CHAT_FORMATS,
+        tiny=TinyRecipe(tokenizer=SentencePieceKind(), config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

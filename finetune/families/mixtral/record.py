@@ -16,9 +16,10 @@ from finetune.families.gated_decoder import (
     require_values,
     sized_decoder_weights,
 )
+from finetune.families.mistral.chat_formats import CHAT_FORMATS
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
     "max_position_embeddings": 131072,
@@ -106,7 +107,8 @@ MIXTRAL = register(
         chat_template="mixtral",
         hugging_face=HuggingFaceForm(pairs=_NAMES),
         weights=_weights,
-        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={"mixtral": CHAT_FORMATS["mistral"]},
+        tiny=TinyRecipe(tokenizer=SentencePieceKind(), config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(
             num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_local_experts"
         ),

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.errors import UserError
+from finetune.families.config_checks import check_names_agree
 from finetune.families.family import Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import GPT2_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _OTHER_NAMES = {
     "ffn_dim": "intermediate_size",
@@ -38,6 +40,7 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"config.json has {name} {config[name]}, but OPT is run with {only} only. Use other weights"
             )
+    check_names_agree(config, {name: other for name, other in _OTHER_NAMES.items() if other != "hidden_act"})
     adapted = {key: value for key, value in config.items() if key not in _OTHER_NAMES}
     for other, name in _OTHER_NAMES.items():
         if config.get(other) is not None:
@@ -50,8 +53,6 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
                 f"{', '.join(_ACTIVATIONS)}. Use other weights"
             )
         adapted["hidden_act"] = _ACTIVATIONS[activation]
-    if adapted.get("tie_word_embeddings", True) is None:
-        del adapted["tie_word_embeddings"]
     if adapted.get("word_embed_proj_dim") is None and "hidden_size" in adapted:
         adapted["word_embed_proj_dim"] = adapted["hidden_size"]
     return adapted
@@ -189,7 +190,18 @@ OPT = register(
         weights=_weights,
         memory=LayerMemory(hidden=4, inner=1, norms=0),
         tiny=TinyRecipe(
-            tokenizer="byte_level_opt",
+            tokenizer=ByteLevelKind(
+                special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
+                roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},
+                pattern=GPT2_PATTERN,
+                special_first=True,
+                one_file=False,
+                settings={
+                    "tokenizer_class": "GPT2Tokenizer",
+                    "add_bos_token": True,
+                    "add_prefix_space": False,
+                },
+            ),
             config=_tiny_config,
             weights=_tiny_weights,
             grouped_heads=False,

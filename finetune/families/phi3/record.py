@@ -13,8 +13,9 @@ from finetune.families.gated_decoder import (
     with_padding_field,
 )
 from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.phi3.chat_formats import CHAT_FORMATS
 from finetune.families.rotary_config import ANY_LENGTH, TEXT_POSITIONS, check_head_dim, with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 """What transformers takes for fields that a config.json leaves out."""
@@ -80,7 +81,8 @@ PHI3 = register(
             pairs=(("layers.{}.self_attn.qkv_proj", "layers.{}.self_attn.query_key_value_proj"),),
             config=_to_hugging_face,
         ),
-        tiny=TinyRecipe(tokenizer="sentencepiece", config=_tiny_config, weights=_tiny_weights),
+        chat_formats=CHAT_FORMATS,
+        tiny=TinyRecipe(tokenizer=SentencePieceKind(), config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", max_positions=TEXT_POSITIONS),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

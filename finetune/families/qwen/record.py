@@ -9,6 +9,7 @@ from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.qwen.chat_formats import QWEN_FORMAT
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 
@@ -137,6 +138,7 @@ QWEN = register(
         ),
         weights=_weights,
         memory=LayerMemory(query=8.5),
+        chat_formats={"qwen": QWEN_FORMAT},
         tiny=TinyRecipe(
             tokenizer="tiktoken", config=_tiny_config, weights=_tiny_weights, grouped_heads=False
         ),

@@ -11,11 +11,14 @@ from finetune.families.gated_decoder import (
     TENSOR_SPLITS,
     gated_decoder_config,
     gated_decoder_weights,
+    require_values,
 )
 from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.layer_windows import windowed_layers, with_layer_windows
 from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.qwen.chat_formats import QWEN_FORMAT
+from finetune.families.qwen2.tiny_tokenizer import QWEN2_TOKENIZER
 from finetune.families.rotary_config import check_head_dim, kind_of_scaling, with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -23,7 +26,8 @@ _NUM_LAYERS = 32  # where a config.json does not say
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Brings the rotary base to the top, and the window to null where no layer has it."""
+    """Brings the rotary base to the top, and the window to null where no layer has it; refuses activations."""
+    require_values(config, "Qwen2", hidden_act="silu")
     adapted = with_layer_windows(with_scaling(config), num_layers=_NUM_LAYERS)
     check_head_dim(config)
     return adapted
@@ -87,7 +91,8 @@ QWEN2 = register(
         ),
         memory=LayerMemory(query=6.7, key_value=1.9, tables=2),
         chat_template={"<｜Assistant｜>": "deepseek_r1", "<tool_call>": "qwen2.5", "<|im_start|>": "qwen2"},
-        tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={"qwen2": QWEN_FORMAT},
+        tiny=TinyRecipe(tokenizer=QWEN2_TOKENIZER, config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(

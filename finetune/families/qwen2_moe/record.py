@@ -23,6 +23,7 @@ from finetune.families.gated_decoder import (
     sized_decoder_weights,
 )
 from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.qwen2.tiny_tokenizer import QWEN2_TOKENIZER
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
@@ -105,7 +106,7 @@ QWEN2_MOE = register(
         ),
         weights=_weights,
         chat_template={"<|im_start|>": "qwen2"},
-        tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
+        tiny=TinyRecipe(tokenizer=QWEN2_TOKENIZER, config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(

@@ -18,6 +18,7 @@ from finetune.families.gguf_form import GgufForm
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.layer_windows import with_layer_windows
 from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.qwen2.tiny_tokenizer import QWEN2_TOKENIZER
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
@@ -35,7 +36,7 @@ _PUBLISHED = {
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Brings the rotary base to the top, and the window to null where no layer has it; refuses biases and activations."""
-    require_values(config, "Qwen3", attention_bias=False, hidden_act="silu")
+    require_values(config, "Qwen3", attention_bias=False, hidden_act="silu", use_qk_norm=True, qkv_bias=False)
     return with_layer_windows(_PUBLISHED | with_scaling(config), num_layers=_NUM_LAYERS)
 
 
@@ -100,7 +101,7 @@ QWEN3 = register(
         weights=_weights,
         memory=LayerMemory(query=6, key_value=2),
         chat_template={"<｜Assistant｜>": "deepseek_r1", "<|im_start|>": "qwen3"},
-        tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
+        tiny=TinyRecipe(tokenizer=QWEN2_TOKENIZER, config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(
@@ -109,7 +110,15 @@ QWEN3 = register(
         sequence_parallel=True,
         argument_folder="qwen",
         adapt_config=_adapt_config,
-        understood=("layer_types", "max_window_layers", "rope_parameters", "rope_scaling", "sliding_window"),
+        understood=(
+            "layer_types",
+            "max_window_layers",
+            "qkv_bias",
+            "rope_parameters",
+            "rope_scaling",
+            "use_qk_norm",
+            "sliding_window",
+        ),
         gguf=GgufForm("qwen3"),
         left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,

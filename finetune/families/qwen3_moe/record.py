@@ -25,6 +25,7 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
+from finetune.families.qwen2.tiny_tokenizer import QWEN2_TOKENIZER
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
@@ -51,7 +52,9 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
             "use_sliding_window to false if your texts are shorter than sliding_window "
             f"({config.get('sliding_window')})"
         )
-    return adapt_qwen_experts(config, "Qwen3-MoE", _PUBLISHED, attention_bias=False)
+    return adapt_qwen_experts(
+        config, "Qwen3-MoE", _PUBLISHED, attention_bias=False, use_qk_norm=True, qkv_bias=False
+    )
 
 
 def _tiny_experts(shape: TinyShape) -> ExpertFacts:
@@ -119,7 +122,7 @@ QWEN3_MOE = register(
         weights=_weights,
         memory=LayerMemory(query=6, key_value=2),
         chat_template={"<|im_start|>": "qwen3"},
-        tiny=TinyRecipe(tokenizer="byte_level_qwen2", config=_tiny_config, weights=_tiny_weights),
+        tiny=TinyRecipe(tokenizer=QWEN2_TOKENIZER, config=_tiny_config, weights=_tiny_weights),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim", experts="num_experts"),
         # Embeddings are kept whole on every rank when the degree does not divide the vocabulary.
         parallel=ParallelLimits(
@@ -134,7 +137,14 @@ QWEN3_MOE = register(
         refused_options=JOINED_INNER_REFUSAL,
         argument_folder="qwen",
         adapt_config=_adapt_config,
-        understood=("layer_types", "rope_parameters", "rope_scaling", *EXPERT_FIELDS),
+        understood=(
+            "layer_types",
+            "qkv_bias",
+            "rope_parameters",
+            "rope_scaling",
+            "use_qk_norm",
+            *EXPERT_FIELDS,
+        ),
         tensor_splits=TENSOR_SPLITS,
     )
 )

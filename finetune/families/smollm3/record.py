@@ -18,7 +18,8 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import LLAMA3_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 _INTERVAL = "no_rope_layer_interval"
 _PUBLISHED = {
@@ -103,7 +104,18 @@ SMOLLM3 = register(
         chat_template={"<|im_start|>": "chatml"},
         hugging_face=HuggingFaceForm(config=with_padding_field, always_tied=True),
         weights=_weights,
-        tiny=TinyRecipe(tokenizer="byte_level_smollm3", config=_tiny_config, weights=_tiny_weights),
+        tiny=TinyRecipe(
+            tokenizer=ByteLevelKind(
+                special_tokens=("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"),
+                roles={"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|end_of_text|>"},
+                pattern=LLAMA3_PATTERN,
+                special_first=False,
+                one_file=True,
+                settings={"tokenizer_class": "PreTrainedTokenizerFast"},
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads", head_dim="head_dim"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
@@ -14,7 +15,8 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import check_head_dim, without_scaling
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.text_patterns import GPT2_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +59,19 @@ XVERSE = register(
         hugging_face=HuggingFaceForm(
             needs_files="configuration_xverse.py and modeling_xverse.py of the published XVERSE"
         ),
-        tiny=TinyRecipe(tokenizer="byte_level_xverse", config=_tiny_config, weights=_tiny_weights),
+        chat_formats={"xverse": ChatFormat(system="{content}\n\n", user="Human: {content}\n\nAssistant: ")},
+        tiny=TinyRecipe(
+            tokenizer=ByteLevelKind(
+                special_tokens=("<unk>", "<pad>", "<|startoftext|>", "<|endoftext|>"),
+                roles={"unk": "<unk>", "pad": "<pad>", "bos": "<|startoftext|>", "eos": "<|endoftext|>"},
+                pattern=GPT2_PATTERN,
+                special_first=True,
+                one_file=True,
+                settings={"tokenizer_class": "PreTrainedTokenizerFast"},
+            ),
+            config=_tiny_config,
+            weights=_tiny_weights,
+        ),
         fields=ConfigFields(num_kv_heads="num_key_value_heads"),
         parallel=ParallelLimits(
             tensor_divides=("num_attention_heads", "num_key_value_heads", "intermediate_size")

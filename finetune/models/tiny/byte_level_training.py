@@ -8,36 +8,13 @@ well under a second, and the same corpus and size give the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.text_patterns import BLOOM_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
+from finetune.families.tiny_recipe import ByteLevelKind
 from finetune.models.tiny.sentencepiece_training import NUM_BYTES, corpus_lines
 from finetune.storage.files import write_json
-
-
-@dataclass(frozen=True)
-class ByteLevelKind:
-    """One family's tokenizer.
-
-    Attributes:
-        special_tokens: Special tokens by role ("bos", "eos", "pad", "unk"), those with a role first in
-            the order of their ids.
-        pattern: Regular expression whose matches are cut out before merging.
-        special_first: Whether special tokens have the first ids, or the last.
-        write_files: (folder, tokenizer, kind, settings) -> writes the vocabulary files.
-        settings: Further fields of tokenizer_config.json.
-    """
-
-    special_tokens: tuple[str, ...]
-    roles: dict[str, str]
-    pattern: str
-    special_first: bool
-    write_files: Callable[[Path, Any], None]
-    settings: dict[str, Any]
 
 
 def train_byte_level(corpus: Path, kind: ByteLevelKind, *, vocab_size: int) -> Any:
@@ -94,7 +71,8 @@ def write_byte_level_tokenizer(
     Returns:
         The ids for config.json: `vocab_size`, `bos_token_id`, `eos_token_id`, `pad_token_id`.
     """
-    kind.write_files(folder, tokenizer)
+    write = _write_tokenizer_json if kind.one_file else _write_vocab_and_merges
+    write(folder, tokenizer)
     tokens = {f"{role}_token": token for role, token in kind.roles.items()}
     settings = {**tokens, **kind.settings, "model_max_length": max_length}
     if not kind.special_first:
@@ -121,102 +99,3 @@ def _write_vocab_and_merges(folder: Path, tokenizer: Any) -> None:
     write_json(folder / "vocab.json", content["model"]["vocab"])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-
-
-BLOOM_KIND = ByteLevelKind(
-    special_tokens=("<unk>", "<s>", "</s>", "<pad>"),
-    roles={"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"},
-    pattern=BLOOM_PATTERN,
-    special_first=True,
-    write_files=_write_tokenizer_json,
-    settings={"tokenizer_class": "BloomTokenizerFast", "add_prefix_space": False},
-)
-
-XVERSE_KIND = ByteLevelKind(
-    special_tokens=("<unk>", "<pad>", "<|startoftext|>", "<|endoftext|>"),
-    roles={"unk": "<unk>", "pad": "<pad>", "bos": "<|startoftext|>", "eos": "<|endoftext|>"},
-    pattern=GPT2_PATTERN,
-    special_first=True,
-    write_files=_write_tokenizer_json,
-    settings={"tokenizer_class": "PreTrainedTokenizerFast"},
-)
-
-FALCON_KIND = ByteLevelKind(
-    special_tokens=(">>TITLE<<", "<|endoftext|>"),
-    roles=dict.fromkeys(("bos", "eos", "pad"), "<|endoftext|>"),
-    pattern=GPT2_PATTERN,
-    special_first=True,
-    write_files=_write_tokenizer_json,
-    settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
-)
-
-GRANITE_KIND = ByteLevelKind(
-    special_tokens=("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
-    roles=dict.fromkeys(("bos", "eos", "pad", "unk"), "<|end_of_text|>"),
-    pattern=GPT2_PATTERN,
-    special_first=True,
-    write_files=_write_tokenizer_json,
-    settings={"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": False},
-)
-
-SMOLLM3_KIND = ByteLevelKind(
-    special_tokens=("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"),
-    roles={"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|end_of_text|>"},
-    pattern=LLAMA3_PATTERN,
-    special_first=False,
-    write_files=_write_tokenizer_json,
-    settings={"tokenizer_class": "PreTrainedTokenizerFast"},
-)
-
-OPT_KIND = ByteLevelKind(
-    special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
-    roles={"bos": "</s>", "eos": "</s>", "pad": "<pad>", "unk": "</s>"},
-    pattern=GPT2_PATTERN,
-    special_first=True,
-    write_files=_write_vocab_and_merges,
-    settings={"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "add_prefix_space": False},
-)
-
-GPT2_KIND = ByteLevelKind(
-    special_tokens=("<|endoftext|>",),
-    roles=dict.fromkeys(("bos", "eos", "pad", "unk"), "<|endoftext|>"),
-    pattern=GPT2_PATTERN,
-    special_first=False,
-    write_files=_write_vocab_and_merges,
-    settings={"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False},
-)
-
-QWEN2_KIND = ByteLevelKind(
-    special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    roles={"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
-    pattern=QWEN_PATTERN,
-    special_first=False,
-    write_files=_write_vocab_and_merges,
-    settings={
-        "tokenizer_class": "Qwen2Tokenizer",
-        "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
-    },
-)
-
-GLM4_KIND = ByteLevelKind(
-    special_tokens=(
-        *("<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>"),
-        *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    ),
-    roles={"bos": "<|endoftext|>", "eos": "<|endoftext|>", "pad": "<|endoftext|>"},
-    pattern=LLAMA3_PATTERN,
-    special_first=False,
-    write_files=_write_tokenizer_json,
-    settings={
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_input_names": ["input_ids", "attention_mask"],
-        "additional_special_tokens": [
-            "[gMASK]",
-            "<sop>",
-            "<|system|>",
-            "<|user|>",
-            "<|assistant|>",
-            "<|observation|>",
-        ],
-    },
-)

@@ -14,7 +14,7 @@ Paddle nor PaddleNLP is imported. The same options give the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 
 from finetune.errors import UserError
 from finetune.families.family import get_family
-from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
+from finetune.families.tiny_recipe import (
+    LLAMA_PIECES,
+    ByteLevelKind,
+    SentencePieceKind,
+    TensorSpec,
+    TinyRecipe,
+    TinyShape,
+)
 from finetune.models.tiny import byte_level_training, sentencepiece_training, tiktoken_training
 from finetune.storage.shipped_files import sample_data
 
@@ -102,7 +109,7 @@ def build_tiny(family_name: str, out_dir: str | Path, **options: Any) -> Path:
         raise UserError(faults)
     folder = Path(out_dir)
     _check_empty(folder)
-    write_tokenizer = TOKENIZER_WRITERS[recipe.tokenizer](chosen)
+    write_tokenizer = tokenizer_writer(recipe.tokenizer, chosen)
     folder.mkdir(parents=True, exist_ok=True)
     token_ids = write_tokenizer(folder)
     shape = _shape(chosen, vocab_size=token_ids["vocab_size"])
@@ -139,60 +146,39 @@ def _recipe_faults(options: TinyOptions, recipe: TinyRecipe, family_name: str) -
     return found
 
 
-def _sentencepiece_writer(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
-    """Trains or reads the model, before anything is written, and returns what writes the files."""
-    model = _sentencepiece_model(options)
+def tokenizer_writer(
+    kind: SentencePieceKind | ByteLevelKind | str, options: TinyOptions
+) -> Callable[[Path], dict[str, Any]]:
+    """Trains or reads a tokenizer, before anything is written, and returns what writes its files.
 
-    def write(folder: Path) -> dict[str, Any]:
-        return sentencepiece_training.write_sentencepiece_tokenizer(
-            folder, model, max_length=options.max_length
-        )
+    Returns:
+        Folder -> the ids for config.json.
 
-    return write
-
-
-def _special_writer(
-    pieces: dict[str, Any],
-    tokenizer_class: str,
-    *,
-    names: dict[str, str] | None = None,
-    more: dict[str, Any] | None = None,
-) -> Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]:
-    """The same for a family whose pieces have other ids and names, or more of them."""
-
-    def prepare(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
-        model = _sentencepiece_model(options, control_pieces=pieces)
-        return lambda folder: sentencepiece_training.write_sentencepiece_tokenizer(
-            folder,
-            model,
-            max_length=options.max_length,
-            tokenizer_class=tokenizer_class,
-            names=names,
-            more=more,
-        )
-
-    return prepare
+    Raises:
+        UserError: Unusable corpus or tokenizer, or a vocabulary that cannot be trained on it.
+    """
+    if isinstance(kind, str):
+        return TOKENIZER_WRITERS[kind](options)
+    if isinstance(kind, ByteLevelKind):
+        return _byte_level_writer(options, kind)
+    model = _sentencepiece_model(options, control_pieces=kind.pieces)
+    return lambda folder: sentencepiece_training.write_sentencepiece_tokenizer(
+        folder, model, max_length=options.max_length, kind=kind
+    )
 
 
-def _byte_level_writer(
-    kind: byte_level_training.ByteLevelKind,
-) -> Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]:
-    """Trains a byte-level tokenizer, before anything is written, and returns what writes the files."""
-
-    def prepare(options: TinyOptions) -> Callable[[Path], dict[str, Any]]:
-        if options.tokenizer is not None:
-            raise UserError("byte-level tokenizers are always trained: leave --tokenizer out")
-        corpus = Path(options.corpus or DEFAULT_CORPUS)
-        tokenizer = byte_level_training.train_byte_level(corpus, kind, vocab_size=options.vocab_size)
-        return lambda folder: byte_level_training.write_byte_level_tokenizer(
-            folder, tokenizer, kind, max_length=options.max_length
-        )
-
-    return prepare
+def _byte_level_writer(options: TinyOptions, kind: ByteLevelKind) -> Callable[[Path], dict[str, Any]]:
+    if options.tokenizer is not None:
+        raise UserError("byte-level tokenizers are always trained: leave --tokenizer out")
+    corpus = Path(options.corpus or DEFAULT_CORPUS)
+    tokenizer = byte_level_training.train_byte_level(corpus, kind, vocab_size=options.vocab_size)
+    return lambda folder: byte_level_training.write_byte_level_tokenizer(
+        folder, tokenizer, kind, max_length=options.max_length
+    )
 
 
 def _sentencepiece_model(
-    options: TinyOptions, *, num_control_tokens: int = 0, control_pieces: dict[str, Any] | None = None
+    options: TinyOptions, *, num_control_tokens: int = 0, control_pieces: Mapping[str, Any] = LLAMA_PIECES
 ) -> bytes:
     """A trained or given model that leaves room for control tokens in the vocabulary."""
     if options.tokenizer is None:
@@ -250,32 +236,7 @@ def _tiktoken_writer(
     return prepare
 
 
-_BAICHUAN_SETTINGS = {"add_bos_token": False, "pad_token": "<unk>"}
-
 TOKENIZER_WRITERS: dict[str, Callable[[TinyOptions], Callable[[Path], dict[str, Any]]]] = {
-    "sentencepiece": _sentencepiece_writer,
-    "sentencepiece_gemma": _special_writer(sentencepiece_training.GEMMA_CONTROL_PIECES, "GemmaTokenizer"),
-    "sentencepiece_internlm": _special_writer(sentencepiece_training.INTERNLM_PIECES, "InternLMTokenizer"),
-    "sentencepiece_internlm2": _special_writer(
-        sentencepiece_training.INTERNLM2_PIECES,
-        "InternLM2Tokenizer",
-        names=sentencepiece_training.INTERNLM2_NAMES,
-    ),
-    "sentencepiece_baichuan": _special_writer(
-        sentencepiece_training.BAICHUAN_PIECES, "BaichuanTokenizer", more=_BAICHUAN_SETTINGS
-    ),
-    "sentencepiece_baichuan2": _special_writer(
-        sentencepiece_training.BAICHUAN2_PIECES, "BaichuanTokenizer", more=_BAICHUAN_SETTINGS
-    ),
-    "byte_level_bloom": _byte_level_writer(byte_level_training.BLOOM_KIND),
-    "byte_level_opt": _byte_level_writer(byte_level_training.OPT_KIND),
-    "byte_level_xverse": _byte_level_writer(byte_level_training.XVERSE_KIND),
-    "byte_level_falcon": _byte_level_writer(byte_level_training.FALCON_KIND),
-    "byte_level_granite": _byte_level_writer(byte_level_training.GRANITE_KIND),
-    "byte_level_smollm3": _byte_level_writer(byte_level_training.SMOLLM3_KIND),
-    "byte_level_gpt2": _byte_level_writer(byte_level_training.GPT2_KIND),
-    "byte_level_qwen2": _byte_level_writer(byte_level_training.QWEN2_KIND),
-    "byte_level_glm4": _byte_level_writer(byte_level_training.GLM4_KIND),
     "sentencepiece_chatglm": _chatglm_writer,
     "sentencepiece_chatglm2": _chatglm2_writer,
     "tiktoken": _tiktoken_writer(

@@ -18,6 +18,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.blank_pieces import CHATGLM_ROLES, CHATGLM_TOKENS
+from finetune.families.tiny_recipe import LLAMA_PIECES, SentencePieceKind
 from finetune.families.tokenizer_kinds import CHATGLM2_TOKENS
 from finetune.storage.files import write_json
 
@@ -28,7 +29,7 @@ MAX_CORPUS_CHARS = 2_000_000
 # SentencePiece silently drops longer lines (the limit is in bytes), so they are cut before.
 _MAX_LINE_CHARS = 1000
 
-PADDLE_VOCAB_FILE = "sentencepiece.bpe.model"
+PADDLE_VOCAB_FILE, _PADDLE_CLASS = "sentencepiece.bpe.model", "LlamaTokenizer"
 HUGGING_FACE_VOCAB_FILE = "tokenizer.model"
 CHATGLM_VOCAB_FILE = "ice_text.model"
 
@@ -63,21 +64,6 @@ def corpus_lines(path: Path) -> Iterator[str]:
         raise UserError(f"corpus {path} holds no text: give another file with --corpus")
 
 
-LLAMA_CONTROL_PIECES = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
-INTERNLM_PIECES = {**LLAMA_CONTROL_PIECES, "user_defined_symbols": ["<eoh>", "<eoa>"]}
-INTERNLM2_NAMES = {"<|im_start|>": "[UNUSED_TOKEN_146]", "<|im_end|>": "[UNUSED_TOKEN_145]"}
-"""Names that a folder gives to pieces which the vocabulary keeps free."""
-INTERNLM2_PIECES = {
-    **LLAMA_CONTROL_PIECES,
-    "user_defined_symbols": list(INTERNLM2_NAMES.values()),
-    "add_dummy_prefix": False,
-}
-BAICHUAN_PIECES = {**LLAMA_CONTROL_PIECES, "user_defined_symbols": ["<reserved_102>", "<reserved_103>"]}
-BAICHUAN2_PIECES = {
-    **LLAMA_CONTROL_PIECES,
-    "user_defined_symbols": ["<reserved_106>", "<reserved_107>"],
-    "add_dummy_prefix": False,
-}
 CHATGLM_PIECES = {
     **{"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3},
     "user_defined_symbols": [
@@ -87,21 +73,17 @@ CHATGLM_PIECES = {
         *(f"<|blank_{count}|>" for count in (2, 3, 4, 80)),
     ],
 }
-GEMMA_CONTROL_PIECES = {
-    **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
-    **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
-}
 
 
 def train_sentencepiece(
-    corpus: Path, *, vocab_size: int, control_pieces: dict[str, Any] | None = None
+    corpus: Path, *, vocab_size: int, control_pieces: Mapping[str, Any] = LLAMA_PIECES
 ) -> bytes:
     """Trains a byte-pair SentencePiece model.
 
     Args:
         corpus: Text or JSON-lines file.
         vocab_size: Pieces in total, at least `MIN_VOCAB_SIZE`.
-        control_pieces: Ids and texts of the control tokens by the trainer's names; Llama's when not given.
+        control_pieces: Ids and texts of the control tokens by the trainer's names.
 
     Returns:
         The serialised model, byte for byte the same for the same corpus and size.
@@ -128,7 +110,7 @@ def train_sentencepiece(
             split_digits=True,
             num_threads=1,
             minloglevel=2,
-            **(control_pieces or LLAMA_CONTROL_PIECES),
+            **control_pieces,
         )
     except (RuntimeError, OSError) as error:
         raise UserError(
@@ -172,9 +154,7 @@ def write_sentencepiece_tokenizer(
     model: bytes,
     *,
     max_length: int,
-    tokenizer_class: str = "LlamaTokenizer",
-    names: Mapping[str, str] | None = None,
-    more: Mapping[str, Any] | None = None,
+    kind: SentencePieceKind,
 ) -> dict[str, Any]:
     """Writes the files that PaddleNLP's and Hugging Face's LlamaTokenizer, or one of its kind, read.
 
@@ -182,9 +162,7 @@ def write_sentencepiece_tokenizer(
         out_dir: Folder.
         model: The serialised model.
         max_length: Most tokens of a text.
-        tokenizer_class: Name of the class that reads it.
-        more: Further settings of tokenizer_config.json, or other values.
-        names: Names that the folder gives to pieces -> these pieces.
+        kind: Class, names and further settings.
 
     Returns:
         The ids for config.json: `vocab_size`, `bos_token_id`, `eos_token_id`, `pad_token_id`. Padding
@@ -195,8 +173,9 @@ def write_sentencepiece_tokenizer(
     """
     processor = open_sentencepiece(model)
     bos_id, eos_id, unk_id = processor.bos_id(), processor.eos_id(), processor.unk_id()
-    (out_dir / PADDLE_VOCAB_FILE).write_bytes(model)
-    shutil.copyfile(out_dir / PADDLE_VOCAB_FILE, out_dir / HUGGING_FACE_VOCAB_FILE)
+    (out_dir / HUGGING_FACE_VOCAB_FILE).write_bytes(model)
+    if kind.tokenizer_class == _PADDLE_CLASS:  # other families' folders have the published name alone
+        shutil.copyfile(out_dir / HUGGING_FACE_VOCAB_FILE, out_dir / PADDLE_VOCAB_FILE)
     tokens = {
         "bos_token": processor.id_to_piece(bos_id),
         "eos_token": processor.id_to_piece(eos_id),
@@ -210,15 +189,16 @@ def write_sentencepiece_tokenizer(
         "add_eos_token": False,
         "legacy": True,
         "model_max_length": max_length,
-        "tokenizer_class": tokenizer_class,
-        **(more or {}),
+        "tokenizer_class": kind.tokenizer_class,
+        **kind.settings,
     }
-    if names:
+    if kind.names:
         flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
         settings["added_tokens_decoder"] = {
-            str(processor.piece_to_id(piece)): {"content": name, **flags} for name, piece in names.items()
+            str(processor.piece_to_id(piece)): {"content": name, **flags}
+            for name, piece in kind.names.items()
         }
-        settings["additional_special_tokens"] = list(names)
+        settings["additional_special_tokens"] = list(kind.names)
     write_json(out_dir / "tokenizer_config.json", settings)
     write_json(out_dir / "special_tokens_map.json", tokens)
     return {

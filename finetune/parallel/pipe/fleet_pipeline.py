@@ -27,6 +27,7 @@ from paddle.distributed.fleet.meta_parallel import (
 )
 from paddle.distributed.fleet.meta_parallel.pp_utils.utils import number_2_dtype
 
+from finetune.models.sequence_parallel import set_row_length
 from finetune.parallel.pipe.micro_batches import LossSum, MicroBatchComputation
 from finetune.parallel.pipe.stage import Stage
 from finetune.parallel.pipe.transfers import Pass, Transfers
@@ -182,6 +183,8 @@ class _StagePasses:
             yield
         else:
             with self.stage.computing(self.part, received), self.work.context(self.number):
+                # For recomputation in a backward pass, which follows forward passes of other micro-batches.
+                set_row_length(self.stage.model, self.work.shape(self.number)[1])
                 yield
 
     def compute(self, _received: Any) -> Any:

@@ -11,6 +11,8 @@ from finetune.serving.batching.row import Row
 from finetune.serving.batching.row_tokens import choose_row_tokens
 from finetune.serving.predict.dynamic import DynamicDecoder
 
+_ROW_TENSORS = ("position_ids", "context_marks")
+"""The rest of the state, [rows, ...]; most families have positions only."""
 _CACHES = ("past_key_values", "cache")
 """How families call their cache; some call one cache both."""
 
@@ -91,7 +93,7 @@ class DynamicBatch:
             [*self.rows, *other.rows],
             form.join([_cache(state) for state in states]),
             paddle.concat(masks),
-            paddle.concat([state["position_ids"] for state in states]),
+            {name: paddle.concat([state[name] for state in states]) for name in self._row_tensors()},
         )
 
     def keep(self, places: Sequence[int]) -> DynamicBatch:
@@ -105,11 +107,14 @@ class DynamicBatch:
             [self.rows[place] for place in places],
             form.trim(form.keep(_cache(self._state), places), empty),
             mask[:, empty:],
-            paddle.index_select(self._state["position_ids"], index),
+            {name: paddle.index_select(self._state[name], index) for name in self._row_tensors()},
         )
 
-    def _with(self, rows: Sequence[Row], cache: Any, mask: Any, positions: Any) -> DynamicBatch:
-        state = {**self._state, "attention_mask": mask, "position_ids": positions}
+    def _row_tensors(self) -> list[str]:
+        return [name for name in _ROW_TENSORS if name in self._state]
+
+    def _with(self, rows: Sequence[Row], cache: Any, mask: Any, others: dict[str, Any]) -> DynamicBatch:
+        state = {**self._state, "attention_mask": mask, **others}
         state |= {name: cache for name in _CACHES if name in state}
         return DynamicBatch(self._maker, rows, state)
 

@@ -84,7 +84,9 @@ class StaticBatch:
         for place, row in enumerate(self.rows):
             if row.draws is not None:
                 draws[place] = row.draws[len(row.tokens) : len(row.tokens) + num_tokens]
-        tokens, self._cache = self._maker.decoder.run(ids, self._padding, draws, settings, self._cache)
+        tokens, self._cache = self._maker.decoder.run(
+            ids, self._padding, draws, settings, self._cache, texts=[row.all_ids for row in self.rows]
+        )
         found: list[list[int]] = tokens.tolist()
         return found
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.errors import UserError
+from finetune.families.context_marks import find_marks
 from finetune.serving.decoding.draws import uniform_draws
 from finetune.serving.decoding.exported import PROGRAM_FILE, WEIGHTS_FILE, read_facts, read_prefix
 from finetune.serving.decoding.exported_weights import check_exported_weights
@@ -96,7 +97,8 @@ class StaticDecoder:
             inputs = batch.inputs() | _controls(
                 settings, stop_ids, made, filler=self.facts.pad_token_id, prefix=self.facts.num_prefix_tokens
             )
-            tokens, cache = self._run(inputs | {"draws": draws[:, made : made + size]}, cache, batch)
+            inputs |= {"draws": draws[:, made : made + size]} | self._marks(batch.texts)
+            tokens, cache = self._run(inputs, cache, batch)
             news = [_until(row, stop_ids) for row in tokens.tolist()]
             news = [new if open_ else [] for new, open_ in zip(news, batch.was_open, strict=True)]
             for answer, new in zip(answers, news, strict=True):
@@ -113,6 +115,8 @@ class StaticDecoder:
         draws: NDArray[Any],
         settings: DecodingSettings,
         cache: list[Any] | None = None,
+        *,
+        texts: Sequence[Sequence[int]],
     ) -> tuple[NDArray[Any], list[Any]]:
         """Goes on with rows by a few tokens, for batches whose rows come and go.
 
@@ -122,6 +126,7 @@ class StaticDecoder:
             draws: float32 [B, N], for the tokens to make.
             settings: Of all rows; it penalises no repetition and names its stop ids.
             cache: What the call before returned; None begins.
+            texts: All ids of every row so far, those of `ids` included.
 
         Returns:
             The new tokens [B, N], a row filled up behind its end; and the cache without the last of them, the tensors of
@@ -141,8 +146,14 @@ class StaticDecoder:
             filler=self.facts.pad_token_id,
             prefix=self.facts.num_prefix_tokens,
         )
+        inputs |= self._marks(texts)
         tokens, _, cache = self._call(inputs, self._first_cache(len(ids)) if cache is None else cache)
         return tokens, cache
+
+    def _marks(self, texts: Sequence[Sequence[int]]) -> dict[str, NDArray[Any]]:
+        """Where the rows' texts have their marks, for the graphs that ask for it."""
+        ids = self.facts.context_marks
+        return {"marks": find_marks(texts, ids)} if ids else {}
 
     def _check(self, prompts: Sequence[Sequence[int]], settings: DecodingSettings) -> None:
         limit = self.facts.max_positions
@@ -194,6 +205,7 @@ class _Batch:
         finished: [B, 1], rows that have ended.
         was_open: Whether each row was still open when the last run began.
         last_tokens: [B, N] of the last run.
+        texts: All ids of every row so far, and what fills it up once it has ended.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], filler: int):
@@ -208,6 +220,7 @@ class _Batch:
         self.finished = np.zeros((len(prompts), 1), bool)
         self.was_open = [True] * len(prompts)
         self.last_tokens = self._ids[:, :0]
+        self.texts = [list(prompt) for prompt in prompts]
 
     def inputs(self) -> dict[str, NDArray[Any]]:
         """The inputs of the next run that depend on the rows."""
@@ -224,6 +237,8 @@ class _Batch:
         self.last_tokens, self.finished = tokens, finished
         self._history = np.concatenate([self._history, tokens], axis=1)
         self._ids = tokens[:, -1:]
+        for text, row in zip(self.texts, tokens.tolist(), strict=True):
+            text.extend(row)
 
 
 def _load(folder: Path, device: str) -> Any:

@@ -32,6 +32,8 @@ class ExportedFacts:
         stop_ids: Tokens that end an answer.
         pad_token_id: Fills finished rows.
         num_prefix_tokens: Length of the trained prefix in `PREFIX_FILE`, 0 without one.
+        context_marks: Ids of the tokens that end a context, of which the graph wants the places; see
+            `finetune.families.context_marks`. Empty for most models.
         format: Version of the graph's inputs.
     """
 
@@ -44,6 +46,7 @@ class ExportedFacts:
     stop_ids: tuple[int, ...]
     pad_token_id: int
     num_prefix_tokens: int = 0
+    context_marks: tuple[int, ...] = ()
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
@@ -73,7 +76,8 @@ def read_facts(folder: Path) -> ExportedFacts:
             raise UserError(
                 f"{path} has format {fields.get('format')}, this version runs {FORMAT}: {remedy} again"
             )
-        return ExportedFacts(**fields | {"stop_ids": tuple(fields["stop_ids"])})
+        marks = tuple(fields.get("context_marks", ()))
+        return ExportedFacts(**fields | {"stop_ids": tuple(fields["stop_ids"]), "context_marks": marks})
     except (TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}): {remedy} again") from None
 

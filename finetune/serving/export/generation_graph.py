@@ -19,6 +19,7 @@ from paddle.static.nn import while_loop
 from finetune.families.attention import rounded_products
 from finetune.families.decoder_description import DecoderDescription
 from finetune.serving.decoding.token_choice import Choice, choose_tokens, forbid_tokens, penalise_repetition
+from finetune.serving.export.context_positions import ContextPositions
 from finetune.serving.export.packed_layers import GraphMatrix
 from finetune.serving.export.transformer import Decoder, KeyValue
 
@@ -42,6 +43,8 @@ class GenerationGraph(nn.Layer):
         self.shape = description.shape
         self.decoder = Decoder(description, dtype, matrices)
         self.dtype = dtype
+        marks = description.shape.context_marks
+        self.contexts = None if marks is None else ContextPositions(marks)
 
     def input_spec(self) -> list[Any]:
         """Names and shapes of the inputs, in their order."""
@@ -51,6 +54,7 @@ class GenerationGraph(nn.Layer):
             for number in range(self.shape.num_layers)
             for kind in ("key", "value")
         ]
+        marks = [] if self.contexts is None else [InputSpec([None, 3], "int64", "marks")]
         return [
             InputSpec([None, None], "int64", "ids"),
             InputSpec([None], "int64", "padding"),
@@ -61,11 +65,12 @@ class GenerationGraph(nn.Layer):
             InputSpec([3], "float32", "factors"),
             InputSpec([None], "int64", "stop_ids"),
             pasts,
+            *marks,
         ]
 
     def forward(
         self, ids: Any, padding: Any, history: Any, finished: Any, draws: Any, counts: Any, factors: Any,
-        stop_ids: Any, pasts: list[Any],
+        stop_ids: Any, pasts: list[Any], marks: Any = None,
     ) -> list[Any]:  # fmt: skip
         """Tokens [B, N], finished [B, 1], then keys and values of every layer [1, K, B, P + S + N - 1, D].
 
@@ -80,15 +85,17 @@ class GenerationGraph(nn.Layer):
             factors: Temperature, top_p, repetition penalty.
             stop_ids: Ids that end a row.
             pasts: Keys and values so far, [1, K, B, P, D], P may be 0.
+            marks: [B, 3], where the rows' texts have their marks; see `ContextPositions`. None for other models.
         """
         start = _size(pasts[0], 3)  # P
         end = start + _size(ids, 1)  # the column of the first new token
         choice = Choice(counts, factors, stop_ids, draws)
         loop = _Loop(self, choice, padding, end=end, history_end=_size(history, 1))
+        places = paddle.arange(start, end).unsqueeze(0) - loop.first.unsqueeze(1)
         logits, caches = self.decoder(
             ids,
-            (paddle.arange(start, end).unsqueeze(0) - loop.first.unsqueeze(1)).clip(min=0),
-            loop.prompt_masks(start),
+            loop.positions(places.clip(min=0), marks),
+            loop.prompt_masks(start, marks),
             _pairs(pasts),
             _extend,
         )
@@ -98,8 +105,9 @@ class GenerationGraph(nn.Layer):
         tokens = paddle.full(paddle.stack([_size(ids, 0), loop.num_steps]), 0, "int64") + choice.filler
         first = paddle.full([], 0, "int64")
         state = loop.take(logits, first, finished, tokens, history)
-        state = while_loop(loop.must_continue, loop.advance, [first + 1, *state, *caches])
-        return [state[3], state[2], *state[5:]]
+        given = [] if marks is None else [marks]
+        state = while_loop(loop.must_continue, loop.advance, [first + 1, *state, *caches, *given])
+        return [state[3], state[2], *state[5 : len(state) - len(given)]]
 
     def _with_room(self, caches: list[KeyValue], batch: Any, columns: Any) -> list[Any]:
         """Keys and values of all layers in one list, with columns for the tokens of the loop."""
@@ -124,7 +132,7 @@ class _Loop:
     """
 
     def __init__(self, graph: GenerationGraph, choice: Choice, padding: Any, *, end: Any, history_end: Any):
-        self.decoder, self.window = graph.decoder, graph.shape.window
+        self.decoder, self.window, self.contexts = graph.decoder, graph.shape.window, graph.contexts
         self.num_kv_heads = graph.shape.num_kv_heads
         self.kinds = {layer.has_window for layer in graph.decoder.layers}
         self.choice, self.end, self.history_end = choice, end, history_end
@@ -149,19 +157,28 @@ class _Loop:
         added = slopes * places if divisor is None else rounded_products(slopes, places) / divisor
         return paddle.where(real.unsqueeze(1), added, self.never)
 
-    def _masks(self, queries: Any, columns: Any, keys: Any) -> dict[bool, Any]:
-        """Hides what comes behind a query, in layers with a window also what lies before that."""
+    def positions(self, places: Any, marks: Any) -> Any:
+        """What the decoder gets as positions of tokens at places [B, S] of their texts."""
+        return places if self.contexts is None else self.contexts.positions(places, marks)
+
+    def _masks(self, queries: Any, columns: Any, keys: Any, contexts: Any = None) -> dict[bool, Any]:
+        """Hides what comes behind a query, in layers with a window also what lies before that; contexts are seen."""
         visible = columns <= queries
+        if contexts is not None:
+            visible = visible | contexts
         masks = {}
         for narrow in self.kinds:
             seen = visible & (columns > queries - self.window) if narrow else visible
             masks[narrow] = paddle.where(seen, keys, self.never)
         return masks
 
-    def prompt_masks(self, start: Any) -> dict[bool, Any]:
+    def prompt_masks(self, start: Any, marks: Any) -> dict[bool, Any]:
         """The masks of all new tokens of the prompt, [B, S, P + S], of layers without and with a window."""
         queries = paddle.arange(start, self.end).unsqueeze(1)
-        return self._masks(queries, paddle.arange(self.end), self.keys[..., : self.end])
+        columns, contexts = paddle.arange(self.end), None
+        if self.contexts is not None:
+            contexts = self.contexts.contexts(columns - self.first.unsqueeze(1), marks)
+        return self._masks(queries, columns, self.keys[..., : self.end], contexts)
 
     def take(self, logits: Any, step: Any, finished: Any, tokens: Any, history: Any) -> list[Any]:
         """Chooses the tokens of a step; returns them [B, 1], finished [B, 1], all tokens and the history."""
@@ -179,7 +196,7 @@ class _Loop:
         return (step < self.num_steps) & ~finished.all()
 
     def advance(
-        self, step: Any, chosen: Any, finished: Any, tokens: Any, history: Any, *caches: Any
+        self, step: Any, chosen: Any, finished: Any, tokens: Any, history: Any, *rest: Any
     ) -> list[Any]:
         """One token for every row."""
         place = self.end + step - 1
@@ -187,11 +204,15 @@ class _Loop:
         def store(past: KeyValue, new: KeyValue) -> KeyValue:
             return _write(past[0], new[0], place, axis=3), _write(past[1], new[1], place, axis=3)
 
-        positions = (place - self.first).unsqueeze(1)
+        places = (place - self.first).unsqueeze(1)
+        marks, caches = None, rest
+        if self.contexts is not None:
+            marks, caches = self.contexts.with_token(rest[-1], chosen, places), rest[:-1]
         masks = self._masks(place, self.columns, self.keys)
-        logits, pairs = self.decoder(chosen, positions, masks, _pairs(caches), store)
+        logits, pairs = self.decoder(chosen, self.positions(places, marks), masks, _pairs(caches), store)
         state = self.take(logits, step, finished, tokens, history)
-        return [step + 1, *state, *(each for pair in pairs for each in pair)]
+        given = [] if marks is None else [marks]
+        return [step + 1, *state, *(each for pair in pairs for each in pair), *given]
 
 
 def _pairs(flat: Any) -> list[KeyValue]:

@@ -244,6 +244,7 @@ def _facts(
         stop_ids=tuple(dict.fromkeys([encoder.eos_token_id, *encoder.chat_end_ids])),
         pad_token_id=encoder.pad_token_id,
         num_prefix_tokens=0 if prefix is None else prefix.shape[2],
+        context_marks=shape.context_marks.ids if shape.context_marks else (),
     )
 
 

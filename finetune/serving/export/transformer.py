@@ -119,12 +119,18 @@ class DecoderLayer(nn.Layer):
         attended = self._branch(self.attention_output_norm, attended)
         if self.shape.parallel_branches:
             return x + (attended + self._inner_branch(self.inner_norm(x))), cache
-        x = (normed if self.shape.residual_from_norm else x) + attended
+        x = self._kept(x, normed) + attended
         if not self.shape.norm_first:
             x = self.attention_norm(x)
         normed = self.inner_norm(x) if self.shape.norm_first else x
-        x = (normed if self.shape.residual_from_norm else x) + self._inner_branch(normed)
+        x = self._kept(x, normed) + self._inner_branch(normed)
         return (x if self.shape.norm_first else self.inner_norm(x)), cache
+
+    def _kept(self, x: Any, normed: Any) -> Any:
+        """What a branch is added to."""
+        if not self.shape.residual_from_norm:
+            return x
+        return normed if self.shape.residual_factor == 1.0 else normed * self.shape.residual_factor
 
     def _attend(self, x: Any, turn: Any, mask: Any, past: KeyValue, store: Store) -> tuple[Any, KeyValue]:
         shape, groups = self.shape, self.groups
@@ -216,7 +222,7 @@ class Decoder(nn.Layer):
 
         Args:
             ids: [B, S].
-            positions: [B, S], the first token of a text at 0.
+            positions: [B, S], the first token of a text at 0; [B, S, 2] where a token has two.
             masks: Of layers without (False) and with (True) a window; see `DecoderLayer.forward`.
             pasts: Keys and values so far, per layer.
             store: (past, new) -> all keys and values of a layer.
@@ -246,7 +252,11 @@ class Decoder(nn.Layer):
     def _turn(self, positions: Any, frequencies: Any, amplitudes: Any = None) -> Any:
         if frequencies is None:
             return None
-        angles = positions.astype("float32").unsqueeze(-1) * frequencies  # [B, S, D / 2]
+        places = positions.astype("float32").unsqueeze(-1)
+        if self.shape.context_marks is None:
+            angles = places * frequencies  # [B, S, D / 2]
+        else:  # [B, S, 2, D / 4], one half of the pairs by each position
+            angles = (places * frequencies.reshape([2, -1])).flatten(2)
         angles = paddle.concat([angles, angles], axis=-1)
         cos, sin = paddle.cos(angles), paddle.sin(angles)
         if amplitudes is not None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from finetune.data.templates.chat_templates import ChatFormat
 from finetune.data.templates.pieces import parse_pattern
+from finetune.families.chat_format import ChatFormat
 
 _QUOTES = '"""'
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.templates.chat_jinja import write_jinja
-from finetune.data.templates.chat_templates import CHAT_FORMATS, ChatFormat
+from finetune.data.templates.chat_templates import CHAT_FORMATS
 from finetune.data.templates.default_template import choose_format
 from finetune.data.templates.jinja_forms import JINJA_FORMS
 from finetune.data.templates.own_templates import DEFAULT, read_own_templates
 from finetune.data.templates.template import PLAIN_NAMES
 from finetune.data.templates.trained_template import template_source, trained_system, trained_template
+from finetune.families.chat_format import ChatFormat
 from finetune.families.family import Family
 from finetune.serving.gguf.modelfile import fits_quotes, go_template, write_modelfile
 from finetune.serving.gguf.vocabulary import Vocabulary

@@ -117,7 +117,7 @@ class DynamicDecoder:
         Returns:
             Logits of the token behind each prompt, float32 [B, vocabulary]; and what `read_tokens` goes on from: the
             cache, ``attention_mask`` [B, tokens so far], where padding stands on the left, and
-            ``position_ids`` of the next tokens, [B, 1].
+            ``position_ids`` of the next tokens, [B, 1], and in some families ``context_marks`` [B, 3].
         """
         import paddle
 
@@ -142,6 +142,9 @@ class DynamicDecoder:
     def _forward(self, ids: Any, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         from finetune.training.loss import logits_of
 
+        # What follows from tokens that are not given again, where a family has such positions.
+        if follow := getattr(self._base, "follow_texts", None):
+            state = state | follow(ids, **state)
         with self._switched():
             outputs = self._base(**self._prepare()(ids, **state))
         state = self._base.update_model_kwargs_for_generation(outputs, state)

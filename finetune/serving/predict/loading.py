@@ -177,9 +177,9 @@ def _load_model(plan: PlannedModel, encoder: Any) -> Any:
     options, resolved = plan.options, plan.resolved
     family, dtype = resolved.family, _dtype(plan)
     vocab_size = family.adapt_config(resolved.config).get("vocab_size")
-    num_tokens = len(encoder.tokenizer)
+    num_tokens = encoder.num_tokens
     if options.adapter:
-        check_tokenizer(options.adapter, num_tokens)
+        check_tokenizer(options.adapter, len(encoder.tokenizer))
         num_tokens = count_embeddings(options.adapter, family, num_tokens=num_tokens, vocab_size=vocab_size)
     paddle.set_device(options.device)
     if device_kind(options.device) == "cpu" and family.cpu_layers:

@@ -57,7 +57,10 @@ class LossSettings:
 
     @property
     def learns_prompts(self) -> bool:
-        """Whether the likelihood beside the preference counts the prompt's tokens, as TRL's ORPO does."""
+        """Whether the likelihood beside the preference counts the prompt's tokens, as TRL's ORPO does.
+
+        Not where a prompt's tokens see what they would have to predict (`Family.sees_ahead`).
+        """
         return self.loss_type == "orpo" and self.sft_loss_ratio > 0
 
 

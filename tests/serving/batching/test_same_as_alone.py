@@ -9,7 +9,8 @@ from finetune.serving.batching.dynamic_batch import DynamicRows
 from finetune.serving.batching.static_batch import StaticRows
 from finetune.serving.decoding.decoder import StaticDecoder
 from finetune.serving.predict.dynamic import DynamicDecoder
-from tests.families.decoding import NUM_PREFIX_TOKENS, with_lora, with_prefix
+from tests.families.cases import FACTS
+from tests.families.decoding import CONTEXT_END, NUM_PREFIX_TOKENS, with_lora, with_prefix
 from tests.serving.batching.builders import Told, alone, decoding, make_row
 from tests.serving.export.builders import build_sharp, dynamic_model, export_folder, prompts
 from tests.serving.predict.builders import save_prefix
@@ -25,11 +26,13 @@ SETTINGS = (
 LENGTHS = (5, 9, 3, 12, 30, 1, 7, 20, 16)
 
 
-def check_rows(maker, decoder, *, stop_ids=()) -> None:
+def check_rows(maker, decoder, *, stop_ids=(), ending=()) -> None:
     """Nine requests on three places: some join rows that are half done, some find the places empty."""
     told = Told()
     rows = [
-        make_row(told, number, prompt, sample=0, stop_ids=stop_ids, **SETTINGS[number % len(SETTINGS)])
+        make_row(
+            told, number, [*prompt, *ending], sample=0, stop_ids=stop_ids, **SETTINGS[number % len(SETTINGS)]
+        )
         for number, prompt in enumerate(prompts(LENGTHS))
     ]
     expected = [alone(decoder, row) for row in rows]
@@ -50,7 +53,7 @@ def decoder_of(model, family: str = "llama") -> DynamicDecoder:
 @pytest.mark.parametrize("family", sorted(families()))
 def test_every_family_decodes_rows_that_come_and_go(family, tmp_path):
     decoder = decoder_of(dynamic_model(build_sharp(family, tmp_path / "model")), family)
-    check_rows(DynamicRows(decoder), decoder)
+    check_rows(DynamicRows(decoder), decoder, ending=CONTEXT_END if FACTS[family].sees_ahead else ())
 
 
 @pytest.mark.parametrize(("adapt", "num_prefix"), [(with_lora, 0), (with_prefix, NUM_PREFIX_TOKENS)])
@@ -78,6 +81,13 @@ def test_so_does_a_prefix_where_rows_come_second(tmp_path):
 def test_so_does_an_exported_graph(exported_llama):
     decoder = StaticDecoder(exported_llama)
     check_rows(StaticRows(decoder), decoder)
+
+
+def test_so_does_an_exported_graph_of_texts_with_contexts(tmp_path):
+    model = build_sharp("chatglm", tmp_path / "model")
+    prefix = save_prefix(model, tmp_path / "prefix")
+    decoder = StaticDecoder(export_folder(model, tmp_path / "static", prefix_path=prefix))
+    check_rows(StaticRows(decoder), decoder, ending=CONTEXT_END)
 
 
 def test_so_does_an_exported_graph_with_a_prefix_and_learned_positions(tmp_path):

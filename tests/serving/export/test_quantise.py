@@ -21,7 +21,7 @@ from tests.merge.lora_writing import add_random_lora
 from tests.serving.export.builders import build_sharp, dynamic_model, dynamic_text, export_folder, prompts
 
 SETTINGS = DecodingSettings(max_new_tokens=30, stop_ids=())
-CASES = [("chatglm2", "nf4"), ("qwen", "int8"), ("opt", "int4"), ("bloom", "int8")]
+CASES = [("chatglm2", "nf4"), ("qwen", "int8"), ("opt", "int4"), ("bloom", "int8"), ("chatglm", "int4")]
 OTHERS = [
     pytest.param(family, method, marks=pytest.mark.slow_distributed)
     for family in ("llama", "chatglm2", "qwen", "bloom", "opt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from safetensors.numpy import load_file, save_file
 from finetune.commands.predict import main
 from finetune.errors import UserError
 from finetune.families.family import families, get_family
+from finetune.models.resolve import resolve_model
 from finetune.serving.decoding.decoder import StaticDecoder
 from finetune.serving.decoding.settings import DecodingSettings
+from finetune.serving.export.options import ExportOptions
+from finetune.serving.export.run import export
 from tests.conftest import launch
 from tests.families.decoding import with_lora, with_prefix
 from tests.serving.export.builders import build_sharp, dynamic_model, dynamic_text, export_folder, prompts
@@ -22,20 +26,16 @@ GREEDY = DecodingSettings(max_new_tokens=30, stop_ids=())
 PENALISED = DecodingSettings(max_new_tokens=30, stop_ids=(), repetition_penalty=1.3)
 
 
-# ChatGLM-6B's second positions are in no graph.
-REFUSED = ("chatglm",)
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_families_without_a_description_are_refused_before_their_weights_are_read(name, tmp_path):
-    folder = build_sharp(name, tmp_path / "model")
-    (folder / "model.safetensors").write_bytes(b"nothing that could be read")
-    with pytest.raises(UserError, match=f"family {name} cannot be exported to a static graph"):
-        export_folder(folder, tmp_path / "exported")
+def test_families_without_a_description_are_refused_before_their_weights_are_read(sharp_llama, tmp_path):
+    options = ExportOptions(model_name_or_path=str(sharp_llama), output_path=tmp_path / "exported")
+    resolved = resolve_model(sharp_llama)
+    undescribed = replace(resolved, family=replace(resolved.family, name="undescribed"), folder=tmp_path)
+    with pytest.raises(UserError, match="family undescribed cannot be exported to a static graph"):
+        export(options, undescribed)
     assert not (tmp_path / "exported").exists()
 
 
-@pytest.mark.parametrize("name", sorted({*families()} - {*REFUSED}))
+@pytest.mark.parametrize("name", sorted(families()))
 def test_greedy_text_is_that_of_the_dynamic_model(name, tmp_path):
     folder = build_sharp(name, tmp_path / "model")
     decoder = StaticDecoder(export_folder(folder, tmp_path / "exported"))
