@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.families.family_facts import FamilyFacts
+from tests.families.family_facts import EXPERT_FIELDS, NUM_TINY_EXPERTS, PADDLENLP_TURN, FamilyFacts
 from tests.families.framings import (
     BARE,
     CHATGLM,
@@ -140,6 +140,7 @@ _CHATGLM = FamilyFacts(
     most_tensor_parts=2,
     computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
     rotary_tables=1,
+    rotary_function=PADDLENLP_TURN,
 )
 
 _NEW_GEMMA = FamilyFacts(
@@ -151,26 +152,16 @@ _NEW_GEMMA = FamilyFacts(
     tied_embedding="embed_tokens",
     fast_tokenizer_agrees=False,
     curve_learning_rate=3e-3,
-    rotary_function="finetune.families.head_attention.turn",
     norm_offset=1.0,
 )
 
-# Larger steps meet tokens between two experts, where rounding decides which one they pass.
-NUM_TINY_EXPERTS = 4
-"""Experts of each layer of a tiny model that has some."""
-
-_EXPERT_FIELDS = (
-    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
-    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
-)  # fmt: skip
 _BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
 _EXPERTS = FamilyFacts(
     _GATED,
     known_to_paddlenlp=False,
     groups_heads=True,
     small=_GROUPED,
-    curve_learning_rate=1e-3,
-    rotary_function="finetune.families.head_attention.turn",
+    curve_learning_rate=1e-3,  # larger steps meet tokens between two experts, where rounding chooses
     feed_forwards=NUM_TINY_EXPERTS,
 )
 
@@ -179,6 +170,7 @@ FACTS = {
         _GATED,
         groups_heads=True,
         named_as_llama="Llama",
+        rotary_function=PADDLENLP_TURN,
         models="Llama 1–3.3, DeepSeek-R1-Distill-Llama, Yi, Skywork, Ziya, OpenBuddy",
     ),
     "chatglm": FamilyFacts(
@@ -201,6 +193,7 @@ FACTS = {
         ids_from="tiktoken",
         small={"vocab_size": 520},
         models="Qwen 1.8B, 7B, 14B, 72B",
+        rotary_function=PADDLENLP_TURN,
     ),
     "qwen2": FamilyFacts(
         _GATED,
@@ -211,6 +204,7 @@ FACTS = {
         curve_learning_rate=1e-3,
         named_as_llama="Qwen2",
         models="Qwen1.5, Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
+        rotary_function=PADDLENLP_TURN,
     ),
     "ernie4_5": FamilyFacts(
         _GATED,
@@ -218,7 +212,6 @@ FACTS = {
         small=_GROUPED,
         tied_embedding="embed_tokens",
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         named_as_llama="Ernie4_5",
         llama_fields=("head_dim",),
         models="ERNIE 4.5 0.3B",
@@ -229,7 +222,6 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         curve_learning_rate=5e-3,
-        rotary_function="finetune.families.head_attention.turn",
         models="GLM-4-9B-hf, GLM-4-0414 9B, 32B",
     ),
     "phi3": FamilyFacts(
@@ -238,12 +230,10 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         models="Phi-3 mini, medium, Phi-3.5 mini, Phi-4",
     ),
     "qwen3": FamilyFacts(
         _GATED,
-        rotary_function="finetune.families.head_attention.turn",
         groups_heads=True,
         small=_GROUPED,
         tied_embedding="embed_tokens",
@@ -258,7 +248,7 @@ FACTS = {
         curve_learning_rate=2e-3,
         feed_forwards=NUM_TINY_EXPERTS + 1,
         named_as_llama="Qwen2Moe",
-        llama_fields=("qkv_bias", "shared_expert_intermediate_size", *_EXPERT_FIELDS),
+        llama_fields=("qkv_bias", "shared_expert_intermediate_size", *EXPERT_FIELDS),
         models="Qwen1.5-MoE, Qwen2-57B-A14B",
     ),
     # Two families with the loss that balances experts, in all layouts; one without.
@@ -266,14 +256,13 @@ FACTS = {
         _EXPERTS,
         smooth_config=_BALANCED,
         named_as_llama="Qwen3Moe",
-        llama_fields=("head_dim", *_EXPERT_FIELDS),
+        llama_fields=("head_dim", *EXPERT_FIELDS),
         models="Qwen3-30B-A3B, -235B-A22B",
     ),
     "mixtral": replace(_EXPERTS, smooth_config=_BALANCED, models="Mixtral 8x7B, 8x22B"),
     "internlm": FamilyFacts(
         _GATED,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         models="InternLM 7B, 20B",
     ),
     "internlm2": FamilyFacts(
@@ -282,7 +271,6 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         blank_in_front=False,
         models="InternLM 2, 2.5",
     ),
@@ -290,7 +278,6 @@ FACTS = {
         _JOINED_INPUT,
         known_to_paddlenlp=False,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         models="Baichuan 7B, 13B",
     ),
     "baichuan2": FamilyFacts(
@@ -305,7 +292,6 @@ FACTS = {
     "xverse": FamilyFacts(
         _GATED,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         named_as_llama="Llama",
         models="XVERSE 7B, 13B, 65B",
     ),
@@ -348,7 +334,6 @@ FACTS = {
         small=_GROUPED,
         tied_embedding="embed_tokens",
         curve_learning_rate=1e-3,
-        rotary_function="finetune.families.head_attention.turn",
         norm_centres=True,
         models="Falcon 7B, 11B, 40B, 180B",
     ),
@@ -359,7 +344,6 @@ FACTS = {
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
-        rotary_function="finetune.families.head_attention.turn",
         named_as_llama="Mistral",
         llama_fields=("sliding_window",),
         models="Mistral 7B, Nemo, Small",
@@ -373,7 +357,6 @@ FACTS = {
         # It supposes that the model puts no blank before a text; tiny ones do.
         fast_tokenizer_agrees=False,
         curve_learning_rate=1e-2,
-        rotary_function="finetune.families.head_attention.turn",
         norm_offset=1.0,
         named_as_llama="Gemma",
         llama_fields=("head_dim", "hidden_act"),

@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+NUM_TINY_EXPERTS = 4
+"""Experts of each layer of a tiny model that has some."""
+
+EXPERT_FIELDS = (
+    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
+)  # fmt: skip
+"""Fields of a config with experts, of transformers and ours."""
+PADDLENLP_TURN = "apply_rotary_pos_emb"
+"""What turns heads in the modules of PaddleNLP."""
+
 
 @dataclass(frozen=True)
 class FamilyFacts:
@@ -52,7 +63,7 @@ class FamilyFacts:
     fast_tokenizer_agrees: bool = True
     curve_learning_rate: float | None = None
     rotary_tables: int = 2
-    rotary_function: str = "apply_rotary_pos_emb"
+    rotary_function: str = "finetune.families.head_attention.turn"
     known_to_paddlenlp: bool = True
     ids_from: str = "transformers"
     blank_in_front: bool = True

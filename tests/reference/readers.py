@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.families.registry import get_family
 from tests.families.cases import FACTS
 from tests.reference import chatglm2_numpy, chatglm_numpy, published_forms, qwen_numpy
 from tests.reference.published_forms import PublishedForm, Weights, as_glm, as_qwen2, undo
@@ -212,7 +213,7 @@ _LLAMA_SHAPED = Reader(
 )
 
 READERS = {
-    name: OWN if facts.named_as_llama != "Llama" or name == "llama" else _LLAMA_SHAPED
+    name: OWN if f"{facts.named_as_llama}ForCausalLM" in get_family(name).architectures else _LLAMA_SHAPED
     for name, facts in FACTS.items()
     if facts.named_as_llama
 } | {

@@ -25,7 +25,6 @@ from finetune.merge.lora import main as merge_adapter
 from finetune.merge.tensor_parallel import main as merge_files
 from tests.conftest import run_entry, write_arguments
 from tests.families.cases import FACTS
-from tests.families.decoding import greedy_without_cache
 from tests.merge.rank_writing import check_same, read_whole, write_ranks
 from tests.reference.chatglm2_qwen_published import PUBLISHED, published_name
 from tests.reference.curves import COMMON, HERE
@@ -119,11 +118,8 @@ def our_tokens(folder: Path) -> tuple[list[list[int]], list[list[int]], int]:
     responder = load_responder(plan_model(ModelOptions(model_name_or_path=str(folder))))
     encoder, settings = responder.encoder, DecodingSettings(max_new_tokens=NUM_TOKENS, stop_ids=())
     rows = [[*encoder.prefix_ids, *encoder.encode(prompt), *encoder.answer_prefix_ids] for prompt in PROMPTS]
-    if responder.decoder._base.config.model_type == "chatglm":
-        together = [greedy_without_cache(responder.decoder._base, np.array(row), NUM_TOKENS) for row in rows]
-    else:
-        together = responder.decoder.generate(rows, settings)
-        assert [responder.decoder.generate([row], settings)[0] for row in rows[:2]] == together[:2]
+    together = responder.decoder.generate(rows, settings)
+    assert [responder.decoder.generate([row], settings)[0] for row in rows[:2]] == together[:2]
     lengths = [len(row) for row in rows]
     assert len(set(lengths)) == len(rows) and {length % 2 for length in lengths} == {0, 1}
     assert len({token for answer in together for token in answer}) > NUM_TOKENS // 2, "worth comparing"
