@@ -14,11 +14,13 @@ from tests.families.framings import (
     FALCON,
     GEMMA,
     GPT2,
+    GRANITE,
     INTERNLM,
     INTERNLM2,
     OPT,
     QWEN2,
     SENTENCEPIECE,
+    SMOLLM3,
     Framing,
 )
 
@@ -119,6 +121,9 @@ CASES = (
     FamilyCase("gpt2", framing=GPT2),
     FamilyCase("falcon", {"num_key_value_heads": 1}, num_kv_heads=1, framing=FALCON),
     FamilyCase("falcon", _GROUPED, num_kv_heads=2, framing=FALCON),
+    FamilyCase("falcon", framing=FALCON),
+    FamilyCase("granite", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GRANITE),
+    FamilyCase("smollm3", _GROUPED, num_kv_heads=2, fused_layers=True, framing=SMOLLM3),
     FamilyCase("mistral", {"num_key_value_heads": 2}, num_kv_heads=2, fused_layers=True),
     FamilyCase("gemma", {"num_key_value_heads": 1}, num_kv_heads=1, fused_layers=True, framing=GEMMA),
     FamilyCase("gemma2", _GROUPED, num_kv_heads=2, fused_layers=True, framing=GEMMA),
@@ -171,7 +176,6 @@ FACTS = {
         groups_heads=True,
         named_as_llama="Llama",
         rotary_function=PADDLENLP_TURN,
-        models="Llama 1–3.3, DeepSeek-R1-Distill-Llama, Yi, Skywork, Ziya, OpenBuddy",
     ),
     "chatglm": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
@@ -183,16 +187,14 @@ FACTS = {
         norm_centres=True,
         sees_ahead=True,
         sharpness=3.0,
-        models="ChatGLM-6B",
     ),
-    "chatglm2": replace(_CHATGLM, models="ChatGLM2-6B, -32k"),
-    "chatglm3": replace(_CHATGLM, models="ChatGLM3-6B, -32k, -128k"),
-    "chatglm4": replace(_CHATGLM, ids_from="tiktoken", models="GLM-4-9B (`chatglm`), CodeGeeX4"),
+    "chatglm2": _CHATGLM,
+    "chatglm3": _CHATGLM,
+    "chatglm4": replace(_CHATGLM, ids_from="tiktoken"),
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
         ids_from="tiktoken",
         small={"vocab_size": 520},
-        models="Qwen 1.8B, 7B, 14B, 72B",
         rotary_function=PADDLENLP_TURN,
     ),
     "qwen2": FamilyFacts(
@@ -203,7 +205,6 @@ FACTS = {
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
         named_as_llama="Qwen2",
-        models="Qwen1.5, Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
         rotary_function=PADDLENLP_TURN,
     ),
     "ernie4_5": FamilyFacts(
@@ -214,7 +215,6 @@ FACTS = {
         curve_learning_rate=2e-3,
         named_as_llama="Ernie4_5",
         llama_fields=("head_dim",),
-        models="ERNIE 4.5 0.3B",
     ),
     "glm4": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
@@ -222,7 +222,6 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         curve_learning_rate=5e-3,
-        models="GLM-4-9B-hf, GLM-4-0414 9B, 32B",
     ),
     "phi3": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "gate_up_proj", "down_proj"}),
@@ -230,7 +229,6 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         curve_learning_rate=2e-3,
-        models="Phi-3 mini, medium, Phi-3.5 mini, Phi-4",
     ),
     "qwen3": FamilyFacts(
         _GATED,
@@ -241,7 +239,6 @@ FACTS = {
         curve_learning_rate=2e-3,
         named_as_llama="Qwen3",
         llama_fields=("head_dim",),
-        models="Qwen3 0.6B–32B",
     ),
     "qwen2_moe": replace(
         _EXPERTS,
@@ -249,7 +246,6 @@ FACTS = {
         feed_forwards=NUM_TINY_EXPERTS + 1,
         named_as_llama="Qwen2Moe",
         llama_fields=("qkv_bias", "shared_expert_intermediate_size", *EXPERT_FIELDS),
-        models="Qwen1.5-MoE, Qwen2-57B-A14B",
     ),
     # Two families with the loss that balances experts, in all layouts; one without.
     "qwen3_moe": replace(
@@ -257,13 +253,11 @@ FACTS = {
         smooth_config=_BALANCED,
         named_as_llama="Qwen3Moe",
         llama_fields=("head_dim", *EXPERT_FIELDS),
-        models="Qwen3-30B-A3B, -235B-A22B",
     ),
-    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED, models="Mixtral 8x7B, 8x22B"),
+    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
         curve_learning_rate=2e-3,
-        models="InternLM 7B, 20B",
     ),
     "internlm2": FamilyFacts(
         _JOINED_INPUT,
@@ -272,13 +266,11 @@ FACTS = {
         small=_GROUPED,
         curve_learning_rate=2e-3,
         blank_in_front=False,
-        models="InternLM 2, 2.5",
     ),
     "baichuan": FamilyFacts(
         _JOINED_INPUT,
         known_to_paddlenlp=False,
         curve_learning_rate=2e-3,
-        models="Baichuan 7B, 13B",
     ),
     "baichuan2": FamilyFacts(
         _JOINED_INPUT,
@@ -287,13 +279,11 @@ FACTS = {
         rotary_tables=0,
         adds_distances=True,
         blank_in_front=False,
-        models="Baichuan 2 7B, 13B",
     ),
     "xverse": FamilyFacts(
         _GATED,
         curve_learning_rate=2e-3,
         named_as_llama="Llama",
-        models="XVERSE 7B, 13B, 65B",
     ),
     "bloom": FamilyFacts(
         _FUSED,
@@ -303,7 +293,6 @@ FACTS = {
         rotary_tables=0,
         adds_distances=True,
         norm_centres=True,
-        models="BLOOM, BLOOMZ, SeqGPT",
     ),
     "opt": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"}),
@@ -315,7 +304,6 @@ FACTS = {
         curve_learning_rate=1e-3,
         rotary_tables=0,
         norm_centres=True,
-        models="OPT 125M–66B",
     ),
     "gpt2": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
@@ -325,7 +313,6 @@ FACTS = {
         curve_learning_rate=1e-3,
         rotary_tables=0,
         norm_centres=True,
-        models="GPT-2, PolyLM",
     ),
     "falcon": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
@@ -335,7 +322,33 @@ FACTS = {
         tied_embedding="embed_tokens",
         curve_learning_rate=1e-3,
         norm_centres=True,
-        models="Falcon 7B, 11B, 40B, 180B",
+    ),
+    "granite": FamilyFacts(
+        _GATED,
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        tied_embedding="embed_tokens",
+        tied_config={"tie_word_embeddings": True},
+        curve_learning_rate=5e-3,
+        named_as_llama="Granite",
+        llama_fields=(
+            "embedding_multiplier",
+            "attention_multiplier",
+            "residual_multiplier",
+            "logits_scaling",
+        ),
+    ),
+    "smollm3": FamilyFacts(
+        _GATED,
+        known_to_paddlenlp=False,
+        groups_heads=True,
+        small=_GROUPED,
+        tied_embedding="embed_tokens",
+        tied_config={"tie_word_embeddings": True},
+        curve_learning_rate=2e-3,
+        named_as_llama="SmolLM3",
+        llama_fields=("no_rope_layers", "pad_token_id"),
     ),
     "mistral": FamilyFacts(
         _GATED,
@@ -346,7 +359,6 @@ FACTS = {
         curve_learning_rate=1e-3,
         named_as_llama="Mistral",
         llama_fields=("sliding_window",),
-        models="Mistral 7B, Nemo, Small",
     ),
     "gemma": FamilyFacts(
         _GATED,
@@ -360,10 +372,9 @@ FACTS = {
         norm_offset=1.0,
         named_as_llama="Gemma",
         llama_fields=("head_dim", "hidden_act"),
-        models="Gemma 2B, 7B",
     ),
-    "gemma2": replace(_NEW_GEMMA, caps_scores=True, models="Gemma 2 2B, 9B, 27B"),
-    "gemma3": replace(_NEW_GEMMA, curve_learning_rate=1e-3, models="Gemma 3 1B; 4B–27B (`text_only`)"),
+    "gemma2": replace(_NEW_GEMMA, caps_scores=True),
+    "gemma3": replace(_NEW_GEMMA, curve_learning_rate=1e-3),
 }
 
 

@@ -47,7 +47,6 @@ class FamilyFacts:
         named_as_llama: Prefix of the names of transformers' classes ("Qwen2" in Qwen2ForCausalLM) where its config and
             its weights are named as its Llama's; "" where they are not, or it has none.
         llama_fields: Further fields of the config that both name alike.
-        models: Published models that people know, as their authors call them.
         feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
@@ -75,7 +74,6 @@ class FamilyFacts:
     norm_centres: bool = False
     named_as_llama: str = ""
     llama_fields: tuple[str, ...] = ()
-    models: str = ""
     feed_forwards: int = 1
 
     @property

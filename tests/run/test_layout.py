@@ -319,6 +319,8 @@ def test_every_family_says_how_fused_attention_keeps_samples_apart(family):
     rows = {"half": True, "has_prefix": False}
     assert record.packed_mask(config, fused=False, **rows) == "block"
     facts = FACTS[family]
+    if record.distance_option:
+        config = config | {record.distance_option: facts.adds_distances}
     takes_rows = not (facts.adds_distances or facts.caps_scores or facts.sees_ahead)
     expected = "start_end" if takes_rows else "block"
     assert record.packed_mask(config, fused=True, **rows) == expected
