@@ -57,6 +57,9 @@ def draw(parts, count):
 TEXTS = [*draw([*NAMES, *OTHERS], 200), *NASTY[:40]]
 
 
+FAILS_THERE = {("qwen2", "add_prefix_space")}
+
+
 def check(family, folder, texts, *, fast=True):
     compared = compare(family, folder, texts, fast=fast, expected=by_transformers(folder))
     assert compared["different"] == NONE, compared["examples"]
@@ -69,7 +72,7 @@ def test_ids_from_folders_whose_files_disagree(family, change, tmp_path):
 
     folder = make_model(family, tmp_path / "model")
     CHANGES[change](folder)
-    if (family, change) == ("qwen2", "add_prefix_space"):
+    if (family, change) in FAILS_THERE:
         pytest.skip("transformers itself fails here")
     check(family, folder, TEXTS)
     if (folder / "vocab.json").is_file() or (folder / "tokenizer.model").is_file():
