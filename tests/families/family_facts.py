@@ -53,7 +53,7 @@ class FamilyFacts:
     lora_layers: frozenset[str]
     groups_heads: bool = False
     small: dict[str, int] = field(default_factory=dict)
-    splits_rows: bool = False
+    splits_rows: bool = True
     most_tensor_parts: int | None = None
     tied_embedding: str | None = None
     tied_config: dict[str, Any] = field(default_factory=dict)

@@ -77,6 +77,23 @@ FALCON = Framing(
     pad_token_id=1,
 )
 
+GRANITE = Framing(
+    frame=[],
+    source=[(67, "a"), (289, " red"), (290, " dress")],
+    target=[(298, "fit"), (85, "s"), (279, " w"), (297, "ell"), (223, " "), (267, "上衣")],
+    end=(0, "<|end_of_text|>"),
+    pad_token_id=0,
+)
+
+SMOLLM3 = Framing(
+    frame=[],
+    source=[(64, "a"), (286, " red"), (287, " dress")],
+    target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
+    end=(327, "<|end_of_text|>"),
+    pad_token_id=327,
+    chat_ends=("<|im_end|>",),
+)
+
 GEMMA = Framing(
     frame=[(2, "<bos>")],
     source=[(261, "a"), (275, "red"), (276, "dress")],

@@ -44,6 +44,8 @@ FAMILIES = (
     "bloom",
     "gpt2",
     "falcon",
+    "granite",
+    "smollm3",
     "opt",
     "mistral",
     "gemma",
