@@ -51,8 +51,18 @@ _HARMLESS_KINDS = re.compile(
     r"|(dropout|dropout_prob|_pdrop|_token_ids?)$|^(use_last_token|use_flash_attention)_for_generation$"
 )
 
-_HEADS = re.compile(r"(For[A-Z]\w*|LMHeadModel|(Text)?Model)$")
-"""Ends of the names of classes that say what stands on the decoder."""
+_CLASS_DEFAULTS: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "max_window_layers": 28,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "seq_length": 32768,
+    "sliding_window": 4096,
+    "text_positions": None,
+    "use_sliding_window": False,
+}
+"""What the class of our decoders writes into config.json, whether a family has such a field or not."""
 
 _OF_COMPUTATION = re.compile(
     r"norm|bias|scal|multipl|cap(ping)?$|clip|expert|moe|rope|rotary|yarn|alibi|ntk|window|sliding|residual|head|attn|"
@@ -128,24 +138,17 @@ def read_fields(family: Family) -> set[str]:
     return {*family.tiny.config(_ANY_SHAPE), *vars(family.fields).values(), *family.understood}
 
 
-def foreign_classes(config: Mapping[str, Any], family: Family) -> list[str]:
-    """A warning where `architectures` names a class of another model than `model_type` does; arguments as above.
-
-    Folders that bring a program of their own have such names, as do those of converted models. Like transformers without
-    that program, the model is computed by its `model_type`.
-    """
-    named, known = config.get("architectures") or (), {_stem(each) for each in family.architectures}
-    if not named or any(_stem(str(each)) in known for each in named):
-        return []
-    return [
-        f"warning: config.json names the class {', '.join(map(str, named))}, which is none of family {family.name}: it is "
-        f"computed as model_type {config.get('model_type')}, which may not be what a program of its own computes"
-    ]
-
-
-def _stem(class_name: str) -> str:
-    """What a class is called without the words for its head."""
-    return _HEADS.sub("", class_name.removesuffix("Pipe")).rstrip("_").lower()
+def without_class_defaults(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Without fields that the family does not have and that say nothing: what the class of our decoders leaves in it."""
+    read, heads = read_fields(family), config.get("num_attention_heads")
+    defaults = _CLASS_DEFAULTS | {"num_key_value_heads": heads}
+    if heads and config.get("hidden_size"):
+        defaults["head_dim"] = config["hidden_size"] // heads
+    return {
+        name: value
+        for name, value in config.items()
+        if name in read or name not in defaults or value != defaults[name]
+    }
 
 
 def _not_understood(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, Any]]:

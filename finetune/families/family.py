@@ -49,6 +49,7 @@ class Family:
 
     Attributes:
         name: Name on the command line.
+        models: Published models that people know, as their authors call them.
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
@@ -119,6 +120,7 @@ class Family:
     tiny: TinyRecipe
     fields: ConfigFields = field(default_factory=ConfigFields)
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
+    models: str = ""
     packing: bool = True
     sees_ahead: bool = False
     positions: str = "position_ids"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from finetune.families.family import Family
 
 _PACKAGE = "finetune.families"
+_HEADS = re.compile(r"(For[A-Z]\w*|LMHeadModel|(Text)?Model)$")
+"""Ends of the names of classes that say what stands on the decoder."""
+
 _REGISTERS = re.compile(r"^[A-Z]\w* = register\($", re.MULTILINE)
 
 _registry: dict[str, Family] = {}
@@ -114,6 +117,26 @@ def find_family(config: Mapping[str, Any], folder: Path | None = None) -> Family
         f"config.json does not tell which model it is of: {_names(config)} is shared by the families "
         f"{', '.join(told)}. Copy config.json and the tokenizer's files of the published folder again"
     )
+
+
+def foreign_classes(config: Mapping[str, Any], family: Family) -> list[str]:
+    """A warning where `architectures` names a class of another model than `model_type` does.
+
+    Folders that bring a program of their own have such names, as do those of converted models. Like transformers without
+    that program, the model is computed by its `model_type`.
+    """
+    named, known = config.get("architectures") or (), {_stem(each) for each in family.architectures}
+    if not named or any(_stem(str(each)) in known for each in named):
+        return []
+    return [
+        f"warning: config.json names the class {', '.join(map(str, named))}, which is none of family {family.name}: it is "
+        f"computed as model_type {config.get('model_type')}, which may not be what a program of its own computes"
+    ]
+
+
+def _stem(class_name: str) -> str:
+    """What a class is called without the words for its head."""
+    return _HEADS.sub("", class_name.removesuffix("Pipe")).rstrip("_").lower()
 
 
 def _architectures(config: Mapping[str, Any]) -> list[str]:

@@ -25,6 +25,14 @@ _MAY_HAVE = {
     ),
     "longrope": ("factor", "attention_factor", "original_max_position_embeddings"),
 }
+_POSITIVE = {
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "high_freq_factor",
+    "rope_theta",
+}
+_NUMBERS = _POSITIVE | {"low_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
 _SAME_KIND = {"su": "longrope"}  # as the first published files call it
 ANY_LENGTH = ("linear", "dynamic", "llama3", "yarn")
 """Kinds that every decoder of ours can have."""
@@ -37,8 +45,31 @@ def kind_of_scaling(config: dict[str, Any]) -> str | None:
     return _kind(split_rotary(config)[1])
 
 
+def _check_values(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for settings that are no numbers, or by which nothing can be stretched."""
+    for name in _NUMBERS & settings.keys():
+        value = settings[name]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and (value > 0 or name not in _POSITIVE)):
+            what = "a number above 0" if name in _POSITIVE else "a number"
+            raise UserError(
+                f"config.json asks for rotary scaling with {name} {value!r}, but it must be {what}: use the published "
+                "config.json"
+            )
+    for name in ("short_factor", "long_factor"):
+        values = settings.get(name)
+        if values is not None and not (
+            isinstance(values, list) and all(isinstance(each, int | float) and each > 0 for each in values)
+        ):
+            raise UserError(
+                f"config.json asks for rotary scaling with a {name} that is no list of numbers above 0: use the published "
+                "config.json"
+            )
+
+
 def _kind(settings: dict[str, Any]) -> str | None:
     """Files have one of two names of the kind, or both; releases of transformers differ in which of them counts."""
+    _check_values(settings)
     named = [settings[name] for name in ("rope_type", "type") if settings.get(name) is not None]
     kinds = {None if kind in _UNSCALED else _SAME_KIND.get(str(kind), str(kind)) for kind in named}
     if len(kinds) > 1:

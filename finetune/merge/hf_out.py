@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from finetune.data.templates.own_templates import keep_named
 from finetune.data.templates.trained_template import template_source
 from finetune.errors import UserError
-from finetune.families.config_fields import read_fields
+from finetune.families.config_fields import without_class_defaults
 from finetune.families.family import Family, find_family
 from finetune.families.multimodal.text_part import text_part
 from finetune.models.hf_names import embedding_name, is_tied, says_tied, to_hugging_face
@@ -39,18 +39,6 @@ _OWN_FIELDS = (
     "quantization_config_",
 )  # fmt: skip
 _DISTANCES = "alibi"
-# What the class of our decoders leaves in config.json of a trained model, whether its family has such a field or not.
-_CLASS_DEFAULTS: dict[str, Any] = {
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
-    "max_window_layers": 28,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "seq_length": 32768,
-    "sliding_window": 4096,
-    "text_positions": None,
-    "use_sliding_window": False,
-}
 # PaddleNLP's name of a tokenizer's class -> transformers'.
 _TOKENIZER_CLASSES = {
     "GPTTokenizer": "GPT2Tokenizer",
@@ -219,25 +207,12 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     theirs = {name: value for name, value in adapted.items() if not name.startswith(own)}
     if factor := _linear_scaling(adapted):
         theirs["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": factor}
-    theirs = family.hugging_face.config(_without_class_defaults(theirs, family))
+    theirs = family.hugging_face.config(without_class_defaults(theirs, family))
     if is_reward_config(config):
         theirs = with_reward_class(theirs, family)
     if theirs.get("use_cache") is False:  # of the training; transformers' own default is true
         del theirs["use_cache"]
     return theirs | {"tie_word_embeddings": says_tied(config, family), "torch_dtype": dtype}
-
-
-def _without_class_defaults(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """Without fields that the family does not have and that say nothing."""
-    read, heads = read_fields(family), config.get("num_attention_heads")
-    defaults = _CLASS_DEFAULTS | {"num_key_value_heads": heads}
-    if heads and config.get("hidden_size"):
-        defaults["head_dim"] = config["hidden_size"] // heads
-    return {
-        name: value
-        for name, value in config.items()
-        if name in read or name not in defaults or value != defaults[name]
-    }
 
 
 def with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
-from finetune.families.config_fields import foreign_classes, unknown_fields, unread_fields
+from finetune.families.config_fields import unknown_fields, unread_fields
 from finetune.families.config_file import read_config
 from finetune.families.family import Family, find_family
 from finetune.families.multimodal.kinds import MultimodalKind
-from finetune.families.registry import find_candidates
+from finetune.families.registry import find_candidates, foreign_classes
 from finetune.models import hub
 from finetune.models.hubs.hugging_face import is_offline
 from finetune.models.hubs.repository import (

@@ -152,6 +152,19 @@ def test_thoughts_are_learned_and_cannot_be_with_the_switch_off(message, folder)
         template.render_last(conversation)
 
 
+@pytest.mark.parametrize("name", ["deepseek_r1", "qwen3_thinking", "qwq"])
+@pytest.mark.parametrize("text", ["<think>\nbecause\n</think>\n\na", "<think>because</think>a"])
+def test_thoughts_in_texts_are_learned_behind_a_prompt_that_opens_them(name, text, folder):
+    """Data of distilled models hold them so, with the opening that the prompt has, too."""
+    apart = Conversation((Message("user", "q"), Message("assistant", "a", reasoning="because")))
+    template = load_template(name, folder)
+    written = show(template.render(make_conversation([("q", text)])))
+    assert written == show(template.render(apart))
+    assert "<think>\n{because\n</think>\n\na}" in written
+    two_rounds = make_conversation([("q", text), ("q2", text)])
+    assert show(template.render_last(two_rounds)).count("because") == 1
+
+
 def test_earlier_answers_lose_their_thoughts(folder):
     messages = (
         Message("user", "q1"),

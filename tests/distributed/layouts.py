@@ -183,13 +183,30 @@ def _larger(tensor: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return tensor * np.float32(6.0) if tensor.ndim > 1 else tensor + np.float32(0.1) * noise
 
 
-def build_data(folder: Path, num_train: int = NUM_TRAIN, num_dev: int = NUM_DEV) -> Path:
-    """A data folder with the first lines of the sample set."""
+def build_data(
+    folder: Path, num_train: int = NUM_TRAIN, num_dev: int = NUM_DEV, *, many_lengths: bool = False
+) -> Path:
+    """A data folder with the first lines of the sample set.
+
+    Args:
+        folder: To create.
+        num_train: Lines of train.json.
+        num_dev: Lines of dev.json.
+        many_lengths: Whether texts are cut to other lengths, so that the micro-batches of a step have rows of several;
+            as they are, nearly all reach the longest that is allowed.
+    """
     folder.mkdir(parents=True)
     for split, count in (("train", num_train), ("dev", num_dev)):
         lines = (ROOT / "data" / f"{split}.json").read_text(encoding="utf-8").splitlines()[:count]
+        if many_lengths:
+            lines = [_cut(json.loads(line), number) for number, line in enumerate(lines)]
         (folder / f"{split}.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def _cut(record: dict[str, str], number: int) -> str:
+    source, answer = record["src"][: 3 + 5 * number % 11], record["tgt"][: 2 + 7 * number % 17]
+    return json.dumps({"src": source, "tgt": answer}, ensure_ascii=False)
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -246,7 +263,7 @@ class Bench:
     def data(self) -> Path:
         """The data folder."""
         path = self.folder / "data"
-        return path if path.exists() else build_data(path)
+        return path if path.exists() else build_data(path, many_lengths=True)
 
     def settings(self, family: str, method: str, variation: str) -> dict[str, Any]:
         """The arguments of a case, but for the layout."""

@@ -52,8 +52,6 @@ def expected_refusal(family: str, method: str, layout: str) -> str:
         return "tensor_parallel_degree is 4 but must divide"
     if layout == "tp2 sequence" and not FACTS[family].splits_rows:
         return "cannot split rows"
-    if layout == "tp2 sequence" and method == "pt":
-        return "a prefix stands before whole rows"
     return ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.families.family_facts import FamilyFacts
+from tests.families.family_facts import EXPERT_FIELDS, NUM_TINY_EXPERTS, PADDLENLP_TURN, FamilyFacts
 from tests.families.framings import (
     BARE,
     CHATGLM,
@@ -142,10 +142,10 @@ _CHATGLM = FamilyFacts(
     ids_from="sentencepiece",
     groups_heads=True,
     small=_GROUPED,
-    splits_rows=True,
     most_tensor_parts=2,
     computed_tensors={"transformer.rotary_pos_emb.inv_freq": (2,)},
     rotary_tables=1,
+    rotary_function=PADDLENLP_TURN,
 )
 
 _NEW_GEMMA = FamilyFacts(
@@ -154,41 +154,38 @@ _NEW_GEMMA = FamilyFacts(
     blank_in_front=False,
     groups_heads=True,
     small=_GROUPED,
-    splits_rows=True,
     tied_embedding="embed_tokens",
     fast_tokenizer_agrees=False,
     curve_learning_rate=3e-3,
-    rotary_function="finetune.families.head_attention.turn",
     norm_offset=1.0,
 )
 
-# Larger steps meet tokens between two experts, where rounding decides which one they pass.
-NUM_TINY_EXPERTS = 4
-"""Experts of each layer of a tiny model that has some."""
-
-_EXPERT_FIELDS = (
-    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
-    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
-)  # fmt: skip
 _BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.3}
 _EXPERTS = FamilyFacts(
     _GATED,
     known_to_paddlenlp=False,
     groups_heads=True,
     small=_GROUPED,
-    splits_rows=True,
-    curve_learning_rate=1e-3,
-    rotary_function="finetune.families.head_attention.turn",
+    curve_learning_rate=1e-3,  # larger steps meet tokens between two experts, where rounding chooses
     feed_forwards=NUM_TINY_EXPERTS,
+)
+
+_NEW_LLAMA = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    groups_heads=True,
+    small=_GROUPED,
+    tied_embedding="embed_tokens",
+    tied_config={"tie_word_embeddings": True},
+    curve_learning_rate=2e-3,
 )
 
 FACTS = {
     "llama": FamilyFacts(
         _GATED,
         groups_heads=True,
-        splits_rows=True,
         named_as_llama="Llama",
-        models="Llama 1–3.3, DeepSeek-R1-Distill-Llama, Yi, Skywork, Ziya, OpenBuddy",
+        rotary_function=PADDLENLP_TURN,
     ),
     "chatglm": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
@@ -197,150 +194,119 @@ FACTS = {
         tied_embedding="embed_tokens",
         computed_tensors={"transformer.layers.0.attention.rotary_emb.inv_freq": (4,)},
         rotary_function="finetune.families.chatglm.layers.turn",
-        splits_rows=True,
         norm_centres=True,
         sees_ahead=True,
         sharpness=3.0,
-        models="ChatGLM-6B",
     ),
-    "chatglm2": replace(_CHATGLM, models="ChatGLM2-6B, -32k"),
-    "chatglm3": replace(_CHATGLM, models="ChatGLM3-6B, -32k, -128k"),
-    "chatglm4": replace(_CHATGLM, ids_from="tiktoken", models="GLM-4-9B (`chatglm`), CodeGeeX4"),
+    "chatglm2": _CHATGLM,
+    "chatglm3": _CHATGLM,
+    "chatglm4": replace(_CHATGLM, ids_from="tiktoken"),
     "qwen": FamilyFacts(
         frozenset({"attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj"}),
         ids_from="tiktoken",
         small={"vocab_size": 520},
-        splits_rows=True,
-        models="Qwen 1.8B, 7B, 14B, 72B",
+        rotary_function=PADDLENLP_TURN,
     ),
     "qwen2": FamilyFacts(
         _GATED,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
         named_as_llama="Qwen2",
-        models="Qwen1.5, Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
+        rotary_function=PADDLENLP_TURN,
     ),
     "ernie4_5": FamilyFacts(
         _GATED,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         named_as_llama="Ernie4_5",
         llama_fields=("head_dim",),
-        models="ERNIE 4.5 0.3B",
     ),
     "glm4": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}),
         known_to_paddlenlp=False,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         curve_learning_rate=5e-3,
-        rotary_function="finetune.families.head_attention.turn",
-        models="GLM-4-9B-hf, GLM-4-0414 9B, 32B",
     ),
     "phi3": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "gate_up_proj", "down_proj"}),
         known_to_paddlenlp=False,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
-        models="Phi-3 mini, medium, Phi-3.5 mini, Phi-4",
     ),
     "qwen3": FamilyFacts(
         _GATED,
-        rotary_function="finetune.families.head_attention.turn",
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=2e-3,
         named_as_llama="Qwen3",
         llama_fields=("head_dim",),
-        models="Qwen3 0.6B–32B",
     ),
     "qwen2_moe": replace(
         _EXPERTS,
         curve_learning_rate=2e-3,
         feed_forwards=NUM_TINY_EXPERTS + 1,
         named_as_llama="Qwen2Moe",
-        llama_fields=("qkv_bias", "shared_expert_intermediate_size", *_EXPERT_FIELDS),
-        models="Qwen1.5-MoE, Qwen2-57B-A14B",
+        llama_fields=("qkv_bias", "shared_expert_intermediate_size", *EXPERT_FIELDS),
     ),
     # Two families with the loss that balances experts, in all layouts; one without.
     "qwen3_moe": replace(
         _EXPERTS,
         smooth_config=_BALANCED,
         named_as_llama="Qwen3Moe",
-        llama_fields=("head_dim", *_EXPERT_FIELDS),
-        models="Qwen3-30B-A3B, -235B-A22B",
+        llama_fields=("head_dim", *EXPERT_FIELDS),
     ),
-    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED, models="Mixtral 8x7B, 8x22B"),
+    "mixtral": replace(_EXPERTS, smooth_config=_BALANCED),
     "internlm": FamilyFacts(
         _GATED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
-        models="InternLM 7B, 20B",
     ),
     "internlm2": FamilyFacts(
         _JOINED_INPUT,
         known_to_paddlenlp=False,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         blank_in_front=False,
-        models="InternLM 2, 2.5",
     ),
     "baichuan": FamilyFacts(
         _JOINED_INPUT,
         known_to_paddlenlp=False,
-        splits_rows=True,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
-        models="Baichuan 7B, 13B",
     ),
     "baichuan2": FamilyFacts(
         _JOINED_INPUT,
         known_to_paddlenlp=False,
-        splits_rows=True,
         curve_learning_rate=2e-3,
         rotary_tables=0,
         adds_distances=True,
         blank_in_front=False,
-        models="Baichuan 2 7B, 13B",
     ),
     "xverse": FamilyFacts(
         _GATED,
-        splits_rows=True,
         curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
         named_as_llama="Llama",
-        models="XVERSE 7B, 13B, 65B",
     ),
     "bloom": FamilyFacts(
         _FUSED,
+        splits_rows=False,
         tied_embedding="word_embeddings",
         curve_learning_rate=1e-2,
         rotary_tables=0,
         adds_distances=True,
         norm_centres=True,
-        models="BLOOM, BLOOMZ, SeqGPT",
     ),
     "opt": FamilyFacts(
         frozenset({"q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2"}),
+        splits_rows=False,
         tied_embedding="word_embeddings",
         # At the kink of OPT's ReLU the order of a sum decides between two gradients: about one step in two
         # hundred would differ by 1e-4, in that step's norm alone.
@@ -348,18 +314,15 @@ FACTS = {
         curve_learning_rate=1e-3,
         rotary_tables=0,
         norm_centres=True,
-        models="OPT 125M–66B",
     ),
     "gpt2": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
         known_to_paddlenlp=False,
         small={"seed": 1},  # one that does not say the same of everything
         tied_embedding="embed_tokens",
-        splits_rows=True,
         curve_learning_rate=1e-3,
         rotary_tables=0,
         norm_centres=True,
-        models="GPT-2, PolyLM",
     ),
     "falcon": FamilyFacts(
         frozenset({"query_key_value_proj", "o_proj", "up_proj", "down_proj"}),
@@ -367,22 +330,12 @@ FACTS = {
         groups_heads=True,
         small=_GROUPED,
         tied_embedding="embed_tokens",
-        splits_rows=True,
         curve_learning_rate=1e-3,
-        rotary_function="finetune.families.head_attention.turn",
         norm_centres=True,
-        models="Falcon 7B, 11B, 40B, 180B, RW 1B, 7B",
     ),
-    "granite": FamilyFacts(
-        _GATED,
-        known_to_paddlenlp=False,
-        groups_heads=True,
-        small=_GROUPED,
-        splits_rows=True,
-        tied_embedding="embed_tokens",
-        tied_config={"tie_word_embeddings": True},
+    "granite": replace(
+        _NEW_LLAMA,
         curve_learning_rate=5e-3,
-        rotary_function="finetune.families.head_attention.turn",
         named_as_llama="Granite",
         llama_fields=(
             "embedding_multiplier",
@@ -390,34 +343,17 @@ FACTS = {
             "residual_multiplier",
             "logits_scaling",
         ),
-        models="Granite 3.0–3.3",
     ),
-    "smollm3": FamilyFacts(
-        _GATED,
-        known_to_paddlenlp=False,
-        groups_heads=True,
-        small=_GROUPED,
-        splits_rows=True,
-        tied_embedding="embed_tokens",
-        tied_config={"tie_word_embeddings": True},
-        curve_learning_rate=2e-3,
-        rotary_function="finetune.families.head_attention.turn",
-        named_as_llama="SmolLM3",
-        llama_fields=("no_rope_layers", "pad_token_id"),
-        models="SmolLM3 3B",
-    ),
+    "smollm3": replace(_NEW_LLAMA, named_as_llama="SmolLM3", llama_fields=("no_rope_layers", "pad_token_id")),
     "mistral": FamilyFacts(
         _GATED,
         groups_heads=True,
         small=_GROUPED,
-        splits_rows=True,
         tied_embedding="embed_tokens",
         tied_config={"tie_word_embeddings": True},
         curve_learning_rate=1e-3,
-        rotary_function="finetune.families.head_attention.turn",
         named_as_llama="Mistral",
         llama_fields=("sliding_window",),
-        models="Mistral 7B, Nemo, Small, Ministral",
     ),
     "gemma": FamilyFacts(
         _GATED,
@@ -427,16 +363,13 @@ FACTS = {
         tied_embedding="embed_tokens",
         # It supposes that the model puts no blank before a text; tiny ones do.
         fast_tokenizer_agrees=False,
-        splits_rows=True,
         curve_learning_rate=1e-2,
-        rotary_function="finetune.families.head_attention.turn",
         norm_offset=1.0,
         named_as_llama="Gemma",
         llama_fields=("head_dim", "hidden_act"),
-        models="Gemma 2B, 7B",
     ),
-    "gemma2": replace(_NEW_GEMMA, caps_scores=True, models="Gemma 2 2B, 9B, 27B"),
-    "gemma3": replace(_NEW_GEMMA, curve_learning_rate=1e-3, models="Gemma 3 1B; 4B–27B (`text_only`)"),
+    "gemma2": replace(_NEW_GEMMA, caps_scores=True),
+    "gemma3": replace(_NEW_GEMMA, curve_learning_rate=1e-3),
 }
 
 

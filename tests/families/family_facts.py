@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+NUM_TINY_EXPERTS = 4
+"""Experts of each layer of a tiny model that has some."""
+
+EXPERT_FIELDS = (
+    "decoder_sparse_step", "mlp_only_layers", "moe_intermediate_size", "norm_topk_prob", "num_experts",
+    "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef",
+)  # fmt: skip
+"""Fields of a config with experts, of transformers and ours."""
+PADDLENLP_TURN = "apply_rotary_pos_emb"
+"""What turns heads in the modules of PaddleNLP."""
+
 
 @dataclass(frozen=True)
 class FamilyFacts:
@@ -36,14 +47,13 @@ class FamilyFacts:
         named_as_llama: Prefix of the names of transformers' classes ("Qwen2" in Qwen2ForCausalLM) where its config and
             its weights are named as its Llama's; "" where they are not, or it has none.
         llama_fields: Further fields of the config that both name alike.
-        models: Published models that people know, as their authors call them.
         feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
     lora_layers: frozenset[str]
     groups_heads: bool = False
     small: dict[str, int] = field(default_factory=dict)
-    splits_rows: bool = False
+    splits_rows: bool = True
     most_tensor_parts: int | None = None
     tied_embedding: str | None = None
     tied_config: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +62,7 @@ class FamilyFacts:
     fast_tokenizer_agrees: bool = True
     curve_learning_rate: float | None = None
     rotary_tables: int = 2
-    rotary_function: str = "apply_rotary_pos_emb"
+    rotary_function: str = "finetune.families.head_attention.turn"
     known_to_paddlenlp: bool = True
     ids_from: str = "transformers"
     blank_in_front: bool = True
@@ -64,7 +74,6 @@ class FamilyFacts:
     norm_centres: bool = False
     named_as_llama: str = ""
     llama_fields: tuple[str, ...] = ()
-    models: str = ""
     feed_forwards: int = 1
 
     @property

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from finetune.errors import UserError
-from finetune.families.config_fields import foreign_classes, unknown_fields, unread_fields
+from finetune.families.config_fields import unknown_fields, unread_fields
 from finetune.families.family import families, get_family, import_object
+from finetune.families.registry import foreign_classes
 from finetune.families.tiny_recipe import TinyShape
 from finetune.models.resolve import resolve_model
 

@@ -24,7 +24,8 @@ from finetune.parallel.sharding.start import start_replicas
 from finetune.processes.groups import ProcessGroups
 from finetune.training.loss import logits_of, token_loss_sum
 from tests.families import decoding
-from tests.families.cases import FACTS, NUM_TINY_EXPERTS, small_options
+from tests.families.cases import FACTS, small_options
+from tests.families.family_facts import NUM_TINY_EXPERTS
 
 FAMILIES = list(FACTS)
 ROTARY = [name for name in FAMILIES if FACTS[name].rotary_tables]

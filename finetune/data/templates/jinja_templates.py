@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.data.reading.conversation import ASSISTANT, TOOL, TOOL_CALL, USER, Conversation, Message
+from finetune.data.templates.answer_texts import AlteredError, check_answers
 from finetune.data.templates.jinja_environment import CHAT
 from finetune.data.templates.jinja_forms import SWITCH
 from finetune.data.templates.message_outlines import Outline, write_message
@@ -39,7 +40,6 @@ _TOOL_NAMES = re.compile(r"tool_call_id|\bm(?:e?ss?a?ge?)?(?:\.name\b|\[['\"]nam
 _TRIED_ID = "call00001"  # Mistral's templates ask for nine letters or digits
 _SYSTEM = "system"
 _TRIAL_LETTERS = "aB c D\u00e9 1"
-_END_OF_THOUGHTS = "</think>"
 _ANSWERS = (ASSISTANT, TOOL_CALL)
 _TRIED_TOOLS = json.dumps([{
     "type": "function",
@@ -156,7 +156,7 @@ class JinjaTemplate:
                 )
         except RenderError as error:
             raise RefusedConversationError(f"{self._name}: fails on {conversation.place}: {error}.") from None
-        except (InconsistentError, _AlteredError) as error:
+        except (InconsistentError, AlteredError) as error:
             if (
                 not for_training and not only_last
             ):  # a model is asked with earlier answers as they are written now
@@ -223,7 +223,7 @@ class JinjaTemplate:
         Raises:
             InconsistentError: What comes later changes what was written for earlier messages.
             RenderError: The template fails, or leaves a message out.
-            _AlteredError: It changes an answer.
+            AlteredError: It changes an answer.
         """
         with contextlib.suppress(InconsistentError):  # where messages of these roles are left out, it is told
             self._remembered(outlines, tools, for_training, only_last)
@@ -239,7 +239,7 @@ class JinjaTemplate:
             if outline.role in _ANSWERS and outline.has_text
         ]
         if for_training:
-            _check_answers(slots, answers[-1:] if only_last else answers)
+            check_answers(slots, answers[-1:] if only_last else answers)
         return slots
 
     def _writes_calls(self, call_id: str) -> bool:
@@ -303,36 +303,6 @@ class JinjaTemplate:
         raise refusal
 
 
-class _AlteredError(Exception):
-    """The learned text of an answer has other words than the answer.
-
-    Args:
-        answer: The answer.
-        written: What is learned, without blanks.
-    """
-
-    def __init__(self, answer: str, written: str):
-        thoughts, end, said = answer.partition(_END_OF_THOUGHTS)
-        if end and _without_blanks(thoughts) not in written and _without_blanks(said) in written:
-            super().__init__(
-                f"it leaves the thoughts before {_END_OF_THOUGHTS} out of answers. Take them out of the data, or give "
-                "chat_template another name or file."
-            )
-        else:
-            super().__init__(
-                "it changes the text of an answer, so that a model would learn another one. Give chat_template "
-                "another name or file."
-            )
-
-
-def _check_answers(slots: Slots, answers: Sequence[str]) -> None:
-    """Refuses answers of which other words are learned than they have; blanks are the template's."""
-    learned = _without_blanks("".join(slot.value for slot, is_learned in slots if is_learned))
-    for answer in answers:
-        if _without_blanks(answer) not in learned:
-            raise _AlteredError(answer, learned)
-
-
 def _written_texts(outlines: Sequence[Outline], texts: Sequence[str], num_messages: int) -> Iterator[str]:
     """The texts that a template is given."""
     for index, outline in enumerate(outlines):
@@ -340,7 +310,3 @@ def _written_texts(outlines: Sequence[Outline], texts: Sequence[str], num_messag
             yield texts[index]
         if outline.has_reasoning:
             yield texts[num_messages + index]
-
-
-def _without_blanks(text: str) -> str:
-    return "".join(text.split())

@@ -101,6 +101,7 @@ def _memory(config: Mapping[str, Any]) -> LayerMemory:
 FALCON = register(
     Family(
         name="falcon",
+        models="Falcon 7B, 11B, 40B, 180B, RW 1B, 7B",
         model_types=MODEL_TYPES,
         architectures=("FalconForCausalLM", "RWForCausalLM"),
         model_class="finetune.families.falcon.layers.FalconForCausalLM",

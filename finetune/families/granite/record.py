@@ -72,6 +72,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 GRANITE = register(
     Family(
         name="granite",
+        models="Granite 3.0–3.3",
         model_types=("granite",),
         architectures=("GraniteForCausalLM",),
         model_class="finetune.families.granite.layers.GraniteForCausalLM",

@@ -94,6 +94,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 MISTRAL = register(
     Family(
         name="mistral",
+        models="Mistral 7B, Nemo, Small, Ministral",
         model_types=("mistral", _MINISTRAL),
         architectures=("MistralForCausalLM", "MinistralForCausalLM"),
         model_class="finetune.families.mistral.layers.MistralForCausalLM",

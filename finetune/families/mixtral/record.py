@@ -86,6 +86,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 MIXTRAL = register(
     Family(
         name="mixtral",
+        models="Mixtral 8x7B, 8x22B",
         model_types=("mixtral",),
         architectures=("MixtralForCausalLM",),
         model_class="finetune.families.mixtral.layers.MixtralForCausalLM",

@@ -63,7 +63,10 @@ def _with_left_out(text: dict[str, Any]) -> dict[str, Any]:
         families = find_candidates({"model_type": text["model_type"]})
     except UserError:  # told with the model's name where the family is looked for
         return text
-    return dict(families[0].left_out) | text
+    sizes = dict(families[0].left_out)
+    if text.get("rope_parameters"):  # the base stands in it
+        sizes.pop("rope_theta", None)
+    return sizes | text
 
 
 def _with_one_stream(text: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from finetune.families.phi3.chat_formats import CHAT_FORMATS
 from finetune.families.rotary_config import ANY_LENGTH, TEXT_POSITIONS, check_head_dim, with_scaling
 from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
-_PUBLISHED = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
-"""What transformers takes for fields that a config.json leaves out."""
+_PUBLISHED = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_ROTARY_BASE = 10000.0
+"""What transformers takes for fields that a config.json leaves out; the base may stand in several places."""
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +28,12 @@ def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     check_head_dim(config)
     require_values(config, "Phi-3", attention_bias=False, hidden_act="silu", resid_pdrop=0.0, embd_pdrop=0.0)
     positions = {TEXT_POSITIONS: adapted.get(TEXT_POSITIONS) or adapted.get("max_position_embeddings")}
-    return {**adapted, **positions, "sliding_window": config.get("sliding_window")}
+    return {
+        "rope_theta": _ROTARY_BASE,
+        **adapted,
+        **positions,
+        "sliding_window": config.get("sliding_window"),
+    }
 
 
 def _to_hugging_face(config: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +63,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 PHI3 = register(
     Family(
         name="phi3",
+        models="Phi-3 mini, medium, Phi-3.5 mini, Phi-4",
         model_types=("phi3",),
         architectures=("Phi3ForCausalLM",),
         model_class="finetune.families.phi3.layers.Phi3ForCausalLM",

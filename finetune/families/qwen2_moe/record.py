@@ -85,6 +85,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 QWEN2_MOE = register(
     Family(
         name="qwen2_moe",
+        models="Qwen1.5-MoE, Qwen2-57B-A14B",
         model_types=("qwen2_moe",),
         architectures=("Qwen2MoeForCausalLM", "Qwen2MoeForCausalLMPipe"),
         model_class="finetune.families.qwen2_moe.layers.Qwen2MoeForCausalLM",

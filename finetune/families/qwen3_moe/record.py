@@ -100,6 +100,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 QWEN3_MOE = register(
     Family(
         name="qwen3_moe",
+        models="Qwen3-30B-A3B, -235B-A22B",
         model_types=("qwen3_moe",),
         architectures=("Qwen3MoeForCausalLM", "Qwen3MoeForCausalLMPipe"),
         model_class="finetune.families.qwen3_moe.layers.Qwen3MoeForCausalLM",

@@ -81,6 +81,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 SMOLLM3 = register(
     Family(
         name="smollm3",
+        models="SmolLM3 3B",
         model_types=("smollm3",),
         architectures=("SmolLM3ForCausalLM",),
         model_class="finetune.families.smollm3.layers.SmolLM3ForCausalLM",
