@@ -170,6 +170,16 @@ _EXPERTS = FamilyFacts(
     feed_forwards=NUM_TINY_EXPERTS,
 )
 
+_NEW_LLAMA = FamilyFacts(
+    _GATED,
+    known_to_paddlenlp=False,
+    groups_heads=True,
+    small=_GROUPED,
+    tied_embedding="embed_tokens",
+    tied_config={"tie_word_embeddings": True},
+    curve_learning_rate=2e-3,
+)
+
 FACTS = {
     "llama": FamilyFacts(
         _GATED,
@@ -323,13 +333,8 @@ FACTS = {
         curve_learning_rate=1e-3,
         norm_centres=True,
     ),
-    "granite": FamilyFacts(
-        _GATED,
-        known_to_paddlenlp=False,
-        groups_heads=True,
-        small=_GROUPED,
-        tied_embedding="embed_tokens",
-        tied_config={"tie_word_embeddings": True},
+    "granite": replace(
+        _NEW_LLAMA,
         curve_learning_rate=5e-3,
         named_as_llama="Granite",
         llama_fields=(
@@ -339,17 +344,7 @@ FACTS = {
             "logits_scaling",
         ),
     ),
-    "smollm3": FamilyFacts(
-        _GATED,
-        known_to_paddlenlp=False,
-        groups_heads=True,
-        small=_GROUPED,
-        tied_embedding="embed_tokens",
-        tied_config={"tie_word_embeddings": True},
-        curve_learning_rate=2e-3,
-        named_as_llama="SmolLM3",
-        llama_fields=("no_rope_layers", "pad_token_id"),
-    ),
+    "smollm3": replace(_NEW_LLAMA, named_as_llama="SmolLM3", llama_fields=("no_rope_layers", "pad_token_id")),
     "mistral": FamilyFacts(
         _GATED,
         groups_heads=True,

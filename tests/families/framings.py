@@ -85,14 +85,7 @@ GRANITE = Framing(
     pad_token_id=0,
 )
 
-SMOLLM3 = Framing(
-    frame=[],
-    source=[(64, "a"), (286, " red"), (287, " dress")],
-    target=[(295, "fit"), (82, "s"), (276, " w"), (294, "ell"), (220, " "), (264, "上衣")],
-    end=(327, "<|end_of_text|>"),
-    pad_token_id=327,
-    chat_ends=("<|im_end|>",),
-)
+SMOLLM3 = replace(QWEN2, end=(327, "<|end_of_text|>"))
 
 GEMMA = Framing(
     frame=[(2, "<bos>")],

@@ -186,6 +186,10 @@ def _falcon_steps() -> Any:
     )
 
 
+def _llama3_steps() -> Any:
+    return _byte_steps(_split_by(LLAMA3_PATTERN))
+
+
 def _granite_steps() -> Any:
     from tokenizers import pre_tokenizers
 
@@ -287,9 +291,7 @@ KINDS = {
     ),
     "llama 3, tokenizer.json": PublishedKind(
         family="llama",
-        make=_make_json(
-            lambda: _byte_steps(_split_by(LLAMA3_PATTERN)), _LLAMA3_CHAT, _LLAMA3, ignores_merges=True
-        ),
+        make=_make_json(_llama3_steps, _LLAMA3_CHAT, _LLAMA3, ignores_merges=True),
         references=definitions.json_file,
         names=_LLAMA3_CHAT,
     ),
@@ -335,7 +337,7 @@ KINDS = {
     "glm4": PublishedKind(
         family="glm4",
         make=_make_json(
-            lambda: _byte_steps(_split_by(LLAMA3_PATTERN)),
+            _llama3_steps,
             definitions.GLM4_NAMES,
             {"eos_token": _END, "pad_token": _END},
         ),
@@ -356,12 +358,7 @@ KINDS = {
     ),
     "smollm3": PublishedKind(
         family="smollm3",
-        make=_make_json(
-            lambda: _byte_steps(_split_by(LLAMA3_PATTERN)),
-            _SMOLLM3_NAMES,
-            {"eos_token": "<|im_end|>"},
-            ignores_merges=True,
-        ),
+        make=_make_json(_llama3_steps, _SMOLLM3_NAMES, {"eos_token": "<|im_end|>"}, ignores_merges=True),
         references=definitions.json_file,
         names=_SMOLLM3_NAMES,
     ),

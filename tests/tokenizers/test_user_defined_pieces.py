@@ -69,10 +69,6 @@ def test_texts_are_cut_at_them_as_they_are_written(family, settings, fast, tmp_p
     assert turn not in list(encoder.encode("a<|im_end|>b<|im_end|>"))
 
 
-COMPOSING = ("qwen2", "qwen")
-"""Families whose tokenizers join characters and the marks on them."""
-
-
 @pytest.mark.parametrize(
     "name", ["llama", "gemma2", "qwen2", "bloom", "chatglm2", "qwen", "mistral, tekken.json"]
 )
