@@ -65,6 +65,10 @@ def check(family, folder, texts, *, fast=True):
     assert compared["different"] == NONE, compared["examples"]
 
 
+FAILS_THERE = (("qwen2", "add_prefix_space"),)
+"""Families and changes with which transformers itself fails."""
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2", "gpt2"])
 def test_ids_from_folders_whose_files_disagree(family, change, tmp_path):
