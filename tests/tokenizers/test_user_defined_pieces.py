@@ -11,7 +11,6 @@ from finetune.families.family import get_family
 from finetune.models.tiny.checkpoint import build_tiny
 from finetune.tokenizers.encoder import FamilyEncoder, load_encoder
 from finetune.tokenizers.fast_encoder import load_fast_encoder
-from tests.families.cases import FACTS
 from tests.reference.published_tokenizers import make_published
 from tests.reference.tokenizer_definitions import open_sentencepiece
 from tests.reference.tokenizer_folders import add_to_decoder, add_user_defined, edit, entry, make_model
@@ -29,10 +28,6 @@ EXPECTED = {
     "▁lead": ["▁lead"],
     "a<|im_end|>b": ["▁", "a", "<|im_end|>", "▁", "b"],
 }
-
-
-COMPOSING = ("qwen2", "qwen")
-"""Families whose tokenizers compose letters and their marks."""
 
 
 def without_blank(pieces, *, first):
@@ -53,7 +48,7 @@ def test_texts_are_cut_at_them_as_they_are_written(family, settings, fast, tmp_p
     folder = make_model(family, tmp_path / "model")
     add_user_defined(folder)
     edit(folder / "tokenizer_config.json", **settings)
-    record, in_front = get_family(family), FACTS[family].blank_in_front
+    record = get_family(family)
     encoder, reason = load_fast_encoder(folder, record)
     assert encoder is not None, reason
     if not fast:
