@@ -199,9 +199,8 @@ def _granite_steps() -> Any:
 def _xverse_steps() -> Any:
     from tokenizers import pre_tokenizers
 
-    return _byte_steps(
-        pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), use_regex=True
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return _byte_steps(pre_tokenizers.Punctuation(), digits, use_regex=True)
 
 
 def _make_gemma(folder: Path) -> None:

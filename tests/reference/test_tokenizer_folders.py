@@ -62,6 +62,10 @@ def check(family, folder, texts, *, fast=True):
     assert compared["different"] == NONE, compared["examples"]
 
 
+FAILS_THERE = (("qwen2", "add_prefix_space"),)
+"""Families and changes with which transformers itself fails."""
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2", "gpt2"])
 def test_ids_from_folders_whose_files_disagree(family, change, tmp_path):
@@ -69,7 +73,7 @@ def test_ids_from_folders_whose_files_disagree(family, change, tmp_path):
 
     folder = make_model(family, tmp_path / "model")
     CHANGES[change](folder)
-    if (family, change) == ("qwen2", "add_prefix_space"):
+    if (family, change) in FAILS_THERE:
         pytest.skip("transformers itself fails here")
     check(family, folder, TEXTS)
     if (folder / "vocab.json").is_file() or (folder / "tokenizer.model").is_file():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.models.tiny.checkpoint import build_tiny
+from tests.families.cases import FACTS
 from tests.reference.published_tokenizers import KINDS, make_published, with_user_defined
 from tests.reference.tokenizer_definitions import open_sentencepiece
 from tests.reference.tokenizer_parity import FLAGS, NO_PREFIX
@@ -25,7 +26,7 @@ def make_model(family: str, folder: Path) -> Path:
     if family in KINDS:
         return make_published(family, folder)
     build_tiny(family, folder)
-    if family == "gemma":
+    if not FACTS[family].blank_in_front:
         path = folder / "tokenizer.model"
         path.write_bytes(path.read_bytes() + NO_PREFIX)
     return folder
