@@ -4,7 +4,6 @@ import pytest
 
 from finetune.errors import UserError
 from finetune.families.family import find_family, get_family
-from tests.families.refused_configs import REFUSED
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
 UNSCALED = ("qwen2", "mistral", "gemma")
@@ -26,6 +25,95 @@ def test_the_rotary_base_goes_to_the_top(name, settings):
     assert adapted["rope_theta"] == 5e5
     assert not {"rope_parameters", "rope_scaling"} & adapted.keys()
     assert repr(config) == before
+
+
+YARN = {"rope_scaling": {"type": "yarn", "factor": 4.0}}
+REFUSED = [
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
+    (
+        "gemma2",
+        {"layer_types": ["chunked_attention"] * 4},
+        "chunked_attention, but must name one of full_attention",
+    ),
+    ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation 'gelu', but Gemma 2 is run with"),
+    ("gemma3", {"tie_word_embeddings": False}, "tie_word_embeddings False, but Gemma 3"),
+    (
+        "gemma3",
+        {"sliding_window_pattern": "LLG"},
+        "sliding_window_pattern is 'LLG', but must be a whole number",
+    ),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+    ("glm4", {"hidden_act": "gelu"}, "hidden_act 'gelu', but GLM-4"),
+    ("glm4", {"rope_scaling": {"type": "longrope"}}, r"rotary scaling 'longrope'.*allowed: none, linear"),
+    ("qwen3", {"rope_scaling": {"type": "yarn"}}, "rotary scaling 'yarn', but lacks factor"),
+    (
+        "qwen3",
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 1000.0}},
+        "has alpha, which is not computed",
+    ),
+    ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0]}}, "'longrope', but lacks long_factor"),
+    ("llama", {"rope_scaling": {"type": "dynamic"}}, "'dynamic', but lacks factor"),
+    *((name, YARN, "rotary scaling 'yarn'.*allowed: none") for name in ("gemma",)),
+    ("mistral", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+    ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu', but Mistral"),
+    ("qwen2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
+    ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "use_sliding_window None.*give them no window"),
+    ("mixtral", {"rope_scaling": {"type": "longrope"}}, "rotary scaling 'longrope'.*allowed: none, linear"),
+    (
+        "gemma",
+        {"hidden_activation": "relu"},
+        "hidden_activation 'relu'.*allowed for Gemma: gelu_pytorch_tanh",
+    ),
+    (
+        "gemma",
+        {"hidden_activation": "gelu"},
+        "hidden_activation 'gelu'; allowed for Gemma: gelu_pytorch_tanh",
+    ),
+    ("gemma", {"hidden_act": "silu"}, "hidden_act 'silu'; allowed for Gemma: .*, gelu"),
+    ("gemma", {"attention_bias": True}, "attention_bias True, but Gemma is run with False only"),
+    ("opt", {"activation_function": "gelu"}, "activation_function 'gelu'; allowed for OPT: relu"),
+    ("opt", {"enable_bias": False}, "enable_bias False"),
+    ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm True"),
+    ("bloom", {"tie_word_embeddings": False}, "tie_word_embeddings False, but BLOOM is run with True only"),
+    ("bloom", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    (
+        "gpt2",
+        {"activation_function": "relu"},
+        "activation_function 'relu'; allowed for GPT-2: gelu_new, gelu_fast",
+    ),
+    (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx True, but GPT-2 is run with",
+    ),
+    ("falcon", {"activation": "relu"}, "activation 'relu', but Falcon"),
+    ("falcon", {"parallel_attn": False, "new_decoder_architecture": True}, "a form that no Falcon has"),
+    ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2; allowed: 1, or 2 with"),
+    ("falcon", {"rope_scaling": {"type": "longrope"}}, "rotary scaling 'longrope'.*allowed: none, linear"),
+    ("falcon", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    ("gpt2", {"layer_norm_epsilon": 1e-2}, r"layer_norm_epsilon 0\.01, but .* takes 0 to 0\.001"),
+    ("gpt2", {"scale_attn_weights": None}, "scale_attn_weights None, but GPT-2 is run with True only"),
+    ("gpt2", {"n_head": 8}, "n_head 8 and num_attention_heads 4, which are two names of one field"),
+    ("bloom", {"n_head": 8}, "num_attention_heads 4 and n_head 8, which are two names of one field"),
+    ("falcon", {"n_head": 8}, "n_head 8 and num_attention_heads 4, which are two names of one field"),
+    ("opt", {"ffn_dim": 8, "intermediate_size": 9}, "ffn_dim 8 and intermediate_size 9, which are two names"),
+    (
+        "qwen2",
+        {"hidden_act": "gelu", "rope_scaling": {"type": "linear", "factor": 2.0}},
+        "hidden_act 'gelu', but Qwen2",
+    ),
+    ("gemma", {"alibi": True}, "alibi True, but Gemma is run with False only"),
+    (
+        "gemma3",
+        {"attn_logit_softcapping": 50.0},
+        r"attn_logit_softcapping 50\.0, but Gemma 3 is run with None only",
+    ),
+    ("xverse", {"hidden_act": "gelu"}, "hidden_act 'gelu', but XVERSE is run with 'silu' only"),
+    ("internlm", {"rotary": {"base": 10000, "type": "linear"}}, "rotary positions of type 'linear'"),
+    ("internlm2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling 'linear'"),
+    ("internlm2", {"bias": True}, "bias True, but InternLM2 is run with False only"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu', but PaddleNLP's Llama computes silu only"),
+]
 
 
 @pytest.mark.parametrize(("name", "settings", "message"), REFUSED)

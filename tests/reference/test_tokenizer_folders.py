@@ -57,6 +57,9 @@ def draw(parts, count):
 TEXTS = [*draw([*NAMES, *OTHERS], 200), *NASTY[:40]]
 
 
+FAILS_THERE = {("qwen2", "add_prefix_space")}
+
+
 def check(family, folder, texts, *, fast=True):
     compared = compare(family, folder, texts, fast=fast, expected=by_transformers(folder))
     assert compared["different"] == NONE, compared["examples"]
