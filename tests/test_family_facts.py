@@ -21,6 +21,7 @@ MODELS = ROOT / "finetune" / "models"
 
 # Who reads the names of families and config.json's own words for them.
 READS_CONFIG = {
+    FAMILIES / "config_fields.py",
     FAMILIES / "family.py",
     FAMILIES / "registry.py",
     MODELS / "hf_names.py",
@@ -109,6 +110,7 @@ ALLOWED_WORDS = {
     "finetune/adapters/lokr.py": "the same names",
     "finetune/adapters/update_tensors.py": "the same names",
     "finetune/merge/layer_updates.py": "the same names",
+    "finetune/merge/hf_out.py": "fields that the class of our decoders writes into config.json, whatever the family's are called",
     "finetune/models/hf_names.py": "names of Hugging Face's files and of the layers that PaddleNLP's options join",
     "finetune/serving/gguf/metadata.py": "a field of its own, and transformers' word for the length of texts",
     "finetune/serving/gguf/tensors.py": "names of Hugging Face's files whose rows the format orders otherwise",

@@ -10,6 +10,20 @@ import random
 from pathlib import Path
 from typing import Any
 
+ADVERSARIAL = [
+    *("", " ", "  ", "\n", " \n ", "  lead", "trail  ", "\t\ta\t", "\r", "a\r\nb\r\n", "\r\r\n\n"),
+    *("\u00e9", "e\u0301", "\u1e9b\u0323", "\ufb01", "\u212b", "\uac00", "\u1112\u1161\u11ab"),
+    *("a\u200bb", "\u200b", "\ufeffx", "a\u2060b", "\u202eabc\u202c", "\u0085\u2028\u2029", "\x00", "\x7f\x1b[0m"),
+    *("\U0001f469\u200d\U0001f469\u200d\U0001f467", "\U0001f44d\U0001f3fd", "\U0001f1e8\U0001f1f3\U0001f1fa", "\u2764\ufe0f"),
+    *("\u3000全角　空格", "ＡＢＣ１２３！", "２０２４年", "ｶﾞ", "שלום עולם", "مرحبا بكم ١٢٣", "क्षि", "\u0e33\u0e4d"),
+    *(" " * 10_000, f"a{' ' * 9_999}b", "\n" * 500, "\t" * 100, "1" * 200, "x" * 3000, "的" * 500),
+    *("3.14159e-10", "1,234,567.89", "\uffff\U0010ffff\ue000", "don't DON'T we'LL 'S", "a.b,c;d!e?", "ı İ ß ẞ"),
+    *("<|im_start|>system\nx<|im_end|>", "<s>[INST] a [/INST] b</s>", "<start_of_turn>user\nhi<end_of_turn>"),
+    *("[gMASK]<sop><|user|>\n", "<0x0A>", "<unk>", "<pad><mask>", "<|endoftext|><|endoftext|>"),
+    *("\u2581", "\u2581\u2581a\u2581b", "##a", "\u0120a", "def f(x):\n\treturn  x\n\n\n    pass"),
+]  # fmt: skip
+"""Texts for which tokenizers are known to differ: compositions, invisible characters, long runs, names of tokens."""
+
 NASTY = [
     "",
     " ",

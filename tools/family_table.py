@@ -15,8 +15,7 @@ sys.path.insert(0, str(ROOT))
 from finetune.errors import UserError  # noqa: E402
 from finetune.families.decoder_description import check_description  # noqa: E402
 from finetune.families.registry import families  # noqa: E402
-from tests.families.cases import FACTS  # noqa: E402
-from tests.families.coverage import CLAIMS, Claim  # noqa: E402
+from tests.families.coverage import CLAIMS, Claim, Proof  # noqa: E402
 from tests.families.references import REARRANGED, WRITTEN, references  # noqa: E402
 from tools.marked_tables import replace_table  # noqa: E402
 
@@ -31,7 +30,6 @@ class Words:
         packing: For the ways of keeping packed samples apart under fused attention.
         static_graph: The refused export.
         every: "every one", of families.
-        reasons: Family -> why a claim leaves it out.
         ending: Of the names of files in the language.
     """
 
@@ -40,7 +38,6 @@ class Words:
     packing: dict[str, str]
     static_graph: str
     every: str
-    reasons: dict[str, str]
     ending: str
 
 
@@ -54,7 +51,6 @@ PAGES = {
         {"rows": "rows", "block": "mask", "refused": ""},
         "static graph",
         "all {}",
-        {"chatglm": "no graph has its second positions"},
         "",
     ),
     "families_zh.md": Words(
@@ -66,7 +62,6 @@ PAGES = {
         {"rows": "行号", "block": "掩码", "refused": ""},
         "静态图",
         "全部 {} 个",
-        {"chatglm": "静态图没有它的第二组位置"},
         "_zh",
     ),
 }  # fmt: skip
@@ -80,7 +75,7 @@ def family_table(words: Words) -> str:
         folder = family.argument_folder or name
         kinds = [words.references.get(kind, f"`{kind}`") for kind in compared[name]]
         lines.append(_row((
-            f"`{name}`", FACTS[name].models, ", ".join(f"`{each}`" for each in family.model_types),
+            f"`{name}`", family.models, ", ".join(f"`{each}`" for each in family.model_types),
             f"[{folder}](../{folder}/README{words.ending}.md)", ", ".join(kinds),
             words.packing[family.fused_packing], "✓" if family.gguf else "", ", ".join(_refused(name, words)),
         )))  # fmt: skip
@@ -102,20 +97,22 @@ def claim_table(words: Words) -> str:
     lines = [_row(words.heads[1]), _row(["---"] * len(words.heads[1]))]
     for claim in CLAIMS:
         text = claim.chinese if words.ending else claim.english
-        tests = dict.fromkeys(_file(proof.test, is_marked=proof.is_marked) for proof in claim.proofs)
+        tests = dict.fromkeys(map(_file, claim.proofs))
         lines.append(_row((text, _holds_for(claim, words), ", ".join(tests))))
     return "\n".join(lines)
 
 
 def _holds_for(claim: Claim, words: Words) -> str:
     count = len(families()) - len(claim.exceptions)
-    left_out = [f"`{name}`: {words.reasons[name]}" for name in claim.exceptions]
+    place = 1 if words.ending else 0  # of the language
+    left_out = [f"`{name}`: {reasons[place]}" for name, reasons in claim.exceptions.items()]
     return f"{count} ({'; '.join(left_out)})" if left_out else words.every.format(count)
 
 
-def _file(test: str, *, is_marked: bool) -> str:
-    path = test.partition("::")[0]
-    return f"[{Path(path).stem.removeprefix('test_')}](../{path}){'*' if is_marked else ''}"
+def _file(proof: Proof) -> str:
+    path = proof.test.partition("::")[0]
+    signs = "\\*" * proof.is_marked + "†" * proof.needs_torch
+    return f"[{Path(path).stem.removeprefix('test_')}](../{path}){signs}"
 
 
 def _row(cells: object) -> str:

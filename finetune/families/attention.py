@@ -152,7 +152,9 @@ def refuse_packed_rows(attention_mask: Any) -> None:
         raise ValueError("rows of packed samples without use_flash_attention: give a block mask")
 
 
-def distance_bias(slopes: Any, key_positions: Any, visible: Any) -> Any:
+def distance_bias(
+    slopes: Any, key_positions: Any, visible: Any, *, rounded_divisor: float | None = None
+) -> Any:
     """ALiBi and a mask as one tensor to add to the scores, float32 [batch, heads, queries, keys].
 
     The distance is that of key and query, 0 on the diagonal, not the position of the key. Softmax sees no difference,
@@ -163,17 +165,40 @@ def distance_bias(slopes: Any, key_positions: Any, visible: Any) -> Any:
         slopes: float32 [heads], Press et al., "Train Short, Test Long" (2022).
         key_positions: int [batch, keys].
         visible: bool [batch, 1, queries, keys].
+        rounded_divisor: Of what `rounded_products` gives for keys, where a family was trained with it; None: exact
+            products.
     """
-    num_queries = visible.shape[2]
-    query_positions = key_positions[:, key_positions.shape[1] - num_queries :]
+    first = key_positions.shape[1] - visible.shape[2]
     with paddle.amp.auto_cast(enable=False):
-        distances = (key_positions.unsqueeze(1) - query_positions.unsqueeze(2)).astype("float32")
-        bias = slopes.reshape([1, -1, 1, 1]) * distances.unsqueeze(1)  # [batch, heads, queries, keys]
+        if rounded_divisor is None:
+            query_positions = key_positions[:, first:]
+            distances = (key_positions.unsqueeze(1) - query_positions.unsqueeze(2)).astype("float32")
+            bias = slopes.reshape([1, -1, 1, 1]) * distances.unsqueeze(1)  # [batch, heads, queries, keys]
+        else:
+            products = rounded_products(slopes.reshape([1, -1, 1]), key_positions.unsqueeze(1))
+            # [batch, heads, queries, keys]; the difference of two such numbers is exact.
+            bias = (products.unsqueeze(2) - products[:, :, first:].unsqueeze(3)) / rounded_divisor
         return paddle.where(visible, bias, paddle.finfo(paddle.float32).min)
 
 
+def rounded_products(slopes: Any, positions: Any) -> Any:
+    """Slopes times positions with both factors and the product rounded to bfloat16, float32: Falcon's published code."""
+    return _rounded(_rounded(slopes) * _rounded(positions))
+
+
+def _rounded(values: Any) -> Any:
+    """To bfloat16 and back to float32."""
+    return values.astype("float32").astype("bfloat16").astype("float32")
+
+
 def distances_and_mask(
-    slopes: Any, given: Any, shape: tuple[int, int], past_length: int, *, position_ids: Any
+    slopes: Any,
+    given: Any,
+    shape: tuple[int, int],
+    past_length: int,
+    *,
+    position_ids: Any,
+    rounded_divisor: float | None = None,
 ) -> Any:
     """`distance_bias` of what was given, with distances within each text of a row, float32 [batch, heads, length, keys].
 
@@ -184,6 +209,7 @@ def distances_and_mask(
         shape: Rows of the batch and tokens of each.
         past_length: Keys in front of the row.
         position_ids: [batch, length], of each text from 0 in a row of several; used with the second kind of mask.
+        rounded_divisor: See `distance_bias`.
 
     Raises:
         ValueError: Rows of packed samples.
@@ -193,7 +219,8 @@ def distances_and_mask(
     if given is None:
         given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
     visible = causal_mask(given, shape, past_length)
-    return distance_bias(slopes, _key_positions(given, position_ids, past_length), visible)
+    key_positions = _key_positions(given, position_ids, past_length)
+    return distance_bias(slopes, key_positions, visible, rounded_divisor=rounded_divisor)
 
 
 def _key_positions(attention_mask: Any, position_ids: Any, past_length: int) -> Any:

@@ -133,13 +133,16 @@ class DecoderShape:
         residual_factor: What that result is multiplied with.
         parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once; norms
             stand before them.
+        branch_scale: Factor on what each branch gives before it is added.
         embedding_scale: Factor on word embeddings.
         max_positions: Most tokens of a text; None without a limit.
         window: A token sees this many tokens, itself included; None: all before it.
         windowed_layers: For each layer whether it has the window; None: all have.
+        turned_layers: For each layer whether rotary positions turn its heads; None: they do in all.
         score_scale: Factor on the scores; None: 1 / sqrt(head dim).
         score_cap: Scores s become cap * tanh(s / cap); None: they stay.
         logit_cap: The same of the logits.
+        logit_divisor: What the logits are divided by.
         head_order: Where each place of a head is found in the model's own head, for queries and keys:
             rotary positions turn place i together with place i + head dim / 2.
         context_marks: Tokens that end a context which every token of its text sees. Rotary positions then turn the
@@ -157,13 +160,16 @@ class DecoderShape:
     residual_from_norm: bool = False
     residual_factor: float = 1.0
     parallel_branches: bool = False
+    branch_scale: float = 1.0
     embedding_scale: float = 1.0
     max_positions: int | None = None
     window: int | None = None
     windowed_layers: tuple[bool, ...] | None = None
+    turned_layers: tuple[bool, ...] | None = None
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
+    logit_divisor: float = 1.0
     head_order: NDArray[Any] | None = None
     context_marks: ContextMarks | None = None
 
@@ -171,6 +177,10 @@ class DecoderShape:
     def score_factor(self) -> float:
         """Factor on the scores."""
         return self.head_dim**-0.5 if self.score_scale is None else self.score_scale
+
+    def has_turn(self, layer: int) -> bool:
+        """Whether rotary positions, where there are some, turn the heads of a layer."""
+        return self.turned_layers is None or self.turned_layers[layer]
 
     def has_window(self, layer: int) -> bool:
         """Whether a layer sees the last tokens only."""
@@ -194,6 +204,7 @@ class DecoderDescription:
         local_frequencies: The same in layers with a window, with amplitude 1; None: those of all layers.
         distance_slopes: What a key's position adds to the scores of each head, [heads] (ALiBi, Press et
             al. 2022). None: nothing.
+        rounded_divisor: Of slopes times positions, rounded to bfloat16; None: exact products.
         positions: Table of learned positions [positions, hidden], the first text position first.
         project_in: From narrow word embeddings to hidden.
         project_out: From hidden back to the size of the embeddings.
@@ -209,6 +220,7 @@ class DecoderDescription:
     rotary_amplitude: float = 1.0
     local_frequencies: NDArray[Any] | None = None
     distance_slopes: NDArray[Any] | None = None
+    rounded_divisor: float | None = None
     positions: NDArray[Any] | None = None
     project_in: Linear | None = None
     project_out: Linear | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from finetune.errors import UserError
 from finetune.families.expert_facts import ExpertFacts
 from finetune.families.gated_decoder import require_values
+from finetune.families.layer_windows import with_layer_windows
 from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import TensorSpec
 
@@ -44,15 +45,12 @@ def adapt_qwen_experts(
     Raises:
         UserError: The configuration asks for what the layers do not compute, or contradicts itself.
     """
-    if "sliding_attention" in (config.get("layer_types") or ()) or config.get("use_sliding_window"):
-        raise UserError(
-            f"config.json asks for sliding-window attention, which this {name} does not compute; set "
-            "use_sliding_window to false if your texts are shorter than sliding_window "
-            f"({config.get('sliding_window')}), or use other weights"
-        )
     require_values(config, name, hidden_act="silu", **allowed)
     given = {field: value for field, value in with_scaling(config).items() if value is not None}
-    adapted = {**published, **given}
+    whole = {**published, **given}
+    if "sliding_window" in config:
+        whole["sliding_window"] = config["sliding_window"]  # null is none, and no field that is missing
+    adapted = with_layer_windows(whole, num_layers=whole["num_hidden_layers"])
     check_chosen_experts(adapted, "num_experts")
     if adapted["decoder_sparse_step"] < 1:
         raise UserError(

@@ -49,6 +49,7 @@ class Family:
 
     Attributes:
         name: Name on the command line.
+        models: Published models that people know, as their authors call them.
         model_types: `model_type` values of config.json, PaddleNLP's and Hugging Face's.
         architectures: Class names in `architectures`, for configs without a `model_type`.
         model_class: Dotted path of the causal language model.
@@ -102,6 +103,7 @@ class Family:
         weights: config.json as adapted -> all parameters, where they are not those of the tiny recipe in other sizes;
             see `weight_shapes`.
         memory: What a decoder layer keeps for its backward pass.
+        memory_of: config.json as adapted -> the same, where it depends on how the model's layers are.
         left_out: Fields that transformers takes by itself where the configuration of a multimodal folder's text part
             leaves them out, as published ones do.
     """
@@ -118,6 +120,7 @@ class Family:
     tiny: TinyRecipe
     fields: ConfigFields = field(default_factory=ConfigFields)
     parallel: ParallelLimits = field(default_factory=ParallelLimits)
+    models: str = ""
     packing: bool = True
     sees_ahead: bool = False
     positions: str = "position_ids"
@@ -147,6 +150,7 @@ class Family:
     gguf: GgufForm | None = None
     weights: Callable[[Mapping[str, Any]], dict[str, TensorSpec]] | None = None
     memory: LayerMemory = field(default_factory=LayerMemory)
+    memory_of: Callable[[Mapping[str, Any]], LayerMemory] | None = None
     left_out: Mapping[str, Any] = field(default_factory=dict)
 
     def prefix_geometry(self, config: Any) -> PrefixGeometry:
@@ -165,6 +169,10 @@ class Family:
     def class_path(self, config: Mapping[str, Any]) -> str:
         """Dotted path of the class that computes the model of a config.json."""
         return self.variants(config) or self.model_class
+
+    def layer_memory(self, config: Mapping[str, Any]) -> LayerMemory:
+        """What a layer of a model with this configuration, as adapted, keeps for its backward pass."""
+        return self.memory if self.memory_of is None else self.memory_of(config)
 
     def width(self, config: Any) -> int:
         """Size of the hidden states, from a config dict or a PaddleNLP config object."""

@@ -95,14 +95,27 @@ class GatedDecoder:
             given = paddle.ones([shape[0], past_length + shape[1]], dtype="bool")  # [batch, keys]
         return self._prepare_decoder_attention_mask(given, shape, past_length, dtype)
 
-    def _distances(self: Any, given: Any, shape: tuple[int, int], past_length: int, position_ids: Any) -> Any:
+    def _distances(
+        self: Any,
+        given: Any,
+        shape: tuple[int, int],
+        past_length: int,
+        position_ids: Any,
+        *,
+        rounded_divisor: float | None = None,
+    ) -> Any:
         """The bias of this rank's heads, float32 [batch, heads, queries, keys]."""
         num_heads = self.config.num_attention_heads
         slopes = distance_slopes(num_heads)
         own = num_heads // max(self.config.tensor_parallel_degree, 1)
         first = own * max(self.config.tensor_parallel_rank, 0)
         return distances_and_mask(
-            slopes[first : first + own], given, shape, past_length, position_ids=position_ids
+            slopes[first : first + own],
+            given,
+            shape,
+            past_length,
+            position_ids=position_ids,
+            rounded_divisor=rounded_divisor,
         )
 
     def _placed(self: Any, hidden: Any, _position_ids: Any) -> Any:

@@ -30,11 +30,13 @@ class HeadAttention(nn.Layer):
     Args:
         config: Sizes and degrees of parallelism.
         facts: How the heads are.
-        tables: Rotary positions, shared by all layers of a model.
+        tables: Rotary positions, shared by layers of a model; None: heads are not turned.
         layerwise_recompute: Whether this layer may be computed again in the backward pass.
     """
 
-    def __init__(self, config: Any, facts: HeadFacts, tables: RotaryTables, *, layerwise_recompute: bool):
+    def __init__(
+        self, config: Any, facts: HeadFacts, tables: RotaryTables | None, *, layerwise_recompute: bool
+    ):
         super().__init__()
         self.config, self.facts, self.tables = config, facts, tables
         degree = max(config.tensor_parallel_degree, 1)
@@ -101,7 +103,7 @@ class HeadAttention(nn.Layer):
         query, key, value = self._projections(hidden)
         if self.facts.normed:
             query, key = self.q_norm(query), self.k_norm(key)
-        if self.facts.distances or not self.facts.turned_share:
+        if self.tables is None:
             return query, key, value
         cos, sin = self.tables.at(position_ids)
         return self._turned(query, cos, sin), self._turned(key, cos, sin), value

@@ -24,7 +24,14 @@ from finetune.families.family import get_family
 from finetune.families.gated_layers import GatedDecoder
 from finetune.families.head_attention import HeadAttention
 from finetune.families.head_facts import HeadFacts, RotaryAngles
-from finetune.families.head_layers import CappedHead, FeedForward, GatedFeedForward, NormedHead, OffsetNorm
+from finetune.families.head_layers import (
+    CappedHead,
+    DividedHead,
+    FeedForward,
+    GatedFeedForward,
+    NormedHead,
+    OffsetNorm,
+)
 from finetune.families.rotary_tables import RotaryTables
 
 
@@ -59,7 +66,7 @@ class HeadDecoderLayer(nn.Layer):
     Args:
         config: Sizes and degrees of parallelism.
         facts: Of the decoder.
-        tables: Rotary positions, shared by all layers that turn by the same angles.
+        tables: Rotary positions, shared by all layers that turn by the same angles; None: this one does not turn.
         number: Of the layer in the whole model.
         layerwise_recompute: Whether this layer may be computed again in the backward pass.
     """
@@ -68,7 +75,7 @@ class HeadDecoderLayer(nn.Layer):
         self,
         config: Any,
         facts: HeadFacts,
-        tables: RotaryTables,
+        tables: RotaryTables | None,
         *,
         number: int,
         layerwise_recompute: bool,
@@ -76,6 +83,7 @@ class HeadDecoderLayer(nn.Layer):
         super().__init__()
         self.config, self.names, self.has_window = config, facts.norms, facts.has_window(number)
         self.parallel_branches, self.norm_factor = facts.parallel_branches, facts.norm_factor
+        self.branch_scale = facts.branch_scale
         self.skip_recompute_ops: dict[str, bool] = {}  # PaddleNLP asks for it where it repeats a layer
         self.self_attn = HeadAttention(config, facts, tables, layerwise_recompute=layerwise_recompute)
         self.mlp = _feed_forward(config, facts, number)
@@ -114,22 +122,23 @@ class HeadDecoderLayer(nn.Layer):
         else:
             attended = self.self_attn(*arguments)
         attended, cache = attended if use_cache else (attended, None)
-        attended = self._normed(names.attention_output, self._dropped(attended))
+        attended = self._branch(names.attention_output, attended)
         if self.parallel_branches:
             inner = self.mlp(normed if names.inner is None else self._normed(names.inner, hidden))
-            hidden = hidden + (attended + self._normed(names.inner_output, self._dropped(inner)))
+            hidden = hidden + (attended + self._branch(names.inner_output, inner))
         else:
             hidden = self._kept(hidden, normed) + attended
             normed = self._normed(names.inner, hidden)
-            inner = self._normed(names.inner_output, self._dropped(self.mlp(normed)))
-            hidden = self._kept(hidden, normed) + inner
+            hidden = self._kept(hidden, normed) + self._branch(names.inner_output, self.mlp(normed))
         return (hidden, cache) if use_cache else hidden
 
     def _kept(self, hidden: Any, normed: Any) -> Any:
         return hidden if self.norm_factor is None else normed * self.norm_factor
 
-    def _dropped(self, branch: Any) -> Any:
-        return dropped(branch, getattr(self.config, "branch_dropout", 0.0), self)
+    def _branch(self, norm: str | None, output: Any) -> Any:
+        """What a branch gives, as it is added."""
+        branch = self._normed(norm, dropped(output, getattr(self.config, "branch_dropout", 0.0), self))
+        return branch if self.branch_scale == 1.0 else branch * self.branch_scale
 
     def _normed(self, name: str | None, hidden: Any) -> Any:
         return hidden if name is None else self._sub_layers[name](hidden)
@@ -161,7 +170,7 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
             HeadDecoderLayer(
                 config,
                 facts,
-                tables[facts.has_window(number)],
+                tables[facts.has_window(number)] if facts.has_turn(number) else None,
                 number=number,
                 layerwise_recompute=index not in self.no_recompute_layers,
             )
@@ -182,7 +191,8 @@ class HeadDecoder(GatedDecoder, modeling.Qwen2Model):
     ) -> dict[bool, Any]:
         """What layers without and with a window get as their mask."""
         if self.facts.distances:
-            return {False: self._distances(given, shape, past_length, position_ids)}
+            divisor = self.facts.rounded_divisor
+            return {False: self._distances(given, shape, past_length, position_ids, rounded_divisor=divisor)}
         # Masks of several texts in a row are met in training only, where nothing but a prefix is past.
         places = position_ids + past_length
         return {
@@ -251,6 +261,8 @@ class HeadForCausalLM(modeling.Qwen2ForCausalLM):
         head: Any = modeling.Qwen2LMHead
         if self.facts.logit_cap is not None:
             head = functools.partial(CappedHead, cap=self.facts.logit_cap)
+        if self.facts.logit_divisor != 1.0:
+            head = functools.partial(DividedHead, divisor=self.facts.logit_divisor)
         if self.facts.normed_head:
             head = NormedHead
         self.lm_head = head(config, embedding_weights=shared, transpose_y=tied)

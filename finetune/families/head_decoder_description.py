@@ -37,6 +37,7 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
             "distance_slopes": array(distance_slopes(config.num_attention_heads))
             if facts.distances
             else None,
+            "rounded_divisor": facts.rounded_divisor if facts.distances else None,
         },
         gated=facts.gated,
         parallel_branches=facts.parallel_branches,
@@ -48,9 +49,12 @@ def describe_head_decoder(model: Any) -> DecoderDescription:
         max_positions=config.text_positions or config.max_position_embeddings,
         window=facts.window,
         windowed_layers=facts.windowed_layers,
+        turned_layers=facts.turned_layers,
         score_scale=facts.score_scale,
         score_cap=facts.score_cap,
         logit_cap=facts.logit_cap,
+        logit_divisor=facts.logit_divisor,
+        branch_scale=facts.branch_scale,
         head_order=_head_order(head_dim, 2 * len(angles.frequencies), halves=facts.halves) if turns else None,
     )
 

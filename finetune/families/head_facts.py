@@ -46,8 +46,10 @@ class HeadFacts:
         normed: Whether queries and keys pass an RMS norm over the head before they are turned.
         halves: Whether rotary positions pair place i with place i + turned places / 2; else with its neighbour.
         turned_share: Share of a head that rotary positions turn: its first places; 0: none.
+        turned_layers: For each layer whether positions turn its heads; None: they do in all.
         learned_positions: Whether a table gives each position a row that is added to the embedding.
         distances: Whether scores get distances (ALiBi, Press et al. 2022) in place of rotary positions.
+        rounded_divisor: Of distances whose products with the slopes are rounded to bfloat16; None: exact products.
         scaling: How the angles of rotary positions are stretched; None: not at all.
         local_base: Base of the angles, unscaled, in layers with a window; None: that of all layers.
         window: A token sees this many tokens, itself included; None: all before it.
@@ -61,6 +63,7 @@ class HeadFacts:
         inner_bias: Whether the feed-forward layers have biases.
         norm_factor: Each branch is added to its norm's result times this; None: to that norm's input.
         parallel_branches: Whether the feed-forward layers get what attention gets, and both are added at once.
+        branch_scale: Factor on what each branch gives before it is added.
         activation: Of the gate, or of the inner layer: "silu", "gelu_tanh", or without a gate "gelu", which is exact.
         norms: Names of a layer's norms.
         centred_norms: Whether norms of hidden states take the mean off and have biases.
@@ -68,6 +71,7 @@ class HeadFacts:
         score_scale: Factor on the scores; None: 1 / sqrt(head dim).
         score_cap: Scores s become cap * tanh(s / cap), Gemma 2 (2024); None: they stay.
         logit_cap: The same of the logits.
+        logit_divisor: What the logits are divided by.
         normed_head: Whether the output layer's weights of each token are divided by their length.
         embedding_scale: Factor on word embeddings.
         experts: Of the layers that have some; None: no layer has.
@@ -76,8 +80,10 @@ class HeadFacts:
     normed: bool = False
     halves: bool = True
     turned_share: float = 1.0
+    turned_layers: tuple[bool, ...] | None = None
     learned_positions: bool = False
     distances: bool = False
+    rounded_divisor: float | None = None
     scaling: RotaryScaling | None = None
     local_base: float | None = None
     window: int | None = None
@@ -91,6 +97,7 @@ class HeadFacts:
     inner_bias: bool = False
     norm_factor: float | None = None
     parallel_branches: bool = False
+    branch_scale: float = 1.0
     activation: str = "silu"
     norms: NormNames = TWO_NORMS
     centred_norms: bool = False
@@ -98,6 +105,7 @@ class HeadFacts:
     score_scale: float | None = None
     score_cap: float | None = None
     logit_cap: float | None = None
+    logit_divisor: float = 1.0
     normed_head: bool = False
     embedding_scale: float = 1.0
     experts: ExpertFacts | None = None
@@ -105,6 +113,12 @@ class HeadFacts:
     def has_experts(self, layer: int) -> bool:
         """Whether a layer, by its number in the whole model, has experts."""
         return self.experts is not None and self.experts.has_experts(layer)
+
+    def has_turn(self, layer: int) -> bool:
+        """Whether rotary positions turn the heads of a layer, by its number in the whole model."""
+        if self.distances or not self.turned_share:
+            return False
+        return self.turned_layers is None or self.turned_layers[layer]
 
     def has_window(self, layer: int) -> bool:
         """Whether a layer, by its number in the whole model, sees the last tokens only."""

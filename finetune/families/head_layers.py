@@ -119,6 +119,23 @@ class CappedHead(Qwen2LMHead):
             return soft_capped(logits.astype("float32"), self.cap).astype(logits.dtype)
 
 
+class DividedHead(Qwen2LMHead):
+    """An output layer whose logits are divided by a number of the model (Granite, 2024).
+
+    Args:
+        divisor: Of the logits.
+        **more: As PaddleNLP's.
+    """
+
+    def __init__(self, *arguments: Any, divisor: float, **more: Any):
+        super().__init__(*arguments, **more)
+        self.divisor = divisor
+
+    def forward(self, hidden: Any, tensor_parallel_output: bool | None = None) -> Any:
+        """[batch, length, hidden] -> logits."""
+        return super().forward(hidden, tensor_parallel_output=tensor_parallel_output) / self.divisor
+
+
 class NormedHead(Qwen2LMHead):
     """An output layer that divides the weights of each token by their length, Yang et al., "Baichuan 2" (2023)."""
 

@@ -98,6 +98,7 @@ class HuggingFaceForm:
         tables: PaddleNLP's names after the first part of embeddings, which are [rows, hidden] in both; that of the
             tokens first.
         always_tied: Whether the output layer is the embedding unless the configuration denies it.
+        has_distances: Whether transformers' model, too, adds distances to the scores where `alibi` says so.
         config: PaddleNLP's configuration as the family adapts it -> transformers' fields.
         needs_files: Modeling files to copy beside the weights, for families that transformers does not have.
         own_head: PaddleNLP's name of an output layer that its files hold even where it equals the embedding.
@@ -110,6 +111,7 @@ class HuggingFaceForm:
     pairs: tuple[tuple[str, str], ...] = ()
     tables: tuple[str, ...] = ("embed_tokens",)
     always_tied: bool = False
+    has_distances: bool = False
     config: Callable[[dict[str, Any]], dict[str, Any]] = unchanged
     needs_files: str = ""
     own_head: str = ""

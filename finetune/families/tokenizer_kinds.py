@@ -21,6 +21,7 @@ from finetune.families.text_backends import (
     read_vocab_and_merges,
 )
 from finetune.families.text_patterns import GPT2_PATTERN, LLAMA3_PATTERN, QWEN_PATTERN
+from finetune.storage.files import read_json_or_empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,11 @@ def _take_llama(path: Path) -> tuple[bytes, dict[str, int]]:
 
 
 def _take_gemma(path: Path) -> tuple[bytes, dict[str, int]]:
-    content, names = take_user_defined(path.read_bytes(), keeps_runs=True)
+    settings = read_json_or_empty(path.with_name("tokenizer_config.json"))
+    added = (settings.get("added_tokens_decoder") or {}).values()
+    # Runs that belong to the token before them are found with the tokens.
+    eats_blanks = any(each.get("lstrip") or each.get("rstrip") for each in added)
+    content, names = take_user_defined(path.read_bytes(), keeps_runs=not eats_blanks)
     return content + _GEMMA_TEXT, names
 
 

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 # What PaddleNLP notes of itself, of how a model was laid out and of its kernels; nothing of the model.
 _OWN_FIELDS = (
-    "alibi", "dpo_config", "dtype", "fuse_", "immediate_clear_past_key_value", "long_sequence_", "paddlenlp_version",
+    "dpo_config", "dtype", "fuse_", "immediate_clear_past_key_value", "long_sequence_", "paddlenlp_version",
     "pipeline_parallel_degree", "recompute", "rope_scaling_factor", "rope_scaling_type", "sep_parallel_degree",
     "sequence_parallel", "tensor_parallel_", "use_flash_attention", "use_last_token_for_generation",
     "use_long_sequence_strategies", "use_recompute", "virtual_pp_degree", "context_parallel_degree",
     "quantization_config_",
 )  # fmt: skip
+_DISTANCES = "alibi"
 # PaddleNLP's name of a tokenizer's class -> transformers'.
 _TOKENIZER_CLASSES = {
     "GPTTokenizer": "GPT2Tokenizer",
@@ -194,14 +195,16 @@ def hugging_face_config(config: Mapping[str, Any], family: Family, *, dtype: str
     Raises:
         UserError: A setting that transformers' model has no place for.
     """
-    if config.get("alibi"):
+    has_distances = family.hugging_face.has_distances
+    if config.get(_DISTANCES) and not has_distances:
         raise UserError(
             "config.json has alibi true, which transformers' Llama does not compute: use --save_format paddle"
         )
     if "transformers_version" in config:
         return with_dtype(config, dtype)
     adapted = family.adapt_config(dict(config))
-    theirs = {name: value for name, value in adapted.items() if not name.startswith(_OWN_FIELDS)}
+    own = _OWN_FIELDS if has_distances else (*_OWN_FIELDS, _DISTANCES)
+    theirs = {name: value for name, value in adapted.items() if not name.startswith(own)}
     if factor := _linear_scaling(adapted):
         theirs["rope_scaling"] = {"rope_type": "linear", "type": "linear", "factor": factor}
     theirs = family.hugging_face.config(without_class_defaults(theirs, family))

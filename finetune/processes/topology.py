@@ -23,17 +23,6 @@ def _layer_faults(family: Family, args: Arguments) -> list[str]:
             f"sequence_parallel is true, but the layers of family {family.name} cannot split rows: "
             "set it to false; recompute saves memory, too"
         )
-    if args.training.sequence_parallel and args.model.prefix_tuning:
-        faults.append(
-            "sequence_parallel and prefix_tuning are both true, but a prefix stands before whole rows: "
-            "set sequence_parallel to false"
-        )
-    if args.training.sequence_parallel and args.training.do_eval and args.data.eval_with_do_generation:
-        faults.append(
-            "sequence_parallel and eval_with_do_generation are both true, but a token that is generated is no row to "
-            "be split: set sequence_parallel to false, or train with eval_with_do_generation false and evaluate the "
-            "result with do_train false"
-        )
     if args.model.use_flash_attention and args.data.zero_padding and family.fused_packing == "refused":
         faults.append(
             "use_flash_attention and zero_padding are both true, but nothing keeps packed samples apart in the fused "

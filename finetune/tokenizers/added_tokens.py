@@ -107,11 +107,11 @@ def read_folder_tokens(
     _take_roles(config, roles, lists)
     tokens: dict[str, AddedToken] = {}
     ids: dict[str, int] = {}
-    stated: dict[str, int] = {}
     if "added_tokens_decoder" in config:
         if not rebuilt_by or config.get(rebuilt_by) is None:
             _take_json(folder / "tokenizer.json", tokens, ids)
         in_json = frozenset(ids)
+        stated: dict[str, int] = {}
         _take_entries((config["added_tokens_decoder"] or {}).items(), tokens, stated)
         taken = set(ids.values())
         ids |= {name: index for name, index in stated.items() if index not in taken and name not in ids}
@@ -122,9 +122,10 @@ def read_folder_tokens(
         for name, index in sorted(added, key=lambda pair: int(pair[1])):
             tokens[name] = AddedToken(name, special=name in special, normalized=name not in special)
             ids[name] = int(index)
-        _take_json(folder / "tokenizer.json", tokens, stated)
-        ids |= stated
-        in_json = frozenset(stated)
+        listed: dict[str, int] = {}
+        _take_json(folder / "tokenizer.json", tokens, listed)
+        ids |= listed
+        in_json = frozenset(listed)
     if fixed_roles:
         roles, lists = dict(defaults or {}), []
     for value in [*(roles[role] for role in ROLES if roles.get(role)), *lists]:

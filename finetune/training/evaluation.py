@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from finetune.adapters.base import base_model
 from finetune.data.batches.collate import collate_prompts
 from finetune.machine.randomness.seeding import derive_seed
+from finetune.models.sequence_parallel import follow_row_lengths
 from finetune.parallel.sharding.flat_slices import no_grad_no_autocast
 from finetune.processes.groups import ProcessGroups
 from finetune.storage.dtypes import Array
@@ -196,16 +198,20 @@ class GenerationEvaluation:
 
     def _generate(self, model: Any) -> Iterator[tuple[Array, list[list[int]]]]:
         """Batches of prompt indices with the token ids of their answers, end token cut off."""
-        generating = model if hasattr(model, "prefix_config") else getattr(model, "model", model)
+        base = base_model(model)
+        generating = model if hasattr(model, "prefix_config") else base
         ends = [self.encoder.eos_token_id, *getattr(self.encoder, "chat_end_ids", ())]
-        config = getattr(generating, "config", None) or generating.model.config
+        config = base.config
         split_logits, config.tensor_parallel_output = config.tensor_parallel_output, False
         try:
-            yield from self._generate_batches(generating, ends)
+            with follow_row_lengths(base) as multiple:
+                yield from self._generate_batches(generating, ends, multiple)
         finally:
             config.tensor_parallel_output = split_logits
 
-    def _generate_batches(self, generating: Any, ends: list[int]) -> Iterator[tuple[Array, list[list[int]]]]:
+    def _generate_batches(
+        self, generating: Any, ends: list[int], multiple: int
+    ) -> Iterator[tuple[Array, list[list[int]]]]:
         import paddle
 
         for indices in self._batches:
@@ -213,9 +219,9 @@ class GenerationEvaluation:
                 yield indices, []
                 continue
             paddle.seed(derive_seed(self.seed, "generate", self._numbers[int(indices[0])]))
-            batch = collate_prompts(
-                [self.prompts[i] for i in indices], pad_token_id=self.encoder.pad_token_id
-            )
+            prompts = [self.prompts[i] for i in indices]
+            prompts += prompts[-1:] * (-len(prompts) % multiple)
+            batch = collate_prompts(prompts, pad_token_id=self.encoder.pad_token_id)
             with paddle.no_grad():
                 ids, _ = generating.generate(
                     **{name: paddle.to_tensor(array) for name, array in batch.items()},
@@ -223,7 +229,7 @@ class GenerationEvaluation:
                     eos_token_id=ends,
                     pad_token_id=self.encoder.pad_token_id,
                 )
-            yield indices, [_until(row, ends) for row in ids.tolist()]
+            yield indices, [_until(row, ends) for row in ids[: len(indices)].tolist()]
 
 
 def _until(ids: list[int], ends: list[int]) -> list[int]:

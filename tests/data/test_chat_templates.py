@@ -132,6 +132,15 @@ WRITTEN = {
         "System: sys\nUser: q1\nFalcon:{ a1}\nUser: q2\nFalcon:{ a2}",
         "User: q\nFalcon:{ a}",
     ),
+    "granite": (
+        "§<|start_of_role|>system§<|end_of_role|>sys§<|end_of_text|>\n"
+        "§<|start_of_role|>user§<|end_of_role|>q1§<|end_of_text|>\n"
+        "§<|start_of_role|>assistant§<|end_of_role|>{a1}{§<|end_of_text|>}\n"
+        "§<|start_of_role|>user§<|end_of_role|>q2§<|end_of_text|>\n"
+        "§<|start_of_role|>assistant§<|end_of_role|>{a2}{§<|end_of_text|>}",
+        "§<|start_of_role|>user§<|end_of_role|>q§<|end_of_text|>\n"
+        "§<|start_of_role|>assistant§<|end_of_role|>{a}{§<|end_of_text|>}",
+    ),
     "polylm": (
         "sys\n<|user|>\nq1\n<|assistant|>\n{a1}\n<|user|>\nq2\n<|assistant|>\n{a2}",
         "<|user|>\nq\n<|assistant|>\n{a}",

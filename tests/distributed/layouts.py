@@ -140,15 +140,28 @@ def variation_of(family: str, method: str, layout: str) -> str:
 
 
 def build_model(
-    family: str, folder: Path, *, num_layers: int = 4, num_heads: int = 4, max_length: int = 128
+    family: str,
+    folder: Path,
+    *,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    num_kv_heads: int | None = None,
+    hidden_size: int = 32,
+    max_length: int = 128,
 ) -> Path:
     """A tiny model in which nothing is too small to be seen: larger weights, biases and norms that are not trivial."""
     from safetensors.numpy import load_file, save_file
 
     from finetune.models.tiny.checkpoint import build_tiny
 
-    options = {**FACTS[family].small, "hidden_size": 32, "num_layers": num_layers, "num_heads": num_heads}
+    options = {
+        **FACTS[family].small,
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+    }
     options["vocab_size"] = 640
+    options |= {"num_key_value_heads": num_kv_heads} if num_kv_heads else {}
     build_tiny(family, folder, max_length=max_length, **options)
     _edit_config(folder / "config.json", **FACTS[family].smooth_config)
     path = folder / "model.safetensors"

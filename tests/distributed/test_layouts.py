@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.distributed.layouts import TOLERANCE, curve_from, largest_difference
+from tests.distributed.layouts import LAYOUTS, ONE, TOLERANCE, curve_from, largest_difference
 
 pytestmark = pytest.mark.distributed
 
@@ -56,6 +56,31 @@ def test_layouts_that_cannot_be_are_refused_once(bench, family, settings, words)
     assert run.codes == (2, 2)
     assert words in run.refusal
     assert "error:" not in run.logs[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("chatglm", "pt"),
+        *(
+            pytest.param(name, method, marks=pytest.mark.slow_distributed)
+            for name, method in (("llama", "lora"), ("chatglm2", "pt"), ("qwen", "sft"), ("gemma", "lora"))
+        ),
+    ],
+)
+def test_texts_are_generated_where_rows_are_split(bench, family, method):
+    """Batches of three rows over two ranks, a token a pass, and behind a prefix."""
+    settings = bench.settings(family, method, "padded") | {
+        "eval_with_do_generation": True, "save_generation_output": True, "max_new_tokens": 12, "eval_steps": 20,
+    }  # fmt: skip
+    runs = [
+        bench.server.run(settings | case.arguments(), case.world).check()
+        for case in (LAYOUTS["tp2 sequence"], ONE)
+    ]
+    written = [(run.folder / "generated_output.json").read_text(encoding="utf-8") for run in runs]
+    assert written[0] == written[1] and len(set(written[0].splitlines())) > 5
+    differences = largest_difference(*(run.curve() for run in runs))
+    assert max(differences.values()) <= TOLERANCE, differences
 
 
 def test_best_model_by_accuracy_over_pipeline_stages(bench):

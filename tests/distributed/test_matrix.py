@@ -12,11 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.layouts import FAMILIES, LAYOUTS, METHODS, TOLERANCE, largest_difference, variation_of
+from tests.distributed.layouts import (
+    FAMILIES,
+    LAYOUTS,
+    METHODS,
+    ONE,
+    TOLERANCE,
+    build_model,
+    largest_difference,
+    variation_of,
+)
 from tests.families.cases import FACTS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow_distributed]
 
+_HALF_TOLERANCE = 2e-2
 RESULTS = os.environ.get("FINETUNE_LAYOUT_RESULTS")
 # The five families of the argument files in every layout; the others in each way of dividing a model, and where they
 # could differ from llama.
@@ -42,8 +52,6 @@ def expected_refusal(family: str, method: str, layout: str) -> str:
         return "tensor_parallel_degree is 4 but must divide"
     if layout == "tp2 sequence" and not FACTS[family].splits_rows:
         return "cannot split rows"
-    if layout == "tp2 sequence" and method == "pt":
-        return "a prefix stands before whole rows"
     return ""
 
 
@@ -61,6 +69,20 @@ def test_the_curve_is_that_of_one_process(bench, family, method, layout):
     engines = json.loads((run.folder / "arguments.json").read_text(encoding="utf-8"))["layout_engines"]
     _note(record | {"differences": differences, "engines": engines})
     assert max(differences.values()) <= TOLERANCE, differences
+
+
+@pytest.mark.parametrize(
+    "precision", [{}, {"bf16": True, "fp16_opt_level": "O2"}], ids=["float32", "bf16 O2"]
+)
+@pytest.mark.parametrize("layout", ["tp2", "tp2 x pp2"])
+def test_each_part_of_a_falcon_with_distances_has_those_of_its_heads(bench, tmp_path, layout, precision):
+    model = build_model("falcon", tmp_path / "model", num_heads=6, num_kv_heads=6, hidden_size=48)
+    settings = bench.settings("falcon", "sft", "packed") | {"model_name_or_path": str(model)} | precision
+    case = LAYOUTS[layout]
+    alone = bench.server.run(settings | ONE.arguments(), 1).check().curve()
+    curve = bench.server.run(settings | case.arguments(), case.world).check().curve()
+    differences = largest_difference(curve, alone)
+    assert max(differences.values()) <= (_HALF_TOLERANCE if precision else TOLERANCE), differences
 
 
 def _note(record: dict) -> None:

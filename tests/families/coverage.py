@@ -17,7 +17,7 @@ import pytest
 
 from finetune.families.family import families, find_family
 from tests import tiny_models
-from tests.reference import chatglm2_qwen_curves, curves, gradients, logits
+from tests.reference import chatglm2_qwen_curves, curves, gradients, logits, readers
 
 MARKED = "slow_distributed"
 """The mark of tests that are run by name, whose results stand in tables of the documentation."""
@@ -35,6 +35,10 @@ def _family_of_logits(name: str) -> str | None:
     """By what the golden checkpoint says, as a run would find it."""
     config = json.loads(logits.GOLDEN_CHECKPOINTS.read_text())["checkpoints"][name]["config"]
     return find_family(logits.CASES[name].form.config_of(config)).name
+
+
+def _family_of_variant(name: str) -> str | None:
+    return readers.VARIANTS[name].family if name in readers.VARIANTS else None
 
 
 def _of_cases(cases: Mapping[str, Any], *, lora: bool) -> FamilyOf:
@@ -56,9 +60,12 @@ class Proof:
     @property
     def is_marked(self) -> bool:
         """Whether it is left out unless it is asked for."""
-        module, function = self._load()
-        marks = [*_marks(module), *_marks(function)]
-        return any(mark.name == MARKED for mark in marks)
+        return MARKED in self._mark_names()
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether it compares with what PyTorch computes meanwhile."""
+        return "parity" in self._mark_names()
 
     def families(self) -> set[str]:
         """The families that the test runs for."""
@@ -71,6 +78,9 @@ class Proof:
         """Whether it may leave a family out while it runs, which no parameter tells."""
         _, function = self._load()
         return "pytest.skip(" in inspect.getsource(inspect.unwrap(function))
+
+    def _mark_names(self) -> set[str]:
+        return {mark.name for owner in self._load() for mark in _marks(owner)}
 
     def _load(self) -> tuple[Any, Any]:
         path, _, name = self.test.partition("::")
@@ -116,13 +126,13 @@ class Claim:
         english: The claim, as the page of families says it.
         chinese: The same.
         proofs: Together they run for every family but the exceptions.
-        exceptions: Families for which it does not hold, and why.
+        exceptions: Families for which it does not hold, and why, in both languages.
     """
 
     english: str
     chinese: str
     proofs: tuple[Proof, ...]
-    exceptions: Mapping[str, str] = field(default_factory=dict)
+    exceptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def families(self) -> set[str]:
         """The families that its tests run for."""
@@ -135,6 +145,7 @@ def _proofs(*tests: str, family_of: FamilyOf = _named) -> tuple[Proof, ...]:
 
 _CURVES = "tests/reference/test_curves.py::test_curve_equals_the_golden_one"
 _WRITTEN = "tests/reference/test_chatglm2_qwen.py"
+_READ = "tests/reference/test_hugging_face_folders.py"
 _BEHAVIOUR = "tests/families/test_behaviour.py"
 _RUNS = "tests/end_to_end/test_family_runs.py"
 
@@ -253,6 +264,14 @@ CLAIMS = (
         "a folder in Hugging Face's form has the same logits, and comes back unchanged",
         "Hugging Face 形式的目录有相同的 logits，转换回来没有变化",
         _proofs("tests/merge/test_hf.py::test_there_and_back_is_identity"),
+    ),
+    Claim(
+        "others write the tokens of `predict` from a trained model in Hugging Face's form: transformers, or the reference",
+        "训练后的 Hugging Face 形式的目录，由 transformers 或参照实现生成的 token 与 `predict` 相同",
+        (
+            Proof(f"{_READ}::test_transformers_writes_the_same_tokens", _family_of_variant),
+            Proof(f"{_READ}::test_numpy_writes_the_same_tokens", _family_of_variant),
+        ),
     ),
     Claim(
         "answers with the cache are those without, alone and among others: all weights, LoRA, prefix",

@@ -47,14 +47,13 @@ class FamilyFacts:
         named_as_llama: Prefix of the names of transformers' classes ("Qwen2" in Qwen2ForCausalLM) where its config and
             its weights are named as its Llama's; "" where they are not, or it has none.
         llama_fields: Further fields of the config that both name alike.
-        models: Published models that people know, as their authors call them.
         feed_forwards: Feed-forward networks in each layer; where there are several, a router chooses among them.
     """
 
     lora_layers: frozenset[str]
     groups_heads: bool = False
     small: dict[str, int] = field(default_factory=dict)
-    splits_rows: bool = False
+    splits_rows: bool = True
     most_tensor_parts: int | None = None
     tied_embedding: str | None = None
     tied_config: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +74,6 @@ class FamilyFacts:
     norm_centres: bool = False
     named_as_llama: str = ""
     llama_fields: tuple[str, ...] = ()
-    models: str = ""
     feed_forwards: int = 1
 
     @property

@@ -77,6 +77,16 @@ FALCON = Framing(
     pad_token_id=1,
 )
 
+GRANITE = Framing(
+    frame=[],
+    source=[(67, "a"), (289, " red"), (290, " dress")],
+    target=[(298, "fit"), (85, "s"), (279, " w"), (297, "ell"), (223, " "), (267, "上衣")],
+    end=(0, "<|end_of_text|>"),
+    pad_token_id=0,
+)
+
+SMOLLM3 = replace(QWEN2, end=(327, "<|end_of_text|>"))
+
 GEMMA = Framing(
     frame=[(2, "<bos>")],
     source=[(261, "a"), (275, "red"), (276, "dress")],

@@ -130,7 +130,6 @@ def test_which_layers_have_experts():
         ({"num_experts_per_tok": 9}, "num_experts_per_tok 9, but a layer has 4 experts"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok 0"),
         ({"decoder_sparse_step": 0}, "decoder_sparse_step 0"),
-        ({"use_sliding_window": True}, "sliding-window attention"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ],
     ids=str,

@@ -58,7 +58,7 @@ REFUSED = [
     ("mistral", {"hidden_act": "gelu"}, "hidden_act 'gelu', but Mistral"),
     ("qwen2", {"layer_types": ["full_attention"]}, "layer_types of 1 layers.*num_hidden_layers 4"),
     ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "use_sliding_window None.*give them no window"),
-    ("qwen3_moe", {"use_sliding_window": True}, "sliding-window attention"),
+    ("mixtral", {"rope_scaling": {"type": "longrope"}}, "rotary scaling 'longrope'.*allowed: none, linear"),
     (
         "gemma",
         {"hidden_activation": "relu"},
@@ -86,7 +86,6 @@ REFUSED = [
         {"scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx True, but GPT-2 is run with",
     ),
-    ("falcon", {"alibi": True}, "alibi True, but Falcon is run with False only"),
     ("falcon", {"activation": "relu"}, "activation 'relu', but Falcon"),
     ("falcon", {"parallel_attn": False, "new_decoder_architecture": True}, "a form that no Falcon has"),
     ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2; allowed: 1, or 2 with"),
@@ -274,6 +273,7 @@ def test_fields_of_gpt2_there_and_back():
         ({"model_type": "RefinedWeb", "n_head": 4, "n_layer": 4}, (1, True, True, 2)),
         ({"model_type": "RefinedWebModel", "multi_query": True, "parallel_attn": True}, (1, False, True, 1)),
         ({"model_type": "RefinedWebModel", "n_head": 4}, (4, False, False, 1)),
+        ({"alibi": True, "multi_query": False, "parallel_attn": False}, (4, False, False, 1)),
     ],
 )
 def test_forms_of_falcon_there_and_back(found, expected):
@@ -283,6 +283,7 @@ def test_forms_of_falcon_there_and_back(found, expected):
     names = ("num_key_value_heads", "new_decoder_architecture", "parallel_attn", "num_ln_in_parallel_attn")
     assert tuple(adapted[name] for name in names) == expected
     assert (adapted["intermediate_size"], adapted["num_attention_heads"]) == (256, 4)
+    assert adapted["alibi"] == publish(adapted)["alibi"] == found.get("alibi", False)
     assert adapt(publish(adapted)) == adapted | {"architectures": ["FalconForCausalLM"]}
 
 

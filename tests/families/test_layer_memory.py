@@ -23,8 +23,8 @@ def held():
     return int(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
 
 
-def config_of(family, num_layers):
-    num_kv_heads = 2 if family.tiny.grouped_heads else 4
+def config_of(family, num_layers, *, num_kv_heads=None, **fields):
+    num_kv_heads = num_kv_heads or (2 if family.tiny.grouped_heads else 4)
     shape = TinyShape(
         hidden_size=128,
         intermediate_size=128 * (family.tiny.inner_ratio or 3),
@@ -34,12 +34,13 @@ def config_of(family, num_layers):
         vocab_size=90,
         max_length=LENGTH,
     )
-    return family.tiny.config(shape) | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return family.tiny.config(shape) | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | fields
 
 
-def kept(family, num_layers, **options):
+def kept(family, num_layers, fields=None, **options):
     """Bytes that a forward pass leaves."""
-    resolved = ResolvedModel(None, family.name, config_of(family, num_layers), family)
+    config = config_of(family, num_layers, **(fields or {}))
+    resolved = ResolvedModel(None, family.name, config, family)
     model_class = find_model_class(resolved)
     overrides = {"use_cache": False} | options
     model = model_class(build_config(resolved, model_class, dtype="float32", overrides=overrides))
@@ -58,10 +59,10 @@ def kept(family, num_layers, **options):
     return after - before
 
 
-def planned(family, **facts):
-    config = family.adapt_config(config_of(family, 3))
+def planned(family, fields=None, **facts):
+    config = family.adapt_config(config_of(family, 3, **(fields or {})))
     widths = widths_of(family, config, TrainedShapes(weight_shapes(family, config)))
-    activations = Activations(family, widths, MemoryFacts(device="gpu", **facts))
+    activations = Activations(widths, MemoryFacts(device="gpu", **facts))
     return activations.kept(1, MicroBatch(ROWS, LENGTH, 0))
 
 
@@ -69,6 +70,21 @@ def planned(family, **facts):
 def test_a_layer_keeps_what_its_record_says(name):
     family = get_family(name)
     assert planned(family) == pytest.approx(kept(family, 3) - kept(family, 2), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_kv_heads": 1},
+        {"num_ln_in_parallel_attn": 1},
+        {"num_kv_heads": 4},
+        {"num_kv_heads": 1, "parallel_attn": False},
+    ],
+)
+def test_a_layer_of_each_form_of_falcon(fields):
+    family = get_family("falcon")
+    found = kept(family, 3, fields) - kept(family, 2, fields)
+    assert planned(family, fields) == pytest.approx(found, rel=0.005)
 
 
 def test_with_recomputation_a_layer_keeps_its_input():

@@ -34,6 +34,10 @@ FALCON_SHAPE = {
     "bias": False, "bos_token_id": 11, "eos_token_id": 11, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
     "parallel_attn": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 65024,
 }  # fmt: skip
+FALCON_RW = {
+    "alibi": True, "apply_residual_connection_post_layernorm": False, "bias": True, "bos_token_id": 1, "eos_token_id": 2,
+    "multi_query": False, "parallel_attn": False,
+}  # fmt: skip
 GEMMA_SHAPE = {
     "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 2, "cache_implementation": "hybrid",
     "eos_token_id": 1, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
@@ -81,6 +85,29 @@ PUBLISHED = {
         "model_type": "llama", "max_position_embeddings": 4096, "num_key_value_heads": 4, "rope_theta": 5000000.0,
     }),
     "polylm": ("gpt2", 2048, GPT2_SHAPE | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}),
+    "ministral 8b": ("mistral", 32768, LLAMA_SHAPE | {
+        "model_type": "ministral", "architectures": ["MinistralForCausalLM"], "attention_dropout": 0.0, "head_dim": 128,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3] * 9, "max_position_embeddings": 32768,
+        "num_hidden_layers": 36, "num_key_value_heads": 8, "rope_theta": 100000000.0, "sliding_window": 32768,
+        "vocab_size": 131072,
+    }),
+    "granite 3.3 2b": ("granite", 131072, LLAMA_SHAPE | {
+        "model_type": "granite", "architectures": ["GraniteForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "attention_multiplier": 0.015625, "bos_token_id": 0, "embedding_multiplier": 12.0, "eos_token_id": 0,
+        "hidden_size": 2048, "intermediate_size": 8192, "logits_scaling": 8.0, "max_position_embeddings": 131072,
+        "mlp_bias": False, "num_hidden_layers": 40, "num_key_value_heads": 8, "pad_token_id": 0,
+        "residual_multiplier": 0.22, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000000.0,
+        "tie_word_embeddings": True, "vocab_size": 49159,
+    }),
+    "smollm3 3b": ("smollm3", 65536, LLAMA_SHAPE | {
+        "model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": 128000, "eos_token_id": 128012, "hidden_size": 2048, "intermediate_size": 11008,
+        "layer_types": ["full_attention"] * 36, "max_position_embeddings": 65536, "max_window_layers": 28,
+        "mlp_bias": False, "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16,
+        "num_hidden_layers": 36, "num_key_value_heads": 4, "pad_token_id": 128004, "pretraining_tp": 2,
+        "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None, "tie_word_embeddings": True,
+        "use_sliding_window": False, "vocab_size": 128256,
+    }),
     "falcon 7b": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 4544, "multi_query": True,
         "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32,
@@ -88,6 +115,14 @@ PUBLISHED = {
     "falcon 7b, early": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "hidden_size": 4544, "multi_query": True,
         "n_head": 71, "n_layer": 32,
+    }),
+    "falcon rw 1b": ("falcon", 2048, FALCON_SHAPE | FALCON_RW | {
+        "model_type": "falcon", "architectures": ["FalconForCausalLM"], "hidden_size": 2048,
+        "new_decoder_architecture": False, "num_attention_heads": 32, "num_hidden_layers": 24, "vocab_size": 50304,
+    }),
+    "falcon rw 7b, early": ("falcon", 2048, FALCON_SHAPE | FALCON_RW | {
+        "model_type": "RefinedWebModel", "architectures": ["RWForCausalLM"], "hidden_size": 4096, "n_head": 64,
+        "n_layer": 36,
     }),
     "falcon 40b, early": ("falcon", 2048, FALCON_SHAPE | {
         "model_type": "RefinedWeb", "architectures": ["RWForCausalLM"], "hidden_size": 8192, "n_head": 128,

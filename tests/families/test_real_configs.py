@@ -36,7 +36,6 @@ def named(model_type: str, architecture: str, **fields: object) -> dict[str, obj
 
 # Model: (config.json, what the refusal says)
 REFUSED = {
-    "Granite 3": (named("granite", "GraniteForCausalLM", **_GRANITE), "granite"),
     "Granite 3 renamed to Llama": (named("llama", "LlamaForCausalLM", **_GRANITE), "embedding_multiplier 12.0"),
     "Granite 3 MoE": (named("granitemoe", "GraniteMoeForCausalLM", **_GRANITE, num_local_experts=32), "granitemoe"),
     "Granite 4": (named("granitemoehybrid", "GraniteMoeHybridForCausalLM", **_GRANITE), "granitemoehybrid"),
@@ -104,7 +103,6 @@ REFUSED = {
     "T5": ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_model": 512}, "t5"),
     "BERT": ({"model_type": "bert", "architectures": ["BertForMaskedLM"], "hidden_size": 768}, "bert"),
     "Whisper": ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}, "whisper"),
-    "SmolLM3": (named("smollm3", "SmolLM3ForCausalLM", no_rope_layers=[1, 1, 1, 0]), "smollm3"),
     "SmolLM3 renamed to Llama": (named("llama", "LlamaForCausalLM", no_rope_layer_interval=4), "no_rope_layer_interval"),
     "EXAONE 3": (named("exaone", "ExaoneForCausalLM", num_layers=32), "exaone"),
     "EXAONE 4": (named("exaone4", "Exaone4ForCausalLM", sliding_window_pattern="LLLG"), "exaone4"),

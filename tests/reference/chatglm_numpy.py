@@ -1,9 +1,10 @@
 """ChatGLM-6B's forward pass, from its published description, under the published names of its weights.
 
 A prompt is read in both directions, what stands from <sop> on from left to right (Du et al., "GLM", 2022). Heads turn by
-two positions, a half by each; rotary pairs are a place and that a quarter of the head behind it. Norms stand before the
-branches, which are added to sqrt(2 x layers) times the norm's result. GELU in its tanh form; the embedding is the
-output layer. Rows of `ids` are texts with padding behind them, if any.
+two positions, a half by each; rotary pairs are a place and that a quarter of the head behind it; their frequencies have
+the digits of float16, as in the published code and files. Norms stand before the branches, which are added to
+sqrt(2 x layers) times the norm's result. GELU in its tanh form; the embedding is the output layer. Rows of `ids` are texts
+with padding behind them, if any.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _norm(x: Any, weights: Mapping[str, Any], name: str, epsilon: float, xp: Any
 
 def _turns(positions: np.ndarray, size: int, xp: Any, like: Any) -> tuple[Any, Any]:
     """Cosine and sine [batch, length, 1, size / 2]."""
-    angles = positions[:, :, None, None] * 10000.0 ** (-np.arange(0, size, 2) / size)
+    frequencies = np.float16(10000.0 ** (-np.arange(0, size, 2) / size)).astype(np.float64)
+    angles = positions[:, :, None, None] * frequencies
     return xp.asarray(np.cos(angles), dtype=like.dtype), xp.asarray(np.sin(angles), dtype=like.dtype)
 
 

@@ -30,23 +30,24 @@ SHAPE = {
     "seed": 3,
 }
 _GROUPED = {"intermediate_size": 80, "num_key_value_heads": 2}
-_WHOLE_HEADS = {"intermediate_size": 80}
+WHOLE_HEADS = {"intermediate_size": 80}
+"""Each query head has its own keys: Falcon's tiny model is then of the form of RW 1B."""
 FAMILY_SHAPES: dict[str, dict[str, int]] = {
-    name: _GROUPED if facts.groups_heads else _WHOLE_HEADS
+    name: _GROUPED if facts.groups_heads else WHOLE_HEADS
     for name, facts in FACTS.items()
     if facts.named_as_llama
 } | {
     "mixtral": _GROUPED,
     "glm4": _GROUPED,
     "phi3": _GROUPED,
-    "internlm": _WHOLE_HEADS,
+    "internlm": WHOLE_HEADS,
     "internlm2": _GROUPED,
-    "baichuan": _WHOLE_HEADS,
-    "baichuan2": _WHOLE_HEADS,
+    "baichuan": WHOLE_HEADS,
+    "baichuan2": WHOLE_HEADS,
     "bloom": {},
-    "gpt2": _WHOLE_HEADS,
+    "gpt2": WHOLE_HEADS,
     "falcon": _GROUPED,
-    "opt": _WHOLE_HEADS,
+    "opt": WHOLE_HEADS,
     "gemma2": _GROUPED,
     "gemma3": _GROUPED,
 }
@@ -61,6 +62,7 @@ class Case:
         name: Of its curve.
         arguments: What its argument file adds to `COMMON`.
         family: Of the model.
+        shape: What it adds to `SHAPE`; None: what the family adds.
         frozen: Pattern of transformers' names of what is not trained.
         frozen_share: Share of the parameters, in transformers' order, that is not trained at most.
     """
@@ -68,6 +70,7 @@ class Case:
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     family: str = "llama"
+    shape: dict[str, int] | None = None
     frozen: str = ""
     frozen_share: float = 0.0
 
@@ -122,17 +125,21 @@ CASES = {
         Case("gemma_frozen_embedding", _SFT | {"freeze_parameters": ["lm_head", "norm"]}, "gemma", frozen="model.embed_tokens|model.norm"),
         Case("bloom_trained_part", _SFT | {"trainable_parameters": ["word_embeddings", "h.1", "ln_f"]}, "bloom",
              frozen=r"(?!.*word_embeddings\.|.*h\.1\.|.*ln_f)"),
+        Case("falcon_rw_sft", _SFT, "falcon", WHOLE_HEADS),
+        Case("falcon_rw_lora", _LORA | {"learning_rate": 1e-3}, "falcon", WHOLE_HEADS),
         Case("opt_frozen_share", _SFT | {"freeze_parameters_ratio": 0.55}, "opt", frozen_share=0.55),
     )
 }  # fmt: skip
 
 
-def build_model(folder: Path, family: str = "llama") -> Path:
-    """The tiny model that all cases of a family start from."""
+def build_model(folder: Path, family: str = "llama", shape: dict[str, int] | None = None) -> Path:
+    """The tiny model that cases of a family start from; `shape` in the place of what the family adds."""
     from finetune.models.tiny.checkpoint import build_tiny
 
     corpus = HERE / "data" / "train.json"
-    return build_tiny(family, folder, corpus=corpus, **SHAPE | FAMILY_SHAPES[family])
+    return build_tiny(
+        family, folder, corpus=corpus, **SHAPE | (FAMILY_SHAPES[family] if shape is None else shape)
+    )
 
 
 def build_adapter(folder: Path, model: Path, *, family: str = "llama", rslora: bool = False) -> Path:

@@ -31,7 +31,8 @@ def load_theirs(folder: Path):
     import transformers
 
     # The other forms of attention leave caps of scores out.
-    settings = {"torch_dtype": torch.float32, "attn_implementation": "eager"}
+    has_distances = json.loads((folder / "config.json").read_text()).get("alibi")
+    settings = {"torch_dtype": torch.float32, "attn_implementation": "sdpa" if has_distances else "eager"}
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
 
 

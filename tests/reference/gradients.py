@@ -46,6 +46,7 @@ class GradientCase:
 
     family: str
     lora: bool
+    shape: dict[str, int] | None = None
 
     @property
     def is_written(self) -> bool:
@@ -61,7 +62,8 @@ class GradientCase:
     def build(self, folder: Path) -> tuple[Path, Path | None]:
         """Writes the model and, for LoRA, the adapter that training starts from; their folders."""
         parts = chatglm2_qwen_curves if self.is_written else curves
-        model = parts.build_model(folder / "model", self.family)
+        more = () if self.shape is None else (self.shape,)
+        model = parts.build_model(folder / "model", self.family, *more)
         if not self.is_written:  # the others are scaled already
             _scale(
                 model / "model.safetensors",
@@ -79,6 +81,9 @@ CASES = {
     f"{family}_{'lora' if lora else 'sft'}": GradientCase(family, lora)
     for family in (*curves.FAMILY_SHAPES, *PUBLISHED)
     for lora in (False, True)
+} | {
+    f"falcon_rw_{method}": GradientCase("falcon", method == "lora", curves.WHOLE_HEADS)
+    for method in ("sft", "lora")
 }
 
 

@@ -47,6 +47,11 @@ _GPT2 = {
     **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0),
 }
 _FALCON = _SIZES | {"rope_theta": 50000.0, "max_position_embeddings": 64}
+_SIX_HEADS = {"hidden_size": 48, "num_attention_heads": 6}
+# Its plain form ("eager") adds distances twice: once in the mask, once to the scores.
+_ONCE = "sdpa"
+_ALIBI = {"alibi": True, "tie_word_embeddings": False}
+_RW_FALCON = {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}
 _NEW_FALCON = _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48}
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -83,6 +88,13 @@ _GEMMA3 = _ROTARY | {
     "layer_types": _LAYERS,
     "rope_local_base_freq": 100.0,
 }
+_FACTORS = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.5,
+}
+_BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False, "pad_token_id": 0}
 _GLM = _ROTARY | {"head_dim": 16, "pad_token_id": 0, "rms_norm_eps": 1e-5}
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _OPT = _SIZES | {"ffn_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "word_embed_proj_dim": 32}
@@ -100,6 +112,7 @@ class LogitCase:
         config_class: Of transformers, where it has another prefix.
         changes: Functions of `llama_changes` that change transformers' model.
         form: How a published folder holds it, where transformers has no code of the family.
+        attention: transformers' implementation that is compared with.
     """
 
     name: str
@@ -109,6 +122,7 @@ class LogitCase:
     config_class: str = ""
     form: PublishedForm = field(default_factory=PublishedForm)
     changes: tuple[str, ...] = ()
+    attention: str = "eager"
 
     def write(
         self, folder: Path, config: dict[str, Any], shapes: dict[str, list[int]], scale: float = LARGE
@@ -179,6 +193,10 @@ CASES = {
         ),
         LogitCase("mixtral", "Mixtral", _ROTARY | {"num_local_experts": 5, "sliding_window": None}),
         LogitCase("mixtral_window", "Mixtral", _ROTARY | {"num_local_experts": 3, "sliding_window": 4}),
+        LogitCase("qwen2_moe_window", "Qwen2Moe", _ROTARY | _EXPERTS | _WINDOWS | {"max_window_layers": 0}),
+        LogitCase("qwen3_moe_window", "Qwen3Moe", _ROTARY | _EXPERTS | {"use_sliding_window": True, "sliding_window": 4, "head_dim": 16}),
+        LogitCase("mixtral_yarn", "Mixtral", _ROTARY | {"head_dim": 8, "num_local_experts": 3, "rope_scaling": _YARN}),
+        LogitCase("mixtral_llama3", "Mixtral", _ROTARY | {"head_dim": 8, "num_local_experts": 3, "rope_scaling": _LLAMA3}),
         LogitCase("bloom", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
         LogitCase("bloom_6_heads", "Bloom", {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "n_layer": 2, "n_head": 6}),
         LogitCase("opt", "OPT", _OPT),
@@ -189,7 +207,13 @@ CASES = {
         LogitCase("falcon_40b", "Falcon", _NEW_FALCON),
         LogitCase("falcon_11b", "Falcon", _NEW_FALCON | {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False}),
         LogitCase("falcon_sequential", "Falcon", _FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
+        LogitCase("falcon_rw", "Falcon", _SIZES | _SIX_HEADS | _RW_FALCON, attention=_ONCE),
+        LogitCase("falcon_rw_parallel", "Falcon", _SIZES | _SIX_HEADS | _ALIBI, attention=_ONCE),
         LogitCase("falcon_yarn", "Falcon", _NEW_FALCON | {"rope_scaling": _YARN}),
+        LogitCase("granite", "Granite", _ROTARY | _FACTORS),
+        LogitCase("granite_biases_yarn", "Granite", _ROTARY | _FACTORS | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_scaling": _YARN}),
+        LogitCase("smollm3", "SmolLM3", _ROTARY | {"no_rope_layer_interval": 2, "pad_token_id": 0}),
+        LogitCase("smollm3_biases_yarn", "SmolLM3", _ROTARY | _BIASED | {"no_rope_layers": [0, 1, 1], "rope_scaling": _YARN}),
         LogitCase("mistral", "Mistral", _ROTARY | {"sliding_window": None}),
         LogitCase("mistral_window", "Mistral", _ROTARY | {"sliding_window": 4}),
         LogitCase("mistral_nemo", "Mistral", _ROTARY | {"sliding_window": None, "head_dim": 16}),

@@ -186,12 +186,21 @@ def _falcon_steps() -> Any:
     )
 
 
+def _llama3_steps() -> Any:
+    return _byte_steps(_split_by(LLAMA3_PATTERN))
+
+
+def _granite_steps() -> Any:
+    from tokenizers import pre_tokenizers
+
+    return _byte_steps(pre_tokenizers.Digits(individual_digits=True), use_regex=True)
+
+
 def _xverse_steps() -> Any:
     from tokenizers import pre_tokenizers
 
-    return _byte_steps(
-        pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), use_regex=True
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return _byte_steps(pre_tokenizers.Punctuation(), digits, use_regex=True)
 
 
 def _make_gemma(folder: Path) -> None:
@@ -260,6 +269,11 @@ _LLAMA3_CHAT = (
 _NEMO = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _LLAMA3 = {"bos_token": _LLAMA3_CHAT[0], "eos_token": _LLAMA3_CHAT[4]}
 _XVERSE_NAMES = ("<unk>", "<pad>", "<|startoftext|>", _END)
+_GRANITE_NAMES = (
+    *("<|end_of_text|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<filename>"),
+    *("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
+)
+_SMOLLM3_NAMES = ("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 _FALCON_NAMES = (
     *(">>TITLE<<", ">>ABSTRACT<<", ">>INTRODUCTION<<", ">>SUMMARY<<", ">>COMMENT<<", ">>ANSWER<<"),
     *(">>QUESTION<<", ">>DOMAIN<<", ">>PREFIX<<", ">>SUFFIX<<", ">>MIDDLE<<", _END),
@@ -277,9 +291,7 @@ KINDS = {
     ),
     "llama 3, tokenizer.json": PublishedKind(
         family="llama",
-        make=_make_json(
-            lambda: _byte_steps(_split_by(LLAMA3_PATTERN)), _LLAMA3_CHAT, _LLAMA3, ignores_merges=True
-        ),
+        make=_make_json(_llama3_steps, _LLAMA3_CHAT, _LLAMA3, ignores_merges=True),
         references=definitions.json_file,
         names=_LLAMA3_CHAT,
     ),
@@ -325,7 +337,7 @@ KINDS = {
     "glm4": PublishedKind(
         family="glm4",
         make=_make_json(
-            lambda: _byte_steps(_split_by(LLAMA3_PATTERN)),
+            _llama3_steps,
             definitions.GLM4_NAMES,
             {"eos_token": _END, "pad_token": _END},
         ),
@@ -337,6 +349,18 @@ KINDS = {
         make=_make_json(_falcon_steps, _FALCON_NAMES, {"eos_token": _END}, special_first=True),
         references=definitions.json_file,
         names=_FALCON_NAMES,
+    ),
+    "granite": PublishedKind(
+        family="granite",
+        make=_make_json(_granite_steps, _GRANITE_NAMES, {"eos_token": _GRANITE_NAMES[0]}, special_first=True),
+        references=definitions.json_file,
+        names=_GRANITE_NAMES,
+    ),
+    "smollm3": PublishedKind(
+        family="smollm3",
+        make=_make_json(_llama3_steps, _SMOLLM3_NAMES, {"eos_token": "<|im_end|>"}, ignores_merges=True),
+        references=definitions.json_file,
+        names=_SMOLLM3_NAMES,
     ),
     "xverse": PublishedKind(
         family="xverse",

@@ -217,6 +217,7 @@ READERS = {
     for name, facts in FACTS.items()
     if facts.named_as_llama
 } | {
+    "llama": OWN,
     "chatglm": Reader(
         logits=chatglm_numpy.logits,
         tokenizer=("ice_text.model", "ChatGLMTokenizer"),
@@ -291,6 +292,33 @@ READERS = {
     "gemma3": OWN,
 }
 """The reader of every family."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of a family.
+
+    Attributes:
+        family: Its name.
+        fields: What its config.json has that the family's tiny model has not.
+        left_out: Ending of tensors that it has not.
+        seed: Of its weights: one that does not say the same of everything.
+    """
+
+    family: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    left_out: str = ""
+    seed: int = 0
+
+
+VARIANTS = {name: Variant(name) for name in READERS} | {
+    "baichuan_13b": Variant("baichuan", {"has_distances": True}),
+    "baichuan2_7b": Variant("baichuan2", {"has_distances": False}),
+    "chatglm2_32k": Variant("chatglm2", {"position_divisor": 4.0}),
+    "internlm_20b": Variant("internlm", {"bias": False}, left_out="proj.bias"),
+    "opt": Variant("opt", seed=1),
+}
+"""The models that are asked: one of every family, and others of some."""
 
 
 def llama_shapes(fields: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -28,9 +28,10 @@ def our_curves(tmp_path_factory):
     def curve(name: str) -> list[dict[str, float]]:
         if name not in found:
             case = CASES[name]
-            if case.family not in models:
-                models[case.family] = build_model(folder / case.family, case.family)
-            model = models[case.family]
+            kind = case.family if case.shape is None else f"{name}_model"
+            if kind not in models:
+                models[kind] = build_model(folder / kind, case.family, case.shape)
+            model = models[kind]
             settings = COMMON | case.arguments
             if case.lora:
                 rslora = settings.get("rslora", False)

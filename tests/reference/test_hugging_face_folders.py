@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from finetune.families.family import families, get_family
 from finetune.families.tiny_recipe import TinyShape
+from finetune.merge.hf_out import hugging_face_config
 from finetune.merge.lora import main as merge_adapter
 from finetune.merge.tensor_parallel import main as merge_files
 from tests.conftest import run_entry, write_arguments
@@ -29,7 +29,14 @@ from tests.merge.rank_writing import check_same, read_whole, write_ranks
 from tests.reference.chatglm2_qwen_published import PUBLISHED, published_name
 from tests.reference.curves import COMMON, HERE
 from tests.reference.exchange import load_theirs
-from tests.reference.readers import READERS, borrowed_tokens, llama_shapes, load_borrowed, reference_tokens
+from tests.reference.readers import (
+    READERS,
+    VARIANTS,
+    borrowed_tokens,
+    llama_shapes,
+    load_borrowed,
+    reference_tokens,
+)
 from tests.serving.export.builders import build_sharp
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -38,30 +45,6 @@ NUM_TOKENS = 8
 PROMPTS = ("今天天气很好，我们去公园。", "Answer", "问题：水在什么时候结冰？ 答案：", "a")
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A model of a family.
-
-    Attributes:
-        family: Its name.
-        fields: What its config.json has that the family's tiny model has not.
-        left_out: Ending of tensors that it has not.
-        seed: Of its weights: one that does not say the same of everything.
-    """
-
-    family: str
-    fields: dict[str, Any] = field(default_factory=dict)
-    left_out: str = ""
-    seed: int = 0
-
-
-VARIANTS = {name: Variant(name) for name in READERS} | {
-    "baichuan_13b": Variant("baichuan", {"has_distances": True}),
-    "baichuan2_7b": Variant("baichuan2", {"has_distances": False}),
-    "chatglm2_32k": Variant("chatglm2", {"position_divisor": 4.0}),
-    "internlm_20b": Variant("internlm", {"bias": False}, left_out="proj.bias"),
-    "opt": Variant("opt", seed=1),
-}
 BY_NUMPY = [name for name, variant in VARIANTS.items() if READERS[variant.family].logits]
 BORROWED = [name for name, variant in VARIANTS.items() if READERS[variant.family].borrowed]
 OWN = [name for name, reader in READERS.items() if reader.is_own]
@@ -165,6 +148,11 @@ OTHER_FIELDS = {
 }
 
 
+SMALLEST = dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "max_length"), 8) | dict.fromkeys(
+    ("num_layers", "num_heads", "num_kv_heads"), 1
+)
+
+
 def check_published(folder: Path, family: str) -> None:
     """Names of tensors, fields and files are those that the family is published with."""
     reader, (config, weights) = READERS[family], read_folder(folder, family)
@@ -172,13 +160,7 @@ def check_published(folder: Path, family: str) -> None:
     assert config.get("use_cache", True)
     if family in PUBLISHED:
         shape = TinyShape(
-            hidden_size=8,
-            intermediate_size=8,
-            num_layers=config.get("num_layers") or config["num_hidden_layers"],
-            num_heads=1,
-            num_kv_heads=1,
-            vocab_size=8,
-            max_length=8,
+            **SMALLEST | {"num_layers": config.get("num_layers") or config["num_hidden_layers"]}
         )
         names = get_family(family).tiny.weights(shape)
         assert set(weights) == {published_name(name, family) for name in names}
@@ -250,9 +232,9 @@ def test_names_fields_and_files_are_those_of_published_folders(name, merged):
     check_published(merged(name, "untrained"), VARIANTS[name].family)
 
 
-@pytest.mark.parametrize("name", BY_NUMPY)
-def test_numpy_writes_the_same_tokens(name, merged):
-    check_tokens(merged(name, "sft"), VARIANTS[name].family, live=False)
+@pytest.mark.parametrize(("name", "method"), [*((name, "sft") for name in BY_NUMPY), ("chatglm", "lora")])
+def test_numpy_writes_the_same_tokens(name, method, merged):
+    check_tokens(merged(name, method), VARIANTS[name].family, live=False)
 
 
 @pytest.mark.parity
@@ -281,6 +263,14 @@ def test_files_of_ranks_give_the_same_folder(name, merged, tmp_path):
         assert json.loads((tmp_path / "merged" / name).read_text()) == json.loads(
             (expected / name).read_text()
         )
+
+
+@pytest.mark.parametrize(("base", "name"), [(10000.0, "chatglm3-6b"), (500000.0, "chatglm3-6b-32k")])
+def test_code_that_reads_the_rotary_base_is_named(base, name, tmp_path):
+    """That of ChatGLM3-6B has no `rope_ratio`: the models of long texts have code of their own."""
+    family = get_family("chatglm3")
+    config = family.tiny.config(TinyShape(**SMALLEST)) | {"rotary_base": base}
+    assert hugging_face_config(config, family, dtype="float32")["_name_or_path"] == name
 
 
 def files_of(folder: Path) -> set[str]:

@@ -12,6 +12,7 @@ a few 1e-6 of that.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 
@@ -113,6 +114,21 @@ def test_the_window_and_the_scaling_matter(golden):
     _, logits = golden
     assert np.abs(logits["mistral"] - logits["mistral_window"]).max() > 0.1
     assert np.abs(logits["llama"] - logits["llama3"]).max() > 0.01
+
+
+def test_ministral_has_the_window_in_the_layers_that_are_named(golden, tmp_path):
+    """In none and in all it is Mistral; one such layer more or less is another model."""
+    checkpoints, logits = golden
+    config = checkpoints["mistral_window"]["config"] | {"model_type": "ministral"}
+    found = []
+    for number, num_narrow in enumerate((0, 1, 2, 3)):
+        kinds = ["sliding_attention"] * num_narrow + ["full_attention"] * (3 - num_narrow)
+        shapes = checkpoints["mistral_window"]["shapes"]
+        folder = CASES["mistral"].write(tmp_path / str(number), config | {"layer_types": kinds}, shapes)
+        found.append(our_logits(folder))
+    assert largest_difference(found[0], logits["mistral"]) < TOLERANCE
+    assert largest_difference(found[3], logits["mistral_window"]) < TOLERANCE
+    assert min(largest_difference(*pair) for pair in itertools.pairwise(found)) > 0.1
 
 
 @pytest.mark.parity

@@ -38,7 +38,7 @@ def build_reference(case: LogitCase, scale: float) -> torch.nn.Module:
     """The transformers model with the drawn weights in it."""
     config_class = case.config_class or f"{case.transformers_class}Config"
     config = getattr(transformers, config_class)(**case.config)
-    config._attn_implementation = "eager"
+    config._attn_implementation = case.attention
     model = model_class(case.transformers_class)(config).float().eval()
     drawn = draw_weights(case, shapes_of(model), scale)
     weights = {name: torch.from_numpy(array) for name, array in drawn.items()}

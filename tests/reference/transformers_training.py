@@ -54,6 +54,7 @@ class Reference:
         config_class: Of transformers, where it has another prefix.
         turned: Whether linear weights are the transposes of the tiny checkpoint's.
         change: Gives the model layers that transformers' has not.
+        attention: transformers' implementation; other plain ones leave caps of scores out.
     """
 
     transformers_class: str
@@ -63,6 +64,7 @@ class Reference:
     config_class: str = ""
     change: Callable[[Any], None] = lambda model: None
     turned: bool = True
+    attention: str = "eager"
 
     def rename(self, name: str) -> str:
         for pattern, replacement in self.renamed:
@@ -157,7 +159,9 @@ REFERENCES = {
         "Falcon",
         (
             *_same("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
-                   "rope_theta", "new_decoder_architecture"),
+                   "rope_theta", "new_decoder_architecture", "parallel_attn", "alibi", "bias"),
+            # Only the tiny model with a form of its own has heads of keys for all queries, one branch behind the other.
+            ("multi_query", "parallel_attn"),
             ("ffn_hidden_size", "intermediate_size"), ("num_kv_heads", "num_key_value_heads"),
         ),
         (
@@ -166,6 +170,7 @@ REFERENCES = {
             ("self_attn.o_proj", "self_attention.dense"), ("up_proj", "dense_h_to_4h"), ("down_proj", "dense_4h_to_h"),
         ),
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+        attention="sdpa",  # the plain one adds distances twice
     ),
     "gpt2": Reference(
         "GPT2",
@@ -210,7 +215,7 @@ def load_reference_model(folder: Path, family: str = "llama") -> Any:
     settings = {theirs: config[ours] for theirs, ours in reference.fields}
     config_class = getattr(transformers, reference.config_class or f"{reference.transformers_class}Config")
     model = model_class(reference.transformers_class)(
-        config_class(**settings, attn_implementation="eager")  # the others leave caps of scores out
+        config_class(**settings, attn_implementation=reference.attention)
     )
     reference.change(model)
     state = {}
@@ -355,7 +360,7 @@ def reference_curve(name: str) -> list[dict[str, float]]:
     torch.manual_seed(0)
     case = CASES[name]
     with tempfile.TemporaryDirectory() as place:
-        folder = build_model(Path(place) / case.family, case.family)
+        folder = build_model(Path(place) / case.family, case.family, case.shape)
         samples = read_samples(folder, case.family)
         model = load_reference_model(folder, case.family)
         if case.lora:

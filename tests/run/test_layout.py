@@ -219,10 +219,7 @@ def test_sequence_parallelism_of_families_and_methods():
     (fault,) = faults_of(TENSOR, resolved("opt"), sequence_parallel=True)
     assert "the layers of family opt cannot split rows: set it to false" in fault
     generates = {"do_eval": True, "eval_with_do_generation": True}
-    (fault,) = faults_of(TENSOR, resolved(), sequence_parallel=True, **generates)
-    assert "sequence_parallel and eval_with_do_generation are both true" in fault
-    (fault,) = faults_of(TENSOR, resolved(), sequence_parallel=True, prefix_tuning=True)
-    assert "sequence_parallel and prefix_tuning are both true" in fault
+    check_topology(TENSOR, resolved(), arguments(sequence_parallel=True, prefix_tuning=True, **generates))
 
 
 def test_no_layout_fits():
@@ -322,6 +319,8 @@ def test_every_family_says_how_fused_attention_keeps_samples_apart(family):
     rows = {"half": True, "has_prefix": False}
     assert record.packed_mask(config, fused=False, **rows) == "block"
     facts = FACTS[family]
+    if record.distance_option:
+        config = config | {record.distance_option: facts.adds_distances}
     takes_rows = not (facts.adds_distances or facts.caps_scores or facts.sees_ahead)
     expected = "start_end" if takes_rows else "block"
     assert record.packed_mask(config, fused=True, **rows) == expected

@@ -51,6 +51,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 BAICHUAN = register(
     Family(
         name="baichuan",
+        models="Baichuan 7B, 13B",
         model_types=("baichuan",),
         architectures=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
         model_class="finetune.families.baichuan.layers.BaichuanForCausalLM",

@@ -46,6 +46,7 @@ BAICHUAN2 = register(
     replace(
         BAICHUAN,
         name="baichuan2",
+        models="Baichuan 2 7B, 13B",
         model_types=("baichuan2", "baichuan"),
         architectures=("Baichuan2ForCausalLM", "BaichuanForCausalLM"),
         model_class="finetune.families.baichuan2.layers.Baichuan2ForCausalLM",

@@ -82,6 +82,7 @@ def _norm(name: str, size: int) -> dict[str, TensorSpec]:
 BLOOM = register(
     Family(
         name="bloom",
+        models="BLOOM, BLOOMZ, SeqGPT",
         model_types=("bloom",),
         architectures=("BloomForCausalLM",),
         model_class="finetune.families.bloom.layers.BloomForCausalLM",

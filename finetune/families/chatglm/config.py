@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finetune.errors import UserError
 from finetune.families.gated_decoder import require_values
+from finetune.families.rotary_scaling import inverse_frequencies
 
 TOTAL_LAYERS = "total_layers"
 """Field of ours: layers of the whole model, also where a stage of a pipeline holds some of them."""
@@ -62,6 +66,14 @@ def adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     if "num_hidden_layers" in adapted:
         adapted.setdefault(TOTAL_LAYERS, adapted["num_hidden_layers"])
     return adapted | {"model_type": "chatglm", "architectures": ["ChatGLMForCausalLM"]}
+
+
+def stored_frequencies(base: float, dim: int) -> NDArray[Any]:
+    """Inverse frequencies of rotary positions, float32 [dim / 2], with the digits that float16 has.
+
+    The published code and files hold them in float16, whatever the type of the weights.
+    """
+    return inverse_frequencies(base, dim).astype(np.float16).astype(np.float32)
 
 
 def published_config(config: dict[str, Any]) -> dict[str, Any]:

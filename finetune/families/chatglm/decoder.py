@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.families.chatglm.config import stored_frequencies
 from finetune.families.decoder_description import DecoderDescription
 from finetune.families.head_decoder_description import describe_head_decoder
-from finetune.families.rotary_scaling import inverse_frequencies
 
 
 def describe(model: Any) -> DecoderDescription:
     """The description of a ChatGLM-6B."""
     config = model.config
-    frequencies = inverse_frequencies(config.rope_theta, config.head_dim // 2)  # [head dim / 4]
+    frequencies = stored_frequencies(config.rope_theta, config.head_dim // 2)  # [head dim / 4]
     plain = describe_head_decoder(model)
     return replace(
         plain,

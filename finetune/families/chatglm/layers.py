@@ -17,12 +17,12 @@ from typing import Any
 import paddle
 
 from finetune.families.attention import additive, causal_mask, refuse_packed_rows
+from finetune.families.chatglm.config import stored_frequencies
 from finetune.families.context_marks import ABSENT, ContextMarks
 from finetune.families.head_attention import HeadAttention
 from finetune.families.head_decoder import HeadConfig, HeadDecoder, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts
 from finetune.families.rotary import turn
-from finetune.families.rotary_scaling import inverse_frequencies
 from finetune.families.rotary_tables import RotaryTables
 from finetune.families.two_positions import answer_place, first_marks, positions_of, two_positions
 
@@ -176,7 +176,7 @@ class ChatGLMForCausalLM(HeadForCausalLM):
         decoder = self.qwen2
         decoder.__class__ = ChatGLMModel
         half = config.head_dim // 2
-        tables = TwoPositionTables(inverse_frequencies(config.rope_theta, half), halves=True)
+        tables = TwoPositionTables(stored_frequencies(config.rope_theta, half), halves=True)
         for layer in decoder.layers:
             layer.self_attn.__class__ = TwoPositionAttention
             layer.self_attn.tables = tables

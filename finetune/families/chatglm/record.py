@@ -56,6 +56,7 @@ def _norm(name: str, size: int) -> dict[str, TensorSpec]:
 CHATGLM = register(
     Family(
         name="chatglm",
+        models="ChatGLM-6B",
         model_types=("chatglm",),
         architectures=("ChatGLMForCausalLM", "ChatGLMForConditionalGeneration", "ChatGLMModel"),
         model_class="finetune.families.chatglm.layers.ChatGLMForCausalLM",

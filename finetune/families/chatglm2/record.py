@@ -80,6 +80,7 @@ def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
 CHATGLM2 = register(
     Family(
         name="chatglm2",
+        models="ChatGLM2-6B, -32k",
         model_types=("chatglm_v2", "chatglm"),
         architectures=("ChatGLMv2ForCausalLM", "ChatGLMv2ForCausalLMPipe", "ChatGLMModel"),
         model_class="finetune.families.chatglm2.layers.ChatGLMv2ForCausalLM",
@@ -113,7 +114,8 @@ CHATGLM2 = register(
             prefix="transformer",
             tables=("embedding.word_embeddings",),
             config=_hugging_face_config,
-            needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm2-6b",
+            needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm2-6b (with a rope_ratio other than 1: of "
+            "-32k)",
         ),
         memory=LayerMemory(hidden=7, key_value=1, inner=4),
         chat_formats={

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.families.chat_format import ChatFormat
-from finetune.families.chatglm2.generation import ROTARY_BASE, adapt_config, may_be, published_config
+from finetune.families.chatglm2.generation import (
+    PLAIN_BASE,
+    ROTARY_BASE,
+    adapt_config,
+    may_be,
+    published_config,
+)
 from finetune.families.chatglm2.record import CHATGLM2, tiny_config
 from finetune.families.family import register
 from finetune.families.tiny_recipe import TinyShape
@@ -29,13 +35,16 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
 
 
 def _hugging_face_config(config: dict[str, Any]) -> dict[str, Any]:
-    return published_config(config, "chatglm3-6b")
+    """Only the code of the models of long texts reads `rope_ratio`."""
+    is_long = config.get(ROTARY_BASE, PLAIN_BASE) != PLAIN_BASE
+    return published_config(config, "chatglm3-6b-32k" if is_long else "chatglm3-6b")
 
 
 CHATGLM3 = register(
     replace(
         CHATGLM2,
         name="chatglm3",
+        models="ChatGLM3-6B, -32k, -128k",
         told_by="_name_or_path chatglm3..., or files of the tokenizer that name <|user|>",
         covers=_covers,
         adapt_config=_adapt_config,
@@ -44,7 +53,8 @@ CHATGLM3 = register(
         hugging_face=replace(
             CHATGLM2.hugging_face,
             config=_hugging_face_config,
-            needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm3-6b",
+            needs_files="configuration_chatglm.py and modeling_chatglm.py of THUDM/chatglm3-6b (with a rope_ratio other than 1: of "
+            "-32k)",
         ),
         chat_formats={
             "chatglm3": ChatFormat(  # what opens a text, "[gMASK]sop", is put there by the family

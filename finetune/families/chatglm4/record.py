@@ -50,6 +50,7 @@ CHATGLM4 = register(
     replace(
         CHATGLM3,
         name="chatglm4",
+        models="GLM-4-9B (`chatglm`), CodeGeeX4",
         told_by="a padded_vocab_size above 150000, or tokenizer_class ChatGLM4Tokenizer",
         covers=_covers,
         adapt_config=_adapt_config,

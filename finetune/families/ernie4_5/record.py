@@ -68,6 +68,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 ERNIE4_5 = register(
     Family(
         name="ernie4_5",
+        models="ERNIE 4.5 0.3B",
         model_types=("ernie4_5",),
         architectures=("Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"),
         model_class="finetune.families.ernie4_5.layers.Ernie4_5ForCausalLM",

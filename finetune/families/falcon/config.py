@@ -25,16 +25,16 @@ _FIRST_FIELDS = {
     "n_head_kv": "num_key_value_heads",
 }
 _FIXED = {
-    "alibi": False,
     "apply_residual_connection_post_layernorm": False,
     "activation": "gelu",
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
 }
+DISTANCES = "alibi"
 _LEFT_OUT = (*_FIELDS, *_FIRST_FIELDS, *_FIXED, "multi_query", "ff_factor")
 # What PaddleNLP's object writes beside them, of the models that its class was made for.
 _OF_THE_CLASS = ("hidden_act", "head_dim", "rope_parameters", "rope_scaling")
-UNDERSTOOD = (*_LEFT_OUT, *_OF_THE_CLASS)
+UNDERSTOOD = (*_LEFT_OUT, *_OF_THE_CLASS, DISTANCES)
 """Fields that are read, or may have one value only."""
 
 # What transformers takes for fields that a config.json leaves out.
@@ -51,7 +51,7 @@ def adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Published fields -> those of the layers.
 
     Raises:
-        UserError: What the layers do not compute, distances in place of rotary positions among it.
+        UserError: What the layers do not compute.
     """
     require_values(config, "Falcon", **_FIXED)
     check_norm_epsilon(config, "layer_norm_epsilon")
@@ -93,6 +93,7 @@ def _form(said: Callable[[str, Any], Any], *, is_new: bool, is_first: bool) -> d
     return {
         "new_decoder_architecture": is_new,
         "parallel_attn": is_parallel,
+        DISTANCES: bool(said(DISTANCES, False)),
         "num_ln_in_parallel_attn": num_norms,
     }
 

@@ -17,6 +17,7 @@ class FalconConfig(HeadConfig):
 
     Args:
         new_decoder_architecture: Whether it is of the form of 40B and 11B, which transformers asks for.
+        alibi: Whether scores get distances in place of rotary positions.
         parallel_attn: Whether attention and feed-forward layers stand side by side.
         num_ln_in_parallel_attn: Norms of a layer in which they do: 1 for both, or 2.
         bias: Whether linear layers have biases.
@@ -31,11 +32,12 @@ class FalconConfig(HeadConfig):
         parallel_attn: bool = True,
         num_ln_in_parallel_attn: int = 1,
         bias: bool = False,
+        alibi: bool = False,
         **fields: Any,
     ):
         super().__init__(**fields)
         self.new_decoder_architecture, self.parallel_attn = new_decoder_architecture, parallel_attn
-        self.num_ln_in_parallel_attn, self.bias = num_ln_in_parallel_attn, bias
+        self.num_ln_in_parallel_attn, self.bias, self.alibi = num_ln_in_parallel_attn, bias, alibi
 
 
 class FalconForCausalLM(HeadForCausalLM):
@@ -53,6 +55,9 @@ class FalconForCausalLM(HeadForCausalLM):
         has_bias = bool(config.bias)
         beside = _NORM_EACH if config.num_ln_in_parallel_attn == 2 else _SHARED_NORM
         return HeadFacts(
+            distances=bool(config.alibi),
+            # Falcon adds distances to products that are not yet divided, and rounds them.
+            rounded_divisor=config.head_dim**0.5,
             scaling=scaling_of(config),
             joined_input=True,
             grouped_input=True,

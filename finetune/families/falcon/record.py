@@ -1,4 +1,7 @@
-"""Falcon 7B, 11B, 40B and 180B: attention and feed-forward layers side by side, layer norms, grouped keys."""
+"""Falcon 7B, 11B, 40B and 180B: attention and feed-forward layers side by side, layer norms, grouped keys.
+
+Falcon RW 1B and 7B have them one behind the other, and distances (ALiBi) in place of rotary positions.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.families.chat_format import ChatFormat
-from finetune.families.falcon.config import MODEL_TYPES, UNDERSTOOD, adapt_config, published_config
+from finetune.families.falcon.config import DISTANCES, MODEL_TYPES, UNDERSTOOD, adapt_config, published_config
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
 from finetune.families.gated_decoder import TENSOR_SPLITS
 from finetune.families.layer_memory import LayerMemory
@@ -14,10 +17,17 @@ from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.text_patterns import GPT2_PATTERN
 from finetune.families.tiny_recipe import ByteLevelKind, TensorSpec, TinyRecipe, TinyShape
 
+_TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+
+
+def _is_first(shape: TinyShape) -> bool:
+    return 1 < shape.num_kv_heads == shape.num_heads
+
 
 def _tiny_config(shape: TinyShape) -> dict[str, Any]:
-    """The form of 7B with one head of keys and values, that of 40B with more."""
-    is_new = shape.num_kv_heads > 1
+    """The form of 7B with one head of keys and values, that of 40B with more, that of RW 1B with one for each query."""
+    is_first = _is_first(shape)
+    is_new = shape.num_kv_heads > 1 and not is_first
     return {
         "architectures": ["FalconForCausalLM"],
         "model_type": "falcon",
@@ -29,10 +39,11 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
         "num_key_value_heads": shape.num_kv_heads,
         "max_position_embeddings": shape.max_length,
         "new_decoder_architecture": is_new,
-        "parallel_attn": True,
+        "parallel_attn": not is_first,
         "num_ln_in_parallel_attn": 2 if is_new else 1,
-        "bias": False,
+        "bias": is_first,
         "rms_norm_eps": 1e-5,
+        DISTANCES: is_first,
         "rope_theta": 10000.0,
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
@@ -42,14 +53,15 @@ def _tiny_config(shape: TinyShape) -> dict[str, Any]:
 
 def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
     norms = ("ln_attn", "ln_mlp") if shape.num_kv_heads > 1 else ("input_layernorm",)
-    return _falcon_weights(shape, norms, has_bias=False)
+    norms = _TWO_NORMS if _is_first(shape) else norms
+    return _falcon_weights(shape, norms, has_bias=_is_first(shape))
 
 
 def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
     shape = TinyShape.of_config(config)
     norms = ("ln_attn", "ln_mlp") if config["num_ln_in_parallel_attn"] == 2 else ("input_layernorm",)
     if not config["parallel_attn"]:
-        norms = ("input_layernorm", "post_attention_layernorm")
+        norms = _TWO_NORMS
     weights = _falcon_weights(shape, norms, has_bias=bool(config["bias"]))
     if not config["tie_word_embeddings"]:
         weights["lm_head.weight"] = TensorSpec((shape.hidden_size, shape.vocab_size))
@@ -80,9 +92,16 @@ def _norm(name: str, size: int) -> dict[str, TensorSpec]:
     return {f"{name}.weight": TensorSpec((size,), "ones"), f"{name}.bias": TensorSpec((size,), "zeros")}
 
 
+def _memory(config: Mapping[str, Any]) -> LayerMemory:
+    """One branch behind the other keeps what stands between them; side by side, what each norm gives."""
+    hidden = 1 + config["num_ln_in_parallel_attn"] if config["parallel_attn"] else 4
+    return LayerMemory(hidden=hidden, inner=2, norms=0)
+
+
 FALCON = register(
     Family(
         name="falcon",
+        models="Falcon 7B, 11B, 40B, 180B, RW 1B, 7B",
         model_types=MODEL_TYPES,
         architectures=("FalconForCausalLM", "RWForCausalLM"),
         model_class="finetune.families.falcon.layers.FalconForCausalLM",
@@ -90,6 +109,7 @@ FALCON = register(
         lora_target_modules=(".*query_key_value_proj.*", ".*o_proj.*", ".*up_proj.*", ".*down_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
+        distance_option=DISTANCES,
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.llama_postprocess_past_key_value",
         tokenizer=TokenizerFacts(
@@ -117,10 +137,11 @@ FALCON = register(
                 ("ln_f", "norm"),
             ),
             always_tied=True,
+            has_distances=True,
             config=published_config,
         ),
         weights=_weights,
-        memory=LayerMemory(hidden=3, inner=2, norms=0),
+        memory_of=_memory,
         chat_formats={
             "falcon": ChatFormat(
                 system="System: {content}\n", user="User: {content}\nFalcon:", answer=" {content}", after="\n"

@@ -69,6 +69,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 GEMMA = register(
     Family(
         name="gemma",
+        models="Gemma 2B, 7B",
         model_types=("gemma",),
         architectures=("GemmaForCausalLM",),
         model_class="finetune.families.gemma.layers.GemmaForCausalLM",

@@ -63,6 +63,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 GEMMA2 = register(
     Family(
         name="gemma2",
+        models="Gemma 2 2B, 9B, 27B",
         model_types=("gemma2",),
         architectures=("Gemma2ForCausalLM",),
         model_class="finetune.families.gemma2.layers.Gemma2ForCausalLM",

@@ -82,6 +82,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 GEMMA3 = register(
     Family(
         name="gemma3",
+        models="Gemma 3 1B; 4B–27B (`text_only`)",
         model_types=("gemma3_text",),
         architectures=("Gemma3ForCausalLM",),
         model_class="finetune.families.gemma3.layers.Gemma3ForCausalLM",

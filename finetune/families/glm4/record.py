@@ -75,6 +75,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 GLM4 = register(
     Family(
         name="glm4",
+        models="GLM-4-9B-hf, GLM-4-0414 9B, 32B",
         model_types=("glm4", "glm"),
         architectures=("Glm4ForCausalLM", "GlmForCausalLM"),
         model_class="finetune.families.glm4.layers.Glm4ForCausalLM",

@@ -114,6 +114,7 @@ def _norm(name: str, size: int) -> dict[str, TensorSpec]:
 GPT2 = register(
     Family(
         name="gpt2",
+        models="GPT-2, PolyLM",
         model_types=("gpt2",),
         architectures=("Gpt2ForCausalLM", "GPT2LMHeadModel"),
         model_class="finetune.families.gpt2.layers.Gpt2ForCausalLM",

@@ -71,6 +71,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 INTERNLM = register(
     Family(
         name="internlm",
+        models="InternLM 7B, 20B",
         model_types=("internlm",),
         architectures=("InternLMForCausalLM",),
         model_class="finetune.families.internlm.layers.InternLMForCausalLM",

@@ -67,6 +67,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 INTERNLM2 = register(
     Family(
         name="internlm2",
+        models="InternLM 2, 2.5",
         model_types=("internlm2", "internlm"),
         architectures=("InternLM2ForCausalLM",),
         model_class="finetune.families.internlm2.layers.InternLM2ForCausalLM",
@@ -127,6 +128,8 @@ INTERNLM2 = register(
         argument_folder="llama",
         adapt_config=_adapt_config,
         understood=("bias", "rope_scaling"),
+        # Worked out anew; files of converted models hold them.
+        computed_weights=(r"rotary_emb\.inv_freq$",),
         covers=_covers,
         told_by=f"architectures or auto_map name {SECOND}...",
         # The queries of a key head, its key, its value; then the next key head's.

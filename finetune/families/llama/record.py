@@ -102,6 +102,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 LLAMA = register(
     Family(
         name="llama",
+        models="Llama 1–3.3, DeepSeek-R1-Distill-Llama, Yi, Skywork, Ziya, OpenBuddy",
         model_types=("llama", "skywork"),
         architectures=("LlamaForCausalLM", "LlamaForCausalLMPipe", "SkyworkForCausalLM"),
         model_class="finetune.families.llama.layers.LlamaForCausalLM",

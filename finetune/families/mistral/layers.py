@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts
+from finetune.families.layer_windows import window_facts
 from finetune.families.rotary_config import scaling_of
 
 
@@ -28,3 +29,20 @@ class MistralForCausalLM(HeadForCausalLM):
     def facts_of(cls, config: Any) -> HeadFacts:
         """The window and stretched positions as the configuration has them."""
         return HeadFacts(window=config.sliding_window or None, scaling=scaling_of(config))
+
+
+class MinistralConfig(MistralConfig):
+    """Ministral's configuration."""
+
+    model_type = "ministral"
+
+
+class MinistralForCausalLM(MistralForCausalLM):
+    """Mistral with the window in some layers."""
+
+    config_class = MinistralConfig
+
+    @classmethod
+    def facts_of(cls, config: Any) -> HeadFacts:
+        """The layers with a window, and stretched positions, as the configuration has them."""
+        return HeadFacts(scaling=scaling_of(config), **window_facts(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, TokenizerFacts, register
 from finetune.families.gated_decoder import (
     LINEAR_LAYERS,
@@ -15,6 +16,7 @@ from finetune.families.gated_decoder import (
     sized_decoder_weights,
 )
 from finetune.families.gguf_form import GgufForm
+from finetune.families.layer_windows import with_layer_windows
 from finetune.families.mistral.chat_formats import CHAT_FORMATS
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.rotary_config import with_scaling
@@ -29,9 +31,34 @@ _LEFT_OUT_HERE = {
 """What transformers takes for fields that a config.json leaves out and no weight tells; a window of null is none."""
 
 
+_MINISTRAL = "ministral"
+_ALL_LAYERS = {"use_sliding_window": True, "max_window_layers": 0}
+
+
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Adds what the file leaves out; Ministral's says which layers have the window, else all have it."""
     require_values(config, "Mistral", hidden_act="silu")
-    return {**_LEFT_OUT_HERE, **with_scaling(config)}
+    adapted = {**_LEFT_OUT_HERE, **with_scaling(config)}
+    if config.get("model_type") != _MINISTRAL:
+        _check_layers(adapted)
+        return adapted
+    narrow = with_layer_windows(adapted | _ALL_LAYERS, num_layers=int(_LEFT_OUT["num_hidden_layers"]))
+    return {name: value for name, value in narrow.items() if name not in _ALL_LAYERS}
+
+
+def _check_layers(config: Mapping[str, Any]) -> None:
+    """Mistral has its window in all layers or in none, whatever their list says."""
+    kinds = set(config.get("layer_types") or ())
+    if kinds and kinds != {"sliding_attention" if config["sliding_window"] else "full_attention"}:
+        raise UserError(
+            f"config.json has layer_types of {', '.join(sorted(map(str, kinds)))}, but model_type mistral with sliding_window "
+            f"{config['sliding_window']!r}: set model_type to ministral if some layers have the window"
+        )
+
+
+def _variant(config: Mapping[str, Any]) -> str | None:
+    is_ministral = config.get("model_type") == _MINISTRAL
+    return "finetune.families.mistral.layers.MinistralForCausalLM" if is_ministral else None
 
 
 _LEFT_OUT = {
@@ -67,9 +94,11 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 MISTRAL = register(
     Family(
         name="mistral",
-        model_types=("mistral",),
-        architectures=("MistralForCausalLM",),
+        models="Mistral 7B, Nemo, Small, Ministral",
+        model_types=("mistral", _MINISTRAL),
+        architectures=("MistralForCausalLM", "MinistralForCausalLM"),
         model_class="finetune.families.mistral.layers.MistralForCausalLM",
+        variants=_variant,
         base_prefix="mistral",
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*", ".*gate_up_fused_proj.*"),
         embedding_module="embed_tokens",
@@ -100,7 +129,7 @@ MISTRAL = register(
         ),
         sequence_parallel=True,
         adapt_config=_adapt_config,
-        understood=("head_dim", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
+        understood=("head_dim", "layer_types", "partial_rotary_factor", "rope_parameters", "rope_scaling"),
         gguf=GgufForm("llama", interleaved=True),
         left_out=_LEFT_OUT,
         tensor_splits=TENSOR_SPLITS,

@@ -7,6 +7,7 @@ from typing import Any
 from finetune.families.expert_facts import ExpertFacts
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts
+from finetune.families.rotary_config import scaling_of
 
 
 class MixtralConfig(HeadConfig):
@@ -23,11 +24,11 @@ class MixtralForCausalLM(HeadForCausalLM):
 
     @classmethod
     def facts_of(cls, config: Any) -> HeadFacts:
-        """Experts, and a window where the configuration has one."""
+        """Experts; a window and stretched positions where the configuration has them."""
         experts = ExpertFacts(
             num_routed=int(config.num_local_experts),
             num_chosen=int(config.num_experts_per_tok),
             inner_size=int(config.intermediate_size),
             normalised=True,
         )
-        return HeadFacts(window=config.sliding_window or None, experts=experts)
+        return HeadFacts(window=config.sliding_window or None, scaling=scaling_of(config), experts=experts)

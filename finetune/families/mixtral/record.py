@@ -18,7 +18,7 @@ from finetune.families.gated_decoder import (
 )
 from finetune.families.mistral.chat_formats import CHAT_FORMATS
 from finetune.families.parallel_limits import ParallelLimits
-from finetune.families.rotary_config import without_scaling
+from finetune.families.rotary_config import with_scaling
 from finetune.families.tiny_recipe import SentencePieceKind, TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
@@ -44,7 +44,7 @@ _NAMES = (
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
     """Adds what the file leaves out; null means no window."""
     require_values(config, "Mixtral", hidden_act="silu")
-    given = {field: value for field, value in without_scaling(config).items() if value is not None}
+    given = {field: value for field, value in with_scaling(config).items() if value is not None}
     adapted = {**_PUBLISHED, **given, "sliding_window": config.get("sliding_window")}
     check_chosen_experts(adapted, "num_local_experts")
     return adapted
@@ -86,6 +86,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 MIXTRAL = register(
     Family(
         name="mixtral",
+        models="Mixtral 8x7B, 8x22B",
         model_types=("mixtral",),
         architectures=("MixtralForCausalLM",),
         model_class="finetune.families.mixtral.layers.MixtralForCausalLM",

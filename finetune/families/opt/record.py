@@ -154,6 +154,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 OPT = register(
     Family(
         name="opt",
+        models="OPT 125M–66B",
         model_types=("opt",),
         architectures=("OPTForCausalLM", "OPTForConditionalGeneration"),
         model_class="finetune.families.opt.layers.OPTForCausalLM",

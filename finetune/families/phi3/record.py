@@ -63,6 +63,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 PHI3 = register(
     Family(
         name="phi3",
+        models="Phi-3 mini, medium, Phi-3.5 mini, Phi-4",
         model_types=("phi3",),
         architectures=("Phi3ForCausalLM",),
         model_class="finetune.families.phi3.layers.Phi3ForCausalLM",

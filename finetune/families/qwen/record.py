@@ -106,6 +106,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 QWEN = register(
     Family(
         name="qwen",
+        models="Qwen 1.8B, 7B, 14B, 72B",
         model_types=("qwen",),
         architectures=("QWenForCausalLM", "QWenForCausalLMPipe", "QWenLMHeadModel"),
         model_class="finetune.families.qwen.layers.QWenForCausalLM",

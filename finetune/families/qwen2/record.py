@@ -70,6 +70,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 QWEN2 = register(
     Family(
         name="qwen2",
+        models="Qwen1.5, Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
         model_types=("qwen2",),
         architectures=("Qwen2ForCausalLM", "Qwen2ForCausalLMPipe"),
         model_class="finetune.families.qwen2.layers.Qwen2ForCausalLM",

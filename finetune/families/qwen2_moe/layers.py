@@ -7,6 +7,7 @@ from typing import Any
 from finetune.families.expert_config import expert_facts
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts
+from finetune.families.layer_windows import window_facts
 from finetune.families.rotary_config import scaling_of
 
 
@@ -24,7 +25,10 @@ class Qwen2MoeForCausalLM(HeadForCausalLM):
 
     @classmethod
     def facts_of(cls, config: Any) -> HeadFacts:
-        """Biases and experts as the configuration has them."""
+        """Biases, windows and experts as the configuration has them."""
         return HeadFacts(
-            input_bias=bool(config.qkv_bias), scaling=scaling_of(config), experts=expert_facts(config)
+            input_bias=bool(config.qkv_bias),
+            scaling=scaling_of(config),
+            experts=expert_facts(config),
+            **window_facts(config),
         )

@@ -33,6 +33,7 @@ _PUBLISHED = {
     "norm_topk_prob": False,
     "num_experts": 60,
     "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
     "num_key_value_heads": 16,
     "qkv_bias": True,
     "router_aux_loss_coef": 0.001,
@@ -84,6 +85,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 QWEN2_MOE = register(
     Family(
         name="qwen2_moe",
+        models="Qwen1.5-MoE, Qwen2-57B-A14B",
         model_types=("qwen2_moe",),
         architectures=("Qwen2MoeForCausalLM", "Qwen2MoeForCausalLMPipe"),
         model_class="finetune.families.qwen2_moe.layers.Qwen2MoeForCausalLM",
@@ -91,6 +93,7 @@ QWEN2_MOE = register(
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
+        window_option="sliding_window",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",
         tokenizer=TokenizerFacts(

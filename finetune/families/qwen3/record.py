@@ -79,6 +79,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 QWEN3 = register(
     Family(
         name="qwen3",
+        models="Qwen3 0.6B–32B",
         model_types=("qwen3",),
         architectures=("Qwen3ForCausalLM", "Qwen3ForCausalLMPipe"),
         model_class="finetune.families.qwen3.layers.Qwen3ForCausalLM",

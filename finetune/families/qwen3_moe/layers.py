@@ -7,6 +7,7 @@ from typing import Any
 from finetune.families.expert_config import expert_facts
 from finetune.families.head_decoder import HeadConfig, HeadForCausalLM
 from finetune.families.head_facts import HeadFacts
+from finetune.families.layer_windows import window_facts
 from finetune.families.rotary_config import scaling_of
 
 
@@ -24,5 +25,6 @@ class Qwen3MoeForCausalLM(HeadForCausalLM):
 
     @classmethod
     def facts_of(cls, config: Any) -> HeadFacts:
-        """Normed heads, and experts as the configuration has them."""
-        return HeadFacts(normed=True, scaling=scaling_of(config), experts=expert_facts(config))
+        """Normed heads; windows and experts as the configuration has them."""
+        facts = window_facts(config)
+        return HeadFacts(normed=True, scaling=scaling_of(config), experts=expert_facts(config), **facts)

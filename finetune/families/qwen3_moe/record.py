@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from finetune.errors import UserError
 from finetune.families.expert_config import (
     EXPERT_FIELDS,
     JOINED_INNER_REFUSAL,
@@ -28,12 +29,14 @@ from finetune.families.qwen2.tiny_tokenizer import QWEN2_TOKENIZER
 from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 _PUBLISHED = {
+    "max_window_layers": 0,
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
     "moe_intermediate_size": 768,
     "norm_topk_prob": False,
     "num_experts": 128,
     "num_experts_per_tok": 8,
+    "num_hidden_layers": 24,
     "num_key_value_heads": 4,
     "router_aux_loss_coef": 0.001,
 }
@@ -41,6 +44,14 @@ _PUBLISHED = {
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
+    kinds, first = set(config.get("layer_types") or ()), config.get("max_window_layers")
+    if config.get("use_sliding_window") and (len(kinds) > 1 or (first and not kinds)):
+        raise UserError(
+            f"config.json gives a window to some layers (max_window_layers {first!r}, layer_types), which some versions of "
+            "transformers give to those and others to all: set max_window_layers to 0 if all layers have it, or "
+            "use_sliding_window to false if your texts are shorter than sliding_window "
+            f"({config.get('sliding_window')})"
+        )
     return adapt_qwen_experts(
         config, "Qwen3-MoE", _PUBLISHED, attention_bias=False, use_qk_norm=True, qkv_bias=False
     )
@@ -89,6 +100,7 @@ def _weights(config: Mapping[str, Any]) -> dict[str, TensorSpec]:
 QWEN3_MOE = register(
     Family(
         name="qwen3_moe",
+        models="Qwen3-30B-A3B, -235B-A22B",
         model_types=("qwen3_moe",),
         architectures=("Qwen3MoeForCausalLM", "Qwen3MoeForCausalLMPipe"),
         model_class="finetune.families.qwen3_moe.layers.Qwen3MoeForCausalLM",
@@ -96,6 +108,7 @@ QWEN3_MOE = register(
         lora_target_modules=(*LINEAR_LAYERS, ".*qkv_proj.*"),
         embedding_module="embed_tokens",
         fused_packing="rows",
+        window_option="sliding_window",
         # Past keys and values: (batch, length, kv heads, head dim) per layer.
         prefix_postprocess="paddlenlp.peft.prefix.qwen_postprocess_past_key_value",
         tokenizer=TokenizerFacts(

@@ -37,6 +37,7 @@ def _tiny_weights(shape: TinyShape) -> dict[str, TensorSpec]:
 XVERSE = register(
     Family(
         name="xverse",
+        models="XVERSE 7B, 13B, 65B",
         model_types=("xverse",),
         architectures=("XverseForCausalLM",),
         model_class="finetune.families.xverse.layers.XverseForCausalLM",

@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune.adapters.trained_shapes import TrainedShapes
 from finetune.families.family import Family
-from finetune.families.layer_memory import passed_experts
+from finetune.families.layer_memory import LayerMemory, passed_experts
 from finetune.run.plan.facts import FLOAT_BYTES, HALF_BYTES, MemoryFacts
 from finetune.run.plan.rank_parts import layer_number
 
@@ -61,6 +61,7 @@ class Widths:
         head_dim: Size of a head.
         vocabulary: Rows of the embedding.
         positions: Of the model.
+        memory: What each layer keeps.
         inner: For each layer, what its feed-forward layers are wide for a token: of experts all that a token passes.
         expert_hidden: For each layer, further tensors of hidden size of its experts.
         updates: For each layer, what its low-rank updates keep for a token.
@@ -73,6 +74,7 @@ class Widths:
     head_dim: int
     vocabulary: int
     positions: int
+    memory: LayerMemory
     inner: tuple[int, ...]
     expert_hidden: tuple[int, ...]
     updates: tuple[int, ...] = ()
@@ -97,6 +99,7 @@ def widths_of(family: Family, config: Mapping[str, Any], shapes: TrainedShapes) 
         head_dim=geometry.head_dim,
         vocabulary=int(config["vocab_size"]),
         positions=int(config.get(fields.max_positions) or 0),
+        memory=family.layer_memory(config),
         inner=tuple(inner),
         expert_hidden=tuple(more),
         updates=tuple(_update_widths(shapes, num_layers)),
@@ -125,7 +128,6 @@ class Activations:
     """Bytes that layers keep, and work with.
 
     Args:
-        family: Record of the model.
         widths: Of its layers.
         facts: The run's settings.
         tensor_degree: Ranks that share a layer.
@@ -134,7 +136,6 @@ class Activations:
 
     def __init__(
         self,
-        family: Family,
         widths: Widths,
         facts: MemoryFacts,
         *,
@@ -143,7 +144,7 @@ class Activations:
     ):
         self.widths, self.facts = widths, facts
         self._memory, self._degree, self._num_prefix = (
-            family.memory.on(facts.device),
+            widths.memory.on(facts.device),
             tensor_degree,
             num_prefix,
         )

@@ -142,7 +142,6 @@ def plan_memory(
     family = resolved.family
     parts = divide_parameters(model.shapes, family, model.config, layout, num_chunks=facts.num_chunks)
     activations = Activations(
-        family,
         model.widths,
         facts,
         tensor_degree=layout.tensor,

@@ -16,6 +16,7 @@ from paddle import _C_ops, nn
 from paddle.static import InputSpec
 from paddle.static.nn import while_loop
 
+from finetune.families.attention import rounded_products
 from finetune.families.decoder_description import DecoderDescription
 from finetune.serving.decoding.token_choice import Choice, choose_tokens, forbid_tokens, penalise_repetition
 from finetune.serving.export.context_positions import ContextPositions
@@ -151,7 +152,9 @@ class _Loop:
         places = paddle.where(in_prefix, self.columns, self.columns - padding).astype("float32")
         # Query head i belongs to group i % G of key and value head i // G.
         slopes = self.decoder.slopes.reshape([self.num_kv_heads, -1]).transpose([1, 0])  # [G, K]
-        added = slopes.reshape([0, 0, 1, 1, 1]) * places.unsqueeze(1)
+        slopes, places = slopes.reshape([0, 0, 1, 1, 1]), places.unsqueeze(1)
+        divisor = self.decoder.rounded_divisor
+        added = slopes * places if divisor is None else rounded_products(slopes, places) / divisor
         return paddle.where(real.unsqueeze(1), added, self.never)
 
     def positions(self, places: Any, marks: Any) -> Any:

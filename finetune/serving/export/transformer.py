@@ -116,8 +116,7 @@ class DecoderLayer(nn.Layer):
         """
         normed = self.attention_norm(x) if self.shape.norm_first else x
         attended, cache = self._attend(normed, turn, mask, past, store)
-        if self.attention_output_norm is not None:
-            attended = self.attention_output_norm(attended)
+        attended = self._branch(self.attention_output_norm, attended)
         if self.shape.parallel_branches:
             return x + (attended + self._inner_branch(self.inner_norm(x))), cache
         x = self._kept(x, normed) + attended
@@ -154,8 +153,12 @@ class DecoderLayer(nn.Layer):
         return self.output(attended.reshape([0, 0, shape.num_heads * shape.head_dim])), (keys, values)
 
     def _inner_branch(self, normed: Any) -> Any:
-        inner = self._feed_forward(normed)
-        return inner if self.inner_output_norm is None else self.inner_output_norm(inner)
+        return self._branch(self.inner_output_norm, self._feed_forward(normed))
+
+    def _branch(self, norm: NormLayer | None, output: Any) -> Any:
+        """What a branch gives, as it is added."""
+        branch = output if norm is None else norm(output)
+        return branch if self.shape.branch_scale == 1.0 else branch * self.shape.branch_scale
 
     def _feed_forward(self, x: Any) -> Any:
         if self.experts is not None:
@@ -207,6 +210,7 @@ class Decoder(nn.Layer):
         self.local_frequencies = _optional(description.local_frequencies, "float32")
         self.amplitudes = _optional(_amplitudes(description), "float32")
         self.slopes = _optional(description.distance_slopes, "float32")
+        self.rounded_divisor = description.rounded_divisor
         self.half_turn = None
         if self.frequencies is not None:
             self.half_turn = parameter(_half_turn(self.shape.head_dim), "float32")
@@ -230,7 +234,8 @@ class Decoder(nn.Layer):
         caches = []
         for number, layer in enumerate(self.layers):
             narrow = layer.has_window
-            x, cache = layer(x, local if narrow else turn, masks[narrow], pasts[number], store)
+            own = (local if narrow else turn) if self.shape.has_turn(number) else None
+            x, cache = layer(x, own, masks[narrow], pasts[number], store)
             caches.append(cache)
         return self._logits(x[:, -1:]), caches
 
@@ -264,7 +269,9 @@ class Decoder(nn.Layer):
         if self.project_out is not None:
             x = self.project_out(x)
         logits = paddle.matmul(x, self.embedding, transpose_y=True) if self.head is None else self.head(x)
-        return soft_capped(logits.astype("float32"), self.shape.logit_cap)
+        divisor = self.shape.logit_divisor
+        logits = soft_capped(logits.astype("float32"), self.shape.logit_cap)
+        return logits if divisor == 1.0 else logits / divisor
 
 
 def _amplitudes(description: DecoderDescription) -> NDArray[Any] | None:

@@ -24,7 +24,7 @@ SETTINGS = DecodingSettings(max_new_tokens=30, stop_ids=())
 CASES = [("chatglm2", "nf4"), ("qwen", "int8"), ("opt", "int4"), ("bloom", "int8"), ("chatglm", "int4")]
 OTHERS = [
     pytest.param(family, method, marks=pytest.mark.slow_distributed)
-    for family in ("llama", "chatglm2", "qwen", "bloom", "opt")
+    for family in ("llama", "chatglm2", "qwen", "bloom", "opt", "chatglm")
     for method in ("int8", "int4", "nf4", "gptq int4", "gptq int8")
     if (family, method) not in CASES
 ]

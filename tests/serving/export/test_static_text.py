@@ -49,12 +49,13 @@ def test_greedy_text_is_that_of_the_dynamic_model(name, tmp_path):
     assert len(seen) > 30, "the model repeats itself, so that equal texts say nothing"
 
 
-def test_one_norm_for_both_branches_and_one_head_of_keys(tmp_path):
-    folder = build_sharp("falcon", tmp_path / "model", num_key_value_heads=1)
+@pytest.mark.parametrize("num_kv_heads", [1, 4])
+def test_falcon_with_one_norm_for_both_branches_and_with_distances(num_kv_heads, tmp_path):
+    folder = build_sharp("falcon", tmp_path / "model", num_key_value_heads=num_kv_heads)
     decoder = StaticDecoder(export_folder(folder, tmp_path / "exported"))
     expected = dynamic_text(dynamic_model(folder), prompts(), GREEDY)
     assert decoder.generate(prompts(), GREEDY) == expected
-    assert len({token for answer in expected for token in answer}) > 20
+    assert len({token for answer in expected for token in answer}) > 15
 
 
 @pytest.mark.parametrize(
