@@ -102,6 +102,7 @@ REFUSED = [
         {"hidden_act": "gelu", "rope_scaling": {"type": "linear", "factor": 2.0}},
         "hidden_act 'gelu', but Qwen2",
     ),
+    ("qwen", {"tie_word_embeddings": True}, "tie_word_embeddings True, but Qwen is run with False only"),
     ("gemma", {"alibi": True}, "alibi True, but Gemma is run with False only"),
     (
         "gemma3",

@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.errors import UserError
 from finetune.families.family import ConfigFields, Family, HuggingFaceForm, TokenizerFacts, register
+from finetune.families.gated_decoder import require_values
 from finetune.families.layer_memory import LayerMemory
 from finetune.families.parallel_limits import ParallelLimits
 from finetune.families.qwen.chat_formats import QWEN_FORMAT
@@ -14,7 +15,8 @@ from finetune.families.tiny_recipe import TensorSpec, TinyRecipe, TinyShape
 
 
 def _adapt_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuses sizes that PaddleNLP's attention has no place for."""
+    """Refuses sizes that PaddleNLP's attention has no place for, and an output layer that is the embedding."""
+    require_values(config, "Qwen", tie_word_embeddings=False)
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     kv_channels = config.get("kv_channels")
     if config.get("rotary_pct", 1.0) != 1.0:
