@@ -31,10 +31,6 @@ EXPECTED = {
 }
 
 
-COMPOSING = ("qwen2", "qwen")
-"""Families whose tokenizers compose letters and their marks."""
-
-
 def without_blank(pieces, *, first):
     """The expected pieces where no blank comes in front of text behind a token, or of none."""
     names = ("sep>", "table>", "▁▁", "\n", "im_end|>")
@@ -53,20 +49,25 @@ def test_texts_are_cut_at_them_as_they_are_written(family, settings, fast, tmp_p
     folder = make_model(family, tmp_path / "model")
     add_user_defined(folder)
     edit(folder / "tokenizer_config.json", **settings)
-    record, in_front = get_family(family), FACTS[family].blank_in_front
+    record = get_family(family)
     encoder, reason = load_fast_encoder(folder, record)
     assert encoder is not None, reason
     if not fast:
         encoder = FamilyEncoder(load_encoder(folder, record).tokenizer, record)
     model = open_sentencepiece((folder / "tokenizer.model").read_bytes())
     for text, pieces in EXPECTED.items():
-        if settings or not in_front:
-            pieces = without_blank(pieces, first=not in_front)
+        opened = FACTS[family].blank_in_front
+        if settings or not opened:
+            pieces = without_blank(pieces, first=not opened)
         found = [model.id_to_piece(int(index)) for index in encoder.encode_special(text)]
         shown = [chr(int(piece[3:-1], 16)) if piece.startswith("<0x") else piece for piece in found]
         assert shown == pieces, text
     turn = model.piece_to_id("<|im_end|>")
     assert turn not in list(encoder.encode("a<|im_end|>b<|im_end|>"))
+
+
+COMPOSING = ("qwen2", "qwen")
+"""Families whose tokenizers join characters and the marks on them."""
 
 
 @pytest.mark.parametrize(
