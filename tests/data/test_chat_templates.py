@@ -259,7 +259,7 @@ TURNS = st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip)), min_size=1, max_size
 
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("kind", [TokenEncoder, GreedyEncoder])
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(turns=TURNS, system=st.one_of(st.none(), TEXTS), train_on=st.sampled_from(["all", "last"]))
 def test_labels_are_exactly_the_answers(name, kind, turns, system, train_on):
     # Where a single question stands alone, an empty one leaves the answer nothing to follow.

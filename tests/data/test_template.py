@@ -103,9 +103,10 @@ def test_unknown_name_lists_what_is_accepted():
         load_template("lama2", None)
     message = str(caught.value)
     assert (
-        "'lama2' is not known (did you mean 'llama2' or 'llama3.2' or 'llama3'?). Accepted: null (the model's own for conversations), 'none', 'plain' (no template), llama2, "
+        "'lama2' is not known (did you mean 'llama2' or 'llama3.2' or 'llama3'?). Accepted: null (the model's own for conversations), 'none', 'plain' (no template), "
         in message
     )
+    assert ", llama2, " in message
     assert '"conversation": ["{{user}} ...", "{{bot}} ..."]' in message
 
 
