@@ -102,7 +102,7 @@ _KINDS: dict[str, tuple[_Check, str]] = {
         "a whole number of 1 or more",
     ),
     r"_layers$": (_counts_layers, "a number of layers or their numbers"),
-    r"^(tie_|use_|add_|apply_|no_|quantization_embeddings$)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
+    r"^(tie_|use_|add_|apply_|no_|(quantization|learned|scale)_embeddings$)|^(multi_query_attention|norm_topk_prob|output_router_logits)$": (
         # Qwen's files leave their kernels to the program.
         lambda value: isinstance(value, bool | int) or value == "auto",
         'true, false or "auto"',
@@ -116,7 +116,8 @@ _KINDS: dict[str, tuple[_Check, str]] = {
         _is_size,
         "a whole number of 0 or more",
     ),
-    r"(_eps|_epsilon|_theta|_base|_std|_range|_ratio|_scale|dropout|_prob|_coef)$": (_is_number, "a number"),
+    r"(_theta|_base|_base_freq)$": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    r"(_eps|_epsilon|_std|_range|_ratio|_scale|dropout|_prob|_coef)$": (_is_number, "a number"),
 }
 """Pattern of names -> what their values are."""
 

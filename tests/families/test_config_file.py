@@ -23,6 +23,7 @@ RIGHT = {
         "n_inner": None,
         "sliding_window": None,
     },
+    "switches with other names": {"learned_embeddings": True, "scale_embeddings": False},
     "whole numbers for others": {"rope_theta": 10000, "rms_norm_eps": 1e-6, "attention_dropout": 0},
 }
 WRONG = [
@@ -39,7 +40,9 @@ WRONG = [
     ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
     ({"no_recompute_layers": ["x"]}, "a number of layers or their numbers"),
     ({"use_cache": "yes"}, 'must be true, false or "auto"'),
-    ({"rope_theta": [1]}, "rope_theta is [1], but must be a number"),
+    ({"rope_theta": [1]}, "rope_theta is [1], but must be a number above 0"),
+    ({"rope_theta": 0}, "rope_theta is 0, but must be a number above 0"),
+    ({"rope_local_base_freq": -1.0}, "rope_local_base_freq is -1.0, but must be a number above 0"),
     ({"rms_norm_eps": 1e400}, "rms_norm_eps is Infinity"),
     ({"architectures": "LlamaForCausalLM"}, "a list of names"),
     ({"layer_types": 3}, "layer_types is 3, but must be a list of names"),
