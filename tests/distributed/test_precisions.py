@@ -12,6 +12,7 @@ from tests.distributed.precisions import (
     FAMILIES,
     LAYOUT_NAMES,
     MASTER_GRADIENTS,
+    NUM_DEV,
     PRECISIONS,
     Case,
     differences,
@@ -49,6 +50,16 @@ def test_half_precision(precision_bench, case):
 def test_what_is_left_evaluates_and_merges(precision_bench, family, method, precision):
     faults = faults_of_final(measure_final(precision_bench, family, method, precision), precision)
     assert not faults, faults
+
+
+@pytest.mark.parametrize(
+    ("learned", "merged", "is_fault"),
+    [(2e-3, 1e-3, False), (1e-3, 1e-3, True), (1e-3, 5e-5, False), (0.0, 0.0, True)],
+)
+def test_an_adapter_must_have_learned_more_than_its_merge_is_away_by(learned, merged, is_fault):
+    found = {"final": 0.0, "learned": learned, "num_generated": NUM_DEV, "merged": merged}
+    faults = faults_of_final(found, "bf16 O2")
+    assert faults == ([f"the adapter learned {learned:.1e}"] if is_fault else [])
 
 
 def test_the_part_has_every_value_of_each_side():
