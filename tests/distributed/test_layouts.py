@@ -71,7 +71,7 @@ def test_layouts_that_cannot_be_are_refused_once(bench, family, settings, words)
 def test_texts_are_generated_where_rows_are_split(bench, family, method):
     """Batches of three rows over two ranks, a token a pass, and behind a prefix."""
     settings = bench.settings(family, method, "padded") | {
-        "eval_with_do_generation": True, "save_generation_output": True, "max_new_tokens": 12, "eval_steps": 20,
+        "eval_with_do_generation": True, "save_generation_output": True, "max_new_tokens": 8, "max_steps": 6, "eval_steps": 6,
     }  # fmt: skip
     runs = [
         bench.server.run(settings | case.arguments(), case.world).check()
