@@ -144,8 +144,8 @@ def without_class_defaults(config: Mapping[str, Any], family: Family) -> dict[st
     defaults = _CLASS_DEFAULTS | {"num_key_value_heads": heads}
     if heads and config.get("hidden_size"):
         defaults["head_dim"] = config["hidden_size"] // heads
-    if family.fields.head_dim is None:  # understood where it says nothing, but no published file has it
-        read -= {"head_dim"} - family.tiny.config(_ANY_SHAPE).keys()
+    if family.fields.head_dim is None and "head_dim" not in family.tiny.config(_ANY_SHAPE):
+        read.discard("head_dim")  # understood where it says nothing, but no published file has it
     return {
         name: value
         for name, value in config.items()

@@ -217,7 +217,6 @@ READERS = {
     for name, facts in FACTS.items()
     if facts.named_as_llama
 } | {
-    "llama": OWN,
     "chatglm": Reader(
         logits=chatglm_numpy.logits,
         tokenizer=("ice_text.model", "ChatGLMTokenizer"),
